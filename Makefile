@@ -1,0 +1,53 @@
+# `make help` lists the targets. Each one installs what it needs on a fresh Debian machine.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# RocksDB's C++ is compiled once per machine and kept outside target/ (see build-support/rocksdb.sh).
+export WEIR_BUILD_CACHE ?= $(HOME)/.cache/weir-build
+ROCKSDB = export ROCKSDB_LIB_DIR="$$(build-support/rocksdb.sh)" ROCKSDB_STATIC=1
+
+CARGO ?= cargo
+DEMO_URL ?=
+DEMO_FILES ?= 20000
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: ## Install the Debian packages that the build and the tests need (as root)
+	@build-support/setup.sh
+
+.PHONY: build
+build: setup ## Build target/release/weir
+	@$(ROCKSDB) && $(CARGO) build --release --locked
+
+.PHONY: demo
+demo: setup ## Mount real files from a real S3 server, read two epochs, print the figures
+	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
+	@target/release/weir-demo --url '$(DEMO_URL)' --files $(DEMO_FILES)
+
+.PHONY: test
+test: setup ## Run all unit, property and whole-system tests
+	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-fuse -p weir-s3-server --bins
+	@$(ROCKSDB) && $(CARGO) test --locked --workspace
+
+.PHONY: bench
+bench: setup ## Measure against the native file system and a raw client; writes bench/RESULTS.md
+	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
+	@target/release/weir-bench
+
+.PHONY: lint
+lint: setup ## Check formatting, lints and documentation
+	@$(CARGO) fmt --all --check
+	@$(ROCKSDB) && $(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@$(ROCKSDB) && RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps
+
+.PHONY: deny
+deny: ## Check licences, advisories and sources of the dependencies
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	@$(CARGO) deny check
+
+.PHONY: clean
+clean: ## Remove what the build made, but not the RocksDB library
+	@$(CARGO) clean

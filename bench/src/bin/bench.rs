@@ -1,0 +1,174 @@
+//! 20,000 files of 100 KiB, shuffled: the native file system, a raw S3 client, and Weir, in one run.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use serde::Serialize;
+use weir_bench::data::{Tree, generated};
+use weir_bench::metrics::Scrape;
+use weir_bench::readers::{Pass, compare_files, get_objects, read_files};
+use weir_bench::rig::{Mount, S3, drop_kernel_caches};
+use weir_bench::stats::{machine, median, memory};
+
+const BUCKET: &str = "bench";
+const BEGIN: &str = "<!-- measured: small files -->";
+const END: &str = "<!-- end -->";
+
+/// Measures shuffled reads of small files and writes bench/RESULTS.md.
+#[derive(Parser)]
+struct Args {
+    /// Files
+    #[arg(long, default_value_t = 20_000)]
+    files: usize,
+    /// Bytes of each file
+    #[arg(long, default_value_t = 100 * 1024)]
+    size: usize,
+    /// Readers
+    #[arg(long, default_value_t = 4)]
+    threads: usize,
+    /// Runs of each row; the median is reported
+    #[arg(long, default_value_t = 3)]
+    runs: u64,
+    /// The memory tier of the mount
+    #[arg(long, default_value = "0")]
+    mem: String,
+    /// Scratch directory
+    #[arg(long, default_value = "bench/out/small")]
+    dir: PathBuf,
+    /// The page that is written
+    #[arg(long, default_value = "bench/RESULTS.md")]
+    results: PathBuf,
+}
+
+/// One thing that was measured in every run.
+#[derive(Serialize)]
+struct Row {
+    name: &'static str,
+    /// What it is compared with.
+    against: &'static str,
+    target: f64,
+    seconds: Vec<f64>,
+    /// Ratios of the same run: the other's time by this one's.
+    ratios: Vec<f64>,
+    megabytes_per_second: f64,
+}
+
+#[derive(Default)]
+struct Run {
+    native_warm: f64,
+    native_cold: f64,
+    raw: f64,
+    first: f64,
+    warm: f64,
+    cold: f64,
+    peak_memory: u64,
+    warm_reads: f64,
+    warm_requests: f64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let scratch = std::path::absolute(&args.dir)?;
+    std::fs::create_dir_all(&scratch)?;
+    let source = scratch.join("source");
+    let tree = generated(&source, args.files, args.size, 100)?;
+    let server = S3::start(BUCKET, &source)?;
+    let mut runs = Vec::new();
+    for number in 0..args.runs {
+        runs.push(run(&args, number, &scratch, &tree, &server)?);
+        eprintln!("run {} of {} done", number + 1, args.runs);
+    }
+    let page = page(&args, &tree, &runs)?;
+    let old = std::fs::read_to_string(&args.results).unwrap_or_default();
+    let (head, tail) = match (old.split_once(BEGIN), old.split_once(END)) {
+        (Some((head, _)), Some((_, tail))) => (head.to_owned(), tail.to_owned()),
+        _ => (format!("# Results\n\n{old}"), "\n".to_owned()),
+    };
+    std::fs::write(&args.results, format!("{head}{BEGIN}\n{page}{END}{tail}"))?;
+    println!("{page}");
+    Ok(())
+}
+
+/// Every row once, one after the other, so that a ratio compares neighbours in time.
+fn run(args: &Args, number: u64, scratch: &Path, tree: &Tree, server: &S3) -> anyhow::Result<Run> {
+    let (threads, files) = (args.threads, &tree.files);
+    let seed = number * 100;
+    let cold = |root: &Path, seed: u64| -> anyhow::Result<Pass> {
+        anyhow::ensure!(drop_kernel_caches(), "dropping the kernel's caches needs root");
+        read_files(root, files, seed, threads)
+    };
+    let cache = scratch.join("cache");
+    let _ = std::fs::remove_dir_all(&cache); // the first epoch starts cold
+    let mut result = Run::default();
+    read_files(&tree.root, files, seed, threads)?;
+    result.native_warm = read_files(&tree.root, files, seed + 1, threads)?.seconds;
+    result.raw = get_objects(&server.endpoint, BUCKET, files, seed + 2, threads)?.seconds;
+    let mount = Mount::new(
+        &format!("s3://{BUCKET}"),
+        &scratch.join("mnt"),
+        &cache,
+        &["--endpoint", &server.endpoint, "--anonymous", "--mem", &args.mem],
+    )?;
+    result.first = read_files(&mount.dir, files, seed + 3, threads)?.seconds;
+    let status = mount.status()?;
+    let requests = || -> anyhow::Result<(f64, f64)> {
+        let scrape = Scrape::fetch(&status.metrics)?;
+        let name = "weir_fuse_requests_total";
+        Ok((scrape.sum(name, "operation=\"read\""), scrape.sum(name, "")))
+    };
+    read_files(&mount.dir, files, seed + 4, threads)?;
+    let before = requests()?;
+    result.warm = read_files(&mount.dir, files, seed + 5, threads)?.seconds;
+    let after = requests()?;
+    result.warm_reads = after.0 - before.0;
+    result.warm_requests = after.1 - before.1;
+    result.native_cold = cold(&tree.root, seed + 6)?.seconds;
+    result.cold = cold(&mount.dir, seed + 7)?.seconds;
+    compare_files(&mount.dir, &tree.root, files, seed + 8, threads)?;
+    result.peak_memory = memory(status.server_pid).0;
+    mount.end()?;
+    Ok(result)
+}
+
+fn page(args: &Args, tree: &Tree, runs: &[Run]) -> anyhow::Result<String> {
+    let row = |name, against, target, own: fn(&Run) -> f64, other: fn(&Run) -> f64| {
+        let seconds: Vec<f64> = runs.iter().map(own).collect();
+        Row {
+            name,
+            against,
+            target,
+            ratios: runs.iter().map(|run| other(run) / own(run)).collect(),
+            megabytes_per_second: tree.bytes as f64 / median(&seconds) / 1e6,
+            seconds,
+        }
+    };
+    let rows = [
+        row("native, kernel cache warm", "", 0.0, |r| r.native_warm, |r| r.native_warm),
+        row("Weir, kernel cache warm", "native", 0.9, |r| r.warm, |r| r.native_warm),
+        row("native, kernel cache dropped", "", 0.0, |r| r.native_cold, |r| r.native_cold),
+        row("Weir, kernel cache dropped, blocks on SSD", "native", 0.6, |r| r.cold, |r| r.native_cold),
+        row("raw S3 client", "", 0.0, |r| r.raw, |r| r.raw),
+        row("Weir, first epoch", "raw client", 0.6, |r| r.first, |r| r.raw),
+    ];
+    let mut page = String::new();
+    writeln!(page, "## {} files of {} bytes in 100 directories, shuffled, {} threads\n", args.files, args.size, args.threads)?;
+    writeln!(page, "`make bench` on {}; medians of {} runs, ratios within each run; every byte compared with its source in an extra pass.\n", machine(), runs.len())?;
+    writeln!(page, "| row | seconds | MB/s | ratio | target |\n|---|---|---|---|---|")?;
+    for row in &rows {
+        let (ratio, target) = if row.against.is_empty() {
+            ("-".to_owned(), "-".to_owned())
+        } else {
+            (format!("{:.2}x {}", median(&row.ratios), row.against), format!(">= {:.2}x", row.target))
+        };
+        writeln!(page, "| {} | {:.2} | {:.0} | {ratio} | {target} |", row.name, median(&row.seconds), row.megabytes_per_second)?;
+    }
+    let peak = runs.iter().map(|run| run.peak_memory).max().unwrap_or(0);
+    writeln!(page, "\nPeak memory of the serving process: {:.0} MiB with a memory tier of {} (target: tier + 150 MiB).", peak as f64 / 1048576.0, args.mem)?;
+    let reads = median(&runs.iter().map(|run| run.warm_reads).collect::<Vec<_>>());
+    let requests = median(&runs.iter().map(|run| run.warm_requests).collect::<Vec<_>>());
+    writeln!(page, "Requests that reached Weir during a warm epoch of {} files: {reads:.0} reads, {requests:.0} in all (`weir_fuse_requests_total`).", args.files)?;
+    let json = serde_json::to_string(&rows)?;
+    writeln!(page, "\n<details><summary>JSON</summary>\n\n```json\n{json}\n```\n</details>\n")?;
+    Ok(page)
+}

@@ -1,0 +1,346 @@
+//! The command line. Flags come before environment variables, those before defaults.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
+use weir_origin::Addressing;
+
+/// A distributed cache for AI training data: mount object stores at the speed of the local disk.
+#[derive(Parser)]
+#[command(name = "weir", version, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Mount a bucket, a directory, or a dataset of a cluster
+    Mount(MountArgs),
+    /// End a mount cleanly
+    Unmount(UnmountArgs),
+    /// Run the master of a cluster
+    Master(MasterArgs),
+    /// Run a worker of a cluster
+    Worker(WorkerArgs),
+    /// Create, list, show, refresh and delete datasets
+    #[command(subcommand)]
+    Dataset(DatasetCommand),
+    /// Fetch a dataset, or some paths of it, into the cache
+    Warm(WarmArgs),
+    /// Drop a dataset, or some paths of it, from the cache
+    Evict(EvictArgs),
+    /// Show workers, tiers, datasets and hit ratios
+    Status(StatusArgs),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Keep a mount alive (started by `weir mount`)
+    #[command(hide = true)]
+    Supervise,
+    /// Serve a mount (started by the supervisor)
+    #[command(hide = true)]
+    ServeMount {
+        #[arg(long)]
+        config: String,
+    },
+}
+
+/// Where the data of an origin is and how it is addressed.
+#[derive(Args, Clone)]
+pub(crate) struct OriginArgs {
+    /// URL of an S3-compatible service, such as http://minio:9000
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// Region of the bucket
+    #[arg(long)]
+    pub(crate) region: Option<String>,
+    /// Send requests without a signature, for public buckets
+    #[arg(long)]
+    pub(crate) anonymous: bool,
+    /// Profile of ~/.aws/config and ~/.aws/credentials
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// Where the bucket's name goes: `path` (http://host/bucket), `virtual` (http://bucket.host), or `auto`
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) addressing: AddressingArg,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub(crate) enum AddressingArg {
+    /// Path style with --endpoint, virtual-hosted without
+    #[default]
+    Auto,
+    Path,
+    Virtual,
+}
+
+impl From<AddressingArg> for Addressing {
+    fn from(arg: AddressingArg) -> Self {
+        match arg {
+            AddressingArg::Auto => Self::Auto,
+            AddressingArg::Path => Self::Path,
+            AddressingArg::Virtual => Self::Virtual,
+        }
+    }
+}
+
+/// The cache of a worker, or of a mount with its own worker.
+#[derive(Args, Clone)]
+pub(crate) struct CacheArgs {
+    /// Size of the memory tier; 0 turns it off [default: 1GiB, at most a tenth of the memory]
+    #[arg(long, value_name = "SIZE", env = "WEIR_MEM")]
+    pub(crate) mem: Option<ByteSize>,
+    /// Directory and size of an SSD tier; may be repeated [default: a directory under the user's cache
+    /// directory, with a fifth of the free space and at most 100GiB]
+    #[arg(long, value_name = "DIR:SIZE")]
+    pub(crate) ssd: Vec<SsdArg>,
+}
+
+/// `DIR:SIZE`, as in `/nvme:50GiB`.
+#[derive(Clone, Debug)]
+pub(crate) struct SsdArg {
+    pub(crate) dir: PathBuf,
+    pub(crate) size: ByteSize,
+}
+
+impl FromStr for SsdArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let example = "write a directory and a size, for example /nvme:50GiB";
+        let (dir, size) = text.rsplit_once(':').ok_or(example)?;
+        if dir.is_empty() {
+            return Err(example.to_owned());
+        }
+        let size = size.parse::<ByteSize>().map_err(|error| error.to_string())?;
+        Ok(Self {
+            dir: PathBuf::from(dir),
+            size,
+        })
+    }
+}
+
+/// An octal mode, as in `0444`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mode(pub(crate) u16);
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        u16::from_str_radix(text.trim_start_matches("0o"), 8)
+            .ok()
+            .filter(|mode| *mode <= 0o777)
+            .map(Self)
+            .ok_or_else(|| "write an octal mode from 0 to 777, for example 0444".to_owned())
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct MountArgs {
+    /// s3://bucket/prefix or file:///dir for a mount with its own cache; a dataset's name (NAME or
+    /// NAME@SNAPSHOT) with --master
+    pub(crate) source: String,
+    /// The directory to mount at; made if it is missing
+    pub(crate) dir: PathBuf,
+    /// Master of a cluster, HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
+    pub(crate) master: Option<String>,
+    /// Name of the dataset that a URL is kept as, with an optional snapshot [default: made from the URL]
+    #[arg(long, value_name = "NAME[@SNAPSHOT]")]
+    pub(crate) dataset: Option<DatasetRef>,
+    /// List the origin again before mounting; without it a known snapshot is mounted as it is
+    #[arg(long)]
+    pub(crate) refresh: bool,
+    #[command(flatten)]
+    pub(crate) origin: OriginArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    /// Stay in the foreground until the mount ends
+    #[arg(long, short)]
+    pub(crate) foreground: bool,
+    /// Let other users read the mount (needs user_allow_other in /etc/fuse.conf unless root)
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+    /// Owner that all entries show [default: the caller]
+    #[arg(long)]
+    pub(crate) uid: Option<u32>,
+    /// Group that all entries show [default: the caller's]
+    #[arg(long)]
+    pub(crate) gid: Option<u32>,
+    /// Permissions of files
+    #[arg(long, value_name = "OCTAL", default_value = "0444")]
+    pub(crate) file_mode: Mode,
+    /// Permissions of directories
+    #[arg(long, value_name = "OCTAL", default_value = "0555")]
+    pub(crate) dir_mode: Mode,
+    /// Address of /metrics and /healthz; port 0 picks a free one, which `weir status` shows
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0", env = "WEIR_HTTP")]
+    pub(crate) http: SocketAddr,
+    /// Name of this machine in the cluster map [default: the host's name]
+    #[arg(long, env = "WEIR_NODE")]
+    pub(crate) node: Option<NodeName>,
+    /// Longest wait for the mount to become usable, in seconds; listing a large bucket takes time
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Args)]
+pub(crate) struct UnmountArgs {
+    /// The mounted directory
+    pub(crate) dir: PathBuf,
+    /// Detach the mount now even if it is in use; it ends when the last user lets go
+    #[arg(long, short)]
+    pub(crate) lazy: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct MasterArgs {
+    /// Directory for datasets and manifests
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/weir/master")]
+    pub(crate) dir: PathBuf,
+    /// Address of the control service
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7440")]
+    pub(crate) listen: SocketAddr,
+    /// Address of /metrics and /healthz
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7441", env = "WEIR_HTTP")]
+    pub(crate) http: SocketAddr,
+}
+
+#[derive(Args)]
+pub(crate) struct WorkerArgs {
+    /// The master, HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
+    pub(crate) master: String,
+    /// Directory for the worker's own files; also the SSD tier when --ssd is not given
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/weir/worker")]
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    /// Name of this worker; placement depends on it, so it must stay the same over restarts [default: the node's]
+    #[arg(long)]
+    pub(crate) id: Option<WorkerId>,
+    /// Name of this machine [default: the host's name]
+    #[arg(long, env = "WEIR_NODE")]
+    pub(crate) node: Option<NodeName>,
+    /// Address of the block stream
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7450")]
+    pub(crate) listen: SocketAddr,
+    /// Address of the control service
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7451")]
+    pub(crate) control: SocketAddr,
+    /// Host that others reach this worker at [default: the listen address, or the host's name when that is 0.0.0.0]
+    #[arg(long, value_name = "HOST")]
+    pub(crate) advertise: Option<String>,
+    /// Address of /metrics and /healthz
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7452", env = "WEIR_HTTP")]
+    pub(crate) http: SocketAddr,
+}
+
+/// How to reach the master and how to print.
+#[derive(Args, Clone)]
+pub(crate) struct MasterRef {
+    /// The master, HOST:PORT [default: the one inside the mount on this machine]
+    #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
+    pub(crate) master: Option<String>,
+    /// Output format
+    #[arg(long, short, value_enum, default_value_t)]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum DatasetCommand {
+    /// Name data and list it into a first snapshot
+    Create {
+        name: DatasetName,
+        /// URL, or URL:PATH to put it at a path inside the dataset
+        #[arg(required = true, value_name = "URL[:PATH]")]
+        mounts: Vec<String>,
+        #[command(flatten)]
+        origin: OriginArgs,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// List all datasets
+    List {
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Show one dataset: mounts, snapshots, and what is left out
+    Get {
+        name: DatasetName,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Forget a dataset and drop its blocks; the origin is not touched
+    Delete {
+        name: DatasetName,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// List the origin again; makes a new snapshot when something changed
+    Refresh {
+        name: DatasetName,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct WarmArgs {
+    pub(crate) name: DatasetName,
+    /// Paths inside the dataset; all of it without any
+    pub(crate) paths: Vec<String>,
+    /// Show progress and return when everything is cached; Ctrl-C stops the job, and the next one resumes it
+    #[arg(long)]
+    pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) master: MasterRef,
+}
+
+#[derive(Args)]
+pub(crate) struct EvictArgs {
+    pub(crate) name: DatasetName,
+    /// Paths inside the dataset; all of it without any
+    pub(crate) paths: Vec<String>,
+    #[command(flatten)]
+    pub(crate) master: MasterRef,
+}
+
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) master: MasterRef,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_ssd_tier_is_a_directory_and_a_size() {
+        let ssd: SsdArg = "/a:b/c:50GiB".parse().unwrap();
+        assert_eq!(ssd.dir, PathBuf::from("/a:b/c"));
+        assert_eq!(ssd.size, ByteSize(50 << 30));
+        for bad in ["/nvme", ":5GiB", "/nvme:many"] {
+            assert!(bad.parse::<SsdArg>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! `weir dataset …`.
+
+use serde::Serialize;
+use weir_proto::v1;
+
+use crate::args::{DatasetCommand, OriginArgs, OutputFormat};
+use crate::connect::{self, CALL_DEADLINE, LISTING_DEADLINE, request};
+use crate::exit::{Failure, Reason};
+use crate::output::{print_json, size, table, time};
+use crate::process::runtime;
+
+/// `weir dataset list -o json` and friends.
+#[derive(Serialize)]
+struct DatasetView {
+    name: String,
+    mounts: Vec<MountView>,
+    snapshots: Vec<SnapshotView>,
+}
+
+#[derive(Serialize)]
+struct MountView {
+    url: String,
+    path: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    endpoint: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    region: String,
+}
+
+#[derive(Serialize)]
+struct SnapshotView {
+    version: u64,
+    created: String,
+    files: u64,
+    bytes: u64,
+    blocks: u64,
+    left_out: std::collections::BTreeMap<String, u64>,
+    left_out_examples: Vec<String>,
+    stale_reads: u64,
+}
+
+impl From<v1::Dataset> for DatasetView {
+    fn from(dataset: v1::Dataset) -> Self {
+        let mounts = dataset.mounts.into_iter().map(|mount| {
+            let origin = mount.origin.unwrap_or_default();
+            MountView {
+                url: origin.url,
+                path: format!("/{}", mount.path),
+                endpoint: origin.endpoint,
+                region: origin.region,
+            }
+        });
+        let snapshots = dataset.snapshots.into_iter().map(|snapshot| SnapshotView {
+            version: snapshot.version,
+            created: time(snapshot.created_ns),
+            files: snapshot.files,
+            bytes: snapshot.bytes,
+            blocks: snapshot.blocks,
+            left_out: snapshot.left_out.into_iter().collect(),
+            left_out_examples: snapshot.left_out_examples,
+            stale_reads: snapshot.stale_reads,
+        });
+        Self {
+            name: dataset.name,
+            mounts: mounts.collect(),
+            snapshots: snapshots.collect(),
+        }
+    }
+}
+
+pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        match command {
+            DatasetCommand::Create {
+                name,
+                mounts,
+                origin,
+                master,
+            } => {
+                let mounts = mounts.iter().map(|m| mount_spec(m, &origin)).collect::<Result<_, _>>()?;
+                let mut client = connect::master(master.master.as_deref(), None).await?;
+                let create = v1::CreateDatasetRequest {
+                    name: name.to_string(),
+                    mounts,
+                };
+                let made = client.create_dataset(request(create, LISTING_DEADLINE)).await?;
+                show(made.into_inner(), master.output)
+            }
+            DatasetCommand::List { master } => {
+                let mut client = connect::master(master.master.as_deref(), None).await?;
+                let list = request(v1::ListDatasetsRequest {}, CALL_DEADLINE);
+                let datasets = client.list_datasets(list).await?.into_inner().datasets;
+                show_list(datasets, master.output)
+            }
+            DatasetCommand::Get { name, master } => {
+                let mut client = connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let get = v1::GetDatasetRequest {
+                    name: name.to_string(),
+                };
+                let dataset = client.get_dataset(request(get, CALL_DEADLINE)).await?;
+                show(dataset.into_inner(), master.output)
+            }
+            DatasetCommand::Delete { name, master } => {
+                let mut client = connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let delete = v1::DeleteDatasetRequest {
+                    name: name.to_string(),
+                };
+                client.delete_dataset(request(delete, CALL_DEADLINE)).await?;
+                println!("deleted {name}; the origin was not touched");
+                Ok(())
+            }
+            DatasetCommand::Refresh { name, master } => {
+                let mut client = connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let refresh = v1::RefreshDatasetRequest {
+                    name: name.to_string(),
+                };
+                let reply = client.refresh_dataset(request(refresh, LISTING_DEADLINE)).await?;
+                let reply = reply.into_inner();
+                if master.output == OutputFormat::Table && !reply.changed {
+                    println!("nothing changed");
+                }
+                show(reply.dataset.unwrap_or_default(), master.output)
+            }
+        }
+    })
+}
+
+/// Reads `URL` or `URL:PATH`. A colon belongs to the path when what follows has no slash before it but the scheme's.
+fn mount_spec(text: &str, origin: &OriginArgs) -> Result<v1::MountSpec, Failure> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Err(Failure::new(
+            Reason::Usage,
+            format!("{text:?} is not a URL: write s3://bucket/prefix or file:///dir, with :PATH behind it to put it at a path"),
+        ));
+    };
+    let (location, path) = rest.rsplit_once(':').unwrap_or((rest, ""));
+    Ok(v1::MountSpec {
+        origin: Some(origin_spec(&format!("{scheme}://{location}"), origin)?.into()),
+        path: path.trim_matches('/').to_owned(),
+    })
+}
+
+/// The origin that a URL and the origin flags name.
+pub(crate) fn origin_spec(url: &str, args: &OriginArgs) -> Result<weir_origin::OriginSpec, Failure> {
+    let spec = weir_origin::OriginSpec {
+        url: url.to_owned(),
+        endpoint: args.endpoint.clone(),
+        region: args.region.clone(),
+        addressing: args.addressing.into(),
+        anonymous: args.anonymous,
+        profile: args.profile.clone(),
+    };
+    spec.with_environment()
+        .map_err(|error| Failure::new(Reason::Usage, error))
+}
+
+fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
+    let view = DatasetView::from(dataset);
+    if format == OutputFormat::Json {
+        return print_json(&view);
+    }
+    println!("dataset {}", view.name);
+    for mount in &view.mounts {
+        println!("  {} from {}", mount.path, mount.url);
+    }
+    let mut rows = table(&["snapshot", "listed (UTC)", "files", "size", "left out", "stale reads"]);
+    for snapshot in &view.snapshots {
+        rows.add_row([
+            format!("{}@{}", view.name, snapshot.version),
+            snapshot.created.clone(),
+            snapshot.files.to_string(),
+            size(snapshot.bytes),
+            snapshot.left_out.values().sum::<u64>().to_string(),
+            snapshot.stale_reads.to_string(),
+        ]);
+    }
+    println!("{rows}");
+    if let Some(newest) = view.snapshots.last().filter(|s| !s.left_out.is_empty()) {
+        println!("left out of the newest snapshot, since a file system cannot show them (docs/semantics.md):");
+        for (reason, count) in &newest.left_out {
+            println!("  {count} {reason}");
+        }
+        for example in &newest.left_out_examples {
+            println!("  for example {example}");
+        }
+    }
+    Ok(())
+}
+
+fn show_list(datasets: Vec<v1::Dataset>, format: OutputFormat) -> Result<(), Failure> {
+    let views: Vec<DatasetView> = datasets.into_iter().map(Into::into).collect();
+    if format == OutputFormat::Json {
+        return print_json(&views);
+    }
+    let mut rows = table(&["dataset", "snapshot", "files", "size", "origin"]);
+    for view in &views {
+        let newest = view.snapshots.last();
+        let urls: Vec<&str> = view.mounts.iter().map(|m| m.url.as_str()).collect();
+        rows.add_row([
+            view.name.clone(),
+            newest.map_or("-".to_owned(), |s| s.version.to_string()),
+            newest.map_or("-".to_owned(), |s| s.files.to_string()),
+            newest.map_or("-".to_owned(), |s| size(s.bytes)),
+            urls.join(" "),
+        ]);
+    }
+    println!("{rows}");
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! `weir status`: workers, tiers, datasets, and the mounts of this machine.
+
+use serde::Serialize;
+use weir_fuse::runtime;
+use weir_proto::v1;
+
+use crate::args::{OutputFormat, StatusArgs};
+use crate::connect::{self, CALL_DEADLINE, HTTP_KEY, SNAPSHOT_KEY, request};
+use crate::exit::{Failure, Reason};
+use crate::output::{percent, print_json, ratio, size, table};
+use crate::process::runtime as tokio_runtime;
+
+#[derive(Serialize)]
+struct StatusView {
+    masters: Vec<MasterView>,
+    mounts: Vec<MountView>,
+}
+
+#[derive(Serialize)]
+struct MasterView {
+    address: String,
+    epoch: u64,
+    workers: Vec<WorkerView>,
+    datasets: Vec<DatasetView>,
+}
+
+#[derive(Serialize)]
+struct WorkerView {
+    id: String,
+    node: String,
+    data_address: String,
+    last_seen_ms: u64,
+    tiers: Vec<TierView>,
+}
+
+#[derive(Serialize)]
+struct TierView {
+    tier: String,
+    path: String,
+    capacity_bytes: u64,
+    used_bytes: u64,
+    blocks: u64,
+}
+
+#[derive(Serialize)]
+struct DatasetView {
+    name: String,
+    snapshot: u64,
+    files: u64,
+    bytes: u64,
+    cached_bytes: u64,
+    cached_ratio: Option<f64>,
+    /// Bytes from a tier as a part of all bytes that workers served.
+    hit_ratio: Option<f64>,
+    memory_bytes: u64,
+    ssd_bytes: u64,
+    origin_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct MountView {
+    mountpoint: String,
+    source: String,
+    snapshot: Option<String>,
+    metrics: Option<String>,
+    supervisor_pid: u32,
+    server_pid: Option<u32>,
+}
+
+pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
+    let view = tokio_runtime()?.block_on(collect(args))?;
+    if args.master.output == OutputFormat::Json {
+        return print_json(&view);
+    }
+    for master in &view.masters {
+        print_master(master);
+    }
+    if !view.mounts.is_empty() {
+        let mut rows = table(&["mount", "source", "snapshot", "metrics", "server pid"]);
+        for mount in &view.mounts {
+            rows.add_row([
+                mount.mountpoint.clone(),
+                mount.source.clone(),
+                mount.snapshot.clone().unwrap_or_else(|| "-".into()),
+                mount.metrics.clone().unwrap_or_else(|| "-".into()),
+                mount.server_pid.map_or("restarting".into(), |pid| pid.to_string()),
+            ]);
+        }
+        println!("{rows}");
+    }
+    Ok(())
+}
+
+async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
+    let addresses = match &args.master.master {
+        Some(address) => vec![address.clone()],
+        None => connect::embedded_mounts().into_iter().map(|(_, address)| address).collect(),
+    };
+    let mounts: Vec<MountView> = runtime::list()
+        .into_iter()
+        .map(|mount| MountView {
+            mountpoint: mount.mountpoint.display().to_string(),
+            source: mount.source,
+            snapshot: mount.properties.get(SNAPSHOT_KEY).cloned(),
+            metrics: mount
+                .properties
+                .get(HTTP_KEY)
+                .map(|address| format!("http://{address}/metrics")),
+            supervisor_pid: mount.supervisor_pid,
+            server_pid: mount.server_pid,
+        })
+        .collect();
+    if addresses.is_empty() && mounts.is_empty() {
+        return Err(Failure::new(
+            Reason::NotFound,
+            "nothing is mounted on this machine and no master is given; use --master HOST:PORT or WEIR_MASTER",
+        ));
+    }
+    let mut masters = Vec::new();
+    for address in addresses {
+        let mut client = connect::master(Some(&address), None).await?;
+        let status = client.get_status(request(v1::GetStatusRequest {}, CALL_DEADLINE)).await?;
+        masters.push(master_view(address, status.into_inner()));
+    }
+    Ok(StatusView { masters, mounts })
+}
+
+fn master_view(address: String, status: v1::Status) -> MasterView {
+    let workers = status.workers.into_iter().map(|worker| {
+        let info = worker.worker.unwrap_or_default();
+        WorkerView {
+            id: info.id,
+            node: info.node,
+            data_address: info.data_address,
+            last_seen_ms: worker.last_seen_ms,
+            tiers: worker
+                .tiers
+                .into_iter()
+                .map(|tier| TierView {
+                    tier: tier.tier,
+                    path: tier.path,
+                    capacity_bytes: tier.capacity_bytes,
+                    used_bytes: tier.used_bytes,
+                    blocks: tier.blocks,
+                })
+                .collect(),
+        }
+    });
+    let datasets = status.datasets.into_iter().map(|dataset| {
+        let reads = dataset.reads.unwrap_or_default();
+        let cached = reads.memory_bytes + reads.ssd_bytes;
+        DatasetView {
+            name: dataset.name,
+            snapshot: dataset.version,
+            files: dataset.files,
+            bytes: dataset.bytes,
+            cached_bytes: dataset.cached_bytes,
+            cached_ratio: ratio(dataset.cached_bytes, dataset.bytes),
+            hit_ratio: ratio(cached, cached + reads.origin_bytes),
+            memory_bytes: reads.memory_bytes,
+            ssd_bytes: reads.ssd_bytes,
+            origin_bytes: reads.origin_bytes,
+        }
+    });
+    MasterView {
+        address,
+        epoch: status.epoch,
+        workers: workers.collect(),
+        datasets: datasets.collect(),
+    }
+}
+
+fn print_master(master: &MasterView) {
+    println!("master {} (cluster map epoch {})", master.address, master.epoch);
+    let mut rows = table(&["worker", "node", "tier", "used", "capacity", "blocks", "path"]);
+    for worker in &master.workers {
+        for tier in worker.tiers.iter().filter(|t| t.capacity_bytes > 0) {
+            rows.add_row([
+                worker.id.clone(),
+                worker.node.clone(),
+                tier.tier.clone(),
+                size(tier.used_bytes),
+                size(tier.capacity_bytes),
+                tier.blocks.to_string(),
+                tier.path.clone(),
+            ]);
+        }
+    }
+    println!("{rows}");
+    let header = ["dataset", "snapshot", "files", "size", "cached", "cached %", "hit ratio"];
+    let mut rows = table(&header);
+    for dataset in &master.datasets {
+        let hits = dataset.memory_bytes + dataset.ssd_bytes;
+        rows.add_row([
+            dataset.name.clone(),
+            dataset.snapshot.to_string(),
+            dataset.files.to_string(),
+            size(dataset.bytes),
+            size(dataset.cached_bytes),
+            percent(dataset.cached_bytes, dataset.bytes),
+            percent(hits, hits + dataset.origin_bytes),
+        ]);
+    }
+    println!("{rows}");
+}

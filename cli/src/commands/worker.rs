@@ -1,0 +1,174 @@
+//! `weir worker`: a worker of a cluster.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use weir_core::{ByteSize, ClusterMap, WorkerInfo};
+use weir_origin::{FetchPolicy, OriginMetrics};
+use weir_worker::snapshots::Snapshots;
+use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerMetrics};
+
+use crate::args::WorkerArgs;
+use crate::connect;
+use crate::exit::Failure;
+use crate::http::{self, Exposed};
+use crate::process::{SHUTDOWN_DEADLINE, default_memory, init_logging, node_name, runtime, stop_on_signal};
+
+/// Part of a directory's free space that the SSD tier takes when no size is given, and its upper limit.
+const DEFAULT_SSD_SHARE: u64 = 5;
+const DEFAULT_SSD_LIMIT: u64 = 100 << 30;
+
+pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
+    init_logging();
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(serve(args));
+    runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
+    outcome
+}
+
+async fn serve(args: WorkerArgs) -> Result<(), Failure> {
+    let stop = stop_on_signal()?;
+    std::fs::create_dir_all(&args.dir)
+        .with_context(|| format!("cannot make {}; choose another with --dir", args.dir.display()))?;
+    let node = match args.node.clone() {
+        Some(node) => node,
+        None => node_name()?,
+    };
+    let id = match args.id.clone() {
+        Some(id) => id,
+        None => node.as_str().parse().context("the node's name cannot be a worker's; use --id")?,
+    };
+    let ssd = ssd_tiers(&args.cache.ssd, &args.dir.join("ssd"))?;
+    let mut registry = Registry::default();
+    let metrics = WorkerMetrics::register(&mut registry);
+    let origin_metrics = OriginMetrics::register(&mut registry);
+    let config = WorkerConfig {
+        id: id.clone(),
+        node: node.clone(),
+        memory: args.cache.mem.unwrap_or_else(default_memory),
+        ssd,
+        fill_budget: weir_worker::FILL_BUDGET,
+        origins_file: Some(args.dir.join("origins.json")),
+        fetch: FetchPolicy::default(),
+    };
+    let worker = Worker::open(config, metrics, origin_metrics).map_err(anyhow::Error::from)?;
+    let data = bind(args.listen).await?;
+    let control = bind(args.control).await?;
+    let socket = args.dir.join("worker.sock");
+    let local = bind_local(&socket)?;
+    let host = advertised_host(&args)?;
+    let info = WorkerInfo {
+        id,
+        data_address: format!("{host}:{}", data.local_addr()?.port()),
+        control_address: format!("{host}:{}", control.local_addr()?.port()),
+        node,
+        local_socket: socket.display().to_string(),
+        weight: worker.capacity(),
+    };
+    let exposed = Exposed {
+        registry,
+        refresh: Box::new({
+            let worker = worker.clone();
+            move || worker.update_gauges()
+        }),
+        unhealthy: Box::new(|| None),
+    };
+    let http = http::serve(args.http, exposed, stop.clone()).await?;
+    tracing::info!(worker = %info.id, data = %info.data_address, control = %info.control_address, %http, "worker started");
+    run_services(&worker, info, &args.master, Listeners { data, local, control }, stop).await?;
+    worker.close(SHUTDOWN_DEADLINE).await;
+    // The next start replaces it anyway.
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// The listening sockets of a worker.
+struct Listeners {
+    data: TcpListener,
+    local: UnixListener,
+    control: TcpListener,
+}
+
+/// Runs streams, control service and heartbeats until `stop`.
+async fn run_services(
+    worker: &Arc<Worker>,
+    info: WorkerInfo,
+    master: &str,
+    listeners: Listeners,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let master = connect::lazy(master)?;
+    let snapshots = Arc::new(Snapshots::new(master.clone()));
+    let (map, map_seen) = watch::channel(Arc::new(ClusterMap::default()));
+    let Listeners { data, local, control } = listeners;
+    let (w, s) = (worker, &stop);
+    let control = weir_worker::service::serve(w.clone(), snapshots.clone(), control, s.clone());
+    let ((), (), (), served) = tokio::join!(
+        weir_worker::stream::serve_tcp(w.clone(), map_seen.clone(), data, s.clone()),
+        weir_worker::stream::serve_local(w.clone(), map_seen, local, s.clone()),
+        weir_worker::heartbeat::run(w.clone(), info, master, snapshots, map, s.clone()),
+        control,
+    );
+    served.context("the control service failed").map_err(Failure::from)
+}
+
+/// The SSD tiers that the flags name, or one in `default` with a bounded share of the free space.
+pub(crate) fn ssd_tiers(
+    given: &[crate::args::SsdArg],
+    default: &Path,
+) -> anyhow::Result<Vec<SsdConfig>> {
+    if !given.is_empty() {
+        return Ok(given
+            .iter()
+            .map(|ssd| SsdConfig {
+                dir: ssd.dir.clone(),
+                capacity: ssd.size,
+            })
+            .collect());
+    }
+    std::fs::create_dir_all(default)
+        .with_context(|| format!("cannot make {}; choose a place with --ssd DIR:SIZE", default.display()))?;
+    let space = rustix::fs::statvfs(default).context("cannot read the free space")?;
+    let free = space.f_bavail * space.f_frsize;
+    // What the tier holds already is its own: without it the tier would shrink at each start.
+    let held: u64 = std::fs::read_dir(default)?
+        .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()))
+        .sum();
+    let capacity = ((free + held) / DEFAULT_SSD_SHARE).min(DEFAULT_SSD_LIMIT);
+    Ok(vec![SsdConfig {
+        dir: default.to_owned(),
+        capacity: ByteSize(capacity),
+    }])
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; is another worker running?"))
+}
+
+fn bind_local(socket: &Path) -> anyhow::Result<UnixListener> {
+    // Left over from a worker that was killed; a live one holds the lock of the SSD directory.
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen on {}; choose a shorter --dir", socket.display()))?;
+    let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(socket, owner_only)?;
+    Ok(listener)
+}
+
+fn advertised_host(args: &WorkerArgs) -> anyhow::Result<String> {
+    if let Some(host) = &args.advertise {
+        return Ok(host.clone());
+    }
+    if args.listen.ip().is_unspecified() {
+        return Ok(rustix::system::uname().nodename().to_str()?.to_owned());
+    }
+    Ok(args.listen.ip().to_string())
+}

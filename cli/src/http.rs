@@ -1,0 +1,67 @@
+//! `/metrics` and `/healthz` of every process.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Media type of the text that prometheus-client writes.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What a scrape and a health check see.
+pub(crate) struct Exposed {
+    pub(crate) registry: Registry,
+    /// Brings gauges up to date before a scrape.
+    pub(crate) refresh: Box<dyn Fn() + Send + Sync>,
+    /// Why the process is not healthy, if it is not.
+    pub(crate) unhealthy: Box<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+/// Binds `address` and serves until `stop`. Gives the address that was bound.
+pub(crate) async fn serve(
+    address: SocketAddr,
+    exposed: Exposed,
+    stop: CancellationToken,
+) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot serve metrics on {address}; choose another with --http"))?;
+    let bound = listener.local_addr()?;
+    let exposed = Arc::new(exposed);
+    let metrics = {
+        let exposed = exposed.clone();
+        move || async move {
+            (exposed.refresh)();
+            let mut text = String::new();
+            match prometheus_client::encoding::text::encode(&mut text, &exposed.registry) {
+                Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+                Err(error) => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+                }
+            }
+        }
+    };
+    let health = move || async move {
+        match (exposed.unhealthy)() {
+            None => (StatusCode::OK, "ok\n".to_owned()),
+            Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        }
+    };
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(health));
+    tokio::spawn(async move {
+        let server = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the metrics endpoint ended");
+        }
+    });
+    Ok(bound)
+}

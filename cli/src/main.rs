@@ -1,0 +1,45 @@
+//! The `weir` binary: arguments, output and exit codes; everything else is in the crates below.
+
+mod args;
+mod commands;
+mod connect;
+mod exit;
+mod http;
+mod mounted;
+mod output;
+mod process;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::exit::Failure;
+
+/// glibc's allocator keeps freed blocks of 4 MiB in per-thread arenas; jemalloc gives them back.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
+    let success = std::process::ExitCode::SUCCESS;
+    match cli.command {
+        Command::Mount(args) => commands::mount::run(args)?,
+        Command::Unmount(args) => commands::unmount::run(&args)?,
+        Command::Master(args) => commands::master::run(args)?,
+        Command::Worker(args) => commands::worker::run(args)?,
+        Command::Dataset(command) => commands::dataset::run(command)?,
+        Command::Warm(args) => commands::job::warm(&args)?,
+        Command::Evict(args) => commands::job::evict(&args)?,
+        Command::Status(args) => commands::status::run(&args)?,
+        Command::Completions { shell } => commands::completions(shell),
+        Command::Supervise => return Ok(commands::mount::supervise()),
+        Command::ServeMount { config } => return Ok(mounted::run(&config)),
+    }
+    Ok(success)
+}

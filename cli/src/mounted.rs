@@ -1,0 +1,183 @@
+//! The process that serves a mount: the file system, and in embedded mode master and worker too.
+//!
+//! It is started by the supervisor, and started again whenever it dies. What the kernel has cached must stay true
+//! over that, so a restarted server serves the very snapshot that the first one did: its number, or for a cluster
+//! mount the manifest itself, is kept in the state directory.
+
+mod cluster;
+mod embedded;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use weir_client::{ClientMetrics, Reader};
+use weir_core::{ByteSize, DatasetRef, NodeName};
+use weir_fuse::fs::{Ownership, SnapshotFs};
+use weir_fuse::handover::{Handover, ServeConfig, Serving};
+use weir_fuse::metrics::FuseMetrics;
+use weir_origin::{OriginMetrics, OriginSpec};
+
+use crate::http::{self, Exposed};
+use crate::process::{SHUTDOWN_DEADLINE, init_logging, runtime};
+
+/// Threads that read requests from the kernel. Each answers cached reads itself, so a few more than cores keep the
+/// disk busy.
+const MIN_THREADS: usize = 4;
+const MAX_THREADS: usize = 16;
+
+/// All that a serving process must know; written by `weir mount`, free of secrets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MountConfig {
+    pub(crate) source: Source,
+    /// Where this mount keeps what must outlive its processes.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) refresh: bool,
+    pub(crate) node: NodeName,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) file_mode: u16,
+    pub(crate) dir_mode: u16,
+    pub(crate) http: SocketAddr,
+}
+
+/// Where the mount's data comes from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Source {
+    /// An origin, with master and worker in the serving process.
+    Embedded {
+        origin: OriginSpec,
+        dataset: DatasetRef,
+        memory: ByteSize,
+        /// Directory and size of each SSD tier.
+        ssd: Vec<(PathBuf, ByteSize)>,
+    },
+    /// A dataset of a cluster.
+    Cluster { master: String, dataset: DatasetRef },
+}
+
+/// The metrics of a serving process.
+struct Metrics {
+    registry: Registry,
+    client: Arc<ClientMetrics>,
+    fuse: Arc<FuseMetrics>,
+    origin: Arc<OriginMetrics>,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let mut registry = Registry::default();
+        Self {
+            client: ClientMetrics::register(&mut registry),
+            fuse: FuseMetrics::register(&mut registry),
+            origin: OriginMetrics::register(&mut registry),
+            registry,
+        }
+    }
+}
+
+/// What one of the two kinds of mount has set up.
+struct Prepared {
+    reader: Reader,
+    /// Key and value pairs for `weir status`.
+    properties: Vec<(String, String)>,
+    /// Brings gauges up to date before a scrape.
+    refresh: Box<dyn Fn() + Send + Sync>,
+    /// Services that run beside the file system.
+    background: Background,
+}
+
+/// Services that end when the mount does.
+type Background = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// `weir serve-mount`. The exit code tells the supervisor whether the mount is gone.
+pub(crate) fn run(config: &str) -> ExitCode {
+    init_logging();
+    let mut handover = match Handover::from_env() {
+        Ok(handover) => handover,
+        Err(error) => {
+            eprintln!("weir: {error}; this command is started by `weir mount`");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = serde_json::from_str(config)
+        .context("the mount's configuration is not readable")
+        .and_then(|config| serve(&config, &mut handover));
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            let reason = format!("{error:#}");
+            tracing::error!("{reason}");
+            handover.fail(&reason);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: &MountConfig, handover: &mut Handover) -> anyhow::Result<ExitCode> {
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("cannot make {}", config.state_dir.display()))?;
+    let runtime = runtime()?;
+    let _inside = runtime.enter();
+    let stop = CancellationToken::new();
+    let mut metrics = Metrics::new();
+    let restarted = handover.is_restart();
+    let prepared = runtime.block_on(async {
+        match &config.source {
+            Source::Embedded { .. } => {
+                embedded::prepare(config, restarted, &mut metrics, stop.clone()).await
+            }
+            Source::Cluster { .. } => {
+                cluster::prepare(config, restarted, &metrics, stop.clone()).await
+            }
+        }
+    })?;
+    let ownership = Ownership {
+        uid: config.uid,
+        gid: config.gid,
+        file_mode: config.file_mode,
+        dir_mode: config.dir_mode,
+    };
+    let fs = SnapshotFs::new(
+        Arc::new(prepared.reader),
+        ownership,
+        runtime.handle().clone(),
+        metrics.fuse.clone(),
+    );
+    let threads = std::thread::available_parallelism().map_or(MIN_THREADS, |n| n.get() * 2);
+    let serving = handover.serve(
+        fs,
+        ServeConfig {
+            threads: threads.clamp(MIN_THREADS, MAX_THREADS),
+            ..ServeConfig::default()
+        },
+    )?;
+    for (key, value) in &prepared.properties {
+        serving.publish(key, value);
+    }
+    let background = runtime.spawn(prepared.background);
+    let exposed = Exposed {
+        registry: metrics.registry,
+        refresh: prepared.refresh,
+        unhealthy: Box::new(|| None),
+    };
+    // The mount works without its metrics, so a taken port is not the end of it.
+    match runtime.block_on(http::serve(config.http, exposed, stop.clone())) {
+        Ok(address) => serving.publish(crate::connect::HTTP_KEY, &address.to_string()),
+        Err(error) => tracing::error!("{error:#}"),
+    }
+    let code = wait(serving);
+    stop.cancel();
+    let ended = async { tokio::time::timeout(SHUTDOWN_DEADLINE, background).await };
+    if runtime.block_on(ended).is_err() {
+        tracing::warn!("the services did not end in time");
+    }
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(code)
+}

@@ -1,0 +1,114 @@
+//! A mount of a cluster's dataset.
+//!
+//! Manifest and cluster map are kept in the state directory, so a server that is restarted while the master is
+//! away still serves.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use weir_client::{Backend, ClusterConfig, ClusterReader, Reader};
+use weir_core::{ClusterMap, Manifest};
+use weir_origin::FetchPolicy;
+use weir_worker::snapshots::fetch_manifest;
+
+use super::{Metrics, MountConfig, Prepared, Source};
+use crate::connect::{self, SNAPSHOT_KEY};
+
+const MANIFEST_FILE: &str = "manifest";
+const MAP_FILE: &str = "cluster-map.json";
+
+pub(super) async fn prepare(
+    config: &MountConfig,
+    restarted: bool,
+    metrics: &Metrics,
+    stop: CancellationToken,
+) -> anyhow::Result<Prepared> {
+    let Source::Cluster { master, dataset } = &config.source else {
+        unreachable!("called for cluster mounts only");
+    };
+    let mut client = connect::lazy(master).map_err(|failure| anyhow!("{failure:?}"))?;
+    let manifest_file = config.state_dir.join(MANIFEST_FILE);
+    let map_file = config.state_dir.join(MAP_FILE);
+    let manifest = if restarted {
+        let bytes = std::fs::read(&manifest_file)
+            .with_context(|| format!("cannot read {}", manifest_file.display()))?;
+        Manifest::from_bytes(Bytes::from(bytes))?
+    } else {
+        let name = dataset.dataset.as_str();
+        if config.refresh {
+            let refresh = weir_proto::v1::RefreshDatasetRequest {
+                name: name.to_owned(),
+            };
+            let refresh = connect::request(refresh, connect::LISTING_DEADLINE);
+            client
+                .refresh_dataset(refresh)
+                .await
+                .map_err(|status| anyhow!("{}", status.message()))?;
+        }
+        let manifest =
+            fetch_manifest(&mut client, name, dataset.version.unwrap_or_default()).await?;
+        save(&manifest_file, manifest.as_bytes())?;
+        manifest
+    };
+    let known = weir_client::map::fetch(&mut client).await;
+    let known = known.ok().or_else(|| {
+        let saved = std::fs::read(&map_file).ok()?;
+        serde_json::from_slice::<ClusterMap>(&saved).ok()
+    });
+    let (map, map_seen) = watch::channel(Arc::new(known.unwrap_or_default()));
+    let hurry = Arc::new(Notify::new());
+    let cluster = ClusterReader::new(ClusterConfig {
+        node: config.node.clone(),
+        map: map_seen.clone(),
+        hurry: hurry.clone(),
+        fetch: Arc::new(FetchPolicy::default()),
+        metrics: metrics.client.clone(),
+        origin_metrics: metrics.origin.clone(),
+    });
+    let snapshot = manifest.summary().snapshot.to_string();
+    let backend = Backend::Cluster(Arc::new(cluster));
+    let reader = Reader::new(Arc::new(manifest), backend, &metrics.client);
+    let follow =
+        weir_client::map::follow(client, map, hurry, metrics.client.clone(), stop.clone());
+    let background = async move {
+        tokio::join!(follow, save_maps(map_seen, &map_file, stop));
+    };
+    Ok(Prepared {
+        reader,
+        properties: vec![(SNAPSHOT_KEY.to_owned(), snapshot)],
+        refresh: Box::new(|| {}),
+        background: Box::pin(background),
+    })
+}
+
+async fn save_maps(
+    mut map: watch::Receiver<Arc<ClusterMap>>,
+    file: &Path,
+    stop: CancellationToken,
+) {
+    loop {
+        let current = map.borrow_and_update().clone();
+        let saved = serde_json::to_vec(&*current)
+            .map_err(anyhow::Error::from)
+            .and_then(|json| save(file, &json));
+        if let Err(error) = saved {
+            tracing::warn!("the cluster map could not be saved: {error:#}");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = map.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Writes a file so that a reader sees the old one or the new one.
+fn save(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let temporary = file.with_extension("new");
+    std::fs::write(&temporary, bytes)
+        .and_then(|()| std::fs::rename(&temporary, file))
+        .with_context(|| format!("cannot write {}", file.display()))
+}

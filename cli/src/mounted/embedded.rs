@@ -1,0 +1,208 @@
+//! A mount with its own master and worker in one process.
+//!
+//! The read path needs the worker and the manifest alone, so a restarted server begins to serve with those and
+//! opens the master behind it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use weir_client::{Backend, Reader};
+use weir_core::{ClusterMap, DatasetRef, Manifest, WorkerInfo};
+use weir_master::{Master, MasterConfig, MasterMetrics};
+use weir_origin::{FetchPolicy, OriginSpec};
+use weir_proto::v1;
+use weir_worker::snapshots::Snapshots;
+use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerMetrics};
+
+use super::{Metrics, MountConfig, Prepared, Source};
+use crate::connect::{CONTROL_KEY, SNAPSHOT_KEY};
+use crate::process::SHUTDOWN_DEADLINE;
+
+/// Holds the number of the snapshot that is mounted.
+const SERVING_FILE: &str = "serving";
+/// Every control service of an embedded mount is for this machine alone.
+const LOOPBACK: &str = "127.0.0.1:0";
+
+pub(super) async fn prepare(
+    config: &MountConfig,
+    restarted: bool,
+    metrics: &mut Metrics,
+    stop: CancellationToken,
+) -> anyhow::Result<Prepared> {
+    let Source::Embedded {
+        origin,
+        dataset,
+        memory,
+        ssd,
+    } = &config.source
+    else {
+        unreachable!("called for embedded mounts only");
+    };
+    let worker_metrics = WorkerMetrics::register(&mut metrics.registry);
+    let master_metrics = MasterMetrics::register(&mut metrics.registry);
+    let worker = Worker::open(
+        WorkerConfig {
+            id: config.node.as_str().parse()?,
+            node: config.node.clone(),
+            memory: *memory,
+            ssd: ssd
+                .iter()
+                .map(|(dir, capacity)| SsdConfig {
+                    dir: dir.clone(),
+                    capacity: *capacity,
+                })
+                .collect(),
+            fill_budget: weir_worker::FILL_BUDGET,
+            origins_file: None,
+            fetch: FetchPolicy::default(),
+        },
+        worker_metrics,
+        metrics.origin.clone(),
+    )?;
+    worker.origins().add(origin.clone());
+    let master_config = MasterConfig {
+        dir: config.state_dir.join("master"),
+        ..MasterConfig::default()
+    };
+    let serving_file = config.state_dir.join(SERVING_FILE);
+    let (manifest, master) = if restarted {
+        let manifest = load_served(&serving_file, &master_config, dataset)?;
+        (manifest, None)
+    } else {
+        let master = Master::open(master_config.clone(), master_metrics.clone()).await?;
+        let manifest = choose_snapshot(&master, dataset, origin, config.refresh).await?;
+        let version = manifest.summary().snapshot.version;
+        std::fs::write(&serving_file, version.to_string())
+            .with_context(|| format!("cannot write {}", serving_file.display()))?;
+        (manifest, Some(master))
+    };
+    let listener = TcpListener::bind(LOOPBACK).await?;
+    let control = TcpListener::bind(LOOPBACK).await?;
+    let control_address = listener.local_addr()?.to_string();
+    let snapshot = manifest.summary().snapshot.to_string();
+    let reader = Reader::new(manifest, Backend::Embedded(worker.clone()), &metrics.client);
+    let background = run(Services {
+        worker: worker.clone(),
+        master,
+        open_master: Box::pin(Master::open(master_config, master_metrics)),
+        listener,
+        control,
+        config: config.clone(),
+        stop,
+    });
+    Ok(Prepared {
+        reader,
+        properties: vec![
+            (CONTROL_KEY.to_owned(), control_address),
+            (SNAPSHOT_KEY.to_owned(), snapshot),
+        ],
+        refresh: Box::new(move || worker.update_gauges()),
+        background: Box::pin(background),
+    })
+}
+
+/// The manifest that the server before this one mounted.
+fn load_served(
+    serving_file: &Path,
+    master: &MasterConfig,
+    dataset: &DatasetRef,
+) -> anyhow::Result<Arc<Manifest>> {
+    let version = std::fs::read_to_string(serving_file)
+        .ok()
+        .and_then(|text| text.parse::<u64>().ok())
+        .ok_or_else(|| anyhow!("{} is not readable", serving_file.display()))?;
+    let path: PathBuf = weir_master::manifest_path(&master.dir, &dataset.dataset, version);
+    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Arc::new(Manifest::from_bytes(Bytes::from(bytes))?))
+}
+
+/// Makes the dataset if it is new, lists it again if asked to, and gives the manifest to mount.
+async fn choose_snapshot(
+    master: &Arc<Master>,
+    dataset: &DatasetRef,
+    origin: &OriginSpec,
+    refresh: bool,
+) -> anyhow::Result<Arc<Manifest>> {
+    let name = dataset.dataset.to_string();
+    let mount = v1::MountSpec {
+        origin: Some(origin.clone().into()),
+        path: String::new(),
+    };
+    let created = master
+        .create_dataset(v1::CreateDatasetRequest {
+            name: name.clone(),
+            mounts: vec![mount],
+        })
+        .await?;
+    if refresh {
+        master.refresh_dataset(&name).await?;
+    } else if let Some(newest) = created.snapshots.last() {
+        tracing::info!(snapshot = %format!("{name}@{}", newest.version), listed = newest.created_ns, "mounting a known snapshot; --refresh lists the origin again");
+    }
+    Ok(master.manifest(&name, dataset.version).await?)
+}
+
+struct Services {
+    worker: Arc<Worker>,
+    master: Option<Arc<Master>>,
+    open_master: OpenMaster,
+    listener: TcpListener,
+    control: TcpListener,
+    config: MountConfig,
+    stop: CancellationToken,
+}
+
+type OpenMaster = std::pin::Pin<
+    Box<dyn Future<Output = Result<Arc<Master>, weir_master::MasterError>> + Send>,
+>;
+
+/// Runs the master's and the worker's services until `stop`. Reads go on whatever becomes of them.
+async fn run(services: Services) {
+    let Services {
+        worker,
+        master,
+        open_master,
+        listener,
+        control,
+        config,
+        stop,
+    } = services;
+    let closing = worker.clone();
+    let result = async {
+        let master = match master {
+            Some(master) => master,
+            None => open_master.await?,
+        };
+        let info = WorkerInfo {
+            id: worker.config().id.clone(),
+            data_address: String::new(),
+            control_address: control.local_addr()?.to_string(),
+            node: config.node.clone(),
+            local_socket: String::new(),
+            weight: worker.capacity(),
+        };
+        let client = crate::connect::lazy(&listener.local_addr()?.to_string())
+            .map_err(|failure| anyhow!("{failure:?}"))?;
+        let snapshots = Arc::new(Snapshots::new(client.clone()));
+        let (map, _) = watch::channel(Arc::new(ClusterMap::default()));
+        let (s, w) = (stop.clone(), worker.clone());
+        let (master_served, worker_served, ()) = tokio::join!(
+            weir_master::serve(master, listener, s.clone()),
+            weir_worker::service::serve(w.clone(), snapshots.clone(), control, s.clone()),
+            weir_worker::heartbeat::run(w, info, client, snapshots, map, s),
+        );
+        master_served?;
+        worker_served?;
+        anyhow::Ok(())
+    };
+    if let Err(error) = result.await {
+        tracing::error!("the mount's master ended, reads go on: {error:#}");
+        stop.cancelled().await;
+    }
+    closing.close(SHUTDOWN_DEADLINE).await;
+}

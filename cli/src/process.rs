@@ -1,0 +1,74 @@
+//! What the long-running processes share: logging, the runtime, signals, and facts about the machine.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use weir_core::{ByteSize, NodeName};
+
+/// Longest time that a process takes to end once it was told to.
+pub(crate) const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+/// Default of the memory tier, and the part of the machine's memory that it takes at most.
+const DEFAULT_MEMORY: u64 = 1 << 30;
+const MEMORY_SHARE: u64 = 10;
+
+/// Logs to standard error; `WEIR_LOG` chooses what (`info`, `weir_worker=debug`, …).
+pub(crate) fn init_logging() {
+    let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
+
+/// The runtime of a serving process.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("weir")
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// A token that SIGTERM or SIGINT cancels.
+pub(crate) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(stop)
+}
+
+/// The host's name, as a node name; characters that a name cannot have become `-`.
+pub(crate) fn node_name() -> anyhow::Result<NodeName> {
+    let host = rustix::system::uname();
+    let host = host.nodename().to_string_lossy();
+    let name: String = host
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
+        .collect();
+    name.parse()
+        .with_context(|| format!("the host's name {host:?} cannot be a node name; use --node"))
+}
+
+/// The memory tier's size when none is given.
+pub(crate) fn default_memory() -> ByteSize {
+    let total = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        })
+        .map_or(DEFAULT_MEMORY, |kib| kib * 1024 / MEMORY_SHARE);
+    ByteSize(total.min(DEFAULT_MEMORY))
+}

@@ -1,0 +1,19 @@
+//! The read path: from a file's bytes to blocks, and from a block to whoever holds it.
+//!
+//! A client computes a block's owner from the cluster map and asks it: in this process, over a Unix socket on this
+//! machine, or over TCP. Nothing on this path asks the master. When no owner answers, the client reads the origin.
+//! It must not know about inodes or the kernel: that is the mount's.
+
+#![forbid(unsafe_code)]
+
+mod cluster;
+mod connection;
+mod local;
+mod reader;
+
+pub mod map;
+pub mod metrics;
+
+pub use cluster::{ClusterConfig, ClusterReader};
+pub use metrics::{ClientMetrics, ReadSource};
+pub use reader::{Backend, ReadError, Reader};

@@ -1,0 +1,126 @@
+//! What a client counts. `docs/metrics.md` is the list for users; a test compares the two.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use weir_worker::Source;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabels {
+    dataset: String,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DatasetLabel {
+    dataset: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ReasonLabel {
+    pub(crate) reason: &'static str,
+}
+
+/// Where a client got bytes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadSource {
+    /// The memory tier of the worker in this process or on this machine.
+    Memory,
+    /// The SSD tier of the worker in this process or on this machine.
+    Ssd,
+    /// A worker on another machine.
+    Remote,
+    /// The origin, through the local worker or directly.
+    Origin,
+}
+
+impl ReadSource {
+    /// All sources, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Ssd, Self::Remote, Self::Origin];
+
+    /// The source as a metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Ssd => "ssd",
+            Self::Remote => "remote",
+            Self::Origin => "origin",
+        }
+    }
+}
+
+impl From<Source> for ReadSource {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Memory => Self::Memory,
+            Source::Ssd => Self::Ssd,
+            Source::Origin => Self::Origin,
+        }
+    }
+}
+
+/// All metrics of a client.
+#[derive(Debug)]
+pub struct ClientMetrics {
+    reads: Family<SourceLabels, Counter>,
+    read_bytes: Family<SourceLabels, Counter>,
+    stale: Family<DatasetLabel, Counter>,
+    pub(crate) failovers: Family<ReasonLabel, Counter>,
+    pub(crate) map_epoch: Gauge,
+}
+
+impl ClientMetrics {
+    /// Makes the metrics and puts them in `registry`.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self {
+            reads: Family::default(),
+            read_bytes: Family::default(),
+            stale: Family::default(),
+            failovers: Family::default(),
+            map_epoch: Gauge::default(),
+        };
+        let r = registry.sub_registry_with_prefix("weir_client");
+        r.register("block_reads", "Block reads by dataset and source", metrics.reads.clone());
+        r.register_with_unit("read", "Bytes read by dataset and source", Unit::Bytes, metrics.read_bytes.clone());
+        r.register("stale_reads", "Reads that failed because the object changed at the origin", metrics.stale.clone());
+        r.register("failovers", "Block reads that went on to another worker or to the origin, by reason", metrics.failovers.clone());
+        r.register("cluster_map_epoch", "Epoch of the cluster map in use", metrics.map_epoch.clone());
+        Arc::new(metrics)
+    }
+
+    /// The counters of one dataset, to be got once.
+    pub(crate) fn dataset(&self, dataset: &str) -> DatasetCounters {
+        let labels = |source: ReadSource| SourceLabels {
+            dataset: dataset.to_owned(),
+            source: source.label(),
+        };
+        DatasetCounters {
+            reads: ReadSource::ALL.map(|s| self.reads.get_or_create(&labels(s)).clone()),
+            bytes: ReadSource::ALL.map(|s| self.read_bytes.get_or_create(&labels(s)).clone()),
+            stale: self
+                .stale
+                .get_or_create(&DatasetLabel {
+                    dataset: dataset.to_owned(),
+                })
+                .clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct DatasetCounters {
+    reads: [Counter; 4],
+    bytes: [Counter; 4],
+    pub(crate) stale: Counter,
+}
+
+impl DatasetCounters {
+    pub(crate) fn count(&self, source: ReadSource, bytes: u64) {
+        self.reads[source as usize].inc();
+        self.bytes[source as usize].inc_by(bytes);
+    }
+}

@@ -1,0 +1,21 @@
+//! The names that every part of Weir shares: identifiers, block identity, manifests, placement and sizes.
+//!
+//! This crate does no I/O beyond turning a manifest into bytes and back. It must not know about origins,
+//! networks, the kernel or the command line.
+
+#![forbid(unsafe_code)]
+
+pub mod block;
+pub mod blocknumber;
+pub mod bytesize;
+pub mod id;
+pub mod keypath;
+pub mod manifest;
+pub mod placement;
+
+pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
+pub use bytesize::ByteSize;
+pub use id::{DatasetName, DatasetRef, NodeName, OriginId, SnapshotId, WorkerId};
+pub use keypath::LeftOut;
+pub use manifest::{Entry, EntryKind, Manifest, ManifestBuilder};
+pub use placement::{ClusterMap, WorkerInfo};

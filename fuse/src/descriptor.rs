@@ -1,0 +1,44 @@
+//! Descriptors by number: the one that a process inherits, and the one that is put in another's place.
+//!
+//! Invariant: a number becomes an owned descriptor at most once.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::{DupFlags, FdFlags};
+
+/// Names the descriptor that a process of a mount inherits from the one that started it.
+pub(crate) const HANDOVER_VARIABLE: &str = "WEIR_HANDOVER_FD";
+/// Descriptors below this one are standard input, output and error.
+const FIRST_FREE: RawFd = 3;
+
+/// Takes the socket that this process inherited, once. `None` when there is none or it was taken before.
+pub(crate) fn inherited() -> Option<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let number: RawFd = std::env::var(HANDOVER_VARIABLE).ok()?.parse().ok()?;
+    if number < FIRST_FREE {
+        return None;
+    }
+    // SAFETY: borrowed for this one call, which fails with EBADF when the number is not open.
+    let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) }).ok()?;
+    // A descriptor that closes on exec was opened by this process: the variable is a left-over of its parent.
+    if flags.contains(FdFlags::CLOEXEC) || TAKEN.swap(true, Ordering::SeqCst) {
+        return None;
+    }
+    // SAFETY: the number is open, came over exec, and `TAKEN` says that nobody else owns it.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC).ok()?;
+    Some(descriptor)
+}
+
+/// Makes `place` refer to the open file of `with`; whoever holds `place` by its number now talks to that.
+pub(crate) fn replace(place: BorrowedFd<'_>, with: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: `place` is open, and `ManuallyDrop` leaves closing it to its owner. dup3 swaps what the number
+    // refers to in one step, so the owner never sees it closed.
+    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) });
+    rustix::io::dup3(with, &mut place, DupFlags::CLOEXEC)?;
+    Ok(())
+}

@@ -1,0 +1,347 @@
+//! The file system that the kernel talks to: a snapshot's manifest as inodes, and its blocks as bytes.
+//!
+//! Zero-message mounts: `open`, `opendir` and `flush` are answered with ENOSYS once, after which the kernel does
+//! not ask again; names and attributes are valid for a day, since a snapshot never changes. A file whose pages the
+//! kernel holds is then opened, read and closed without this process.
+//!
+//! A read that needs no network is answered on the kernel's own thread; any other is handed to the runtime, so
+//! that a slow origin never keeps a thread from the next request.
+
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use weir_client::{ReadError, Reader};
+use weir_core::{EntryKind, Manifest};
+
+use crate::errno::errno;
+use crate::metrics::{ErrorLabel, FuseMetrics};
+
+/// How long the kernel may keep names and attributes. They never change; a day bounds what a bug could do.
+const TTL: Duration = Duration::from_secs(24 * 3600);
+/// Requests that the kernel may have under way at once, readahead included.
+const MAX_BACKGROUND: u16 = 128;
+/// Size of a block as `stat` shows it: what a program should read at once.
+const PREFERRED_IO: u32 = 1 << 20;
+/// The same file's errors are logged at most this often.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Offset of the first real entry of a directory; "." and ".." come before it.
+const FIRST_CHILD: u64 = 2;
+
+/// Owner and permissions that every entry shows.
+#[derive(Clone, Debug)]
+pub struct Ownership {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Permission bits of files.
+    pub file_mode: u16,
+    /// Permission bits of directories.
+    pub dir_mode: u16,
+}
+
+/// A mounted snapshot.
+pub struct SnapshotFs {
+    reader: Arc<Reader>,
+    manifest: Arc<Manifest>,
+    ownership: Ownership,
+    runtime: Handle,
+    metrics: Arc<FuseMetrics>,
+    last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
+}
+
+impl SnapshotFs {
+    /// A file system over `reader`'s snapshot, which hands slow reads to `runtime`.
+    pub fn new(
+        reader: Arc<Reader>,
+        ownership: Ownership,
+        runtime: Handle,
+        metrics: Arc<FuseMetrics>,
+    ) -> Self {
+        let manifest = reader.manifest().clone();
+        metrics.entries.set(i64::from(manifest.len()));
+        Self {
+            reader,
+            manifest,
+            ownership,
+            runtime,
+            metrics,
+            last_logged: Arc::default(),
+        }
+    }
+
+    fn attributes(&self, index: u32) -> FileAttr {
+        let entry = self.manifest.entry(index);
+        let (kind, perm, nlink, size) = match entry.kind {
+            EntryKind::Directory => (FileType::Directory, self.ownership.dir_mode, 2, 4096),
+            EntryKind::File => (
+                FileType::RegularFile,
+                self.ownership.file_mode,
+                1,
+                entry.size,
+            ),
+        };
+        let time = to_time(entry.mtime_ns);
+        FileAttr {
+            ino: INodeNo(self.manifest.inode(index)),
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink,
+            uid: self.ownership.uid,
+            gid: self.ownership.gid,
+            rdev: 0,
+            blksize: PREFERRED_IO,
+            flags: 0,
+        }
+    }
+
+    fn index(&self, inode: INodeNo) -> Result<u32, Errno> {
+        self.manifest.by_inode(inode.0).ok_or(Errno::ESTALE)
+    }
+
+    fn directory(&self, inode: INodeNo) -> Result<u32, Errno> {
+        let index = self.index(inode)?;
+        match self.manifest.entry(index).kind {
+            EntryKind::Directory => Ok(index),
+            EntryKind::File => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// Calls `add` for each entry of a directory from `offset` on, until it says that the reply is full. Offsets:
+    /// 0 is ".", 1 is "..", then the children in order; each entry carries the offset behind it.
+    fn list(
+        &self,
+        inode: INodeNo,
+        offset: u64,
+        mut add: impl FnMut(u32, u64, &str) -> bool,
+    ) -> Result<(), Errno> {
+        self.metrics.readdir.inc();
+        let directory = self.directory(inode)?;
+        let parent = self.manifest.entry(directory).parent;
+        for (dot, index) in [(".", directory), ("..", parent)].iter().enumerate() {
+            if offset <= dot as u64 && add(index.1, dot as u64 + 1, index.0) {
+                return Ok(());
+            }
+        }
+        let children = self.manifest.children(directory);
+        let skip = u32::try_from(offset.saturating_sub(FIRST_CHILD)).unwrap_or(u32::MAX);
+        let from = children.start.saturating_add(skip);
+        for child in from..children.end {
+            let next = u64::from(child - children.start) + FIRST_CHILD + 1;
+            if add(child, next, self.manifest.entry(child).name) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn to_time(nanoseconds: i64) -> SystemTime {
+    let offset = Duration::from_nanos(nanoseconds.unsigned_abs());
+    let time = if nanoseconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(offset)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(offset)
+    };
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Answers a read; pieces are put together only when there are several.
+fn send(reply: ReplyData, pieces: &[Bytes]) {
+    match pieces {
+        [] => reply.data(&[]),
+        [piece] => reply.data(piece),
+        pieces => reply.data(&pieces.concat()),
+    }
+}
+
+impl Filesystem for SnapshotFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_NO_OPEN_SUPPORT
+            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+        // An older kernel lacks some of them; the mount works without, only slower.
+        let _ = config.add_capabilities(wanted & config.capabilities());
+        // The value is within the limits of both calls.
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.metrics.lookup.inc();
+        let found = self
+            .directory(parent)
+            .map(|parent| self.manifest.lookup(parent, name.to_str()?));
+        match found {
+            Err(error) => reply.error(error),
+            Ok(Some(index)) => reply.entry(&TTL, &self.attributes(index), Generation(0)),
+            // Inode 0 lets the kernel remember that there is no such name.
+            Ok(None) => {
+                let nothing = FileAttr {
+                    ino: INodeNo(0),
+                    ..self.attributes(0)
+                };
+                reply.entry(&TTL, &nothing, Generation(0));
+            }
+        }
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.metrics.getattr.inc();
+        match self.index(inode) {
+            Ok(index) => reply.attr(&TTL, &self.attributes(index)),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS); // from now on the kernel opens without asking
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS); // and caches listings
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let started = Instant::now();
+        self.metrics.read.inc();
+        let index = match self.index(inode) {
+            Ok(index) => index,
+            Err(error) => return reply.error(error),
+        };
+        let entry = self.manifest.entry(index);
+        if entry.kind == EntryKind::Directory {
+            return reply.error(Errno::EISDIR);
+        }
+        let end = offset.saturating_add(u64::from(size)).min(entry.size);
+        if offset >= end {
+            return reply.data(&[]);
+        }
+        if let Some(pieces) = self.reader.read_cached(index, offset, end) {
+            send(reply, &pieces);
+            self.metrics.read_bytes.inc_by(end - offset);
+            self.metrics.read_duration.observe(started.elapsed().as_secs_f64());
+            return;
+        }
+        let (reader, metrics) = (self.reader.clone(), self.metrics.clone());
+        let last_logged = self.last_logged.clone();
+        self.runtime.spawn(async move {
+            match reader.read(index, offset, end).await {
+                Ok(pieces) => {
+                    send(reply, &pieces);
+                    metrics.read_bytes.inc_by(end - offset);
+                }
+                Err(error) => {
+                    log_once(&last_logged, inode.0, &error);
+                    let label = match error {
+                        ReadError::Stale { .. } => "ESTALE",
+                        ReadError::Unavailable { .. } => "EIO",
+                    };
+                    let label = ErrorLabel { error: label };
+                    metrics.errors.get_or_create(&label).inc();
+                    reply.error(errno(&error));
+                }
+            }
+            metrics.read_duration.observe(started.elapsed().as_secs_f64());
+        });
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.list(inode, offset, |index, next, name| {
+            let kind = match self.manifest.entry(index).kind {
+                EntryKind::Directory => FileType::Directory,
+                EntryKind::File => FileType::RegularFile,
+            };
+            reply.add(INodeNo(self.manifest.inode(index)), next, kind, name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.list(inode, offset, |index, next, name| {
+            let attributes = self.attributes(index);
+            reply.add(attributes.ino, next, name, &TTL, &attributes, Generation(0))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let summary = self.manifest.summary();
+        let blocks = summary.bytes.div_ceil(u64::from(PREFERRED_IO));
+        let entries = u64::from(self.manifest.len());
+        reply.statfs(blocks, 0, 0, entries, 0, PREFERRED_IO, 255, PREFERRED_IO);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS); // there are none; the kernel need not ask again
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// One line for each failing file, however many pages of it the kernel asks for.
+fn log_once(last: &Mutex<Option<(u64, Instant)>>, inode: u64, error: &ReadError) {
+    let mut last = last.lock();
+    let repeated = last.is_some_and(|(i, at)| i == inode && at.elapsed() < LOG_INTERVAL);
+    if !repeated {
+        *last = Some((inode, Instant::now()));
+        tracing::error!("read failed: {error}");
+    }
+}

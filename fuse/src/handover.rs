@@ -1,0 +1,315 @@
+//! How a server takes over the kernel's connection, also from one that was killed in the middle of its work.
+//!
+//! The kernel asks INIT once in the life of a mount, but each [`fuser::Session`] wants to answer one. So the session
+//! is given a socket in place of `/dev/fuse`, reads the saved request from it and writes its reply into it; then the
+//! real descriptor is put over the socket's number. The first server passes its reply on to the kernel. A later one
+//! drops it, and asks the kernel to send again what its predecessor read but never answered.
+//!
+//! Invariant: whether INIT was answered is decided by the kernel, which accepts one answer and refuses a second with
+//! ENOENT. A server that dies between its answer and saying so is thus no special case.
+//!
+//! `FUSE_DEV_IOC_CLONE` is not used: requests that were read through a cloned descriptor fail when it is closed,
+//! which happens when a server dies. All threads of a server read from the one descriptor that its supervisor holds
+//! too.
+#![forbid(unsafe_code)]
+
+mod init;
+mod link;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{Filesystem, Notifier, Session, SessionACL};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::state::{EXIT_UNMOUNTED, FromServer, MountState};
+use crate::{descriptor, fdpass};
+use link::Link;
+
+/// Longest wait for what the supervisor sent before it started this process.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
+/// Threads that read requests when the caller does not say: enough to keep one busy while others wait for a disk.
+const DEFAULT_THREADS: usize = 4;
+/// `FUSE_NOTIFY_RESEND` as a whole `fuse_out_header`: length 16, code 7, unique 0 (Linux 6.9).
+const RESEND_CODE: u32 = 7;
+/// Longer than any reply to INIT.
+const MAX_INIT_REPLY: usize = 4096;
+/// Start of the names of the threads on which [`fuser`] calls the file system.
+const SESSION_THREADS: &str = "fuser-";
+
+/// Why a server cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// This process was not started by a supervisor.
+    #[error("no supervisor has started this process")]
+    NoSupervisor,
+    /// What the supervisor sent cannot be used.
+    #[error("the hand-over from the supervisor failed: {0}")]
+    Message(#[source] io::Error),
+    /// The mount was unmounted in the meantime.
+    #[error("the mount was unmounted")]
+    Unmounted,
+    /// The file system and the kernel did not agree on how to talk.
+    #[error("the kernel and the file system do not fit together: {0}")]
+    Init(String),
+    /// A call to the system failed.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> HandoverError {
+    move |source| HandoverError::System { what, source }
+}
+
+/// Tells the supervisor whether the server is well; called once a second. While it says `false`, or does not return,
+/// the server counts as hung, and after a few seconds it is replaced.
+pub type HealthCheck = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// How a file system is served.
+pub struct ServeConfig {
+    /// Threads that read requests of the kernel and call the file system.
+    pub threads: usize,
+    /// Asked once a second; without one the server is well as long as it answers.
+    pub health: Option<HealthCheck>,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            threads: DEFAULT_THREADS,
+            health: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for ServeConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServeConfig").field("threads", &self.threads).finish_non_exhaustive()
+    }
+}
+
+/// A server's end of its mount, before it serves. From here on the supervisor is answered, and replaced if it dies.
+#[derive(Debug)]
+pub struct Handover {
+    link: Arc<Link>,
+    mountpoint: PathBuf,
+    restart: bool,
+    init: crate::state::InitExchange,
+}
+
+impl Handover {
+    /// Takes over what the supervisor passed to this process. Works once in a process.
+    pub fn from_env() -> Result<Self, HandoverError> {
+        let socket = descriptor::inherited().ok_or(HandoverError::NoSupervisor)?;
+        let arrived = fdpass::readable(&socket, MESSAGE_DEADLINE).map_err(HandoverError::Message)?;
+        if !arrived {
+            return Err(HandoverError::Message(io::ErrorKind::TimedOut.into()));
+        }
+        let (mut state, mut descriptors) = fdpass::receive::<MountState>(socket.as_fd())
+            .map_err(HandoverError::Message)?
+            .ok_or(HandoverError::NoSupervisor)?;
+        let fuse = descriptors.need(fdpass::Slot::Fuse).map_err(HandoverError::Message)?;
+        let lock = descriptors.need(fdpass::Slot::Lock).map_err(HandoverError::Message)?;
+        state.server_pid = Some(std::process::id());
+        let (mountpoint, init) = (state.request.mountpoint.clone(), state.init.clone());
+        let link = Link::start(socket, fuse, lock, state).map_err(system("start a thread"))?;
+        Ok(Self {
+            link,
+            mountpoint,
+            restart: init.reply.is_some(),
+            init,
+        })
+    }
+
+    /// Whether another server has served this mount: what the kernel caches of it must stay true.
+    pub fn is_restart(&self) -> bool {
+        self.restart
+    }
+
+    /// Where the mount is. It must not be looked into by this process.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Tells why this server cannot serve. If it is the first of the mount, `weir mount` fails with these words.
+    pub fn fail(&self, reason: &str) {
+        self.link.send(&FromServer::Failed(reason.to_owned()));
+    }
+
+    /// Serves `fs` on the mount, on threads of its own.
+    pub fn serve<FS: Filesystem>(&mut self, fs: FS, config: ServeConfig) -> Result<Serving, HandoverError> {
+        let mut options = fuser::Config::default();
+        options.n_threads = Some(config.threads.max(1));
+        let (session, reply) = self.greet(fs, options)?;
+        let resend = self.answer(reply)?;
+        descriptor::replace(session.as_fd(), self.link.fuse()).map_err(system("take over /dev/fuse"))?;
+        if resend {
+            send_again(self.link.fuse());
+        }
+        if let Some(health) = config.health {
+            self.link.set_health(health);
+        }
+        self.end_when_a_session_thread_panics();
+        let notifier = session.notifier();
+        let link = self.link.clone();
+        std::thread::Builder::new()
+            .name("session".to_owned())
+            .spawn(move || {
+                let ended = match session.run() {
+                    _ if crate::mount::is_gone(link.fuse()) => Ended::Unmounted,
+                    Ok(()) => Ended::Failed("the session ended by itself".to_owned()),
+                    Err(error) => Ended::Failed(format!("the session failed: {error}")),
+                };
+                link.end(ended);
+            })
+            .map_err(system("start a thread"))?;
+        self.link.ready();
+        Ok(Serving {
+            link: self.link.clone(),
+            notifier,
+        })
+    }
+
+    /// Lets a session answer the saved request over a socket.
+    fn greet<FS: Filesystem>(
+        &self,
+        fs: FS,
+        options: fuser::Config,
+    ) -> Result<(Session<FS>, Vec<u8>), HandoverError> {
+        let (kernel, session): (OwnedFd, OwnedFd) = fdpass::pair().map_err(system("make a socket"))?;
+        rustix::net::send(&kernel, &self.init.request, SendFlags::NOSIGNAL)
+            .map_err(|error| system("write the INIT request")(error.into()))?;
+        // The kernel checks who may look into the mount, by the option allow_other.
+        let session = Session::from_fd(fs, session, SessionACL::All, options)
+            .map_err(|error| HandoverError::Init(error.to_string()))?;
+        let mut reply = vec![0; MAX_INIT_REPLY];
+        let (length, _) = rustix::net::recv(&kernel, &mut reply[..], RecvFlags::DONTWAIT)
+            .map_err(|error| system("read the INIT reply")(error.into()))?;
+        reply.truncate(length);
+        Ok((session, reply))
+    }
+
+    /// Gives the kernel its answer unless it has one. Returns whether another server was there before.
+    fn answer(&mut self, reply: Vec<u8>) -> Result<bool, HandoverError> {
+        let ours = init::parse(&reply).map_err(HandoverError::Init)?;
+        if let Some(theirs) = self.init.reply.as_deref().and_then(|reply| init::parse(reply).ok())
+            && let Some(difference) = ours.check_against(&theirs).map_err(HandoverError::Init)?
+        {
+            tracing::warn!("{difference}; unmount and mount again to have it");
+        }
+        if self.init.answered {
+            return Ok(true);
+        }
+        self.link.answering(&reply);
+        let fresh = match rustix::io::retry_on_intr(|| rustix::io::write(self.link.fuse(), &reply)) {
+            Ok(_) => true,
+            // A server before this one died after its answer and before it could say so.
+            Err(Errno::NOENT) if !crate::mount::is_gone(self.link.fuse()) => false,
+            Err(Errno::NODEV | Errno::NOENT) => return Err(HandoverError::Unmounted),
+            Err(error) => return Err(system("answer INIT")(error.into())),
+        };
+        self.link.answered();
+        self.init.answered = true;
+        Ok(!fresh)
+    }
+
+    /// A panic ends the thread that it happens on, and with it a part of the mount's service, for good. The request
+    /// itself fails with EIO while the thread unwinds; then the process ends and the next one has all its threads.
+    fn end_when_a_session_thread_panics(&self) {
+        let link = self.link.clone();
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            before(panic);
+            let thread = std::thread::current();
+            if thread.name().is_some_and(|name| name.starts_with(SESSION_THREADS)) {
+                link.end(Ended::Failed("a thread that answers the kernel panicked".to_owned()));
+            }
+        }));
+    }
+}
+
+/// Asks the kernel for the requests that a dead server read and did not answer.
+fn send_again(fuse: impl AsFd) {
+    let mut message = [0; 16];
+    message[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&RESEND_CODE.to_ne_bytes());
+    match rustix::io::retry_on_intr(|| rustix::io::write(&fuse, &message)) {
+        Ok(_) => {}
+        Err(Errno::INVAL) => tracing::warn!(
+            "this kernel cannot send unanswered requests again (Linux 6.9 can): reads that were under way when the server before this one ended will hang"
+        ),
+        Err(error) => tracing::warn!("unanswered requests could not be asked for again: {error}"),
+    }
+}
+
+/// Why a server ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// The mount is gone. Nothing is left to do but to exit.
+    Unmounted,
+    /// Another server takes over as soon as this process exits. Until then requests are still answered.
+    Replaced,
+    /// This server cannot go on; it should exit and will be replaced.
+    Failed(String),
+}
+
+impl Ended {
+    /// The exit code that tells the supervisor, and whoever reads its log.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Unmounted => ExitCode::from(EXIT_UNMOUNTED),
+            Self::Replaced => ExitCode::SUCCESS,
+            Self::Failed(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// A mount that is being served.
+#[derive(Debug)]
+pub struct Serving {
+    link: Arc<Link>,
+    notifier: Notifier,
+}
+
+impl Serving {
+    /// Tells the kernel of changes.
+    pub fn notifier(&self) -> Notifier {
+        self.notifier.clone()
+    }
+
+    /// Makes a fact known to those who ask about the mount, such as the address of its metrics.
+    pub fn publish(&self, key: &str, value: &str) {
+        self.link.publish(key, value);
+    }
+
+    /// Ends [`Self::wait`]: this process wants to exit and be replaced.
+    pub fn stop(&self) {
+        self.link.end(Ended::Replaced);
+    }
+
+    /// Waits until this server has to end. The process should then finish its work and exit with the
+    /// [code](Ended::exit_code).
+    pub fn wait(&self) -> Ended {
+        loop {
+            // The wait is for an event that may never come; it is cut up so that none is without a deadline.
+            if let Some(ended) = self.wait_until(Instant::now() + Duration::from_secs(3600)) {
+                return ended;
+            }
+        }
+    }
+
+    /// As [`Self::wait`], until a deadline; `None` when the server may go on.
+    pub fn wait_until(&self, deadline: Instant) -> Option<Ended> {
+        self.link.wait_until(deadline)
+    }
+}

@@ -1,0 +1,203 @@
+//! A server's line to its supervisor: it answers pings, carries news, and brings the supervisor back when it dies.
+//!
+//! Invariant: while this process lives, its mount has a supervisor or is about to get one. The end of the socket is
+//! how its death is seen, so it takes no time to notice.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fmt, io};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+use super::{Ended, HealthCheck};
+use crate::fdpass::{self, Slot};
+use crate::spawn;
+use crate::state::{Assignment, FromServer, MountState, ToServer};
+
+/// A supervisor that lived shorter than this is followed by the next one only after as long.
+const SHORT_LIFE: Duration = Duration::from_millis(500);
+
+pub(super) struct Link {
+    fuse: OwnedFd,
+    lock: OwnedFd,
+    line: Mutex<Line>,
+    ended: Mutex<Option<Ended>>,
+    changed: Condvar,
+    health: Mutex<Option<Arc<HealthCheck>>>,
+}
+
+/// The socket and the state change together: a supervisor that adopts this server starts with all that was said to
+/// the one before.
+struct Line {
+    socket: Arc<OwnedFd>,
+    state: MountState,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(super) fn start(
+        socket: OwnedFd,
+        fuse: OwnedFd,
+        lock: OwnedFd,
+        state: MountState,
+    ) -> io::Result<Arc<Self>> {
+        let link = Arc::new(Self {
+            fuse,
+            lock,
+            line: Mutex::new(Line {
+                socket: Arc::new(socket),
+                state,
+            }),
+            ended: Mutex::default(),
+            changed: Condvar::new(),
+            health: Mutex::default(),
+        });
+        let thread = link.clone();
+        std::thread::Builder::new().name("supervisor-link".to_owned()).spawn(move || thread.run())?;
+        Ok(link)
+    }
+
+    /// The kernel's end of the mount.
+    pub(super) fn fuse(&self) -> BorrowedFd<'_> {
+        self.fuse.as_fd()
+    }
+
+    pub(super) fn send(&self, message: &FromServer) {
+        self.line.lock().send(message);
+    }
+
+    pub(super) fn answering(&self, reply: &[u8]) {
+        let mut line = self.line.lock();
+        line.state.init.reply = Some(reply.to_owned());
+        line.send(&FromServer::Answering(reply.to_owned()));
+    }
+
+    pub(super) fn answered(&self) {
+        let mut line = self.line.lock();
+        line.state.init.answered = true;
+        line.send(&FromServer::Answered);
+    }
+
+    pub(super) fn ready(&self) {
+        let mut line = self.line.lock();
+        line.state.was_ready = true;
+        line.send(&FromServer::Ready);
+    }
+
+    pub(super) fn publish(&self, key: &str, value: &str) {
+        let mut line = self.line.lock();
+        line.state.properties.insert(key.to_owned(), value.to_owned());
+        line.send(&FromServer::Publish {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        });
+    }
+
+    pub(super) fn set_health(&self, check: HealthCheck) {
+        *self.health.lock() = Some(Arc::new(check));
+    }
+
+    /// Ends the service; the first reason counts.
+    pub(super) fn end(&self, ended: Ended) {
+        self.ended.lock().get_or_insert(ended);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn wait_until(&self, deadline: Instant) -> Option<Ended> {
+        let mut ended = self.ended.lock();
+        while ended.is_none() {
+            if self.changed.wait_until(&mut ended, deadline).timed_out() {
+                break;
+            }
+        }
+        ended.clone()
+    }
+
+    fn run(&self) {
+        loop {
+            let since = Instant::now();
+            self.listen();
+            // The end of the mount ends the supervisor too.
+            if crate::mount::is_gone(&self.fuse) {
+                return;
+            }
+            tracing::warn!("the supervisor died; starting another one");
+            if since.elapsed() < SHORT_LIFE {
+                std::thread::sleep(SHORT_LIFE);
+            }
+            while let Err(error) = self.replace_supervisor() {
+                tracing::error!("no supervisor could be started: {error}");
+                std::thread::sleep(SHORT_LIFE);
+            }
+        }
+    }
+
+    /// Answers the supervisor until it is gone.
+    fn listen(&self) {
+        let socket = self.line.lock().socket.clone();
+        loop {
+            match fdpass::receive::<ToServer>(socket.as_fd()) {
+                Ok(Some((ToServer::Ping(number), _))) => {
+                    let check = self.health.lock().clone();
+                    if check.is_none_or(|well| well()) {
+                        self.send(&FromServer::Pong(number));
+                    }
+                }
+                Ok(Some((ToServer::Stop, _))) => self.end(Ended::Replaced),
+                Ok(None) => return,
+                // A newer supervisor may say what this version does not know.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    tracing::warn!("the supervisor sent an unknown message: {error}");
+                }
+                Err(error) => {
+                    tracing::error!("the line to the supervisor broke: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Starts a supervisor that takes this very process for its server.
+    fn replace_supervisor(&self) -> io::Result<()> {
+        let mut line = self.line.lock();
+        let (ours, theirs) = fdpass::pair()?;
+        let (sender, inherited) = fdpass::pair()?;
+        let this = pidfd_open(getpid(), PidfdFlags::empty())?;
+        fdpass::send(
+            sender.as_fd(),
+            &Assignment::Adopt(line.state.clone()),
+            &[
+                (Slot::Fuse, self.fuse.as_fd()),
+                (Slot::Lock, self.lock.as_fd()),
+                (Slot::Link, theirs.as_fd()),
+                (Slot::Server, this.as_fd()),
+            ],
+        )?;
+        let mut command = Command::new(spawn::OWN_EXE);
+        command.arg("supervise").stdin(Stdio::null()).stdout(Stdio::null());
+        spawn::name(&mut command);
+        spawn::spawn_detached(&mut command, inherited.as_fd())?;
+        line.socket = Arc::new(ours);
+        Ok(())
+    }
+}
+
+impl Line {
+    /// Never waits: a supervisor that does not read must not hold up the server. One that is dead gets the state.
+    fn send(&self, message: &FromServer) {
+        match fdpass::send(self.socket.as_fd(), message, &[]) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+            Err(error) => tracing::warn!("the supervisor could not be told: {error}"),
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What goes wrong with an origin, by what the caller can do about it.
+//!
+//! Every message names the bucket or the object, says what happened and what to do. None holds a secret: of an
+//! answer only the status, the error code and the request id are kept.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use weir_core::OriginId;
+
+/// Why an origin could not be opened, listed or read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OriginError {
+    /// The URL, an option, a profile or a certificate is wrong. Final.
+    #[error("origin {origin}: {problem}; {remedy}")]
+    Config {
+        /// The origin's URL.
+        origin: Arc<str>,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The origin refused the credentials, or the process may not read the file. Final.
+    #[error("origin {target}: access denied ({detail}); {remedy}")]
+    AccessDenied {
+        /// The bucket, object or file.
+        target: Arc<str>,
+        /// Status and code of the answer.
+        detail: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The credentials have expired, and loading them again gave none that work. Final.
+    #[error(
+        "origin {target}: the credentials have expired ({detail}); renew them, the next request reads them again"
+    )]
+    CredentialsExpired {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// Status and code of the answer.
+        detail: String,
+    },
+    /// There is no such bucket or directory. Final.
+    #[error("origin {origin}: it does not exist; check the name, --endpoint and --region")]
+    BucketMissing {
+        /// The origin's URL.
+        origin: Arc<str>,
+    },
+    /// The origin knows nothing at the object's address. Final.
+    #[error("origin {origin}: nothing is found at {key:?}; check --endpoint and --addressing")]
+    NotFound {
+        /// The origin's URL.
+        origin: Arc<str>,
+        /// The object's key.
+        key: Arc<str>,
+    },
+    /// The object is no longer the version that was listed: replaced, cut or deleted. Final.
+    #[error(
+        "origin {origin}: object {key:?} has changed since it was listed; run `weir dataset refresh`"
+    )]
+    Changed {
+        /// The origin's URL.
+        origin: Arc<str>,
+        /// The object's key.
+        key: Arc<str>,
+    },
+    /// The bytes do not match the checksum that the origin sent, again and again.
+    #[error(
+        "origin {origin}: the bytes of {key:?} do not match the origin's checksum; check the network and proxies between, or upload the object again"
+    )]
+    Corrupt {
+        /// The origin's URL.
+        origin: Arc<str>,
+        /// The object's key.
+        key: Arc<str>,
+    },
+    /// The origin asks for fewer requests. Passes.
+    #[error("origin {target}: too many requests ({detail}); lower the load or ask for a higher limit")]
+    Throttled {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// Status and code of the answer.
+        detail: String,
+    },
+    /// A server error, a lost connection or an incomplete answer. Passes.
+    #[error("origin {target}: not available ({detail}); check the service and --endpoint")]
+    Unavailable {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// Status and code of the answer, or the transport's message.
+        detail: String,
+    },
+    /// Nothing arrived for so long. Passes.
+    #[error("origin {target}: no answer for {after:.1?}; check the service and --endpoint")]
+    Timeout {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The origin or the object is of a kind that cannot be read. Final.
+    #[error("origin {target}: {problem}")]
+    Unsupported {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// What cannot be done, and the remedy.
+        problem: String,
+    },
+    /// A read beyond the end of the object: an error of the caller. Final.
+    #[error("origin {target}: bytes {start}..{end} are not inside the object of {size} bytes")]
+    OutOfRange {
+        /// The object.
+        target: Arc<str>,
+        /// First byte asked for.
+        start: u64,
+        /// End of the bytes asked for.
+        end: u64,
+        /// Length of the object.
+        size: u64,
+    },
+    /// The read was given up because this process is shutting down. Final.
+    #[error("the read of {key:?} was interrupted by a shutdown; read again")]
+    Interrupted {
+        /// The object's key.
+        key: Arc<str>,
+    },
+    /// No known dataset has an origin with this id. Final.
+    #[error("origin {id} is not known here; check that its dataset still exists")]
+    Unknown {
+        /// The id.
+        id: OriginId,
+    },
+    /// An error that usually passes stayed until the retries were used up. Final.
+    #[error("{last} (given up after {attempts} failed requests in {after:.1?})")]
+    GaveUp {
+        /// The last error.
+        last: Arc<OriginError>,
+        /// Failed requests.
+        attempts: u32,
+        /// Time lost to them.
+        after: Duration,
+    },
+}
+
+impl OriginError {
+    /// The error of a read that a shutdown cut short.
+    pub fn interrupted(key: &str) -> Self {
+        Self::Interrupted { key: key.into() }
+    }
+
+    /// The error of a read from an origin that no known dataset names.
+    pub fn unknown(id: OriginId) -> Self {
+        Self::Unknown { id }
+    }
+
+    /// A configuration error.
+    pub(crate) fn config(
+        origin: impl Into<Arc<str>>,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::Config {
+            origin: origin.into(),
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            Self::Throttled { .. }
+                | Self::Unavailable { .. }
+                | Self::Timeout { .. }
+                | Self::Corrupt { .. }
+        )
+    }
+
+    /// The kind of error, as a label of metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Config { .. } => "config",
+            Self::AccessDenied { .. } => "access_denied",
+            Self::CredentialsExpired { .. } => "credentials_expired",
+            Self::BucketMissing { .. } => "bucket_missing",
+            Self::NotFound { .. } => "not_found",
+            Self::Changed { .. } => "changed",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Throttled { .. } => "throttled",
+            Self::Unavailable { .. } => "unavailable",
+            Self::Timeout { .. } => "timeout",
+            Self::Unsupported { .. } => "unsupported",
+            Self::OutOfRange { .. } => "out_of_range",
+            Self::Interrupted { .. } => "interrupted",
+            Self::Unknown { .. } => "unknown",
+            Self::GaveUp { last, .. } => last.kind(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_what_failed_on_what_and_what_to_do() {
+        let error = OriginError::AccessDenied {
+            target: "s3://b/p".into(),
+            detail: "403".to_owned(),
+            remedy: "check AWS_ACCESS_KEY_ID or --endpoint",
+        };
+        assert_eq!(
+            error.to_string(),
+            "origin s3://b/p: access denied (403); check AWS_ACCESS_KEY_ID or --endpoint"
+        );
+    }
+
+    #[test]
+    fn an_error_that_was_retried_in_vain_keeps_its_kind_and_is_final() {
+        let last = OriginError::Timeout {
+            target: "s3://b/p".into(),
+            after: Duration::from_secs(1),
+        };
+        assert!(last.is_retryable());
+        let gave_up = OriginError::GaveUp {
+            last: last.into(),
+            attempts: 3,
+            after: Duration::from_secs(30),
+        };
+        assert_eq!(gave_up.kind(), "timeout");
+        assert!(!gave_up.is_retryable());
+        assert!(gave_up.to_string().ends_with("(given up after 3 failed requests in 30.0s)"));
+    }
+}

@@ -1,0 +1,269 @@
+//! The robust read: retries, resumption, hedging, verification.
+//!
+//! A read is a row of *waits* for the next bytes. In a wait one request is under way, or several that race: the
+//! first to deliver wins and the others are dropped. After a failure the read goes on at the first missing byte. The
+//! stream yields exactly the bytes of its range, in order, each once; bytes that a digest covers are not yielded
+//! before the digest was verified, as long as they fit one block.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use tokio::time::{Instant, sleep, sleep_until};
+use weir_core::ObjectRef;
+
+use crate::error::OriginError;
+use crate::metrics::OriginMetrics;
+use crate::origin::Origin;
+use crate::policy::{Backoff, FetchPolicy};
+
+mod check;
+mod clock;
+mod race;
+#[cfg(test)]
+mod tests;
+
+use check::{Check, Checked};
+use clock::Clock;
+use race::{Delivery, Race};
+
+/// How often bytes that do not match their digest are fetched again: a flipped bit on the way goes away, a wrong
+/// checksum at the origin does not.
+const MAX_MISMATCHES: u32 = 3;
+
+/// Reads `range` of an object version, with retries, resumption and hedging within `policy`. Yields exactly its
+/// bytes, in order, or one error after which the stream ends. Does nothing until polled; dropping it drops its
+/// requests.
+pub fn fetch(
+    origin: Arc<dyn Origin>,
+    object: ObjectRef,
+    range: Range<u64>,
+    policy: Arc<FetchPolicy>,
+    metrics: Arc<OriginMetrics>,
+) -> impl Stream<Item = Result<Bytes, OriginError>> + Send {
+    let read = Read {
+        target: format!("{}/{}", origin.describe(), object.key).into(),
+        position: range.start,
+        ready: VecDeque::new(),
+        check: None,
+        race: Race::default(),
+        clock: Clock::start(policy.budget),
+        backoff: Backoff::new(&policy),
+        hedge_after: policy.hedge_after,
+        failures: 0,
+        mismatches: 0,
+        origin,
+        object,
+        range,
+        policy,
+        metrics,
+    };
+    stream::unfold(Some(read), |read| async {
+        let mut read = read?;
+        match read.next().await {
+            Ok(None) => None,
+            Ok(Some(bytes)) => Some((Ok(bytes), Some(read))),
+            Err(error) => {
+                read.metrics.failed(&error);
+                Some((Err(error), None))
+            }
+        }
+    })
+}
+
+/// One read and how far it is.
+struct Read {
+    origin: Arc<dyn Origin>,
+    object: ObjectRef,
+    /// The object in messages.
+    target: Arc<str>,
+    range: Range<u64>,
+    policy: Arc<FetchPolicy>,
+    metrics: Arc<OriginMetrics>,
+    /// The first byte that has not arrived.
+    position: u64,
+    /// Bytes that may be yielded.
+    ready: VecDeque<Bytes>,
+    /// The digest that the bytes before `position` are part of.
+    check: Option<Check>,
+    race: Race,
+    clock: Clock,
+    backoff: Backoff,
+    /// Silence before the next hedge.
+    hedge_after: Duration,
+    failures: u32,
+    mismatches: u32,
+}
+
+impl Read {
+    /// The next bytes, or `None` behind the last.
+    async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
+        if self.range.start > self.range.end || self.range.end > self.object.size {
+            return Err(OriginError::OutOfRange {
+                target: self.target.clone(),
+                start: self.range.start,
+                end: self.range.end,
+                size: self.object.size,
+            });
+        }
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                return Ok(Some(bytes));
+            }
+            if self.position == self.range.end {
+                return Ok(None);
+            }
+            let delivery = self.wait().await?;
+            self.accept(delivery).await?;
+        }
+    }
+
+    /// Waits until one of the racing requests delivers; starts, repeats and doubles requests as the policy says.
+    async fn wait(&mut self) -> Result<Delivery, OriginError> {
+        self.clock.wait_begins();
+        if self.race.is_empty() {
+            self.request(false);
+        }
+        let mut hedges = 0;
+        let mut hedge_at = Instant::now() + self.hedge_after;
+        let mut last_error = None;
+        loop {
+            let deadline = self.clock.deadline();
+            let may_hedge = hedges < self.policy.max_hedges && hedge_at < deadline;
+            tokio::select! {
+                biased;
+                (is_hedge, outcome) = self.race.next() => match outcome {
+                    Ok(delivery) => {
+                        let lost = self.race.clear();
+                        (0..lost).for_each(|_| self.metrics.hedged(false));
+                        if is_hedge {
+                            self.metrics.hedged(true);
+                            self.hedge_after = self.policy.hedge_after;
+                        }
+                        self.clock.progress();
+                        self.backoff = Backoff::new(&self.policy);
+                        self.metrics.received(delivery.bytes.len());
+                        return Ok(delivery);
+                    }
+                    Err(error) => {
+                        if is_hedge {
+                            self.metrics.hedged(false);
+                        }
+                        self.count(&error)?;
+                        if self.race.is_empty() {
+                            self.pause(error.clone()).await?;
+                            self.request(false);
+                            hedge_at = Instant::now() + self.hedge_after;
+                        }
+                        last_error = Some(error);
+                    }
+                },
+                () = sleep_until(hedge_at), if may_hedge => {
+                    tracing::debug!(target = %self.target, after = ?self.hedge_after, "no bytes came, a second request is started");
+                    self.request(true);
+                    hedges += 1;
+                    self.hedge_after = self.hedge_after.saturating_mul(2);
+                    hedge_at = Instant::now() + self.hedge_after;
+                }
+                () = sleep_until(deadline) => {
+                    let timeout = OriginError::Timeout {
+                        target: self.target.clone(),
+                        after: self.clock.silence(),
+                    };
+                    return Err(self.give_up(last_error.unwrap_or(timeout)));
+                }
+            }
+        }
+    }
+
+    /// Starts a request for all that is missing.
+    fn request(&mut self, is_hedge: bool) {
+        let missing = self.position..self.range.end;
+        let (origin, object) = (self.origin.clone(), self.object.clone());
+        self.race.request(origin, object, missing, is_hedge, &self.metrics);
+    }
+
+    /// Takes in delivered bytes: to be yielded at once, or to be held until their digest is verified.
+    async fn accept(&mut self, delivery: Delivery) -> Result<(), OriginError> {
+        let Delivery { range, digest, bytes, body } = delivery;
+        if self.check.is_none()
+            && let Some(digest) = digest
+        {
+            self.check = Some(Check::new(self.position..range.end, digest));
+        }
+        self.position += bytes.len() as u64;
+        if let Some(body) = body {
+            self.race.go_on(body);
+        }
+        let Some(check) = &mut self.check else {
+            self.ready.push_back(bytes);
+            return Ok(());
+        };
+        match check.add(bytes) {
+            Checked::Hold => Ok(()),
+            Checked::Pass(bytes) => {
+                self.ready.push_back(bytes);
+                Ok(())
+            }
+            Checked::Verified(pieces) => {
+                self.ready.extend(pieces);
+                self.check = None;
+                Ok(())
+            }
+            Checked::Mismatch { again_from } => {
+                let error = OriginError::Corrupt {
+                    origin: self.origin.describe().into(),
+                    key: self.object.key.clone(),
+                };
+                let Some(start) = again_from.filter(|_| self.mismatches < MAX_MISMATCHES) else {
+                    return Err(error);
+                };
+                self.mismatches += 1;
+                self.position = start;
+                self.check = None;
+                self.race.clear();
+                self.count(&error)?;
+                self.pause(error).await
+            }
+        }
+    }
+
+    /// Counts a failed request. An error that does not pass, or one too many, ends the read.
+    fn count(&mut self, error: &OriginError) -> Result<(), OriginError> {
+        if !error.is_retryable() {
+            return Err(error.clone());
+        }
+        tracing::debug!(%error, failures = self.failures, "a request failed");
+        self.clock.failed();
+        self.failures += 1;
+        self.metrics.retried(error);
+        if self.failures >= self.policy.max_attempts {
+            return Err(self.give_up(error.clone()));
+        }
+        Ok(())
+    }
+
+    /// Waits before the next request, unless the budget ends first.
+    async fn pause(&mut self, error: OriginError) -> Result<(), OriginError> {
+        let wait = self.backoff.wait(&self.policy);
+        if Instant::now() + wait >= self.clock.deadline() {
+            return Err(self.give_up(error));
+        }
+        sleep(wait).await;
+        Ok(())
+    }
+
+    fn give_up(&self, last: OriginError) -> OriginError {
+        if self.failures == 0 {
+            return last; // silence alone
+        }
+        OriginError::GaveUp {
+            last: last.into(),
+            attempts: self.failures,
+            after: self.clock.lost(),
+        }
+    }
+}

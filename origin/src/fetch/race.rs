@@ -1,0 +1,139 @@
+//! Requests under way for the same bytes, and the body that the read goes on with.
+//!
+//! A runner delivers once: the first bytes of its answer, or the next bytes of a body. All but the winner are
+//! dropped, so each delivery starts at the read's position.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{FutureExt, StreamExt};
+use weir_core::ObjectRef;
+
+use crate::digest::Digest;
+use crate::error::OriginError;
+use crate::metrics::{Operation, OriginMetrics};
+use crate::origin::Origin;
+
+/// Bytes that arrived, never none.
+pub(super) struct Delivery {
+    /// What the whole answer covers.
+    pub(super) range: Range<u64>,
+    /// The digest of `range`, with the first bytes of an answer only.
+    pub(super) digest: Option<Digest>,
+    pub(super) bytes: Bytes,
+    /// The rest of the answer; `None` behind its last byte.
+    pub(super) body: Option<Body>,
+}
+
+/// An answer's body, from its next byte on.
+pub(super) struct Body {
+    target: Arc<str>,
+    range: Range<u64>,
+    next: u64,
+    stream: BoxStream<'static, Result<Bytes, OriginError>>,
+}
+
+impl Body {
+    /// The next bytes. A body that ends before its range does is an error that passes.
+    async fn deliver(mut self, digest: Option<Digest>) -> Result<Delivery, OriginError> {
+        loop {
+            let mut bytes = match self.stream.next().await {
+                Some(bytes) => bytes?,
+                None => {
+                    return Err(OriginError::Unavailable {
+                        detail: format!("the body ended {} bytes early", self.range.end - self.next),
+                        target: self.target,
+                    });
+                }
+            };
+            if bytes.is_empty() {
+                continue;
+            }
+            let left = self.range.end - self.next;
+            bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            self.next += bytes.len() as u64;
+            let range = self.range.clone();
+            let body = if self.next < range.end {
+                Some(self)
+            } else {
+                // The end of the body gives its connection back.
+                let _ = self.stream.next().now_or_never();
+                None
+            };
+            return Ok(Delivery { range, digest, bytes, body });
+        }
+    }
+}
+
+type Runner = BoxFuture<'static, (bool, Result<Delivery, OriginError>)>;
+
+/// The runners, at most one plus the hedges of one wait.
+#[derive(Default)]
+pub(super) struct Race {
+    runners: FuturesUnordered<Runner>,
+    /// How many of the runners are hedges.
+    hedges: usize,
+}
+
+impl Race {
+    pub(super) fn is_empty(&self) -> bool {
+        self.runners.is_empty()
+    }
+
+    /// Sends a new request into the race.
+    pub(super) fn request(
+        &mut self,
+        origin: Arc<dyn Origin>,
+        object: ObjectRef,
+        wanted: Range<u64>,
+        is_hedge: bool,
+        metrics: &OriginMetrics,
+    ) {
+        let timer = metrics.request(origin.kind(), Operation::Get);
+        self.hedges += usize::from(is_hedge);
+        let run = async move {
+            let answer = origin.get(&object, wanted.clone()).await;
+            timer.finish(answer.as_ref().err());
+            let answer = answer?;
+            let target: Arc<str> = format!("{}/{}", origin.describe(), object.key).into();
+            let range = answer.range;
+            if range.start != wanted.start || range.is_empty() || range.end > wanted.end {
+                return Err(OriginError::Unavailable {
+                    target,
+                    detail: format!("{range:?} was sent for {wanted:?}"),
+                });
+            }
+            let body = Body {
+                target,
+                next: range.start,
+                range,
+                stream: answer.body,
+            };
+            body.deliver(answer.digest).await
+        };
+        self.runners.push(run.map(move |outcome| (is_hedge, outcome)).boxed());
+    }
+
+    /// Lets a body that has won run on.
+    pub(super) fn go_on(&mut self, body: Body) {
+        self.runners.push(body.deliver(None).map(|outcome| (false, outcome)).boxed());
+    }
+
+    /// The next outcome, and whether it is a hedge's. Never ends while the race is empty.
+    pub(super) async fn next(&mut self) -> (bool, Result<Delivery, OriginError>) {
+        let Some((is_hedge, outcome)) = self.runners.next().await else {
+            return std::future::pending().await;
+        };
+        self.hedges -= usize::from(is_hedge);
+        (is_hedge, outcome)
+    }
+
+    /// Drops all runners; gives the number of hedges among them.
+    pub(super) fn clear(&mut self) -> usize {
+        self.runners.clear();
+        std::mem::take(&mut self.hedges)
+    }
+}

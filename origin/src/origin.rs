@@ -1,0 +1,103 @@
+//! The one face of every origin: list it, and read a part of one object version.
+//!
+//! An origin makes single attempts and checks what comes back; [`fetch`](crate::fetch()) adds patience. The bytes of
+//! a [`Fetched`] are always those of the version that was asked for: a changed object is an error, never other bytes.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use weir_core::{ObjectRef, OriginId};
+
+use crate::digest::Digest;
+use crate::error::OriginError;
+use crate::file::FileOrigin;
+use crate::metrics::{Operation, OriginMetrics};
+use crate::s3::S3Origin;
+use crate::spec::{OriginSpec, Place};
+
+/// One object of a listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// The full key, as raw bytes.
+    pub key: Vec<u8>,
+    /// Length in bytes.
+    pub size: u64,
+    /// Last change, in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// The origin's name for this version; see [`ObjectRef::version`].
+    pub version: String,
+}
+
+/// The answer to one read.
+pub struct Fetched {
+    /// What the origin really sends: starts where it was asked to, is not empty, and may end before the asked end.
+    pub range: Range<u64>,
+    /// Exactly the bytes of `range`, or an error.
+    pub body: BoxStream<'static, Result<Bytes, OriginError>>,
+    /// Checksum over exactly the bytes of `range`, when the origin sent one.
+    pub digest: Option<Digest>,
+}
+
+impl Debug for Fetched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetched")
+            .field("range", &self.range)
+            .field("digest", &self.digest)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A storage that datasets come from.
+#[async_trait]
+pub trait Origin: Send + Sync + Debug {
+    /// Identifies the origin in block identities.
+    fn id(&self) -> OriginId;
+
+    /// `s3` or `file`: a label of metrics.
+    fn kind(&self) -> &'static str;
+
+    /// The origin in messages: `s3://bucket`.
+    fn describe(&self) -> &str;
+
+    /// Every object whose key starts with `prefix`, in pages, in the origin's order. A page is retried by itself,
+    /// within a time budget; the first error ends the stream.
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<Vec<Listed>, OriginError>>;
+
+    /// Makes one attempt to read `range`, which must not be empty and must lie inside the object, of exactly this
+    /// version. Returns when the answer's head has been checked; the body is still to come.
+    async fn get(&self, object: &ObjectRef, range: Range<u64>) -> Result<Fetched, OriginError>;
+}
+
+/// Opens an origin. Sends no request: wrong configuration is an error here, a missing bucket or wrong credentials
+/// are errors of the first request. A directory must exist.
+pub async fn open(spec: &OriginSpec) -> Result<Arc<dyn Origin>, OriginError> {
+    spec.validate()?;
+    match spec.place()? {
+        Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec)?)),
+        Place::File { dir } => Ok(Arc::new(FileOrigin::open(spec.id(), dir.into()).await?)),
+    }
+}
+
+/// [`Origin::list`] with its pages and errors counted.
+pub fn list<'a>(
+    origin: &'a dyn Origin,
+    prefix: &str,
+    metrics: &'a OriginMetrics,
+) -> impl Stream<Item = Result<Vec<Listed>, OriginError>> + Send + 'a {
+    let kind = origin.kind();
+    let mut request = Some(metrics.request(kind, Operation::List));
+    origin.list(prefix).inspect(move |page| {
+        if let Some(request) = request.take() {
+            request.finish(page.as_ref().err());
+        }
+        match page {
+            Ok(_) => request = Some(metrics.request(kind, Operation::List)),
+            Err(error) => metrics.failed(error),
+        }
+    })
+}

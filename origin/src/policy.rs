@@ -1,0 +1,81 @@
+//! How patient a read is.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+/// Limits of one read. The defaults suit a training job: a hiccup of the origin costs a moment, an outage is
+/// reported within half a minute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FetchPolicy {
+    /// Most time that one read loses to failures and silence. Bytes that arrive, however slowly, cost none of it.
+    /// Default 30 s: longer than a load balancer's failover, shorter than a job's watchdog.
+    pub budget: Duration,
+    /// Most failed requests of one read. Default 100, more than fit into the budget unless each makes some progress.
+    pub max_attempts: u32,
+    /// Wait before the first retry. Default 20 ms: most errors of object stores pass at once.
+    pub first_backoff: Duration,
+    /// Longest wait before a retry; waits double until then. Default 1 s.
+    pub max_backoff: Duration,
+    /// Part of a wait that is random, from 0 to 1, so that readers who failed together do not come back together.
+    /// Default 0.5.
+    pub jitter: f64,
+    /// Silence after which a second request for the same bytes is started. Default 1 s: far above the usual time to
+    /// the first byte, far below what a training step notices. The time doubles with each further request of the
+    /// same read, so an origin that is slow for everybody is not stormed.
+    pub hedge_after: Duration,
+    /// Most such requests in one wait; 0 turns hedging off. Default 3.
+    pub max_hedges: u32,
+}
+
+impl Default for FetchPolicy {
+    fn default() -> Self {
+        Self {
+            budget: Duration::from_secs(30),
+            max_attempts: 100,
+            first_backoff: Duration::from_millis(20),
+            max_backoff: Duration::from_secs(1),
+            jitter: 0.5,
+            hedge_after: Duration::from_secs(1),
+            max_hedges: 3,
+        }
+    }
+}
+
+/// Waits between retries: doubling, with jitter.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(policy: &FetchPolicy) -> Self {
+        Self {
+            next: policy.first_backoff,
+        }
+    }
+
+    /// How long to wait now.
+    pub(crate) fn wait(&mut self, policy: &FetchPolicy) -> Duration {
+        let full = self.next.min(policy.max_backoff);
+        self.next = full.saturating_mul(2).min(policy.max_backoff);
+        let jitter = policy.jitter.clamp(0.0, 1.0);
+        full.mul_f64(1.0 - jitter * rand::rng().random::<f64>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_longest_and_keep_their_fixed_part() {
+        let policy = FetchPolicy::default();
+        let mut backoff = Backoff::new(&policy);
+        for full in [20, 40, 80, 160, 320, 640, 1000, 1000] {
+            let full = Duration::from_millis(full);
+            let wait = backoff.wait(&policy);
+            assert!(wait <= full && wait >= full / 2, "{wait:?} of {full:?}");
+        }
+    }
+}

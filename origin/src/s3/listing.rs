@@ -1,0 +1,126 @@
+//! ListObjectsV2 with percent-encoded keys, so that no key can break the document.
+
+use http::HeaderMap;
+use serde::Deserialize;
+
+use super::nanoseconds;
+use super::request::{Client, encode_query};
+use crate::Listed;
+use crate::error::OriginError;
+
+/// A page of a listing.
+pub(super) struct Page {
+    pub(super) objects: Vec<Listed>,
+    /// Token of the next page.
+    pub(super) next: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Document {
+    #[serde(default)]
+    contents: Vec<Contents>,
+    #[serde(default)]
+    is_truncated: bool,
+    next_continuation_token: Option<String>,
+    encoding_type: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Contents {
+    key: String,
+    size: u64,
+    last_modified: String,
+    #[serde(rename = "ETag", default)]
+    etag: String,
+}
+
+/// Asks for the page behind `token` (the first when it is empty).
+pub(super) async fn page(client: &Client, prefix: &str, token: &str) -> Result<Page, OriginError> {
+    let subject = client.bucket_url();
+    // Sorted, as signatures want it.
+    let mut query = String::new();
+    if !token.is_empty() {
+        query.push_str("continuation-token=");
+        encode_query(token, &mut query);
+        query.push('&');
+    }
+    query.push_str("encoding-type=url&list-type=2&prefix=");
+    encode_query(prefix, &mut query);
+    let response = client.get(None, &query, HeaderMap::new(), &subject).await?;
+    let unreadable = |detail: String| OriginError::Unavailable {
+        subject: subject.clone(),
+        detail: format!("its listing is not readable: {detail}"),
+    };
+    let text = response
+        .text()
+        .await
+        .map_err(|error| unreadable(super::request::root_cause(&error)))?;
+    let document: Document =
+        quick_xml::de::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+    let encoded = document.encoding_type.as_deref() == Some("url");
+    let objects = document
+        .contents
+        .into_iter()
+        .map(|object| Listed {
+            key: if encoded {
+                decode(&object.key)
+            } else {
+                object.key.into_bytes()
+            },
+            size: object.size,
+            mtime_ns: parse_time(&object.last_modified),
+            version: object.etag.trim_matches('"').to_owned(),
+        })
+        .collect();
+    let next = document
+        .next_continuation_token
+        .filter(|token| document.is_truncated && !token.is_empty());
+    Ok(Page { objects, next })
+}
+
+/// Percent-decodes a key; `+` is a space, as in forms, which is what S3 sends.
+fn decode(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let hex = |at: usize| (*bytes.get(at)? as char).to_digit(16);
+        match (byte, hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+                continue;
+            }
+            (b'+', ..) => out.push(b' '),
+            _ => out.push(byte),
+        }
+        at += 1;
+    }
+    out
+}
+
+/// `2026-03-01T12:00:00.000Z` as nanoseconds since 1970; 0 for what is not a time.
+fn parse_time(text: &str) -> i64 {
+    text.parse::<jiff::Timestamp>()
+        .map_or(0, |time| nanoseconds(time.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_decoded_to_raw_bytes() {
+        assert_eq!(decode("a%20b%2Fc+d%FF%0a"), b"a b/c d\xff\n");
+        assert_eq!(decode("100%"), b"100%");
+        assert_eq!(decode("%zz"), b"%zz");
+    }
+
+    #[test]
+    fn times_keep_their_fractions() {
+        assert_eq!(parse_time("1970-01-01T00:00:01.500Z"), 1_500_000_000);
+        assert_eq!(parse_time("yesterday"), 0);
+    }
+}

@@ -1,0 +1,336 @@
+//! What a user names: the URL of an origin and how to reach it.
+//!
+//! The spec is stored by the master and travels to every reader, so it never holds a secret: credentials come from
+//! the environment, the profile files or the metadata service of the process that reads. Its location decides the
+//! identity of blocks, so everything that can point a read at other data (URL and endpoint) is in the spec and is
+//! never taken from a reader's environment; [`OriginSpec::with_environment`] puts it there once, for the user who
+//! makes the dataset.
+
+use std::borrow::Cow;
+
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use weir_core::OriginId;
+
+use crate::error::OriginError;
+use crate::s3::environment::Environment;
+use crate::s3::profile;
+
+mod wire;
+
+/// Longest bucket name that is accepted, in bytes; S3 allows 63, old buckets had up to 255.
+const MAX_BUCKET: usize = 255;
+
+/// How a bucket is put into a request's address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Addressing {
+    /// Path style with an endpoint, virtual-hosted without.
+    #[default]
+    Auto,
+    /// `http://host/bucket/key`.
+    Path,
+    /// `http://bucket.host/key`.
+    Virtual,
+}
+
+/// Where a dataset's data lives. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OriginSpec {
+    /// `s3://bucket/prefix` or `file:///dir`. Taken literally: nothing in it is percent-decoded.
+    pub url: String,
+    /// URL of an S3-compatible service; AWS when absent.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Region of the bucket; `us-east-1` when nothing names one, corrected from the service's answer.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// How the bucket is put into a request's address.
+    #[serde(default)]
+    pub addressing: Addressing,
+    /// Requests are not signed.
+    #[serde(default)]
+    pub anonymous: bool,
+    /// Profile of the shared AWS configuration files.
+    #[serde(default)]
+    pub profile: Option<String>,
+}
+
+/// The URL, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Place<'a> {
+    /// A bucket and the rest of the URL behind its slash.
+    S3 { bucket: &'a str, rest: &'a str },
+    /// An absolute directory without a trailing slash, but `/` itself.
+    File { dir: String },
+}
+
+impl OriginSpec {
+    /// A spec of `url` alone, with default options.
+    pub fn parse(url: &str) -> Result<Self, OriginError> {
+        let spec = Self {
+            url: url.to_owned(),
+            endpoint: None,
+            region: None,
+            addressing: Addressing::Auto,
+            anonymous: false,
+            profile: None,
+        };
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// Checks the URL and the options; asks nobody.
+    pub fn validate(&self) -> Result<(), OriginError> {
+        let place = self.place()?;
+        if let Some(endpoint) = &self.endpoint {
+            if matches!(place, Place::File { .. }) {
+                return Err(self.wrong(
+                    "a directory has no endpoint",
+                    "leave --endpoint out, or name a bucket as s3://bucket",
+                ));
+            }
+            self.endpoint_url(endpoint)?;
+        }
+        if let Some(region) = &self.region {
+            let valid = !region.is_empty()
+                && region.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+            if !valid {
+                return Err(self.wrong(
+                    format!("the region {region:?} is not valid"),
+                    "write a name such as eu-central-1",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what the environment of this process and its AWS profile say about the endpoint and the region, where
+    /// the spec leaves them open, and checks the result. Credentials are not touched.
+    ///
+    /// Precedence: the spec, `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, the profile; the spec, `AWS_REGION`,
+    /// `AWS_DEFAULT_REGION`, the profile.
+    pub fn with_environment(self) -> Result<Self, OriginError> {
+        self.completed_by(&Environment::of_process())
+    }
+
+    pub(crate) fn completed_by(mut self, environment: &Environment) -> Result<Self, OriginError> {
+        self.validate()?;
+        if matches!(self.place()?, Place::File { .. }) {
+            return Ok(self);
+        }
+        let profile = profile::load(&self.location().into(), self.profile.as_deref(), environment)?;
+        let first = |names: &[&str]| {
+            let mut found = names.iter().filter_map(|name| environment.get(name));
+            found.next().map(str::to_owned)
+        };
+        self.endpoint = self
+            .endpoint
+            .or_else(|| first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]))
+            .or_else(|| profile.as_ref()?.get("endpoint_url").map(str::to_owned));
+        self.region = self
+            .region
+            .or_else(|| first(&["AWS_REGION", "AWS_DEFAULT_REGION"]))
+            .or_else(|| profile.as_ref()?.get("region").map(str::to_owned));
+        self.validate()?;
+        Ok(self)
+    }
+
+    /// The canonical location without the prefix: `s3://bucket`, `s3://bucket?endpoint=http://127.0.0.1:9000` or
+    /// `file:///dir`. The raw URL when it is not valid.
+    pub fn location(&self) -> String {
+        match self.place() {
+            Err(_) => self.url.clone(),
+            Ok(Place::File { dir }) => format!("file://{dir}"),
+            Ok(Place::S3 { bucket, .. }) => {
+                let endpoint = self.endpoint.as_deref().map(|text| {
+                    self.endpoint_url(text)
+                        .map_or_else(|_| text.to_owned(), |url| plain(&url))
+                });
+                match endpoint {
+                    None => format!("s3://{bucket}"),
+                    Some(endpoint) => format!("s3://{bucket}?endpoint={endpoint}"),
+                }
+            }
+        }
+    }
+
+    /// Identifies the origin: a hash of the location.
+    pub fn id(&self) -> OriginId {
+        OriginId::of_location(&self.location())
+    }
+
+    /// What every key of the dataset starts with: empty, or a prefix that ends in `/`, so that `s3://b/train` does
+    /// not take in `training/`.
+    pub fn prefix(&self) -> Cow<'_, str> {
+        match self.place() {
+            Ok(Place::S3 { rest, .. }) if rest.is_empty() || rest.ends_with('/') => rest.into(),
+            Ok(Place::S3 { rest, .. }) => format!("{rest}/").into(),
+            _ => "".into(),
+        }
+    }
+
+    /// What the URL has before `://`; empty when it has none.
+    pub fn scheme(&self) -> &str {
+        self.url.split_once("://").map_or("", |(scheme, _)| scheme)
+    }
+
+    /// Takes the URL apart.
+    pub(crate) fn place(&self) -> Result<Place<'_>, OriginError> {
+        match self.url.split_once("://") {
+            Some(("s3", rest)) => {
+                let (bucket, rest) = rest.split_once('/').unwrap_or((rest, ""));
+                let valid = !bucket.is_empty()
+                    && bucket.len() <= MAX_BUCKET
+                    && bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
+                    && bucket.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                    && !bucket.contains("..");
+                if !valid {
+                    return Err(self.wrong(
+                        format!("the bucket name {bucket:?} is not valid"),
+                        "write s3://bucket/prefix",
+                    ));
+                }
+                Ok(Place::S3 { bucket, rest })
+            }
+            Some(("file", path)) if path.starts_with('/') && !path.contains('\0') => {
+                let parts: Vec<&str> =
+                    path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+                if parts.contains(&"..") {
+                    return Err(self.wrong("the path has a component `..`", "write the directory's real path"));
+                }
+                Ok(Place::File {
+                    dir: format!("/{}", parts.join("/")),
+                })
+            }
+            Some(("file", _)) => {
+                Err(self.wrong("the directory is not absolute", "write file:///dir, with three slashes"))
+            }
+            _ => Err(self.wrong(
+                "this kind of URL is not supported",
+                "write s3://bucket/prefix or file:///dir",
+            )),
+        }
+    }
+
+    /// The endpoint as a URL with a host, and without what could hold a secret.
+    pub(crate) fn endpoint_url(&self, text: &str) -> Result<Url, OriginError> {
+        let remedy = "write --endpoint http://HOST:PORT or https://HOST";
+        let url = Url::parse(text)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| self.wrong("the endpoint is not an http or https URL", remedy))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(self.wrong(
+                "the endpoint holds a user name or password",
+                "leave it out; give credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            ));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(self.wrong("the endpoint has a query or a fragment", remedy));
+        }
+        Ok(url)
+    }
+
+    fn wrong(&self, problem: impl Into<String>, remedy: &str) -> OriginError {
+        OriginError::config(self.url.as_str(), problem, remedy)
+    }
+}
+
+/// A URL without its trailing slash; `Url` has already dropped a default port and lower-cased the host.
+fn plain(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_endpoint(endpoint: &str) -> OriginSpec {
+        OriginSpec {
+            endpoint: Some(endpoint.to_owned()),
+            ..OriginSpec::parse("s3://bucket/train").unwrap()
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_a_directory_and_not_part_of_the_identity() {
+        let spec = OriginSpec::parse("s3://bucket/train").unwrap();
+        assert_eq!(spec.prefix(), "train/");
+        assert_eq!(spec.location(), "s3://bucket");
+        for other in ["s3://bucket", "s3://bucket/", "s3://bucket/other/"] {
+            assert_eq!(OriginSpec::parse(other).unwrap().id(), spec.id(), "{other}");
+        }
+        assert_eq!(OriginSpec::parse("s3://bucket/").unwrap().prefix(), "");
+        assert_eq!(OriginSpec::parse("s3://bucket/a b%20/").unwrap().prefix(), "a b%20/");
+        assert_ne!(OriginSpec::parse("s3://bucket2").unwrap().id(), spec.id());
+    }
+
+    #[test]
+    fn the_endpoint_is_part_of_the_identity_in_one_canonical_form() {
+        let spec = with_endpoint("http://127.0.0.1:9000");
+        assert_eq!(spec.location(), "s3://bucket?endpoint=http://127.0.0.1:9000");
+        assert_eq!(with_endpoint("http://127.0.0.1:9000/").id(), spec.id());
+        assert_eq!(with_endpoint("HTTPS://Host:443").id(), with_endpoint("https://host").id());
+        assert_ne!(with_endpoint("https://host").id(), with_endpoint("http://host").id());
+    }
+
+    #[test]
+    fn a_directory_has_one_location_however_it_is_written() {
+        for url in ["file:///data/set", "file:///data//set/", "file:///./data/set"] {
+            assert_eq!(OriginSpec::parse(url).unwrap().location(), "file:///data/set", "{url}");
+        }
+        assert_eq!(OriginSpec::parse("file:///").unwrap().location(), "file:///");
+        assert_eq!(OriginSpec::parse("file:///data").unwrap().prefix(), "");
+    }
+
+    #[test]
+    fn wrong_urls_and_endpoints_are_refused_with_a_remedy() {
+        for url in ["bucket", "s3://", "s3:///x", "s3://a b/", "s3://a..b", "http://x/y", "file://host/x", "file://x", "file:///a/../b"] {
+            let error = OriginSpec::parse(url).unwrap_err();
+            assert!(error.to_string().contains("; write"), "{url}: {error}");
+        }
+        for endpoint in ["127.0.0.1:9000", "ftp://host", "http://h/?a=b", ""] {
+            let error = with_endpoint(endpoint).validate().unwrap_err();
+            assert!(error.to_string().contains("--endpoint"), "{endpoint}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_the_endpoint_is_refused_and_not_repeated() {
+        let error = with_endpoint("http://user:hunter2@host").validate().unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn the_spec_comes_before_the_environment_and_that_before_the_profile() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join(".aws")).unwrap();
+        std::fs::write(
+            home.path().join(".aws/config"),
+            "[default]\nregion = from-profile\nendpoint_url = http://profile:1\n",
+        )
+        .unwrap();
+        let home = home.path().to_str().unwrap();
+        let bare = || OriginSpec::parse("s3://bucket").unwrap();
+        let complete = |spec: OriginSpec, variables: &[(&str, &str)]| {
+            let variables = variables.iter().copied().chain([("HOME", home)]);
+            let spec = spec.completed_by(&Environment::of(variables)).unwrap();
+            (spec.endpoint.unwrap(), spec.region.unwrap())
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(complete(bare(), &[]), pair("http://profile:1", "from-profile"));
+        let variables = [
+            ("AWS_ENDPOINT_URL", "http://any:2"),
+            ("AWS_ENDPOINT_URL_S3", "http://s3:2"),
+            ("AWS_DEFAULT_REGION", "default"),
+            ("AWS_REGION", "region"),
+        ];
+        assert_eq!(complete(bare(), &variables), pair("http://s3:2", "region"));
+        let explicit = OriginSpec {
+            region: Some("mine".to_owned()),
+            ..with_endpoint("http://mine:3")
+        };
+        assert_eq!(complete(explicit, &variables), pair("http://mine:3", "mine"));
+    }
+}

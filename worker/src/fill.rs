@@ -1,0 +1,146 @@
+//! A fill: one block on its way from the origin, with everybody who waits for it.
+//!
+//! Bytes arrive in order. A reader that wants `offset..end` wakes as soon as `end` has arrived, not when the block
+//! is complete. A fill ends once, with all bytes or with one error that every waiting reader gets.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use weir_origin::OriginError;
+
+/// How far a fill is.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    /// Bytes that have arrived.
+    filled: u32,
+    failed: Option<OriginError>,
+}
+
+/// A block that is being fetched, or was fetched and is on its way to a tier.
+#[derive(Debug)]
+pub struct Fill {
+    len: u32,
+    chunks: Mutex<Vec<Bytes>>,
+    progress: watch::Sender<Progress>,
+}
+
+impl Fill {
+    /// A fill of a block of `len` bytes, of which none has arrived.
+    pub(crate) fn new(len: u32) -> Arc<Self> {
+        Arc::new(Self {
+            len,
+            chunks: Mutex::new(Vec::new()),
+            progress: watch::Sender::new(Progress::default()),
+        })
+    }
+
+    /// Adds the next bytes. What goes beyond the block's length is cut off.
+    pub(crate) fn push(&self, mut data: Bytes) {
+        self.progress.send_modify(|progress| {
+            data.truncate((self.len - progress.filled) as usize);
+            progress.filled += data.len() as u32;
+            self.chunks.lock().push(data);
+        });
+    }
+
+    /// Ends the fill with an error.
+    pub(crate) fn fail(&self, error: OriginError) {
+        self.progress
+            .send_modify(|progress| progress.failed = Some(error));
+    }
+
+    /// The whole block, once it is complete.
+    pub(crate) fn complete(&self) -> Option<Bytes> {
+        if self.progress.borrow().filled < self.len {
+            return None;
+        }
+        let mut chunks = self.chunks.lock();
+        if chunks.len() > 1 {
+            let mut whole = BytesMut::with_capacity(self.len as usize);
+            chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+            *chunks = vec![whole.freeze()];
+        }
+        Some(chunks.first().cloned().unwrap_or_default())
+    }
+
+    /// The bytes of `range`, if they have all arrived.
+    pub fn try_read(&self, range: &Range<u32>) -> Option<Vec<Bytes>> {
+        if self.progress.borrow().filled < range.end {
+            return None;
+        }
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        for chunk in self.chunks.lock().iter() {
+            let end = at + chunk.len() as u32;
+            let from = range.start.max(at);
+            let to = range.end.min(end);
+            if from < to {
+                pieces.push(chunk.slice((from - at) as usize..(to - at) as usize));
+            }
+            at = end;
+        }
+        Some(pieces)
+    }
+
+    /// Waits for the bytes of `range`. The wait ends with the fill, which has the origin's time budget.
+    pub async fn read(&self, range: Range<u32>) -> Result<Vec<Bytes>, OriginError> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            if let Some(pieces) = self.try_read(&range) {
+                return Ok(pieces);
+            }
+            if let Some(error) = &progress.borrow_and_update().failed {
+                return Err(error.clone());
+            }
+            if progress.changed().await.is_err() {
+                // The sender lives in `self`, so it cannot go away while we wait.
+                unreachable!("a fill outlives its readers");
+            }
+        }
+    }
+
+    /// Waits until the last byte has arrived.
+    pub async fn finished(&self) -> Result<(), OriginError> {
+        self.read(self.len..self.len).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reader_gets_its_range_before_the_block_is_complete() {
+        let fill = Fill::new(10);
+        let waiting = tokio::spawn({
+            let fill = fill.clone();
+            async move { fill.read(2..6).await }
+        });
+        fill.push(Bytes::from_static(b"abcd"));
+        fill.push(Bytes::from_static(b"efg"));
+        let pieces = waiting.await.unwrap().unwrap();
+        assert_eq!(pieces.concat(), b"cdef");
+        assert!(fill.complete().is_none());
+        fill.push(Bytes::from_static(b"hijklm"));
+        assert_eq!(fill.complete().unwrap(), "abcdefghij");
+        assert_eq!(fill.try_read(&(8..10)).unwrap().concat(), b"ij");
+        fill.finished().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failure_reaches_every_waiting_reader_but_not_the_bytes_that_came() {
+        let fill = Fill::new(10);
+        fill.push(Bytes::from_static(b"abcd"));
+        let error = OriginError::NotFound {
+            origin: "s3://b".into(),
+            key: "k".into(),
+        };
+        fill.fail(error);
+        assert!(fill.read(2..6).await.is_err());
+        assert!(fill.finished().await.is_err());
+        assert_eq!(fill.read(0..4).await.unwrap().concat(), b"abcd");
+    }
+}

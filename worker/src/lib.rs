@@ -1,0 +1,23 @@
+//! The worker: cache tiers, fills from the origin, and the block stream.
+//!
+//! A worker holds blocks in memory and on SSD, fetches what it lacks once however many readers wait for it, and
+//! serves it to clients in the same process, on the same machine or over the network. It must not know about
+//! files, paths or the kernel: those are the client's and the mount's.
+
+mod ssd;
+
+pub mod fill;
+pub mod heartbeat;
+pub mod inventory;
+pub mod memory;
+pub mod metrics;
+pub mod origins;
+pub mod segment;
+pub mod service;
+pub mod snapshots;
+pub mod stream;
+pub mod warm;
+mod worker;
+
+pub use metrics::{DatasetReads, WorkerMetrics};
+pub use worker::{ReadError, Source, SsdConfig, Worker, WorkerConfig, WorkerError};

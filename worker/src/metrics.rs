@@ -1,0 +1,175 @@
+//! What a worker counts. `docs/metrics.md` is the list for users; a test compares the two.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::RwLock;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::worker::Source;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReadLabels {
+    dataset: String,
+    source: &'static str,
+}
+
+/// Label of metrics that exist once per dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DatasetLabel {
+    /// The dataset's name.
+    pub dataset: String,
+}
+
+/// Labels of metrics that exist once per tier.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TierLabels {
+    /// `memory` or `ssd`.
+    pub tier: &'static str,
+    /// Directory of an SSD tier; empty for memory.
+    pub path: String,
+}
+
+/// Labels of evictions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EvictionLabels {
+    /// `memory` or `ssd`.
+    pub tier: &'static str,
+    /// Why: `idle`, `damaged`, `unreadable`, `lost_file` or `request`.
+    pub reason: &'static str,
+}
+
+/// Label of metrics by outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabel {
+    /// `ok` or `error`.
+    pub result: &'static str,
+}
+
+/// Counters of the reads of one dataset; got once, so that a read touches atomics only.
+#[derive(Clone, Debug)]
+pub struct DatasetReads {
+    reads: [Counter; 3],
+    bytes: [Counter; 3],
+}
+
+impl DatasetReads {
+    /// Counts one block read of `bytes` bytes from `source`.
+    pub fn count(&self, source: Source, bytes: u64) {
+        self.reads[source as usize].inc();
+        self.bytes[source as usize].inc_by(bytes);
+    }
+
+    /// Block reads from `source` so far.
+    pub fn reads(&self, source: Source) -> u64 {
+        self.reads[source as usize].get()
+    }
+
+    /// Bytes from `source` so far.
+    pub fn bytes(&self, source: Source) -> u64 {
+        self.bytes[source as usize].get()
+    }
+}
+
+/// All metrics of a worker.
+#[derive(Debug)]
+pub struct WorkerMetrics {
+    reads: Family<ReadLabels, Counter>,
+    read_bytes: Family<ReadLabels, Counter>,
+    by_dataset: RwLock<HashMap<String, Arc<DatasetReads>>>,
+    pub(crate) fills: Family<ResultLabel, Counter>,
+    pub(crate) fill_bytes: Counter,
+    pub(crate) fill_duration: Histogram,
+    pub(crate) fills_in_flight: Gauge,
+    pub(crate) refused: Counter,
+    pub(crate) evicted_blocks: Family<EvictionLabels, Counter<u64, AtomicU64>>,
+    pub(crate) evicted_bytes: Family<EvictionLabels, Counter<u64, AtomicU64>>,
+    pub(crate) tier_capacity: Family<TierLabels, Gauge>,
+    pub(crate) tier_used: Family<TierLabels, Gauge>,
+    pub(crate) tier_blocks: Family<TierLabels, Gauge>,
+    pub(crate) damaged: Counter,
+    pub(crate) lost_segments: Counter,
+    pub(crate) cached_bytes: Family<DatasetLabel, Gauge>,
+    pub(crate) stream_requests: Family<ResultLabel, Counter>,
+    pub(crate) stream_connections: Gauge,
+}
+
+impl WorkerMetrics {
+    /// Makes the metrics and puts them in `registry`.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self {
+            reads: Family::default(),
+            read_bytes: Family::default(),
+            by_dataset: RwLock::default(),
+            fills: Family::default(),
+            fill_bytes: Counter::default(),
+            fill_duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            fills_in_flight: Gauge::default(),
+            refused: Counter::default(),
+            evicted_blocks: Family::default(),
+            evicted_bytes: Family::default(),
+            tier_capacity: Family::default(),
+            tier_used: Family::default(),
+            tier_blocks: Family::default(),
+            damaged: Counter::default(),
+            lost_segments: Counter::default(),
+            cached_bytes: Family::default(),
+            stream_requests: Family::default(),
+            stream_connections: Gauge::default(),
+        };
+        let r = registry.sub_registry_with_prefix("weir_worker");
+        r.register("block_reads", "Block reads by dataset and source", metrics.reads.clone());
+        r.register_with_unit("read", "Bytes read by dataset and source", Unit::Bytes, metrics.read_bytes.clone());
+        r.register("fills", "Blocks fetched from an origin, by result", metrics.fills.clone());
+        r.register_with_unit("fill", "Bytes fetched from origins", Unit::Bytes, metrics.fill_bytes.clone());
+        r.register_with_unit("fill_duration", "Time from the request for a block to its last byte", Unit::Seconds, metrics.fill_duration.clone());
+        r.register("fills_in_flight", "Blocks on their way from an origin or to the SSD tier", metrics.fills_in_flight.clone());
+        r.register("admissions_refused", "Blocks not kept because the SSD tier is full of blocks in use", metrics.refused.clone());
+        r.register("evicted_blocks", "Blocks dropped, by tier and reason", metrics.evicted_blocks.clone());
+        r.register_with_unit("evicted", "Bytes dropped, by tier and reason", Unit::Bytes, metrics.evicted_bytes.clone());
+        r.register_with_unit("tier_capacity", "Most bytes that a tier holds", Unit::Bytes, metrics.tier_capacity.clone());
+        r.register_with_unit("tier_used", "Bytes that a tier takes now", Unit::Bytes, metrics.tier_used.clone());
+        r.register("tier_blocks", "Blocks that a tier holds now", metrics.tier_blocks.clone());
+        r.register("damaged_blocks", "Blocks on SSD whose checksum was wrong", metrics.damaged.clone());
+        r.register("lost_segments", "Segment files that were deleted, cut or replaced by somebody else", metrics.lost_segments.clone());
+        r.register_with_unit("cached", "Bytes of a dataset's newest snapshot that this worker holds", Unit::Bytes, metrics.cached_bytes.clone());
+        r.register("stream_requests", "Requests on the block stream, by result", metrics.stream_requests.clone());
+        r.register("stream_connections", "Open connections of the block stream", metrics.stream_connections.clone());
+        Arc::new(metrics)
+    }
+
+    /// The counters of one dataset.
+    pub fn dataset(&self, name: &str) -> Arc<DatasetReads> {
+        if let Some(found) = self.by_dataset.read().get(name) {
+            return found.clone();
+        }
+        let labels = |source: Source| ReadLabels {
+            dataset: name.to_owned(),
+            source: source.label(),
+        };
+        let made = Arc::new(DatasetReads {
+            reads: Source::ALL.map(|s| self.reads.get_or_create(&labels(s)).clone()),
+            bytes: Source::ALL.map(|s| self.read_bytes.get_or_create(&labels(s)).clone()),
+        });
+        self.by_dataset
+            .write()
+            .entry(name.to_owned())
+            .or_insert(made)
+            .clone()
+    }
+
+    /// The counters of every dataset that was read, by name.
+    pub fn datasets(&self) -> Vec<(String, Arc<DatasetReads>)> {
+        self.by_dataset
+            .read()
+            .iter()
+            .map(|(name, reads)| (name.clone(), reads.clone()))
+            .collect()
+    }
+}

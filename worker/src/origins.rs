@@ -1,0 +1,100 @@
+//! The origins that this worker may read.
+//!
+//! A block request names an origin by its id alone; only origins of known datasets are in the table, so no client
+//! can make a worker fetch from elsewhere with the worker's credentials. The table is kept in a file, so that a
+//! worker that restarts while the master is away still serves.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use weir_core::OriginId;
+use weir_origin::{Origin, OriginError, OriginSpec};
+
+/// Known origins, opened at first use.
+#[derive(Debug)]
+pub struct Origins {
+    table: RwLock<HashMap<OriginId, (OriginSpec, Option<Arc<dyn Origin>>)>>,
+    file: Option<PathBuf>,
+}
+
+impl Origins {
+    /// An empty table, or what `file` holds; the file is kept up to date.
+    pub fn new(file: Option<PathBuf>) -> Self {
+        let origins = Self {
+            table: RwLock::default(),
+            file,
+        };
+        let saved = origins.file.as_ref().and_then(|f| std::fs::read(f).ok());
+        if let Some(specs) = saved.and_then(|json| serde_json::from_slice(&json).ok()) {
+            origins.replace(specs);
+        }
+        origins
+    }
+
+    /// Makes `specs` the whole table. Origins that stay keep their connections.
+    pub fn set(&self, specs: Vec<OriginSpec>) {
+        if self.replace(specs.clone())
+            && let Some(file) = &self.file
+            && let Ok(json) = serde_json::to_vec(&specs)
+        {
+            let temporary = file.with_extension("new");
+            let written =
+                std::fs::write(&temporary, json).and_then(|()| std::fs::rename(&temporary, file));
+            if let Err(error) = written {
+                tracing::warn!(%error, file = %file.display(), "the list of origins could not be saved");
+            }
+        }
+    }
+
+    fn replace(&self, specs: Vec<OriginSpec>) -> bool {
+        let mut table = self.table.write();
+        let mut next = HashMap::new();
+        let mut changed = false;
+        for spec in specs {
+            let id = spec.id();
+            if next.contains_key(&id) {
+                continue; // another prefix of the same bucket
+            }
+            let entry = table.remove(&id).filter(|(old, _)| same_but_prefix(old, &spec));
+            changed |= entry.is_none();
+            next.insert(id, entry.unwrap_or((spec, None)));
+        }
+        changed |= !table.is_empty();
+        *table = next;
+        changed
+    }
+
+    /// Adds one origin, or replaces the options of a known one.
+    pub fn add(&self, spec: OriginSpec) {
+        let id = spec.id();
+        let mut table = self.table.write();
+        if table.get(&id).is_none_or(|(old, _)| !same_but_prefix(old, &spec)) {
+            table.insert(id, (spec, None));
+        }
+    }
+
+    /// The origin with this id; `None` when it is not in the table.
+    pub async fn get(&self, id: OriginId) -> Option<Result<Arc<dyn Origin>, OriginError>> {
+        let spec = match self.table.read().get(&id)? {
+            (_, Some(origin)) => return Some(Ok(origin.clone())),
+            (spec, None) => spec.clone(),
+        };
+        let opened = match weir_origin::open(&spec).await {
+            Ok(origin) => origin,
+            Err(error) => return Some(Err(error)),
+        };
+        let mut table = self.table.write();
+        let (_, slot) = table.get_mut(&id)?;
+        Some(Ok(slot.get_or_insert(opened).clone()))
+    }
+}
+
+/// Two datasets may name two prefixes of one bucket: that is one origin.
+fn same_but_prefix(a: &OriginSpec, b: &OriginSpec) -> bool {
+    OriginSpec {
+        url: b.url.clone(),
+        ..a.clone()
+    } == *b
+}

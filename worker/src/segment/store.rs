@@ -1,0 +1,465 @@
+//! The store itself: what a worker calls.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use weir_core::BlockKey;
+
+use super::aligned::{BufferPool, PAGE};
+use super::append::{Appender, Room, Staged, WRITE_MAX, batches};
+use super::config::SegmentConfig;
+use super::disk::{Disk, LocalDisk};
+use super::error::SegmentError;
+use super::file::Segment;
+use super::index::{Index, Slot};
+use super::location::{BlockLocation, ReadFault};
+use super::lock::DirLock;
+use super::record::{Checksums, MAX_BLOCK_LEN, record_len};
+use super::recover;
+use super::removed;
+use super::stats::{Counters, SegmentStats, count};
+
+/// Most bytes of read buffers that are kept for reuse.
+const POOL_BYTES: usize = 32 << 20;
+
+/// Time since some fixed moment; must not run backwards.
+pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// What became of a block that was to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It was written.
+    Stored,
+    /// It was there.
+    AlreadyStored,
+    /// There is no room, and everything that is held is in use.
+    Full,
+}
+
+/// Immutable blocks on local disk. See the [module](super) for how and what it promises.
+///
+/// All operations block on the disk, so an asynchronous caller runs them on threads of their own. Any number of
+/// threads may use one store; reads do not wait for writes. Each segment holds a descriptor: a store of terabytes
+/// needs a limit of open files in the tens of thousands.
+///
+/// ```
+/// use weir_core::BlockKey;
+/// use weir_worker::segment::{Admission, SegmentConfig, SegmentStore};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let dir = tempfile::tempdir()?;
+/// let store = SegmentStore::open(SegmentConfig::new(dir.path(), 64 << 20))?;
+/// let key = BlockKey([7; 16]);
+/// assert_eq!(store.put(key, b"some bytes")?, Admission::Stored);
+/// assert_eq!(store.read(&key, 5..10)?.as_deref(), Some(&b"bytes"[..]));
+/// # Ok(())
+/// # }
+/// ```
+pub struct SegmentStore {
+    pub(super) dir: PathBuf,
+    pub(super) capacity: u64,
+    pub(super) segment_bytes: u64,
+    pub(super) batch_bytes: u64,
+    pub(super) idle_after: Duration,
+    pub(super) disk: Arc<dyn Disk>,
+    clock: Clock,
+    pool: Arc<BufferPool>,
+    pub(super) index: Index,
+    /// All segment files, the one being written included.
+    pub(super) segments: Mutex<BTreeMap<u64, Arc<Segment>>>,
+    /// Held for writing and for deleting files; taken before any other lock.
+    pub(super) appender: Mutex<Appender>,
+    used: AtomicU64,
+    pub(super) counters: Counters,
+    said_buffered: AtomicBool,
+    /// `None` once the directory belongs to another process.
+    pub(super) lock: Mutex<Option<DirLock>>,
+}
+
+impl std::fmt::Debug for SegmentStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SegmentStore")
+            .field("dir", &self.dir)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+impl SegmentStore {
+    /// Opens a directory, creates it if needed, and recovers the blocks in it.
+    ///
+    /// # Errors
+    /// [`SegmentError::Locked`] if another process uses it, [`SegmentError::Capacity`] if the capacity is too
+    /// small, [`SegmentError::Io`] if the directory or one of its files cannot be opened.
+    pub fn open(config: SegmentConfig) -> Result<Self, SegmentError> {
+        let start = Instant::now();
+        let clock: Clock = Arc::new(move || start.elapsed());
+        Self::open_with(config, clock, Arc::new(LocalDisk))
+    }
+
+    /// As [`SegmentStore::open`], with a clock and a disk of the caller's.
+    pub fn open_with(
+        config: SegmentConfig,
+        clock: Clock,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self, SegmentError> {
+        let segment_bytes = config.segment_bytes()?;
+        let lock = DirLock::acquire(&config.dir)?;
+        let pool = BufferPool::new(POOL_BYTES);
+        let found = recover::recover(&*disk, &config.dir, clock(), &pool)?;
+        let store = Self {
+            capacity: config.capacity,
+            segment_bytes,
+            batch_bytes: WRITE_MAX.min(segment_bytes / 2),
+            idle_after: config.idle_after,
+            disk,
+            clock,
+            pool,
+            index: Index::new(),
+            segments: Mutex::default(),
+            appender: Mutex::new(Appender::new(found.next_id)),
+            used: AtomicU64::new(0),
+            counters: Counters::default(),
+            said_buffered: AtomicBool::new(false),
+            lock: Mutex::new(Some(lock)),
+            dir: config.dir,
+        };
+        store.adopt(found);
+        Ok(store)
+    }
+
+    /// Takes over recovered segments, older ones first, so that of two records of a block the newer wins.
+    fn adopt(&self, found: recover::Recovered) {
+        count(&self.counters.torn_records, found.torn_records);
+        count(&self.counters.lost_segments, found.lost_segments);
+        let mut app = self.appender.lock();
+        let mut superseded = Vec::new();
+        for f in found.segments {
+            let segment = Arc::new(f.segment);
+            self.note_buffered(segment.direct);
+            segment.add_records(f.records.iter().map(|r| record_len(r.len)).sum());
+            self.used.fetch_add(segment.charged(), Relaxed);
+            self.segments
+                .lock()
+                .insert(segment.id, Arc::clone(&segment));
+            for record in f.records.iter().filter(|r| !f.removed.contains(&r.unit)) {
+                let older = self.index.insert(record.key, Slot::new(&segment, record));
+                superseded.extend(older);
+            }
+        }
+        // Death between a compaction's copy and its deletion leaves a block twice. Were the older record not noted,
+        // it would be back after the newer one is removed.
+        self.bury_all(&mut app, superseded);
+        let all: Vec<_> = self.segments.lock().values().cloned().collect();
+        for segment in all {
+            // The capacity may have been made smaller.
+            if segment.live_blocks() == 0 || self.used() > self.capacity {
+                let (blocks, bytes) = self.drop_segment(&mut app, &segment);
+                count(&self.counters.evicted_blocks, blocks);
+                count(&self.counters.evicted_bytes, bytes);
+            }
+        }
+        count(&self.counters.recovered_blocks, self.index.len());
+    }
+
+    /// Stores one block. When this returns, the block survives the death of the process.
+    ///
+    /// # Errors
+    /// [`SegmentError::BlockLength`] for an empty block or one that does not fit a segment; [`SegmentError::Io`]
+    /// if it could not be written.
+    pub fn put(&self, key: BlockKey, data: &[u8]) -> Result<Admission, SegmentError> {
+        let admissions = self.put_many(&[(key, data)])?;
+        Ok(admissions.first().copied().unwrap_or(Admission::Full))
+    }
+
+    /// Stores many blocks with few writes: small ones share an aligned write, which for files of a few KiB halves
+    /// the space and saves nearly all the time. Returns what became of each, in order.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::put`]. Nothing is stored if a length is wrong; after a failed write the blocks before
+    /// it are stored.
+    pub fn put_many<B: AsRef<[u8]>>(
+        &self,
+        batch: &[(BlockKey, B)],
+    ) -> Result<Vec<Admission>, SegmentError> {
+        for (key, data) in batch {
+            self.check_len(key, data.as_ref().len() as u64)?;
+        }
+        let mut admissions = vec![Admission::AlreadyStored; batch.len()];
+        let mut places: HashMap<BlockKey, usize> = HashMap::with_capacity(batch.len());
+        // Checksums are computed before the lock is taken, so that writers compute theirs side by side.
+        let mut staged = Vec::new();
+        for (place, (key, data)) in batch.iter().enumerate() {
+            let data = data.as_ref();
+            if !self.index.contains(key)
+                && let Entry::Vacant(vacant) = places.entry(*key)
+            {
+                vacant.insert(place);
+                let sums = Checksums::of_data(data);
+                staged.push(Staged {
+                    key: *key,
+                    data,
+                    sums,
+                });
+            }
+        }
+        if staged.is_empty() {
+            return Ok(admissions);
+        }
+        let disowned = self.lock.lock().is_none();
+
+        let mut app = self.appender.lock();
+        // Another writer may have been first.
+        staged.retain(|s| !self.index.contains(&s.key));
+        let refused = disowned || self.now() < app.refuse_until;
+        for group in batches(&staged, self.batch_bytes) {
+            let written = if refused {
+                None
+            } else {
+                self.append(&mut app, group, Room::ForBlocks)?
+            };
+            let outcome = if let Some((segment, records)) = written {
+                count(&self.counters.stored_blocks, group.len() as u64);
+                for record in &records {
+                    self.index.insert(record.key, Slot::new(&segment, record));
+                }
+                Admission::Stored
+            } else {
+                count(&self.counters.refused_blocks, group.len() as u64);
+                Admission::Full
+            };
+            for place in group.iter().filter_map(|s| places.get(&s.key)) {
+                admissions[*place] = outcome;
+            }
+        }
+        Ok(admissions)
+    }
+
+    fn check_len(&self, key: &BlockKey, len: u64) -> Result<(), SegmentError> {
+        // A header and the padding to a page take less than two pages, the footer of one block takes one.
+        let fits = self.segment_bytes.saturating_sub(3 * PAGE);
+        let limit = u64::from(MAX_BLOCK_LEN).min(fits);
+        if len == 0 || len > limit {
+            return Err(SegmentError::BlockLength {
+                key: *key,
+                len,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads part of a block; `None` if it is not held. A range that reaches past the block's end is cut there.
+    ///
+    /// The bytes are verified. A block that fails this, or that the device cannot read, is dropped and counted,
+    /// and `None` is returned. See [`BlockLocation::read`] for how long the result keeps its buffer.
+    ///
+    /// # Errors
+    /// [`SegmentError::Io`] if the read failed for a reason that is not the block's, such as too little memory.
+    pub fn read(&self, key: &BlockKey, range: Range<u32>) -> Result<Option<Bytes>, SegmentError> {
+        let Some(slot) = self.index.get(key) else {
+            return Ok(None);
+        };
+        slot.segment.touch(self.now());
+        match self.read_location(&slot, range) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(fault) => {
+                let mut app = self.appender.lock();
+                self.drop_faulty(&mut app, key, &slot, fault)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// As [`SegmentStore::read`] of the whole block, for a caller that holds the appender.
+    pub(super) fn read_slot(
+        &self,
+        app: &mut Appender,
+        key: &BlockKey,
+        slot: &Slot,
+    ) -> Result<Option<Bytes>, SegmentError> {
+        match self.read_location(slot, 0..slot.len) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(fault) => self.drop_faulty(app, key, slot, fault).map(|()| None),
+        }
+    }
+
+    fn read_location(&self, slot: &Slot, range: Range<u32>) -> Result<Bytes, ReadFault> {
+        slot.location().read_through(&*self.disk, range, &self.pool)
+    }
+
+    /// Drops a block that could not be read, unless the fault is not the block's.
+    fn drop_faulty(
+        &self,
+        app: &mut Appender,
+        key: &BlockKey,
+        slot: &Slot,
+        fault: ReadFault,
+    ) -> Result<(), SegmentError> {
+        let counter = match fault {
+            ReadFault::Io(error) if !is_media_error(&error) => {
+                return Err(SegmentError::cannot("read", &slot.segment.path)(error));
+            }
+            ReadFault::Io(_) => &self.counters.unreadable_blocks,
+            ReadFault::Short | ReadFault::Corrupt { .. } => &self.counters.corrupt_blocks,
+        };
+        if self.index.remove_at(key, slot) {
+            count(counter, 1);
+            let path = slot.segment.path.display();
+            tracing::warn!(block = %key, %path, %fault, "dropped a block of the cache");
+            self.bury(app, &slot.segment, &[slot.unit]);
+        }
+        Ok(())
+    }
+
+    /// Where a block's data is, for a process on this machine that reads and verifies it by itself. Counts as a
+    /// read of the block's segment.
+    pub fn locate(&self, key: &BlockKey) -> Option<BlockLocation> {
+        let slot = self.index.get(key)?;
+        slot.segment.touch(self.now());
+        Some(slot.location())
+    }
+
+    /// Notes that blocks are in use by a process that reads them through [`SegmentStore::locate`].
+    pub fn touch(&self, keys: &[BlockKey]) {
+        let now = self.now();
+        for slot in keys.iter().filter_map(|key| self.index.get(key)) {
+            slot.segment.touch(now);
+        }
+    }
+
+    /// To be called when somebody found a block corrupt: reads and verifies it, and drops it if that is so.
+    pub fn report_bad(&self, key: &BlockKey) {
+        if let Err(error) = self.read(key, 0..u32::MAX) {
+            tracing::warn!(block = %key, %error, "cannot check a block that was reported as bad");
+        }
+    }
+
+    /// True if the block is held.
+    pub fn contains(&self, key: &BlockKey) -> bool {
+        self.index.contains(key)
+    }
+
+    /// Forgets blocks; returns their length together, in bytes. They stay forgotten after the store is opened
+    /// again.
+    ///
+    /// A segment of which nothing is left is deleted at once, and one that is more than half dead may be
+    /// compacted: at most one per call; [`SegmentStore::compact`] does the rest.
+    pub fn remove(&self, keys: &[BlockKey]) -> u64 {
+        let mut app = self.appender.lock();
+        let dead: Vec<_> = keys.iter().filter_map(|k| self.index.remove(k)).collect();
+        let freed = dead.iter().map(|slot| u64::from(slot.len)).sum();
+        self.bury_all(&mut app, dead);
+        if freed > 0 {
+            self.compact_if_mostly_dead(&mut app);
+        }
+        freed
+    }
+
+    /// Buries records that the index no longer refers to, segment by segment.
+    fn bury_all(&self, app: &mut Appender, slots: Vec<Slot>) {
+        let mut dead: HashMap<u64, (Arc<Segment>, Vec<u32>)> = HashMap::new();
+        for slot in slots {
+            dead.entry(slot.segment.id)
+                .or_insert_with(|| (slot.segment, Vec::new()))
+                .1
+                .push(slot.unit);
+        }
+        for (segment, units) in dead.into_values() {
+            self.bury(app, &segment, &units);
+        }
+    }
+
+    /// Sees to it that records which the index no longer refers to do not come back, and deletes a segment
+    /// without any left.
+    fn bury(&self, app: &mut Appender, segment: &Arc<Segment>, units: &[u32]) {
+        if segment.live_blocks() == 0 {
+            self.drop_segment(app, segment);
+            return;
+        }
+        // Failing that, the blocks come back with the next opening, with the right bytes.
+        if let Err(error) = removed::note(&*self.disk, &segment.path, segment.id, units) {
+            let path = segment.path.display();
+            tracing::debug!(%path, %error, "cannot note removed blocks");
+        }
+    }
+
+    /// Calls `visit` with the key and the length in bytes of each block held. Blocks that come or go meanwhile
+    /// may or may not be among them.
+    pub fn for_each(&self, visit: impl FnMut(BlockKey, u32)) {
+        self.index.for_each(visit);
+    }
+
+    /// The store's figures.
+    pub fn stats(&self) -> SegmentStats {
+        let segments = self.segments.lock();
+        SegmentStats {
+            capacity: self.capacity,
+            used_bytes: self.used(),
+            live_bytes: segments.values().map(|s| s.live_bytes()).sum(),
+            blocks: segments.values().map(|s| s.live_blocks()).sum(),
+            segments: segments.len() as u64,
+            ..self.counters.snapshot()
+        }
+    }
+
+    /// Ends the segment being written with its table, so that the next opening is quick. Dropping the store does
+    /// the same; the store can be used on.
+    ///
+    /// # Errors
+    /// [`SegmentError::Io`] if the table cannot be written; nothing is lost then, the next opening is only slower.
+    pub fn seal(&self) -> Result<(), SegmentError> {
+        self.seal_active(&mut self.appender.lock())
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        (self.clock)()
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    /// Changes what a segment counts against the capacity. Only under the appender's lock.
+    pub(super) fn charge(&self, segment: &Segment, bytes: u64) {
+        let before = segment.charged.swap(bytes, Relaxed);
+        self.used.fetch_add(bytes, Relaxed);
+        self.used.fetch_sub(before, Relaxed);
+    }
+
+    /// Says once if the file system refuses direct I/O.
+    pub(super) fn note_buffered(&self, direct: bool) {
+        if !direct && !self.said_buffered.swap(true, Relaxed) {
+            let dir = self.dir.display();
+            tracing::warn!(%dir, "the file system does not take direct I/O; using buffered I/O");
+        }
+    }
+}
+
+impl Drop for SegmentStore {
+    fn drop(&mut self) {
+        if let Err(error) = self.seal() {
+            tracing::warn!(%error, "cannot seal a segment; the next opening walks its headers");
+        }
+    }
+}
+
+/// True if an error speaks of the device or the file, so that trying again would not help.
+fn is_media_error(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let media = [
+        Errno::IO,
+        Errno::UCLEAN,
+        Errno::BADMSG,
+        Errno::NODATA,
+        Errno::STALE,
+        Errno::NXIO,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| media.contains(&errno))
+}

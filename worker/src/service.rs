@@ -1,0 +1,159 @@
+//! The `weir.v1.Worker` service: warm and evict, as the master asks for them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use weir_core::{ClusterMap, Manifest, SnapshotId, WorkerInfo};
+use weir_proto::v1;
+use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
+
+use crate::snapshots::{SnapshotError, Snapshots};
+use crate::warm::{WarmProgress, evict, resolve_paths, warm};
+use crate::worker::Worker;
+
+/// How often progress is reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+/// Reports that wait for the master before the oldest must be taken.
+const REPORT_QUEUE: usize = 4;
+
+/// Serves `weir.v1.Worker` on `listener` until `stop`.
+pub async fn serve(
+    worker: Arc<Worker>,
+    snapshots: Arc<Snapshots>,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    tonic::transport::Server::builder()
+        .add_service(WorkerServer::new(Service { worker, snapshots }))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .await
+}
+
+struct Service {
+    worker: Arc<Worker>,
+    snapshots: Arc<Snapshots>,
+}
+
+impl Service {
+    async fn find(&self, dataset: &str, version: u64) -> Result<Arc<Manifest>, Status> {
+        let snapshot = SnapshotId {
+            dataset: dataset
+                .parse()
+                .map_err(|error| Status::invalid_argument(format!("{error}")))?,
+            version,
+        };
+        self.snapshots
+            .get(&snapshot)
+            .await
+            .map_err(|error| match error {
+                SnapshotError::Master { .. } => Status::unavailable(error.to_string()),
+                SnapshotError::Damaged { .. } => Status::data_loss(error.to_string()),
+            })
+    }
+}
+
+fn tops(manifest: &Manifest, paths: &[String]) -> Result<Vec<u32>, Status> {
+    resolve_paths(manifest, paths).map_err(|path| {
+        let snapshot = &manifest.summary().snapshot;
+        Status::not_found(format!("{snapshot} has no {path:?}; see `weir dataset get`"))
+    })
+}
+
+#[tonic::async_trait]
+impl WorkerApi for Service {
+    type WarmStream = ReceiverStream<Result<v1::WarmProgress, Status>>;
+
+    async fn warm(
+        &self,
+        request: Request<v1::WarmRequest>,
+    ) -> Result<Response<Self::WarmStream>, Status> {
+        let request = request.into_inner();
+        let manifest = self.find(&request.dataset, request.version).await?;
+        let tops = tops(&manifest, &request.paths)?;
+        let map = cluster_map(request.map.unwrap_or_default())?;
+        let worker = self.worker.clone();
+        let (reports, stream) = tokio::sync::mpsc::channel(REPORT_QUEUE);
+        // The task ends when the master drops the stream: the next report cannot be sent.
+        tokio::spawn(async move {
+            let (progress, mut seen) = watch::channel(WarmProgress::default());
+            let work = async {
+                warm(&worker, &manifest, &tops, &map, &progress).await;
+            };
+            let report = async {
+                loop {
+                    tokio::time::sleep(REPORT_INTERVAL).await;
+                    let report = to_proto(&seen.borrow_and_update());
+                    if reports.send(Ok(report)).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = work => {
+                    let last = to_proto(&progress.borrow());
+                    // The master may have gone away; then nobody wants the last report.
+                    let _ = reports.send(Ok(last)).await;
+                }
+                () = report => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn evict(
+        &self,
+        request: Request<v1::EvictRequest>,
+    ) -> Result<Response<v1::EvictReply>, Status> {
+        let request = request.into_inner();
+        let manifest = self.find(&request.dataset, request.version).await?;
+        let tops = tops(&manifest, &request.paths)?;
+        let worker = self.worker.clone();
+        let evicted = tokio::task::spawn_blocking(move || evict(&worker, &manifest, &tops))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(v1::EvictReply {
+            evicted_bytes: evicted,
+        }))
+    }
+}
+
+fn to_proto(progress: &WarmProgress) -> v1::WarmProgress {
+    v1::WarmProgress {
+        done_bytes: progress.done_bytes,
+        done_files: progress.done_files,
+        fetched_bytes: progress.fetched_bytes,
+        failed_files: progress.failed_files,
+        message: progress.message.clone(),
+    }
+}
+
+/// Reads a cluster map from the wire.
+pub fn cluster_map(map: v1::ClusterMap) -> Result<ClusterMap, Status> {
+    if map.workers.len() > weir_core::placement::MAX_WORKERS {
+        return Err(Status::invalid_argument("the cluster map has too many workers"));
+    }
+    let invalid = |error| Status::invalid_argument(format!("{error}"));
+    let workers = map
+        .workers
+        .into_iter()
+        .map(|worker| {
+            Ok(WorkerInfo {
+                id: worker.id.parse().map_err(invalid)?,
+                data_address: worker.data_address,
+                control_address: worker.control_address,
+                node: worker.node.parse().map_err(invalid)?,
+                local_socket: worker.local_socket,
+                weight: worker.weight,
+            })
+        })
+        .collect::<Result<_, Status>>()?;
+    Ok(ClusterMap {
+        epoch: map.epoch,
+        workers,
+    })
+}

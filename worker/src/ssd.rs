@@ -1,0 +1,217 @@
+//! The SSD tier: one segment store for each device, and the threads that write to them.
+//!
+//! A block belongs to one device, chosen by its key in proportion to the devices' capacities, so a lookup asks one
+//! store. Writes are queued: a fill's reader does not wait for the disk. What a queue may hold is bounded by the
+//! fills' byte budget, which a block gives back when it has been written.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use weir_core::BlockKey;
+
+use crate::segment::{Admission, BlockLocation, SegmentConfig, SegmentError, SegmentStats, SegmentStore};
+use crate::worker::SsdConfig;
+
+/// Blocks that wait for one device; the byte budget of the fills is the tighter limit for all but tiny blocks.
+const QUEUE_BLOCKS: usize = 4096;
+/// Most blocks and bytes that go to the device in one write.
+const BATCH_BLOCKS: usize = 256;
+const BATCH_BYTES: usize = 8 << 20;
+
+/// A block to be written, and what to do when it was (or was refused).
+pub(crate) struct Write {
+    pub(crate) key: BlockKey,
+    pub(crate) data: Bytes,
+    pub(crate) done: Box<dyn FnOnce(Result<Admission, &SegmentError>) + Send>,
+}
+
+struct Device {
+    path: PathBuf,
+    store: Arc<SegmentStore>,
+    queue: Mutex<Option<mpsc::Sender<Write>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Use of one device.
+pub(crate) struct DeviceUsage {
+    pub(crate) path: PathBuf,
+    pub(crate) stats: SegmentStats,
+}
+
+/// All SSD devices of a worker.
+pub(crate) struct SsdTier {
+    devices: Vec<Device>,
+    /// Running sums of the capacities, for the choice of a device.
+    bounds: Vec<u64>,
+}
+
+impl SsdTier {
+    /// Opens every device, with what it held before.
+    pub(crate) fn open(configs: &[SsdConfig]) -> Result<Self, SegmentError> {
+        let mut devices = Vec::new();
+        let mut bounds = Vec::new();
+        let mut sum = 0;
+        for config in configs {
+            let store = Arc::new(SegmentStore::open(SegmentConfig::new(
+                config.dir.clone(),
+                config.capacity.0,
+            ))?);
+            let (queue, writes) = mpsc::channel(QUEUE_BLOCKS);
+            let writer = std::thread::Builder::new()
+                .name("weir-ssd-write".into())
+                .spawn({
+                    let store = store.clone();
+                    move || write_loop(&store, writes)
+                })
+                .map_err(|error| SegmentError::io(&config.dir, error))?;
+            sum += config.capacity.0.max(1);
+            bounds.push(sum);
+            devices.push(Device {
+                path: config.dir.clone(),
+                store,
+                queue: Mutex::new(Some(queue)),
+                writer: Mutex::new(Some(writer)),
+            });
+        }
+        Ok(Self { devices, bounds })
+    }
+
+    fn device(&self, key: &BlockKey) -> Option<&Device> {
+        let total = *self.bounds.last()?;
+        let mut tail = [0; 8];
+        tail.copy_from_slice(&key.0[8..]);
+        let point = (u128::from(u64::from_le_bytes(tail)) * u128::from(total)) >> 64;
+        let index = self.bounds.partition_point(|b| u128::from(*b) <= point);
+        self.devices.get(index)
+    }
+
+    /// Verified bytes of a block, or `None` when no device holds it. Blocks on the disk.
+    pub(crate) fn read(&self, key: &BlockKey, range: Range<u32>) -> Option<Bytes> {
+        let device = self.device(key)?;
+        match device.store.read(key, range) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(%error, "a block could not be read from the SSD tier; it is fetched again");
+                None
+            }
+        }
+    }
+
+    /// Where a block lies on its device.
+    pub(crate) fn locate(&self, key: &BlockKey) -> Option<BlockLocation> {
+        self.device(key)?.store.locate(key)
+    }
+
+    /// Whether a device holds the block.
+    pub(crate) fn contains(&self, key: &BlockKey) -> bool {
+        self.device(key).is_some_and(|d| d.store.contains(key))
+    }
+
+    /// Checks a block that a reader found damaged, and drops it if it is.
+    pub(crate) fn report_bad(&self, key: &BlockKey) {
+        if let Some(device) = self.device(key) {
+            device.store.report_bad(key);
+        }
+    }
+
+    /// Queues a block; waits while the queue is full. Gives the write back when there is no device.
+    pub(crate) async fn write(&self, write: Write) -> Result<(), Write> {
+        let queue = self
+            .device(&write.key)
+            .and_then(|device| device.queue.lock().clone());
+        match queue {
+            None => Err(write),
+            Some(queue) => queue.send(write).await.map_err(|refused| refused.0),
+        }
+    }
+
+    /// Drops blocks and gives the bytes that they had.
+    pub(crate) fn remove(&self, keys: &[BlockKey]) -> u64 {
+        self.devices
+            .iter()
+            .enumerate()
+            .map(|(index, device)| {
+                let own: Vec<BlockKey> = keys
+                    .iter()
+                    .filter(|key| {
+                        self.device(key)
+                            .is_some_and(|d| std::ptr::eq(d, &raw const self.devices[index]))
+                    })
+                    .copied()
+                    .collect();
+                device.store.remove(&own)
+            })
+            .sum()
+    }
+
+    /// Looks for segment files that were deleted, cut or replaced under us, and drops them.
+    pub(crate) fn check_files(&self) {
+        for device in &self.devices {
+            let dropped = device.store.check_files();
+            if dropped > 0 {
+                tracing::warn!(
+                    dir = %device.path.display(), dropped,
+                    "cache files were changed by somebody else; their blocks are fetched again when read"
+                );
+            }
+        }
+    }
+
+    /// Use of each device.
+    pub(crate) fn usage(&self) -> Vec<DeviceUsage> {
+        self.devices
+            .iter()
+            .map(|device| DeviceUsage {
+                path: device.path.clone(),
+                stats: device.store.stats(),
+            })
+            .collect()
+    }
+
+    /// Writes what is queued and closes the stores, so that the next start is quick. Blocks on the disk.
+    pub(crate) fn close(&self) {
+        for device in &self.devices {
+            device.queue.lock().take();
+            if let Some(writer) = device.writer.lock().take()
+                && writer.join().is_err()
+            {
+                tracing::error!(dir = %device.path.display(), "the SSD writer ended badly");
+            }
+            if let Err(error) = device.store.seal() {
+                tracing::warn!(%error, "a cache segment could not be sealed; the next start scans it");
+            }
+        }
+    }
+}
+
+fn write_loop(store: &SegmentStore, mut writes: mpsc::Receiver<Write>) {
+    while let Some(first) = writes.blocking_recv() {
+        let mut batch = vec![first];
+        let mut bytes = batch[0].data.len();
+        while batch.len() < BATCH_BLOCKS && bytes < BATCH_BYTES {
+            let Ok(next) = writes.try_recv() else { break };
+            bytes += next.data.len();
+            batch.push(next);
+        }
+        let blocks: Vec<(BlockKey, Bytes)> =
+            batch.iter().map(|w| (w.key, w.data.clone())).collect();
+        match store.put_many(&blocks) {
+            Ok(admissions) => {
+                for (write, admission) in batch.into_iter().zip(admissions) {
+                    (write.done)(Ok(admission));
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, blocks = batch.len(), "blocks could not be written to the SSD tier");
+                for write in batch {
+                    (write.done)(Err(&error));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! The worker itself: where a block is looked for, and what happens when it is nowhere.
+//!
+//! Order of a read: memory, a fill under way, SSD, a new fill. Invariant: at any time at most one fill of a block
+//! is under way, and a fill stays findable until its block is readable from a tier (or was refused by all).
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use weir_core::{BLOCK_SIZE, Block, BlockKey, ByteSize, NodeName, WorkerId};
+use weir_origin::{FetchPolicy, OriginError, OriginMetrics};
+
+use crate::fill::Fill;
+use crate::memory::MemoryTier;
+use crate::metrics::{EvictionLabels, ResultLabel, TierLabels, WorkerMetrics};
+use crate::origins::Origins;
+use crate::segment::{Admission, BlockLocation, SegmentError, SegmentStats};
+use crate::ssd::{SsdTier, Write};
+
+/// How often cache files are checked for changes by others, and gauges are brought up to date.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// The fills' byte budget is counted in pieces of this size, so that it fits a semaphore's 32 bits.
+const BUDGET_UNIT: u64 = 4096;
+
+/// One SSD directory and the most bytes that it takes.
+#[derive(Clone, Debug)]
+pub struct SsdConfig {
+    /// Directory for segment files; made if it is missing.
+    pub dir: PathBuf,
+    /// Most bytes of files in it.
+    pub capacity: ByteSize,
+}
+
+/// What a worker is made of.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// The worker's name.
+    pub id: WorkerId,
+    /// The machine that it runs on.
+    pub node: NodeName,
+    /// Bytes of the memory tier; 0 turns it off.
+    pub memory: ByteSize,
+    /// The SSD tier's devices.
+    pub ssd: Vec<SsdConfig>,
+    /// Most bytes of blocks on their way from an origin or to a device.
+    pub fill_budget: ByteSize,
+    /// Where the list of origins is kept over a restart.
+    pub origins_file: Option<PathBuf>,
+    /// How origins are read.
+    pub fetch: FetchPolicy,
+}
+
+/// Default of [`WorkerConfig::fill_budget`]: sixteen whole blocks, enough to keep a fast origin busy.
+pub const FILL_BUDGET: ByteSize = ByteSize(16 * BLOCK_SIZE);
+
+/// Where the bytes of a read came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The memory tier, or a block on its way to the SSD tier.
+    Memory,
+    /// The SSD tier.
+    Ssd,
+    /// The origin.
+    Origin,
+}
+
+impl Source {
+    /// All sources, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Ssd, Self::Origin];
+
+    /// The source as a metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Ssd => "ssd",
+            Self::Origin => "origin",
+        }
+    }
+}
+
+/// Why a block could not be read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// No dataset of this worker names the origin.
+    #[error("origin {0} is not known to this worker; the master tells it within a few seconds")]
+    UnknownOrigin(weir_core::OriginId),
+    /// The origin could not give the bytes.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// The worker is shutting down.
+    #[error("the worker is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// An SSD directory could not be opened.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+}
+
+/// A cache of blocks. Shared by reference; see the [module](self).
+pub struct Worker {
+    config: WorkerConfig,
+    memory: MemoryTier,
+    ssd: Arc<SsdTier>,
+    fills: Mutex<HashMap<BlockKey, Arc<Fill>>>,
+    budget: Arc<Semaphore>,
+    origins: Origins,
+    policy: Arc<FetchPolicy>,
+    metrics: Arc<WorkerMetrics>,
+    origin_metrics: Arc<OriginMetrics>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// Grows whenever the set of held blocks may have changed.
+    generation: AtomicU64,
+    /// What each store had counted when the metrics were last brought up to date.
+    seen_stats: Mutex<HashMap<PathBuf, SegmentStats>>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Worker({})", self.config.id)
+    }
+}
+
+impl Worker {
+    /// Opens the tiers, with what they held before, and starts the periodic checks. Call inside a tokio runtime.
+    pub fn open(
+        config: WorkerConfig,
+        metrics: Arc<WorkerMetrics>,
+        origin_metrics: Arc<OriginMetrics>,
+    ) -> Result<Arc<Self>, WorkerError> {
+        let units = (config.fill_budget.0.max(2 * BLOCK_SIZE) / BUDGET_UNIT) as usize;
+        let worker = Arc::new(Self {
+            memory: MemoryTier::new(config.memory.0),
+            ssd: Arc::new(SsdTier::open(&config.ssd)?),
+            fills: Mutex::default(),
+            budget: Arc::new(Semaphore::new(units)),
+            origins: Origins::new(config.origins_file.clone()),
+            policy: Arc::new(config.fetch.clone()),
+            metrics,
+            origin_metrics,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            generation: AtomicU64::new(1),
+            seen_stats: Mutex::default(),
+            config,
+        });
+        let checks = worker.clone();
+        worker.tasks.spawn(async move { checks.check_loop().await });
+        Ok(worker)
+    }
+
+    /// What the worker was made with.
+    pub fn config(&self) -> &WorkerConfig {
+        &self.config
+    }
+
+    /// The origins that this worker may read.
+    pub fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
+    /// The worker's metrics.
+    pub fn metrics(&self) -> &Arc<WorkerMetrics> {
+        &self.metrics
+    }
+
+    /// Bytes of cache in all tiers: the worker's weight in placement.
+    pub fn capacity(&self) -> u64 {
+        let ssd: u64 = self.config.ssd.iter().map(|d| d.capacity.0).sum();
+        if ssd > 0 { ssd } else { self.config.memory.0 }
+    }
+
+    /// A number that grows whenever the set of held blocks may have changed.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Whether a tier holds the block, or will as soon as a write has finished.
+    pub fn holds(&self, key: &BlockKey) -> bool {
+        self.memory.contains(key)
+            || self.ssd.contains(key)
+            || self
+                .fills
+                .lock()
+                .get(key)
+                .is_some_and(|fill| fill.complete().is_some())
+    }
+
+    /// The bytes of `range`, if they can be had without the origin. May block on the disk, but never waits for
+    /// the network.
+    pub fn read_cached(&self, key: &BlockKey, range: &Range<u32>) -> Option<(Vec<Bytes>, Source)> {
+        if let Some(data) = self.memory.get(key) {
+            let span = range.start as usize..range.end as usize;
+            if span.end <= data.len() {
+                return Some((vec![data.slice(span)], Source::Memory));
+            }
+        }
+        let filling = self.fills.lock().get(key).cloned();
+        if let Some(pieces) = filling.and_then(|fill| fill.try_read(range)) {
+            return Some((pieces, Source::Memory));
+        }
+        let data = self.ssd.read(key, range.clone())?;
+        Some((vec![data], Source::Ssd))
+    }
+
+    /// The bytes of `range` of a block, from wherever they are. Joins a fill that is under way, or starts one.
+    pub async fn read(
+        self: &Arc<Self>,
+        block: &Block,
+        range: Range<u32>,
+    ) -> Result<(Vec<Bytes>, Source), ReadError> {
+        let key = block.key();
+        let cached = {
+            let worker = self.clone();
+            let range = range.clone();
+            tokio::task::spawn_blocking(move || worker.read_cached(&key, &range))
+        };
+        if let Some(found) = cached.await.map_err(|_| ReadError::ShuttingDown)? {
+            return Ok(found);
+        }
+        self.fetch(block, key, range).await
+    }
+
+    /// As [`read`](Self::read), for a caller that has just seen that the block is not cached.
+    pub async fn fetch(
+        self: &Arc<Self>,
+        block: &Block,
+        key: BlockKey,
+        range: Range<u32>,
+    ) -> Result<(Vec<Bytes>, Source), ReadError> {
+        let fill = self.start_fill(block, key)?;
+        let pieces = fill.read(range).await?;
+        Ok((pieces, Source::Origin))
+    }
+
+    /// Makes sure that a block is held; gives whether it came from the origin.
+    pub async fn warm(self: &Arc<Self>, block: &Block) -> Result<bool, ReadError> {
+        let key = block.key();
+        if self.holds(&key) {
+            return Ok(false);
+        }
+        self.start_fill(block, key)?.finished().await?;
+        Ok(true)
+    }
+
+    /// Where a block lies on SSD, for a client that reads the file itself.
+    pub fn locate(&self, key: &BlockKey) -> Option<BlockLocation> {
+        self.ssd.locate(key)
+    }
+
+    /// Checks a block that a client found damaged, and drops it if it is.
+    pub fn report_damaged(&self, key: &BlockKey) {
+        self.ssd.report_bad(key);
+    }
+
+    /// Drops blocks from every tier; gives the bytes that they had.
+    pub fn evict(&self, keys: &[BlockKey]) -> u64 {
+        let memory: u64 = keys.iter().map(|key| self.memory.remove(key)).sum();
+        let ssd = self.ssd.remove(keys);
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        for (tier, bytes) in [("memory", memory), ("ssd", ssd)] {
+            let labels = EvictionLabels {
+                tier,
+                reason: "request",
+            };
+            self.metrics.evicted_bytes.get_or_create(&labels).inc_by(bytes);
+        }
+        memory + ssd
+    }
+
+    /// Finds the block's fill or starts one.
+    fn start_fill(self: &Arc<Self>, block: &Block, key: BlockKey) -> Result<Arc<Fill>, ReadError> {
+        if self.stop.is_cancelled() {
+            return Err(ReadError::ShuttingDown);
+        }
+        let fill = Fill::new(block.len());
+        {
+            let mut fills = self.fills.lock();
+            if let Some(running) = fills.get(&key) {
+                return Ok(running.clone());
+            }
+            fills.insert(key, fill.clone());
+        }
+        self.metrics.fills_in_flight.inc();
+        let (worker, block, running) = (self.clone(), block.clone(), fill.clone());
+        self.tasks
+            .spawn(async move { worker.run_fill(&block, key, running).await });
+        Ok(fill)
+    }
+
+    async fn run_fill(self: Arc<Self>, block: &Block, key: BlockKey, fill: Arc<Fill>) {
+        let started = Instant::now();
+        let units = u64::from(block.len()).div_ceil(BUDGET_UNIT) as u32;
+        let result = tokio::select! {
+            () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
+            result = self.fetch_block(block, key, &fill, units) => result,
+        };
+        let labels = ResultLabel {
+            result: if result.is_ok() { "ok" } else { "error" },
+        };
+        self.metrics.fills.get_or_create(&labels).inc();
+        match result {
+            Ok(permit) => {
+                self.metrics
+                    .fill_duration
+                    .observe(started.elapsed().as_secs_f64());
+                self.keep(key, &fill, permit).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, block = block.index, object = %block.object.key, "a block could not be fetched");
+                fill.fail(error);
+                self.finish_fill(&key);
+            }
+        }
+    }
+
+    /// Fetches a block, unless a tier got it between the caller's look and the start of this fill.
+    async fn fetch_block(
+        self: &Arc<Self>,
+        block: &Block,
+        key: BlockKey,
+        fill: &Arc<Fill>,
+        units: u32,
+    ) -> Result<Option<OwnedSemaphorePermit>, OriginError> {
+        if self.memory.contains(&key) || self.ssd.contains(&key) {
+            let (worker, len) = (self.clone(), block.len());
+            let found = tokio::task::spawn_blocking(move || {
+                let memory = worker.memory.get(&key);
+                memory.or_else(|| worker.ssd.read(&key, 0..len))
+            });
+            if let Ok(Some(data)) = found.await {
+                fill.push(data);
+                return Ok(None);
+            }
+        }
+        let interrupted = || OriginError::interrupted(&block.object.key);
+        let permit = self.budget.clone().acquire_many_owned(units).await;
+        let permit = permit.map_err(|_| interrupted())?;
+        let origin = match self.origins.get(block.origin).await {
+            None => return Err(OriginError::unknown(block.origin)),
+            Some(opened) => opened?,
+        };
+        let mut stream = std::pin::pin!(weir_origin::fetch(
+            origin,
+            block.object.clone(),
+            block.range(),
+            self.policy.clone(),
+            self.origin_metrics.clone(),
+        ));
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk?;
+            self.metrics.fill_bytes.inc_by(chunk.len() as u64);
+            fill.push(chunk);
+        }
+        Ok(Some(permit))
+    }
+
+    /// Offers a fetched block to the tiers. The fill stays findable until the SSD tier has it.
+    async fn keep(self: &Arc<Self>, key: BlockKey, fill: &Fill, permit: Option<OwnedSemaphorePermit>) {
+        let data = fill.complete();
+        let (Some(data), Some(permit)) = (data, permit) else {
+            return self.finish_fill(&key); // it was cached already
+        };
+        self.memory.insert(key, &data);
+        let worker = self.clone();
+        let write = Write {
+            key,
+            data,
+            done: Box::new(move |outcome| {
+                if matches!(outcome, Ok(Admission::Full)) {
+                    worker.metrics.refused.inc();
+                }
+                worker.finish_fill(&key);
+                drop(permit);
+            }),
+        };
+        if self.ssd.write(write).await.is_err() {
+            self.finish_fill(&key); // no SSD tier, or it is closing
+        }
+    }
+
+    fn finish_fill(&self, key: &BlockKey) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        if self.fills.lock().remove(key).is_some() {
+            self.metrics.fills_in_flight.dec();
+        }
+    }
+
+    async fn check_loop(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
+            }
+            let ssd = self.ssd.clone();
+            // A panic in the check would be logged by tokio; the next round tries again.
+            let _ = tokio::task::spawn_blocking(move || ssd.check_files()).await;
+            self.update_gauges();
+        }
+    }
+
+    /// Use of each tier now: labels, capacity, used bytes and blocks.
+    pub fn tiers(&self) -> Vec<(TierLabels, u64, u64, u64)> {
+        let memory = (
+            TierLabels {
+                tier: "memory",
+                path: String::new(),
+            },
+            self.memory.capacity(),
+            self.memory.used(),
+            self.memory.blocks(),
+        );
+        let ssd = self.ssd.usage().into_iter().map(|device| {
+            let labels = TierLabels {
+                tier: "ssd",
+                path: device.path.display().to_string(),
+            };
+            let stats = device.stats;
+            (labels, stats.capacity, stats.used_bytes, stats.blocks)
+        });
+        std::iter::once(memory).chain(ssd).collect()
+    }
+
+    /// Brings the metrics that are not counted as they happen up to date; called before a scrape.
+    pub fn update_gauges(&self) {
+        for (labels, capacity, used, blocks) in self.tiers() {
+            let metrics = &self.metrics;
+            metrics.tier_capacity.get_or_create(&labels).set(capacity as i64);
+            metrics.tier_used.get_or_create(&labels).set(used as i64);
+            metrics.tier_blocks.get_or_create(&labels).set(blocks as i64);
+        }
+        self.count_store_events();
+    }
+
+    /// Adds what the stores have counted since the last look to the metrics.
+    fn count_store_events(&self) {
+        let mut seen = self.seen_stats.lock();
+        for device in self.ssd.usage() {
+            let now = device.stats;
+            let before = seen.insert(device.path, now).unwrap_or_default();
+            let evicted = [
+                ("idle", now.evicted_blocks - before.evicted_blocks, now.evicted_bytes - before.evicted_bytes),
+                ("damaged", now.corrupt_blocks - before.corrupt_blocks, 0),
+                ("unreadable", now.unreadable_blocks - before.unreadable_blocks, 0),
+                ("lost_file", now.lost_blocks - before.lost_blocks, 0),
+            ];
+            for (reason, blocks, bytes) in evicted {
+                let labels = EvictionLabels { tier: "ssd", reason };
+                self.metrics.evicted_blocks.get_or_create(&labels).inc_by(blocks);
+                self.metrics.evicted_bytes.get_or_create(&labels).inc_by(bytes);
+            }
+            let damaged = now.corrupt_blocks - before.corrupt_blocks;
+            let lost = now.lost_segments - before.lost_segments;
+            self.metrics.damaged.inc_by(damaged);
+            self.metrics.lost_segments.inc_by(lost);
+            if damaged + lost > 0 {
+                self.generation.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Stops fills, writes what is queued and closes the tiers. Waits for them, at most `deadline`.
+    pub async fn close(&self, deadline: Duration) {
+        self.stop.cancel();
+        self.tasks.close();
+        let ssd = self.ssd.clone();
+        let closing = async {
+            self.tasks.wait().await;
+            // A panic while closing leaves an unsealed segment, which the next start scans.
+            let _ = tokio::task::spawn_blocking(move || ssd.close()).await;
+        };
+        if tokio::time::timeout(deadline, closing).await.is_err() {
+            tracing::warn!(?deadline, "the cache was not closed in time; the next start scans its last segment");
+        }
+    }
+}
