@@ -1,50 +1,55 @@
 //! S3 and what speaks its protocol: listing and conditional ranged reads.
 //!
-//! object_store signs requests and finds credentials. The two requests are made here, because its listing gives up a whole page
-//! over one key that is not a clean path, and its reads hide the headers with checksums.
+//! object_store signs requests and finds credentials. The two requests are made here, because its listing gives up
+//! a whole page over one key that is not a clean path, and its reads hide the headers with checksums.
 
+mod body;
+pub(crate) mod environment;
 mod listing;
 pub(crate) mod profile;
+mod refusal;
 mod request;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use futures::stream::BoxStream;
-use http::{HeaderMap, StatusCode, header};
+use futures::stream::{self, BoxStream};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use weir_core::{ObjectRef, OriginId};
 
 use crate::digest::Digest;
 use crate::error::OriginError;
-use crate::fetch::{FetchPolicy, retry};
+use crate::origin::{Fetched, Listed, Origin};
+use crate::policy::FetchPolicy;
 use crate::spec::OriginSpec;
-use crate::{Fetched, ListPage, Origin};
 
 use request::Client;
 
+/// What a version starts with when the service lists no ETag: the time of the last change stands in.
+const TIME_VERSION: &str = "mtime-";
+
 /// A bucket.
 #[derive(Debug)]
-pub(crate) struct S3 {
+pub(crate) struct S3Origin {
     id: OriginId,
     client: Arc<Client>,
     policy: FetchPolicy,
 }
 
-impl S3 {
-    pub(crate) async fn open(spec: &OriginSpec, bucket: &str) -> Result<Self, OriginError> {
+impl S3Origin {
+    pub(crate) fn open(spec: &OriginSpec) -> Result<Self, OriginError> {
         Ok(Self {
             id: spec.id(),
-            client: Arc::new(Client::new(spec, bucket)?),
+            client: Arc::new(Client::new(spec)?),
             policy: FetchPolicy::default(),
         })
     }
 }
 
 #[async_trait]
-impl Origin for S3 {
+impl Origin for S3Origin {
     fn id(&self) -> OriginId {
         self.id
     }
@@ -53,15 +58,18 @@ impl Origin for S3 {
         "s3"
     }
 
-    fn list(&self, prefix: &str) -> BoxStream<'_, ListPage> {
+    fn describe(&self) -> &str {
+        self.client.bucket_url()
+    }
+
+    fn list(&self, prefix: &str) -> BoxStream<'_, Result<Vec<Listed>, OriginError>> {
         let prefix = prefix.to_owned();
         // The state is the token of the next page; `None` when there is none.
-        futures::stream::unfold(Some(String::new()), move |token| {
+        stream::unfold(Some(String::new()), move |token| {
             let prefix = prefix.clone();
             async move {
                 let token = token?;
-                let page = retry(&self.policy, || listing::page(&self.client, &prefix, &token));
-                Some(match page.await {
+                Some(match listing::patient_page(&self.client, &prefix, &token, &self.policy).await {
                     Ok(page) => (Ok(page.objects), page.next),
                     Err(error) => (Err(error), None),
                 })
@@ -73,76 +81,96 @@ impl Origin for S3 {
     async fn get(&self, object: &ObjectRef, range: Range<u64>) -> Result<Fetched, OriginError> {
         let whole = range == (0..object.size);
         let mut headers = HeaderMap::new();
-        let mut put = |name: &'static str, value: String| {
-            if let Ok(value) = value.parse() {
-                headers.insert(name, value);
-            }
+        let mut put = |name: header::HeaderName, value: String| {
+            // Versions come from listings and can hold anything; one that is no header value matches nothing.
+            let value = HeaderValue::from_str(&value).unwrap_or(HeaderValue::from_static("\"\""));
+            headers.insert(name, value);
         };
-        put("range", format!("bytes={}-{}", range.start, range.end - 1));
-        put("if-match", format!("\"{}\"", object.version));
+        if !object.version.starts_with(TIME_VERSION) {
+            put(header::IF_MATCH, format!("\"{}\"", object.version));
+        }
         if whole {
-            put("x-amz-checksum-mode", "ENABLED".to_owned());
-        }
-        let subject = self.client.object_url(&object.key);
-        let response = self.client.get(Some(&object.key), "", headers, &subject).await?;
-        let (status, headers) = (response.status(), response.headers());
-        let changed = |detail: String| OriginError::Changed {
-            subject: subject.clone(),
-            detail,
-        };
-        if let Some(etag) = text(headers, header::ETAG.as_str())
-            && etag.trim_start_matches("W/").trim_matches('"') != &*object.version
-        {
-            return Err(changed(format!("ETag {etag} instead of {}", object.version)));
-        }
-        let sent = if status == StatusCode::PARTIAL_CONTENT {
-            let (sent, total) = text(headers, "content-range")
-                .and_then(parse_content_range)
-                .ok_or_else(|| OriginError::Unavailable {
-                    subject: subject.clone(),
-                    detail: "it sent a part without saying which".to_owned(),
-                })?;
-            if total.is_some_and(|total| total != object.size) {
-                return Err(changed(format!("{total:?} bytes instead of {}", object.size)));
-            }
-            sent
+            // Services give the checksum of a whole object only when it is not asked for as a range.
+            put(header::HeaderName::from_static("x-amz-checksum-mode"), "ENABLED".to_owned());
         } else {
-            let length = text(headers, "content-length").and_then(|v| v.parse::<u64>().ok());
-            if length.is_some_and(|length| length != object.size) {
-                return Err(changed(format!("{length:?} bytes instead of {}", object.size)));
-            }
-            0..object.size
+            put(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        let response = self.client.get(Some(&object.key), "", &headers).await?;
+        let head = Head {
+            target: self.client.object_url(&object.key),
+            origin: self.client.bucket_url().into(),
+            object,
+            status: response.status(),
+            headers: response.headers(),
         };
-        let covers_all = sent == (0..object.size);
-        let digest = (whole && covers_all).then(|| digest(headers)).flatten();
-        let failed = subject.clone();
-        let body = response.bytes_stream().map(move |chunk| {
-            chunk.map_err(|error| OriginError::Unavailable {
-                subject: failed.clone(),
-                detail: format!("the body broke: {}", request::root_cause(&error)),
-            })
-        });
-        // A server that ignores the range sends the object from its beginning.
-        let skip = range.start.saturating_sub(sent.start);
-        let body = futures::stream::unfold((body.boxed(), skip), |(mut body, mut skip)| async move {
-            loop {
-                let mut chunk = match body.next().await? {
-                    Ok(chunk) => chunk,
-                    Err(error) => return Some((Err(error), (body, skip))),
-                };
-                let cut = skip.min(chunk.len() as u64);
-                skip -= cut;
-                let kept = chunk.split_off(cut as usize);
-                if !kept.is_empty() {
-                    return Some((Ok(kept), (body, skip)));
-                }
-            }
-        });
+        head.check_version()?;
+        let sent = head.range()?;
+        if sent.start > range.start || sent.end <= range.start {
+            return Err(head.unavailable("it sent another part than was asked for"));
+        }
+        let digest = (whole && sent == range).then(|| digest(head.headers)).flatten();
+        let target = head.target;
+        let kept = range.start..sent.end.min(range.end);
         Ok(Fetched {
-            range: sent.start.max(range.start)..sent.end.min(range.end),
-            body: body.boxed(),
+            body: body::exactly(response, sent, kept.clone(), target),
+            range: kept,
             digest,
         })
+    }
+}
+
+/// The head of an answer to a read.
+struct Head<'a> {
+    target: Arc<str>,
+    origin: Arc<str>,
+    object: &'a ObjectRef,
+    status: StatusCode,
+    headers: &'a HeaderMap,
+}
+
+impl Head<'_> {
+    /// A service may ignore If-Match, so its answer is compared.
+    fn check_version(&self) -> Result<(), OriginError> {
+        let same = match self.object.version.strip_prefix(TIME_VERSION) {
+            Some(listed) => text(self.headers, header::LAST_MODIFIED.as_str())
+                .is_none_or(|time| seconds(time).is_none_or(|time| time.to_string() == listed)),
+            None => text(self.headers, header::ETAG.as_str())
+                .is_none_or(|etag| listing::plain_etag(etag) == &*self.object.version),
+        };
+        if same { Ok(()) } else { Err(self.changed()) }
+    }
+
+    /// The part of the object that the body holds.
+    fn range(&self) -> Result<Range<u64>, OriginError> {
+        if self.status == StatusCode::PARTIAL_CONTENT {
+            let (sent, total) = text(self.headers, header::CONTENT_RANGE.as_str())
+                .and_then(parse_content_range)
+                .ok_or_else(|| self.unavailable("it sent a part without saying which"))?;
+            if total.is_some_and(|total| total != self.object.size) || sent.end > self.object.size {
+                return Err(self.changed());
+            }
+            return Ok(sent);
+        }
+        // A service that does not know ranges sends the whole object.
+        let length = text(self.headers, header::CONTENT_LENGTH.as_str()).and_then(|v| v.parse::<u64>().ok());
+        if length.is_some_and(|length| length != self.object.size) {
+            return Err(self.changed());
+        }
+        Ok(0..self.object.size)
+    }
+
+    fn changed(&self) -> OriginError {
+        OriginError::Changed {
+            origin: self.origin.clone(),
+            key: self.object.key.clone(),
+        }
+    }
+
+    fn unavailable(&self, detail: &str) -> OriginError {
+        OriginError::Unavailable {
+            target: self.target.clone(),
+            detail: detail.to_owned(),
+        }
     }
 }
 
@@ -150,11 +178,15 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
+/// Seconds since 1970 of a time as HTTP writes it.
+fn seconds(time: &str) -> Option<i64> {
+    let time = jiff::fmt::rfc2822::parse(time).ok()?;
+    Some(time.timestamp().as_second())
+}
+
 /// The checksum of the whole object, where the service gives one.
 fn digest(headers: &HeaderMap) -> Option<Digest> {
-    ["crc32c", "crc64nvme", "crc32"]
-        .iter()
-        .find_map(|name| Digest::from_header(name, text(headers, &format!("x-amz-checksum-{name}"))?))
+    Digest::HEADERS.iter().find_map(|name| Digest::from_header(name, text(headers, name)?))
 }
 
 /// `bytes 0-9/100` as the range and the whole length.
@@ -170,13 +202,6 @@ fn parse_content_range(value: &str) -> Option<(Range<u64>, Option<u64>)> {
     (first < end).then_some((first..end, total))
 }
 
-/// Nanoseconds since 1970 of a time.
-fn nanoseconds(time: SystemTime) -> i64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_nanos() as i64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,5 +213,11 @@ mod tests {
         for bad in ["bytes 9-0/100", "0-9/100", "bytes */100", "bytes 0-18446744073709551615/1"] {
             assert_eq!(parse_content_range(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_time_of_a_header_is_compared_in_whole_seconds() {
+        assert_eq!(seconds("Thu, 01 Jan 1970 00:00:05 GMT"), Some(5));
+        assert_eq!(seconds("yesterday"), None);
     }
 }

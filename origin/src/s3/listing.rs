@@ -1,12 +1,19 @@
 //! ListObjectsV2 with percent-encoded keys, so that no key can break the document.
 
+use std::time::Duration;
+
 use http::HeaderMap;
 use serde::Deserialize;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::nanoseconds;
+use super::TIME_VERSION;
 use super::request::{Client, encode_query};
-use crate::Listed;
 use crate::error::OriginError;
+use crate::origin::Listed;
+use crate::policy::{Backoff, FetchPolicy};
+
+/// Longest wait for one page; services take up to some seconds for a thousand keys.
+const PAGE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// A page of a listing.
 pub(super) struct Page {
@@ -36,9 +43,43 @@ struct Contents {
     etag: String,
 }
 
-/// Asks for the page behind `token` (the first when it is empty).
-pub(super) async fn page(client: &Client, prefix: &str, token: &str) -> Result<Page, OriginError> {
-    let subject = client.bucket_url();
+/// A page, asked for again within the policy's budget while the service cannot answer.
+pub(super) async fn patient_page(
+    client: &Client,
+    prefix: &str,
+    token: &str,
+    policy: &FetchPolicy,
+) -> Result<Page, OriginError> {
+    let start = Instant::now();
+    let mut backoff = Backoff::new(policy);
+    let mut attempts = 0;
+    loop {
+        let outcome = timeout(PAGE_DEADLINE, page(client, prefix, token)).await;
+        let error = match outcome {
+            Ok(Ok(page)) => return Ok(page),
+            Ok(Err(error)) if !error.is_retryable() => return Err(error),
+            Ok(Err(error)) => error,
+            Err(_) => OriginError::Timeout {
+                target: client.bucket_url().into(),
+                after: PAGE_DEADLINE,
+            },
+        };
+        attempts += 1;
+        let wait = backoff.wait(policy);
+        if attempts >= policy.max_attempts || start.elapsed() + wait >= policy.budget {
+            return Err(OriginError::GaveUp {
+                last: error.into(),
+                attempts,
+                after: start.elapsed(),
+            });
+        }
+        tracing::debug!(%error, attempts, "a page of the listing is asked for again");
+        sleep(wait).await;
+    }
+}
+
+/// Asks once for the page behind `token` (the first when it is empty).
+async fn page(client: &Client, prefix: &str, token: &str) -> Result<Page, OriginError> {
     // Sorted, as signatures want it.
     let mut query = String::new();
     if !token.is_empty() {
@@ -48,9 +89,9 @@ pub(super) async fn page(client: &Client, prefix: &str, token: &str) -> Result<P
     }
     query.push_str("encoding-type=url&list-type=2&prefix=");
     encode_query(prefix, &mut query);
-    let response = client.get(None, &query, HeaderMap::new(), &subject).await?;
+    let response = client.get(None, &query, &HeaderMap::new()).await?;
     let unreadable = |detail: String| OriginError::Unavailable {
-        subject: subject.clone(),
+        target: client.bucket_url().into(),
         detail: format!("its listing is not readable: {detail}"),
     };
     let text = response
@@ -63,21 +104,29 @@ pub(super) async fn page(client: &Client, prefix: &str, token: &str) -> Result<P
     let objects = document
         .contents
         .into_iter()
-        .map(|object| Listed {
-            key: if encoded {
-                decode(&object.key)
-            } else {
-                object.key.into_bytes()
-            },
-            size: object.size,
-            mtime_ns: parse_time(&object.last_modified),
-            version: object.etag.trim_matches('"').to_owned(),
+        .map(|object| {
+            let mtime_ns = parse_time(&object.last_modified);
+            let version = match plain_etag(&object.etag) {
+                "" => format!("{TIME_VERSION}{}", mtime_ns.div_euclid(1_000_000_000)),
+                etag => etag.to_owned(),
+            };
+            Listed {
+                key: if encoded { decode(&object.key) } else { object.key.into_bytes() },
+                size: object.size,
+                mtime_ns,
+                version,
+            }
         })
         .collect();
     let next = document
         .next_continuation_token
         .filter(|token| document.is_truncated && !token.is_empty());
     Ok(Page { objects, next })
+}
+
+/// An ETag without its quotes and its mark for weakness.
+pub(super) fn plain_etag(etag: &str) -> &str {
+    etag.trim().trim_start_matches("W/").trim_matches('"')
 }
 
 /// Percent-decodes a key; `+` is a space, as in forms, which is what S3 sends.
@@ -104,7 +153,7 @@ fn decode(text: &str) -> Vec<u8> {
 /// `2026-03-01T12:00:00.000Z` as nanoseconds since 1970; 0 for what is not a time.
 fn parse_time(text: &str) -> i64 {
     text.parse::<jiff::Timestamp>()
-        .map_or(0, |time| nanoseconds(time.into()))
+        .map_or(0, |time| i64::try_from(time.as_nanosecond()).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -4,18 +4,17 @@
 //! refused with a message, since a half-understood profile would read with the wrong identity.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
+use super::environment::Environment;
 use crate::error::OriginError;
 
-/// Settings of one profile.
-#[derive(Default)]
+/// Settings of one profile. Deliberately without Debug: some are secrets.
 pub(crate) struct Profile {
     name: String,
     settings: HashMap<String, String>,
-    pub(crate) region: Option<String>,
-    pub(crate) endpoint: Option<String>,
 }
 
 /// Keys of a profile. Deliberately without Debug.
@@ -25,42 +24,34 @@ pub(crate) struct Keys {
     pub(crate) token: Option<String>,
 }
 
-/// The message for a profile that was asked for by name but has no keys.
-pub(crate) fn without_keys(name: &str) -> OriginError {
-    config(name, "has no keys; add aws_access_key_id and aws_secret_access_key, or use the environment")
-}
-
-fn config(profile: &str, message: &str) -> OriginError {
-    OriginError::Config {
-        subject: format!("profile {profile}"),
-        message: message.to_owned(),
+/// Reads the profile that `named` or `AWS_PROFILE` names, which must exist, or the default one, which need not.
+pub(crate) fn load(
+    origin: &Arc<str>,
+    named: Option<&str>,
+    environment: &Environment,
+) -> Result<Option<Profile>, OriginError> {
+    let named = named.or_else(|| environment.get("AWS_PROFILE"));
+    let home = Path::new(environment.get("HOME").unwrap_or_default());
+    let file = |variable: &str, default: &str| {
+        let path = environment.get(variable).map_or_else(|| home.join(default), PathBuf::from);
+        std::fs::read_to_string(path).unwrap_or_default()
+    };
+    let credentials = file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
+    let settings = file("AWS_CONFIG_FILE", ".aws/config");
+    let profile = Profile::parse(named.unwrap_or("default"), &credentials, &settings);
+    match (named, profile) {
+        (Some(name), None) => Err(OriginError::config(
+            origin.clone(),
+            format!("the profile {name:?} is in neither ~/.aws/credentials nor ~/.aws/config"),
+            "check --profile and AWS_PROFILE",
+        )),
+        (_, profile) => Ok(profile),
     }
 }
 
 impl Profile {
-    /// Reads the profile `name` (or AWS_PROFILE, or `default`). One that was named must exist.
-    pub(crate) fn load(name: Option<&str>) -> Result<Self, OriginError> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-        let named = name.map(str::to_owned).or_else(|| variable("AWS_PROFILE"));
-        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-        let file = |variable_name: &str, default: &str| {
-            let path = variable(variable_name).map_or_else(|| home.join(default), PathBuf::from);
-            std::fs::read_to_string(path).unwrap_or_default()
-        };
-        let credentials = file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
-        let settings = file("AWS_CONFIG_FILE", ".aws/config");
-        let name = named.clone().unwrap_or_else(|| "default".to_owned());
-        let profile = Self::parse(&name, &credentials, &settings);
-        if named.is_some() && profile.settings.is_empty() {
-            return Err(config(
-                &name,
-                "is in neither ~/.aws/credentials nor ~/.aws/config; check --profile and AWS_PROFILE",
-            ));
-        }
-        Ok(profile)
-    }
-
-    fn parse(name: &str, credentials: &str, settings: &str) -> Self {
+    /// Puts a profile together from both files; `None` when neither has it.
+    fn parse(name: &str, credentials: &str, settings: &str) -> Option<Self> {
         let mut found = HashMap::new();
         // Keys of the credentials file win over those of the configuration file.
         for (text, header) in [
@@ -70,41 +61,44 @@ impl Profile {
         ] {
             found.extend(section(text, &header));
         }
-        Self {
+        (!found.is_empty()).then(|| Self {
             name: name.to_owned(),
-            region: found.get("region").cloned(),
-            endpoint: found.get("endpoint_url").cloned(),
             settings: found,
-        }
+        })
+    }
+
+    /// A setting that is not empty.
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        self.settings.get(key).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// The profile's keys; `None` when it has none.
-    pub(crate) fn keys(&self) -> Result<Option<Keys>, OriginError> {
-        let get = |key: &str| self.settings.get(key).cloned();
+    pub(crate) fn keys(&self, origin: &Arc<str>) -> Result<Option<Keys>, OriginError> {
         if let (Some(access_key), Some(secret_key)) =
-            (get("aws_access_key_id"), get("aws_secret_access_key"))
+            (self.get("aws_access_key_id"), self.get("aws_secret_access_key"))
         {
             return Ok(Some(Keys {
-                access_key,
-                secret_key,
-                token: get("aws_session_token"),
+                access_key: access_key.to_owned(),
+                secret_key: secret_key.to_owned(),
+                token: self.get("aws_session_token").map(str::to_owned),
             }));
         }
-        if let Some(command) = get("credential_process") {
-            return self.run(&command).map(Some);
+        if let Some(command) = self.get("credential_process") {
+            return self.run(command, origin).map(Some);
         }
         let unsupported = |key: &&String| key.starts_with("sso_") || *key == "role_arn";
         if let Some(key) = self.settings.keys().find(unsupported) {
-            return Err(config(
-                &self.name,
-                &format!("uses {key}, which Weir does not support; export keys with `aws configure export-credentials --format env`"),
+            return Err(OriginError::config(
+                origin.clone(),
+                format!("the profile {:?} uses {key}, which Weir does not support", self.name),
+                "export keys with `aws configure export-credentials --format env`",
             ));
         }
         Ok(None)
     }
 
     /// Runs a `credential_process` and reads its JSON.
-    fn run(&self, command: &str) -> Result<Keys, OriginError> {
+    fn run(&self, command: &str, origin: &Arc<str>) -> Result<Keys, OriginError> {
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Output {
@@ -112,16 +106,19 @@ impl Profile {
             secret_access_key: String,
             session_token: Option<String>,
         }
-        let failed = |message: &str| config(&self.name, &format!("its credential_process {message}"));
+        let failed = |what: String| {
+            let problem = format!("the credential_process of profile {:?} {what}", self.name);
+            OriginError::config(origin.clone(), problem, "run it by hand to see why")
+        };
         let output = Command::new("sh")
             .args(["-c", command])
             .output()
-            .map_err(|error| failed(&format!("cannot be started: {error}")))?;
+            .map_err(|error| failed(format!("cannot be started: {error}")))?;
         if !output.status.success() {
-            return Err(failed(&format!("failed: {}", output.status)));
+            return Err(failed(format!("failed: {}", output.status)));
         }
         let output: Output = serde_json::from_slice(&output.stdout)
-            .map_err(|_| failed("did not print the JSON that AWS documents"))?;
+            .map_err(|_| failed("did not print the JSON that AWS documents".to_owned()))?;
         Ok(Keys {
             access_key: output.access_key_id,
             secret_key: output.secret_access_key,
@@ -155,26 +152,35 @@ mod tests {
     const CREDENTIALS: &str = "[default]\naws_access_key_id = A\naws_secret_access_key=B\n\n[other]\n# comment\naws_access_key_id=C\naws_secret_access_key=D\naws_session_token=E\n";
     const CONFIG: &str = "[default]\nregion=eu-west-1\n[profile other]\nregion = us-west-2\nendpoint_url = http://h:1\n[profile work]\nsso_start_url=https://x\n[profile tool]\ncredential_process = echo '{\"AccessKeyId\":\"F\",\"SecretAccessKey\":\"G\"}'\n";
 
-    fn profile(name: &str) -> Profile {
+    fn profile(name: &str) -> Option<Profile> {
         Profile::parse(name, CREDENTIALS, CONFIG)
     }
 
     #[test]
     fn a_profile_is_put_together_from_both_files() {
-        let other = profile("other");
-        assert_eq!(other.region.as_deref(), Some("us-west-2"));
-        assert_eq!(other.endpoint.as_deref(), Some("http://h:1"));
-        let keys = other.keys().unwrap().unwrap();
+        let other = profile("other").unwrap();
+        assert_eq!(other.get("region"), Some("us-west-2"));
+        assert_eq!(other.get("endpoint_url"), Some("http://h:1"));
+        let keys = other.keys(&"s3://b".into()).unwrap().unwrap();
         assert_eq!((keys.access_key, keys.secret_key, keys.token), ("C".into(), "D".into(), Some("E".into())));
-        assert_eq!(profile("default").region.as_deref(), Some("eu-west-1"));
+        assert_eq!(profile("default").unwrap().get("region"), Some("eu-west-1"));
+        assert!(profile("absent").is_none());
     }
 
     #[test]
     fn a_credential_process_is_run_and_single_sign_on_is_refused() {
-        let keys = profile("tool").keys().unwrap().unwrap();
+        let origin = "s3://b".into();
+        let keys = profile("tool").unwrap().keys(&origin).unwrap().unwrap();
         assert_eq!((keys.access_key.as_str(), keys.secret_key.as_str()), ("F", "G"));
-        let error = profile("work").keys().err().unwrap().to_string();
+        let error = profile("work").unwrap().keys(&origin).err().unwrap().to_string();
         assert!(error.contains("work") && error.contains("sso_start_url"), "{error}");
-        assert!(profile("absent").keys().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_profile_that_was_asked_for_must_exist() {
+        let environment = Environment::of([("HOME", "/nonexistent")]);
+        assert!(load(&"s3://b".into(), None, &environment).unwrap().is_none());
+        let error = load(&"s3://b".into(), Some("gone"), &environment).err().unwrap();
+        assert!(error.to_string().contains("\"gone\""), "{error}");
     }
 }

@@ -1,36 +1,42 @@
-//! One signed request, and what the service's answer means.
+//! One signed request to a bucket.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{HeaderMap, Method, Uri};
+use object_store::RetryConfig;
+use object_store::StaticCredentialProvider;
 use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
 use object_store::client::{HttpRequest, HttpRequestBody};
 use parking_lot::RwLock;
 use reqwest::Response;
 
-use super::profile::{self, Profile};
+use super::environment::Environment;
+use super::profile;
+use super::refusal::Refusal;
 use crate::error::OriginError;
-use crate::spec::{Addressing, OriginSpec};
+use crate::spec::{Addressing, OriginSpec, Place};
 
 /// Region of requests when nobody names one; the service corrects it.
 const DEFAULT_REGION: &str = "us-east-1";
-/// Longest wait for a connection.
+/// Longest wait for a connection, and for credentials from a metadata service.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+const CREDENTIALS_DEADLINE: Duration = Duration::from_secs(10);
 /// Idle connections kept to one service, and for how long: shorter than the usual keep-alive of 20 s.
 const MAX_IDLE: usize = 128;
 const IDLE_FOR: Duration = Duration::from_secs(15);
-/// Longest error document that is read.
-const MAX_ERROR: usize = 64 << 10;
 
 /// The connection pool, credentials and address of one bucket.
 pub(super) struct Client {
     http: reqwest::Client,
-    /// URL of the bucket, without a slash at the end.
+    /// URL of the bucket without a slash at the end; `{region}` stands for the region where AWS wants it.
     base: String,
+    /// The bucket in messages.
+    name: Arc<str>,
     bucket: String,
     region: RwLock<String>,
     profile: Option<String>,
+    /// `None` when requests are not signed.
     credentials: RwLock<Option<AwsCredentialProvider>>,
 }
 
@@ -41,11 +47,11 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    pub(super) fn new(spec: &OriginSpec, bucket: &str) -> Result<Self, OriginError> {
-        let config = |message: String| OriginError::Config {
-            subject: format!("s3://{bucket}"),
-            message,
+    pub(super) fn new(spec: &OriginSpec) -> Result<Self, OriginError> {
+        let Place::S3 { bucket, .. } = spec.place()? else {
+            return Err(OriginError::config(spec.url.as_str(), "it is no bucket", "write s3://bucket/prefix"));
         };
+        let name: Arc<str> = format!("s3://{bucket}").into();
         // A second installation is refused, which is fine: the first is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
@@ -56,16 +62,17 @@ impl Client {
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|error| config(error.to_string()))?;
+            .map_err(|error| OriginError::config(name.clone(), root_cause(&error), "check the system's certificates"))?;
         let region = spec.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let credentials = if spec.anonymous {
             None
         } else {
-            Some(credentials(spec.profile.as_deref(), &region, bucket)?)
+            Some(credentials(spec.profile.as_deref(), &region, bucket, &name)?)
         };
         Ok(Self {
             http,
-            base: base_url(spec, bucket, &region).map_err(config)?,
+            base: base_url(spec, bucket)?,
+            name,
             bucket: bucket.to_owned(),
             region: RwLock::new(region),
             profile: spec.profile.clone(),
@@ -74,28 +81,28 @@ impl Client {
     }
 
     /// The object as it is named in messages.
-    pub(super) fn object_url(&self, key: &str) -> String {
-        format!("s3://{}/{}", self.bucket, key.escape_debug())
+    pub(super) fn object_url(&self, key: &str) -> Arc<str> {
+        format!("{}/{}", self.name, key.escape_debug()).into()
     }
 
     /// The bucket as it is named in messages.
-    pub(super) fn bucket_url(&self) -> String {
-        format!("s3://{}", self.bucket)
+    pub(super) fn bucket_url(&self) -> &str {
+        &self.name
     }
 
-    /// GETs an object (or the bucket itself) and gives the answer if it is a success. Corrects the region and loads expired
-    /// credentials again, once each.
+    /// GETs an object (or the bucket itself) and gives the answer if it is a success. Corrects the region and loads
+    /// expired credentials again, once each.
     pub(super) async fn get(
         &self,
         key: Option<&str>,
         query: &str,
-        headers: HeaderMap,
-        subject: &str,
+        headers: &HeaderMap,
     ) -> Result<Response, OriginError> {
+        let target = || key.map_or_else(|| self.name.clone(), |key| self.object_url(key));
         let mut corrected = false;
         let mut renewed = false;
         loop {
-            let response = self.send(key, query, headers.clone(), subject).await?;
+            let response = self.send(key, query, headers.clone(), &target).await?;
             if response.status().is_success() {
                 return Ok(response);
             }
@@ -105,7 +112,7 @@ impl Client {
             if let Some(region) = region
                 && !corrected
                 && *self.region.read() != region
-                && matches!(refusal.status, StatusCode::MOVED_PERMANENTLY | StatusCode::TEMPORARY_REDIRECT | StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN)
+                && refusal.may_be_another_region()
             {
                 corrected = true;
                 tracing::info!(bucket = %self.bucket, %region, "the bucket's region was corrected; give it with --region");
@@ -115,11 +122,11 @@ impl Client {
             if refusal.is_expired() && !renewed && self.credentials.read().is_some() {
                 renewed = true;
                 let region = self.region.read().clone();
-                let fresh = credentials(self.profile.as_deref(), &region, &self.bucket)?;
+                let fresh = credentials(self.profile.as_deref(), &region, &self.bucket, &self.name)?;
                 *self.credentials.write() = Some(fresh);
                 continue;
             }
-            return Err(refusal.explain(subject));
+            return Err(refusal.explain(&self.name, target(), key));
         }
     }
 
@@ -128,11 +135,11 @@ impl Client {
         key: Option<&str>,
         query: &str,
         headers: HeaderMap,
-        subject: &str,
+        target: &impl Fn() -> Arc<str>,
     ) -> Result<Response, OriginError> {
-        let invalid = |error: &dyn std::fmt::Display| OriginError::Config {
-            subject: subject.to_owned(),
-            message: format!("the request cannot be made: {error}"),
+        let invalid = |error: &dyn std::fmt::Display| OriginError::Unsupported {
+            target: target(),
+            problem: format!("a request for it cannot be made: {error}"),
         };
         let mut url = self.current_base();
         url.push('/');
@@ -150,26 +157,29 @@ impl Client {
         *request.headers_mut() = headers;
         let provider = self.credentials.read().clone();
         if let Some(provider) = provider {
-            let credential: Arc<AwsCredential> =
-                provider
-                    .get_credential()
-                    .await
-                    .map_err(|error| OriginError::AccessDenied {
-                        subject: subject.to_owned(),
-                        status: 0,
-                        detail: format!(", no credentials: {error}"),
-                    })?;
+            let credential = self.credential(&provider).await?;
             let region = self.region.read().clone();
             AwsAuthorizer::new(&credential, "s3", &region)
                 .try_authorize(&mut request, None)
                 .map_err(|error| invalid(&error))?;
         }
-        let mut sent = self.http.get(&url);
-        sent = sent.headers(request.headers().clone());
+        let sent = self.http.get(&url).headers(request.headers().clone());
         sent.send().await.map_err(|error| OriginError::Unavailable {
-            subject: subject.to_owned(),
+            target: target(),
             detail: root_cause(&error),
         })
+    }
+
+    async fn credential(&self, provider: &AwsCredentialProvider) -> Result<Arc<AwsCredential>, OriginError> {
+        let found = tokio::time::timeout(CREDENTIALS_DEADLINE, provider.get_credential()).await;
+        match found {
+            Ok(Ok(credential)) => Ok(credential),
+            Ok(Err(_)) | Err(_) => Err(OriginError::AccessDenied {
+                target: self.name.clone(),
+                detail: "no credentials were found".to_owned(),
+                remedy: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket",
+            }),
+        }
     }
 
     /// AWS names the region in the host, so a corrected region changes the address.
@@ -181,8 +191,8 @@ impl Client {
     }
 }
 
-/// URL of the bucket; `{region}` stands for the region where AWS wants it.
-fn base_url(spec: &OriginSpec, bucket: &str, _region: &str) -> Result<String, String> {
+/// URL of the bucket; see [`Client::base`].
+fn base_url(spec: &OriginSpec, bucket: &str) -> Result<String, OriginError> {
     let Some(endpoint) = &spec.endpoint else {
         // Dots in a bucket's name break the certificate of a virtual host.
         let path = spec.addressing == Addressing::Path || bucket.contains('.');
@@ -192,45 +202,58 @@ fn base_url(spec: &OriginSpec, bucket: &str, _region: &str) -> Result<String, St
             format!("https://{bucket}.s3.{{region}}.amazonaws.com")
         });
     };
-    let endpoint = endpoint.trim_end_matches('/');
-    if spec.addressing != Addressing::Virtual {
-        return Ok(format!("{endpoint}/{bucket}"));
-    }
-    let (scheme, host) = endpoint
-        .split_once("://")
-        .ok_or_else(|| format!("endpoint {endpoint:?} is not a URL"))?;
-    Ok(format!("{scheme}://{bucket}.{host}"))
+    let url = spec.endpoint_url(endpoint)?;
+    let endpoint = url.as_str().trim_end_matches('/');
+    Ok(match endpoint.split_once("://") {
+        Some((scheme, rest)) if spec.addressing == Addressing::Virtual => format!("{scheme}://{bucket}.{rest}"),
+        _ => format!("{endpoint}/{bucket}"),
+    })
 }
 
-/// Static keys of the environment, then the profile's, then what object_store finds: web identity, container, instance.
+/// The keys of a profile that was asked for, else those of the environment, else those of the default profile, else
+/// what object_store finds: web identity, container, instance.
 fn credentials(
-    profile: Option<&str>,
+    named: Option<&str>,
     region: &str,
     bucket: &str,
+    origin: &Arc<str>,
 ) -> Result<AwsCredentialProvider, OriginError> {
-    let environment = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-        .iter()
-        .all(|name| std::env::var(name).is_ok_and(|value| !value.is_empty()));
-    let mut builder = AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        .with_region(region);
-    if !environment || profile.is_some() {
-        if let Some(keys) = Profile::load(profile)?.keys()? {
-            builder = builder
-                .with_access_key_id(keys.access_key)
-                .with_secret_access_key(keys.secret_key);
-            builder = match keys.token {
-                Some(token) => builder.with_token(token),
-                None => builder,
-            };
-        } else if let Some(name) = profile {
-            return Err(profile::without_keys(name));
-        }
+    let environment = Environment::of_process();
+    let fixed = |key: &str, secret: &str, token: Option<&str>| -> AwsCredentialProvider {
+        Arc::new(StaticCredentialProvider::new(AwsCredential {
+            key_id: key.to_owned(),
+            secret_key: secret.to_owned(),
+            token: token.map(str::to_owned),
+        }))
+    };
+    let variables = (environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY"));
+    if let (None, (Some(key), Some(secret))) = (named, variables) {
+        return Ok(fixed(key, secret, environment.get("AWS_SESSION_TOKEN")));
     }
-    let store = builder.build().map_err(|error| OriginError::Config {
-        subject: format!("s3://{bucket}"),
-        message: error.to_string(),
-    })?;
+    let profile = profile::load(origin, named, &environment)?;
+    let keys = profile.map(|profile| profile.keys(origin)).transpose()?.flatten();
+    match (keys, named) {
+        (Some(keys), _) => return Ok(fixed(&keys.access_key, &keys.secret_key, keys.token.as_deref())),
+        (None, Some(name)) => {
+            return Err(OriginError::config(
+                origin.clone(),
+                format!("the profile {name:?} has no keys"),
+                "add aws_access_key_id and aws_secret_access_key, or use the environment",
+            ));
+        }
+        (None, None) => {}
+    }
+    let impatient = RetryConfig {
+        max_retries: 1,
+        retry_timeout: CREDENTIALS_DEADLINE,
+        ..RetryConfig::default()
+    };
+    let store = AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        .with_region(region)
+        .with_retry(impatient)
+        .build()
+        .map_err(|error| OriginError::config(origin.clone(), error.to_string(), "check the AWS_* variables"))?;
     Ok(store.credentials().clone())
 }
 
@@ -267,88 +290,6 @@ pub(super) fn root_cause(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// An answer that is no success.
-struct Refusal {
-    status: StatusCode,
-    code: String,
-    message: String,
-}
-
-impl Refusal {
-    async fn read(response: Response) -> Self {
-        #[derive(serde::Deserialize, Default)]
-        #[serde(rename_all = "PascalCase", default)]
-        struct Document {
-            code: String,
-            message: String,
-        }
-        let status = response.status();
-        let small = response
-            .content_length()
-            .is_none_or(|length| length <= MAX_ERROR as u64);
-        let body = if small {
-            let read = tokio::time::timeout(CONNECT_DEADLINE, response.text());
-            read.await.ok().and_then(Result::ok).unwrap_or_default()
-        } else {
-            String::new()
-        };
-        let document: Document = quick_xml::de::from_str(&body).unwrap_or_default();
-        Self {
-            status,
-            code: document.code,
-            message: document.message,
-        }
-    }
-
-    fn is_expired(&self) -> bool {
-        matches!(self.code.as_str(), "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired")
-    }
-
-    fn explain(self, subject: &str) -> OriginError {
-        let subject = subject.to_owned();
-        let status = self.status.as_u16();
-        let detail = match (self.code.as_str(), self.message.as_str()) {
-            ("", _) => String::new(),
-            (code, "") => format!(" {code}"),
-            (code, message) => format!(" {code}: {message}"),
-        };
-        if self.is_expired() {
-            let detail = detail.trim_start().to_owned();
-            return OriginError::CredentialsExpired { subject, detail };
-        }
-        match (status, self.code.as_str()) {
-            (_, "NoSuchBucket") => OriginError::BucketMissing { subject },
-            (404, _) => OriginError::Changed {
-                subject,
-                detail: "it is gone".to_owned(),
-            },
-            (412, _) => OriginError::Changed {
-                subject,
-                detail: "its ETag is another".to_owned(),
-            },
-            (416, _) => OriginError::Changed {
-                subject,
-                detail: "it became shorter".to_owned(),
-            },
-            (_, "RequestTimeout" | "SlowDown" | "RequestTimeTooSkewed") | (408 | 429 | 500.., _) => {
-                OriginError::Unavailable {
-                    subject,
-                    detail: format!("it answered {status}{detail}"),
-                }
-            }
-            (401 | 403, _) => OriginError::AccessDenied {
-                subject,
-                status,
-                detail,
-            },
-            _ => OriginError::Config {
-                subject,
-                message: format!("it answered {status}{detail}; check --endpoint and --region"),
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -365,8 +306,8 @@ mod tests {
 
     #[test]
     fn addresses_follow_endpoint_and_addressing() {
-        let mut spec = OriginSpec::default();
-        let base = |spec: &OriginSpec, bucket| base_url(spec, bucket, "r").unwrap();
+        let mut spec = OriginSpec::parse("s3://bucket").unwrap();
+        let base = |spec: &OriginSpec, bucket| base_url(spec, bucket).unwrap();
         assert_eq!(base(&spec, "bucket"), "https://bucket.s3.{region}.amazonaws.com");
         assert_eq!(base(&spec, "a.b"), "https://s3.{region}.amazonaws.com/a.b");
         spec.endpoint = Some("http://host:9000/".into());

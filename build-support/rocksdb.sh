@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Prints the directory of a static librocksdb.a that matches the locked librocksdb-sys crate, and builds it when it
+# is not there. The crate's own build compiles its 340 sources one by one with -O3 (10 minutes on two cores, again in
+# every target directory); here they are compiled once per machine, joined into a few large units with -O1, because
+# most of the time goes into parsing the same headers and the master's few writes per second need no more.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+version=$(awk '/^name = "librocksdb-sys"$/ { getline; gsub(/version = |"/, ""); print }' Cargo.lock)
+cache=${WEIR_BUILD_CACHE:-$HOME/.cache/weir-build}
+# The script is part of the key: other flags make another library.
+out=$cache/rocksdb-$version-$(uname -m)-$(cksum <build-support/rocksdb.sh | cut -d' ' -f1)
+if [ -f "$out/librocksdb.a" ]; then
+    echo "$out"
+    exit 0
+fi
+
+mkdir -p "$cache"
+exec 9>"$cache/rocksdb.lock"
+flock -w 1800 9 || { echo "another build of RocksDB holds $cache/rocksdb.lock" >&2; exit 1; }
+if [ -f "$out/librocksdb.a" ]; then
+    echo "$out"
+    exit 0
+fi
+
+cargo fetch --locked >&2
+source=$(find "${CARGO_HOME:-$HOME/.cargo}/registry/src" -maxdepth 2 -type d -name "librocksdb-sys-$version" | head -1)
+[ -n "$source" ] || { echo "the sources of librocksdb-sys $version are not in the cargo registry" >&2; exit 1; }
+work=$(mktemp -d "$cache/rocksdb-build.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+echo "compiling RocksDB ($version) once for this machine; this takes a few minutes" >&2
+
+flags=(-std=c++20 -O1 -g0 -fPIC -w -DNDEBUG -DHAVE_ALIGNED_NEW -DHAVE_UINT128_EXTENSION -DOS_LINUX
+    -DROCKSDB_PLATFORM_POSIX -DROCKSDB_LIB_IO_POSIX -DROCKSDB_SCHED_GETCPU_PRESENT -DROCKSDB_AUXV_GETAUXVAL_PRESENT
+    -DROCKSDB_FALLOCATE_PRESENT -DROCKSDB_RANGESYNC_PRESENT -DROCKSDB_SUPPORT_THREAD_LOCAL
+    -I "$source" -I "$source/rocksdb/include" -I "$source/rocksdb")
+
+grep -v 'util/build_version.cc' "$source/rocksdb_lib_sources.txt" | sed "s|^ *|$source/rocksdb/|" >"$work/sources"
+echo "$source/build_version.cc" >>"$work/sources"
+split --lines=16 --numeric-suffixes --suffix-length=3 "$work/sources" "$work/unit."
+
+# compile UNIT: one object for the joined unit; where two of its sources do not go together, an object for each.
+compile() {
+    sed 's|.*|#include "&"|' "$1" >"$1.cc"
+    if ! c++ "${flags[@]}" -c "$1.cc" -o "$1.o" 2>"$1.log"; then
+        local n=0
+        while read -r file; do
+            c++ "${flags[@]}" -c "$file" -o "$1.$((n++)).o"
+        done <"$1"
+    fi
+}
+export -f compile
+declare -p flags >"$work/flags"
+export work
+find "$work" -name 'unit.[0-9][0-9][0-9]' | sort |
+    xargs -P "$(nproc)" -I{} bash -euc 'source "$work/flags"; compile {}' >&2
+
+ar crs "$work/librocksdb.a" "$work"/unit.*.o
+mkdir -p "$out"
+mv "$work/librocksdb.a" "$out/librocksdb.a"
+echo "$out"

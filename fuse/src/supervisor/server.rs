@@ -1,0 +1,141 @@
+//! The supervisor's view of one server process: its line, its pulse and its end.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+
+use crate::fdpass::{self, Slot};
+use crate::spawn;
+use crate::state::{FromServer, MountState, ToServer};
+
+/// Between two questions whether the server is well.
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// A server that has not said for this long that it is well is taken for hung.
+const HUNG_AFTER: Duration = Duration::from_secs(5);
+
+pub(super) struct Server {
+    pub(super) process: OwnedFd,
+    pub(super) line: OwnedFd,
+    pub(super) pid: u32,
+    pub(super) ready: bool,
+    /// Its own words on why it cannot serve.
+    pub(super) failure: Option<String>,
+    line_ended: bool,
+    last_pong: Instant,
+    last_ping: Instant,
+    pings: u64,
+}
+
+impl Server {
+    /// Starts a server and passes it the mount.
+    pub(super) fn start(state: &MountState, fuse: &OwnedFd, lock: &OwnedFd) -> io::Result<Self> {
+        let (ours, theirs) = fdpass::pair()?;
+        fdpass::send(ours.as_fd(), state, &[(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())])?;
+        let mut command = Command::new(spawn::OWN_EXE);
+        command.arg("serve-mount").args(&state.request.server_args);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        spawn::name(&mut command);
+        let child = spawn::spawn(&mut command, theirs.as_fd())?;
+        let pid = Pid::from_child(&child);
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self::known(process, ours, child.id(), false))
+    }
+
+    /// A server that another supervisor started.
+    pub(super) fn known(process: OwnedFd, line: OwnedFd, pid: u32, ready: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            process,
+            line,
+            pid,
+            ready,
+            failure: None,
+            line_ended: false,
+            last_pong: now,
+            last_ping: now,
+            pings: 0,
+        }
+    }
+
+    /// Whether its line is worth listening to.
+    pub(super) fn listens(&self) -> bool {
+        !self.line_ended
+    }
+
+    /// The next message that has come.
+    pub(super) fn receive(&mut self) -> Option<FromServer> {
+        loop {
+            match fdpass::try_receive::<FromServer>(self.line.as_fd()) {
+                Ok(Some((FromServer::Pong(_), _))) => self.last_pong = Instant::now(),
+                Ok(Some((FromServer::Failed(reason), _))) => self.failure = Some(reason),
+                Ok(Some((message, _))) => return Some(message),
+                Ok(None) => {
+                    self.line_ended = true;
+                    return None;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                // A newer server may say what this version does not know.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    tracing::warn!("the server sent an unknown message: {error}");
+                }
+                Err(error) => {
+                    tracing::warn!("the line to the server broke: {error}");
+                    self.line_ended = true;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Asks whether it is well, if it is time to, and kills it when it has not been for too long.
+    pub(super) fn check(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.last_ping) < PING_INTERVAL {
+            return;
+        }
+        // This process itself was stopped (a suspended machine, a debugger): the server gets its time anew.
+        if now.duration_since(self.last_ping) > PING_INTERVAL + HUNG_AFTER / 2 {
+            self.last_pong = now;
+        }
+        self.last_ping = now;
+        if now.duration_since(self.last_pong) > HUNG_AFTER {
+            tracing::error!(pid = self.pid, "the server hangs; it is killed and replaced");
+            self.kill();
+            self.last_pong = now;
+            return;
+        }
+        self.pings += 1;
+        // A server that does not read counts as hung soon.
+        let _ = fdpass::send(self.line.as_fd(), &ToServer::Ping(self.pings), &[]);
+    }
+
+    /// Asks it to finish and exit.
+    pub(super) fn stop(&self) {
+        if fdpass::send(self.line.as_fd(), &ToServer::Stop, &[]).is_err() {
+            self.kill();
+        }
+    }
+
+    pub(super) fn kill(&self) {
+        // It may have ended by itself.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+    }
+
+    /// How the process ended, for a log; called when its descriptor says that it did. Reaps a child.
+    pub(super) fn reap(&self) -> String {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        match waitid(WaitId::PidFd(self.process.as_fd()), options) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => format!("exited with code {code}"),
+                (_, Some(signal)) => format!("was killed by signal {signal}"),
+                _ => "ended".to_owned(),
+            },
+            // Not a child of this process, which was started after it.
+            _ => "ended".to_owned(),
+        }
+    }
+}
