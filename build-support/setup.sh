@@ -9,7 +9,7 @@ need() { # need PACKAGE TEST...
     "$@" >/dev/null 2>&1 || missing+=("$package")
 }
 need g++ command -v g++
-need libclang-dev bash -c 'ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so*'
+need libclang-dev bash -c "compgen -G '/usr/lib/llvm-*/lib/libclang.so*'"
 need fuse3 command -v fusermount3
 
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -141,7 +141,7 @@ pub enum MountError {
 }
 
 impl MountError {
-    fn refused(action: &str, mountpoint: &Path, reason: impl ToString) -> Self {
+    pub(crate) fn refused(action: &str, mountpoint: &Path, reason: impl ToString) -> Self {
         Self::Refused {
             action: action.to_owned(),
             mountpoint: mountpoint.to_owned(),

@@ -1,1 +1,25 @@
-//! TODO
+//! The master: what datasets there are, what their snapshots hold, which workers live, and the jobs that warm and
+//! evict them.
+//!
+//! It is asked when something is mounted, warmed or looked at, never when something is read. What must outlive it is
+//! in a [`store::MetaStore`]; manifests are files beside it; which worker holds which block is soft state that workers
+//! report again. It must not know how blocks are stored or moved.
+
+#![forbid(unsafe_code)]
+
+mod datasets;
+mod error;
+mod inventory;
+mod jobs;
+mod manifests;
+mod master;
+mod members;
+mod metrics;
+mod service;
+pub mod store;
+
+pub use error::MasterError;
+pub use manifests::manifest_path;
+pub use master::{Master, MasterConfig};
+pub use metrics::MasterMetrics;
+pub use service::serve;

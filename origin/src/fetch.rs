@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, stream};
 use tokio::time::{Instant, sleep, sleep_until};
 use weir_core::ObjectRef;
 

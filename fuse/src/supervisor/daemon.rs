@@ -423,9 +423,8 @@ impl Daemon {
             match fdpass::try_receive::<Control>(client.as_fd()) {
                 Ok(Some((Control::Unmount { lazy }, _))) => self.answer_unmount(client, lazy),
                 Ok(Some((Control::TakeOver { request, exe }, _))) => {
-                    if let Err((client, error)) = self.hand_on(client, request, exe) {
-                        answer(&client, &Outcome::Failed(error));
-                    }
+                    let (client, error) = self.hand_on(client, request, exe);
+                    answer(&client, &Outcome::Failed(error));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.clients.push(client),
                 Ok(None) => {}
@@ -449,17 +448,15 @@ impl Daemon {
         client: OwnedFd,
         request: StartRequest,
         exe: PathBuf,
-    ) -> Result<std::convert::Infallible, (OwnedFd, MountError)> {
+    ) -> (OwnedFd, MountError) {
         let at = self.state.request.mountpoint.clone();
         if self.state.request.source != request.source {
-            return Err((
-                client,
-                MountError::OtherSource {
-                    mountpoint: at,
-                    mounted: self.state.request.source.clone(),
-                    wanted: request.source,
-                },
-            ));
+            let error = MountError::OtherSource {
+                mountpoint: at,
+                mounted: self.state.request.source.clone(),
+                wanted: request.source,
+            };
+            return (client, error);
         }
         let busy = match (&self.server, &self.ending) {
             (_, Some(_)) => Some("it is being unmounted"),
@@ -468,7 +465,7 @@ impl Daemon {
         };
         let (None, Some(server)) = (busy, &self.server) else {
             let reason = busy.unwrap_or_default().to_owned();
-            return Err((client, MountError::NotNow { mountpoint: at, reason }));
+            return (client, MountError::NotNow { mountpoint: at, reason });
         };
         if self.state.request.allow_other != request.allow_other {
             tracing::warn!("--allow-other cannot be changed on a live mount; unmount and mount again to have it");
@@ -498,7 +495,7 @@ impl Daemon {
             Err(error) => error,
         };
         let what = format!("could not become {}", exe.display());
-        Err((client, super::supervisor_error(&at, &what, error)))
+        (client, super::supervisor_error(&at, &what, error))
     }
 
     fn stop_server(&mut self) {

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 /// Longest header, in bytes: a key of 1,024 bytes and its version fit many times.
 pub const MAX_HEADER: u32 = 64 << 10;
 /// Longest time that a peer may take for one frame once it has begun.
-pub const FRAME_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const FRAME_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a frame could not be read.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,335 @@
+//! Datasets and their snapshots.
+//!
+//! A snapshot never changes, and its number is never used again, also not after its dataset was deleted: workers and
+//! clients keep manifests under it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use futures::StreamExt;
+use prost::Message;
+use weir_core::manifest::Mount;
+use weir_core::{DatasetName, Manifest, ManifestBuilder, SnapshotId};
+use weir_origin::OriginSpec;
+use weir_proto::v1;
+
+use crate::error::MasterError;
+use crate::manifests::Manifests;
+use crate::master::{Master, decode, newest};
+use crate::metrics::{DatasetLabel, MasterMetrics};
+use crate::store::{Change, MetaStore, StoreError};
+
+const DATASET_KEY: &str = "dataset/";
+/// Holds the highest snapshot number that a dataset's name has had.
+const VERSION_KEY: &str = "version/";
+/// Most datasets of one master, and mounts of one dataset.
+const MAX_DATASETS: usize = 10_000;
+const MAX_MOUNTS: usize = 1_000;
+
+/// The datasets in the store.
+pub(crate) fn load(
+    store: &dyn MetaStore,
+    metrics: &MasterMetrics,
+) -> Result<HashMap<DatasetName, v1::Dataset>, MasterError> {
+    let mut datasets = HashMap::new();
+    for (key, bytes) in store.scan(DATASET_KEY)? {
+        let dataset: v1::Dataset = decode(&key, &bytes)?;
+        if let Some(newest) = dataset.snapshots.last() {
+            metrics.show_snapshot(&dataset.name, newest);
+        }
+        datasets.insert(dataset.name.parse()?, dataset);
+    }
+    metrics.datasets.set(datasets.len() as i64);
+    Ok(datasets)
+}
+
+impl Master {
+    /// Makes a dataset and lists it into its first snapshot. One that exists with the same mounts is returned as it
+    /// is, with the options of the new request.
+    pub async fn create_dataset(&self, request: v1::CreateDatasetRequest) -> Result<v1::Dataset, MasterError> {
+        let name: DatasetName = request.name.parse()?;
+        if request.mounts.is_empty() || request.mounts.len() > MAX_MOUNTS {
+            return Err(MasterError::Invalid(format!("a dataset has 1 to {MAX_MOUNTS} mounts")));
+        }
+        let lock = self.listing_lock(&name);
+        let _one_at_a_time = lock.lock().await;
+        let known = self.datasets.lock().get(&name).cloned();
+        if let Some(mut dataset) = known {
+            if places(&dataset.mounts)? != places(&request.mounts)? {
+                return Err(MasterError::Conflict(format!(
+                    "dataset {name} exists with other mounts; choose another name, or delete it with `weir dataset delete {name}`"
+                )));
+            }
+            if dataset.mounts != request.mounts {
+                dataset.mounts = request.mounts;
+                self.save_dataset(&name, &dataset, None).await?;
+            }
+            return Ok(dataset);
+        }
+        if self.datasets.lock().len() >= MAX_DATASETS {
+            return Err(MasterError::Busy(format!("there are {MAX_DATASETS} datasets, no more fit")));
+        }
+        let dataset = v1::Dataset {
+            name: name.to_string(),
+            mounts: request.mounts,
+            snapshots: Vec::new(),
+            created_ns: now_ns(),
+        };
+        let version = self.last_version(&name)? + 1;
+        let manifest = self.list(&dataset.mounts, SnapshotId { dataset: name.clone(), version }, None).await?;
+        if manifest.summary().files == 0
+            && let Some(prefix) = manifest.summary().mounts.iter().find(|mount| !mount.prefix.is_empty())
+        {
+            let url = dataset.mounts.iter().filter_map(|m| m.origin.as_ref()).map(|o| o.url.as_str()).next();
+            return Err(MasterError::NotFound(format!(
+                "{}: there are no objects whose key starts with {:?}; check the prefix",
+                url.unwrap_or_default(),
+                prefix.prefix
+            )));
+        }
+        self.add_snapshot(&name, dataset, manifest).await
+    }
+
+    /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
+    pub async fn refresh_dataset(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
+        let name: DatasetName = name.parse()?;
+        let lock = self.listing_lock(&name);
+        let _one_at_a_time = lock.lock().await;
+        let dataset = self.dataset(&name)?;
+        let version = self.last_version(&name)? + 1;
+        let previous = match newest(&name, &dataset) {
+            None => None,
+            // One that cannot be read any more is replaced.
+            Some((id, _)) => self.load_manifest(id).await.ok(),
+        };
+        let snapshot = SnapshotId { dataset: name.clone(), version };
+        let manifest = self.list(&dataset.mounts, snapshot, previous.clone()).await?;
+        if previous.is_some_and(|previous| previous.summary().digest == manifest.summary().digest) {
+            return Ok((dataset, false));
+        }
+        Ok((self.add_snapshot(&name, dataset, manifest).await?, true))
+    }
+
+    /// A dataset by name.
+    pub(crate) fn dataset(&self, name: &DatasetName) -> Result<v1::Dataset, MasterError> {
+        self.datasets.lock().get(name).cloned().ok_or_else(|| {
+            MasterError::NotFound(format!("there is no dataset {name}; `weir dataset list` shows all"))
+        })
+    }
+
+    /// All datasets, by name.
+    pub(crate) fn all_datasets(&self) -> Vec<v1::Dataset> {
+        let mut datasets: Vec<v1::Dataset> = self.datasets.lock().values().cloned().collect();
+        datasets.sort_by(|a, b| a.name.cmp(&b.name));
+        datasets
+    }
+
+    /// Forgets a dataset. Its blocks are evicted as far as workers can be reached; what stays is evicted as idle.
+    pub(crate) async fn delete_dataset(self: &Arc<Self>, name: &str) -> Result<(), MasterError> {
+        let name: DatasetName = name.parse()?;
+        let lock = self.listing_lock(&name);
+        let _one_at_a_time = lock.lock().await;
+        let dataset = self.dataset(&name)?;
+        self.cancel_jobs_of(&name);
+        if let Err(error) = self.evict_now(&dataset, &[]).await {
+            tracing::warn!(dataset = %name, "not all blocks of the deleted dataset were evicted: {error}");
+        }
+        self.write(vec![Change::Delete(format!("{DATASET_KEY}{name}"))]).await?;
+        self.datasets.lock().remove(&name);
+        self.metrics.datasets.set(self.datasets.lock().len() as i64);
+        self.metrics.forget(name.as_str());
+        self.listings.lock().remove(&name);
+        let manifests = self.manifests.clone();
+        tokio::task::spawn_blocking(move || manifests.remove_all(&name)).await?;
+        Ok(())
+    }
+
+    /// The manifest of a snapshot; the newest one without a version.
+    pub async fn manifest(&self, name: &str, version: Option<u64>) -> Result<Arc<Manifest>, MasterError> {
+        let name: DatasetName = name.parse()?;
+        let dataset = self.dataset(&name)?;
+        let found = match version {
+            None => dataset.snapshots.last(),
+            Some(version) => dataset.snapshots.iter().find(|snapshot| snapshot.version == version),
+        };
+        let Some(found) = found else {
+            let known: Vec<String> = dataset.snapshots.iter().map(|s| format!("{name}@{}", s.version)).collect();
+            let wanted = version.unwrap_or_default();
+            return Err(MasterError::NotFound(format!(
+                "there is no snapshot {name}@{wanted}; there are {}",
+                known.join(", ")
+            )));
+        };
+        self.load_manifest(SnapshotId { dataset: name, version: found.version }).await
+    }
+
+    /// Counts a read that found an object changed.
+    pub(crate) fn report_stale(&self, report: &v1::ReportStaleRequest) -> Result<(), MasterError> {
+        let name: DatasetName = report.dataset.parse()?;
+        let mut datasets = self.datasets.lock();
+        let snapshots = datasets.get_mut(&name).map(|dataset| dataset.snapshots.iter_mut());
+        let Some(snapshot) = snapshots.into_iter().flatten().find(|s| s.version == report.version) else {
+            return Err(MasterError::NotFound(format!("there is no snapshot {name}@{}", report.version)));
+        };
+        if snapshot.stale_reads == 0 {
+            tracing::warn!(
+                dataset = %name, version = report.version, path = report.path,
+                "objects have changed since the snapshot was listed; `weir dataset refresh` lists them again"
+            );
+        }
+        snapshot.stale_reads += 1;
+        let label = DatasetLabel {
+            dataset: name.to_string(),
+        };
+        self.metrics.stale_reads.get_or_create(&label).inc();
+        Ok(())
+    }
+
+    /// The origins that workers may read, and the snapshots whose inventories are wanted.
+    pub(crate) fn origins_and_snapshots(&self) -> (Vec<v1::OriginSpec>, Vec<SnapshotId>) {
+        let datasets = self.datasets.lock();
+        let mounts = datasets.values().flat_map(|dataset| &dataset.mounts);
+        let origins = mounts.filter_map(|mount| mount.origin.clone()).collect();
+        let snapshots = datasets.iter().filter_map(|(name, dataset)| Some(newest(name, dataset)?.0));
+        (origins, snapshots.collect())
+    }
+
+    pub(crate) async fn load_manifest(&self, snapshot: SnapshotId) -> Result<Arc<Manifest>, MasterError> {
+        let manifests: Arc<Manifests> = self.manifests.clone();
+        tokio::task::spawn_blocking(move || manifests.load(&snapshot)).await?
+    }
+
+    fn listing_lock(&self, name: &DatasetName) -> Arc<tokio::sync::Mutex<()>> {
+        self.listings.lock().entry(name.clone()).or_default().clone()
+    }
+
+    /// Lists all mounts into a manifest. Entries that did not change keep the inodes of `previous`.
+    async fn list(
+        &self,
+        mounts: &[v1::MountSpec],
+        snapshot: SnapshotId,
+        previous: Option<Arc<Manifest>>,
+    ) -> Result<Manifest, MasterError> {
+        let started = Instant::now();
+        let mut builder = ManifestBuilder::new();
+        for mount in mounts {
+            let spec = origin_of(mount)?;
+            let prefix = spec.prefix().into_owned();
+            let number = builder.add_mount(Mount {
+                origin: spec.id(),
+                spec: serde_json::to_string(&spec).map_err(|error| MasterError::Invalid(error.to_string()))?,
+                prefix: prefix.clone(),
+                path: mount.path.clone(),
+            })?;
+            let origin = weir_origin::open(&spec).await?;
+            let mut pages = std::pin::pin!(weir_origin::list(&*origin, &prefix, &self.origin_metrics));
+            while let Some(page) = pages.next().await {
+                for object in page? {
+                    builder.add(number, &object.key, object.size, object.mtime_ns, &object.version)?;
+                }
+            }
+        }
+        let manifest =
+            tokio::task::spawn_blocking(move || builder.build(snapshot, now_ns(), previous.as_deref())).await??;
+        let summary = manifest.summary();
+        let left_out: u64 = summary.left_out.values().sum();
+        tracing::info!(snapshot = %summary.snapshot, files = summary.files, bytes = summary.bytes, left_out, took = ?started.elapsed(), "listed");
+        self.metrics.listed(started.elapsed());
+        Ok(manifest)
+    }
+
+    /// Makes a listed manifest the newest snapshot of its dataset.
+    async fn add_snapshot(
+        &self,
+        name: &DatasetName,
+        mut dataset: v1::Dataset,
+        manifest: Manifest,
+    ) -> Result<v1::Dataset, MasterError> {
+        let manifests = self.manifests.clone();
+        let manifest = tokio::task::spawn_blocking(move || manifests.save(manifest)).await??;
+        let summary = manifest.summary();
+        // Reads that were counted while the origin was listed.
+        if let Some(known) = self.datasets.lock().get(name) {
+            dataset.snapshots.clone_from(&known.snapshots);
+        }
+        let snapshot = v1::Snapshot {
+            version: summary.snapshot.version,
+            created_ns: summary.created_ns,
+            files: summary.files,
+            bytes: summary.bytes,
+            blocks: summary.blocks,
+            left_out: summary.left_out.clone().into_iter().collect(),
+            left_out_examples: summary.left_out_examples.clone(),
+            stale_reads: 0,
+        };
+        self.metrics.show_snapshot(name.as_str(), &snapshot);
+        dataset.snapshots.push(snapshot);
+        let too_many = dataset.snapshots.len().saturating_sub(self.config.max_snapshots.max(1));
+        let old: Vec<u64> = dataset.snapshots.drain(..too_many).map(|snapshot| snapshot.version).collect();
+        self.save_dataset(name, &dataset, Some(summary.snapshot.version)).await?;
+        let (manifests, name) = (self.manifests.clone(), name.clone());
+        tokio::task::spawn_blocking(move || {
+            for version in old {
+                manifests.remove(&SnapshotId { dataset: name.clone(), version });
+            }
+        })
+        .await?;
+        Ok(dataset)
+    }
+
+    async fn save_dataset(
+        &self,
+        name: &DatasetName,
+        dataset: &v1::Dataset,
+        version: Option<u64>,
+    ) -> Result<(), MasterError> {
+        let mut changes = vec![Change::Put(format!("{DATASET_KEY}{name}"), dataset.encode_to_vec())];
+        if let Some(version) = version {
+            changes.push(Change::Put(format!("{VERSION_KEY}{name}"), version.to_le_bytes().to_vec()));
+        }
+        self.write(changes).await?;
+        let mut datasets = self.datasets.lock();
+        datasets.insert(name.clone(), dataset.clone());
+        self.metrics.datasets.set(datasets.len() as i64);
+        Ok(())
+    }
+
+    fn last_version(&self, name: &DatasetName) -> Result<u64, StoreError> {
+        let key = format!("{VERSION_KEY}{name}");
+        let Some(bytes) = self.store.get(&key)? else {
+            return Ok(0);
+        };
+        let number = bytes.try_into().map_err(|_| StoreError::Damaged {
+            key,
+            reason: "it is no number".to_owned(),
+        })?;
+        Ok(u64::from_le_bytes(number))
+    }
+}
+
+/// The valid origin of a mount.
+fn origin_of(mount: &v1::MountSpec) -> Result<OriginSpec, MasterError> {
+    let spec = mount.origin.clone().ok_or_else(|| MasterError::Invalid("a mount without an origin".to_owned()))?;
+    let spec = OriginSpec::from(spec);
+    spec.validate()?;
+    Ok(spec)
+}
+
+/// What makes mounts the same: where the data is and where it appears, not how it is reached.
+fn places(mounts: &[v1::MountSpec]) -> Result<Vec<(String, String, String)>, MasterError> {
+    mounts
+        .iter()
+        .map(|mount| {
+            let spec = origin_of(mount)?;
+            let path = mount.path.trim_matches('/').to_owned();
+            Ok((spec.location(), spec.prefix().into_owned(), path))
+        })
+        .collect()
+}
+
+fn now_ns() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}

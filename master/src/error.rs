@@ -1,0 +1,74 @@
+//! What goes wrong in the master, by what the caller can do.
+
+use tonic::{Code, Status};
+use weir_core::id::NameError;
+use weir_core::manifest::BuildError;
+use weir_origin::OriginError;
+
+use crate::store::StoreError;
+
+/// Why the master could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MasterError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A manifest file could not be read or written.
+    #[error("manifest {path}: {reason}")]
+    Manifest {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A name is not valid.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such dataset, snapshot, path or job.
+    #[error("{0}")]
+    NotFound(String),
+    /// The name is taken by something else.
+    #[error("{0}")]
+    Conflict(String),
+    /// The origin could not be listed.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// The listing does not fit a manifest.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// Too much of something is under way.
+    #[error("{0}")]
+    Busy(String),
+    /// A part of the master ended while it was working.
+    #[error("the master is shutting down: {0}")]
+    Ended(String),
+}
+
+impl From<tokio::task::JoinError> for MasterError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::Ended(error.to_string())
+    }
+}
+
+impl From<MasterError> for Status {
+    fn from(error: MasterError) -> Self {
+        let code = match &error {
+            MasterError::Name(_) | MasterError::Invalid(_) | MasterError::Build(_) => Code::InvalidArgument,
+            MasterError::NotFound(_) => Code::NotFound,
+            MasterError::Conflict(_) => Code::AlreadyExists,
+            MasterError::Busy(_) => Code::ResourceExhausted,
+            MasterError::Ended(_) => Code::Unavailable,
+            MasterError::Store(_) | MasterError::Manifest { .. } => Code::Internal,
+            MasterError::Origin(error) => match error.kind() {
+                "access_denied" | "credentials_expired" => Code::PermissionDenied,
+                "bucket_missing" | "not_found" => Code::NotFound,
+                "config" | "unsupported" => Code::InvalidArgument,
+                _ => Code::Unavailable,
+            },
+        };
+        Self::new(code, error.to_string())
+    }
+}

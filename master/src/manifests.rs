@@ -1,0 +1,115 @@
+//! Manifests as files: one for each snapshot, whole or not there.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use weir_core::{DatasetName, Manifest, SnapshotId};
+
+use crate::error::MasterError;
+
+/// Manifests kept in memory; the least recently used goes first.
+const KEPT: usize = 4;
+
+/// The file of a snapshot's manifest below the master's directory.
+pub fn manifest_path(dir: &Path, dataset: &DatasetName, version: u64) -> PathBuf {
+    dataset_dir(dir, dataset).join(format!("{version}.manifest"))
+}
+
+/// A dataset's name is a valid file name by its own rule.
+fn dataset_dir(dir: &Path, dataset: &DatasetName) -> PathBuf {
+    dir.join("manifests").join(dataset.as_str())
+}
+
+/// The manifests of one master.
+#[derive(Debug)]
+pub(crate) struct Manifests {
+    dir: PathBuf,
+    kept: Mutex<VecDeque<Arc<Manifest>>>,
+}
+
+impl Manifests {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Reads a manifest; blocks on the disk.
+    pub(crate) fn load(&self, snapshot: &SnapshotId) -> Result<Arc<Manifest>, MasterError> {
+        {
+            let mut kept = self.kept.lock();
+            if let Some(at) = kept.iter().position(|m| m.summary().snapshot == *snapshot)
+                && let Some(manifest) = kept.remove(at)
+            {
+                kept.push_back(manifest.clone());
+                return Ok(manifest);
+            }
+        }
+        let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
+        let bytes = std::fs::read(&path).map_err(|error| failed(&path, &error))?;
+        let manifest = Manifest::from_bytes(Bytes::from(bytes)).map_err(|error| {
+            failed(&path, &format!("{error}; run `weir dataset refresh {}` to list it again", snapshot.dataset))
+        })?;
+        Ok(self.keep(manifest))
+    }
+
+    /// Writes a new manifest so that it survives a crash; blocks on the disk.
+    pub(crate) fn save(&self, manifest: Manifest) -> Result<Arc<Manifest>, MasterError> {
+        let snapshot = &manifest.summary().snapshot;
+        let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
+        let new = path.with_extension("new");
+        let write = || {
+            std::fs::create_dir_all(dataset_dir(&self.dir, &snapshot.dataset))?;
+            let mut file = std::fs::File::create(&new)?;
+            std::io::Write::write_all(&mut file, manifest.as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&new, &path)?;
+            std::fs::File::open(dataset_dir(&self.dir, &snapshot.dataset))?.sync_all()
+        };
+        write().map_err(|error| failed(&path, &error))?;
+        Ok(self.keep(manifest))
+    }
+
+    /// Removes the manifest of an old snapshot.
+    pub(crate) fn remove(&self, snapshot: &SnapshotId) {
+        self.kept.lock().retain(|m| m.summary().snapshot != *snapshot);
+        let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
+        warn_unless_gone(&path, std::fs::remove_file(&path));
+    }
+
+    /// Removes all manifests of a dataset.
+    pub(crate) fn remove_all(&self, dataset: &DatasetName) {
+        self.kept.lock().retain(|m| m.summary().snapshot.dataset != *dataset);
+        let dir = dataset_dir(&self.dir, dataset);
+        warn_unless_gone(&dir, std::fs::remove_dir_all(&dir));
+    }
+
+    fn keep(&self, manifest: Manifest) -> Arc<Manifest> {
+        let manifest = Arc::new(manifest);
+        let mut kept = self.kept.lock();
+        kept.push_back(manifest.clone());
+        if kept.len() > KEPT {
+            kept.pop_front();
+        }
+        manifest
+    }
+}
+
+fn failed(path: &Path, reason: &impl ToString) -> MasterError {
+    MasterError::Manifest {
+        path: path.display().to_string(),
+        reason: reason.to_string(),
+    }
+}
+
+fn warn_unless_gone(path: &Path, result: std::io::Result<()>) {
+    if let Err(error) = result
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("{} could not be removed: {error}", path.display());
+    }
+}
