@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use weir_client::{ClientMetrics, Reader};
 use weir_core::{ByteSize, DatasetRef, NodeName};
 use weir_fuse::fs::{Ownership, SnapshotFs};
-use weir_fuse::handover::{Handover, ServeConfig, Serving};
+use weir_fuse::handover::{Handover, ServeConfig};
 use weir_fuse::metrics::FuseMetrics;
 use weir_origin::{OriginMetrics, OriginSpec};
 
@@ -172,7 +172,7 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> anyhow::Result<ExitCo
         Ok(address) => serving.publish(crate::connect::HTTP_KEY, &address.to_string()),
         Err(error) => tracing::error!("{error:#}"),
     }
-    let code = wait(serving);
+    let code = serving.wait().exit_code();
     stop.cancel();
     let ended = async { tokio::time::timeout(SHUTDOWN_DEADLINE, background).await };
     if runtime.block_on(ended).is_err() {

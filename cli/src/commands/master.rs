@@ -3,6 +3,7 @@
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use weir_origin::OriginMetrics;
 use weir_master::{Master, MasterConfig, MasterMetrics};
 
 use crate::args::MasterArgs;
@@ -22,11 +23,12 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
     let mut registry = Registry::default();
     let metrics = MasterMetrics::register(&mut registry);
+    let origin_metrics = OriginMetrics::register(&mut registry);
     let config = MasterConfig {
         dir: args.dir,
         ..MasterConfig::default()
     };
-    let master = Master::open(config, metrics).await.map_err(anyhow::Error::from)?;
+    let master = Master::open(config, metrics, origin_metrics).await.map_err(anyhow::Error::from)?;
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}; is another master running?", args.listen))?;

@@ -51,7 +51,8 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
     };
     if args.foreground {
         init_logging();
-        return supervisor::run_foreground(request).map_err(|error| explain(&error));
+        let text = format!("mounted {} at {}", args.source, args.dir.display());
+        return supervisor::run_foreground(request, move || println!("{text}")).map_err(|error| explain(&error));
     }
     let started = supervisor::start(request, Duration::from_secs(args.timeout))
         .map_err(|error| explain(&error))?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::args::UnmountArgs;
-use crate::exit::{Failure, Reason};
+use crate::exit::Failure;
 
 /// Longest wait for a mount to end.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -74,7 +74,7 @@ pub(super) async fn prepare(
         let manifest = load_served(&serving_file, &master_config, dataset)?;
         (manifest, None)
     } else {
-        let master = Master::open(master_config.clone(), master_metrics.clone()).await?;
+        let master = Master::open(master_config.clone(), master_metrics.clone(), metrics.origin.clone()).await?;
         let manifest = choose_snapshot(&master, dataset, origin, config.refresh).await?;
         let version = manifest.summary().snapshot.version;
         std::fs::write(&serving_file, version.to_string())
@@ -89,7 +89,7 @@ pub(super) async fn prepare(
     let background = run(Services {
         worker: worker.clone(),
         master,
-        open_master: Box::pin(Master::open(master_config, master_metrics)),
+        open_master: Box::pin(Master::open(master_config, master_metrics, metrics.origin.clone())),
         listener,
         control,
         config: config.clone(),
