@@ -18,6 +18,8 @@ pub(crate) const LISTING_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 const MAX_MESSAGE: usize = 64 << 20;
 /// The state of a mount names its master's address under this key.
 pub(crate) const CONTROL_KEY: &str = "control";
+/// Property of a mount: the directory that its processes keep.
+pub(crate) const STATE_DIR_KEY: &str = "state_dir";
 /// The state of a mount names its metrics' address under this key.
 pub(crate) const HTTP_KEY: &str = "http";
 /// The state of a mount names its dataset and snapshot under this key.

@@ -13,6 +13,7 @@ use weir_origin::OriginSpec;
 
 use super::worker::ssd_tiers;
 use crate::args::MountArgs;
+use crate::connect::STATE_DIR_KEY;
 use crate::exit::{Failure, Reason};
 use crate::mounted::{MountConfig, Source};
 use crate::process::{default_memory, init_logging, node_name};
@@ -161,7 +162,7 @@ fn free_slot(base: &Path, mountpoint: &Path) -> PathBuf {
     let used: Vec<PathBuf> = mounts::list()
         .into_iter()
         .filter(|mount| !mounts::same_mountpoint(&mount.mountpoint, mountpoint))
-        .filter_map(|mount| mount.properties.get("state_dir").map(PathBuf::from))
+        .filter_map(|mount| mount.properties.get(STATE_DIR_KEY).map(PathBuf::from))
         .collect();
     let mut slot = base.to_owned();
     let mut number = 1;
