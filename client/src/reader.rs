@@ -77,8 +77,8 @@ struct Piece {
 
 /// Cuts `offset..end` of an object at the blocks' borders.
 fn pieces(offset: u64, end: u64) -> impl Iterator<Item = Piece> {
-    let blocks = offset / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE);
-    blocks.map(move |index| {
+    let end_block = if offset < end { end.div_ceil(BLOCK_SIZE) } else { 0 };
+    (offset / BLOCK_SIZE..end_block).map(move |index| {
         let start = index * BLOCK_SIZE;
         Piece {
             index: index as u32,

@@ -1,1 +1,16 @@
-//! TODO
+//! An S3 server for tests and measurements.
+//!
+//! It speaks the real protocol over real sockets (s3s parses requests and verifies signatures), serves buckets from
+//! memory or from a directory, counts what it is asked for, and misbehaves on request. It is not for production: reads
+//! of files block its threads, and nothing survives its process.
+
+mod body;
+mod bucket;
+mod fault;
+mod server;
+mod service;
+
+pub use bucket::{Bucket, Version};
+pub use fault::{Fault, Faults, Rule, Target};
+pub use server::{Config, S3Server};
+pub use service::Stats;

@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 
+use futures::StreamExt;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 

@@ -1,0 +1,175 @@
+//! What a bucket holds.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::{Bound, Range};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use crc_fast::CrcAlgorithm;
+
+/// Objects by key, in the order of a listing. Keys are bytes: some stores hold names that are not UTF-8.
+#[derive(Debug, Default)]
+pub struct Bucket {
+    objects: BTreeMap<Vec<u8>, Version>,
+}
+
+/// An object as it is at one moment.
+#[derive(Clone, Debug)]
+pub struct Version {
+    pub(crate) content: Content,
+    pub(crate) size: u64,
+    pub(crate) etag: String,
+    pub(crate) modified: SystemTime,
+    /// CRC-64/NVME in base64, as S3 stores it for every upload nowadays. Objects from files have none.
+    pub(crate) checksum: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    Memory(Bytes),
+    File(PathBuf),
+}
+
+impl Bucket {
+    /// A bucket of the files below `root`, as they are now. Links are followed.
+    pub fn of_directory(root: &Path) -> io::Result<Self> {
+        let mut bucket = Self::default();
+        let mut directories = vec![(root.to_owned(), String::new())];
+        while let Some((directory, prefix)) = directories.pop() {
+            for entry in std::fs::read_dir(&directory)? {
+                let path = entry?.path();
+                let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+                    continue; // no key of S3
+                };
+                let key = format!("{prefix}{name}");
+                let metadata = std::fs::metadata(&path)?;
+                if metadata.is_dir() {
+                    directories.push((path, format!("{key}/")));
+                } else if metadata.is_file() {
+                    bucket.objects.insert(key.into_bytes(), Version::of_file(path, &metadata)?);
+                }
+            }
+        }
+        Ok(bucket)
+    }
+
+    /// Puts an object, over one that is there.
+    pub fn put(&mut self, key: impl Into<Vec<u8>>, content: impl Into<Bytes>) {
+        self.objects.insert(key.into(), Version::of_memory(content.into()));
+    }
+
+    /// Removes an object. False when there was none.
+    pub fn delete(&mut self, key: &[u8]) -> bool {
+        self.objects.remove(key).is_some()
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&Version> {
+        self.objects.get(key)
+    }
+
+    /// Objects with this prefix whose keys come after `after`.
+    pub(crate) fn list<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        after: Option<&[u8]>,
+    ) -> impl Iterator<Item = (&'a [u8], &'a Version)> {
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after.to_vec()),
+            _ => Bound::Included(prefix.to_vec()),
+        };
+        self.objects
+            .range((start, Bound::Unbounded))
+            .map(|(key, version)| (key.as_slice(), version))
+            .take_while(move |(key, _)| key.starts_with(prefix))
+    }
+}
+
+impl Version {
+    fn of_memory(content: Bytes) -> Self {
+        let crc = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &content);
+        Self {
+            size: content.len() as u64,
+            etag: format!("{crc:016x}{:016x}", content.len()),
+            modified: SystemTime::now(),
+            checksum: Some(STANDARD.encode(crc.to_be_bytes())),
+            content: Content::Memory(content),
+        }
+    }
+
+    fn of_file(path: PathBuf, metadata: &std::fs::Metadata) -> io::Result<Self> {
+        let modified = metadata.modified()?;
+        let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(Self {
+            size: metadata.len(),
+            etag: format!("{:x}-{:x}", since.as_nanos(), metadata.len()),
+            modified,
+            checksum: None,
+            content: Content::File(path),
+        })
+    }
+
+    /// A reader of the content.
+    pub(crate) fn open(&self) -> io::Result<Reader> {
+        Ok(match &self.content {
+            Content::Memory(bytes) => Reader::Memory(bytes.clone()),
+            Content::File(path) => Reader::File(File::open(path)?),
+        })
+    }
+}
+
+/// An open object.
+pub(crate) enum Reader {
+    Memory(Bytes),
+    File(File),
+}
+
+impl Reader {
+    /// The bytes of `range`, which lies within the object.
+    pub(crate) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
+            Self::File(file) => {
+                let mut buffer = vec![0; (range.end - range.start) as usize];
+                file.read_exact_at(&mut buffer, range.start)?;
+                Ok(buffer.into())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_begins_after_a_key_and_ends_with_the_prefix() {
+        let mut bucket = Bucket::default();
+        for key in ["a", "b/1", "b/2", "b/3", "c"] {
+            bucket.put(key, "x");
+        }
+        let keys = |prefix: &str, after: Option<&str>| -> Vec<String> {
+            bucket
+                .list(prefix.as_bytes(), after.map(str::as_bytes))
+                .map(|(key, _)| String::from_utf8_lossy(key).into_owned())
+                .collect()
+        };
+        assert_eq!(keys("b/", None), ["b/1", "b/2", "b/3"]);
+        assert_eq!(keys("b/", Some("b/1")), ["b/2", "b/3"]);
+        assert_eq!(keys("b/", Some("a")), ["b/1", "b/2", "b/3"]);
+        assert_eq!(keys("", None).len(), 5);
+        assert_eq!(keys("b/", Some("b/3")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn other_content_is_another_version() {
+        let (one, two) = (Version::of_memory("one".into()), Version::of_memory("two".into()));
+        assert_ne!(one.etag, two.etag);
+        assert_ne!(one.checksum, two.checksum);
+    }
+}

@@ -1,0 +1,47 @@
+//! `weir-s3-server --dir BUCKET=PATH …`: serves directories over S3 until it is ended.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use weir_s3_server::{Bucket, Config, S3Server};
+
+/// An S3 server for tests and measurements. Serves directories read-only.
+#[derive(Parser)]
+struct Args {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    listen: SocketAddr,
+    /// A bucket and the directory with its objects, read when the server starts
+    #[arg(long, required = true, value_name = "BUCKET=PATH", value_parser = parse_dir)]
+    dir: Vec<(String, PathBuf)>,
+    /// Requests must be signed with this key
+    #[arg(long, requires = "secret_key")]
+    access_key: Option<String>,
+    /// The secret of the access key
+    #[arg(long, requires = "access_key")]
+    secret_key: Option<String>,
+}
+
+fn parse_dir(text: &str) -> Result<(String, PathBuf), String> {
+    let (bucket, path) = text.split_once('=').ok_or("write BUCKET=PATH")?;
+    Ok((bucket.to_owned(), path.into()))
+}
+
+fn main() -> std::io::Result<()> {
+    let args = Args::parse();
+    let server = S3Server::start(Config {
+        listen: args.listen,
+        credentials: args.access_key.zip(args.secret_key),
+        ..Config::default()
+    })?;
+    for (name, path) in &args.dir {
+        let bucket = Bucket::of_directory(path)
+            .map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        server.add_bucket(name, bucket);
+    }
+    println!("listening on {}", server.endpoint());
+    loop {
+        std::thread::park();
+    }
+}

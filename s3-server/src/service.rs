@@ -1,0 +1,230 @@
+//! The S3 operations that readers use, over the buckets.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::stream;
+use parking_lot::RwLock;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use s3s::dto::{
+    ChecksumMode, ETag, ETagCondition, EncodingType, GetObjectInput, GetObjectOutput, HeadBucketInput,
+    HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
+    StreamingBlob,
+};
+use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
+
+use crate::bucket::{Bucket, Version};
+use crate::fault::Fault;
+
+/// Keys of one page at most, as S3 has it.
+const MAX_KEYS: i32 = 1000;
+/// Bytes of one piece of a body.
+const PIECE: u64 = 256 << 10;
+/// What S3 leaves as it is when it percent-encodes keys of a listing.
+const KEY_ENCODING: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'*');
+
+pub(crate) type Buckets = Arc<RwLock<HashMap<String, Bucket>>>;
+
+/// What the server was asked for.
+#[derive(Debug, Default)]
+pub struct Stats {
+    gets: AtomicU64,
+    lists: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Stats {
+    /// Reads of objects, faulty ones included.
+    pub fn gets(&self) -> u64 {
+        self.gets.load(Ordering::Relaxed)
+    }
+
+    /// Pages of listings, faulty ones included.
+    pub fn lists(&self) -> u64 {
+        self.lists.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of objects that were sent, or would have been but for a fault.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count(&self, list: bool) {
+        let counter = if list { &self.lists } else { &self.gets };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The operations.
+pub(crate) struct Service {
+    pub(crate) buckets: Buckets,
+    pub(crate) stats: Arc<Stats>,
+}
+
+impl Service {
+    fn version(&self, bucket: &str, key: &str) -> S3Result<Version> {
+        let buckets = self.buckets.read();
+        let bucket = buckets
+            .get(bucket)
+            .ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))?;
+        let version = bucket.get(key.as_bytes());
+        version.cloned().ok_or_else(|| s3_error!(NoSuchKey, "The specified key does not exist."))
+    }
+}
+
+#[async_trait::async_trait]
+impl S3 for Service {
+    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+        if self.buckets.read().contains_key(&request.input.bucket) {
+            return Ok(S3Response::new(HeadBucketOutput::default()));
+        }
+        Err(s3_error!(NoSuchBucket))
+    }
+
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+        let version = self.version(&request.input.bucket, &request.input.key)?;
+        Ok(S3Response::new(HeadObjectOutput {
+            content_length: Some(version.size as i64),
+            e_tag: Some(ETag::Strong(version.etag)),
+            last_modified: Some(version.modified.into()),
+            ..HeadObjectOutput::default()
+        }))
+    }
+
+    async fn list_objects_v2(
+        &self,
+        request: S3Request<ListObjectsV2Input>,
+    ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let input = request.input;
+        let raw = request.extensions.get::<Fault>() == Some(&Fault::RawKeys);
+        let encoded = !raw && input.encoding_type.as_ref().is_some_and(|e| e.as_str() == EncodingType::URL);
+        if input.delimiter.is_some_and(|delimiter| !delimiter.is_empty()) {
+            return Err(s3_error!(NotImplemented, "listings with a delimiter"));
+        }
+        let prefix = input.prefix.unwrap_or_default();
+        let after = match &input.continuation_token {
+            Some(token) => Some(parse_token(token)?),
+            None => input.start_after.map(String::into_bytes),
+        };
+        let max = input.max_keys.unwrap_or(MAX_KEYS).clamp(0, MAX_KEYS) as usize;
+        let buckets = self.buckets.read();
+        let bucket = buckets
+            .get(&input.bucket)
+            .ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))?;
+        let mut found = bucket.list(prefix.as_bytes(), after.as_deref());
+        let mut last = None;
+        let contents: Vec<Object> = found
+            .by_ref()
+            .take(max)
+            .map(|(key, version)| {
+                last = Some(key);
+                let key = if encoded {
+                    percent_encode(key, KEY_ENCODING).to_string()
+                } else {
+                    String::from_utf8_lossy(key).into_owned()
+                };
+                Object {
+                    key: Some(key),
+                    size: Some(version.size as i64),
+                    e_tag: Some(ETag::Strong(version.etag.clone())),
+                    last_modified: Some(version.modified.into()),
+                    ..Object::default()
+                }
+            })
+            .collect();
+        let next = last.filter(|_| found.next().is_some()).map(token);
+        drop(found);
+        Ok(S3Response::new(ListObjectsV2Output {
+            name: Some(input.bucket),
+            prefix: Some(prefix),
+            max_keys: Some(max as i32),
+            key_count: Some(contents.len() as i32),
+            is_truncated: Some(next.is_some()),
+            continuation_token: input.continuation_token,
+            next_continuation_token: next,
+            encoding_type: encoded.then(|| EncodingType::from_static(EncodingType::URL)),
+            contents: Some(contents),
+            ..ListObjectsV2Output::default()
+        }))
+    }
+
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let input = request.input;
+        let fault = request.extensions.get::<Fault>().cloned();
+        let mut version = self.version(&input.bucket, &input.key)?;
+        let etag = ETag::Strong(version.etag.clone());
+        if fault == Some(Fault::OtherEtag) {
+            version.etag.push('0');
+        } else if let Some(ETagCondition::ETag(wanted)) = &input.if_match
+            && *wanted != etag
+        {
+            return Err(s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold"));
+        }
+        let part = match input.range {
+            Some(range) if fault != Some(Fault::IgnoreRange) => {
+                let mut part = range.check(version.size)?;
+                if let Some(Fault::ShortRange(most)) = fault {
+                    part.end = part.end.min(part.start + most);
+                }
+                Some(part)
+            }
+            _ => None,
+        };
+        let sent = part.clone().unwrap_or(0..version.size);
+        self.stats.bytes.fetch_add(sent.end - sent.start, Ordering::Relaxed);
+        let wants_checksum = input.checksum_mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
+        let output = GetObjectOutput {
+            content_length: Some((sent.end - sent.start) as i64),
+            content_range: part.as_ref().map(|part| {
+                format!("bytes {}-{}/{}", part.start, part.end - 1, version.size)
+            }),
+            checksum_crc64nvme: version.checksum.clone().filter(|_| wants_checksum && part.is_none()),
+            e_tag: Some(ETag::Strong(version.etag.clone())),
+            last_modified: Some(version.modified.into()),
+            body: Some(body(&version, sent, fault == Some(Fault::FlipBit))?),
+            ..GetObjectOutput::default()
+        };
+        Ok(S3Response::new(output))
+    }
+}
+
+/// The bytes of `range` in pieces.
+fn body(version: &Version, range: Range<u64>, flip: bool) -> S3Result<StreamingBlob> {
+    let reader = version.open().map_err(s3s::S3Error::internal_error)?;
+    let flipped = range.start + (range.end - range.start) / 2;
+    let pieces = stream::unfold(range, move |range| {
+        let end = range.end.min(range.start + PIECE);
+        let piece = (range.start < range.end).then(|| {
+            let piece = reader.read(range.start..end);
+            if flip && (range.start..end).contains(&flipped) {
+                return piece.map(|piece| {
+                    let mut piece = piece.to_vec();
+                    piece[(flipped - range.start) as usize] ^= 1;
+                    Bytes::from(piece)
+                });
+            }
+            piece
+        });
+        std::future::ready(piece.map(|piece| (piece, end..range.end)))
+    });
+    Ok(StreamingBlob::wrap(pieces))
+}
+
+/// A token is the last key of its page in hexadecimal digits.
+fn token(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse_token(token: &str) -> S3Result<Vec<u8>> {
+    let digits = token.as_bytes().chunks(2);
+    let bytes = digits.map(|pair| {
+        let pair = str::from_utf8(pair).ok()?;
+        u8::from_str_radix(pair, 16).ok()
+    });
+    bytes
+        .collect::<Option<_>>()
+        .ok_or_else(|| s3_error!(InvalidArgument, "The continuation token provided is incorrect"))
+}
