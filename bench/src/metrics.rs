@@ -1,7 +1,8 @@
 //! Reading the metrics of a Weir process.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+
+use crate::http::Http;
 
 /// One scrape: `name{labels}` to value.
 #[derive(Clone, Debug, Default)]
@@ -10,11 +11,11 @@ pub struct Scrape(BTreeMap<String, f64>);
 impl Scrape {
     /// Fetches `url`.
     pub fn fetch(url: &str) -> anyhow::Result<Self> {
-        let client = reqwest::blocking::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(10))
-            .build()?;
-        let text = client.get(url).send()?.error_for_status()?.text()?;
+        let path = url.splitn(4, '/').nth(3).unwrap_or_default();
+        let mut text = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        Http::connect(url)?.get(&format!("/{path}"), &mut buffer, |piece| text.extend_from_slice(piece))?;
+        let text = String::from_utf8(text)?;
         let samples = text
             .lines()
             .filter(|line| !line.starts_with('#'))

@@ -4,12 +4,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
+
+use crate::http::Http;
 
 /// What one pass over all files took.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
@@ -72,6 +75,8 @@ pub fn pass<T: Sync, S>(
     })
 }
 
+/// What stays as it is in the path of a URL.
+const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// Size of a reader's buffer.
 const BUFFER: usize = 1 << 20;
 
@@ -139,20 +144,9 @@ pub fn get_objects(
     seed: u64,
     threads: usize,
 ) -> anyhow::Result<Pass> {
-    let client = || {
-        Ok(reqwest::blocking::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(60))
-            .build()?)
-    };
-    pass(files, seed, threads, client, |client, file| {
-        let mut url = reqwest::Url::parse(endpoint)?;
-        url.path_segments_mut()
-            .ok()
-            .context("the endpoint cannot have a path")?
-            .push(bucket)
-            .extend(file.iter().map(|part| part.to_string_lossy()));
-        let mut response = client.get(url).send()?.error_for_status()?;
-        Ok(response.copy_to(&mut std::io::sink())?)
+    let client = || Ok((Http::connect(endpoint)?, vec![0; BUFFER]));
+    pass(files, seed, threads, client, |(http, buffer), file| {
+        let path = percent_encode(file.as_os_str().as_encoded_bytes(), KEEP);
+        http.get(&format!("/{bucket}/{path}"), buffer, |_| {})
     })
 }

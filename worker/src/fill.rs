@@ -89,11 +89,13 @@ impl Fill {
     pub async fn read(&self, range: Range<u32>) -> Result<Vec<Bytes>, OriginError> {
         let mut progress = self.progress.subscribe();
         loop {
+            // Marked as seen before the look at the bytes: what comes after this wakes us.
+            let failed = progress.borrow_and_update().failed.clone();
             if let Some(pieces) = self.try_read(&range) {
                 return Ok(pieces);
             }
-            if let Some(error) = &progress.borrow_and_update().failed {
-                return Err(error.clone());
+            if let Some(error) = failed {
+                return Err(error);
             }
             if progress.changed().await.is_err() {
                 // The sender lives in `self`, so it cannot go away while we wait.
@@ -110,6 +112,9 @@ impl Fill {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -142,5 +147,34 @@ mod tests {
         assert!(fill.read(2..6).await.is_err());
         assert!(fill.finished().await.is_err());
         assert_eq!(fill.read(0..4).await.unwrap().concat(), b"abcd");
+    }
+
+    /// Bytes that arrive while a reader is about to wait must wake it.
+    #[tokio::test]
+    async fn no_wake_up_is_lost() {
+        const ROUNDS: usize = 100_000;
+        let fills: Arc<Vec<_>> = Arc::new((0..ROUNDS).map(|_| Fill::new(1)).collect());
+        let begun = Arc::new(AtomicUsize::new(0));
+        let pusher = std::thread::spawn({
+            let (fills, begun) = (fills.clone(), begun.clone());
+            move || {
+                for (round, fill) in fills.iter().enumerate() {
+                    while begun.load(Ordering::Acquire) <= round {
+                        std::hint::spin_loop();
+                    }
+                    fill.push(Bytes::from_static(b"x"));
+                }
+            }
+        });
+        for (round, fill) in fills.iter().enumerate() {
+            begun.store(round + 1, Ordering::Release);
+            let woken = tokio::time::timeout(Duration::from_secs(10), fill.read(0..1)).await;
+            let Ok(read) = woken else {
+                begun.store(ROUNDS, Ordering::Release); // lets the other thread end
+                panic!("the reader of round {round} sleeps on");
+            };
+            assert_eq!(read.unwrap().concat(), b"x");
+        }
+        pusher.join().unwrap();
     }
 }
