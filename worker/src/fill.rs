@@ -1,30 +1,31 @@
 //! A fill: one block on its way from the origin, with everybody who waits for it.
 //!
-//! Bytes arrive in order. A reader that wants `offset..end` wakes as soon as `end` has arrived, not when the block
-//! is complete. A fill ends once, with all bytes or with one error that every waiting reader gets.
+//! Bytes arrive in order. A reader that wants `offset..end` wakes once, as soon as `end` has arrived, not when the
+//! block is complete. A fill ends once, with all bytes or with one error that every waiting reader gets.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use weir_origin::OriginError;
-
-/// How far a fill is.
-#[derive(Clone, Debug, Default)]
-struct Progress {
-    /// Bytes that have arrived.
-    filled: u32,
-    failed: Option<OriginError>,
-}
 
 /// A block that is being fetched, or was fetched and is on its way to a tier.
 #[derive(Debug)]
 pub struct Fill {
     len: u32,
-    chunks: Mutex<Vec<Bytes>>,
-    progress: watch::Sender<Progress>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    chunks: Vec<Bytes>,
+    /// Bytes that have arrived.
+    filled: u32,
+    failed: Option<OriginError>,
+    /// Readers, with the end of what each of them waits for.
+    waiting: Vec<(u32, oneshot::Sender<()>)>,
 }
 
 impl Fill {
@@ -32,48 +33,88 @@ impl Fill {
     pub(crate) fn new(len: u32) -> Arc<Self> {
         Arc::new(Self {
             len,
-            chunks: Mutex::new(Vec::new()),
-            progress: watch::Sender::new(Progress::default()),
+            state: Mutex::default(),
         })
     }
 
     /// Adds the next bytes. What goes beyond the block's length is cut off.
     pub(crate) fn push(&self, mut data: Bytes) {
-        self.progress.send_modify(|progress| {
-            data.truncate((self.len - progress.filled) as usize);
-            progress.filled += data.len() as u32;
-            self.chunks.lock().push(data);
-        });
+        let mut state = self.state.lock();
+        data.truncate((self.len - state.filled) as usize);
+        state.filled += data.len() as u32;
+        state.chunks.push(data);
+        let filled = state.filled;
+        let ready: Vec<_> = state.waiting.extract_if(.., |(end, _)| *end <= filled).collect();
+        drop(state);
+        wake(ready);
     }
 
     /// Ends the fill with an error.
     pub(crate) fn fail(&self, error: OriginError) {
-        self.progress
-            .send_modify(|progress| progress.failed = Some(error));
+        let mut state = self.state.lock();
+        state.failed = Some(error);
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        wake(waiting);
     }
 
     /// The whole block, once it is complete.
     pub(crate) fn complete(&self) -> Option<Bytes> {
-        if self.progress.borrow().filled < self.len {
+        let mut state = self.state.lock();
+        if state.filled < self.len {
             return None;
         }
-        let mut chunks = self.chunks.lock();
-        if chunks.len() > 1 {
-            let mut whole = BytesMut::with_capacity(self.len as usize);
-            chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
-            *chunks = vec![whole.freeze()];
+        if state.chunks.len() > 1 {
+            state.chunks = vec![state.chunks.concat().into()];
         }
-        Some(chunks.first().cloned().unwrap_or_default())
+        Some(state.chunks.first().cloned().unwrap_or_default())
+    }
+
+    /// Whether all bytes have arrived.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.state.lock().filled == self.len
     }
 
     /// The bytes of `range`, if they have all arrived.
     pub fn try_read(&self, range: &Range<u32>) -> Option<Vec<Bytes>> {
-        if self.progress.borrow().filled < range.end {
+        self.state.lock().read(range)
+    }
+
+    /// Waits for the bytes of `range`. The wait ends with the fill, which has the origin's time budget.
+    pub async fn read(&self, range: Range<u32>) -> Result<Vec<Bytes>, OriginError> {
+        let woken = {
+            let mut state = self.state.lock();
+            if let Some(result) = state.outcome(&range) {
+                return result;
+            }
+            let (wake, woken) = oneshot::channel();
+            state.waiting.push((range.end, wake));
+            woken
+        };
+        // A sender is used or lives in `self`, so the wait cannot end without a reason.
+        let _ = woken.await;
+        let outcome = self.state.lock().outcome(&range);
+        outcome.unwrap_or_else(|| unreachable!("a reader is woken by its bytes or by an error"))
+    }
+
+    /// Waits until the last byte has arrived.
+    pub async fn finished(&self) -> Result<(), OriginError> {
+        self.read(self.len..self.len).await.map(drop)
+    }
+}
+
+impl State {
+    fn outcome(&self, range: &Range<u32>) -> Option<Result<Vec<Bytes>, OriginError>> {
+        self.read(range).map(Ok).or_else(|| self.failed.clone().map(Err))
+    }
+
+    fn read(&self, range: &Range<u32>) -> Option<Vec<Bytes>> {
+        if self.filled < range.end {
             return None;
         }
         let mut pieces = Vec::new();
         let mut at = 0;
-        for chunk in self.chunks.lock().iter() {
+        for chunk in &self.chunks {
             let end = at + chunk.len() as u32;
             let from = range.start.max(at);
             let to = range.end.min(end);
@@ -84,29 +125,11 @@ impl Fill {
         }
         Some(pieces)
     }
+}
 
-    /// Waits for the bytes of `range`. The wait ends with the fill, which has the origin's time budget.
-    pub async fn read(&self, range: Range<u32>) -> Result<Vec<Bytes>, OriginError> {
-        let mut progress = self.progress.subscribe();
-        loop {
-            // Marked as seen before the look at the bytes: what comes after this wakes us.
-            let failed = progress.borrow_and_update().failed.clone();
-            if let Some(pieces) = self.try_read(&range) {
-                return Ok(pieces);
-            }
-            if let Some(error) = failed {
-                return Err(error);
-            }
-            if progress.changed().await.is_err() {
-                // The sender lives in `self`, so it cannot go away while we wait.
-                unreachable!("a fill outlives its readers");
-            }
-        }
-    }
-
-    /// Waits until the last byte has arrived.
-    pub async fn finished(&self) -> Result<(), OriginError> {
-        self.read(self.len..self.len).await.map(drop)
+fn wake(readers: Vec<(u32, oneshot::Sender<()>)>) {
+    for (_, reader) in readers {
+        let _ = reader.send(()); // one that no longer waits
     }
 }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -22,6 +23,9 @@ const QUEUE_BLOCKS: usize = 4096;
 /// Most blocks and bytes that go to the device in one write.
 const BATCH_BLOCKS: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
+/// How long a first block waits for others to be written with. Few large writes cost less than many small ones, and
+/// the thread is not woken for each block; a crash loses at most this much more.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// A block to be written, and what to do when it was (or was refused).
 pub(crate) struct Write {
@@ -193,6 +197,9 @@ fn write_loop(store: &SegmentStore, mut writes: mpsc::Receiver<Write>) {
     while let Some(first) = writes.blocking_recv() {
         let mut batch = vec![first];
         let mut bytes = batch[0].data.len();
+        if bytes < BATCH_BYTES / 2 {
+            std::thread::sleep(LINGER);
+        }
         while batch.len() < BATCH_BLOCKS && bytes < BATCH_BYTES {
             let Ok(next) = writes.try_recv() else { break };
             bytes += next.data.len();

@@ -196,12 +196,21 @@ impl Worker {
                 .fills
                 .lock()
                 .get(key)
-                .is_some_and(|fill| fill.complete().is_some())
+                .is_some_and(|fill| fill.is_complete())
     }
 
     /// The bytes of `range`, if they can be had without the origin. May block on the disk, but never waits for
     /// the network.
     pub fn read_cached(&self, key: &BlockKey, range: &Range<u32>) -> Option<(Vec<Bytes>, Source)> {
+        if let Some(found) = self.read_memory(key, range) {
+            return Some(found);
+        }
+        let data = self.ssd.read(key, range.clone())?;
+        Some((vec![data], Source::Ssd))
+    }
+
+    /// The bytes of `range`, if they are in memory.
+    fn read_memory(&self, key: &BlockKey, range: &Range<u32>) -> Option<(Vec<Bytes>, Source)> {
         if let Some(data) = self.memory.get(key) {
             let span = range.start as usize..range.end as usize;
             if span.end <= data.len() {
@@ -209,11 +218,8 @@ impl Worker {
             }
         }
         let filling = self.fills.lock().get(key).cloned();
-        if let Some(pieces) = filling.and_then(|fill| fill.try_read(range)) {
-            return Some((pieces, Source::Memory));
-        }
-        let data = self.ssd.read(key, range.clone())?;
-        Some((vec![data], Source::Ssd))
+        let pieces = filling?.try_read(range)?;
+        Some((pieces, Source::Memory))
     }
 
     /// The bytes of `range` of a block, from wherever they are. Joins a fill that is under way, or starts one.
@@ -223,24 +229,18 @@ impl Worker {
         range: Range<u32>,
     ) -> Result<(Vec<Bytes>, Source), ReadError> {
         let key = block.key();
-        let cached = {
-            let worker = self.clone();
-            let range = range.clone();
-            tokio::task::spawn_blocking(move || worker.read_cached(&key, &range))
-        };
-        if let Some(found) = cached.await.map_err(|_| ReadError::ShuttingDown)? {
+        if let Some(found) = self.read_memory(&key, &range) {
             return Ok(found);
         }
-        self.fetch(block, key, range).await
-    }
-
-    /// As [`read`](Self::read), for a caller that has just seen that the block is not cached.
-    pub async fn fetch(
-        self: &Arc<Self>,
-        block: &Block,
-        key: BlockKey,
-        range: Range<u32>,
-    ) -> Result<(Vec<Bytes>, Source), ReadError> {
+        // The index tells without the disk whether a look there is worth a thread.
+        if self.ssd.contains(&key) {
+            let worker = self.clone();
+            let range = range.clone();
+            let read = tokio::task::spawn_blocking(move || worker.ssd.read(&key, range));
+            if let Some(data) = read.await.map_err(|_| ReadError::ShuttingDown)? {
+                return Ok((vec![data], Source::Ssd));
+            }
+        }
         let fill = self.start_fill(block, key)?;
         let pieces = fill.read(range).await?;
         Ok((pieces, Source::Origin))
