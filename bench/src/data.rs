@@ -56,7 +56,10 @@ pub fn dependency_sources(into: &Path, count: usize) -> anyhow::Result<Tree> {
     let source = home.join("registry/src");
     let all = Tree::scan(&source)?;
     if all.files.is_empty() {
-        bail!("no dependency sources in {}; build the project first", source.display());
+        bail!(
+            "no dependency sources in {}; build the project first",
+            source.display()
+        );
     }
     let _ = fs::remove_dir_all(into); // left over from an interrupted run
     for file in all.files.iter().take(count) {
@@ -71,7 +74,12 @@ pub fn dependency_sources(into: &Path, count: usize) -> anyhow::Result<Tree> {
 }
 
 /// Makes `count` files of `size` random bytes in `directories` directories, unless they are there.
-pub fn generated(root: &Path, count: usize, size: usize, directories: usize) -> anyhow::Result<Tree> {
+pub fn generated(
+    root: &Path,
+    count: usize,
+    size: usize,
+    directories: usize,
+) -> anyhow::Result<Tree> {
     let complete = root.join(format!("../{count}x{size}.complete"));
     if !complete.exists() {
         let _ = fs::remove_dir_all(root); // left over from an interrupted run

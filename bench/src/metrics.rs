@@ -14,7 +14,9 @@ impl Scrape {
         let path = url.splitn(4, '/').nth(3).unwrap_or_default();
         let mut text = Vec::new();
         let mut buffer = vec![0; 64 << 10];
-        Http::connect(url)?.get(&format!("/{path}"), &mut buffer, |piece| text.extend_from_slice(piece))?;
+        Http::connect(url)?.get(&format!("/{path}"), &mut buffer, |piece| {
+            text.extend_from_slice(piece)
+        })?;
         let text = String::from_utf8(text)?;
         let samples = text
             .lines()

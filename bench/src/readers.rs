@@ -63,10 +63,12 @@ pub fn pass<T: Sync, S>(
                 })
             })
             .collect();
-        workers.into_iter().try_for_each(|worker| match worker.join() {
-            Ok(result) => result,
-            Err(_) => anyhow::bail!("a reader panicked"),
-        })
+        workers
+            .into_iter()
+            .try_for_each(|worker| match worker.join() {
+                Ok(result) => result,
+                Err(_) => anyhow::bail!("a reader panicked"),
+            })
     })?;
     Ok(Pass {
         files: items.len() as u64,
@@ -76,12 +78,22 @@ pub fn pass<T: Sync, S>(
 }
 
 /// What stays as it is in the path of a URL.
-const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const KEEP: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
 /// Size of a reader's buffer.
 const BUFFER: usize = 1 << 20;
 
 /// Reads files below `root` whole.
-pub fn read_files(root: &Path, files: &[PathBuf], seed: u64, threads: usize) -> anyhow::Result<Pass> {
+pub fn read_files(
+    root: &Path,
+    files: &[PathBuf],
+    seed: u64,
+    threads: usize,
+) -> anyhow::Result<Pass> {
     pass(
         files,
         seed,
@@ -131,7 +143,11 @@ pub fn compare_files(
             anyhow::bail!("{}: wrong bytes behind offset {at}", file.display());
         }
         let length = expected.metadata()?.len();
-        anyhow::ensure!(bytes == length, "{}: {bytes} bytes of {length}", file.display());
+        anyhow::ensure!(
+            bytes == length,
+            "{}: {bytes} bytes of {length}",
+            file.display()
+        );
         Ok(bytes)
     })
 }

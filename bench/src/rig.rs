@@ -14,7 +14,11 @@ const END_DEADLINE: Duration = Duration::from_secs(10);
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let path = own.with_file_name(name);
-    ensure!(path.exists(), "{} is missing; build it first", path.display());
+    ensure!(
+        path.exists(),
+        "{} is missing; build it first",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -105,7 +109,11 @@ impl Mount {
     /// Runs another `weir` command against this mount's own master and gives its output.
     pub fn run(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = self.weir()?.args(args).stderr(Stdio::inherit()).output()?;
-        ensure!(output.status.success(), "weir {args:?} failed: {}", output.status);
+        ensure!(
+            output.status.success(),
+            "weir {args:?} failed: {}",
+            output.status
+        );
         Ok(String::from_utf8(output.stdout)?)
     }
 
@@ -113,7 +121,8 @@ impl Mount {
     pub fn status(&self) -> anyhow::Result<MountStatus> {
         let deadline = Instant::now() + END_DEADLINE;
         loop {
-            let status: serde_json::Value = serde_json::from_str(&self.run(&["status", "-o", "json"])?)?;
+            let status: serde_json::Value =
+                serde_json::from_str(&self.run(&["status", "-o", "json"])?)?;
             let mount = &status["mounts"][0];
             let pid = |name: &str| mount[name].as_u64().and_then(|pid| u32::try_from(pid).ok());
             let metrics = mount["metrics"].as_str();

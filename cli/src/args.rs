@@ -115,7 +115,9 @@ impl FromStr for SsdArg {
         if dir.is_empty() {
             return Err(example.to_owned());
         }
-        let size = size.parse::<ByteSize>().map_err(|error| error.to_string())?;
+        let size = size
+            .parse::<ByteSize>()
+            .map_err(|error| error.to_string())?;
         Ok(Self {
             dir: PathBuf::from(dir),
             size,
@@ -178,7 +180,12 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "OCTAL", default_value = "0555")]
     pub(crate) dir_mode: Mode,
     /// Address of /metrics and /healthz; port 0 picks a free one, which `weir status` shows
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0", env = "WEIR_HTTP")]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:0",
+        env = "WEIR_HTTP"
+    )]
     pub(crate) http: SocketAddr,
     /// Name of this machine in the cluster map [default: the host's name]
     #[arg(long, env = "WEIR_NODE")]
@@ -206,7 +213,12 @@ pub(crate) struct MasterArgs {
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7440")]
     pub(crate) listen: SocketAddr,
     /// Address of /metrics and /healthz
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7441", env = "WEIR_HTTP")]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "0.0.0.0:7441",
+        env = "WEIR_HTTP"
+    )]
     pub(crate) http: SocketAddr,
 }
 
@@ -236,7 +248,12 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "HOST")]
     pub(crate) advertise: Option<String>,
     /// Address of /metrics and /healthz
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7452", env = "WEIR_HTTP")]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "0.0.0.0:7452",
+        env = "WEIR_HTTP"
+    )]
     pub(crate) http: SocketAddr,
 }
 

@@ -78,11 +78,16 @@ fn embedded(dataset: Option<&str>) -> Result<String, Failure> {
         several => {
             let list: Vec<String> = several
                 .iter()
-                .map(|(mount, address)| format!("{} (--master {address})", mount.mountpoint.display()))
+                .map(|(mount, address)| {
+                    format!("{} (--master {address})", mount.mountpoint.display())
+                })
                 .collect();
             Err(Failure::new(
                 Reason::Usage,
-                format!("several mounts on this machine have a master; choose one: {}", list.join(", ")),
+                format!(
+                    "several mounts on this machine have a master; choose one: {}",
+                    list.join(", ")
+                ),
             ))
         }
     }

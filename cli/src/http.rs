@@ -30,9 +30,9 @@ pub(crate) async fn serve(
     exposed: Exposed,
     stop: CancellationToken,
 ) -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot serve metrics on {address}; choose another with --http"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("cannot serve metrics on {address}; choose another with --http")
+    })?;
     let bound = listener.local_addr()?;
     let exposed = Arc::new(exposed);
     let metrics = {

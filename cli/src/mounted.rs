@@ -158,7 +158,10 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> anyhow::Result<ExitCo
             ..ServeConfig::default()
         },
     )?;
-    serving.publish(crate::connect::STATE_DIR_KEY, &config.state_dir.to_string_lossy());
+    serving.publish(
+        crate::connect::STATE_DIR_KEY,
+        &config.state_dir.to_string_lossy(),
+    );
     for (key, value) in &prepared.properties {
         serving.publish(key, value);
     }

@@ -55,7 +55,13 @@ pub(crate) fn node_name() -> anyhow::Result<NodeName> {
     let host = host.nodename().to_string_lossy();
     let name: String = host
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+                c
+            } else {
+                '-'
+            }
+        })
         .collect();
     name.parse()
         .with_context(|| format!("the host's name {host:?} cannot be a node name; use --node"))

@@ -18,7 +18,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use weir_proto::v1::{BlockReply, BlockRequest};
 use weir_worker::segment::{BlockLocation, BufferPool, CHUNK_SIZE, Checksums};
-use weir_worker::stream::{MAX_HEADER, FrameError, write_message};
+use weir_worker::stream::{FrameError, MAX_HEADER, write_message};
 
 use crate::connection::{ConnectionError, read_payload};
 

@@ -84,11 +84,32 @@ impl ClientMetrics {
             map_epoch: Gauge::default(),
         };
         let r = registry.sub_registry_with_prefix("weir_client");
-        r.register("block_reads", "Block reads by dataset and source", metrics.reads.clone());
-        r.register_with_unit("read", "Bytes read by dataset and source", Unit::Bytes, metrics.read_bytes.clone());
-        r.register("stale_reads", "Reads that failed because the object changed at the origin", metrics.stale.clone());
-        r.register("failovers", "Block reads that went on to another worker or to the origin, by reason", metrics.failovers.clone());
-        r.register("cluster_map_epoch", "Epoch of the cluster map in use", metrics.map_epoch.clone());
+        r.register(
+            "block_reads",
+            "Block reads by dataset and source",
+            metrics.reads.clone(),
+        );
+        r.register_with_unit(
+            "read",
+            "Bytes read by dataset and source",
+            Unit::Bytes,
+            metrics.read_bytes.clone(),
+        );
+        r.register(
+            "stale_reads",
+            "Reads that failed because the object changed at the origin",
+            metrics.stale.clone(),
+        );
+        r.register(
+            "failovers",
+            "Block reads that went on to another worker or to the origin, by reason",
+            metrics.failovers.clone(),
+        );
+        r.register(
+            "cluster_map_epoch",
+            "Epoch of the cluster map in use",
+            metrics.map_epoch.clone(),
+        );
         Arc::new(metrics)
     }
 

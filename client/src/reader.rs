@@ -15,7 +15,9 @@ use crate::metrics::{ClientMetrics, DatasetCounters, ReadSource};
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
     /// The object is no longer the one of the snapshot.
-    #[error("{path}: the object has changed at the origin since snapshot {snapshot}; make a new one with `weir dataset refresh`: {message}")]
+    #[error(
+        "{path}: the object has changed at the origin since snapshot {snapshot}; make a new one with `weir dataset refresh`: {message}"
+    )]
     Stale {
         /// Path inside the dataset.
         path: String,
@@ -77,7 +79,11 @@ struct Piece {
 
 /// Cuts `offset..end` of an object at the blocks' borders.
 fn pieces(offset: u64, end: u64) -> impl Iterator<Item = Piece> {
-    let end_block = if offset < end { end.div_ceil(BLOCK_SIZE) } else { 0 };
+    let end_block = if offset < end {
+        end.div_ceil(BLOCK_SIZE)
+    } else {
+        0
+    };
     (offset / BLOCK_SIZE..end_block).map(move |index| {
         let start = index * BLOCK_SIZE;
         Piece {
@@ -124,7 +130,10 @@ impl Reader {
                 index: piece.index,
             };
             let (found, source) = worker.read_cached(&block.key(), &piece.range)?;
-            self.count(source.into(), u64::from(piece.range.end - piece.range.start));
+            self.count(
+                source.into(),
+                u64::from(piece.range.end - piece.range.start),
+            );
             bytes.extend(found);
         }
         Some(bytes)
@@ -167,7 +176,9 @@ impl Reader {
             Backend::Cluster(cluster) => {
                 let mount = self.manifest.mount(file);
                 let dataset = &self.manifest.summary().snapshot.dataset;
-                cluster.read(dataset.as_str(), &mount.spec, block, range).await
+                cluster
+                    .read(dataset.as_str(), &mount.spec, block, range)
+                    .await
             }
         }
     }
@@ -211,7 +222,10 @@ mod tests {
         };
         let block = BLOCK_SIZE as u32;
         assert_eq!(cut(5, 9), [(0, 5..9)]);
-        assert_eq!(cut(BLOCK_SIZE - 1, BLOCK_SIZE + 1), [(0, block - 1..block), (1, 0..1)]);
+        assert_eq!(
+            cut(BLOCK_SIZE - 1, BLOCK_SIZE + 1),
+            [(0, block - 1..block), (1, 0..1)]
+        );
         assert_eq!(cut(BLOCK_SIZE, 2 * BLOCK_SIZE), [(1, 0..block)]);
         assert_eq!(cut(3, 3), []);
     }

@@ -40,7 +40,12 @@ mod tests {
             path: String::new(),
         };
         let mount = builder.add_mount(mount).unwrap();
-        for (key, size) in [("a", 0), ("b/c", 2 * BLOCK_SIZE + 1), ("d", 5), ("e", BLOCK_SIZE)] {
+        for (key, size) in [
+            ("a", 0),
+            ("b/c", 2 * BLOCK_SIZE + 1),
+            ("d", 5),
+            ("e", BLOCK_SIZE),
+        ] {
             builder.add(mount, key.as_bytes(), size, 0, "v").unwrap();
         }
         let snapshot = SnapshotId {

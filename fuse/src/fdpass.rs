@@ -85,7 +85,10 @@ pub(crate) fn send<T: Serialize>(
     let slots = descriptors.iter().map(|(slot, _)| *slot).collect();
     let json = serde_json::to_vec(&Sent { slots, body })?;
     if json.len() > MAX_MESSAGE {
-        let message = format!("a message of {} bytes is longer than {MAX_MESSAGE}", json.len());
+        let message = format!(
+            "a message of {} bytes is longer than {MAX_MESSAGE}",
+            json.len()
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let raw: Vec<BorrowedFd<'_>> = descriptors.iter().map(|(_, fd)| *fd).collect();
@@ -128,7 +131,12 @@ fn receive_with<T: DeserializeOwned>(
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut parts = [IoSliceMut::new(&mut buffer)];
-        match rustix::net::recvmsg(socket, &mut parts, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
+        match rustix::net::recvmsg(
+            socket,
+            &mut parts,
+            &mut control,
+            flags | RecvFlags::CMSG_CLOEXEC,
+        ) {
             // The peer died with messages of ours unread. The kernel says so once, before it gives what the peer
             // had sent.
             Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
@@ -144,8 +152,13 @@ fn receive_with<T: DeserializeOwned>(
     if received.bytes == 0 {
         return Ok(None);
     }
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(invalid("a message that is longer than the protocol allows".to_owned()));
+    if received
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        return Err(invalid(
+            "a message that is longer than the protocol allows".to_owned(),
+        ));
     }
     let message: Received<T> = serde_json::from_slice(&buffer[..received.bytes])?;
     if message.slots.len() != owned.len() {
@@ -186,7 +199,12 @@ mod tests {
         let (here, there) = pair().unwrap();
         let (one, _peer) = pair().unwrap();
         let file = tempfile::tempfile().unwrap();
-        send(here.as_fd(), &"hello", &[(Slot::Lock, file.as_fd()), (Slot::Link, one.as_fd())]).unwrap();
+        send(
+            here.as_fd(),
+            &"hello",
+            &[(Slot::Lock, file.as_fd()), (Slot::Link, one.as_fd())],
+        )
+        .unwrap();
         let (body, mut descriptors) = try_receive::<String>(there.as_fd()).unwrap().unwrap();
         assert_eq!(body, "hello");
         let same = rustix::fs::fstat(descriptors.need(Slot::Lock).unwrap()).unwrap();

@@ -255,7 +255,9 @@ impl Filesystem for SnapshotFs {
         if let Some(pieces) = self.reader.read_cached(index, offset, end) {
             send(reply, &pieces);
             self.metrics.read_bytes.inc_by(end - offset);
-            self.metrics.read_duration.observe(started.elapsed().as_secs_f64());
+            self.metrics
+                .read_duration
+                .observe(started.elapsed().as_secs_f64());
             return;
         }
         let (reader, metrics) = (self.reader.clone(), self.metrics.clone());
@@ -277,7 +279,9 @@ impl Filesystem for SnapshotFs {
                     reply.error(errno(&error));
                 }
             }
-            metrics.read_duration.observe(started.elapsed().as_secs_f64());
+            metrics
+                .read_duration
+                .observe(started.elapsed().as_secs_f64());
         });
     }
 

@@ -94,7 +94,9 @@ impl Default for ServeConfig {
 
 impl std::fmt::Debug for ServeConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServeConfig").field("threads", &self.threads).finish_non_exhaustive()
+        f.debug_struct("ServeConfig")
+            .field("threads", &self.threads)
+            .finish_non_exhaustive()
     }
 }
 
@@ -111,15 +113,20 @@ impl Handover {
     /// Takes over what the supervisor passed to this process. Works once in a process.
     pub fn from_env() -> Result<Self, HandoverError> {
         let socket = descriptor::inherited().ok_or(HandoverError::NoSupervisor)?;
-        let arrived = fdpass::readable(&socket, MESSAGE_DEADLINE).map_err(HandoverError::Message)?;
+        let arrived =
+            fdpass::readable(&socket, MESSAGE_DEADLINE).map_err(HandoverError::Message)?;
         if !arrived {
             return Err(HandoverError::Message(io::ErrorKind::TimedOut.into()));
         }
         let (mut state, mut descriptors) = fdpass::receive::<MountState>(socket.as_fd())
             .map_err(HandoverError::Message)?
             .ok_or(HandoverError::NoSupervisor)?;
-        let fuse = descriptors.need(fdpass::Slot::Fuse).map_err(HandoverError::Message)?;
-        let lock = descriptors.need(fdpass::Slot::Lock).map_err(HandoverError::Message)?;
+        let fuse = descriptors
+            .need(fdpass::Slot::Fuse)
+            .map_err(HandoverError::Message)?;
+        let lock = descriptors
+            .need(fdpass::Slot::Lock)
+            .map_err(HandoverError::Message)?;
         state.server_pid = Some(std::process::id());
         let (mountpoint, init) = (state.request.mountpoint.clone(), state.init.clone());
         let link = Link::start(socket, fuse, lock, state).map_err(system("start a thread"))?;
@@ -147,12 +154,17 @@ impl Handover {
     }
 
     /// Serves `fs` on the mount, on threads of its own.
-    pub fn serve<FS: Filesystem>(&mut self, fs: FS, config: ServeConfig) -> Result<Serving, HandoverError> {
+    pub fn serve<FS: Filesystem>(
+        &mut self,
+        fs: FS,
+        config: ServeConfig,
+    ) -> Result<Serving, HandoverError> {
         let mut options = fuser::Config::default();
         options.n_threads = Some(config.threads.max(1));
         let (session, reply) = self.greet(fs, options)?;
         let resend = self.answer(reply)?;
-        descriptor::replace(session.as_fd(), self.link.fuse()).map_err(system("take over /dev/fuse"))?;
+        descriptor::replace(session.as_fd(), self.link.fuse())
+            .map_err(system("take over /dev/fuse"))?;
         if resend {
             send_again(self.link.fuse());
         }
@@ -186,7 +198,8 @@ impl Handover {
         fs: FS,
         options: fuser::Config,
     ) -> Result<(Session<FS>, Vec<u8>), HandoverError> {
-        let (kernel, session): (OwnedFd, OwnedFd) = fdpass::pair().map_err(system("make a socket"))?;
+        let (kernel, session): (OwnedFd, OwnedFd) =
+            fdpass::pair().map_err(system("make a socket"))?;
         rustix::net::send(&kernel, &self.init.request, SendFlags::NOSIGNAL)
             .map_err(|error| system("write the INIT request")(error.into()))?;
         // The kernel checks who may look into the mount, by the option allow_other.
@@ -202,7 +215,11 @@ impl Handover {
     /// Gives the kernel its answer unless it has one. Returns whether another server was there before.
     fn answer(&mut self, reply: Vec<u8>) -> Result<bool, HandoverError> {
         let ours = init::parse(&reply).map_err(HandoverError::Init)?;
-        if let Some(theirs) = self.init.reply.as_deref().and_then(|reply| init::parse(reply).ok())
+        if let Some(theirs) = self
+            .init
+            .reply
+            .as_deref()
+            .and_then(|reply| init::parse(reply).ok())
             && let Some(difference) = ours.check_against(&theirs).map_err(HandoverError::Init)?
         {
             tracing::warn!("{difference}; unmount and mount again to have it");
@@ -211,7 +228,8 @@ impl Handover {
             return Ok(true);
         }
         self.link.answering(&reply);
-        let fresh = match rustix::io::retry_on_intr(|| rustix::io::write(self.link.fuse(), &reply)) {
+        let fresh = match rustix::io::retry_on_intr(|| rustix::io::write(self.link.fuse(), &reply))
+        {
             Ok(_) => true,
             // A server before this one died after its answer and before it could say so.
             Err(Errno::NOENT) if !crate::mount::is_gone(self.link.fuse()) => false,
@@ -231,8 +249,13 @@ impl Handover {
         std::panic::set_hook(Box::new(move |panic| {
             before(panic);
             let thread = std::thread::current();
-            if thread.name().is_some_and(|name| name.starts_with(SESSION_THREADS)) {
-                link.end(Ended::Failed("a thread that answers the kernel panicked".to_owned()));
+            if thread
+                .name()
+                .is_some_and(|name| name.starts_with(SESSION_THREADS))
+            {
+                link.end(Ended::Failed(
+                    "a thread that answers the kernel panicked".to_owned(),
+                ));
             }
         }));
     }

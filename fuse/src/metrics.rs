@@ -53,10 +53,28 @@ impl FuseMetrics {
         };
         let r = registry.sub_registry_with_prefix("weir_fuse");
         r.register("requests", "Requests of the kernel, by operation", requests);
-        r.register_with_unit("read", "Bytes given to the kernel", Unit::Bytes, metrics.read_bytes.clone());
-        r.register_with_unit("read_duration", "Time from a read request to its answer", Unit::Seconds, metrics.read_duration.clone());
-        r.register("errors", "Reads answered with an error, by error number", metrics.errors.clone());
-        r.register("entries", "Files and directories of the mounted snapshot", metrics.entries.clone());
+        r.register_with_unit(
+            "read",
+            "Bytes given to the kernel",
+            Unit::Bytes,
+            metrics.read_bytes.clone(),
+        );
+        r.register_with_unit(
+            "read_duration",
+            "Time from a read request to its answer",
+            Unit::Seconds,
+            metrics.read_duration.clone(),
+        );
+        r.register(
+            "errors",
+            "Reads answered with an error, by error number",
+            metrics.errors.clone(),
+        );
+        r.register(
+            "entries",
+            "Files and directories of the mounted snapshot",
+            metrics.entries.clone(),
+        );
         Arc::new(metrics)
     }
 }

@@ -52,7 +52,9 @@ pub enum MountError {
         reason: String,
     },
     /// An ordinary user needs `fusermount3`, which is not installed.
-    #[error("cannot mount as an ordinary user: fusermount3 not found; install the package fuse3, or mount as root")]
+    #[error(
+        "cannot mount as an ordinary user: fusermount3 not found; install the package fuse3, or mount as root"
+    )]
     NoFusermount,
     /// Other users may not be let in by an ordinary user.
     #[error(
@@ -76,7 +78,9 @@ pub enum MountError {
         mountpoint: PathBuf,
     },
     /// Programs have files or a working directory in the mount.
-    #[error("{mountpoint} is in use; end the programs that use it (fuser -vm lists them), or detach it with --lazy")]
+    #[error(
+        "{mountpoint} is in use; end the programs that use it (fuser -vm lists them), or detach it with --lazy"
+    )]
     Busy {
         /// The directory.
         mountpoint: PathBuf,
@@ -163,12 +167,16 @@ pub fn mount(mountpoint: &Path, source: &str, allow_other: bool) -> Result<Owned
     fusermount::mount(mountpoint, source, allow_other)
 }
 
-fn mount_as_root(mountpoint: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
-    let fuse = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
-        MountError::NoFuse {
+fn mount_as_root(
+    mountpoint: &Path,
+    source: &str,
+    allow_other: bool,
+) -> Result<OwnedFd, MountError> {
+    let fuse = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(
+        |error| MountError::NoFuse {
             reason: error.to_string(),
-        }
-    })?;
+        },
+    )?;
     let mut options = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
         fuse.as_raw_fd(),
@@ -178,16 +186,22 @@ fn mount_as_root(mountpoint: &Path, source: &str, allow_other: bool) -> Result<O
     if allow_other {
         options.push_str(",allow_other");
     }
-    let options = CString::new(options).map_err(|error| MountError::refused("mount at", mountpoint, error))?;
+    let options = CString::new(options)
+        .map_err(|error| MountError::refused("mount at", mountpoint, error))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    rustix::mount::mount(format!("weir:{source}"), mountpoint, FS_TYPE, flags, options.as_c_str()).map_err(
-        |error| match error {
-            Errno::NODEV => MountError::NoFuse {
-                reason: "the kernel has no fuse file system".to_owned(),
-            },
-            error => MountError::refused("mount at", mountpoint, error),
+    rustix::mount::mount(
+        format!("weir:{source}"),
+        mountpoint,
+        FS_TYPE,
+        flags,
+        options.as_c_str(),
+    )
+    .map_err(|error| match error {
+        Errno::NODEV => MountError::NoFuse {
+            reason: "the kernel has no fuse file system".to_owned(),
         },
-    )?;
+        error => MountError::refused("mount at", mountpoint, error),
+    })?;
     Ok(fuse)
 }
 
@@ -221,7 +235,10 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
 /// Whether the kernel's side of the mount is gone: unmounted by somebody and no longer in use.
 pub fn is_gone(fuse: impl AsFd) -> bool {
     let mut fds = [PollFd::new(&fuse, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // A connection that ended polls as an error, whatever was asked for.
     poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
@@ -233,7 +250,8 @@ pub fn detach_dead(mountpoint: &Path) -> Result<bool, MountError> {
     const MOST: usize = 64;
     let mut detached = false;
     for _ in 0..MOST {
-        let top = table::at(mountpoint).map_err(|error| MountError::refused("mount at", mountpoint, error))?;
+        let top = table::at(mountpoint)
+            .map_err(|error| MountError::refused("mount at", mountpoint, error))?;
         if top.is_none_or(|top| top.fs_type != FS_TYPE) {
             return Ok(detached);
         }
@@ -245,7 +263,11 @@ pub fn detach_dead(mountpoint: &Path) -> Result<bool, MountError> {
         unmount(mountpoint, true)?;
         detached = true;
     }
-    Err(MountError::refused("mount at", mountpoint, "too many dead mounts lie on top of each other"))
+    Err(MountError::refused(
+        "mount at",
+        mountpoint,
+        "too many dead mounts lie on top of each other",
+    ))
 }
 
 /// Whether nobody serves the mount any more. A server that hangs makes the stat hang too, so it has a thread of its
@@ -253,11 +275,17 @@ pub fn detach_dead(mountpoint: &Path) -> Result<bool, MountError> {
 fn is_dead(mountpoint: &Path) -> bool {
     let (answer, answered) = mpsc::channel();
     let path = mountpoint.to_owned();
-    let probe = std::thread::Builder::new().name("mount-probe".to_owned()).spawn(move || {
-        // The receiver may have stopped to wait.
-        let _ = answer.send(rustix::fs::stat(&path));
-    });
-    probe.is_ok() && matches!(answered.recv_timeout(PROBE_DEADLINE), Ok(Err(Errno::NOTCONN)))
+    let probe = std::thread::Builder::new()
+        .name("mount-probe".to_owned())
+        .spawn(move || {
+            // The receiver may have stopped to wait.
+            let _ = answer.send(rustix::fs::stat(&path));
+        });
+    probe.is_ok()
+        && matches!(
+            answered.recv_timeout(PROBE_DEADLINE),
+            Ok(Err(Errno::NOTCONN))
+        )
 }
 
 /// Reads the kernel's first request, INIT, which it sends by itself after the mount.
@@ -286,6 +314,9 @@ mod tests {
         };
         let json = serde_json::to_string(&error).unwrap();
         assert_eq!(serde_json::from_str::<MountError>(&json).unwrap(), error);
-        assert_eq!(error.to_string(), "/mnt/a is a mount of s3://a, not of s3://b; unmount it first");
+        assert_eq!(
+            error.to_string(),
+            "/mnt/a is a mount of s3://a, not of s3://b; unmount it first"
+        );
     }
 }

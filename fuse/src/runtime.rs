@@ -73,7 +73,11 @@ pub fn same_mountpoint(a: &Path, b: &Path) -> bool {
 
 /// `$WEIR_RUNTIME_DIR`, `/run/weir` for root, `$XDG_RUNTIME_DIR/weir`, or a directory of the user's under `/tmp`.
 fn base() -> PathBuf {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     if let Some(dir) = absolute(VARIABLE) {
         return dir;
     }
@@ -124,9 +128,11 @@ pub(crate) fn claim(mountpoint: &Path) -> Result<(PathBuf, OwnedFd), MountError>
         .mode(0o600)
         .open(dir.join(LOCK))
         .map_err(fail)?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| MountError::NotNow {
-        mountpoint: mountpoint.to_owned(),
-        reason: "another weir is mounting or unmounting it; try again in a moment".to_owned(),
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        MountError::NotNow {
+            mountpoint: mountpoint.to_owned(),
+            reason: "another weir is mounting or unmounting it; try again in a moment".to_owned(),
+        }
     })?;
     for stale in [SOCKET, STATE] {
         remove(&dir.join(stale)).map_err(fail)?;
@@ -140,7 +146,11 @@ pub(crate) fn open_log(dir: &Path) -> io::Result<File> {
     if std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG) {
         std::fs::remove_file(&path)?;
     }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// The path of a mount's log.
@@ -219,8 +229,12 @@ pub(crate) fn bind_control(dir: &Path) -> io::Result<OwnedFd> {
 pub(crate) fn connect_control(dir: &Path) -> io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let socket_path = socket(dir);
-    let client =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let client = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     rustix::net::connect(&client, &SocketAddrUnix::new(&socket_path)?)?;
     Ok(client)
 }
@@ -239,7 +253,10 @@ mod tests {
         assert!(is_live(dir.path()));
         let shared = lock.try_clone().unwrap();
         drop(lock);
-        assert!(is_live(dir.path()), "whoever has the open file holds the lock");
+        assert!(
+            is_live(dir.path()),
+            "whoever has the open file holds the lock"
+        );
         drop(shared);
         assert!(!is_live(dir.path()));
     }

@@ -27,7 +27,8 @@ impl Signals {
                 return Err(io::Error::last_os_error());
             }
             libc::signal(libc::SIGHUP, libc::SIG_IGN);
-            let descriptor = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            let descriptor =
+                libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
             if descriptor < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -39,7 +40,9 @@ impl Signals {
     pub(crate) fn take(&self) -> Option<u32> {
         let mut record = [0; RECORD];
         match rustix::io::read(&self.0, &mut record) {
-            Ok(RECORD) => Some(u32::from_ne_bytes([record[0], record[1], record[2], record[3]])),
+            Ok(RECORD) => Some(u32::from_ne_bytes([
+                record[0], record[1], record[2], record[3],
+            ])),
             _ => None,
         }
     }

@@ -17,7 +17,11 @@ pub(crate) const OWN_EXE: &str = "/proc/self/exe";
 
 /// Shows `command`, which runs [`OWN_EXE`], under this program's real name.
 pub(crate) fn name(command: &mut Command) {
-    if let Some(name) = std::env::current_exe().ok().as_ref().and_then(|exe| exe.file_name()) {
+    if let Some(name) = std::env::current_exe()
+        .ok()
+        .as_ref()
+        .and_then(|exe| exe.file_name())
+    {
         command.arg0(name);
     }
 }
@@ -83,5 +87,9 @@ fn default_signals() -> io::Result<()> {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

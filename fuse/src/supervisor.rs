@@ -77,15 +77,20 @@ pub fn start(request: StartRequest, deadline: Duration) -> Result<Started, Mount
     let mountpoint = request.mountpoint.clone();
     let dir = runtime::dir_of(&mountpoint);
     if runtime::is_live(&dir) {
-        let exe = std::env::current_exe().map_err(|error| supervisor_error(&mountpoint, "cannot find its program", error))?;
+        let exe = std::env::current_exe()
+            .map_err(|error| supervisor_error(&mountpoint, "cannot find its program", error))?;
         let socket = reach(&dir, &mountpoint)?;
         ask(&socket, &mountpoint, &Control::TakeOver { request, exe })?;
         return ready(wait_for(&socket, &mountpoint, until, "taken over")?, true);
     }
-    let (ours, theirs) = fdpass::pair().map_err(|error| supervisor_error(&mountpoint, "cannot be started", error.into()))?;
+    let (ours, theirs) = fdpass::pair()
+        .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error.into()))?;
     ask(&ours, &mountpoint, &Assignment::Start(request))?;
     let mut command = Command::new(spawn::OWN_EXE);
-    command.arg("supervise").stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .arg("supervise")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     spawn::name(&mut command);
     spawn::spawn_detached(&mut command, theirs.as_fd())
         .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error))?;
@@ -95,19 +100,26 @@ pub fn start(request: StartRequest, deadline: Duration) -> Result<Started, Mount
 
 fn ready(outcome: Outcome, took_over: bool) -> Result<Started, MountError> {
     match outcome {
-        Outcome::Ready { supervisor_pid } => Ok(Started { took_over, supervisor_pid }),
+        Outcome::Ready { supervisor_pid } => Ok(Started {
+            took_over,
+            supervisor_pid,
+        }),
         Outcome::Failed(error) => Err(error),
     }
 }
 
 /// Mounts and stays until the mount ends; SIGINT and SIGTERM end it. The log goes to standard error. `ready` is
 /// called once, when the mount is usable.
-pub fn run_foreground(request: StartRequest, ready: impl FnOnce() + 'static) -> Result<(), MountError> {
+pub fn run_foreground(
+    request: StartRequest,
+    ready: impl FnOnce() + 'static,
+) -> Result<(), MountError> {
     let request = resolve(request)?;
     if runtime::is_live(&runtime::dir_of(&request.mountpoint)) {
         return Err(MountError::NotNow {
             mountpoint: request.mountpoint,
-            reason: "already mounted; unmount it first, or leave out --foreground to take it over".to_owned(),
+            reason: "already mounted; unmount it first, or leave out --foreground to take it over"
+                .to_owned(),
         });
     }
     Daemon::mount(request, false)?.run(daemon::Audience::Foreground(Box::new(ready)))
@@ -130,7 +142,8 @@ fn take_assignment() -> std::io::Result<ExitCode> {
     if !fdpass::readable(&socket, ASSIGNMENT_DEADLINE)? {
         return Err(missing());
     }
-    let (assignment, mut descriptors) = fdpass::try_receive::<Assignment>(socket.as_fd())?.ok_or_else(missing)?;
+    let (assignment, mut descriptors) =
+        fdpass::try_receive::<Assignment>(socket.as_fd())?.ok_or_else(missing)?;
     let ended = match assignment {
         Assignment::Start(request) => match Daemon::mount(request, true) {
             Ok(daemon) => daemon.run(daemon::Audience::Requester(socket)),
@@ -140,14 +153,20 @@ fn take_assignment() -> std::io::Result<ExitCode> {
                 Err(error)
             }
         },
-        Assignment::Adopt(state) => Daemon::adopt(state, &mut descriptors)?.run(daemon::Audience::Nobody),
+        Assignment::Adopt(state) => {
+            Daemon::adopt(state, &mut descriptors)?.run(daemon::Audience::Nobody)
+        }
         Assignment::Resume { state, before } => {
             let client = descriptors.take(Slot::Client);
             Daemon::resume(state, before, &mut descriptors)?
                 .run(client.map_or(daemon::Audience::Nobody, daemon::Audience::Requester))
         }
     };
-    Ok(if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if ended.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Ends the mount at `dir` and waits until its processes have ended. A mount that is in use is only ended with
@@ -224,7 +243,10 @@ fn wait_for<T: DeserializeOwned>(
         Some((answer, _)) => Ok(answer),
         None => Err(MountError::Supervisor {
             mountpoint: mountpoint.to_owned(),
-            reason: format!("died; its log is {}", runtime::log_path(&runtime::dir_of(mountpoint)).display()),
+            reason: format!(
+                "died; its log is {}",
+                runtime::log_path(&runtime::dir_of(mountpoint)).display()
+            ),
         }),
     }
 }

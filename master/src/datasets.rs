@@ -47,10 +47,15 @@ pub(crate) fn load(
 impl Master {
     /// Makes a dataset and lists it into its first snapshot. One that exists with the same mounts is returned as it
     /// is, with the options of the new request.
-    pub async fn create_dataset(&self, request: v1::CreateDatasetRequest) -> Result<v1::Dataset, MasterError> {
+    pub async fn create_dataset(
+        &self,
+        request: v1::CreateDatasetRequest,
+    ) -> Result<v1::Dataset, MasterError> {
         let name: DatasetName = request.name.parse()?;
         if request.mounts.is_empty() || request.mounts.len() > MAX_MOUNTS {
-            return Err(MasterError::Invalid(format!("a dataset has 1 to {MAX_MOUNTS} mounts")));
+            return Err(MasterError::Invalid(format!(
+                "a dataset has 1 to {MAX_MOUNTS} mounts"
+            )));
         }
         let lock = self.listing_lock(&name);
         let _one_at_a_time = lock.lock().await;
@@ -68,7 +73,9 @@ impl Master {
             return Ok(dataset);
         }
         if self.datasets.lock().len() >= MAX_DATASETS {
-            return Err(MasterError::Busy(format!("there are {MAX_DATASETS} datasets, no more fit")));
+            return Err(MasterError::Busy(format!(
+                "there are {MAX_DATASETS} datasets, no more fit"
+            )));
         }
         let dataset = v1::Dataset {
             name: name.to_string(),
@@ -77,11 +84,29 @@ impl Master {
             created_ns: now_ns(),
         };
         let version = self.last_version(&name)? + 1;
-        let manifest = self.list(&dataset.mounts, SnapshotId { dataset: name.clone(), version }, None).await?;
+        let manifest = self
+            .list(
+                &dataset.mounts,
+                SnapshotId {
+                    dataset: name.clone(),
+                    version,
+                },
+                None,
+            )
+            .await?;
         if manifest.summary().files == 0
-            && let Some(prefix) = manifest.summary().mounts.iter().find(|mount| !mount.prefix.is_empty())
+            && let Some(prefix) = manifest
+                .summary()
+                .mounts
+                .iter()
+                .find(|mount| !mount.prefix.is_empty())
         {
-            let url = dataset.mounts.iter().filter_map(|m| m.origin.as_ref()).map(|o| o.url.as_str()).next();
+            let url = dataset
+                .mounts
+                .iter()
+                .filter_map(|m| m.origin.as_ref())
+                .map(|o| o.url.as_str())
+                .next();
             return Err(MasterError::NotFound(format!(
                 "{}: there are no objects whose key starts with {:?}; check the prefix",
                 url.unwrap_or_default(),
@@ -103,8 +128,13 @@ impl Master {
             // One that cannot be read any more is replaced.
             Some((id, _)) => self.load_manifest(id).await.ok(),
         };
-        let snapshot = SnapshotId { dataset: name.clone(), version };
-        let manifest = self.list(&dataset.mounts, snapshot, previous.clone()).await?;
+        let snapshot = SnapshotId {
+            dataset: name.clone(),
+            version,
+        };
+        let manifest = self
+            .list(&dataset.mounts, snapshot, previous.clone())
+            .await?;
         if previous.is_some_and(|previous| previous.summary().digest == manifest.summary().digest) {
             return Ok((dataset, false));
         }
@@ -114,7 +144,9 @@ impl Master {
     /// A dataset by name.
     pub(crate) fn dataset(&self, name: &DatasetName) -> Result<v1::Dataset, MasterError> {
         self.datasets.lock().get(name).cloned().ok_or_else(|| {
-            MasterError::NotFound(format!("there is no dataset {name}; `weir dataset list` shows all"))
+            MasterError::NotFound(format!(
+                "there is no dataset {name}; `weir dataset list` shows all"
+            ))
         })
     }
 
@@ -135,7 +167,8 @@ impl Master {
         if let Err(error) = self.evict_now(&dataset, &[]).await {
             tracing::warn!(dataset = %name, "not all blocks of the deleted dataset were evicted: {error}");
         }
-        self.write(vec![Change::Delete(format!("{DATASET_KEY}{name}"))]).await?;
+        self.write(vec![Change::Delete(format!("{DATASET_KEY}{name}"))])
+            .await?;
         self.datasets.lock().remove(&name);
         self.metrics.datasets.set(self.datasets.lock().len() as i64);
         self.metrics.forget(name.as_str());
@@ -146,31 +179,55 @@ impl Master {
     }
 
     /// The manifest of a snapshot; the newest one without a version.
-    pub async fn manifest(&self, name: &str, version: Option<u64>) -> Result<Arc<Manifest>, MasterError> {
+    pub async fn manifest(
+        &self,
+        name: &str,
+        version: Option<u64>,
+    ) -> Result<Arc<Manifest>, MasterError> {
         let name: DatasetName = name.parse()?;
         let dataset = self.dataset(&name)?;
         let found = match version {
             None => dataset.snapshots.last(),
-            Some(version) => dataset.snapshots.iter().find(|snapshot| snapshot.version == version),
+            Some(version) => dataset
+                .snapshots
+                .iter()
+                .find(|snapshot| snapshot.version == version),
         };
         let Some(found) = found else {
-            let known: Vec<String> = dataset.snapshots.iter().map(|s| format!("{name}@{}", s.version)).collect();
+            let known: Vec<String> = dataset
+                .snapshots
+                .iter()
+                .map(|s| format!("{name}@{}", s.version))
+                .collect();
             let wanted = version.unwrap_or_default();
             return Err(MasterError::NotFound(format!(
                 "there is no snapshot {name}@{wanted}; there are {}",
                 known.join(", ")
             )));
         };
-        self.load_manifest(SnapshotId { dataset: name, version: found.version }).await
+        self.load_manifest(SnapshotId {
+            dataset: name,
+            version: found.version,
+        })
+        .await
     }
 
     /// Counts a read that found an object changed.
     pub(crate) fn report_stale(&self, report: &v1::ReportStaleRequest) -> Result<(), MasterError> {
         let name: DatasetName = report.dataset.parse()?;
         let mut datasets = self.datasets.lock();
-        let snapshots = datasets.get_mut(&name).map(|dataset| dataset.snapshots.iter_mut());
-        let Some(snapshot) = snapshots.into_iter().flatten().find(|s| s.version == report.version) else {
-            return Err(MasterError::NotFound(format!("there is no snapshot {name}@{}", report.version)));
+        let snapshots = datasets
+            .get_mut(&name)
+            .map(|dataset| dataset.snapshots.iter_mut());
+        let Some(snapshot) = snapshots
+            .into_iter()
+            .flatten()
+            .find(|s| s.version == report.version)
+        else {
+            return Err(MasterError::NotFound(format!(
+                "there is no snapshot {name}@{}",
+                report.version
+            )));
         };
         if snapshot.stale_reads == 0 {
             tracing::warn!(
@@ -191,17 +248,26 @@ impl Master {
         let datasets = self.datasets.lock();
         let mounts = datasets.values().flat_map(|dataset| &dataset.mounts);
         let origins = mounts.filter_map(|mount| mount.origin.clone()).collect();
-        let snapshots = datasets.iter().filter_map(|(name, dataset)| Some(newest(name, dataset)?.0));
+        let snapshots = datasets
+            .iter()
+            .filter_map(|(name, dataset)| Some(newest(name, dataset)?.0));
         (origins, snapshots.collect())
     }
 
-    pub(crate) async fn load_manifest(&self, snapshot: SnapshotId) -> Result<Arc<Manifest>, MasterError> {
+    pub(crate) async fn load_manifest(
+        &self,
+        snapshot: SnapshotId,
+    ) -> Result<Arc<Manifest>, MasterError> {
         let manifests: Arc<Manifests> = self.manifests.clone();
         tokio::task::spawn_blocking(move || manifests.load(&snapshot)).await?
     }
 
     fn listing_lock(&self, name: &DatasetName) -> Arc<tokio::sync::Mutex<()>> {
-        self.listings.lock().entry(name.clone()).or_default().clone()
+        self.listings
+            .lock()
+            .entry(name.clone())
+            .or_default()
+            .clone()
     }
 
     /// Lists all mounts into a manifest. Entries that did not change keep the inodes of `previous`.
@@ -218,20 +284,30 @@ impl Master {
             let prefix = spec.prefix().into_owned();
             let number = builder.add_mount(Mount {
                 origin: spec.id(),
-                spec: serde_json::to_string(&spec).map_err(|error| MasterError::Invalid(error.to_string()))?,
+                spec: serde_json::to_string(&spec)
+                    .map_err(|error| MasterError::Invalid(error.to_string()))?,
                 prefix: prefix.clone(),
                 path: mount.path.clone(),
             })?;
             let origin = weir_origin::open(&spec).await?;
-            let mut pages = std::pin::pin!(weir_origin::list(&*origin, &prefix, &self.origin_metrics));
+            let mut pages =
+                std::pin::pin!(weir_origin::list(&*origin, &prefix, &self.origin_metrics));
             while let Some(page) = pages.next().await {
                 for object in page? {
-                    builder.add(number, &object.key, object.size, object.mtime_ns, &object.version)?;
+                    builder.add(
+                        number,
+                        &object.key,
+                        object.size,
+                        object.mtime_ns,
+                        &object.version,
+                    )?;
                 }
             }
         }
-        let manifest =
-            tokio::task::spawn_blocking(move || builder.build(snapshot, now_ns(), previous.as_deref())).await??;
+        let manifest = tokio::task::spawn_blocking(move || {
+            builder.build(snapshot, now_ns(), previous.as_deref())
+        })
+        .await??;
         let summary = manifest.summary();
         let left_out: u64 = summary.left_out.values().sum();
         tracing::info!(snapshot = %summary.snapshot, files = summary.files, bytes = summary.bytes, left_out, took = ?started.elapsed(), "listed");
@@ -265,13 +341,24 @@ impl Master {
         };
         self.metrics.show_snapshot(name.as_str(), &snapshot);
         dataset.snapshots.push(snapshot);
-        let too_many = dataset.snapshots.len().saturating_sub(self.config.max_snapshots.max(1));
-        let old: Vec<u64> = dataset.snapshots.drain(..too_many).map(|snapshot| snapshot.version).collect();
-        self.save_dataset(name, &dataset, Some(summary.snapshot.version)).await?;
+        let too_many = dataset
+            .snapshots
+            .len()
+            .saturating_sub(self.config.max_snapshots.max(1));
+        let old: Vec<u64> = dataset
+            .snapshots
+            .drain(..too_many)
+            .map(|snapshot| snapshot.version)
+            .collect();
+        self.save_dataset(name, &dataset, Some(summary.snapshot.version))
+            .await?;
         let (manifests, name) = (self.manifests.clone(), name.clone());
         tokio::task::spawn_blocking(move || {
             for version in old {
-                manifests.remove(&SnapshotId { dataset: name.clone(), version });
+                manifests.remove(&SnapshotId {
+                    dataset: name.clone(),
+                    version,
+                });
             }
         })
         .await?;
@@ -284,9 +371,15 @@ impl Master {
         dataset: &v1::Dataset,
         version: Option<u64>,
     ) -> Result<(), MasterError> {
-        let mut changes = vec![Change::Put(format!("{DATASET_KEY}{name}"), dataset.encode_to_vec())];
+        let mut changes = vec![Change::Put(
+            format!("{DATASET_KEY}{name}"),
+            dataset.encode_to_vec(),
+        )];
         if let Some(version) = version {
-            changes.push(Change::Put(format!("{VERSION_KEY}{name}"), version.to_le_bytes().to_vec()));
+            changes.push(Change::Put(
+                format!("{VERSION_KEY}{name}"),
+                version.to_le_bytes().to_vec(),
+            ));
         }
         self.write(changes).await?;
         let mut datasets = self.datasets.lock();
@@ -310,7 +403,10 @@ impl Master {
 
 /// The valid origin of a mount.
 fn origin_of(mount: &v1::MountSpec) -> Result<OriginSpec, MasterError> {
-    let spec = mount.origin.clone().ok_or_else(|| MasterError::Invalid("a mount without an origin".to_owned()))?;
+    let spec = mount
+        .origin
+        .clone()
+        .ok_or_else(|| MasterError::Invalid("a mount without an origin".to_owned()))?;
     let spec = OriginSpec::from(spec);
     spec.validate()?;
     Ok(spec)
@@ -331,5 +427,7 @@ fn places(mounts: &[v1::MountSpec]) -> Result<Vec<(String, String, String)>, Mas
 fn now_ns() -> i64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+        .map_or(0, |since| {
+            i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+        })
 }

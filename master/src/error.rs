@@ -56,7 +56,9 @@ impl From<tokio::task::JoinError> for MasterError {
 impl From<MasterError> for Status {
     fn from(error: MasterError) -> Self {
         let code = match &error {
-            MasterError::Name(_) | MasterError::Invalid(_) | MasterError::Build(_) => Code::InvalidArgument,
+            MasterError::Name(_) | MasterError::Invalid(_) | MasterError::Build(_) => {
+                Code::InvalidArgument
+            }
             MasterError::NotFound(_) => Code::NotFound,
             MasterError::Conflict(_) => Code::AlreadyExists,
             MasterError::Busy(_) => Code::ResourceExhausted,

@@ -32,18 +32,29 @@ pub(crate) enum Cached {
 
 impl Inventories {
     /// Takes in a worker's report.
-    pub(crate) fn report(&self, worker: &WorkerId, report: v1::Inventory) -> Result<(), MasterError> {
+    pub(crate) fn report(
+        &self,
+        worker: &WorkerId,
+        report: v1::Inventory,
+    ) -> Result<(), MasterError> {
         let snapshot = SnapshotId {
             dataset: report.dataset.parse()?,
             version: report.version,
         };
-        let blocks = RoaringBitmap::deserialize_from(&report.blocks[..])
-            .map_err(|error| MasterError::Invalid(format!("the inventory of {snapshot} is not readable: {error}")))?;
+        let blocks = RoaringBitmap::deserialize_from(&report.blocks[..]).map_err(|error| {
+            MasterError::Invalid(format!(
+                "the inventory of {snapshot} is not readable: {error}"
+            ))
+        })?;
         let held = Held {
             blocks,
             bytes: report.bytes,
         };
-        self.held.lock().entry(snapshot).or_default().insert(worker.clone(), held);
+        self.held
+            .lock()
+            .entry(snapshot)
+            .or_default()
+            .insert(worker.clone(), held);
         Ok(())
     }
 
@@ -56,7 +67,9 @@ impl Inventories {
 
     /// Forgets every snapshot but `wanted`.
     pub(crate) fn retain(&self, wanted: &[SnapshotId]) {
-        self.held.lock().retain(|snapshot, _| wanted.contains(snapshot));
+        self.held
+            .lock()
+            .retain(|snapshot, _| wanted.contains(snapshot));
     }
 
     /// How much of a snapshot at least one worker holds.
@@ -129,6 +142,10 @@ mod tests {
             blocks: vec![1, 2, 3],
             ..report([], 0)
         };
-        assert!(Inventories::default().report(&"a".parse().unwrap(), broken).is_err());
+        assert!(
+            Inventories::default()
+                .report(&"a".parse().unwrap(), broken)
+                .is_err()
+        );
     }
 }

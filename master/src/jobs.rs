@@ -84,7 +84,9 @@ impl Jobs {
 
 impl Known {
     fn running(&self) -> impl Iterator<Item = &Entry> {
-        self.jobs.values().filter(|entry| entry.job.state() == v1::JobState::Running)
+        self.jobs
+            .values()
+            .filter(|entry| entry.job.state() == v1::JobState::Running)
     }
 }
 
@@ -94,13 +96,20 @@ fn key(id: u64) -> String {
 
 impl Master {
     /// Starts a job, or gives the one that does the same already.
-    pub(crate) async fn start_job(self: &Arc<Self>, request: v1::StartJobRequest) -> Result<v1::Job, MasterError> {
+    pub(crate) async fn start_job(
+        self: &Arc<Self>,
+        request: v1::StartJobRequest,
+    ) -> Result<v1::Job, MasterError> {
         let kind = request.kind();
         if kind == v1::JobKind::Unspecified {
-            return Err(MasterError::Invalid("this master does not know that kind of job".to_owned()));
+            return Err(MasterError::Invalid(
+                "this master does not know that kind of job".to_owned(),
+            ));
         }
         if request.paths.len() > MAX_PATHS {
-            return Err(MasterError::Invalid(format!("a job has at most {MAX_PATHS} paths; name their directory")));
+            return Err(MasterError::Invalid(format!(
+                "a job has at most {MAX_PATHS} paths; name their directory"
+            )));
         }
         let manifest = self.manifest(&request.dataset, None).await?;
         let version = manifest.summary().snapshot.version;
@@ -120,7 +129,9 @@ impl Master {
                 return Ok(entry.job.clone());
             }
             if known.running().count() >= MAX_RUNNING {
-                return Err(MasterError::Busy(format!("{MAX_RUNNING} jobs are running; wait for one to end")));
+                return Err(MasterError::Busy(format!(
+                    "{MAX_RUNNING} jobs are running; wait for one to end"
+                )));
             }
             let job = v1::Job {
                 id: known.next_id,
@@ -133,12 +144,20 @@ impl Master {
                 total_bytes,
                 started_ns: SystemTime::now()
                     .duration_since(SystemTime::UNIX_EPOCH)
-                    .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or_default()),
+                    .map_or(0, |since| {
+                        i64::try_from(since.as_nanos()).unwrap_or_default()
+                    }),
                 ..Default::default()
             };
             known.next_id += 1;
             let stop = CancellationToken::new();
-            known.jobs.insert(job.id, Entry { job: job.clone(), stop });
+            known.jobs.insert(
+                job.id,
+                Entry {
+                    job: job.clone(),
+                    stop,
+                },
+            );
             let ended: Vec<u64> = known
                 .jobs
                 .iter()
@@ -161,7 +180,9 @@ impl Master {
     pub(crate) fn job(&self, id: u64) -> Result<v1::Job, MasterError> {
         let known = self.jobs.known.lock();
         let entry = known.jobs.get(&id);
-        entry.map(|entry| entry.job.clone()).ok_or_else(|| MasterError::NotFound(format!("there is no job {id}")))
+        entry
+            .map(|entry| entry.job.clone())
+            .ok_or_else(|| MasterError::NotFound(format!("there is no job {id}")))
     }
 
     /// Stops a running job; what it did stays.
@@ -178,7 +199,11 @@ impl Master {
     pub(crate) fn cancel_jobs_of(&self, dataset: &DatasetName) {
         let ids: Vec<u64> = {
             let known = self.jobs.known.lock();
-            known.running().filter(|e| e.job.dataset == dataset.as_str()).map(|e| e.job.id).collect()
+            known
+                .running()
+                .filter(|e| e.job.dataset == dataset.as_str())
+                .map(|e| e.job.id)
+                .collect()
         };
         for id in ids {
             // It was found a moment ago, and one that has ended since is as good.
@@ -187,7 +212,13 @@ impl Master {
     }
 
     pub(crate) fn resume_jobs(self: &Arc<Self>) {
-        let ids: Vec<u64> = self.jobs.known.lock().running().map(|entry| entry.job.id).collect();
+        let ids: Vec<u64> = self
+            .jobs
+            .known
+            .lock()
+            .running()
+            .map(|entry| entry.job.id)
+            .collect();
         for id in ids {
             tracing::info!(job = id, "going on with a job of before");
             self.spawn_job(id);
@@ -197,18 +228,29 @@ impl Master {
     /// Runs a job in the background. The task holds the master weakly: a master that is dropped ends it.
     fn spawn_job(self: &Arc<Self>, id: u64) {
         let master = Arc::downgrade(self);
-        let Some(stop) = self.jobs.known.lock().jobs.get(&id).map(|entry| entry.stop.clone()) else {
+        let Some(stop) = self
+            .jobs
+            .known
+            .lock()
+            .jobs
+            .get(&id)
+            .map(|entry| entry.stop.clone())
+        else {
             return;
         };
         tokio::spawn(async move {
             let outcome = {
-                let Some(master) = master.upgrade() else { return };
+                let Some(master) = master.upgrade() else {
+                    return;
+                };
                 tokio::select! {
                     outcome = master.run_job(id) => outcome,
                     () = stop.cancelled() => Ok(()),
                 }
             };
-            let Some(master) = master.upgrade() else { return };
+            let Some(master) = master.upgrade() else {
+                return;
+            };
             master.jobs.update(id, |job| match outcome {
                 _ if job.state() == v1::JobState::Cancelled => {}
                 Ok(()) => job.set_state(v1::JobState::Done),
@@ -220,7 +262,10 @@ impl Master {
             });
             let Ok(job) = master.job(id) else { return };
             master.metrics.job_ended(&job);
-            if let Err(error) = master.write(vec![Change::Put(key(id), job.encode_to_vec())]).await {
+            if let Err(error) = master
+                .write(vec![Change::Put(key(id), job.encode_to_vec())])
+                .await
+            {
                 tracing::error!(job = id, "the end of a job could not be stored: {error}");
             }
         });
@@ -252,7 +297,10 @@ impl Master {
             if failed >= MAX_FAILED_ROUNDS {
                 return Err(error);
             }
-            tracing::info!(job = id, "a worker did not finish, the job goes on: {error}");
+            tracing::info!(
+                job = id,
+                "a worker did not finish, the job goes on: {error}"
+            );
             tokio::time::sleep(ROUND_PAUSE).await;
         }
     }
@@ -293,13 +341,20 @@ impl Master {
             job.done_files = sum(|r| r.done_files);
             job.fetched_bytes = job.fetched_bytes.max(sum(|r| r.fetched_bytes));
             job.failed_files = sum(|r| r.failed_files);
-            let first = reports.iter().map(|r| &r.message).find(|message| !message.is_empty());
+            let first = reports
+                .iter()
+                .map(|r| &r.message)
+                .find(|message| !message.is_empty());
             job.message = first.cloned().unwrap_or_default();
         });
     }
 
     /// Drops the blocks of a dataset, or of some of its paths, from all workers; gives the bytes that were held.
-    pub(crate) async fn evict_now(&self, dataset: &v1::Dataset, paths: &[String]) -> Result<u64, MasterError> {
+    pub(crate) async fn evict_now(
+        &self,
+        dataset: &v1::Dataset,
+        paths: &[String],
+    ) -> Result<u64, MasterError> {
         let map = self.cluster_map().await?;
         let mut evicted = 0;
         for worker in &map.workers {
@@ -333,9 +388,11 @@ impl Master {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(WORKER_DEADLINE, wait)
-            .await
-            .unwrap_or_else(|_| Err(MasterError::Invalid("the cluster has no worker; start one with `weir worker`".to_owned())))
+        timeout(WORKER_DEADLINE, wait).await.unwrap_or_else(|_| {
+            Err(MasterError::Invalid(
+                "the cluster has no worker; start one with `weir worker`".to_owned(),
+            ))
+        })
     }
 }
 
@@ -343,7 +400,11 @@ impl Master {
 fn totals(manifest: &weir_core::Manifest, paths: &[String]) -> Result<(u64, u64), MasterError> {
     let snapshot = &manifest.summary().snapshot;
     let resolve = |path: &String| {
-        manifest.resolve(path).ok_or_else(|| MasterError::NotFound(format!("{snapshot} has no {path:?}; list the mount to see its paths")))
+        manifest.resolve(path).ok_or_else(|| {
+            MasterError::NotFound(format!(
+                "{snapshot} has no {path:?}; list the mount to see its paths"
+            ))
+        })
     };
     let tops: Vec<u32> = if paths.is_empty() {
         vec![ROOT]
@@ -351,18 +412,25 @@ fn totals(manifest: &weir_core::Manifest, paths: &[String]) -> Result<(u64, u64)
         paths.iter().map(resolve).collect::<Result<_, _>>()?
     };
     let files = tops.iter().flat_map(|top| manifest.files_below(*top));
-    Ok(files.fold((0, 0), |(files, bytes), index| (files + 1, bytes + manifest.entry(index).size)))
+    Ok(files.fold((0, 0), |(files, bytes), index| {
+        (files + 1, bytes + manifest.entry(index).size)
+    }))
 }
 
 fn worker_failed(worker: &v1::WorkerInfo, what: &str) -> MasterError {
-    MasterError::Ended(format!("worker {} at {}: {what}", worker.id, worker.control_address))
+    MasterError::Ended(format!(
+        "worker {} at {}: {what}",
+        worker.id, worker.control_address
+    ))
 }
 
 async fn connect(worker: &v1::WorkerInfo) -> Result<WorkerClient<Channel>, MasterError> {
     let endpoint = Endpoint::from_shared(format!("http://{}", worker.control_address))
         .map_err(|error| worker_failed(worker, &error.to_string()))?;
     let channel = endpoint.connect_timeout(CONNECT_DEADLINE).connect().await;
-    Ok(WorkerClient::new(channel.map_err(|error| worker_failed(worker, &error.to_string()))?))
+    Ok(WorkerClient::new(channel.map_err(|error| {
+        worker_failed(worker, &error.to_string())
+    })?))
 }
 
 async fn warm_on(

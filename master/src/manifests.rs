@@ -52,7 +52,13 @@ impl Manifests {
         let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
         let bytes = std::fs::read(&path).map_err(|error| failed(&path, &error))?;
         let manifest = Manifest::from_bytes(Bytes::from(bytes)).map_err(|error| {
-            failed(&path, &format!("{error}; run `weir dataset refresh {}` to list it again", snapshot.dataset))
+            failed(
+                &path,
+                &format!(
+                    "{error}; run `weir dataset refresh {}` to list it again",
+                    snapshot.dataset
+                ),
+            )
         })?;
         Ok(self.keep(manifest))
     }
@@ -76,14 +82,18 @@ impl Manifests {
 
     /// Removes the manifest of an old snapshot.
     pub(crate) fn remove(&self, snapshot: &SnapshotId) {
-        self.kept.lock().retain(|m| m.summary().snapshot != *snapshot);
+        self.kept
+            .lock()
+            .retain(|m| m.summary().snapshot != *snapshot);
         let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
         warn_unless_gone(&path, std::fs::remove_file(&path));
     }
 
     /// Removes all manifests of a dataset.
     pub(crate) fn remove_all(&self, dataset: &DatasetName) {
-        self.kept.lock().retain(|m| m.summary().snapshot.dataset != *dataset);
+        self.kept
+            .lock()
+            .retain(|m| m.summary().snapshot.dataset != *dataset);
         let dir = dataset_dir(&self.dir, dataset);
         warn_unless_gone(&dir, std::fs::remove_dir_all(&dir));
     }

@@ -117,7 +117,10 @@ impl Master {
     }
 
     /// Takes in a heartbeat and tells the worker what it must know.
-    pub(crate) async fn heartbeat(&self, beat: v1::HeartbeatRequest) -> Result<v1::HeartbeatReply, MasterError> {
+    pub(crate) async fn heartbeat(
+        &self,
+        beat: v1::HeartbeatRequest,
+    ) -> Result<v1::HeartbeatReply, MasterError> {
         self.metrics.heartbeats.inc();
         let info = beat
             .worker
@@ -161,7 +164,8 @@ impl Master {
         let map = self.members.lock().map();
         self.metrics.epoch.set(map.epoch as i64);
         self.metrics.workers.set(map.workers.len() as i64);
-        self.write(vec![Change::Put(MAP_KEY.to_owned(), map.encode_to_vec())]).await
+        self.write(vec![Change::Put(MAP_KEY.to_owned(), map.encode_to_vec())])
+            .await
     }
 
     /// Workers, tiers and datasets, for people.
@@ -171,7 +175,10 @@ impl Master {
         let now = Instant::now();
         let newest: Vec<(SnapshotId, v1::Snapshot)> = {
             let datasets = self.datasets.lock();
-            let mut newest: Vec<_> = datasets.iter().filter_map(|(name, dataset)| newest(name, dataset)).collect();
+            let mut newest: Vec<_> = datasets
+                .iter()
+                .filter_map(|(name, dataset)| newest(name, dataset))
+                .collect();
             newest.sort_by(|a, b| a.0.cmp(&b.0));
             newest
         };
@@ -206,7 +213,8 @@ impl Master {
             Cached::Blocks(blocks) => blocks,
         };
         let (manifests, snapshot) = (self.manifests.clone(), snapshot.clone());
-        tokio::task::spawn_blocking(move || Ok(bytes_of(&blocks, &*manifests.load(&snapshot)?))).await?
+        tokio::task::spawn_blocking(move || Ok(bytes_of(&blocks, &*manifests.load(&snapshot)?)))
+            .await?
     }
 
     /// Writes records without holding up the runtime.
@@ -217,7 +225,10 @@ impl Master {
 }
 
 /// The newest snapshot of a dataset.
-pub(crate) fn newest(name: &DatasetName, dataset: &v1::Dataset) -> Option<(SnapshotId, v1::Snapshot)> {
+pub(crate) fn newest(
+    name: &DatasetName,
+    dataset: &v1::Dataset,
+) -> Option<(SnapshotId, v1::Snapshot)> {
     let newest = dataset.snapshots.last()?;
     let id = SnapshotId {
         dataset: name.clone(),

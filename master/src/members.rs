@@ -57,7 +57,12 @@ impl Members {
     }
 
     /// Takes in a heartbeat.
-    pub(crate) fn heard(&mut self, id: &WorkerId, beat: Member, leaving: bool) -> Result<Changed, MasterError> {
+    pub(crate) fn heard(
+        &mut self,
+        id: &WorkerId,
+        beat: Member,
+        leaving: bool,
+    ) -> Result<Changed, MasterError> {
         let mut changed = self.expire(beat.last_seen);
         let before = self.members.get(id).map(|member| &member.info);
         if leaving {
@@ -69,7 +74,9 @@ impl Members {
         }
         let is_new = before.is_none();
         if is_new && self.members.len() >= MAX_WORKERS {
-            return Err(MasterError::Busy(format!("the cluster has {MAX_WORKERS} workers, no more fit")));
+            return Err(MasterError::Busy(format!(
+                "the cluster has {MAX_WORKERS} workers, no more fit"
+            )));
         }
         let moved = before != Some(&beat.info);
         self.members.insert(id.clone(), beat);
@@ -82,8 +89,12 @@ impl Members {
     /// Takes out who has not been heard of.
     pub(crate) fn expire(&mut self, now: Instant) -> Changed {
         let late = |member: &Member| now.saturating_duration_since(member.last_seen) > EXPIRY;
-        let gone: Vec<WorkerId> =
-            self.members.iter().filter(|(_, member)| late(member)).map(|(id, _)| id.clone()).collect();
+        let gone: Vec<WorkerId> = self
+            .members
+            .iter()
+            .filter(|(_, member)| late(member))
+            .map(|(id, _)| id.clone())
+            .collect();
         if gone.is_empty() {
             return Changed::default();
         }
@@ -102,7 +113,11 @@ impl Members {
     pub(crate) fn map(&self) -> v1::ClusterMap {
         v1::ClusterMap {
             epoch: self.epoch,
-            workers: self.members.values().map(|member| member.info.clone()).collect(),
+            workers: self
+                .members
+                .values()
+                .map(|member| member.info.clone())
+                .collect(),
         }
     }
 
@@ -134,9 +149,31 @@ mod tests {
         let start = Instant::now();
         let id = "a".parse().unwrap();
         let beat = |address, at| member("a", address, at);
-        assert_eq!(members.heard(&id, beat("x:1", start), false).unwrap().map.unwrap().epoch, 1);
-        assert!(members.heard(&id, beat("x:1", start), false).unwrap().map.is_none());
-        assert_eq!(members.heard(&id, beat("x:2", start), false).unwrap().map.unwrap().epoch, 2);
+        assert_eq!(
+            members
+                .heard(&id, beat("x:1", start), false)
+                .unwrap()
+                .map
+                .unwrap()
+                .epoch,
+            1
+        );
+        assert!(
+            members
+                .heard(&id, beat("x:1", start), false)
+                .unwrap()
+                .map
+                .is_none()
+        );
+        assert_eq!(
+            members
+                .heard(&id, beat("x:2", start), false)
+                .unwrap()
+                .map
+                .unwrap()
+                .epoch,
+            2
+        );
         let changed = members.heard(&id, beat("x:2", start), true).unwrap();
         assert_eq!(changed.gone, [id]);
         assert_eq!(changed.map.unwrap().workers.len(), 0);
@@ -146,7 +183,9 @@ mod tests {
     fn a_silent_worker_leaves_the_map_and_a_restart_gives_everybody_time() {
         let start = Instant::now();
         let mut members = Members::default();
-        members.heard(&"a".parse().unwrap(), member("a", "x", start), false).unwrap();
+        members
+            .heard(&"a".parse().unwrap(), member("a", "x", start), false)
+            .unwrap();
         let mut restored = Members::restored(members.map(), start);
         assert!(restored.expire(start + EXPIRY).map.is_none());
         let changed = restored.expire(start + EXPIRY + Duration::from_millis(1));

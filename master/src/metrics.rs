@@ -55,8 +55,17 @@ impl MasterMetrics {
         };
         let r = registry.sub_registry_with_prefix("weir_master");
         r.register("datasets", "Datasets", metrics.datasets.clone());
-        r.register("dataset_files", "Files of the newest snapshot", metrics.files.clone());
-        r.register_with_unit("dataset", "Bytes of the newest snapshot", Unit::Bytes, metrics.bytes.clone());
+        r.register(
+            "dataset_files",
+            "Files of the newest snapshot",
+            metrics.files.clone(),
+        );
+        r.register_with_unit(
+            "dataset",
+            "Bytes of the newest snapshot",
+            Unit::Bytes,
+            metrics.bytes.clone(),
+        );
         r.register(
             "left_out_objects",
             "Objects that the newest snapshot leaves out because a file system cannot show them, by reason",
@@ -68,9 +77,21 @@ impl MasterMetrics {
             metrics.stale_reads.clone(),
         );
         r.register("workers", "Live workers", metrics.workers.clone());
-        r.register("cluster_map_epoch", "Epoch of the cluster map", metrics.epoch.clone());
-        r.register("heartbeats", "Heartbeats of workers", metrics.heartbeats.clone());
-        r.register("jobs", "Ended jobs, by kind and result", metrics.jobs.clone());
+        r.register(
+            "cluster_map_epoch",
+            "Epoch of the cluster map",
+            metrics.epoch.clone(),
+        );
+        r.register(
+            "heartbeats",
+            "Heartbeats of workers",
+            metrics.heartbeats.clone(),
+        );
+        r.register(
+            "jobs",
+            "Ended jobs, by kind and result",
+            metrics.jobs.clone(),
+        );
         r.register_with_unit(
             "listing_duration",
             "Time to list a dataset and make its snapshot",

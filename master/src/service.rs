@@ -46,7 +46,9 @@ impl MasterApi for Service {
         // A caller that goes away must not stop a listing that another one waits for.
         let master = self.master.clone();
         let made = tokio::spawn(async move { master.create_dataset(request.into_inner()).await });
-        Ok(Response::new(made.await.map_err(crate::MasterError::from)??))
+        Ok(Response::new(
+            made.await.map_err(crate::MasterError::from)??,
+        ))
     }
 
     async fn list_datasets(
@@ -58,8 +60,15 @@ impl MasterApi for Service {
         }))
     }
 
-    async fn get_dataset(&self, request: Request<v1::GetDatasetRequest>) -> Result<Response<v1::Dataset>, Status> {
-        let name = request.into_inner().name.parse().map_err(crate::MasterError::from)?;
+    async fn get_dataset(
+        &self,
+        request: Request<v1::GetDatasetRequest>,
+    ) -> Result<Response<v1::Dataset>, Status> {
+        let name = request
+            .into_inner()
+            .name
+            .parse()
+            .map_err(crate::MasterError::from)?;
         Ok(Response::new(self.master.dataset(&name)?))
     }
 
@@ -67,7 +76,9 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::DeleteDatasetRequest>,
     ) -> Result<Response<v1::DeleteDatasetReply>, Status> {
-        self.master.delete_dataset(&request.into_inner().name).await?;
+        self.master
+            .delete_dataset(&request.into_inner().name)
+            .await?;
         Ok(Response::new(v1::DeleteDatasetReply {}))
     }
 
@@ -76,7 +87,8 @@ impl MasterApi for Service {
         request: Request<v1::RefreshDatasetRequest>,
     ) -> Result<Response<v1::RefreshDatasetReply>, Status> {
         let master = self.master.clone();
-        let refreshed = tokio::spawn(async move { master.refresh_dataset(&request.into_inner().name).await });
+        let refreshed =
+            tokio::spawn(async move { master.refresh_dataset(&request.into_inner().name).await });
         let (dataset, changed) = refreshed.await.map_err(crate::MasterError::from)??;
         Ok(Response::new(v1::RefreshDatasetReply {
             dataset: Some(dataset),
@@ -105,7 +117,9 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatReply>, Status> {
-        Ok(Response::new(self.master.heartbeat(request.into_inner()).await?))
+        Ok(Response::new(
+            self.master.heartbeat(request.into_inner()).await?,
+        ))
     }
 
     async fn get_cluster_map(
@@ -124,19 +138,35 @@ impl MasterApi for Service {
         Ok(Response::new(v1::ReportStaleReply {}))
     }
 
-    async fn start_job(&self, request: Request<v1::StartJobRequest>) -> Result<Response<v1::Job>, Status> {
-        Ok(Response::new(self.master.start_job(request.into_inner()).await?))
+    async fn start_job(
+        &self,
+        request: Request<v1::StartJobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        Ok(Response::new(
+            self.master.start_job(request.into_inner()).await?,
+        ))
     }
 
-    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
+    async fn get_job(
+        &self,
+        request: Request<v1::GetJobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
         Ok(Response::new(self.master.job(request.into_inner().id)?))
     }
 
-    async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
-        Ok(Response::new(self.master.cancel_job(request.into_inner().id)?))
+    async fn cancel_job(
+        &self,
+        request: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        Ok(Response::new(
+            self.master.cancel_job(request.into_inner().id)?,
+        ))
     }
 
-    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Result<Response<v1::Status>, Status> {
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::Status>, Status> {
         Ok(Response::new(self.master.status().await?))
     }
 }

@@ -16,7 +16,9 @@ const MAX_WAL: u64 = 16 << 20;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// It could not be opened.
-    #[error("the master's store in {dir} cannot be opened: {reason}; if another master uses it, stop that one first")]
+    #[error(
+        "the master's store in {dir} cannot be opened: {reason}; if another master uses it, stop that one first"
+    )]
     Open {
         /// The directory.
         dir: String,
@@ -130,11 +132,20 @@ mod tests {
         let put = |key: &str| Change::Put(key.to_owned(), key.as_bytes().to_vec());
         {
             let store = RocksStore::open(dir.path()).unwrap();
-            store.write(&[put("a/2"), put("a/1"), put("b/1"), put("a")]).unwrap();
-            store.write(&[Change::Delete("a/2".to_owned()), put("a/3")]).unwrap();
+            store
+                .write(&[put("a/2"), put("a/1"), put("b/1"), put("a")])
+                .unwrap();
+            store
+                .write(&[Change::Delete("a/2".to_owned()), put("a/3")])
+                .unwrap();
         }
         let store = RocksStore::open(dir.path()).unwrap();
-        let keys: Vec<String> = store.scan("a/").unwrap().into_iter().map(|(key, _)| key).collect();
+        let keys: Vec<String> = store
+            .scan("a/")
+            .unwrap()
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
         assert_eq!(keys, ["a/1", "a/3"]);
         assert_eq!(store.get("b/1").unwrap().as_deref(), Some(&b"b/1"[..]));
         assert_eq!(store.get("a/2").unwrap(), None);

@@ -34,7 +34,9 @@ impl Digest {
     pub(crate) fn from_header(name: &str, value: &str) -> Option<Self> {
         let bytes = STANDARD.decode(value.trim()).ok()?;
         match name {
-            "x-amz-checksum-crc32c" => Some(Self::Crc32c(u32::from_be_bytes(bytes.try_into().ok()?))),
+            "x-amz-checksum-crc32c" => {
+                Some(Self::Crc32c(u32::from_be_bytes(bytes.try_into().ok()?)))
+            }
             "x-amz-checksum-crc32" => Some(Self::Crc32(u32::from_be_bytes(bytes.try_into().ok()?))),
             "x-amz-checksum-crc64nvme" => {
                 Some(Self::Crc64Nvme(u64::from_be_bytes(bytes.try_into().ok()?)))
@@ -125,7 +127,11 @@ mod tests {
             Some(Digest::Sha256(SHA256))
         );
         for wrong in [format!("{crc}-3"), sha, String::new()] {
-            assert_eq!(Digest::from_header("x-amz-checksum-crc32c", &wrong), None, "{wrong}");
+            assert_eq!(
+                Digest::from_header("x-amz-checksum-crc32c", &wrong),
+                None,
+                "{wrong}"
+            );
         }
     }
 }

@@ -76,7 +76,9 @@ pub enum OriginError {
         key: Arc<str>,
     },
     /// The origin asks for fewer requests. Passes.
-    #[error("origin {target}: too many requests ({detail}); lower the load or ask for a higher limit")]
+    #[error(
+        "origin {target}: too many requests ({detail}); lower the load or ask for a higher limit"
+    )]
     Throttled {
         /// The bucket or object.
         target: Arc<str>,
@@ -231,6 +233,10 @@ mod tests {
         };
         assert_eq!(gave_up.kind(), "timeout");
         assert!(!gave_up.is_retryable());
-        assert!(gave_up.to_string().ends_with("(given up after 3 failed requests in 30.0s)"));
+        assert!(
+            gave_up
+                .to_string()
+                .ends_with("(given up after 3 failed requests in 30.0s)")
+        );
     }
 }

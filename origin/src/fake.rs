@@ -54,7 +54,11 @@ pub(crate) struct Fake {
 
 impl Fake {
     /// An origin with one object of `len` bytes that answers by `script`, and then by `otherwise`.
-    pub(crate) fn new(len: u64, script: impl IntoIterator<Item = Answer>, otherwise: Answer) -> Self {
+    pub(crate) fn new(
+        len: u64,
+        script: impl IntoIterator<Item = Answer>,
+        otherwise: Answer,
+    ) -> Self {
         let mut content = vec![0; len as usize];
         let mut rng = StdRng::seed_from_u64(len);
         rng.fill(&mut content[..]);
@@ -91,7 +95,11 @@ impl Fake {
 
     /// The ranges asked for so far.
     pub(crate) fn requests(&self) -> Vec<Range<u64>> {
-        self.requests.lock().iter().map(|(_, range)| range.clone()).collect()
+        self.requests
+            .lock()
+            .iter()
+            .map(|(_, range)| range.clone())
+            .collect()
     }
 
     /// When each request came.
@@ -137,10 +145,14 @@ impl Origin for Fake {
         if self.rng.lock().random_bool(self.failing) {
             return Err(unavailable());
         }
-        let end = answer.short.map_or(range.end, |short| range.end.min(range.start + short));
+        let end = answer
+            .short
+            .map_or(range.end, |short| range.end.min(range.start + short));
         let range = range.start..end;
         let right = self.content.slice(range.start as usize..range.end as usize);
-        let digest = answer.digest.then(|| Digest::Crc32c(crc_fast::crc32_iscsi(&right)));
+        let digest = answer
+            .digest
+            .then(|| Digest::Crc32c(crc_fast::crc32_iscsi(&right)));
         let mut sent = right.to_vec();
         if let Some(flipped) = answer.flipped {
             sent[flipped as usize] ^= 1;

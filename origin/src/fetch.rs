@@ -183,12 +183,18 @@ impl Read {
     fn request(&mut self, is_hedge: bool) {
         let missing = self.position..self.range.end;
         let (origin, object) = (self.origin.clone(), self.object.clone());
-        self.race.request(origin, object, missing, is_hedge, &self.metrics);
+        self.race
+            .request(origin, object, missing, is_hedge, &self.metrics);
     }
 
     /// Takes in delivered bytes: to be yielded at once, or to be held until their digest is verified.
     async fn accept(&mut self, delivery: Delivery) -> Result<(), OriginError> {
-        let Delivery { range, digest, bytes, body } = delivery;
+        let Delivery {
+            range,
+            digest,
+            bytes,
+            body,
+        } = delivery;
         if self.check.is_none()
             && let Some(digest) = digest
         {

@@ -104,7 +104,10 @@ impl Source {
     /// Opens the file and checks that it is inside the directory and the wanted version.
     fn open(&self) -> Result<File, OriginError> {
         let path = Path::new(&*self.object.key);
-        if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+        if !path
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+        {
             return Err(OriginError::NotFound {
                 origin: self.describe.clone(),
                 key: self.object.key.clone(),
@@ -173,9 +176,12 @@ impl Source {
     fn error(&self, errno: Errno) -> OriginError {
         let target = format!("{}/{}", self.describe, self.object.key).into();
         match errno {
-            Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::NAMETOOLONG | Errno::NXIO => {
-                self.changed()
-            }
+            Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::ISDIR
+            | Errno::LOOP
+            | Errno::NAMETOOLONG
+            | Errno::NXIO => self.changed(),
             Errno::ACCESS | Errno::PERM => denied(target, &errno.into()),
             errno => OriginError::Unavailable {
                 target,
@@ -213,7 +219,11 @@ impl Origin for FileOrigin {
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Vec<Listed>, OriginError>> {
-        walk::list(self.dir.clone(), self.describe.clone(), prefix.as_bytes().to_vec())
+        walk::list(
+            self.dir.clone(),
+            self.describe.clone(),
+            prefix.as_bytes().to_vec(),
+        )
     }
 
     async fn get(&self, object: &ObjectRef, range: Range<u64>) -> Result<Fetched, OriginError> {

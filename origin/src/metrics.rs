@@ -200,7 +200,10 @@ mod tests {
             "weir_origin_request_duration_seconds_count{operation=\"get\"} 1",
             "weir_origin_errors_total{kind=\"interrupted\"} 1",
         ] {
-            assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing in\n{text}"
+            );
         }
     }
 }

@@ -69,10 +69,12 @@ impl Origin for S3Origin {
             let prefix = prefix.clone();
             async move {
                 let token = token?;
-                Some(match listing::patient_page(&self.client, &prefix, &token, &self.policy).await {
-                    Ok(page) => (Ok(page.objects), page.next),
-                    Err(error) => (Err(error), None),
-                })
+                Some(
+                    match listing::patient_page(&self.client, &prefix, &token, &self.policy).await {
+                        Ok(page) => (Ok(page.objects), page.next),
+                        Err(error) => (Err(error), None),
+                    },
+                )
             }
         })
         .boxed()
@@ -91,9 +93,15 @@ impl Origin for S3Origin {
         }
         if whole {
             // Services give the checksum of a whole object only when it is not asked for as a range.
-            put(header::HeaderName::from_static("x-amz-checksum-mode"), "ENABLED".to_owned());
+            put(
+                header::HeaderName::from_static("x-amz-checksum-mode"),
+                "ENABLED".to_owned(),
+            );
         } else {
-            put(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+            put(
+                header::RANGE,
+                format!("bytes={}-{}", range.start, range.end - 1),
+            );
         }
         let response = self.client.get(Some(&object.key), "", &headers).await?;
         let head = Head {
@@ -108,7 +116,9 @@ impl Origin for S3Origin {
         if sent.start > range.start || sent.end <= range.start {
             return Err(head.unavailable("it sent another part than was asked for"));
         }
-        let digest = (whole && sent == range).then(|| digest(head.headers)).flatten();
+        let digest = (whole && sent == range)
+            .then(|| digest(head.headers))
+            .flatten();
         let target = head.target;
         let kept = range.start..sent.end.min(range.end);
         Ok(Fetched {
@@ -152,7 +162,8 @@ impl Head<'_> {
             return Ok(sent);
         }
         // A service that does not know ranges sends the whole object.
-        let length = text(self.headers, header::CONTENT_LENGTH.as_str()).and_then(|v| v.parse::<u64>().ok());
+        let length =
+            text(self.headers, header::CONTENT_LENGTH.as_str()).and_then(|v| v.parse::<u64>().ok());
         if length.is_some_and(|length| length != self.object.size) {
             return Err(self.changed());
         }
@@ -186,7 +197,9 @@ fn seconds(time: &str) -> Option<i64> {
 
 /// The checksum of the whole object, where the service gives one.
 fn digest(headers: &HeaderMap) -> Option<Digest> {
-    Digest::HEADERS.iter().find_map(|name| Digest::from_header(name, text(headers, name)?))
+    Digest::HEADERS
+        .iter()
+        .find_map(|name| Digest::from_header(name, text(headers, name)?))
 }
 
 /// `bytes 0-9/100` as the range and the whole length.
@@ -208,9 +221,17 @@ mod tests {
 
     #[test]
     fn content_ranges_that_make_no_sense_are_refused() {
-        assert_eq!(parse_content_range("bytes 0-9/100"), Some((0..10, Some(100))));
+        assert_eq!(
+            parse_content_range("bytes 0-9/100"),
+            Some((0..10, Some(100)))
+        );
         assert_eq!(parse_content_range("bytes 5-5/*"), Some((5..6, None)));
-        for bad in ["bytes 9-0/100", "0-9/100", "bytes */100", "bytes 0-18446744073709551615/1"] {
+        for bad in [
+            "bytes 9-0/100",
+            "0-9/100",
+            "bytes */100",
+            "bytes 0-18446744073709551615/1",
+        ] {
             assert_eq!(parse_content_range(bad), None, "{bad}");
         }
     }

@@ -94,7 +94,9 @@ impl OriginSpec {
         }
         if let Some(region) = &self.region {
             let valid = !region.is_empty()
-                && region.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+                && region
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
             if !valid {
                 return Err(self.wrong(
                     format!("the region {region:?} is not valid"),
@@ -119,7 +121,11 @@ impl OriginSpec {
         if matches!(self.place()?, Place::File { .. }) {
             return Ok(self);
         }
-        let profile = profile::load(&self.location().into(), self.profile.as_deref(), environment)?;
+        let profile = profile::load(
+            &self.location().into(),
+            self.profile.as_deref(),
+            environment,
+        )?;
         let first = |names: &[&str]| {
             let mut found = names.iter().filter_map(|name| environment.get(name));
             found.next().map(str::to_owned)
@@ -183,7 +189,9 @@ impl OriginSpec {
                 let valid = !bucket.is_empty()
                     && bucket.len() <= MAX_BUCKET
                     && bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
-                    && bucket.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                    && bucket
+                        .chars()
+                        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
                     && !bucket.contains("..");
                 if !valid {
                     return Err(self.wrong(
@@ -194,18 +202,24 @@ impl OriginSpec {
                 Ok(Place::S3 { bucket, rest })
             }
             Some(("file", path)) if path.starts_with('/') && !path.contains('\0') => {
-                let parts: Vec<&str> =
-                    path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+                let parts: Vec<&str> = path
+                    .split('/')
+                    .filter(|part| !matches!(*part, "" | "."))
+                    .collect();
                 if parts.contains(&"..") {
-                    return Err(self.wrong("the path has a component `..`", "write the directory's real path"));
+                    return Err(self.wrong(
+                        "the path has a component `..`",
+                        "write the directory's real path",
+                    ));
                 }
                 Ok(Place::File {
                     dir: format!("/{}", parts.join("/")),
                 })
             }
-            Some(("file", _)) => {
-                Err(self.wrong("the directory is not absolute", "write file:///dir, with three slashes"))
-            }
+            Some(("file", _)) => Err(self.wrong(
+                "the directory is not absolute",
+                "write file:///dir, with three slashes",
+            )),
             _ => Err(self.wrong(
                 "this kind of URL is not supported",
                 "write s3://bucket/prefix or file:///dir",
@@ -262,43 +276,81 @@ mod tests {
             assert_eq!(OriginSpec::parse(other).unwrap().id(), spec.id(), "{other}");
         }
         assert_eq!(OriginSpec::parse("s3://bucket/").unwrap().prefix(), "");
-        assert_eq!(OriginSpec::parse("s3://bucket/a b%20/").unwrap().prefix(), "a b%20/");
+        assert_eq!(
+            OriginSpec::parse("s3://bucket/a b%20/").unwrap().prefix(),
+            "a b%20/"
+        );
         assert_ne!(OriginSpec::parse("s3://bucket2").unwrap().id(), spec.id());
     }
 
     #[test]
     fn the_endpoint_is_part_of_the_identity_in_one_canonical_form() {
         let spec = with_endpoint("http://127.0.0.1:9000");
-        assert_eq!(spec.location(), "s3://bucket?endpoint=http://127.0.0.1:9000");
+        assert_eq!(
+            spec.location(),
+            "s3://bucket?endpoint=http://127.0.0.1:9000"
+        );
         assert_eq!(with_endpoint("http://127.0.0.1:9000/").id(), spec.id());
-        assert_eq!(with_endpoint("HTTPS://Host:443").id(), with_endpoint("https://host").id());
-        assert_ne!(with_endpoint("https://host").id(), with_endpoint("http://host").id());
+        assert_eq!(
+            with_endpoint("HTTPS://Host:443").id(),
+            with_endpoint("https://host").id()
+        );
+        assert_ne!(
+            with_endpoint("https://host").id(),
+            with_endpoint("http://host").id()
+        );
     }
 
     #[test]
     fn a_directory_has_one_location_however_it_is_written() {
-        for url in ["file:///data/set", "file:///data//set/", "file:///./data/set"] {
-            assert_eq!(OriginSpec::parse(url).unwrap().location(), "file:///data/set", "{url}");
+        for url in [
+            "file:///data/set",
+            "file:///data//set/",
+            "file:///./data/set",
+        ] {
+            assert_eq!(
+                OriginSpec::parse(url).unwrap().location(),
+                "file:///data/set",
+                "{url}"
+            );
         }
-        assert_eq!(OriginSpec::parse("file:///").unwrap().location(), "file:///");
+        assert_eq!(
+            OriginSpec::parse("file:///").unwrap().location(),
+            "file:///"
+        );
         assert_eq!(OriginSpec::parse("file:///data").unwrap().prefix(), "");
     }
 
     #[test]
     fn wrong_urls_and_endpoints_are_refused_with_a_remedy() {
-        for url in ["bucket", "s3://", "s3:///x", "s3://a b/", "s3://a..b", "http://x/y", "file://host/x", "file://x", "file:///a/../b"] {
+        for url in [
+            "bucket",
+            "s3://",
+            "s3:///x",
+            "s3://a b/",
+            "s3://a..b",
+            "http://x/y",
+            "file://host/x",
+            "file://x",
+            "file:///a/../b",
+        ] {
             let error = OriginSpec::parse(url).unwrap_err();
             assert!(error.to_string().contains("; write"), "{url}: {error}");
         }
         for endpoint in ["127.0.0.1:9000", "ftp://host", "http://h/?a=b", ""] {
             let error = with_endpoint(endpoint).validate().unwrap_err();
-            assert!(error.to_string().contains("--endpoint"), "{endpoint}: {error}");
+            assert!(
+                error.to_string().contains("--endpoint"),
+                "{endpoint}: {error}"
+            );
         }
     }
 
     #[test]
     fn a_password_in_the_endpoint_is_refused_and_not_repeated() {
-        let error = with_endpoint("http://user:hunter2@host").validate().unwrap_err();
+        let error = with_endpoint("http://user:hunter2@host")
+            .validate()
+            .unwrap_err();
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }
 
@@ -319,7 +371,10 @@ mod tests {
             (spec.endpoint.unwrap(), spec.region.unwrap())
         };
         let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        assert_eq!(complete(bare(), &[]), pair("http://profile:1", "from-profile"));
+        assert_eq!(
+            complete(bare(), &[]),
+            pair("http://profile:1", "from-profile")
+        );
         let variables = [
             ("AWS_ENDPOINT_URL", "http://any:2"),
             ("AWS_ENDPOINT_URL_S3", "http://s3:2"),
@@ -331,6 +386,9 @@ mod tests {
             region: Some("mine".to_owned()),
             ..with_endpoint("http://mine:3")
         };
-        assert_eq!(complete(explicit, &variables), pair("http://mine:3", "mine"));
+        assert_eq!(
+            complete(explicit, &variables),
+            pair("http://mine:3", "mine")
+        );
     }
 }

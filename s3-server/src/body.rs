@@ -13,7 +13,10 @@ use crate::fault::Fault;
 const SLOW_PIECES: u64 = 10;
 
 /// `body` with the fault, if it is one of bodies.
-pub(crate) fn faulty<S, E>(body: S, fault: &Fault) -> impl Stream<Item = io::Result<Bytes>> + Send + use<S, E>
+pub(crate) fn faulty<S, E>(
+    body: S,
+    fault: &Fault,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + use<S, E>
 where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -28,7 +31,11 @@ where
 }
 
 /// The body up to `after`; then an error, which closes the connection, or the rest after a pause.
-fn interrupted<S>(body: S, after: u64, pause: Option<Duration>) -> impl Stream<Item = io::Result<Bytes>> + Send
+fn interrupted<S>(
+    body: S,
+    after: u64,
+    pause: Option<Duration>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send
 where
     S: Stream<Item = io::Result<Bytes>> + Send + 'static,
 {

@@ -52,7 +52,9 @@ impl Bucket {
                 if metadata.is_dir() {
                     directories.push((path, format!("{key}/")));
                 } else if metadata.is_file() {
-                    bucket.objects.insert(key.into_bytes(), Version::of_file(path, &metadata)?);
+                    bucket
+                        .objects
+                        .insert(key.into_bytes(), Version::of_file(path, &metadata)?);
                 }
             }
         }
@@ -61,7 +63,8 @@ impl Bucket {
 
     /// Puts an object, over one that is there.
     pub fn put(&mut self, key: impl Into<Vec<u8>>, content: impl Into<Bytes>) {
-        self.objects.insert(key.into(), Version::of_memory(content.into()));
+        self.objects
+            .insert(key.into(), Version::of_memory(content.into()));
     }
 
     /// Removes an object. False when there was none.
@@ -104,7 +107,9 @@ impl Version {
 
     fn of_file(path: PathBuf, metadata: &std::fs::Metadata) -> io::Result<Self> {
         let modified = metadata.modified()?;
-        let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = modified
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         Ok(Self {
             size: metadata.len(),
             etag: format!("{:x}-{:x}", since.as_nanos(), metadata.len()),
@@ -168,7 +173,10 @@ mod tests {
 
     #[test]
     fn other_content_is_another_version() {
-        let (one, two) = (Version::of_memory("one".into()), Version::of_memory("two".into()));
+        let (one, two) = (
+            Version::of_memory("one".into()),
+            Version::of_memory("two".into()),
+        );
         assert_ne!(one.etag, two.etag);
         assert_ne!(one.checksum, two.checksum);
     }

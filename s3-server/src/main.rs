@@ -36,8 +36,9 @@ fn main() -> std::io::Result<()> {
         ..Config::default()
     })?;
     for (name, path) in &args.dir {
-        let bucket = Bucket::of_directory(path)
-            .map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let bucket = Bucket::of_directory(path).map_err(|error| {
+            std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
         server.add_bucket(name, bucket);
     }
     println!("listening on {}", server.endpoint());

@@ -126,7 +126,13 @@ impl S3Server {
 
     /// Changes a bucket, which is made when it is missing.
     pub fn edit<T>(&self, name: &str, change: impl FnOnce(&mut Bucket) -> T) -> T {
-        change(self.shared.buckets.write().entry(name.to_owned()).or_default())
+        change(
+            self.shared
+                .buckets
+                .write()
+                .entry(name.to_owned())
+                .or_default(),
+        )
     }
 
     /// What goes wrong.
@@ -163,7 +169,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     // Without them the connection works too, only slower, or cannot be reset on purpose.
     let _ = stream.set_nodelay(true);
-    let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
+    let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
+        return;
+    };
     let socket = Arc::new(socket);
     let service = service_fn(move |request| answer(request, shared.clone(), socket.clone()));
     // A client that goes away is no error of ours.
@@ -173,8 +181,15 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 /// Answers a request. An error ends the connection without an answer.
-async fn answer(request: Request<Incoming>, shared: Arc<Shared>, socket: Arc<OwnedFd>) -> io::Result<Answer> {
-    let list = request.uri().query().is_some_and(|query| query.contains("list-type="));
+async fn answer(
+    request: Request<Incoming>,
+    shared: Arc<Shared>,
+    socket: Arc<OwnedFd>,
+) -> io::Result<Answer> {
+    let list = request
+        .uri()
+        .query()
+        .is_some_and(|query| query.contains("list-type="));
     shared.stats.count(list);
     let fault = shared.faults.choose(list, request.uri().path());
     match &fault {
@@ -191,7 +206,11 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>, socket: Arc<Own
     if let Some(fault) = &fault {
         request.extensions_mut().insert(fault.clone());
     }
-    let response = shared.service.call(request).await.map_err(io::Error::other)?;
+    let response = shared
+        .service
+        .call(request)
+        .await
+        .map_err(io::Error::other)?;
     Ok(match fault {
         Some(fault) => response.map(|body| {
             let frames = faulty(body, &fault).map(|piece| piece.map(Frame::data));
@@ -207,7 +226,8 @@ fn refusal(status: u16, code: &str) -> Answer {
     );
     let body = Full::from(document).map_err(|never: Infallible| match never {});
     let mut response = Response::new(Either::Right(body.boxed_unsync()));
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let xml = header::HeaderValue::from_static("application/xml");
     response.headers_mut().insert(header::CONTENT_TYPE, xml);
     response

@@ -10,9 +10,9 @@ use futures::stream;
 use parking_lot::RwLock;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use s3s::dto::{
-    ChecksumMode, ETag, ETagCondition, EncodingType, GetObjectInput, GetObjectOutput, HeadBucketInput,
-    HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
-    StreamingBlob,
+    ChecksumMode, ETag, ETagCondition, EncodingType, GetObjectInput, GetObjectOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
+    ListObjectsV2Output, Object, StreamingBlob,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
@@ -24,7 +24,12 @@ const MAX_KEYS: i32 = 1000;
 /// Bytes of one piece of a body.
 const PIECE: u64 = 256 << 10;
 /// What S3 leaves as it is when it percent-encodes keys of a listing.
-const KEY_ENCODING: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'*');
+const KEY_ENCODING: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'*');
 
 pub(crate) type Buckets = Arc<RwLock<HashMap<String, Bucket>>>;
 
@@ -71,20 +76,28 @@ impl Service {
             .get(bucket)
             .ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))?;
         let version = bucket.get(key.as_bytes());
-        version.cloned().ok_or_else(|| s3_error!(NoSuchKey, "The specified key does not exist."))
+        version
+            .cloned()
+            .ok_or_else(|| s3_error!(NoSuchKey, "The specified key does not exist."))
     }
 }
 
 #[async_trait::async_trait]
 impl S3 for Service {
-    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
+    async fn head_bucket(
+        &self,
+        request: S3Request<HeadBucketInput>,
+    ) -> S3Result<S3Response<HeadBucketOutput>> {
         if self.buckets.read().contains_key(&request.input.bucket) {
             return Ok(S3Response::new(HeadBucketOutput::default()));
         }
         Err(s3_error!(NoSuchBucket))
     }
 
-    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
+    async fn head_object(
+        &self,
+        request: S3Request<HeadObjectInput>,
+    ) -> S3Result<S3Response<HeadObjectOutput>> {
         let version = self.version(&request.input.bucket, &request.input.key)?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: Some(version.size as i64),
@@ -100,8 +113,15 @@ impl S3 for Service {
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
         let input = request.input;
         let raw = request.extensions.get::<Fault>() == Some(&Fault::RawKeys);
-        let encoded = !raw && input.encoding_type.as_ref().is_some_and(|e| e.as_str() == EncodingType::URL);
-        if input.delimiter.is_some_and(|delimiter| !delimiter.is_empty()) {
+        let encoded = !raw
+            && input
+                .encoding_type
+                .as_ref()
+                .is_some_and(|e| e.as_str() == EncodingType::URL);
+        if input
+            .delimiter
+            .is_some_and(|delimiter| !delimiter.is_empty())
+        {
             return Err(s3_error!(NotImplemented, "listings with a delimiter"));
         }
         let prefix = input.prefix.unwrap_or_default();
@@ -151,7 +171,10 @@ impl S3 for Service {
         }))
     }
 
-    async fn get_object(&self, request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+    async fn get_object(
+        &self,
+        request: S3Request<GetObjectInput>,
+    ) -> S3Result<S3Response<GetObjectOutput>> {
         let input = request.input;
         let fault = request.extensions.get::<Fault>().cloned();
         let mut version = self.version(&input.bucket, &input.key)?;
@@ -161,7 +184,10 @@ impl S3 for Service {
         } else if let Some(ETagCondition::ETag(wanted)) = &input.if_match
             && *wanted != etag
         {
-            return Err(s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold"));
+            return Err(s3_error!(
+                PreconditionFailed,
+                "At least one of the pre-conditions you specified did not hold"
+            ));
         }
         let part = match input.range {
             Some(range) if fault != Some(Fault::IgnoreRange) => {
@@ -174,14 +200,21 @@ impl S3 for Service {
             _ => None,
         };
         let sent = part.clone().unwrap_or(0..version.size);
-        self.stats.bytes.fetch_add(sent.end - sent.start, Ordering::Relaxed);
-        let wants_checksum = input.checksum_mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
+        self.stats
+            .bytes
+            .fetch_add(sent.end - sent.start, Ordering::Relaxed);
+        let wants_checksum = input
+            .checksum_mode
+            .is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
         let output = GetObjectOutput {
             content_length: Some((sent.end - sent.start) as i64),
-            content_range: part.as_ref().map(|part| {
-                format!("bytes {}-{}/{}", part.start, part.end - 1, version.size)
-            }),
-            checksum_crc64nvme: version.checksum.clone().filter(|_| wants_checksum && part.is_none()),
+            content_range: part
+                .as_ref()
+                .map(|part| format!("bytes {}-{}/{}", part.start, part.end - 1, version.size)),
+            checksum_crc64nvme: version
+                .checksum
+                .clone()
+                .filter(|_| wants_checksum && part.is_none()),
             e_tag: Some(ETag::Strong(version.etag.clone())),
             last_modified: Some(version.modified.into()),
             body: Some(body(&version, sent, fault == Some(Fault::FlipBit))?),
@@ -224,7 +257,10 @@ fn parse_token(token: &str) -> S3Result<Vec<u8>> {
         let pair = str::from_utf8(pair).ok()?;
         u8::from_str_radix(pair, 16).ok()
     });
-    bytes
-        .collect::<Option<_>>()
-        .ok_or_else(|| s3_error!(InvalidArgument, "The continuation token provided is incorrect"))
+    bytes.collect::<Option<_>>().ok_or_else(|| {
+        s3_error!(
+            InvalidArgument,
+            "The continuation token provided is incorrect"
+        )
+    })
 }

@@ -44,7 +44,10 @@ impl Fill {
         state.filled += data.len() as u32;
         state.chunks.push(data);
         let filled = state.filled;
-        let ready: Vec<_> = state.waiting.extract_if(.., |(end, _)| *end <= filled).collect();
+        let ready: Vec<_> = state
+            .waiting
+            .extract_if(.., |(end, _)| *end <= filled)
+            .collect();
         drop(state);
         wake(ready);
     }
@@ -105,7 +108,9 @@ impl Fill {
 
 impl State {
     fn outcome(&self, range: &Range<u32>) -> Option<Result<Vec<Bytes>, OriginError>> {
-        self.read(range).map(Ok).or_else(|| self.failed.clone().map(Err))
+        self.read(range)
+            .map(Ok)
+            .or_else(|| self.failed.clone().map(Err))
     }
 
     fn read(&self, range: &Range<u32>) -> Option<Vec<Bytes>> {

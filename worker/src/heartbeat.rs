@@ -64,7 +64,10 @@ pub async fn run(
             }
             Err(status) if reachable => {
                 reachable = false;
-                tracing::warn!(message = status.message(), "the master does not answer; reads go on with the last cluster map");
+                tracing::warn!(
+                    message = status.message(),
+                    "the master does not answer; reads go on with the last cluster map"
+                );
             }
             Err(_) => {}
         }
@@ -154,7 +157,12 @@ impl Heartbeat {
             let label = DatasetLabel {
                 dataset: id.dataset.to_string(),
             };
-            let gauge = self.worker.metrics().cached_bytes.get_or_create(&label).clone();
+            let gauge = self
+                .worker
+                .metrics()
+                .cached_bytes
+                .get_or_create(&label)
+                .clone();
             gauge.set(inventory.bytes as i64);
             changed.push(inventory.to_proto());
             let pause = INVENTORY_INTERVAL.max(started.elapsed() * INVENTORY_SHARE);

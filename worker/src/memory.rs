@@ -99,6 +99,9 @@ mod tests {
         tier.insert(key(1), &Bytes::from_static(b"x"));
         assert_eq!(tier.get(&key(1)), None);
         assert!(!tier.contains(&key(1)));
-        assert_eq!((tier.used(), tier.blocks(), tier.remove(&key(1))), (0, 0, 0));
+        assert_eq!(
+            (tier.used(), tier.blocks(), tier.remove(&key(1))),
+            (0, 0, 0)
+        );
     }
 }

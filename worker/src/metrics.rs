@@ -124,23 +124,98 @@ impl WorkerMetrics {
             stream_connections: Gauge::default(),
         };
         let r = registry.sub_registry_with_prefix("weir_worker");
-        r.register("block_reads", "Block reads by dataset and source", metrics.reads.clone());
-        r.register_with_unit("read", "Bytes read by dataset and source", Unit::Bytes, metrics.read_bytes.clone());
-        r.register("fills", "Blocks fetched from an origin, by result", metrics.fills.clone());
-        r.register_with_unit("fill", "Bytes fetched from origins", Unit::Bytes, metrics.fill_bytes.clone());
-        r.register_with_unit("fill_duration", "Time from the request for a block to its last byte", Unit::Seconds, metrics.fill_duration.clone());
-        r.register("fills_in_flight", "Blocks on their way from an origin or to the SSD tier", metrics.fills_in_flight.clone());
-        r.register("admissions_refused", "Blocks not kept because the SSD tier is full of blocks in use", metrics.refused.clone());
-        r.register("evicted_blocks", "Blocks dropped, by tier and reason", metrics.evicted_blocks.clone());
-        r.register_with_unit("evicted", "Bytes dropped, by tier and reason", Unit::Bytes, metrics.evicted_bytes.clone());
-        r.register_with_unit("tier_capacity", "Most bytes that a tier holds", Unit::Bytes, metrics.tier_capacity.clone());
-        r.register_with_unit("tier_used", "Bytes that a tier takes now", Unit::Bytes, metrics.tier_used.clone());
-        r.register("tier_blocks", "Blocks that a tier holds now", metrics.tier_blocks.clone());
-        r.register("damaged_blocks", "Blocks on SSD whose checksum was wrong", metrics.damaged.clone());
-        r.register("lost_segments", "Segment files that were deleted, cut or replaced by somebody else", metrics.lost_segments.clone());
-        r.register_with_unit("cached", "Bytes of a dataset's newest snapshot that this worker holds", Unit::Bytes, metrics.cached_bytes.clone());
-        r.register("stream_requests", "Requests on the block stream, by result", metrics.stream_requests.clone());
-        r.register("stream_connections", "Open connections of the block stream", metrics.stream_connections.clone());
+        r.register(
+            "block_reads",
+            "Block reads by dataset and source",
+            metrics.reads.clone(),
+        );
+        r.register_with_unit(
+            "read",
+            "Bytes read by dataset and source",
+            Unit::Bytes,
+            metrics.read_bytes.clone(),
+        );
+        r.register(
+            "fills",
+            "Blocks fetched from an origin, by result",
+            metrics.fills.clone(),
+        );
+        r.register_with_unit(
+            "fill",
+            "Bytes fetched from origins",
+            Unit::Bytes,
+            metrics.fill_bytes.clone(),
+        );
+        r.register_with_unit(
+            "fill_duration",
+            "Time from the request for a block to its last byte",
+            Unit::Seconds,
+            metrics.fill_duration.clone(),
+        );
+        r.register(
+            "fills_in_flight",
+            "Blocks on their way from an origin or to the SSD tier",
+            metrics.fills_in_flight.clone(),
+        );
+        r.register(
+            "admissions_refused",
+            "Blocks not kept because the SSD tier is full of blocks in use",
+            metrics.refused.clone(),
+        );
+        r.register(
+            "evicted_blocks",
+            "Blocks dropped, by tier and reason",
+            metrics.evicted_blocks.clone(),
+        );
+        r.register_with_unit(
+            "evicted",
+            "Bytes dropped, by tier and reason",
+            Unit::Bytes,
+            metrics.evicted_bytes.clone(),
+        );
+        r.register_with_unit(
+            "tier_capacity",
+            "Most bytes that a tier holds",
+            Unit::Bytes,
+            metrics.tier_capacity.clone(),
+        );
+        r.register_with_unit(
+            "tier_used",
+            "Bytes that a tier takes now",
+            Unit::Bytes,
+            metrics.tier_used.clone(),
+        );
+        r.register(
+            "tier_blocks",
+            "Blocks that a tier holds now",
+            metrics.tier_blocks.clone(),
+        );
+        r.register(
+            "damaged_blocks",
+            "Blocks on SSD whose checksum was wrong",
+            metrics.damaged.clone(),
+        );
+        r.register(
+            "lost_segments",
+            "Segment files that were deleted, cut or replaced by somebody else",
+            metrics.lost_segments.clone(),
+        );
+        r.register_with_unit(
+            "cached",
+            "Bytes of a dataset's newest snapshot that this worker holds",
+            Unit::Bytes,
+            metrics.cached_bytes.clone(),
+        );
+        r.register(
+            "stream_requests",
+            "Requests on the block stream, by result",
+            metrics.stream_requests.clone(),
+        );
+        r.register(
+            "stream_connections",
+            "Open connections of the block stream",
+            metrics.stream_connections.clone(),
+        );
         Arc::new(metrics)
     }
 

@@ -57,7 +57,9 @@ impl Origins {
             if next.contains_key(&id) {
                 continue; // another prefix of the same bucket
             }
-            let entry = table.remove(&id).filter(|(old, _)| same_but_prefix(old, &spec));
+            let entry = table
+                .remove(&id)
+                .filter(|(old, _)| same_but_prefix(old, &spec));
             changed |= entry.is_none();
             next.insert(id, entry.unwrap_or((spec, None)));
         }
@@ -70,7 +72,10 @@ impl Origins {
     pub fn add(&self, spec: OriginSpec) {
         let id = spec.id();
         let mut table = self.table.write();
-        if table.get(&id).is_none_or(|(old, _)| !same_but_prefix(old, &spec)) {
+        if table
+            .get(&id)
+            .is_none_or(|(old, _)| !same_but_prefix(old, &spec))
+        {
             table.insert(id, (spec, None));
         }
     }

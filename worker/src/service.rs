@@ -60,7 +60,9 @@ impl Service {
 fn tops(manifest: &Manifest, paths: &[String]) -> Result<Vec<u32>, Status> {
     resolve_paths(manifest, paths).map_err(|path| {
         let snapshot = &manifest.summary().snapshot;
-        Status::not_found(format!("{snapshot} has no {path:?}; see `weir dataset get`"))
+        Status::not_found(format!(
+            "{snapshot} has no {path:?}; see `weir dataset get`"
+        ))
     })
 }
 
@@ -135,7 +137,9 @@ fn to_proto(progress: &WarmProgress) -> v1::WarmProgress {
 /// Reads a cluster map from the wire.
 pub fn cluster_map(map: v1::ClusterMap) -> Result<ClusterMap, Status> {
     if map.workers.len() > weir_core::placement::MAX_WORKERS {
-        return Err(Status::invalid_argument("the cluster map has too many workers"));
+        return Err(Status::invalid_argument(
+            "the cluster map has too many workers",
+        ));
     }
     let invalid = |error| Status::invalid_argument(format!("{error}"));
     let workers = map

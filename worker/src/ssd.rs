@@ -15,7 +15,9 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use weir_core::BlockKey;
 
-use crate::segment::{Admission, BlockLocation, SegmentConfig, SegmentError, SegmentStats, SegmentStore};
+use crate::segment::{
+    Admission, BlockLocation, SegmentConfig, SegmentError, SegmentStats, SegmentStore,
+};
 use crate::worker::SsdConfig;
 
 /// Blocks that wait for one device; the byte budget of the fills is the tighter limit for all but tiny blocks.

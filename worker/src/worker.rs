@@ -276,7 +276,10 @@ impl Worker {
                 tier,
                 reason: "request",
             };
-            self.metrics.evicted_bytes.get_or_create(&labels).inc_by(bytes);
+            self.metrics
+                .evicted_bytes
+                .get_or_create(&labels)
+                .inc_by(bytes);
         }
         memory + ssd
     }
@@ -369,7 +372,12 @@ impl Worker {
     }
 
     /// Offers a fetched block to the tiers. The fill stays findable until the SSD tier has it.
-    async fn keep(self: &Arc<Self>, key: BlockKey, fill: &Fill, permit: Option<OwnedSemaphorePermit>) {
+    async fn keep(
+        self: &Arc<Self>,
+        key: BlockKey,
+        fill: &Fill,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
         let data = fill.complete();
         let (Some(data), Some(permit)) = (data, permit) else {
             return self.finish_fill(&key); // it was cached already
@@ -438,9 +446,15 @@ impl Worker {
     pub fn update_gauges(&self) {
         for (labels, capacity, used, blocks) in self.tiers() {
             let metrics = &self.metrics;
-            metrics.tier_capacity.get_or_create(&labels).set(capacity as i64);
+            metrics
+                .tier_capacity
+                .get_or_create(&labels)
+                .set(capacity as i64);
             metrics.tier_used.get_or_create(&labels).set(used as i64);
-            metrics.tier_blocks.get_or_create(&labels).set(blocks as i64);
+            metrics
+                .tier_blocks
+                .get_or_create(&labels)
+                .set(blocks as i64);
         }
         self.count_store_events();
     }
@@ -452,15 +466,32 @@ impl Worker {
             let now = device.stats;
             let before = seen.insert(device.path, now).unwrap_or_default();
             let evicted = [
-                ("idle", now.evicted_blocks - before.evicted_blocks, now.evicted_bytes - before.evicted_bytes),
+                (
+                    "idle",
+                    now.evicted_blocks - before.evicted_blocks,
+                    now.evicted_bytes - before.evicted_bytes,
+                ),
                 ("damaged", now.corrupt_blocks - before.corrupt_blocks, 0),
-                ("unreadable", now.unreadable_blocks - before.unreadable_blocks, 0),
+                (
+                    "unreadable",
+                    now.unreadable_blocks - before.unreadable_blocks,
+                    0,
+                ),
                 ("lost_file", now.lost_blocks - before.lost_blocks, 0),
             ];
             for (reason, blocks, bytes) in evicted {
-                let labels = EvictionLabels { tier: "ssd", reason };
-                self.metrics.evicted_blocks.get_or_create(&labels).inc_by(blocks);
-                self.metrics.evicted_bytes.get_or_create(&labels).inc_by(bytes);
+                let labels = EvictionLabels {
+                    tier: "ssd",
+                    reason,
+                };
+                self.metrics
+                    .evicted_blocks
+                    .get_or_create(&labels)
+                    .inc_by(blocks);
+                self.metrics
+                    .evicted_bytes
+                    .get_or_create(&labels)
+                    .inc_by(bytes);
             }
             let damaged = now.corrupt_blocks - before.corrupt_blocks;
             let lost = now.lost_segments - before.lost_segments;
@@ -483,7 +514,10 @@ impl Worker {
             let _ = tokio::task::spawn_blocking(move || ssd.close()).await;
         };
         if tokio::time::timeout(deadline, closing).await.is_err() {
-            tracing::warn!(?deadline, "the cache was not closed in time; the next start scans its last segment");
+            tracing::warn!(
+                ?deadline,
+                "the cache was not closed in time; the next start scans its last segment"
+            );
         }
     }
 }

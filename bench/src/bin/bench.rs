@@ -95,7 +95,10 @@ fn run(args: &Args, number: u64, scratch: &Path, tree: &Tree, server: &S3) -> an
     let (threads, files) = (args.threads, &tree.files);
     let seed = number * 100;
     let cold = |root: &Path, seed: u64| -> anyhow::Result<Pass> {
-        anyhow::ensure!(drop_kernel_caches(), "dropping the kernel's caches needs root");
+        anyhow::ensure!(
+            drop_kernel_caches(),
+            "dropping the kernel's caches needs root"
+        );
         read_files(root, files, seed, threads)
     };
     let cache = scratch.join("cache");
@@ -108,7 +111,13 @@ fn run(args: &Args, number: u64, scratch: &Path, tree: &Tree, server: &S3) -> an
         &format!("s3://{BUCKET}"),
         &scratch.join("mnt"),
         &cache,
-        &["--endpoint", &server.endpoint, "--anonymous", "--mem", &args.mem],
+        &[
+            "--endpoint",
+            &server.endpoint,
+            "--anonymous",
+            "--mem",
+            &args.mem,
+        ],
     )?;
     result.first = read_files(&mount.dir, files, seed + 3, threads)?.seconds;
     let status = mount.status()?;
@@ -144,31 +153,94 @@ fn page(args: &Args, tree: &Tree, runs: &[Run]) -> anyhow::Result<String> {
         }
     };
     let rows = [
-        row("native, kernel cache warm", "", 0.0, |r| r.native_warm, |r| r.native_warm),
-        row("Weir, kernel cache warm", "native", 0.9, |r| r.warm, |r| r.native_warm),
-        row("native, kernel cache dropped", "", 0.0, |r| r.native_cold, |r| r.native_cold),
-        row("Weir, kernel cache dropped, blocks on SSD", "native", 0.6, |r| r.cold, |r| r.native_cold),
+        row(
+            "native, kernel cache warm",
+            "",
+            0.0,
+            |r| r.native_warm,
+            |r| r.native_warm,
+        ),
+        row(
+            "Weir, kernel cache warm",
+            "native",
+            0.9,
+            |r| r.warm,
+            |r| r.native_warm,
+        ),
+        row(
+            "native, kernel cache dropped",
+            "",
+            0.0,
+            |r| r.native_cold,
+            |r| r.native_cold,
+        ),
+        row(
+            "Weir, kernel cache dropped, blocks on SSD",
+            "native",
+            0.6,
+            |r| r.cold,
+            |r| r.native_cold,
+        ),
         row("raw S3 client", "", 0.0, |r| r.raw, |r| r.raw),
-        row("Weir, first epoch", "raw client", 0.6, |r| r.first, |r| r.raw),
+        row(
+            "Weir, first epoch",
+            "raw client",
+            0.6,
+            |r| r.first,
+            |r| r.raw,
+        ),
     ];
     let mut page = String::new();
-    writeln!(page, "## {} files of {} bytes in 100 directories, shuffled, {} threads\n", args.files, args.size, args.threads)?;
-    writeln!(page, "`make bench` on {}; medians of {} runs, ratios within each run; every byte compared with its source in an extra pass.\n", machine(), runs.len())?;
-    writeln!(page, "| row | seconds | MB/s | ratio | target |\n|---|---|---|---|---|")?;
+    writeln!(
+        page,
+        "## {} files of {} bytes in 100 directories, shuffled, {} threads\n",
+        args.files, args.size, args.threads
+    )?;
+    writeln!(
+        page,
+        "`make bench` on {}; medians of {} runs, ratios within each run; every byte compared with its source in an extra pass.\n",
+        machine(),
+        runs.len()
+    )?;
+    writeln!(
+        page,
+        "| row | seconds | MB/s | ratio | target |\n|---|---|---|---|---|"
+    )?;
     for row in &rows {
         let (ratio, target) = if row.against.is_empty() {
             ("-".to_owned(), "-".to_owned())
         } else {
-            (format!("{:.2}x {}", median(&row.ratios), row.against), format!(">= {:.2}x", row.target))
+            (
+                format!("{:.2}x {}", median(&row.ratios), row.against),
+                format!(">= {:.2}x", row.target),
+            )
         };
-        writeln!(page, "| {} | {:.2} | {:.0} | {ratio} | {target} |", row.name, median(&row.seconds), row.megabytes_per_second)?;
+        writeln!(
+            page,
+            "| {} | {:.2} | {:.0} | {ratio} | {target} |",
+            row.name,
+            median(&row.seconds),
+            row.megabytes_per_second
+        )?;
     }
     let peak = runs.iter().map(|run| run.peak_memory).max().unwrap_or(0);
-    writeln!(page, "\nPeak memory of the serving process: {:.0} MiB with a memory tier of {} (target: tier + 150 MiB).", peak as f64 / 1048576.0, args.mem)?;
+    writeln!(
+        page,
+        "\nPeak memory of the serving process: {:.0} MiB with a memory tier of {} (target: tier + 150 MiB).",
+        peak as f64 / 1048576.0,
+        args.mem
+    )?;
     let reads = median(&runs.iter().map(|run| run.warm_reads).collect::<Vec<_>>());
     let requests = median(&runs.iter().map(|run| run.warm_requests).collect::<Vec<_>>());
-    writeln!(page, "Requests that reached Weir during a warm epoch of {} files: {reads:.0} reads, {requests:.0} in all (`weir_fuse_requests_total`).", args.files)?;
+    writeln!(
+        page,
+        "Requests that reached Weir during a warm epoch of {} files: {reads:.0} reads, {requests:.0} in all (`weir_fuse_requests_total`).",
+        args.files
+    )?;
     let json = serde_json::to_string(&rows)?;
-    writeln!(page, "\n<details><summary>JSON</summary>\n\n```json\n{json}\n```\n</details>\n")?;
+    writeln!(
+        page,
+        "\n<details><summary>JSON</summary>\n\n```json\n{json}\n```\n</details>\n"
+    )?;
     Ok(page)
 }

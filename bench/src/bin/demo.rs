@@ -40,7 +40,12 @@ fn main() -> anyhow::Result<()> {
     } else {
         let mount = Mount::new(&args.url, &mountpoint, &cache, &[])?;
         let tree = Tree::scan(&mountpoint)?;
-        println!("{}: {} files, {:.1} MB", args.url, tree.files.len(), tree.bytes as f64 / 1e6);
+        println!(
+            "{}: {} files, {:.1} MB",
+            args.url,
+            tree.files.len(),
+            tree.bytes as f64 / 1e6
+        );
         header();
         for epoch in 1..=2 {
             let pass = read_files(&mountpoint, &tree.files, epoch, args.threads)?;
@@ -82,8 +87,16 @@ fn own_data(
     let second = read_files(mountpoint, &tree.files, 4, args.threads)?;
     row("Weir, epoch 2", &second);
     let verified = compare_files(mountpoint, source, &tree.files, 5, args.threads)?;
-    anyhow::ensure!(verified.bytes == tree.bytes, "{} bytes of {}", verified.bytes, tree.bytes);
-    println!("\nevery byte of {} files compared with its source: equal", verified.files);
+    anyhow::ensure!(
+        verified.bytes == tree.bytes,
+        "{} bytes of {}",
+        verified.bytes,
+        tree.bytes
+    );
+    println!(
+        "\nevery byte of {} files compared with its source: equal",
+        verified.files
+    );
     println!(
         "epoch 2 is {:.2}x the native file system, epoch 1 is {:.2}x the raw S3 client",
         native.seconds / second.seconds,
@@ -94,7 +107,10 @@ fn own_data(
 }
 
 fn header() {
-    println!("\n{:<20} {:>10} {:>10} {:>9}", "", "files/s", "MB/s", "seconds");
+    println!(
+        "\n{:<20} {:>10} {:>10} {:>9}",
+        "", "files/s", "MB/s", "seconds"
+    );
 }
 
 fn row(name: &str, pass: &Pass) {
@@ -110,7 +126,10 @@ fn footer(mount: &Mount) -> anyhow::Result<()> {
     let status = mount.status()?;
     let scrape = Scrape::fetch(&status.metrics)?;
     let bytes = |source: &str| {
-        scrape.sum("weir_client_read_bytes_total", &format!("source=\"{source}\""))
+        scrape.sum(
+            "weir_client_read_bytes_total",
+            &format!("source=\"{source}\""),
+        )
     };
     let (from_memory, from_ssd, from_origin) = (bytes("memory"), bytes("ssd"), bytes("origin"));
     println!(
@@ -124,7 +143,11 @@ fn footer(mount: &Mount) -> anyhow::Result<()> {
     println!(
         "bytes fetched from the origin: {:.1} MB in all; cache hit ratio of the bytes asked for: {:.1}%",
         fetched / 1e6,
-        if read > 0.0 { 100.0 * (from_memory + from_ssd) / read } else { 100.0 }
+        if read > 0.0 {
+            100.0 * (from_memory + from_ssd) / read
+        } else {
+            100.0
+        }
     );
     let (peak, now) = memory(status.server_pid);
     let (_, supervisor) = memory(status.supervisor_pid);

@@ -77,13 +77,18 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 origin,
                 master,
             } => {
-                let mounts = mounts.iter().map(|m| mount_spec(m, &origin)).collect::<Result<_, _>>()?;
+                let mounts = mounts
+                    .iter()
+                    .map(|m| mount_spec(m, &origin))
+                    .collect::<Result<_, _>>()?;
                 let mut client = connect::master(master.master.as_deref(), None).await?;
                 let create = v1::CreateDatasetRequest {
                     name: name.to_string(),
                     mounts,
                 };
-                let made = client.create_dataset(request(create, LISTING_DEADLINE)).await?;
+                let made = client
+                    .create_dataset(request(create, LISTING_DEADLINE))
+                    .await?;
                 show(made.into_inner(), master.output)
             }
             DatasetCommand::List { master } => {
@@ -93,7 +98,8 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 show_list(datasets, master.output)
             }
             DatasetCommand::Get { name, master } => {
-                let mut client = connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let mut client =
+                    connect::master(master.master.as_deref(), Some(name.as_str())).await?;
                 let get = v1::GetDatasetRequest {
                     name: name.to_string(),
                 };
@@ -101,20 +107,26 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 show(dataset.into_inner(), master.output)
             }
             DatasetCommand::Delete { name, master } => {
-                let mut client = connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let mut client =
+                    connect::master(master.master.as_deref(), Some(name.as_str())).await?;
                 let delete = v1::DeleteDatasetRequest {
                     name: name.to_string(),
                 };
-                client.delete_dataset(request(delete, CALL_DEADLINE)).await?;
+                client
+                    .delete_dataset(request(delete, CALL_DEADLINE))
+                    .await?;
                 println!("deleted {name}; the origin was not touched");
                 Ok(())
             }
             DatasetCommand::Refresh { name, master } => {
-                let mut client = connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let mut client =
+                    connect::master(master.master.as_deref(), Some(name.as_str())).await?;
                 let refresh = v1::RefreshDatasetRequest {
                     name: name.to_string(),
                 };
-                let reply = client.refresh_dataset(request(refresh, LISTING_DEADLINE)).await?;
+                let reply = client
+                    .refresh_dataset(request(refresh, LISTING_DEADLINE))
+                    .await?;
                 let reply = reply.into_inner();
                 if master.output == OutputFormat::Table && !reply.changed {
                     println!("nothing changed");
@@ -130,7 +142,9 @@ fn mount_spec(text: &str, origin: &OriginArgs) -> Result<v1::MountSpec, Failure>
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(Failure::new(
             Reason::Usage,
-            format!("{text:?} is not a URL: write s3://bucket/prefix or file:///dir, with :PATH behind it to put it at a path"),
+            format!(
+                "{text:?} is not a URL: write s3://bucket/prefix or file:///dir, with :PATH behind it to put it at a path"
+            ),
         ));
     };
     let (location, path) = rest.rsplit_once(':').unwrap_or((rest, ""));
@@ -141,7 +155,10 @@ fn mount_spec(text: &str, origin: &OriginArgs) -> Result<v1::MountSpec, Failure>
 }
 
 /// The origin that a URL and the origin flags name.
-pub(crate) fn origin_spec(url: &str, args: &OriginArgs) -> Result<weir_origin::OriginSpec, Failure> {
+pub(crate) fn origin_spec(
+    url: &str,
+    args: &OriginArgs,
+) -> Result<weir_origin::OriginSpec, Failure> {
     let spec = weir_origin::OriginSpec {
         url: url.to_owned(),
         endpoint: args.endpoint.clone(),
@@ -163,7 +180,14 @@ fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
     for mount in &view.mounts {
         println!("  {} from {}", mount.path, mount.url);
     }
-    let mut rows = table(&["snapshot", "listed (UTC)", "files", "size", "left out", "stale reads"]);
+    let mut rows = table(&[
+        "snapshot",
+        "listed (UTC)",
+        "files",
+        "size",
+        "left out",
+        "stale reads",
+    ]);
     for snapshot in &view.snapshots {
         rows.add_row([
             format!("{}@{}", view.name, snapshot.version),
@@ -176,7 +200,9 @@ fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
     }
     println!("{rows}");
     if let Some(newest) = view.snapshots.last().filter(|s| !s.left_out.is_empty()) {
-        println!("left out of the newest snapshot, since a file system cannot show them (docs/semantics.md):");
+        println!(
+            "left out of the newest snapshot, since a file system cannot show them (docs/semantics.md):"
+        );
         for (reason, count) in &newest.left_out {
             println!("  {count} {reason}");
         }

@@ -131,7 +131,10 @@ impl Progress {
             return;
         }
         let ended = job.state() != v1::JobState::Running;
-        let due = self.last_line.get().is_none_or(|at| at.elapsed() >= LINE_INTERVAL);
+        let due = self
+            .last_line
+            .get()
+            .is_none_or(|at| at.elapsed() >= LINE_INTERVAL);
         if self.quiet || !(due || ended) {
             return;
         }
@@ -211,12 +214,16 @@ fn finish(job: &v1::Job, master: &MasterRef) -> Result<(), Failure> {
         );
     }
     match job.state() {
-        v1::JobState::Failed | v1::JobState::Cancelled => {
-            Err(Failure::new(Reason::Other, format!("job {} {state}: {}", job.id, job.message)))
-        }
+        v1::JobState::Failed | v1::JobState::Cancelled => Err(Failure::new(
+            Reason::Other,
+            format!("job {} {state}: {}", job.id, job.message),
+        )),
         _ if job.failed_files > 0 => Err(Failure::new(
             Reason::Other,
-            format!("{} files could not be cached; the first: {}", job.failed_files, job.message),
+            format!(
+                "{} files could not be cached; the first: {}",
+                job.failed_files, job.message
+            ),
         )),
         _ => Ok(()),
     }

@@ -3,8 +3,8 @@
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use weir_origin::OriginMetrics;
 use weir_master::{Master, MasterConfig, MasterMetrics};
+use weir_origin::OriginMetrics;
 
 use crate::args::MasterArgs;
 use crate::exit::Failure;
@@ -28,10 +28,15 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
         dir: args.dir,
         ..MasterConfig::default()
     };
-    let master = Master::open(config, metrics, origin_metrics).await.map_err(anyhow::Error::from)?;
-    let listener = TcpListener::bind(args.listen)
+    let master = Master::open(config, metrics, origin_metrics)
         .await
-        .with_context(|| format!("cannot listen on {}; is another master running?", args.listen))?;
+        .map_err(anyhow::Error::from)?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}; is another master running?",
+            args.listen
+        )
+    })?;
     let exposed = Exposed {
         registry,
         refresh: Box::new(|| {}),

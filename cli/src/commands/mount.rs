@@ -37,8 +37,12 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
         state_dir,
         refresh: args.refresh,
         node,
-        uid: args.uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
-        gid: args.gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
+        uid: args
+            .uid
+            .unwrap_or_else(|| rustix::process::getuid().as_raw()),
+        gid: args
+            .gid
+            .unwrap_or_else(|| rustix::process::getgid().as_raw()),
         file_mode: args.file_mode.0,
         dir_mode: args.dir_mode.0,
         http: args.http,
@@ -53,11 +57,16 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
     if args.foreground {
         init_logging();
         let text = format!("mounted {} at {}", args.source, args.dir.display());
-        return supervisor::run_foreground(request, move || println!("{text}")).map_err(|error| explain(&error));
+        return supervisor::run_foreground(request, move || println!("{text}"))
+            .map_err(|error| explain(&error));
     }
     let started = supervisor::start(request, Duration::from_secs(args.timeout))
         .map_err(|error| explain(&error))?;
-    let how = if started.took_over { "took over the mount of" } else { "mounted" };
+    let how = if started.took_over {
+        "took over the mount of"
+    } else {
+        "mounted"
+    };
     println!("{how} {} at {}", args.source, args.dir.display());
     Ok(())
 }
@@ -83,7 +92,9 @@ fn make_mountpoint(dir: &Path) -> anyhow::Result<()> {
     match std::fs::create_dir(dir) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot make the mountpoint {}", dir.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot make the mountpoint {}", dir.display()))
+        }
     }
 }
 
@@ -102,7 +113,11 @@ fn embedded(args: &MountArgs) -> Result<(Source, PathBuf), Failure> {
     let given = ssd_tiers(&args.cache.ssd, &state_dir.join("ssd"))?;
     let ssd = given.into_iter().map(|ssd| {
         // Several mounts may be given the same directory.
-        let dir = if args.cache.ssd.is_empty() { ssd.dir } else { ssd.dir.join(&slot) };
+        let dir = if args.cache.ssd.is_empty() {
+            ssd.dir
+        } else {
+            ssd.dir.join(&slot)
+        };
         (dir, ssd.capacity)
     });
     let source = Source::Embedded {
@@ -124,10 +139,16 @@ fn cluster(args: &MountArgs) -> Result<(Source, PathBuf), Failure> {
     let Some(master) = args.master.clone() else {
         return Err(Failure::new(
             Reason::Usage,
-            format!("{} is a dataset's name and needs a master: use --master HOST:PORT or WEIR_MASTER, or mount a URL such as s3://bucket/prefix", args.source),
+            format!(
+                "{} is a dataset's name and needs a master: use --master HOST:PORT or WEIR_MASTER, or mount a URL such as s3://bucket/prefix",
+                args.source
+            ),
         ));
     };
-    let state_dir = free_slot(&cache_home()?.join(format!("{master}-{dataset}")), &args.dir);
+    let state_dir = free_slot(
+        &cache_home()?.join(format!("{master}-{dataset}")),
+        &args.dir,
+    );
     Ok((Source::Cluster { master, dataset }, state_dir))
 }
 
@@ -144,17 +165,30 @@ fn slug(origin: &OriginSpec) -> String {
     let readable = &readable[..readable.len().min(MAX_SLUG)];
     let whole = format!("{}/{}", origin.location(), origin.prefix());
     let hash = weir_core::OriginId::of_location(&whole).to_string();
-    let start = if readable.is_empty() { "root" } else { readable };
+    let start = if readable.is_empty() {
+        "root"
+    } else {
+        readable
+    };
     format!("{start}-{}", &hash[..8])
 }
 
 /// `$XDG_CACHE_HOME/weir`, or `~/.cache/weir`.
 fn cache_home() -> Result<PathBuf, Failure> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("weir"))
-        .ok_or_else(|| Failure::new(Reason::Usage, "neither HOME nor XDG_CACHE_HOME is set; set one, the cache lives there"))
+        .ok_or_else(|| {
+            Failure::new(
+                Reason::Usage,
+                "neither HOME nor XDG_CACHE_HOME is set; set one, the cache lives there",
+            )
+        })
 }
 
 /// `base`, or `base-2` and so on when live mounts elsewhere use it: a cache has one owner.

@@ -83,7 +83,9 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
                 mount.source.clone(),
                 mount.snapshot.clone().unwrap_or_else(|| "-".into()),
                 mount.metrics.clone().unwrap_or_else(|| "-".into()),
-                mount.server_pid.map_or("restarting".into(), |pid| pid.to_string()),
+                mount
+                    .server_pid
+                    .map_or("restarting".into(), |pid| pid.to_string()),
             ]);
         }
         println!("{rows}");
@@ -94,7 +96,10 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
 async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
     let addresses = match &args.master.master {
         Some(address) => vec![address.clone()],
-        None => connect::embedded_mounts().into_iter().map(|(_, address)| address).collect(),
+        None => connect::embedded_mounts()
+            .into_iter()
+            .map(|(_, address)| address)
+            .collect(),
     };
     let mounts: Vec<MountView> = runtime::list()
         .into_iter()
@@ -119,7 +124,9 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
     let mut masters = Vec::new();
     for address in addresses {
         let mut client = connect::master(Some(&address), None).await?;
-        let status = client.get_status(request(v1::GetStatusRequest {}, CALL_DEADLINE)).await?;
+        let status = client
+            .get_status(request(v1::GetStatusRequest {}, CALL_DEADLINE))
+            .await?;
         masters.push(master_view(address, status.into_inner()));
     }
     Ok(StatusView { masters, mounts })
@@ -171,8 +178,13 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
 }
 
 fn print_master(master: &MasterView) {
-    println!("master {} (cluster map epoch {})", master.address, master.epoch);
-    let mut rows = table(&["worker", "node", "tier", "used", "capacity", "blocks", "path"]);
+    println!(
+        "master {} (cluster map epoch {})",
+        master.address, master.epoch
+    );
+    let mut rows = table(&[
+        "worker", "node", "tier", "used", "capacity", "blocks", "path",
+    ]);
     for worker in &master.workers {
         for tier in worker.tiers.iter().filter(|t| t.capacity_bytes > 0) {
             rows.add_row([
@@ -187,7 +199,15 @@ fn print_master(master: &MasterView) {
         }
     }
     println!("{rows}");
-    let header = ["dataset", "snapshot", "files", "size", "cached", "cached %", "hit ratio"];
+    let header = [
+        "dataset",
+        "snapshot",
+        "files",
+        "size",
+        "cached",
+        "cached %",
+        "hit ratio",
+    ];
     let mut rows = table(&header);
     for dataset in &master.datasets {
         let hits = dataset.memory_bytes + dataset.ssd_bytes;

@@ -18,7 +18,9 @@ use crate::args::WorkerArgs;
 use crate::connect;
 use crate::exit::Failure;
 use crate::http::{self, Exposed};
-use crate::process::{SHUTDOWN_DEADLINE, default_memory, init_logging, node_name, runtime, stop_on_signal};
+use crate::process::{
+    SHUTDOWN_DEADLINE, default_memory, init_logging, node_name, runtime, stop_on_signal,
+};
 
 /// Part of a directory's free space that the SSD tier takes when no size is given, and its upper limit.
 const DEFAULT_SSD_SHARE: u64 = 5;
@@ -34,15 +36,22 @@ pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
 
 async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
-    std::fs::create_dir_all(&args.dir)
-        .with_context(|| format!("cannot make {}; choose another with --dir", args.dir.display()))?;
+    std::fs::create_dir_all(&args.dir).with_context(|| {
+        format!(
+            "cannot make {}; choose another with --dir",
+            args.dir.display()
+        )
+    })?;
     let node = match args.node.clone() {
         Some(node) => node,
         None => node_name()?,
     };
     let id = match args.id.clone() {
         Some(id) => id,
-        None => node.as_str().parse().context("the node's name cannot be a worker's; use --id")?,
+        None => node
+            .as_str()
+            .parse()
+            .context("the node's name cannot be a worker's; use --id")?,
     };
     let ssd = ssd_tiers(&args.cache.ssd, &args.dir.join("ssd"))?;
     let mut registry = Registry::default();
@@ -81,7 +90,18 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     };
     let http = http::serve(args.http, exposed, stop.clone()).await?;
     tracing::info!(worker = %info.id, data = %info.data_address, control = %info.control_address, %http, "worker started");
-    run_services(&worker, info, &args.master, Listeners { data, local, control }, stop).await?;
+    run_services(
+        &worker,
+        info,
+        &args.master,
+        Listeners {
+            data,
+            local,
+            control,
+        },
+        stop,
+    )
+    .await?;
     worker.close(SHUTDOWN_DEADLINE).await;
     // The next start replaces it anyway.
     let _ = std::fs::remove_file(&socket);
@@ -106,7 +126,11 @@ async fn run_services(
     let master = connect::lazy(master)?;
     let snapshots = Arc::new(Snapshots::new(master.clone()));
     let (map, map_seen) = watch::channel(Arc::new(ClusterMap::default()));
-    let Listeners { data, local, control } = listeners;
+    let Listeners {
+        data,
+        local,
+        control,
+    } = listeners;
     let (w, s) = (worker, &stop);
     let control = weir_worker::service::serve(w.clone(), snapshots.clone(), control, s.clone());
     let ((), (), (), served) = tokio::join!(
@@ -115,7 +139,9 @@ async fn run_services(
         weir_worker::heartbeat::run(w.clone(), info, master, snapshots, map, s.clone()),
         control,
     );
-    served.context("the control service failed").map_err(Failure::from)
+    served
+        .context("the control service failed")
+        .map_err(Failure::from)
 }
 
 /// The SSD tiers that the flags name, or one in `default` with a bounded share of the free space.
@@ -132,8 +158,12 @@ pub(crate) fn ssd_tiers(
             })
             .collect());
     }
-    std::fs::create_dir_all(default)
-        .with_context(|| format!("cannot make {}; choose a place with --ssd DIR:SIZE", default.display()))?;
+    std::fs::create_dir_all(default).with_context(|| {
+        format!(
+            "cannot make {}; choose a place with --ssd DIR:SIZE",
+            default.display()
+        )
+    })?;
     let space = rustix::fs::statvfs(default).context("cannot read the free space")?;
     let free = space.f_bavail * space.f_frsize;
     // What the tier holds already is its own: without it the tier would shrink at each start.
@@ -156,8 +186,12 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 fn bind_local(socket: &Path) -> anyhow::Result<UnixListener> {
     // Left over from a worker that was killed; a live one holds the lock of the SSD directory.
     let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket)
-        .with_context(|| format!("cannot listen on {}; choose a shorter --dir", socket.display()))?;
+    let listener = UnixListener::bind(socket).with_context(|| {
+        format!(
+            "cannot listen on {}; choose a shorter --dir",
+            socket.display()
+        )
+    })?;
     let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(socket, owner_only)?;
     Ok(listener)

@@ -72,8 +72,7 @@ pub(super) async fn prepare(
     let snapshot = manifest.summary().snapshot.to_string();
     let backend = Backend::Cluster(Arc::new(cluster));
     let reader = Reader::new(Arc::new(manifest), backend, &metrics.client);
-    let follow =
-        weir_client::map::follow(client, map, hurry, metrics.client.clone(), stop.clone());
+    let follow = weir_client::map::follow(client, map, hurry, metrics.client.clone(), stop.clone());
     let background = async move {
         tokio::join!(follow, save_maps(map_seen, &map_file, stop));
     };

@@ -74,7 +74,12 @@ pub(super) async fn prepare(
         let manifest = load_served(&serving_file, &master_config, dataset)?;
         (manifest, None)
     } else {
-        let master = Master::open(master_config.clone(), master_metrics.clone(), metrics.origin.clone()).await?;
+        let master = Master::open(
+            master_config.clone(),
+            master_metrics.clone(),
+            metrics.origin.clone(),
+        )
+        .await?;
         let manifest = choose_snapshot(&master, dataset, origin, config.refresh).await?;
         let version = manifest.summary().snapshot.version;
         std::fs::write(&serving_file, version.to_string())
@@ -89,7 +94,11 @@ pub(super) async fn prepare(
     let background = run(Services {
         worker: worker.clone(),
         master,
-        open_master: Box::pin(Master::open(master_config, master_metrics, metrics.origin.clone())),
+        open_master: Box::pin(Master::open(
+            master_config,
+            master_metrics,
+            metrics.origin.clone(),
+        )),
         listener,
         control,
         config: config.clone(),
@@ -157,9 +166,8 @@ struct Services {
     stop: CancellationToken,
 }
 
-type OpenMaster = std::pin::Pin<
-    Box<dyn Future<Output = Result<Arc<Master>, weir_master::MasterError>> + Send>,
->;
+type OpenMaster =
+    std::pin::Pin<Box<dyn Future<Output = Result<Arc<Master>, weir_master::MasterError>> + Send>>;
 
 /// Runs the master's and the worker's services until `stop`. Reads go on whatever becomes of them.
 async fn run(services: Services) {

@@ -20,21 +20,29 @@ pub(super) fn parse(reply: &[u8]) -> Result<InitReply, String> {
         let bytes = reply.get(at..at + 4)?;
         Some(u32::from_ne_bytes(bytes.try_into().ok()?))
     };
-    let error = word(4).ok_or("the reply to INIT is too short")?.cast_signed();
+    let error = word(4)
+        .ok_or("the reply to INIT is too short")?
+        .cast_signed();
     if error != 0 {
         let error = std::io::Error::from_raw_os_error(-error);
         return Err(format!("INIT was answered with an error: {error}"));
     }
     let fields = || {
         let low = u64::from(word(HEADER + 12)?);
-        let high = if low & INIT_EXT == 0 { 0 } else { u64::from(word(HEADER + 32)?) };
+        let high = if low & INIT_EXT == 0 {
+            0
+        } else {
+            u64::from(word(HEADER + 32)?)
+        };
         Some(InitReply {
             major: word(HEADER)?,
             flags: high << 32 | low,
             max_write: word(HEADER + 20)?,
         })
     };
-    fields().ok_or_else(|| "the reply to INIT is too short; the kernel may be older than Linux 5.4".to_owned())
+    fields().ok_or_else(|| {
+        "the reply to INIT is too short; the kernel may be older than Linux 5.4".to_owned()
+    })
 }
 
 impl InitReply {
@@ -54,7 +62,8 @@ impl InitReply {
             ));
         }
         let difference = self.flags ^ told.flags;
-        Ok((difference != 0).then(|| format!("the mount was made with other options ({difference:#x})")))
+        Ok((difference != 0)
+            .then(|| format!("the mount was made with other options ({difference:#x})")))
     }
 }
 
@@ -82,9 +91,22 @@ mod tests {
     #[test]
     fn a_server_that_takes_less_than_the_kernel_was_told_is_refused() {
         let told = parse(&reply(0, 7, 1, 4096)).unwrap();
-        assert!(parse(&reply(0, 7, 1, 2048)).unwrap().check_against(&told).is_err());
-        assert!(parse(&reply(0, 8, 1, 4096)).unwrap().check_against(&told).is_err());
-        assert_eq!(parse(&reply(0, 7, 1, 8192)).unwrap().check_against(&told), Ok(None));
+        assert!(
+            parse(&reply(0, 7, 1, 2048))
+                .unwrap()
+                .check_against(&told)
+                .is_err()
+        );
+        assert!(
+            parse(&reply(0, 8, 1, 4096))
+                .unwrap()
+                .check_against(&told)
+                .is_err()
+        );
+        assert_eq!(
+            parse(&reply(0, 7, 1, 8192)).unwrap().check_against(&told),
+            Ok(None)
+        );
     }
 
     #[test]

@@ -62,7 +62,9 @@ impl Link {
             health: Mutex::default(),
         });
         let thread = link.clone();
-        std::thread::Builder::new().name("supervisor-link".to_owned()).spawn(move || thread.run())?;
+        std::thread::Builder::new()
+            .name("supervisor-link".to_owned())
+            .spawn(move || thread.run())?;
         Ok(link)
     }
 
@@ -95,7 +97,9 @@ impl Link {
 
     pub(super) fn publish(&self, key: &str, value: &str) {
         let mut line = self.line.lock();
-        line.state.properties.insert(key.to_owned(), value.to_owned());
+        line.state
+            .properties
+            .insert(key.to_owned(), value.to_owned());
         line.send(&FromServer::Publish {
             key: key.to_owned(),
             value: value.to_owned(),
@@ -183,7 +187,10 @@ impl Link {
             ],
         )?;
         let mut command = Command::new(spawn::OWN_EXE);
-        command.arg("supervise").stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .arg("supervise")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         spawn::name(&mut command);
         spawn::spawn_detached(&mut command, inherited.as_fd())?;
         line.socket = Arc::new(ours);
@@ -196,7 +203,11 @@ impl Line {
     fn send(&self, message: &FromServer) {
         match fdpass::send(self.socket.as_fd(), message, &[]) {
             Ok(()) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) => {}
             Err(error) => tracing::warn!("the supervisor could not be told: {error}"),
         }
     }

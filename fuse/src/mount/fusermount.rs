@@ -25,7 +25,11 @@ const MAX_SAID: u64 = 4096;
 const NAMES: [&str; 2] = ["fusermount3", "fusermount"];
 const SOCKET_VARIABLE: &str = "_FUSE_COMMFD";
 
-pub(super) fn mount(mountpoint: &Path, source: &str, allow_other: bool) -> Result<OwnedFd, MountError> {
+pub(super) fn mount(
+    mountpoint: &Path,
+    source: &str,
+    allow_other: bool,
+) -> Result<OwnedFd, MountError> {
     let fail = |reason: String| MountError::refused("mount at", mountpoint, reason);
     let (ours, theirs) = UnixStream::pair().map_err(|error| fail(error.to_string()))?;
     let mut options = format!(
@@ -38,20 +42,26 @@ pub(super) fn mount(mountpoint: &Path, source: &str, allow_other: bool) -> Resul
     let mut command = Command::new(program()?);
     command.args(["-o", &options, "--"]).arg(mountpoint);
     command.env(SOCKET_VARIABLE, theirs.as_raw_fd().to_string());
-    let child = crate::spawn::spawn(quiet(&mut command), theirs.as_fd()).map_err(|error| fail(error.to_string()))?;
+    let child = crate::spawn::spawn(quiet(&mut command), theirs.as_fd())
+        .map_err(|error| fail(error.to_string()))?;
     drop(theirs);
     let (success, said) = finish(child).map_err(|error| fail(error.to_string()))?;
     if !success {
         return Err(explain(mountpoint, &said));
     }
-    ours.set_nonblocking(true).map_err(|error| fail(error.to_string()))?;
+    ours.set_nonblocking(true)
+        .map_err(|error| fail(error.to_string()))?;
     receive(&ours).ok_or_else(|| fail("fusermount3 sent no descriptor".to_owned()))
 }
 
 pub(super) fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), MountError> {
     let fail = |error: std::io::Error| MountError::refused("unmount", mountpoint, error);
     let mut command = Command::new(program()?);
-    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint);
+    command
+        .arg("-u")
+        .args(lazy.then_some("-z"))
+        .arg("--")
+        .arg(mountpoint);
     let child = quiet(&mut command).spawn().map_err(fail)?;
     let (success, said) = finish(child).map_err(fail)?;
     if success {
@@ -105,14 +115,20 @@ fn finish(mut child: Child) -> std::io::Result<(bool, String)> {
     if let Some(stderr) = child.stderr.take() {
         stderr.take(MAX_SAID).read_to_end(&mut said)?;
     }
-    Ok((status.success(), String::from_utf8_lossy(&said).trim().to_owned()))
+    Ok((
+        status.success(),
+        String::from_utf8_lossy(&said).trim().to_owned(),
+    ))
 }
 
 fn explain(mountpoint: &Path, said: &str) -> MountError {
     if said.contains("user_allow_other") {
         return MountError::AllowOther;
     }
-    if said.contains("/dev/fuse") || said.contains("device not found") || said.contains("failed to open") {
+    if said.contains("/dev/fuse")
+        || said.contains("device not found")
+        || said.contains("failed to open")
+    {
         return MountError::NoFuse {
             reason: said.to_owned(),
         };

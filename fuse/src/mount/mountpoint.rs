@@ -22,7 +22,9 @@ pub fn resolve(dir: &Path) -> Result<PathBuf, MountError> {
     let mut path = std::path::absolute(dir).map_err(|error| fail(&error.to_string()))?;
     for _ in 0..MAX_LINKS {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(fail("write the directory's own name, not / or a path that ends in .."));
+            return Err(fail(
+                "write the directory's own name, not / or a path that ends in ..",
+            ));
         };
         let parent = parent.canonicalize().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => fail("no such directory; create it first"),
@@ -89,7 +91,10 @@ mod tests {
         let file = dir.path().canonicalize().unwrap().join("file");
         std::fs::write(&file, "").unwrap();
         let error = resolve(&file).and_then(|file| check(&file)).unwrap_err();
-        assert!(error.to_string().ends_with("it is not a directory"), "{error}");
+        assert!(
+            error.to_string().ends_with("it is not a directory"),
+            "{error}"
+        );
         assert_eq!(check(dir.path()), Ok(()));
     }
 }

@@ -28,21 +28,31 @@ pub fn read() -> io::Result<Vec<Entry>> {
 
 /// What is mounted at `mountpoint`, the topmost if there are several.
 pub fn at(mountpoint: &Path) -> io::Result<Option<Entry>> {
-    Ok(read()?.into_iter().rfind(|entry| entry.mountpoint == mountpoint))
+    Ok(read()?
+        .into_iter()
+        .rfind(|entry| entry.mountpoint == mountpoint))
 }
 
 /// Whether the file system with this device number is mounted at `mountpoint`, covered by others or not.
 pub fn has(mountpoint: &Path, device: &str) -> io::Result<bool> {
-    Ok(read()?.iter().any(|entry| entry.device == device && entry.mountpoint == mountpoint))
+    Ok(read()?
+        .iter()
+        .any(|entry| entry.device == device && entry.mountpoint == mountpoint))
 }
 
 /// Sets how far the kernel reads ahead in a mount, in bytes. Only root may.
 pub fn set_read_ahead(device: &str, bytes: u64) -> io::Result<()> {
-    std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (bytes / 1024).to_string())
+    std::fs::write(
+        format!("/sys/class/bdi/{device}/read_ahead_kb"),
+        (bytes / 1024).to_string(),
+    )
 }
 
 fn parse(table: &[u8]) -> Vec<Entry> {
-    table.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
+    table
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse_line)
+        .collect()
 }
 
 /// `36 35 98:0 /root /mountpoint rw,noatime tag:1 - type source options`; any number of tags.
@@ -110,7 +120,11 @@ mod tests {
 
     #[test]
     fn the_table_of_this_machine_has_its_root_or_proc() {
-        assert!(at(Path::new("/proc")).unwrap().is_some_and(|proc| proc.fs_type == "proc"));
+        assert!(
+            at(Path::new("/proc"))
+                .unwrap()
+                .is_some_and(|proc| proc.fs_type == "proc")
+        );
         assert_eq!(at(Path::new("/proc/no-such")).unwrap(), None);
     }
 }

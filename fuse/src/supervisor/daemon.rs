@@ -98,10 +98,22 @@ impl Daemon {
             }
             error
         };
-        let init = mount::read_init(&fuse, INIT_DEADLINE)
-            .map_err(|error| undo(MountError::refused("mount at", &at, format!("the kernel did not greet: {error}"))))?;
-        let device = table::at(&at).ok().flatten().map(|entry| entry.device).unwrap_or_default();
-        let started_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let init = mount::read_init(&fuse, INIT_DEADLINE).map_err(|error| {
+            undo(MountError::refused(
+                "mount at",
+                &at,
+                format!("the kernel did not greet: {error}"),
+            ))
+        })?;
+        let device = table::at(&at)
+            .ok()
+            .flatten()
+            .map(|entry| entry.device)
+            .unwrap_or_default();
+        let started_at = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         Ok(Self::new(
             MountState {
                 request,
@@ -136,22 +148,37 @@ impl Daemon {
         let lock = descriptors.need(Slot::Lock)?;
         let line = descriptors.need(Slot::Link)?;
         let process = descriptors.need(Slot::Server)?;
-        let control = (!state.detached).then(|| runtime::bind_control(&state.dir)).transpose()?;
+        let control = (!state.detached)
+            .then(|| runtime::bind_control(&state.dir))
+            .transpose()?;
         let mut daemon = Self::new(state, fuse, lock, control, Signals::watch()?);
-        let (pid, ready) = (daemon.state.server_pid.unwrap_or_default(), daemon.state.was_ready);
+        let (pid, ready) = (
+            daemon.state.server_pid.unwrap_or_default(),
+            daemon.state.was_ready,
+        );
         daemon.server = Some(Server::known(process, line, pid, ready));
         Ok(daemon)
     }
 
     /// Goes on as a newer version of the program, with new arguments for the server.
-    pub(super) fn resume(state: MountState, before: StartRequest, descriptors: &mut Descriptors) -> io::Result<Self> {
+    pub(super) fn resume(
+        state: MountState,
+        before: StartRequest,
+        descriptors: &mut Descriptors,
+    ) -> io::Result<Self> {
         let mut daemon = Self::adopt(state, descriptors)?;
         daemon.before = Some(before);
         daemon.stop_server();
         Ok(daemon)
     }
 
-    fn new(state: MountState, fuse: OwnedFd, lock: OwnedFd, control: Option<OwnedFd>, signals: Signals) -> Self {
+    fn new(
+        state: MountState,
+        fuse: OwnedFd,
+        lock: OwnedFd,
+        control: Option<OwnedFd>,
+        signals: Signals,
+    ) -> Self {
         Self {
             state,
             fuse,
@@ -199,7 +226,9 @@ impl Daemon {
             return true;
         }
         let ending = self.ending.get_or_insert_default();
-        ending.kill_at.get_or_insert_with(|| Instant::now() + STOP_DEADLINE);
+        ending
+            .kill_at
+            .get_or_insert_with(|| Instant::now() + STOP_DEADLINE);
         false
     }
 
@@ -233,8 +262,16 @@ impl Daemon {
             // Asks for nothing: the end of the connection is always told.
             fds.push(PollFd::new(&self.fuse, PollFlags::empty()));
         }
-        fds.extend(self.control.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
-        fds.extend(self.clients.iter().map(|client| PollFd::new(client, PollFlags::IN)));
+        fds.extend(
+            self.control
+                .iter()
+                .map(|listener| PollFd::new(listener, PollFlags::IN)),
+        );
+        fds.extend(
+            self.clients
+                .iter()
+                .map(|client| PollFd::new(client, PollFlags::IN)),
+        );
         if let Some(server) = &self.server {
             fds.push(PollFd::new(&server.process, PollFlags::IN));
             if server.listens() {
@@ -249,7 +286,10 @@ impl Daemon {
     }
 
     fn start_server_when_due(&mut self) {
-        if self.server.is_some() || self.failed.is_some() || self.start_at.is_none_or(|at| at > Instant::now()) {
+        if self.server.is_some()
+            || self.failed.is_some()
+            || self.start_at.is_none_or(|at| at > Instant::now())
+        {
             return;
         }
         self.start_at = None;
@@ -287,7 +327,9 @@ impl Daemon {
                     self.state.properties.insert(key, value);
                     changed = true;
                 }
-                FromServer::Pong(_) | FromServer::Failed(_) => unreachable!("kept by the server's record"),
+                FromServer::Pong(_) | FromServer::Failed(_) => {
+                    unreachable!("kept by the server's record")
+                }
             }
         }
         if changed {
@@ -308,7 +350,12 @@ impl Daemon {
         }
         match std::mem::replace(audience, Audience::Nobody) {
             Audience::Requester(socket) => {
-                answer(&socket, &Outcome::Ready { supervisor_pid: std::process::id() });
+                answer(
+                    &socket,
+                    &Outcome::Ready {
+                        supervisor_pid: std::process::id(),
+                    },
+                );
             }
             Audience::Foreground(ready) => ready(),
             Audience::Nobody => {}
@@ -317,32 +364,47 @@ impl Daemon {
 
     /// Decides what follows when the server has ended.
     fn reap_server(&mut self, audience: &mut Audience) {
-        let ended = |server: &Server| fdpass::readable(&server.process, Duration::ZERO).unwrap_or(false);
+        let ended =
+            |server: &Server| fdpass::readable(&server.process, Duration::ZERO).unwrap_or(false);
         if !self.server.as_ref().is_some_and(ended) {
             return;
         }
         // What it said last must be heard before it is forgotten.
         self.hear_server(audience);
-        let Some(server) = self.server.take() else { return };
+        let Some(server) = self.server.take() else {
+            return;
+        };
         let how = server.reap();
         self.state.server_pid = None;
         let stopped = self.stop_by.take().is_some();
-        if mount::is_gone(&self.fuse) || self.ending.as_ref().is_some_and(|ending| ending.kill_at.is_some()) {
+        if mount::is_gone(&self.fuse)
+            || self
+                .ending
+                .as_ref()
+                .is_some_and(|ending| ending.kill_at.is_some())
+        {
             return;
         }
         if !self.state.was_ready {
-            let reason = server.failure.unwrap_or_else(|| format!("the server {how} before the mount was usable"));
+            let reason = server
+                .failure
+                .unwrap_or_else(|| format!("the server {how} before the mount was usable"));
             self.give_up(MountError::Server { reason });
             return;
         }
         if !stopped {
             let why = server.failure.as_deref().unwrap_or("no reason given");
-            tracing::warn!(pid = server.pid, "the server {how} ({why}); starting another one");
+            tracing::warn!(
+                pid = server.pid,
+                "the server {how} ({why}); starting another one"
+            );
         }
         if server.ready || stopped {
             self.failures = 0;
         } else if let Some(before) = self.before.take() {
-            tracing::error!("no server starts with the new arguments; going back to those of before");
+            tracing::error!(
+                "no server starts with the new arguments; going back to those of before"
+            );
             self.state.request = before;
             if let Audience::Requester(socket) = std::mem::replace(audience, Audience::Nobody) {
                 let reason = server.failure.unwrap_or(how);
@@ -368,7 +430,9 @@ impl Daemon {
     }
 
     fn hear_signals(&mut self) {
-        let Some(signal) = self.signals.take() else { return };
+        let Some(signal) = self.signals.take() else {
+            return;
+        };
         tracing::info!(signal, "told to end the mount");
         if let Err(error) = self.unmount(false) {
             tracing::warn!("{error}; detaching it, it ends with its last user");
@@ -389,7 +453,9 @@ impl Daemon {
             self.state.detached = true;
             match runtime::set_aside(&self.state.dir) {
                 Ok(dir) => self.state.dir = dir,
-                Err(error) => tracing::warn!("the mount's runtime directory could not be moved: {error}"),
+                Err(error) => {
+                    tracing::warn!("the mount's runtime directory could not be moved: {error}")
+                }
             }
             self.save();
         }
@@ -426,7 +492,9 @@ impl Daemon {
                     let (client, error) = self.hand_on(client, request, exe);
                     answer(&client, &Outcome::Failed(error));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.clients.push(client),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.clients.push(client)
+                }
                 Ok(None) => {}
                 Err(error) => tracing::warn!("a command could not be understood: {error}"),
             }
@@ -465,10 +533,18 @@ impl Daemon {
         };
         let (None, Some(server)) = (busy, &self.server) else {
             let reason = busy.unwrap_or_default().to_owned();
-            return (client, MountError::NotNow { mountpoint: at, reason });
+            return (
+                client,
+                MountError::NotNow {
+                    mountpoint: at,
+                    reason,
+                },
+            );
         };
         if self.state.request.allow_other != request.allow_other {
-            tracing::warn!("--allow-other cannot be changed on a live mount; unmount and mount again to have it");
+            tracing::warn!(
+                "--allow-other cannot be changed on a live mount; unmount and mount again to have it"
+            );
         }
         let mut state = self.state.clone();
         let before = std::mem::replace(&mut state.request, request);
@@ -489,7 +565,10 @@ impl Daemon {
         let error = match passed {
             Ok(theirs) => {
                 let mut command = Command::new(&exe);
-                command.arg("supervise").stdin(Stdio::null()).stdout(Stdio::null());
+                command
+                    .arg("supervise")
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null());
                 spawn::exec(&mut command, theirs.as_fd())
             }
             Err(error) => error,

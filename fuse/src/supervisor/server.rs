@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 
 use crate::fdpass::{self, Slot};
 use crate::spawn;
@@ -34,7 +36,11 @@ impl Server {
     /// Starts a server and passes it the mount.
     pub(super) fn start(state: &MountState, fuse: &OwnedFd, lock: &OwnedFd) -> io::Result<Self> {
         let (ours, theirs) = fdpass::pair()?;
-        fdpass::send(ours.as_fd(), state, &[(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())])?;
+        fdpass::send(
+            ours.as_fd(),
+            state,
+            &[(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())],
+        )?;
         let mut command = Command::new(spawn::OWN_EXE);
         command.arg("serve-mount").args(&state.request.server_args);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -103,7 +109,10 @@ impl Server {
         }
         self.last_ping = now;
         if now.duration_since(self.last_pong) > HUNG_AFTER {
-            tracing::error!(pid = self.pid, "the server hangs; it is killed and replaced");
+            tracing::error!(
+                pid = self.pid,
+                "the server hangs; it is killed and replaced"
+            );
             self.kill();
             self.last_pong = now;
             return;

@@ -95,7 +95,10 @@ mod tests {
     #[test]
     fn bytes_behind_the_covered_ones_are_passed_along_unchecked() {
         let mut check = Check::new(10..14, crc(b"abcd"));
-        assert!(matches!(check.add(Bytes::from_static(b"ab")), Checked::Hold));
+        assert!(matches!(
+            check.add(Bytes::from_static(b"ab")),
+            Checked::Hold
+        ));
         let Checked::Verified(pieces) = check.add(Bytes::from_static(b"cdef")) else {
             panic!("not verified");
         };

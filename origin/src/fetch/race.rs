@@ -44,7 +44,10 @@ impl Body {
                 Some(bytes) => bytes?,
                 None => {
                     return Err(OriginError::Unavailable {
-                        detail: format!("the body ended {} bytes early", self.range.end - self.next),
+                        detail: format!(
+                            "the body ended {} bytes early",
+                            self.range.end - self.next
+                        ),
                         target: self.target,
                     });
                 }
@@ -63,7 +66,12 @@ impl Body {
                 let _ = self.stream.next().now_or_never();
                 None
             };
-            return Ok(Delivery { range, digest, bytes, body });
+            return Ok(Delivery {
+                range,
+                digest,
+                bytes,
+                body,
+            });
         }
     }
 }
@@ -114,12 +122,14 @@ impl Race {
             };
             body.deliver(answer.digest).await
         };
-        self.runners.push(run.map(move |outcome| (is_hedge, outcome)).boxed());
+        self.runners
+            .push(run.map(move |outcome| (is_hedge, outcome)).boxed());
     }
 
     /// Lets a body that has won run on.
     pub(super) fn go_on(&mut self, body: Body) {
-        self.runners.push(body.deliver(None).map(|outcome| (false, outcome)).boxed());
+        self.runners
+            .push(body.deliver(None).map(|outcome| (false, outcome)).boxed());
     }
 
     /// The next outcome, and whether it is a hedge's. Never ends while the race is empty.

@@ -31,7 +31,8 @@ struct Outcome {
 impl Outcome {
     fn metric(&self, name: &str) -> u64 {
         let line = self.metrics.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()).unwrap_or(0)
+        line.and_then(|line| line.rsplit_once(' ')?.1.parse().ok())
+            .unwrap_or(0)
     }
 }
 
@@ -43,7 +44,13 @@ async fn read_with(fake: &Arc<Fake>, range: Range<u64>, policy: FetchPolicy) -> 
     let mut registry = Registry::default();
     let metrics = OriginMetrics::register(&mut registry);
     let started = Instant::now();
-    let stream = fetch(fake.clone(), fake.object(), range, Arc::new(policy), metrics);
+    let stream = fetch(
+        fake.clone(),
+        fake.object(),
+        range,
+        Arc::new(policy),
+        metrics,
+    );
     let mut stream = std::pin::pin!(stream);
     let mut bytes = Vec::new();
     let mut result = Ok(());
@@ -71,7 +78,15 @@ fn slice(fake: &Fake, range: Range<u64>) -> &[u8] {
 #[tokio::test(start_paused = true)]
 async fn a_read_yields_exactly_its_range() {
     let fake = Arc::new(Fake::new(MIB, [], Answer::default()));
-    for range in [0..MIB, 1..2, 5..PIECE, 1000..3 * PIECE + 7, MIB - 1..MIB, 9..9, MIB..MIB] {
+    for range in [
+        0..MIB,
+        1..2,
+        5..PIECE,
+        1000..3 * PIECE + 7,
+        MIB - 1..MIB,
+        9..9,
+        MIB..MIB,
+    ] {
         let got = read(&fake, range.clone()).await.result.unwrap();
         assert_eq!(got, slice(&fake, range));
     }
@@ -95,14 +110,21 @@ async fn a_read_goes_on_at_the_first_missing_byte() {
         truncated: Some(100_000),
         ..Answer::default()
     };
-    let fake = Arc::new(Fake::new(MIB, [cut.clone(), error(unavailable()), cut], Answer::default()));
+    let fake = Arc::new(Fake::new(
+        MIB,
+        [cut.clone(), error(unavailable()), cut],
+        Answer::default(),
+    ));
     let outcome = read(&fake, 10..MIB).await;
     assert_eq!(outcome.result.as_ref().unwrap(), slice(&fake, 10..MIB));
     assert_eq!(
         fake.requests(),
         [10..MIB, 100_010..MIB, 100_010..MIB, 200_010..MIB]
     );
-    assert_eq!(outcome.metric("weir_origin_retries_total{reason=\"unavailable\"}"), 3);
+    assert_eq!(
+        outcome.metric("weir_origin_retries_total{reason=\"unavailable\"}"),
+        3
+    );
     assert_eq!(outcome.metric("weir_origin_read_bytes_total"), MIB - 10);
 }
 
@@ -142,9 +164,16 @@ async fn an_outage_is_reported_when_the_budget_ends_and_requests_stay_few() {
     let error = outcome.result.as_ref().unwrap_err();
     assert!(matches!(error, OriginError::GaveUp { .. }), "{error}");
     assert_eq!(error.kind(), "unavailable");
-    assert!(outcome.took > seconds(28.0) && outcome.took <= seconds(30.0), "{:?}", outcome.took);
+    assert!(
+        outcome.took > seconds(28.0) && outcome.took <= seconds(30.0),
+        "{:?}",
+        outcome.took
+    );
     assert!(fake.requests().len() < 70, "{}", fake.requests().len());
-    assert_eq!(outcome.metric("weir_origin_errors_total{kind=\"unavailable\"}"), 1);
+    assert_eq!(
+        outcome.metric("weir_origin_errors_total{kind=\"unavailable\"}"),
+        1
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,7 +196,10 @@ async fn endless_small_progress_ends_with_the_attempts() {
     };
     let fake = Arc::new(Fake::new(MIB, [], drip));
     let outcome = read(&fake, 0..MIB).await;
-    assert!(matches!(outcome.result, Err(OriginError::GaveUp { attempts: 100, .. })));
+    assert!(matches!(
+        outcome.result,
+        Err(OriginError::GaveUp { attempts: 100, .. })
+    ));
     assert_eq!(fake.requests().len(), 100);
 }
 
@@ -192,15 +224,37 @@ async fn final_errors_are_not_retried() {
     let detail = String::new;
     for last in [
         OriginError::config("fake://f", "", ""),
-        OriginError::AccessDenied { target: origin.clone(), detail: detail(), remedy: "" },
-        OriginError::CredentialsExpired { target: origin.clone(), detail: detail() },
-        OriginError::BucketMissing { origin: origin.clone() },
-        OriginError::NotFound { origin: origin.clone(), key: key.clone() },
-        OriginError::Changed { origin: origin.clone(), key: key.clone() },
-        OriginError::Unsupported { target: origin.clone(), problem: detail() },
+        OriginError::AccessDenied {
+            target: origin.clone(),
+            detail: detail(),
+            remedy: "",
+        },
+        OriginError::CredentialsExpired {
+            target: origin.clone(),
+            detail: detail(),
+        },
+        OriginError::BucketMissing {
+            origin: origin.clone(),
+        },
+        OriginError::NotFound {
+            origin: origin.clone(),
+            key: key.clone(),
+        },
+        OriginError::Changed {
+            origin: origin.clone(),
+            key: key.clone(),
+        },
+        OriginError::Unsupported {
+            target: origin.clone(),
+            problem: detail(),
+        },
     ] {
         let kind = last.kind();
-        let fake = Arc::new(Fake::new(100, [error(unavailable()), error(last)], Answer::default()));
+        let fake = Arc::new(Fake::new(
+            100,
+            [error(unavailable()), error(last)],
+            Answer::default(),
+        ));
         let outcome = read(&fake, 0..100).await;
         assert_eq!(outcome.result.unwrap_err().kind(), kind);
         assert_eq!(fake.requests().len(), 2, "{kind}");
@@ -244,7 +298,11 @@ async fn hedges_double_their_distance_and_their_number_is_limited() {
     let outcome = read(&fake, 0..100).await;
     assert!(matches!(outcome.result, Err(OriginError::Timeout { .. })));
     assert_eq!(outcome.took.as_secs(), 30);
-    let times: Vec<u64> = fake.times().iter().map(|t| (*t - start).as_secs()).collect();
+    let times: Vec<u64> = fake
+        .times()
+        .iter()
+        .map(|t| (*t - start).as_secs())
+        .collect();
     assert_eq!(times, [0, 1, 3, 7]);
 }
 
@@ -258,7 +316,11 @@ async fn a_uniformly_slow_origin_is_read_to_the_end_and_not_stormed() {
     let fake = Arc::new(Fake::new(4 * MIB, [], slow));
     let outcome = read(&fake, 0..4 * MIB).await;
     assert_eq!(outcome.result.as_ref().unwrap(), slice(&fake, 0..4 * MIB));
-    assert!(outcome.took > seconds(90.0), "the body is longer than the budget: {:?}", outcome.took);
+    assert!(
+        outcome.took > seconds(90.0),
+        "the body is longer than the budget: {:?}",
+        outcome.took
+    );
     assert_eq!(fake.requests().len(), 2);
     assert_eq!(outcome.metric("weir_origin_hedges_total{won=\"false\"}"), 1);
 }
@@ -273,7 +335,11 @@ async fn a_failed_request_leaves_the_race_to_the_hedge() {
         head_delay: seconds(1.0),
         ..Answer::default()
     };
-    let fake = Arc::new(Fake::new(100, [late_failure, late_answer], Answer::default()));
+    let fake = Arc::new(Fake::new(
+        100,
+        [late_failure, late_answer],
+        Answer::default(),
+    ));
     let outcome = read(&fake, 0..100).await;
     assert!(outcome.result.is_ok());
     assert_eq!(fake.requests().len(), 2);
@@ -295,7 +361,10 @@ async fn nothing_is_yielded_before_the_digest_is_verified() {
     let outcome = read(&fake, 0..MIB).await;
     assert_eq!(outcome.result.as_ref().unwrap(), slice(&fake, 0..MIB));
     assert_eq!(fake.requests(), [0..MIB, 0..MIB]);
-    assert_eq!(outcome.metric("weir_origin_retries_total{reason=\"corrupt\"}"), 1);
+    assert_eq!(
+        outcome.metric("weir_origin_retries_total{reason=\"corrupt\"}"),
+        1
+    );
 
     let fake = Arc::new(Fake::new(MIB, [], flipped));
     let outcome = read(&fake, 0..MIB).await;
@@ -336,5 +405,8 @@ async fn each_part_is_verified_by_its_own_digest() {
     let outcome = read(&fake, 0..250_000).await;
     assert_eq!(outcome.result.unwrap(), slice(&fake, 0..250_000));
     let end = 250_000;
-    assert_eq!(fake.requests(), [0..end, 100_000..end, 100_000..end, 200_000..end]);
+    assert_eq!(
+        fake.requests(),
+        [0..end, 100_000..end, 100_000..end, 200_000..end]
+    );
 }

@@ -22,7 +22,10 @@ async fn list(origin: &dyn Origin, prefix: &str) -> BTreeMap<Vec<u8>, Listed> {
 
 async fn keys(origin: &dyn Origin, prefix: &str) -> Vec<String> {
     let listed = list(origin, prefix).await;
-    listed.keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect()
+    listed
+        .keys()
+        .map(|key| String::from_utf8_lossy(key).into_owned())
+        .collect()
 }
 
 async fn object(origin: &dyn Origin, key: &str) -> ObjectRef {
@@ -34,7 +37,11 @@ async fn object(origin: &dyn Origin, key: &str) -> ObjectRef {
     }
 }
 
-async fn read(origin: &dyn Origin, object: &ObjectRef, range: Range<u64>) -> Result<Vec<u8>, OriginError> {
+async fn read(
+    origin: &dyn Origin,
+    object: &ObjectRef,
+    range: Range<u64>,
+) -> Result<Vec<u8>, OriginError> {
     let fetched = origin.get(object, range).await?;
     let pieces: Vec<Bytes> = fetched.body.try_collect().await?;
     Ok(pieces.concat())
@@ -59,8 +66,14 @@ async fn every_file_is_listed_once_with_its_size_and_raw_name() {
     assert_eq!(listed.len(), 2502);
     assert_eq!(listed["a b/ü\n".as_bytes()].size, 5);
     assert_eq!(listed[&b"\xff"[..]].size, 1);
-    let modified = std::fs::metadata(dir.path().join("a b/ü\n")).unwrap().modified().unwrap();
-    let nanoseconds = modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    let modified = std::fs::metadata(dir.path().join("a b/ü\n"))
+        .unwrap()
+        .modified()
+        .unwrap();
+    let nanoseconds = modified
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos();
     assert_eq!(listed["a b/ü\n".as_bytes()].mtime_ns as u128, nanoseconds);
 }
 
@@ -72,7 +85,10 @@ async fn a_prefix_selects_keys_and_not_just_directories() {
     }
     let origin = open(&dir).await;
     assert_eq!(keys(&*origin, "train/").await, ["train/a", "train/b/c"]);
-    assert_eq!(keys(&*origin, "train").await, ["train/a", "train/b/c", "train2/d"]);
+    assert_eq!(
+        keys(&*origin, "train").await,
+        ["train/a", "train/b/c", "train2/d"]
+    );
     assert_eq!(keys(&*origin, "train/b/c").await, ["train/b/c"]);
     assert!(keys(&*origin, "nothing/").await.is_empty());
 }
@@ -92,7 +108,10 @@ async fn links_are_followed_inside_the_directory_only_and_never_in_circles() {
     link(Path::new("gone"), "dangling");
     rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("pipe"), Mode::RUSR).unwrap();
     let origin = open(&dir).await;
-    assert_eq!(keys(&*origin, "").await, ["real/file", "to_dir/file", "to_file"]);
+    assert_eq!(
+        keys(&*origin, "").await,
+        ["real/file", "to_dir/file", "to_file"]
+    );
     for key in ["to_file", "to_dir/file"] {
         let object = object(&*origin, key).await;
         assert_eq!(read(&*origin, &object, 0..7).await.unwrap(), b"content");
@@ -109,7 +128,13 @@ async fn no_key_reads_a_file_outside_the_directory() {
     let origin = open(&dir).await;
     let name = outside.path().file_name().unwrap().to_str().unwrap();
     let absolute = outside.path().join("secret");
-    for key in ["leak", &format!("../{name}/secret"), absolute.to_str().unwrap(), "", "."] {
+    for key in [
+        "leak",
+        &format!("../{name}/secret"),
+        absolute.to_str().unwrap(),
+        "",
+        ".",
+    ] {
         let object = ObjectRef {
             key: key.into(),
             size: 6,
@@ -122,13 +147,17 @@ async fn no_key_reads_a_file_outside_the_directory() {
 #[tokio::test]
 async fn a_range_is_read_exactly() {
     let dir = tempfile::tempdir().unwrap();
-    let content: Vec<u8> = (0..READ_SIZE * 2 + 77).map(|i| (i * 31 % 251) as u8).collect();
+    let content: Vec<u8> = (0..READ_SIZE * 2 + 77)
+        .map(|i| (i * 31 % 251) as u8)
+        .collect();
     write(&dir, "big", &content);
     let origin = open(&dir).await;
     let object = object(&*origin, "big").await;
     let size = content.len();
     for range in [0..size, 1..2, READ_SIZE - 1..READ_SIZE + 1, size - 1..size] {
-        let got = read(&*origin, &object, range.start as u64..range.end as u64).await.unwrap();
+        let got = read(&*origin, &object, range.start as u64..range.end as u64)
+            .await
+            .unwrap();
         assert!(got == content[range.clone()], "{range:?}");
     }
 }
@@ -142,7 +171,14 @@ async fn a_file_that_was_replaced_cut_or_deleted_has_changed() {
             std::fs::write(&new, b"CONTENT").unwrap();
             std::fs::rename(new, path).unwrap();
         }),
-        ("cut", |path| File::options().write(true).open(path).unwrap().set_len(3).unwrap()),
+        ("cut", |path| {
+            File::options()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_len(3)
+                .unwrap()
+        }),
         ("deleted", |path| std::fs::remove_file(path).unwrap()),
         ("a directory", |path| {
             std::fs::remove_file(path).unwrap();
@@ -155,7 +191,10 @@ async fn a_file_that_was_replaced_cut_or_deleted_has_changed() {
         let object = object(&*origin, name).await;
         change(&dir.path().join(name));
         let error = read(&*origin, &object, 0..7).await.unwrap_err();
-        assert!(matches!(error, OriginError::Changed { .. }), "{name}: {error}");
+        assert!(
+            matches!(error, OriginError::Changed { .. }),
+            "{name}: {error}"
+        );
     }
 }
 
@@ -167,9 +206,13 @@ async fn a_file_that_changes_during_a_read_gives_an_error_and_not_its_last_bytes
     let object = object(&*origin, "file").await;
     let mut body = origin.get(&object, 0..object.size).await.unwrap().body;
     assert_eq!(body.next().await.unwrap().unwrap().len(), READ_SIZE);
-    let file = File::options().write(true).open(dir.path().join("file")).unwrap();
+    let file = File::options()
+        .write(true)
+        .open(dir.path().join("file"))
+        .unwrap();
     rustix::io::pwrite(&file, b"2", object.size - 1).unwrap();
-    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
     let error = body.next().await.unwrap().unwrap_err();
     assert!(matches!(error, OriginError::Changed { .. }), "{error}");
 }
@@ -182,6 +225,9 @@ async fn a_missing_directory_and_a_file_in_its_place_are_clear_errors() {
         let spec = OriginSpec::parse(&format!("file://{}/{name}", dir.path().display())).unwrap();
         crate::origin::open(&spec).await.unwrap_err()
     };
-    assert!(matches!(open("missing").await, OriginError::BucketMissing { .. }));
+    assert!(matches!(
+        open("missing").await,
+        OriginError::BucketMissing { .. }
+    ));
     assert!(matches!(open("file").await, OriginError::Config { .. }));
 }

@@ -108,7 +108,8 @@ struct Walk {
 
 impl Walk {
     fn run(&mut self, root: &Path) -> Result<(), Stopped> {
-        let failed = |error: std::io::Error| Stopped::Failed(directory_error(&self.describe, &error));
+        let failed =
+            |error: std::io::Error| Stopped::Failed(directory_error(&self.describe, &error));
         let real_root = root.canonicalize().map_err(failed)?;
         let metadata = real_root.metadata().map_err(failed)?;
         let mut pending = vec![Pending {
@@ -120,7 +121,10 @@ impl Walk {
             let entries = match std::fs::read_dir(&directory.path) {
                 Ok(entries) => entries,
                 // A directory that went away during the walk has no files.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !directory.key.is_empty() => {
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::NotFound
+                        && !directory.key.is_empty() =>
+                {
                     continue;
                 }
                 Err(error) => return Err(self.failed_at(&directory.path, &error)),
@@ -184,7 +188,13 @@ impl Walk {
         Ok(None)
     }
 
-    fn directory(&self, parent: &Pending, path: PathBuf, key: Vec<u8>, stat: &Stat) -> Option<Pending> {
+    fn directory(
+        &self,
+        parent: &Pending,
+        path: PathBuf,
+        key: Vec<u8>,
+        stat: &Stat,
+    ) -> Option<Pending> {
         let identity = (stat.st_dev, stat.st_ino);
         if parent.trail.passes(identity) {
             tracing::warn!(directory = %path.display(), "skipped: it leads back to a directory above it");
@@ -208,7 +218,11 @@ impl Walk {
             mtime_ns: mtime_ns(stat),
             version: version(stat),
         });
-        if self.page.len() == PAGE { self.flush() } else { Ok(()) }
+        if self.page.len() == PAGE {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn flush(&mut self) -> Result<(), Stopped> {
@@ -216,7 +230,9 @@ impl Walk {
             return Ok(());
         }
         let page = std::mem::replace(&mut self.page, Vec::with_capacity(PAGE));
-        self.pages.blocking_send(Ok(page)).map_err(|_| Stopped::Unread)
+        self.pages
+            .blocking_send(Ok(page))
+            .map_err(|_| Stopped::Unread)
     }
 
     fn failed_at(&self, path: &Path, error: &std::io::Error) -> Stopped {
@@ -227,5 +243,7 @@ impl Walk {
 
 /// Whether keys below the directory `key` can start with `prefix`.
 fn leads_to(key: &[u8], prefix: &[u8]) -> bool {
-    prefix.strip_prefix(key).is_some_and(|rest| rest.starts_with(b"/"))
+    prefix
+        .strip_prefix(key)
+        .is_some_and(|rest| rest.starts_with(b"/"))
 }

@@ -55,7 +55,11 @@ impl State {
             self.position += chunk.len() as u64;
             let end = (chunk.len() as u64).min(self.kept.end - start);
             chunk.truncate(end as usize);
-            let skip = self.kept.start.saturating_sub(start).min(chunk.len() as u64);
+            let skip = self
+                .kept
+                .start
+                .saturating_sub(start)
+                .min(chunk.len() as u64);
             let wanted = chunk.split_off(skip as usize);
             if !wanted.is_empty() {
                 return Ok(Some(wanted));

@@ -7,9 +7,14 @@ pub(crate) struct Environment(HashMap<String, String>);
 
 impl Environment {
     pub(crate) fn of_process() -> Self {
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Self(variables.filter(|(name, _)| name.starts_with("AWS_") || name == "HOME").collect())
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Self(
+            variables
+                .filter(|(name, _)| name.starts_with("AWS_") || name == "HOME")
+                .collect(),
+        )
     }
 
     #[cfg(test)]
@@ -20,6 +25,9 @@ impl Environment {
 
     /// The value of a variable that is set and not empty.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 }

@@ -111,7 +111,11 @@ async fn page(client: &Client, prefix: &str, token: &str) -> Result<Page, Origin
                 etag => etag.to_owned(),
             };
             Listed {
-                key: if encoded { decode(&object.key) } else { object.key.into_bytes() },
+                key: if encoded {
+                    decode(&object.key)
+                } else {
+                    object.key.into_bytes()
+                },
                 size: object.size,
                 mtime_ns,
                 version,
@@ -152,8 +156,9 @@ fn decode(text: &str) -> Vec<u8> {
 
 /// `2026-03-01T12:00:00.000Z` as nanoseconds since 1970; 0 for what is not a time.
 fn parse_time(text: &str) -> i64 {
-    text.parse::<jiff::Timestamp>()
-        .map_or(0, |time| i64::try_from(time.as_nanosecond()).unwrap_or_default())
+    text.parse::<jiff::Timestamp>().map_or(0, |time| {
+        i64::try_from(time.as_nanosecond()).unwrap_or_default()
+    })
 }
 
 #[cfg(test)]

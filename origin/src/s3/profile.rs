@@ -33,7 +33,9 @@ pub(crate) fn load(
     let named = named.or_else(|| environment.get("AWS_PROFILE"));
     let home = Path::new(environment.get("HOME").unwrap_or_default());
     let file = |variable: &str, default: &str| {
-        let path = environment.get(variable).map_or_else(|| home.join(default), PathBuf::from);
+        let path = environment
+            .get(variable)
+            .map_or_else(|| home.join(default), PathBuf::from);
         std::fs::read_to_string(path).unwrap_or_default()
     };
     let credentials = file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
@@ -69,14 +71,18 @@ impl Profile {
 
     /// A setting that is not empty.
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
-        self.settings.get(key).map(String::as_str).filter(|value| !value.is_empty())
+        self.settings
+            .get(key)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 
     /// The profile's keys; `None` when it has none.
     pub(crate) fn keys(&self, origin: &Arc<str>) -> Result<Option<Keys>, OriginError> {
-        if let (Some(access_key), Some(secret_key)) =
-            (self.get("aws_access_key_id"), self.get("aws_secret_access_key"))
-        {
+        if let (Some(access_key), Some(secret_key)) = (
+            self.get("aws_access_key_id"),
+            self.get("aws_secret_access_key"),
+        ) {
             return Ok(Some(Keys {
                 access_key: access_key.to_owned(),
                 secret_key: secret_key.to_owned(),
@@ -90,7 +96,10 @@ impl Profile {
         if let Some(key) = self.settings.keys().find(unsupported) {
             return Err(OriginError::config(
                 origin.clone(),
-                format!("the profile {:?} uses {key}, which Weir does not support", self.name),
+                format!(
+                    "the profile {:?} uses {key}, which Weir does not support",
+                    self.name
+                ),
                 "export keys with `aws configure export-credentials --format env`",
             ));
         }
@@ -162,7 +171,10 @@ mod tests {
         assert_eq!(other.get("region"), Some("us-west-2"));
         assert_eq!(other.get("endpoint_url"), Some("http://h:1"));
         let keys = other.keys(&"s3://b".into()).unwrap().unwrap();
-        assert_eq!((keys.access_key, keys.secret_key, keys.token), ("C".into(), "D".into(), Some("E".into())));
+        assert_eq!(
+            (keys.access_key, keys.secret_key, keys.token),
+            ("C".into(), "D".into(), Some("E".into()))
+        );
         assert_eq!(profile("default").unwrap().get("region"), Some("eu-west-1"));
         assert!(profile("absent").is_none());
     }
@@ -171,16 +183,33 @@ mod tests {
     fn a_credential_process_is_run_and_single_sign_on_is_refused() {
         let origin = "s3://b".into();
         let keys = profile("tool").unwrap().keys(&origin).unwrap().unwrap();
-        assert_eq!((keys.access_key.as_str(), keys.secret_key.as_str()), ("F", "G"));
-        let error = profile("work").unwrap().keys(&origin).err().unwrap().to_string();
-        assert!(error.contains("work") && error.contains("sso_start_url"), "{error}");
+        assert_eq!(
+            (keys.access_key.as_str(), keys.secret_key.as_str()),
+            ("F", "G")
+        );
+        let error = profile("work")
+            .unwrap()
+            .keys(&origin)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("work") && error.contains("sso_start_url"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_profile_that_was_asked_for_must_exist() {
         let environment = Environment::of([("HOME", "/nonexistent")]);
-        assert!(load(&"s3://b".into(), None, &environment).unwrap().is_none());
-        let error = load(&"s3://b".into(), Some("gone"), &environment).err().unwrap();
+        assert!(
+            load(&"s3://b".into(), None, &environment)
+                .unwrap()
+                .is_none()
+        );
+        let error = load(&"s3://b".into(), Some("gone"), &environment)
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("\"gone\""), "{error}");
     }
 }

@@ -26,7 +26,9 @@ impl Refusal {
             code: String,
         }
         let status = response.status();
-        let small = response.content_length().is_some_and(|length| length <= MAX_DOCUMENT);
+        let small = response
+            .content_length()
+            .is_some_and(|length| length <= MAX_DOCUMENT);
         let body = if small {
             let read = tokio::time::timeout(DOCUMENT_DEADLINE, response.text());
             read.await.ok().and_then(Result::ok).unwrap_or_default()
@@ -41,7 +43,10 @@ impl Refusal {
     }
 
     pub(super) fn is_expired(&self) -> bool {
-        matches!(self.code.as_str(), "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired")
+        matches!(
+            self.code.as_str(),
+            "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired"
+        )
     }
 
     /// Whether the answer may have come from a region that does not hold the bucket.
@@ -56,7 +61,12 @@ impl Refusal {
     }
 
     /// The error of a request for `key`, or for the bucket itself.
-    pub(super) fn explain(self, origin: &Arc<str>, target: Arc<str>, key: Option<&str>) -> OriginError {
+    pub(super) fn explain(
+        self,
+        origin: &Arc<str>,
+        target: Arc<str>,
+        key: Option<&str>,
+    ) -> OriginError {
         let status = self.status.as_u16();
         let detail = match self.code.as_str() {
             "" => status.to_string(),
@@ -66,19 +76,26 @@ impl Refusal {
             return OriginError::CredentialsExpired { target, detail };
         }
         match (status, self.code.as_str(), key) {
-            (_, "NoSuchBucket", _) | (404, _, None) => OriginError::BucketMissing { origin: origin.clone() },
-            (404, "NoSuchKey" | "NoSuchVersion", Some(key)) | (410 | 412 | 416, _, Some(key)) => OriginError::Changed {
+            (_, "NoSuchBucket", _) | (404, _, None) => OriginError::BucketMissing {
                 origin: origin.clone(),
-                key: key.into(),
             },
+            (404, "NoSuchKey" | "NoSuchVersion", Some(key)) | (410 | 412 | 416, _, Some(key)) => {
+                OriginError::Changed {
+                    origin: origin.clone(),
+                    key: key.into(),
+                }
+            }
             (404, _, Some(key)) => OriginError::NotFound {
                 origin: origin.clone(),
                 key: key.into(),
             },
-            (429, ..) | (_, "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded", _) => {
+            (429, ..)
+            | (_, "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded", _) => {
                 OriginError::Throttled { target, detail }
             }
-            (408 | 500.., ..) | (_, "RequestTimeout", _) => OriginError::Unavailable { target, detail },
+            (408 | 500.., ..) | (_, "RequestTimeout", _) => {
+                OriginError::Unavailable { target, detail }
+            }
             (_, "RequestTimeTooSkewed", _) => OriginError::AccessDenied {
                 target,
                 detail,
@@ -109,7 +126,9 @@ mod tests {
                 status: StatusCode::from_u16(status).unwrap(),
                 code: code.to_owned(),
             };
-            refusal.explain(&"s3://b".into(), "s3://b/k".into(), key).kind()
+            refusal
+                .explain(&"s3://b".into(), "s3://b/k".into(), key)
+                .kind()
         };
         assert_eq!(kind(404, "NoSuchBucket", Some("k")), "bucket_missing");
         assert_eq!(kind(404, "", None), "bucket_missing");

@@ -49,7 +49,11 @@ impl std::fmt::Debug for Client {
 impl Client {
     pub(super) fn new(spec: &OriginSpec) -> Result<Self, OriginError> {
         let Place::S3 { bucket, .. } = spec.place()? else {
-            return Err(OriginError::config(spec.url.as_str(), "it is no bucket", "write s3://bucket/prefix"));
+            return Err(OriginError::config(
+                spec.url.as_str(),
+                "it is no bucket",
+                "write s3://bucket/prefix",
+            ));
         };
         let name: Arc<str> = format!("s3://{bucket}").into();
         // A second installation is refused, which is fine: the first is the same.
@@ -62,12 +66,26 @@ impl Client {
             .http1_only()
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|error| OriginError::config(name.clone(), root_cause(&error), "check the system's certificates"))?;
-        let region = spec.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
+            .map_err(|error| {
+                OriginError::config(
+                    name.clone(),
+                    root_cause(&error),
+                    "check the system's certificates",
+                )
+            })?;
+        let region = spec
+            .region
+            .clone()
+            .unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let credentials = if spec.anonymous {
             None
         } else {
-            Some(credentials(spec.profile.as_deref(), &region, bucket, &name)?)
+            Some(credentials(
+                spec.profile.as_deref(),
+                &region,
+                bucket,
+                &name,
+            )?)
         };
         Ok(Self {
             http,
@@ -122,7 +140,8 @@ impl Client {
             if refusal.is_expired() && !renewed && self.credentials.read().is_some() {
                 renewed = true;
                 let region = self.region.read().clone();
-                let fresh = credentials(self.profile.as_deref(), &region, &self.bucket, &self.name)?;
+                let fresh =
+                    credentials(self.profile.as_deref(), &region, &self.bucket, &self.name)?;
                 *self.credentials.write() = Some(fresh);
                 continue;
             }
@@ -170,7 +189,10 @@ impl Client {
         })
     }
 
-    async fn credential(&self, provider: &AwsCredentialProvider) -> Result<Arc<AwsCredential>, OriginError> {
+    async fn credential(
+        &self,
+        provider: &AwsCredentialProvider,
+    ) -> Result<Arc<AwsCredential>, OriginError> {
         let found = tokio::time::timeout(CREDENTIALS_DEADLINE, provider.get_credential()).await;
         match found {
             Ok(Ok(credential)) => Ok(credential),
@@ -205,7 +227,9 @@ fn base_url(spec: &OriginSpec, bucket: &str) -> Result<String, OriginError> {
     let url = spec.endpoint_url(endpoint)?;
     let endpoint = url.as_str().trim_end_matches('/');
     Ok(match endpoint.split_once("://") {
-        Some((scheme, rest)) if spec.addressing == Addressing::Virtual => format!("{scheme}://{bucket}.{rest}"),
+        Some((scheme, rest)) if spec.addressing == Addressing::Virtual => {
+            format!("{scheme}://{bucket}.{rest}")
+        }
         _ => format!("{endpoint}/{bucket}"),
     })
 }
@@ -226,14 +250,26 @@ fn credentials(
             token: token.map(str::to_owned),
         }))
     };
-    let variables = (environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY"));
+    let variables = (
+        environment.get("AWS_ACCESS_KEY_ID"),
+        environment.get("AWS_SECRET_ACCESS_KEY"),
+    );
     if let (None, (Some(key), Some(secret))) = (named, variables) {
         return Ok(fixed(key, secret, environment.get("AWS_SESSION_TOKEN")));
     }
     let profile = profile::load(origin, named, &environment)?;
-    let keys = profile.map(|profile| profile.keys(origin)).transpose()?.flatten();
+    let keys = profile
+        .map(|profile| profile.keys(origin))
+        .transpose()?
+        .flatten();
     match (keys, named) {
-        (Some(keys), _) => return Ok(fixed(&keys.access_key, &keys.secret_key, keys.token.as_deref())),
+        (Some(keys), _) => {
+            return Ok(fixed(
+                &keys.access_key,
+                &keys.secret_key,
+                keys.token.as_deref(),
+            ));
+        }
         (None, Some(name)) => {
             return Err(OriginError::config(
                 origin.clone(),
@@ -253,7 +289,13 @@ fn credentials(
         .with_region(region)
         .with_retry(impatient)
         .build()
-        .map_err(|error| OriginError::config(origin.clone(), error.to_string(), "check the AWS_* variables"))?;
+        .map_err(|error| {
+            OriginError::config(
+                origin.clone(),
+                error.to_string(),
+                "check the AWS_* variables",
+            )
+        })?;
     Ok(store.credentials().clone())
 }
 
@@ -308,7 +350,10 @@ mod tests {
     fn addresses_follow_endpoint_and_addressing() {
         let mut spec = OriginSpec::parse("s3://bucket").unwrap();
         let base = |spec: &OriginSpec, bucket| base_url(spec, bucket).unwrap();
-        assert_eq!(base(&spec, "bucket"), "https://bucket.s3.{region}.amazonaws.com");
+        assert_eq!(
+            base(&spec, "bucket"),
+            "https://bucket.s3.{region}.amazonaws.com"
+        );
         assert_eq!(base(&spec, "a.b"), "https://s3.{region}.amazonaws.com/a.b");
         spec.endpoint = Some("http://host:9000/".into());
         assert_eq!(base(&spec, "bucket"), "http://host:9000/bucket");

@@ -29,7 +29,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
 /// Serves clients on other machines until `stop`.
-pub async fn serve_tcp(worker: Arc<Worker>, map: Map, listener: TcpListener, stop: CancellationToken) {
+pub async fn serve_tcp(
+    worker: Arc<Worker>,
+    map: Map,
+    listener: TcpListener,
+    stop: CancellationToken,
+) {
     accept_loop(worker, map, stop, async || {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -39,7 +44,12 @@ pub async fn serve_tcp(worker: Arc<Worker>, map: Map, listener: TcpListener, sto
 }
 
 /// Serves clients on this machine until `stop`.
-pub async fn serve_local(worker: Arc<Worker>, map: Map, listener: UnixListener, stop: CancellationToken) {
+pub async fn serve_local(
+    worker: Arc<Worker>,
+    map: Map,
+    listener: UnixListener,
+    stop: CancellationToken,
+) {
     accept_loop(worker, map, stop, async || Ok(listener.accept().await?.0)).await;
 }
 
@@ -53,7 +63,11 @@ trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 }
 
 impl Connection for TcpStream {
-    async fn answer_descriptor(&mut self, _: &BlockReply, _: &(impl AsFd + Sync)) -> Option<io::Result<()>> {
+    async fn answer_descriptor(
+        &mut self,
+        _: &BlockReply,
+        _: &(impl AsFd + Sync),
+    ) -> Option<io::Result<()>> {
         None
     }
 }
@@ -166,9 +180,16 @@ async fn locate(
 }
 
 fn count(worker: &Worker, request: &BlockRequest, source: Source, bytes: u64) {
-    worker.metrics().dataset(&request.dataset).count(source, bytes);
+    worker
+        .metrics()
+        .dataset(&request.dataset)
+        .count(source, bytes);
     let labels = ResultLabel { result: "ok" };
-    worker.metrics().stream_requests.get_or_create(&labels).inc();
+    worker
+        .metrics()
+        .stream_requests
+        .get_or_create(&labels)
+        .inc();
 }
 
 /// The block and the range that a request means, if it makes sense.
@@ -190,7 +211,11 @@ fn parse(request: &BlockRequest) -> Option<(Block, std::ops::Range<u32>)> {
 async fn answer(worker: &Arc<Worker>, request: &BlockRequest) -> (BlockReply, Vec<Bytes>) {
     let failed = |status: BlockStatus, message: String| {
         let labels = ResultLabel { result: "error" };
-        worker.metrics().stream_requests.get_or_create(&labels).inc();
+        worker
+            .metrics()
+            .stream_requests
+            .get_or_create(&labels)
+            .inc();
         let reply = BlockReply {
             status: status.into(),
             message,
