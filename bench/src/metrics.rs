@@ -15,7 +15,7 @@ impl Scrape {
         let mut text = Vec::new();
         let mut buffer = vec![0; 64 << 10];
         Http::connect(url)?.get(&format!("/{path}"), &mut buffer, |piece| {
-            text.extend_from_slice(piece)
+            text.extend_from_slice(piece);
         })?;
         let text = String::from_utf8(text)?;
         let samples = text

@@ -13,7 +13,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// Longest wait for a call that only looks something up.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest wait for a call that lists an origin.
-pub(crate) const LISTING_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const LISTING_DEADLINE: Duration = Duration::from_hours(24);
 /// Longest message that is taken: a list of many datasets.
 const MAX_MESSAGE: usize = 64 << 20;
 /// The state of a mount names its master's address under this key.

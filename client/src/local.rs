@@ -61,14 +61,13 @@ impl LocalWorker {
             return Ok((reply, payload));
         };
         let range = request.offset..request.offset + request.length;
-        match self.read_file(place, descriptor, range).await {
-            Some(bytes) => Ok((reply, bytes)),
-            None => {
-                tracing::warn!(key = %request.key, block = request.block_index, "a cached block is damaged; it is fetched again");
-                request.report_damaged = true;
-                let (reply, payload, _) = self.exchange(&request).await?;
-                Ok((reply, payload))
-            }
+        if let Some(bytes) = self.read_file(place, descriptor, range).await {
+            Ok((reply, bytes))
+        } else {
+            tracing::warn!(key = %request.key, block = request.block_index, "a cached block is damaged; it is fetched again");
+            request.report_damaged = true;
+            let (reply, payload, _) = self.exchange(&request).await?;
+            Ok((reply, payload))
         }
     }
 

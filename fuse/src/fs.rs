@@ -27,7 +27,7 @@ use crate::errno::errno;
 use crate::metrics::{ErrorLabel, FuseMetrics};
 
 /// How long the kernel may keep names and attributes. They never change; a day bounds what a bug could do.
-const TTL: Duration = Duration::from_secs(24 * 3600);
+const TTL: Duration = Duration::from_hours(24);
 /// Requests that the kernel may have under way at once, readahead included.
 const MAX_BACKGROUND: u16 = 128;
 /// Size of a block as `stat` shows it: what a program should read at once.

@@ -325,7 +325,7 @@ impl Serving {
     pub fn wait(&self) -> Ended {
         loop {
             // The wait is for an event that may never come; it is cut up so that none is without a deadline.
-            if let Some(ended) = self.wait_until(Instant::now() + Duration::from_secs(3600)) {
+            if let Some(ended) = self.wait_until(Instant::now() + Duration::from_hours(1)) {
                 return ended;
             }
         }

@@ -84,7 +84,7 @@ pub fn start(request: StartRequest, deadline: Duration) -> Result<Started, Mount
         return ready(wait_for(&socket, &mountpoint, until, "taken over")?, true);
     }
     let (ours, theirs) = fdpass::pair()
-        .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error.into()))?;
+        .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error))?;
     ask(&ours, &mountpoint, &Assignment::Start(request))?;
     let mut command = Command::new(spawn::OWN_EXE);
     command

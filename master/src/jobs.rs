@@ -35,7 +35,7 @@ const WORKER_DEADLINE: Duration = Duration::from_secs(15);
 /// Longest wait for a connection, for the next report of a warming worker, and for an eviction.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
-const EVICT_DEADLINE: Duration = Duration::from_secs(120);
+const EVICT_DEADLINE: Duration = Duration::from_mins(2);
 /// Rounds in a row that may fail without any progress before the job does, and the wait between them.
 const MAX_FAILED_ROUNDS: u32 = 6;
 const ROUND_PAUSE: Duration = Duration::from_secs(2);

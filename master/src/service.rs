@@ -108,7 +108,7 @@ impl MasterApi for Service {
                 return None;
             }
             let data = rest.split_to(CHUNK.min(rest.len()));
-            Some((Ok(v1::ManifestChunk { data: data.into() }), rest))
+            Some((Ok(v1::ManifestChunk { data }), rest))
         });
         Ok(Response::new(chunks.boxed()))
     }

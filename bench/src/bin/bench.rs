@@ -227,7 +227,7 @@ fn page(args: &Args, tree: &Tree, runs: &[Run]) -> anyhow::Result<String> {
     writeln!(
         page,
         "\nPeak memory of the serving process: {:.0} MiB with a memory tier of {} (target: tier + 150 MiB).",
-        peak as f64 / 1048576.0,
+        peak as f64 / 1_048_576.0,
         args.mem
     )?;
     let reads = median(&runs.iter().map(|run| run.warm_reads).collect::<Vec<_>>());

@@ -153,9 +153,9 @@ fn footer(mount: &Mount) -> anyhow::Result<()> {
     let (_, supervisor) = memory(status.supervisor_pid);
     println!(
         "memory of the serving process: {:.0} MiB now, {:.0} MiB at most; of its supervisor: {:.1} MiB",
-        now as f64 / 1048576.0,
-        peak as f64 / 1048576.0,
-        supervisor as f64 / 1048576.0
+        now as f64 / 1_048_576.0,
+        peak as f64 / 1_048_576.0,
+        supervisor as f64 / 1_048_576.0
     );
     Ok(())
 }

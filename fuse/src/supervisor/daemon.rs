@@ -454,7 +454,7 @@ impl Daemon {
             match runtime::set_aside(&self.state.dir) {
                 Ok(dir) => self.state.dir = dir,
                 Err(error) => {
-                    tracing::warn!("the mount's runtime directory could not be moved: {error}")
+                    tracing::warn!("the mount's runtime directory could not be moved: {error}");
                 }
             }
             self.save();
@@ -493,7 +493,7 @@ impl Daemon {
                     answer(&client, &Outcome::Failed(error));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.clients.push(client)
+                    self.clients.push(client);
                 }
                 Ok(None) => {}
                 Err(error) => tracing::warn!("a command could not be understood: {error}"),

@@ -177,7 +177,7 @@ async fn a_file_that_was_replaced_cut_or_deleted_has_changed() {
                 .open(path)
                 .unwrap()
                 .set_len(3)
-                .unwrap()
+                .unwrap();
         }),
         ("deleted", |path| std::fs::remove_file(path).unwrap()),
         ("a directory", |path| {

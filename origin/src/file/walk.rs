@@ -127,10 +127,10 @@ impl Walk {
                 {
                     continue;
                 }
-                Err(error) => return Err(self.failed_at(&directory.path, &error)),
+                Err(error) => return Err(failed_at(&directory.path, &error)),
             };
             for entry in entries {
-                let entry = entry.map_err(|error| self.failed_at(&directory.path, &error))?;
+                let entry = entry.map_err(|error| failed_at(&directory.path, &error))?;
                 if let Some(found) = self.visit(&real_root, &directory, &entry)? {
                     pending.push(found);
                 }
@@ -156,7 +156,7 @@ impl Walk {
         let kind = match entry.file_type() {
             Ok(kind) => kind,
             Err(error) if gone(&error) => return Ok(None),
-            Err(error) => return Err(self.failed_at(&path, &error)),
+            Err(error) => return Err(failed_at(&path, &error)),
         };
         if kind.is_symlink() {
             match path.canonicalize() {
@@ -174,7 +174,7 @@ impl Walk {
         let stat = match statat(CWD, &path, AtFlags::empty()) {
             Ok(stat) => stat,
             Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(self.failed_at(&path, &errno.into())),
+            Err(errno) => return Err(failed_at(&path, &errno.into())),
         };
         if is_file(&stat) {
             if key.starts_with(&self.prefix) {
@@ -234,11 +234,11 @@ impl Walk {
             .blocking_send(Ok(page))
             .map_err(|_| Stopped::Unread)
     }
+}
 
-    fn failed_at(&self, path: &Path, error: &std::io::Error) -> Stopped {
-        let place: Arc<str> = format!("file://{}", path.display()).into();
-        Stopped::Failed(directory_error(&place, error))
-    }
+fn failed_at(path: &Path, error: &std::io::Error) -> Stopped {
+    let place: Arc<str> = format!("file://{}", path.display()).into();
+    Stopped::Failed(directory_error(&place, error))
 }
 
 /// Whether keys below the directory `key` can start with `prefix`.
