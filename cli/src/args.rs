@@ -63,7 +63,7 @@ pub(crate) struct OriginArgs {
     /// Profile of ~/.aws/config and ~/.aws/credentials
     #[arg(long, value_name = "NAME")]
     pub(crate) profile: Option<String>,
-    /// Where the bucket's name goes: `path` (http://host/bucket), `virtual` (http://bucket.host), or `auto`
+    /// Where the bucket's name goes: `path` (HOST/BUCKET), `virtual` (BUCKET.HOST), or `auto`
     #[arg(long, value_enum, default_value_t)]
     pub(crate) addressing: AddressingArg,
 }

@@ -1,0 +1,203 @@
+//! The scratch world of one test.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use weir_s3_server::{Config, S3Server};
+
+use crate::mount::Mount;
+
+/// The bucket that most tests use.
+pub const BUCKET: &str = "bucket";
+/// Longest time that any command may take.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+
+/// A directory, an S3 server, and an environment that knows nothing of the machine's own settings.
+pub struct Lab {
+    dir: TempDir,
+    /// The S3 server; open to everybody.
+    pub s3: S3Server,
+    binary: PathBuf,
+    env: Vec<(String, String)>,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The exit code; -1 when it was killed.
+    pub code: i32,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// The output of a command that must have worked.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
+        self.stdout
+    }
+
+    /// The message of a command that must have failed with `code`.
+    #[track_caller]
+    pub fn fails(self, code: i32) -> String {
+        assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
+        self.stderr
+    }
+}
+
+impl Lab {
+    /// A world with an empty bucket.
+    pub fn new() -> Self {
+        let s3 = S3Server::start(Config::default()).unwrap();
+        s3.edit(BUCKET, |_| ());
+        Self {
+            dir: tempfile::Builder::new().prefix("weir-").tempdir().unwrap(),
+            s3,
+            binary: built_binary(),
+            env: Vec::new(),
+        }
+    }
+
+    /// A path in the scratch directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Another `weir` binary for what comes next.
+    pub fn use_binary(&mut self, path: &Path) {
+        path.clone_into(&mut self.binary);
+    }
+
+    /// The binary under test.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// Sets a variable for all commands to come.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The URL of the bucket, or of a prefix in it.
+    pub fn url(&self, prefix: &str) -> String {
+        format!("s3://{BUCKET}/{prefix}")
+    }
+
+    /// Flags for mounts and datasets that read the lab's S3 server.
+    pub fn origin_flags(&self) -> [String; 3] {
+        [
+            "--endpoint".to_owned(),
+            self.s3.endpoint(),
+            "--anonymous".to_owned(),
+        ]
+    }
+
+    /// A command of the binary under test, with the lab's environment.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(args);
+        self.set_environment(&mut command);
+        command
+    }
+
+    /// Gives a command the lab's environment.
+    pub fn set_environment(&self, command: &mut Command) {
+        for (name, _) in std::env::vars()
+            .filter(|(name, _)| name.starts_with("AWS_") || name.starts_with("WEIR_"))
+        {
+            command.env_remove(name);
+        }
+        command
+            .env("HOME", self.dir.path())
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("WEIR_RUNTIME_DIR", self.path("run"))
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null());
+    }
+
+    /// Runs the binary and waits for its end.
+    #[track_caller]
+    pub fn weir<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
+        finish(self.command(args))
+    }
+
+    /// Mounts the lab's bucket (or a prefix) at `mnt`, with more flags.
+    #[track_caller]
+    pub fn mount(&self, prefix: &str, flags: &[&str]) -> Mount<'_> {
+        let origin = self.origin_flags();
+        let flags: Vec<&str> = origin
+            .iter()
+            .map(String::as_str)
+            .chain(flags.iter().copied())
+            .collect();
+        self.mount_at(&self.url(prefix), "mnt", &flags)
+    }
+
+    /// Mounts `source` at the scratch directory's `name`.
+    #[track_caller]
+    pub fn mount_at(&self, source: &str, name: &str, flags: &[&str]) -> Mount<'_> {
+        Mount::new(self, source, self.path(name), flags)
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Runs a command to its end; kills it when that takes too long.
+#[track_caller]
+pub(crate) fn finish(mut command: Command) -> Outcome {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let read = |pipe: Option<Box<dyn Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            pipe.map(|mut pipe| pipe.read_to_end(&mut text));
+            String::from_utf8_lossy(&text).into_owned()
+        })
+    };
+    let stdout = read(child.stdout.take().map(|pipe| Box::new(pipe) as _));
+    let stderr = read(child.stderr.take().map(|pipe| Box::new(pipe) as _));
+    let deadline = Instant::now() + COMMAND_DEADLINE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("{command:?} took longer than {COMMAND_DEADLINE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    Outcome {
+        code: status.code().unwrap_or(-1),
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
+    }
+}
+
+/// `target/debug/weir` beside the running test.
+fn built_binary() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().unwrap().parent().unwrap().join("weir");
+    assert!(
+        path.exists(),
+        "{} is missing: run `make test`, or `cargo build -p weir-cli` first",
+        path.display()
+    );
+    path
+}

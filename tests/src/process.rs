@@ -1,0 +1,135 @@
+//! Masters and workers as processes of their own.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use crate::wait_until;
+
+/// Longest wait for a process to come up.
+const START_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A process that runs until the test ends it.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+    http: u16,
+}
+
+impl Process {
+    /// Starts `command`, whose output goes to `log`, and waits until `/healthz` on `http` answers.
+    #[track_caller]
+    pub fn start(mut command: Command, log: PathBuf, http: u16) -> Self {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let mut process = Self {
+            child: command.spawn().unwrap(),
+            log,
+            http,
+        };
+        wait_until("/healthz answers", START_DEADLINE, || {
+            let ended = process.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{command:?} ended: {}", process.log());
+            TcpStream::connect(("127.0.0.1", http)).is_ok()
+        });
+        process
+    }
+
+    /// Kills it the hard way.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// What it has written.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Status and body of `/healthz`.
+    pub fn health(&self) -> (u16, String) {
+        get(&format!("http://127.0.0.1:{}/healthz", self.http))
+    }
+
+    /// All samples of its metrics.
+    pub fn metrics(&self) -> BTreeMap<String, f64> {
+        scrape(&format!("http://127.0.0.1:{}/metrics", self.http))
+    }
+
+    /// Sum of the samples of a metric whose labels contain `label`.
+    pub fn metric(&self, name: &str, label: &str) -> f64 {
+        sum(&self.metrics(), name, label)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}:\n{}", self.log.display(), self.log());
+        }
+        // It may have ended, or been killed by the test.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A TCP port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// GETs an `http://` URL.
+#[track_caller]
+pub fn get(url: &str) -> (u16, String) {
+    let (host, path) = url
+        .strip_prefix("http://")
+        .unwrap()
+        .split_once('/')
+        .unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
+    stream.set_read_timeout(Some(START_DEADLINE)).unwrap();
+    write!(stream, "GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (
+        head.split(' ').nth(1).unwrap().parse().unwrap(),
+        body.to_owned(),
+    )
+}
+
+#[track_caller]
+pub(crate) fn scrape(url: &str) -> BTreeMap<String, f64> {
+    let (status, text) = get(url);
+    assert_eq!(status, 200, "{text}");
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let (sample, value) = line.rsplit_once(' ').unwrap();
+            (sample.to_owned(), value.parse().unwrap())
+        })
+        .collect()
+}
+
+pub(crate) fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
+    samples
+        .iter()
+        .filter(|(sample, _)| {
+            let (sample, labels) = sample.split_once('{').unwrap_or((sample, ""));
+            sample == name && labels.contains(label)
+        })
+        .map(|(_, value)| value)
+        .sum()
+}

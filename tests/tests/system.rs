@@ -1,0 +1,48 @@
+//! Whole-system tests. `cargo test -p weir-tests -- NAME` runs some of them.
+//!
+//! They run one after the other: some measure time, and all of them share two cores with what they start.
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+mod system {
+    pub(crate) mod crash;
+    pub(crate) mod damage;
+    pub(crate) mod embedded;
+    pub(crate) mod faults;
+    pub(crate) mod keys;
+    pub(crate) mod reading;
+}
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// A test and its name.
+type Case = (&'static str, fn());
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    args.test_threads.get_or_insert(1);
+    let missing = weir_tests::fuse_missing();
+    if let Some(reason) = &missing {
+        eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
+    }
+    let suites: [(&str, &[Case]); 6] = [
+        ("embedded", system::embedded::CASES),
+        ("keys", system::keys::CASES),
+        ("reading", system::reading::CASES),
+        ("crash", system::crash::CASES),
+        ("faults", system::faults::CASES),
+        ("damage", system::damage::CASES),
+    ];
+    let trials = suites.into_iter().flat_map(|(suite, cases)| {
+        let skipped = missing.is_some();
+        cases.iter().map(move |(name, case)| {
+            Trial::test(format!("{suite}::{name}"), move || {
+                case();
+                Ok(())
+            })
+            .with_ignored_flag(skipped)
+        })
+    });
+    libtest_mimic::run(&args, trials.collect()).exit_code()
+}

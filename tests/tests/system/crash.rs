@@ -1,0 +1,257 @@
+//! Killing the processes behind a mount while it is read.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
+use weir_tests::{BUCKET, Lab, Mount, Readers, ReadersReport, content, wait_until};
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "killing_the_server_again_and_again_fails_no_read",
+        killing_the_server_again_and_again_fails_no_read,
+    ),
+    (
+        "killing_the_server_while_it_fills_fails_no_read",
+        killing_the_server_while_it_fills_fails_no_read,
+    ),
+    (
+        "a_server_that_hangs_is_replaced",
+        a_server_that_hangs_is_replaced,
+    ),
+    (
+        "killing_the_supervisor_fails_no_read",
+        killing_the_supervisor_fails_no_read,
+    ),
+    (
+        "a_newer_binary_takes_a_live_mount_over",
+        a_newer_binary_takes_a_live_mount_over,
+    ),
+    (
+        "an_ordinary_user_mounts_and_survives_a_crash",
+        an_ordinary_user_mounts_and_survives_a_crash,
+    ),
+];
+
+/// Longest read that a kill may cause.
+const LONGEST: Duration = Duration::from_millis(500);
+
+type Files = Arc<BTreeMap<String, Vec<u8>>>;
+
+fn fill(lab: &Lab) -> Files {
+    let files: BTreeMap<String, Vec<u8>> = (0..400)
+        .map(|n| {
+            (
+                format!("d{}/f{n}", n % 10),
+                content(n, 1000 + 700 * n as usize),
+            )
+        })
+        .collect();
+    lab.s3.edit(BUCKET, |bucket| {
+        for (key, content) in &files {
+            bucket.put(key.as_str(), content.clone());
+        }
+    });
+    Arc::new(files)
+}
+
+#[track_caller]
+fn check(report: &ReadersReport, least: usize) {
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.longest < LONGEST, "a read took {:?}", report.longest);
+    assert!(report.reads >= least, "only {} reads", report.reads);
+}
+
+/// Kills the server once it serves, `times` times in a row.
+fn kill_servers(mount: &Mount<'_>, times: usize) {
+    for _ in 0..times {
+        std::thread::sleep(Duration::from_millis(400));
+        let old = mount.kill_server();
+        wait_until("another server starts", Duration::from_secs(10), || {
+            let pid = mount.status()["server_pid"].as_i64();
+            pid.is_some_and(|pid| pid != i64::from(old.as_raw_nonzero().get()))
+        });
+    }
+}
+
+fn killing_the_server_again_and_again_fails_no_read() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &[]);
+    for name in files.keys() {
+        mount.read(name);
+    }
+    let readers = Readers::start(&mount.dir, &files, 4);
+    kill_servers(&mount, 10);
+    std::thread::sleep(Duration::from_millis(500));
+    check(&readers.finish(), 1000);
+}
+
+fn killing_the_server_while_it_fills_fails_no_read() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    let readers = Readers::start(&mount.dir, &files, 4);
+    kill_servers(&mount, 5);
+    std::thread::sleep(Duration::from_millis(500));
+    check(&readers.finish(), 100);
+    // Names and attributes survive too.
+    let listed = std::fs::read_dir(mount.path("d3")).unwrap().count();
+    assert_eq!(listed, 40);
+}
+
+fn a_server_that_hangs_is_replaced() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &[]);
+    let hanging = mount.server();
+    kill_process(hanging, Signal::STOP).unwrap();
+    let started = Instant::now();
+    let path = mount.path("d1/f1");
+    let read = std::thread::spawn(move || std::fs::read(path));
+    wait_until("the read is answered", Duration::from_secs(30), || {
+        read.is_finished()
+    });
+    assert!(read.join().unwrap().unwrap() == files["d1/f1"]);
+    assert_ne!(mount.server(), hanging, "after {:?}", started.elapsed());
+}
+
+fn killing_the_supervisor_fails_no_read() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &[]);
+    for name in files.keys() {
+        mount.read(name);
+    }
+    let readers = Readers::start(&mount.dir, &files, 2);
+    for _ in 0..2 {
+        let supervisor = mount.supervisor();
+        kill_process(supervisor, Signal::KILL).unwrap();
+        wait_until("another supervisor starts", Duration::from_secs(10), || {
+            mount.supervisor() != supervisor
+        });
+        // The new one keeps the mount alive as the old one did.
+        kill_servers(&mount, 1);
+    }
+    check(&readers.finish(), 100);
+    mount.unmount();
+}
+
+fn a_newer_binary_takes_a_live_mount_over() {
+    let mut lab = Lab::new();
+    let files = fill(&lab);
+    let newer = lab.path("weir-newer");
+    std::fs::copy(lab.binary(), &newer).unwrap();
+    let old = lab.binary().to_owned();
+    let readers;
+    {
+        let mount = lab.mount("", &[]);
+        for name in files.keys() {
+            mount.read(name);
+        }
+        readers = Readers::start(&mount.dir, &files, 4);
+        std::thread::sleep(Duration::from_millis(300));
+        std::mem::forget(mount); // the newer binary ends it
+    }
+    lab.use_binary(&newer);
+    let mount = lab.mount("", &[]);
+    for pid in [mount.server(), mount.supervisor()] {
+        wait_until("the newer binary runs", Duration::from_secs(10), || {
+            let exe = std::fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()))
+                .unwrap_or_default();
+            assert_ne!(exe, old, "the old binary still serves");
+            exe == newer || runs_image_of(pid, &newer)
+        });
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    check(&readers.finish(), 100);
+    mount.unmount();
+}
+
+/// Whether a process runs a copy of the file, which may have been put into memory.
+fn runs_image_of(pid: rustix::process::Pid, file: &std::path::Path) -> bool {
+    let running = std::fs::metadata(format!("/proc/{}/exe", pid.as_raw_nonzero()));
+    running.is_ok_and(|running| running.len() == std::fs::metadata(file).unwrap().len())
+}
+
+/// Gives everybody access to `/dev/fuse`, as Debian does, and takes it back.
+struct OpenFuse(Permissions);
+
+impl OpenFuse {
+    fn new() -> Self {
+        let before = std::fs::metadata("/dev/fuse").unwrap().permissions();
+        std::fs::set_permissions("/dev/fuse", Permissions::from_mode(0o666)).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for OpenFuse {
+    fn drop(&mut self) {
+        let _ = std::fs::set_permissions("/dev/fuse", self.0.clone());
+    }
+}
+
+fn an_ordinary_user_mounts_and_survives_a_crash() {
+    const NOBODY: u32 = 65534;
+    let mut lab = Lab::new();
+    let files = fill(&lab);
+    let _open = OpenFuse::new();
+    std::fs::set_permissions(lab.path(""), Permissions::from_mode(0o755)).unwrap();
+    let binary = lab.path("weir");
+    std::fs::copy(lab.binary(), &binary).unwrap();
+    lab.use_binary(&binary);
+    for dir in ["mnt", "cache", "run"] {
+        std::fs::create_dir(lab.path(dir)).unwrap();
+        chown(lab.path(dir), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let as_nobody = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .args(args);
+        lab.set_environment(&mut command);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {text}");
+        output.stdout
+    };
+    let weir = binary.to_str().unwrap();
+    let mnt = lab.path("mnt").to_str().unwrap().to_owned();
+    let (url, origin) = (lab.url(""), lab.origin_flags());
+    let mut args = vec![weir, "mount", &url, &mnt];
+    args.extend(origin.iter().map(String::as_str));
+    as_nobody(&args);
+    let unmount = Unmount(&as_nobody, [weir, "unmount", &mnt]);
+    let file = format!("{mnt}/d1/f1");
+    assert!(as_nobody(&["cat", &file]) == files["d1/f1"]);
+    for kill in 0..3 {
+        let status = as_nobody(&[weir, "status", "-o", "json"]);
+        let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+        let server = status["mounts"][0]["server_pid"].as_i64().unwrap() as i32;
+        kill_process(
+            rustix::process::Pid::from_raw(server).unwrap(),
+            Signal::KILL,
+        )
+        .unwrap();
+        let file = format!("{mnt}/d{kill}/f{}", 10 + kill);
+        assert!(as_nobody(&["cat", &file]) == files[&format!("d{kill}/f{}", 10 + kill)]);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    drop(unmount);
+    assert!(!weir_tests::is_mountpoint(&lab.path("mnt")));
+}
+
+/// Unmounts also when the test fails.
+struct Unmount<'a, F: Fn(&[&str]) -> Vec<u8>>(&'a F, [&'a str; 3]);
+
+impl<F: Fn(&[&str]) -> Vec<u8>> Drop for Unmount<'_, F> {
+    fn drop(&mut self) {
+        (self.0)(&self.1);
+    }
+}

@@ -1,0 +1,159 @@
+//! Every way to read a file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rand::Rng;
+use weir_tests::{BUCKET, Lab, Readers, content, drop_pages};
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("reads_of_every_kind_agree", reads_of_every_kind_agree),
+    (
+        "many_readers_of_one_file_share_its_fills",
+        many_readers_of_one_file_share_its_fills,
+    ),
+    (
+        "a_file_of_100_gib_is_read_anywhere",
+        a_file_of_100_gib_is_read_anywhere,
+    ),
+    (
+        "a_cache_that_is_too_small_still_serves_right_bytes",
+        a_cache_that_is_too_small_still_serves_right_bytes,
+    ),
+];
+
+fn reads_of_every_kind_agree() {
+    let lab = Lab::new();
+    let expected = content(1, (20 << 20) + 17);
+    lab.s3
+        .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
+    let mount = lab.mount("", &["--mem", "0"]);
+    let path = mount.path("file");
+    let mut random = rand::rng();
+    for round in 0..4 {
+        drop_pages([path.clone()]);
+        let mut file = File::open(&path).unwrap();
+        for _ in 0..100 {
+            let start = random.random_range(0..expected.len());
+            let length = random.random_range(1..300_000).min(expected.len() - start);
+            let mut bytes = vec![0; length];
+            match random.random_range(0..3) {
+                0 => file.read_exact_at(&mut bytes, start as u64).unwrap(),
+                1 => {
+                    file.seek(SeekFrom::Start(start as u64)).unwrap();
+                    file.read_exact(&mut bytes).unwrap();
+                }
+                _ => {
+                    rustix::fs::fadvise(&file, start as u64, None, rustix::fs::Advice::WillNeed)
+                        .unwrap();
+                    bytes = mapped(&file, start, length);
+                }
+            }
+            assert!(
+                bytes == expected[start..start + length],
+                "{start}+{length} in round {round}"
+            );
+        }
+        let mut behind = [0; 10];
+        assert_eq!(file.read_at(&mut behind, expected.len() as u64).unwrap(), 0);
+    }
+}
+
+/// Reads a part of a file through a mapping of the whole.
+#[allow(unsafe_code, reason = "a mapping cannot be made or read without")]
+fn mapped(file: &File, start: usize, length: usize) -> Vec<u8> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+    let whole = file.metadata().unwrap().len() as usize;
+    // SAFETY: a fresh mapping at an address that the kernel chooses, unmapped below after its last use; the file is
+    // read-only and never shrinks.
+    unsafe {
+        let address = mmap(
+            std::ptr::null_mut(),
+            whole,
+            ProtFlags::READ,
+            MapFlags::SHARED,
+            file,
+            0,
+        )
+        .unwrap();
+        let bytes = std::slice::from_raw_parts(address.cast::<u8>().add(start), length).to_vec();
+        munmap(address, whole).unwrap();
+        bytes
+    }
+}
+
+fn many_readers_of_one_file_share_its_fills() {
+    let lab = Lab::new();
+    let expected = Arc::new(content(2, 16 << 20));
+    lab.s3
+        .edit(BUCKET, |bucket| bucket.put("file", expected.to_vec()));
+    let mount = lab.mount("", &[]);
+    let threads: Vec<_> = (0..16)
+        .map(|_| {
+            let (path, expected) = (mount.path("file"), expected.clone());
+            std::thread::spawn(move || assert!(std::fs::read(path).unwrap() == *expected))
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(
+        lab.s3.stats().bytes(),
+        expected.len() as u64,
+        "a block was fetched twice"
+    );
+}
+
+fn a_file_of_100_gib_is_read_anywhere() {
+    const SIZE: u64 = 100 << 30;
+    let lab = Lab::new();
+    std::fs::create_dir(lab.path("source")).unwrap();
+    let source = File::create(lab.path("source/huge")).unwrap();
+    source.set_len(SIZE).unwrap();
+    let places = [0, 1 << 32, (1 << 36) - 3, SIZE - 8];
+    for place in places {
+        source.write_all_at(&place.to_le_bytes(), place).unwrap();
+    }
+    let ssd = format!("{}:256MiB", lab.path("ssd").display());
+    let url = format!("file://{}", lab.path("source").display());
+    let mount = lab.mount_at(&url, "mnt", &["--ssd", &ssd, "--mem", "64MiB"]);
+    let file = File::open(mount.path("huge")).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), SIZE);
+    for place in places {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, place).unwrap();
+        assert_eq!(u64::from_le_bytes(bytes), place);
+    }
+}
+
+fn a_cache_that_is_too_small_still_serves_right_bytes() {
+    let lab = Lab::new();
+    let files: BTreeMap<String, Vec<u8>> = (0..200)
+        .map(|n| (format!("d{}/f{n}", n % 7), content(n, 700_000)))
+        .collect();
+    lab.s3.edit(BUCKET, |bucket| {
+        for (key, content) in &files {
+            bucket.put(key.as_str(), content.clone());
+        }
+    });
+    // 140 MB of files, 64 MiB of cache.
+    let ssd = format!("{}:64MiB", lab.path("ssd").display());
+    let mount = lab.mount("", &["--ssd", &ssd, "--mem", "0"]);
+    let files = Arc::new(files);
+    let readers = Readers::start(&mount.dir, &files, 4);
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.reads > files.len(), "{} reads", report.reads);
+    let used = mount.metric("weir_worker_tier_used_bytes", "tier=\"ssd\"");
+    assert!(
+        used > 0.0 && used <= f64::from(64 << 20),
+        "{used} bytes on SSD"
+    );
+    assert!(mount.metric("weir_client_read_bytes_total", "source=\"ssd\"") > 0.0);
+}
