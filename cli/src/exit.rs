@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use tonic::Code;
+use weir_worker::snapshots::SnapshotError;
 
 /// Why a command failed, as a script can tell it apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,12 +40,64 @@ impl Failure {
         }
     }
 
+    /// The message for the user.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        self.reason as u8
+    }
+
     /// Prints the message and gives the code.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
             eprintln!("weir: {}", self.message);
         }
-        ExitCode::from(self.reason as u8)
+        ExitCode::from(self.code())
+    }
+}
+
+impl Reason {
+    /// The reason behind an exit code of another Weir process.
+    pub(crate) fn of_code(code: u8) -> Self {
+        let known = [
+            Self::Usage,
+            Self::NotFound,
+            Self::Unavailable,
+            Self::Denied,
+            Self::Conflict,
+        ];
+        let known = known.into_iter().find(|reason| *reason as u8 == code);
+        known.unwrap_or(Self::Other)
+    }
+
+    fn of_status(code: Code) -> Self {
+        match code {
+            Code::NotFound => Self::NotFound,
+            Code::Unavailable | Code::DeadlineExceeded => Self::Unavailable,
+            Code::PermissionDenied | Code::Unauthenticated => Self::Denied,
+            Code::AlreadyExists | Code::FailedPrecondition => Self::Conflict,
+            Code::InvalidArgument => Self::Usage,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl From<weir_master::MasterError> for Failure {
+    fn from(error: weir_master::MasterError) -> Self {
+        Self::from(tonic::Status::from(error))
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        let reason = match &error {
+            SnapshotError::Master { code, .. } => Reason::of_status(*code),
+            SnapshotError::Damaged { .. } => Reason::Other,
+        };
+        Self::new(reason, error)
     }
 }
 
@@ -62,14 +115,6 @@ impl From<std::io::Error> for Failure {
 
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
-        let reason = match status.code() {
-            Code::NotFound => Reason::NotFound,
-            Code::Unavailable | Code::DeadlineExceeded => Reason::Unavailable,
-            Code::PermissionDenied | Code::Unauthenticated => Reason::Denied,
-            Code::AlreadyExists | Code::FailedPrecondition => Reason::Conflict,
-            Code::InvalidArgument => Reason::Usage,
-            _ => Reason::Other,
-        };
-        Self::new(reason, status.message())
+        Self::new(Reason::of_status(status.code()), status.message())
     }
 }

@@ -24,6 +24,7 @@ use weir_fuse::handover::{Handover, ServeConfig};
 use weir_fuse::metrics::FuseMetrics;
 use weir_origin::{OriginMetrics, OriginSpec};
 
+use crate::exit::Failure;
 use crate::http::{self, Exposed};
 use crate::process::{SHUTDOWN_DEADLINE, init_logging, runtime};
 
@@ -108,19 +109,19 @@ pub(crate) fn run(config: &str) -> ExitCode {
     };
     let outcome = serde_json::from_str(config)
         .context("the mount's configuration is not readable")
+        .map_err(Failure::from)
         .and_then(|config| serve(&config, &mut handover));
     match outcome {
         Ok(code) => code,
-        Err(error) => {
-            let reason = format!("{error:#}");
-            tracing::error!("{reason}");
-            handover.fail(&reason);
+        Err(failure) => {
+            tracing::error!("{}", failure.message());
+            handover.fail(failure.message(), failure.code());
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(config: &MountConfig, handover: &mut Handover) -> anyhow::Result<ExitCode> {
+fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Failure> {
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("cannot make {}", config.state_dir.display()))?;
     let runtime = runtime()?;
@@ -157,7 +158,8 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> anyhow::Result<ExitCo
             threads: threads.clamp(MIN_THREADS, MAX_THREADS),
             ..ServeConfig::default()
         },
-    )?;
+    );
+    let serving = serving.map_err(anyhow::Error::from)?;
     serving.publish(
         crate::connect::STATE_DIR_KEY,
         &config.state_dir.to_string_lossy(),

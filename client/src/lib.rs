@@ -10,6 +10,7 @@ mod cluster;
 mod connection;
 mod local;
 mod reader;
+mod stale;
 
 pub mod map;
 pub mod metrics;
@@ -17,3 +18,4 @@ pub mod metrics;
 pub use cluster::{ClusterConfig, ClusterReader};
 pub use metrics::{ClientMetrics, ReadSource};
 pub use reader::{Backend, ReadError, Reader};
+pub use stale::StaleReads;

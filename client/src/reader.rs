@@ -10,6 +10,7 @@ use weir_worker::{DatasetReads, Worker};
 
 use crate::cluster::ClusterReader;
 use crate::metrics::{ClientMetrics, DatasetCounters, ReadSource};
+use crate::stale::StaleReads;
 
 /// Why bytes could not be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -49,6 +50,7 @@ pub struct Reader {
     manifest: Arc<Manifest>,
     backend: Backend,
     counters: DatasetCounters,
+    stale: Arc<StaleReads>,
     /// Counters of the worker in this process.
     worker_counters: Option<Arc<DatasetReads>>,
 }
@@ -105,8 +107,14 @@ impl Reader {
             counters: metrics.dataset(dataset.as_str()),
             manifest,
             backend,
+            stale: Arc::default(),
             worker_counters,
         }
+    }
+
+    /// Reads that found an object changed, to be reported to the master.
+    pub fn stale_reads(&self) -> &Arc<StaleReads> {
+        &self.stale
     }
 
     /// The snapshot that is read.
@@ -200,6 +208,7 @@ impl Reader {
         match error {
             BlockError::Changed(message) => {
                 self.counters.stale.inc();
+                self.stale.add(&path);
                 ReadError::Stale {
                     path,
                     snapshot: self.manifest.summary().snapshot.to_string(),

@@ -27,7 +27,7 @@ use fuser::{Filesystem, Notifier, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use crate::state::{EXIT_UNMOUNTED, FromServer, MountState};
+use crate::state::{EXIT_UNMOUNTED, FromServer, MountState, ServerFailure};
 use crate::{descriptor, fdpass};
 use link::Link;
 
@@ -148,9 +148,13 @@ impl Handover {
         &self.mountpoint
     }
 
-    /// Tells why this server cannot serve. If it is the first of the mount, `weir mount` fails with these words.
-    pub fn fail(&self, reason: &str) {
-        self.link.send(&FromServer::Failed(reason.to_owned()));
+    /// Tells why this server cannot serve. If it is the first of the mount, `weir mount` fails with these words and
+    /// this exit code.
+    pub fn fail(&self, reason: &str, code: u8) {
+        self.link.send(&FromServer::Failed(ServerFailure {
+            reason: reason.to_owned(),
+            code,
+        }));
     }
 
     /// Serves `fs` on the mount, on threads of its own.

@@ -117,6 +117,8 @@ pub enum MountError {
     Server {
         /// The server's own message, or how it ended.
         reason: String,
+        /// The exit code that it asked for.
+        code: u8,
     },
     /// The runtime directory cannot be used.
     #[error("cannot use the runtime directory {dir}: {reason}; WEIR_RUNTIME_DIR chooses another")]

@@ -105,7 +105,14 @@ pub(crate) enum FromServer {
         value: String,
     },
     /// This server cannot serve; it is about to exit.
-    Failed(String),
+    Failed(ServerFailure),
+}
+
+/// Why a server cannot serve.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ServerFailure {
+    pub(crate) reason: String,
+    pub(crate) code: u8,
 }
 
 /// Exit code of a server whose mount was unmounted.

@@ -212,7 +212,7 @@ impl Master {
         .await
     }
 
-    /// Counts a read that found an object changed.
+    /// Counts reads that found an object changed.
     pub(crate) fn report_stale(&self, report: &v1::ReportStaleRequest) -> Result<(), MasterError> {
         let name: DatasetName = report.dataset.parse()?;
         let mut datasets = self.datasets.lock();
@@ -235,11 +235,14 @@ impl Master {
                 "objects have changed since the snapshot was listed; `weir dataset refresh` lists them again"
             );
         }
-        snapshot.stale_reads += 1;
+        snapshot.stale_reads += report.count;
         let label = DatasetLabel {
             dataset: name.to_string(),
         };
-        self.metrics.stale_reads.get_or_create(&label).inc();
+        self.metrics
+            .stale_reads
+            .get_or_create(&label)
+            .inc_by(report.count);
         Ok(())
     }
 

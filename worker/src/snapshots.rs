@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
+use tonic::Code;
 use tonic::transport::Channel;
 use weir_core::{Manifest, SnapshotId};
 use weir_proto::v1;
@@ -28,6 +29,8 @@ pub enum SnapshotError {
         snapshot: String,
         /// What the master or the network said.
         message: String,
+        /// The kind of failure.
+        code: Code,
     },
     /// What came is not a whole manifest.
     #[error("snapshot {snapshot}: {error}; refresh the dataset with `weir dataset refresh`")]
@@ -49,28 +52,37 @@ pub async fn fetch_manifest(
         0 => dataset.to_owned(),
         version => format!("{dataset}@{version}"),
     };
-    let failed = |message: String| SnapshotError::Master {
+    let failed = |code: Code, message: String| SnapshotError::Master {
         snapshot: name.clone(),
         message,
+        code,
     };
     let request = v1::GetManifestRequest {
         dataset: dataset.to_owned(),
         version,
     };
-    let late = |_| failed(format!("no answer within {CHUNK_DEADLINE:?}"));
+    let late = |_| {
+        failed(
+            Code::DeadlineExceeded,
+            format!("no answer within {CHUNK_DEADLINE:?}"),
+        )
+    };
     let mut chunks = tokio::time::timeout(CHUNK_DEADLINE, master.get_manifest(request))
         .await
         .map_err(late)?
-        .map_err(|status| failed(status.message().to_owned()))?
+        .map_err(|status| failed(status.code(), status.message().to_owned()))?
         .into_inner();
     let mut bytes = BytesMut::new();
     while let Some(chunk) = tokio::time::timeout(CHUNK_DEADLINE, chunks.message())
         .await
         .map_err(late)?
-        .map_err(|status| failed(status.message().to_owned()))?
+        .map_err(|status| failed(status.code(), status.message().to_owned()))?
     {
         if bytes.len() + chunk.data.len() > MAX_MANIFEST {
-            return Err(failed(format!("it is longer than {MAX_MANIFEST} bytes")));
+            return Err(failed(
+                Code::OutOfRange,
+                format!("it is longer than {MAX_MANIFEST} bytes"),
+            ));
         }
         bytes.extend_from_slice(&chunk.data);
     }

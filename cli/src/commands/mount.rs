@@ -81,6 +81,7 @@ pub(crate) fn supervise() -> ExitCode {
 pub(crate) fn explain(error: &MountError) -> Failure {
     let reason = match error {
         MountError::NotMounted { .. } => Reason::NotFound,
+        MountError::Server { code, .. } => Reason::of_code(*code),
         MountError::Busy { .. } | MountError::OtherSource { .. } => Reason::Conflict,
         _ => Reason::Other,
     };

@@ -94,13 +94,15 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
-    let addresses = match &args.master.master {
-        Some(address) => vec![address.clone()],
-        None => connect::embedded_mounts()
+    let given = args.master.master.clone();
+    let embedded = || {
+        connect::embedded_mounts()
             .into_iter()
             .map(|(_, address)| address)
-            .collect(),
     };
+    let addresses: Vec<String> = given
+        .clone()
+        .map_or_else(|| embedded().collect(), |a| vec![a]);
     let mounts: Vec<MountView> = runtime::list()
         .into_iter()
         .map(|mount| MountView {
@@ -123,13 +125,20 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
     }
     let mut masters = Vec::new();
     for address in addresses {
-        let mut client = connect::master(Some(&address), None).await?;
-        let status = client
-            .get_status(request(v1::GetStatusRequest {}, CALL_DEADLINE))
-            .await?;
-        masters.push(master_view(address, status.into_inner()));
+        match status_of(&address).await {
+            Ok(status) => masters.push(master_view(address, status)),
+            Err(failure) if given.is_some() => return Err(failure),
+            // The mount's server is being started again; what is known without it is still worth showing.
+            Err(failure) => eprintln!("weir: {}", failure.message()),
+        }
     }
     Ok(StatusView { masters, mounts })
+}
+
+async fn status_of(address: &str) -> Result<v1::Status, Failure> {
+    let mut client = connect::master(Some(address), None).await?;
+    let call = request(v1::GetStatusRequest {}, CALL_DEADLINE);
+    Ok(client.get_status(call).await?.into_inner())
 }
 
 fn master_view(address: String, status: v1::Status) -> MasterView {

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use weir_worker::snapshots::fetch_manifest;
 
 use super::{Metrics, MountConfig, Prepared, Source};
 use crate::connect::{self, SNAPSHOT_KEY};
+use crate::exit::Failure;
 
 const MANIFEST_FILE: &str = "manifest";
 const MAP_FILE: &str = "cluster-map.json";
@@ -26,17 +27,17 @@ pub(super) async fn prepare(
     restarted: bool,
     metrics: &Metrics,
     stop: CancellationToken,
-) -> anyhow::Result<Prepared> {
+) -> Result<Prepared, Failure> {
     let Source::Cluster { master, dataset } = &config.source else {
         unreachable!("called for cluster mounts only");
     };
-    let mut client = connect::lazy(master).map_err(|failure| anyhow!("{failure:?}"))?;
+    let mut client = connect::lazy(master)?;
     let manifest_file = config.state_dir.join(MANIFEST_FILE);
     let map_file = config.state_dir.join(MAP_FILE);
     let manifest = if restarted {
         let bytes = std::fs::read(&manifest_file)
             .with_context(|| format!("cannot read {}", manifest_file.display()))?;
-        Manifest::from_bytes(Bytes::from(bytes))?
+        Manifest::from_bytes(Bytes::from(bytes)).map_err(anyhow::Error::from)?
     } else {
         let name = dataset.dataset.as_str();
         if config.refresh {
@@ -44,10 +45,7 @@ pub(super) async fn prepare(
                 name: name.to_owned(),
             };
             let refresh = connect::request(refresh, connect::LISTING_DEADLINE);
-            client
-                .refresh_dataset(refresh)
-                .await
-                .map_err(|status| anyhow!("{}", status.message()))?;
+            client.refresh_dataset(refresh).await?;
         }
         let manifest =
             fetch_manifest(&mut client, name, dataset.version.unwrap_or_default()).await?;
@@ -72,9 +70,15 @@ pub(super) async fn prepare(
     let snapshot = manifest.summary().snapshot.to_string();
     let backend = Backend::Cluster(Arc::new(cluster));
     let reader = Reader::new(Arc::new(manifest), backend, &metrics.client);
+    let (stale, snapshot_id) = (
+        reader.stale_reads().clone(),
+        reader.manifest().summary().snapshot.clone(),
+    );
+    let (reporter, reporting) = (client.clone(), stop.clone());
     let follow = weir_client::map::follow(client, map, hurry, metrics.client.clone(), stop.clone());
     let background = async move {
-        tokio::join!(follow, save_maps(map_seen, &map_file, stop));
+        let report = stale.report(snapshot_id, reporter, reporting);
+        tokio::join!(follow, report, save_maps(map_seen, &map_file, stop));
     };
     Ok(Prepared {
         reader,

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use weir_client::{Backend, Reader};
-use weir_core::{ClusterMap, DatasetRef, Manifest, WorkerInfo};
+use weir_client::{Backend, Reader, StaleReads};
+use weir_core::{ByteSize, ClusterMap, DatasetRef, Manifest, SnapshotId, WorkerInfo};
 use weir_master::{Master, MasterConfig, MasterMetrics};
 use weir_origin::{FetchPolicy, OriginSpec};
 use weir_proto::v1;
@@ -21,6 +21,7 @@ use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerMetrics};
 
 use super::{Metrics, MountConfig, Prepared, Source};
 use crate::connect::{CONTROL_KEY, SNAPSHOT_KEY};
+use crate::exit::Failure;
 use crate::process::SHUTDOWN_DEADLINE;
 
 /// Holds the number of the snapshot that is mounted.
@@ -33,7 +34,7 @@ pub(super) async fn prepare(
     restarted: bool,
     metrics: &mut Metrics,
     stop: CancellationToken,
-) -> anyhow::Result<Prepared> {
+) -> Result<Prepared, Failure> {
     let Source::Embedded {
         origin,
         dataset,
@@ -45,25 +46,7 @@ pub(super) async fn prepare(
     };
     let worker_metrics = WorkerMetrics::register(&mut metrics.registry);
     let master_metrics = MasterMetrics::register(&mut metrics.registry);
-    let worker = Worker::open(
-        WorkerConfig {
-            id: config.node.as_str().parse()?,
-            node: config.node.clone(),
-            memory: *memory,
-            ssd: ssd
-                .iter()
-                .map(|(dir, capacity)| SsdConfig {
-                    dir: dir.clone(),
-                    capacity: *capacity,
-                })
-                .collect(),
-            fill_budget: weir_worker::FILL_BUDGET,
-            origins_file: None,
-            fetch: FetchPolicy::default(),
-        },
-        worker_metrics,
-        metrics.origin.clone(),
-    )?;
+    let worker = open_worker(config, *memory, ssd, worker_metrics, metrics)?;
     worker.origins().add(origin.clone());
     let master_config = MasterConfig {
         dir: config.state_dir.join("master"),
@@ -92,6 +75,8 @@ pub(super) async fn prepare(
     let snapshot = manifest.summary().snapshot.to_string();
     let reader = Reader::new(manifest, Backend::Embedded(worker.clone()), &metrics.client);
     let background = run(Services {
+        stale: reader.stale_reads().clone(),
+        snapshot: reader.manifest().summary().snapshot.clone(),
         worker: worker.clone(),
         master,
         open_master: Box::pin(Master::open(
@@ -115,6 +100,35 @@ pub(super) async fn prepare(
     })
 }
 
+fn open_worker(
+    config: &MountConfig,
+    memory: ByteSize,
+    ssd: &[(PathBuf, ByteSize)],
+    worker_metrics: Arc<WorkerMetrics>,
+    metrics: &Metrics,
+) -> anyhow::Result<Arc<Worker>> {
+    let config = WorkerConfig {
+        id: config.node.as_str().parse()?,
+        node: config.node.clone(),
+        memory,
+        ssd: ssd
+            .iter()
+            .map(|(dir, capacity)| SsdConfig {
+                dir: dir.clone(),
+                capacity: *capacity,
+            })
+            .collect(),
+        fill_budget: weir_worker::FILL_BUDGET,
+        origins_file: None,
+        fetch: FetchPolicy::default(),
+    };
+    Ok(Worker::open(
+        config,
+        worker_metrics,
+        metrics.origin.clone(),
+    )?)
+}
+
 /// The manifest that the server before this one mounted.
 fn load_served(
     serving_file: &Path,
@@ -136,7 +150,7 @@ async fn choose_snapshot(
     dataset: &DatasetRef,
     origin: &OriginSpec,
     refresh: bool,
-) -> anyhow::Result<Arc<Manifest>> {
+) -> Result<Arc<Manifest>, Failure> {
     let name = dataset.dataset.to_string();
     let mount = v1::MountSpec {
         origin: Some(origin.clone().into()),
@@ -157,6 +171,8 @@ async fn choose_snapshot(
 }
 
 struct Services {
+    stale: Arc<StaleReads>,
+    snapshot: SnapshotId,
     worker: Arc<Worker>,
     master: Option<Arc<Master>>,
     open_master: OpenMaster,
@@ -172,6 +188,8 @@ type OpenMaster =
 /// Runs the master's and the worker's services until `stop`. Reads go on whatever becomes of them.
 async fn run(services: Services) {
     let Services {
+        stale,
+        snapshot,
         worker,
         master,
         open_master,
@@ -199,9 +217,10 @@ async fn run(services: Services) {
         let snapshots = Arc::new(Snapshots::new(client.clone()));
         let (map, _) = watch::channel(Arc::new(ClusterMap::default()));
         let (s, w) = (stop.clone(), worker.clone());
-        let (master_served, worker_served, ()) = tokio::join!(
+        let (master_served, worker_served, (), ()) = tokio::join!(
             weir_master::serve(master, listener, s.clone()),
             weir_worker::service::serve(w.clone(), snapshots.clone(), control, s.clone()),
+            stale.report(snapshot, client.clone(), s.clone()),
             weir_worker::heartbeat::run(w, info, client, snapshots, map, s),
         );
         master_served?;

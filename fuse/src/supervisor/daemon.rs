@@ -21,7 +21,7 @@ use crate::mount::{self, MountError, mountpoint, table};
 use crate::runtime::{self, MountInfo};
 use crate::signals::Signals;
 use crate::spawn;
-use crate::state::{Assignment, FromServer, InitExchange, MountState, Outcome};
+use crate::state::{Assignment, FromServer, InitExchange, MountState, Outcome, ServerFailure};
 
 /// Longest wait for the kernel's first request.
 const INIT_DEADLINE: Duration = Duration::from_secs(5);
@@ -386,14 +386,15 @@ impl Daemon {
             return;
         }
         if !self.state.was_ready {
-            let reason = server
-                .failure
-                .unwrap_or_else(|| format!("the server {how} before the mount was usable"));
-            self.give_up(MountError::Server { reason });
+            let how = format!("the server {how} before the mount was usable");
+            self.give_up(failed(server.failure, how));
             return;
         }
         if !stopped {
-            let why = server.failure.as_deref().unwrap_or("no reason given");
+            let why = server
+                .failure
+                .as_ref()
+                .map_or("no reason given", |failure| &failure.reason);
             tracing::warn!(
                 pid = server.pid,
                 "the server {how} ({why}); starting another one"
@@ -407,8 +408,8 @@ impl Daemon {
             );
             self.state.request = before;
             if let Audience::Requester(socket) = std::mem::replace(audience, Audience::Nobody) {
-                let reason = server.failure.unwrap_or(how);
-                answer(&socket, &Outcome::Failed(MountError::Server { reason }));
+                let error = failed(server.failure, how);
+                answer(&socket, &Outcome::Failed(error));
             }
         }
         self.start_later();
@@ -620,4 +621,13 @@ fn answer<T: serde::Serialize>(client: &OwnedFd, message: &T) {
     if let Err(error) = fdpass::send(client.as_fd(), message, &[]) {
         tracing::debug!("a command did not wait for its answer: {error}");
     }
+}
+
+/// What a server said when it ended, or else how it did.
+fn failed(said: Option<ServerFailure>, how: String) -> MountError {
+    let ServerFailure { reason, code } = said.unwrap_or(ServerFailure {
+        reason: how,
+        code: 1,
+    });
+    MountError::Server { reason, code }
 }

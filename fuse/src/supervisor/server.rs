@@ -12,7 +12,7 @@ use rustix::process::{
 
 use crate::fdpass::{self, Slot};
 use crate::spawn;
-use crate::state::{FromServer, MountState, ToServer};
+use crate::state::{FromServer, MountState, ServerFailure, ToServer};
 
 /// Between two questions whether the server is well.
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ pub(super) struct Server {
     pub(super) pid: u32,
     pub(super) ready: bool,
     /// Its own words on why it cannot serve.
-    pub(super) failure: Option<String>,
+    pub(super) failure: Option<ServerFailure>,
     line_ended: bool,
     last_pong: Instant,
     last_ping: Instant,
