@@ -49,7 +49,7 @@ pub(crate) enum Command {
 }
 
 /// Where the data of an origin is and how it is addressed.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Default)]
 pub(crate) struct OriginArgs {
     /// URL of an S3-compatible service, such as http://minio:9000
     #[arg(long, value_name = "URL")]

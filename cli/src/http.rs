@@ -20,8 +20,6 @@ pub(crate) struct Exposed {
     pub(crate) registry: Registry,
     /// Brings gauges up to date before a scrape.
     pub(crate) refresh: Box<dyn Fn() + Send + Sync>,
-    /// Why the process is not healthy, if it is not.
-    pub(crate) unhealthy: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
 /// Binds `address` and serves until `stop`. Gives the address that was bound.
@@ -35,9 +33,9 @@ pub(crate) async fn serve(
     })?;
     let bound = listener.local_addr()?;
     let exposed = Arc::new(exposed);
-    let metrics = {
+    let metrics = move || {
         let exposed = exposed.clone();
-        move || async move {
+        async move {
             (exposed.refresh)();
             let mut text = String::new();
             match prometheus_client::encoding::text::encode(&mut text, &exposed.registry) {
@@ -48,15 +46,9 @@ pub(crate) async fn serve(
             }
         }
     };
-    let health = move || async move {
-        match (exposed.unhealthy)() {
-            None => (StatusCode::OK, "ok\n".to_owned()),
-            Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-        }
-    };
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(health));
+        .route("/healthz", get(|| async { "ok\n" }));
     tokio::spawn(async move {
         let server = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
         if let Err(error) = server.await {

@@ -171,7 +171,6 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let exposed = Exposed {
         registry: metrics.registry,
         refresh: prepared.refresh,
-        unhealthy: Box::new(|| None),
     };
     // The mount works without its metrics, so a taken port is not the end of it.
     match runtime.block_on(http::serve(config.http, exposed, stop.clone())) {

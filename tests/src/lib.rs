@@ -3,12 +3,14 @@
 //! Everything that a test starts is ended by its guard, by process id, also when the test fails.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
+mod cluster;
 mod data;
 mod lab;
 mod mount;
 mod process;
 mod readers;
 
+pub use cluster::Cluster;
 pub use data::{content, write_tree};
 pub use lab::{BUCKET, Lab, Outcome};
 pub use mount::{Mount, is_mountpoint};

@@ -54,14 +54,19 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// URL of a path that it serves.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}/{path}", self.http)
+    }
+
     /// Status and body of `/healthz`.
     pub fn health(&self) -> (u16, String) {
-        get(&format!("http://127.0.0.1:{}/healthz", self.http))
+        get(&self.url("healthz"))
     }
 
     /// All samples of its metrics.
     pub fn metrics(&self) -> BTreeMap<String, f64> {
-        scrape(&format!("http://127.0.0.1:{}/metrics", self.http))
+        scrape(&self.url("metrics"))
     }
 
     /// Sum of the samples of a metric whose labels contain `label`.

@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod system {
+    pub(crate) mod cluster;
     pub(crate) mod crash;
     pub(crate) mod damage;
     pub(crate) mod embedded;
     pub(crate) mod faults;
     pub(crate) mod keys;
+    pub(crate) mod metrics;
     pub(crate) mod reading;
 }
 
@@ -26,13 +28,15 @@ fn main() -> ExitCode {
     if let Some(reason) = &missing {
         eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
     }
-    let suites: [(&str, &[Case]); 6] = [
+    let suites: [(&str, &[Case]); 8] = [
         ("embedded", system::embedded::CASES),
         ("keys", system::keys::CASES),
         ("reading", system::reading::CASES),
         ("crash", system::crash::CASES),
         ("faults", system::faults::CASES),
         ("damage", system::damage::CASES),
+        ("cluster", system::cluster::CASES),
+        ("metrics", system::metrics::CASES),
     ];
     let trials = suites.into_iter().flat_map(|(suite, cases)| {
         let skipped = missing.is_some();

@@ -22,6 +22,8 @@ use crate::worker::{Source, Worker};
 
 /// Time between two heartbeats.
 pub const INTERVAL: Duration = Duration::from_secs(2);
+/// Least time between two heartbeats when an origin is wanted.
+const HURRY: Duration = Duration::from_millis(50);
 /// Longest wait for the master's answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// An inventory is taken again at most this often, and at most for a twentieth of the time.
@@ -74,10 +76,17 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(INTERVAL) => {}
+            () = wanted(&beat.worker) => {}
         }
     }
     // The master finds out by itself if it does not hear this.
     let _ = beat.send(true).await;
+}
+
+/// Ends when an origin is wanted that the master may know, but not at once: others may come to want it too.
+async fn wanted(worker: &Worker) {
+    tokio::time::sleep(HURRY).await;
+    worker.origins().wanted().await;
 }
 
 struct Heartbeat {

@@ -7,16 +7,27 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 use weir_core::OriginId;
 use weir_origin::{Origin, OriginError, OriginSpec};
+
+/// Longest wait for the master to name an origin that a block request names, and how long it stays unknown after.
+const LEARN_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Known origins, opened at first use.
 #[derive(Debug)]
 pub struct Origins {
     table: RwLock<HashMap<OriginId, (OriginSpec, Option<Arc<dyn Origin>>)>>,
     file: Option<PathBuf>,
+    /// Somebody waits for an origin that is not in the table: the master should be asked now.
+    wanted: Notify,
+    /// The master was asked.
+    learned: Notify,
+    /// Origins that the master did not name either, and until when that counts.
+    unknown: Mutex<HashMap<OriginId, Instant>>,
 }
 
 impl Origins {
@@ -25,6 +36,9 @@ impl Origins {
         let origins = Self {
             table: RwLock::default(),
             file,
+            wanted: Notify::new(),
+            learned: Notify::new(),
+            unknown: Mutex::default(),
         };
         let saved = origins.file.as_ref().and_then(|f| std::fs::read(f).ok());
         if let Some(specs) = saved.and_then(|json| serde_json::from_slice(&json).ok()) {
@@ -44,6 +58,44 @@ impl Origins {
                 std::fs::write(&temporary, json).and_then(|()| std::fs::rename(&temporary, file));
             if let Err(error) = written {
                 tracing::warn!(%error, file = %file.display(), "the list of origins could not be saved");
+            }
+        }
+        self.learned.notify_waiters();
+    }
+
+    /// Ends when somebody waits for an origin that is not in the table.
+    pub(crate) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// As [`get`](Self::get), but a dataset may be so new that the master's next answer names its origin: waits for
+    /// that a moment.
+    pub(crate) async fn get_or_learn(
+        &self,
+        id: OriginId,
+    ) -> Option<Result<Arc<dyn Origin>, OriginError>> {
+        let until = Instant::now() + LEARN_DEADLINE;
+        loop {
+            let mut learned = std::pin::pin!(self.learned.notified());
+            learned.as_mut().enable(); // before the look, so that nothing is missed
+            if let Some(found) = self.get(id).await {
+                return Some(found);
+            }
+            {
+                let mut unknown = self.unknown.lock();
+                unknown.retain(|_, until| *until > Instant::now());
+                if unknown.contains_key(&id) {
+                    return None;
+                }
+            }
+            self.wanted.notify_one();
+            if tokio::time::timeout_at(until.into(), learned)
+                .await
+                .is_err()
+            {
+                let mut unknown = self.unknown.lock();
+                unknown.insert(id, Instant::now() + LEARN_DEADLINE);
+                return None;
             }
         }
     }

@@ -90,9 +90,6 @@ impl Source {
 /// Why a block could not be read.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
-    /// No dataset of this worker names the origin.
-    #[error("origin {0} is not known to this worker; the master tells it within a few seconds")]
-    UnknownOrigin(weir_core::OriginId),
     /// The origin could not give the bytes.
     #[error(transparent)]
     Origin(#[from] OriginError),
@@ -349,13 +346,13 @@ impl Worker {
                 return Ok(None);
             }
         }
-        let interrupted = || OriginError::interrupted(&block.object.key);
-        let permit = self.budget.clone().acquire_many_owned(units).await;
-        let permit = permit.map_err(|_| interrupted())?;
-        let origin = match self.origins.get(block.origin).await {
+        let origin = match self.origins.get_or_learn(block.origin).await {
             None => return Err(OriginError::unknown(block.origin)),
             Some(opened) => opened?,
         };
+        let interrupted = || OriginError::interrupted(&block.object.key);
+        let permit = self.budget.clone().acquire_many_owned(units).await;
+        let permit = permit.map_err(|_| interrupted())?;
         let mut stream = std::pin::pin!(weir_origin::fetch(
             origin,
             block.object.clone(),

@@ -79,7 +79,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
             } => {
                 let mounts = mounts
                     .iter()
-                    .map(|m| mount_spec(m, &origin))
+                    .map(|m| mount_spec(m, &origin, mounts.len() > 1))
                     .collect::<Result<_, _>>()?;
                 let mut client = connect::master(master.master.as_deref(), None).await?;
                 let create = v1::CreateDatasetRequest {
@@ -138,7 +138,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
 }
 
 /// Reads `URL` or `URL:PATH`. A colon belongs to the path when what follows has no slash before it but the scheme's.
-fn mount_spec(text: &str, origin: &OriginArgs) -> Result<v1::MountSpec, Failure> {
+fn mount_spec(text: &str, origin: &OriginArgs, others: bool) -> Result<v1::MountSpec, Failure> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(Failure::new(
             Reason::Usage,
@@ -148,8 +148,15 @@ fn mount_spec(text: &str, origin: &OriginArgs) -> Result<v1::MountSpec, Failure>
         ));
     };
     let (location, path) = rest.rsplit_once(':').unwrap_or((rest, ""));
+    let none = OriginArgs::default();
+    // The flags are for the buckets among several mounts.
+    let flags = if scheme == "file" && others {
+        &none
+    } else {
+        origin
+    };
     Ok(v1::MountSpec {
-        origin: Some(origin_spec(&format!("{scheme}://{location}"), origin)?.into()),
+        origin: Some(origin_spec(&format!("{scheme}://{location}"), flags)?.into()),
         path: path.trim_matches('/').to_owned(),
     })
 }

@@ -40,7 +40,6 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
     let exposed = Exposed {
         registry,
         refresh: Box::new(|| {}),
-        unhealthy: Box::new(|| None),
     };
     let http = http::serve(args.http, exposed, stop.clone()).await?;
     let control = listener.local_addr()?;

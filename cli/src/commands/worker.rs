@@ -86,7 +86,6 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
             let worker = worker.clone();
             move || worker.update_gauges()
         }),
-        unhealthy: Box::new(|| None),
     };
     let http = http::serve(args.http, exposed, stop.clone()).await?;
     tracing::info!(worker = %info.id, data = %info.data_address, control = %info.control_address, %http, "worker started");

@@ -251,7 +251,7 @@ async fn answer(worker: &Arc<Worker>, request: &BlockRequest) -> (BlockReply, Ve
         }
         Err(error) => {
             let status = match &error {
-                ReadError::UnknownOrigin(_) => BlockStatus::UnknownOrigin,
+                ReadError::Origin(OriginError::Unknown { .. }) => BlockStatus::UnknownOrigin,
                 ReadError::Origin(OriginError::Changed { .. }) => BlockStatus::Changed,
                 ReadError::Origin(_) => BlockStatus::OriginError,
                 ReadError::ShuttingDown => BlockStatus::Unavailable,

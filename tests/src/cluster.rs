@@ -1,0 +1,159 @@
+//! A master and workers as processes of their own.
+
+use crate::lab::{Lab, Outcome};
+use crate::process::{Process, free_port};
+
+/// A cluster on loopback. Every worker is on a node of its own: `node-0`, `node-1`…
+pub struct Cluster<'a> {
+    lab: &'a Lab,
+    /// The master; `None` while the test has it down.
+    pub master: Option<Process>,
+    /// The workers; `None` those that are down.
+    pub workers: Vec<Option<Process>>,
+    ports: Vec<Ports>,
+    master_ports: Ports,
+}
+
+#[derive(Clone, Copy)]
+struct Ports {
+    data: u16,
+    control: u16,
+    http: u16,
+}
+
+impl Ports {
+    fn free() -> Self {
+        Self {
+            data: free_port(),
+            control: free_port(),
+            http: free_port(),
+        }
+    }
+}
+
+impl<'a> Cluster<'a> {
+    /// Starts a master and `workers` workers, and waits until all are in the cluster map.
+    #[track_caller]
+    pub fn start(lab: &'a Lab, workers: usize) -> Self {
+        let mut cluster = Self {
+            lab,
+            master: None,
+            workers: (0..workers).map(|_| None).collect(),
+            ports: (0..workers).map(|_| Ports::free()).collect(),
+            master_ports: Ports::free(),
+        };
+        cluster.start_master();
+        for number in 0..workers {
+            cluster.start_worker(number);
+        }
+        cluster.wait_for_workers(workers);
+        cluster
+    }
+
+    /// The master's address.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.master_ports.control)
+    }
+
+    /// Starts the master, again with what it had stored.
+    #[track_caller]
+    pub fn start_master(&mut self) {
+        let dir = self.lab.path("master");
+        let (listen, http) = (
+            self.address(),
+            format!("127.0.0.1:{}", self.master_ports.http),
+        );
+        let args = [
+            "master",
+            "--dir",
+            dir.to_str().unwrap(),
+            "--listen",
+            &listen,
+            "--http",
+            &http,
+        ];
+        let command = self.lab.command(args);
+        self.master = Some(Process::start(
+            command,
+            self.lab.path("master.log"),
+            self.master_ports.http,
+        ));
+    }
+
+    /// Starts a worker, again with what it had cached.
+    #[track_caller]
+    pub fn start_worker(&mut self, number: usize) {
+        let ports = self.ports[number];
+        let name = format!("node-{number}");
+        let dir = self.lab.path(&name);
+        let address = |port| format!("127.0.0.1:{port}");
+        let ssd = format!("{}:256MiB", dir.join("ssd").display());
+        let (listen, control, http) = (
+            address(ports.data),
+            address(ports.control),
+            address(ports.http),
+        );
+        let command = self.lab.command([
+            "worker",
+            "--master",
+            &self.address(),
+            "--dir",
+            dir.to_str().unwrap(),
+            "--node",
+            &name,
+            "--mem",
+            "16MiB",
+            "--ssd",
+            &ssd,
+            "--listen",
+            &listen,
+            "--control",
+            &control,
+            "--http",
+            &http,
+        ]);
+        let log = self.lab.path(&format!("{name}.log"));
+        self.workers[number] = Some(Process::start(command, log, ports.http));
+    }
+
+    /// A running worker.
+    pub fn worker(&self, number: usize) -> &Process {
+        self.workers[number].as_ref().unwrap()
+    }
+
+    /// Runs a command with `--master`.
+    #[track_caller]
+    pub fn weir(&self, args: &[&str]) -> Outcome {
+        let address = self.address();
+        self.lab
+            .weir(args.iter().copied().chain(["--master", &address]))
+    }
+
+    /// The only master of `weir status -o json`.
+    #[track_caller]
+    pub fn status(&self) -> serde_json::Value {
+        let status = self.weir(&["status", "-o", "json"]).ok();
+        let mut status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["masters"][0].take()
+    }
+
+    /// Waits until the map has exactly so many workers.
+    #[track_caller]
+    pub fn wait_for_workers(&self, count: usize) {
+        crate::wait_until(
+            &format!("{count} workers"),
+            std::time::Duration::from_secs(20),
+            || self.status()["workers"].as_array().unwrap().len() == count,
+        );
+    }
+
+    /// Makes a dataset of the lab's bucket.
+    #[track_caller]
+    pub fn create_dataset(&self, name: &str) {
+        let url = self.lab.url("");
+        let origin = self.lab.origin_flags();
+        let mut args = vec!["dataset", "create", name, &url];
+        args.extend(origin.iter().map(String::as_str));
+        self.weir(&args).ok();
+    }
+}

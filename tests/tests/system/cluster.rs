@@ -1,0 +1,325 @@
+//! Master, workers and mounts as separate processes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use weir_s3_server::{Fault, Rule};
+use weir_tests::{BUCKET, Cluster, Lab, Mount, Readers, content, wait_until};
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "a_dataset_is_warmed_mounted_and_read_from_all_workers",
+        a_dataset_is_warmed_mounted_and_read_from_all_workers,
+    ),
+    (
+        "a_mount_on_a_workers_node_takes_the_local_way",
+        a_mount_on_a_workers_node_takes_the_local_way,
+    ),
+    (
+        "no_read_fails_when_workers_and_the_master_die",
+        no_read_fails_when_workers_and_the_master_die,
+    ),
+    (
+        "a_warm_job_is_stopped_and_resumed",
+        a_warm_job_is_stopped_and_resumed,
+    ),
+    (
+        "datasets_are_listed_refreshed_evicted_and_deleted",
+        datasets_are_listed_refreshed_evicted_and_deleted,
+    ),
+    (
+        "one_dataset_joins_several_origins",
+        one_dataset_joins_several_origins,
+    ),
+];
+
+type Files = Arc<BTreeMap<String, Vec<u8>>>;
+
+fn fill(lab: &Lab) -> Files {
+    let mut files: BTreeMap<String, Vec<u8>> = (0..120)
+        .map(|n| (format!("d{}/f{n}", n % 6), content(n, 100_000)))
+        .collect();
+    files.insert("large".to_owned(), content(1000, (13 << 20) + 1));
+    lab.s3.edit(BUCKET, |bucket| {
+        for (key, content) in &files {
+            bucket.put(key.as_str(), content.clone());
+        }
+    });
+    Arc::new(files)
+}
+
+fn total(files: &Files) -> u64 {
+    files.values().map(|content| content.len() as u64).sum()
+}
+
+fn mount<'a>(lab: &'a Lab, cluster: &Cluster<'_>, node: &str) -> Mount<'a> {
+    lab.mount_at(
+        "set",
+        "mnt",
+        &["--master", &cluster.address(), "--node", node],
+    )
+}
+
+#[track_caller]
+fn check_all(mount: &Mount<'_>, files: &Files) {
+    for (name, content) in files.iter() {
+        assert!(mount.read(name) == *content, "{name}");
+    }
+}
+
+fn a_dataset_is_warmed_mounted_and_read_from_all_workers() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = Cluster::start(&lab, 2);
+    cluster.create_dataset("set");
+    let warmed = cluster.weir(&["warm", "set", "--wait", "-o", "json"]).ok();
+    let warmed: Value = serde_json::from_str(&warmed).unwrap();
+    assert_eq!(warmed["state"], "done");
+    assert_eq!(warmed["done_bytes"], total(&files));
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+    wait_until(
+        "the status knows what is cached",
+        Duration::from_secs(15),
+        || {
+            let dataset = cluster.status()["datasets"][0].take();
+            dataset["cached_bytes"] == total(&files) && dataset["cached_ratio"] == 1.0
+        },
+    );
+    let gets = lab.s3.stats().gets();
+    let mount = mount(&lab, &cluster, "elsewhere");
+    check_all(&mount, &files);
+    assert_eq!(
+        lab.s3.stats().gets(),
+        gets,
+        "a warm dataset was fetched again"
+    );
+    let remote = mount.metric("weir_client_read_bytes_total", "source=\"remote\"");
+    assert!(
+        remote as u64 >= total(&files),
+        "{remote} bytes came from workers"
+    );
+    // Rendezvous hashing spreads the blocks: neither has fewer than a quarter.
+    for number in 0..2 {
+        let blocks = cluster
+            .worker(number)
+            .metric("weir_worker_tier_blocks", "tier=\"ssd\"");
+        assert!(blocks > 30.0, "worker {number} holds {blocks} blocks");
+        let read = cluster
+            .worker(number)
+            .metric("weir_worker_read_bytes_total", "dataset=\"set\"");
+        assert!(read > 0.0);
+    }
+    let status = cluster.weir(&["status"]).ok();
+    for text in ["node-0", "node-1", "set", "100.0%"] {
+        assert!(status.contains(text), "{text}: {status}");
+    }
+}
+
+fn a_mount_on_a_workers_node_takes_the_local_way() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = Cluster::start(&lab, 1);
+    cluster.create_dataset("set");
+    let mount = mount(&lab, &cluster, "node-0");
+    for _ in 0..2 {
+        check_all(&mount, &files);
+        weir_tests::drop_pages(files.keys().map(|name| mount.path(name)));
+    }
+    let bytes = |source: &str| {
+        mount.metric(
+            "weir_client_read_bytes_total",
+            &format!("source=\"{source}\""),
+        )
+    };
+    assert!(
+        bytes("remote").abs() < 0.5,
+        "{} bytes went over TCP",
+        bytes("remote")
+    );
+    assert!(bytes("memory") + bytes("ssd") >= total(&files) as f64);
+    assert!(bytes("origin") > 0.0);
+}
+
+fn no_read_fails_when_workers_and_the_master_die() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mut cluster = Cluster::start(&lab, 2);
+    cluster.create_dataset("set");
+    let mount = mount(&lab, &cluster, "elsewhere");
+    check_all(&mount, &files);
+    let readers = Readers::start(&mount.dir, &files, 3);
+    let pause = || std::thread::sleep(Duration::from_millis(700));
+    pause();
+    cluster.workers[0].take().unwrap().kill();
+    pause();
+    cluster.master.take().unwrap().kill();
+    pause();
+    mount.kill_server(); // starts again without a master
+    pause();
+    cluster.start_master();
+    cluster.start_worker(0);
+    cluster.wait_for_workers(2);
+    cluster.workers[1].take().unwrap().kill();
+    pause();
+    cluster.workers[0].take().unwrap().kill();
+    pause();
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.reads > 100, "only {} reads", report.reads);
+    assert!(
+        report.longest < Duration::from_secs(5),
+        "a read took {:?}",
+        report.longest
+    );
+    // Without any worker the client reads the origin itself.
+    assert!(mount.metric("weir_client_read_bytes_total", "source=\"origin\"") > 0.0);
+    assert!(mount.metric("weir_client_failovers_total", "") > 0.5);
+}
+
+fn a_warm_job_is_stopped_and_resumed() {
+    let lab = Lab::new();
+    let count = 2000;
+    lab.s3.edit(BUCKET, |bucket| {
+        for number in 0..count {
+            bucket.put(format!("f{number}"), content(number, 10_000));
+        }
+    });
+    let total = count * 10_000;
+    let cluster = Cluster::start(&lab, 1);
+    cluster.create_dataset("set");
+    lab.s3
+        .faults()
+        .set([Rule::new(Fault::Stall(Duration::from_millis(300)))]);
+    let address = cluster.address();
+    let mut command = lab.command(["warm", "set", "--wait", "--master", &address]);
+    command
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null());
+    let child = command.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(
+        text.contains(" of ") && text.contains("files") && text.contains("ETA"),
+        "no progress: {text}"
+    );
+    lab.s3.faults().clear();
+    // What was on its way when the job was stopped still arrives.
+    std::thread::sleep(Duration::from_millis(500));
+    let fetched = lab.s3.stats().bytes();
+    assert!(
+        fetched > 0 && fetched < total,
+        "{fetched} bytes before the interruption"
+    );
+    cluster.weir(&["warm", "set", "--wait"]).ok();
+    assert_eq!(lab.s3.stats().bytes(), total, "the job began anew");
+}
+
+fn datasets_are_listed_refreshed_evicted_and_deleted() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = Cluster::start(&lab, 2);
+    cluster.create_dataset("set");
+    let json = |args: &[&str]| -> Value {
+        let args: Vec<&str> = args.iter().copied().chain(["-o", "json"]).collect();
+        serde_json::from_str(&cluster.weir(&args).ok()).unwrap()
+    };
+    let datasets = json(&["dataset", "list"]);
+    assert_eq!(datasets[0]["name"], "set");
+    assert_eq!(datasets[0]["snapshots"][0]["files"], files.len());
+    assert!(
+        cluster
+            .weir(&["dataset", "list"])
+            .ok()
+            .contains("s3://bucket")
+    );
+    // Made again as it is: no change. As something else: a conflict.
+    cluster.create_dataset("set");
+    let other = ["dataset", "create", "set", "file:///tmp"];
+    assert!(cluster.weir(&other).fails(6).contains("set"));
+    assert!(
+        cluster
+            .weir(&["dataset", "get", "nothing"])
+            .fails(3)
+            .contains("nothing")
+    );
+    assert!(
+        cluster
+            .weir(&["warm", "set", "no/such/path", "--wait"])
+            .fails(3)
+            .contains("no/such/path")
+    );
+
+    let part: usize = files
+        .iter()
+        .filter(|(name, _)| name.starts_with("d1/"))
+        .map(|(_, content)| content.len())
+        .sum();
+    assert_eq!(json(&["warm", "set", "d1", "--wait"])["done_bytes"], part);
+    assert_eq!(lab.s3.stats().bytes(), part as u64);
+    json(&["warm", "set", "--wait"]);
+    cluster.weir(&["evict", "set", "d1"]).ok();
+    let before = lab.s3.stats().bytes();
+    json(&["warm", "set", "--wait"]);
+    assert_eq!(
+        lab.s3.stats().bytes() - before,
+        part as u64,
+        "evicted bytes are fetched again, others are not"
+    );
+
+    assert!(
+        cluster
+            .weir(&["dataset", "refresh", "set"])
+            .ok()
+            .contains("nothing changed")
+    );
+    lab.s3.edit(BUCKET, |bucket| bucket.put("new", "new"));
+    let refreshed = json(&["dataset", "refresh", "set"]);
+    assert_eq!(
+        refreshed["snapshots"].as_array().unwrap().last().unwrap()["version"],
+        2
+    );
+    let before = lab.s3.stats().bytes();
+    json(&["warm", "set", "--wait"]);
+    assert_eq!(
+        lab.s3.stats().bytes() - before,
+        3,
+        "unchanged objects share their blocks over snapshots"
+    );
+
+    cluster.weir(&["dataset", "delete", "set"]).ok();
+    assert_eq!(json(&["dataset", "list"]), Value::Array(Vec::new()));
+    wait_until(
+        "the deleted dataset's blocks are dropped",
+        Duration::from_secs(20),
+        || (0..2).all(|number| cluster.worker(number).metric("weir_worker_tier_blocks", "") < 0.5),
+    );
+}
+
+fn one_dataset_joins_several_origins() {
+    let lab = Lab::new();
+    lab.s3.edit(BUCKET, |bucket| {
+        bucket.put("images/a.jpg", "a");
+        bucket.put("other", "other");
+    });
+    std::fs::create_dir(lab.path("labels")).unwrap();
+    std::fs::write(lab.path("labels/a.txt"), "label").unwrap();
+    let cluster = Cluster::start(&lab, 1);
+    let images = format!("{}:train/images", lab.url("images/"));
+    let labels = format!("file://{}:train/labels", lab.path("labels").display());
+    let origin = lab.origin_flags();
+    let mut args = vec!["dataset", "create", "set", &images, &labels];
+    args.extend(origin.iter().map(String::as_str));
+    cluster.weir(&args).ok();
+    let mount = mount(&lab, &cluster, "elsewhere");
+    assert_eq!(mount.read("train/images/a.jpg"), b"a");
+    assert_eq!(mount.read("train/labels/a.txt"), b"label");
+    assert!(!mount.path("other").exists());
+}
