@@ -25,6 +25,15 @@ pub(crate) struct ReasonLabel {
     pub(crate) reason: &'static str,
 }
 
+/// Every reason why a read goes on to another worker or the origin.
+const FAILOVER_REASONS: [&str; 5] = [
+    "unreachable",
+    "left",
+    "unavailable",
+    "unknown_origin",
+    "protocol",
+];
+
 /// Where a client got bytes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReadSource {
@@ -83,6 +92,12 @@ impl ClientMetrics {
             failovers: Family::default(),
             map_epoch: Gauge::default(),
         };
+        for reason in FAILOVER_REASONS {
+            metrics
+                .failovers
+                .get_or_create(&ReasonLabel { reason })
+                .inc_by(0);
+        }
         let r = registry.sub_registry_with_prefix("weir_client");
         r.register(
             "block_reads",

@@ -51,6 +51,12 @@ impl FuseMetrics {
             errors: Family::default(),
             entries: Gauge::default(),
         };
+        for error in ["EIO", "ESTALE"] {
+            metrics
+                .errors
+                .get_or_create(&ErrorLabel { error })
+                .inc_by(0);
+        }
         let r = registry.sub_registry_with_prefix("weir_fuse");
         r.register("requests", "Requests of the kernel, by operation", requests);
         r.register_with_unit(

@@ -53,6 +53,14 @@ impl MasterMetrics {
             listing: Some(listing.clone()),
             ..Self::default()
         };
+        for kind in ["warm", "evict"] {
+            for result in ["done", "cancelled", "failed"] {
+                metrics
+                    .jobs
+                    .get_or_create(&JobLabels { kind, result })
+                    .inc_by(0);
+            }
+        }
         let r = registry.sub_registry_with_prefix("weir_master");
         r.register("datasets", "Datasets", metrics.datasets.clone());
         r.register(
@@ -106,6 +114,7 @@ impl MasterMetrics {
         let label = DatasetLabel {
             dataset: dataset.to_owned(),
         };
+        self.stale_reads.get_or_create(&label).inc_by(0);
         self.files.get_or_create(&label).set(snapshot.files as i64);
         self.bytes.get_or_create(&label).set(snapshot.bytes as i64);
         for reason in LeftOut::ALL.map(LeftOut::label) {

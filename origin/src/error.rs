@@ -146,6 +146,27 @@ pub enum OriginError {
 }
 
 impl OriginError {
+    /// Every value of [`kind`](Self::kind).
+    pub(crate) const KINDS: [&'static str; 14] = [
+        "config",
+        "access_denied",
+        "credentials_expired",
+        "bucket_missing",
+        "not_found",
+        "changed",
+        "corrupt",
+        "throttled",
+        "unavailable",
+        "timeout",
+        "unsupported",
+        "out_of_range",
+        "interrupted",
+        "unknown",
+    ];
+    /// Kinds of errors that may pass.
+    pub(crate) const RETRYABLE_KINDS: [&'static str; 4] =
+        ["corrupt", "throttled", "unavailable", "timeout"];
+
     /// The error of a read that a shutdown cut short.
     pub fn interrupted(key: &str) -> Self {
         Self::Interrupted { key: key.into() }
@@ -238,5 +259,14 @@ mod tests {
                 .to_string()
                 .ends_with("(given up after 3 failed requests in 30.0s)")
         );
+    }
+
+    #[test]
+    fn kinds_are_listed_and_those_that_pass_among_them() {
+        let error = OriginError::interrupted("k");
+        assert!(OriginError::KINDS.contains(&error.kind()));
+        for kind in OriginError::RETRYABLE_KINDS {
+            assert!(OriginError::KINDS.contains(&kind), "{kind}");
+        }
     }
 }

@@ -79,6 +79,32 @@ impl OriginMetrics {
             }),
             errors: Family::default(),
         };
+        // A counter that appears only with its first event hides that event from rate().
+        for kind in OriginError::KINDS {
+            metrics.errors.get_or_create(&KindLabel { kind }).inc_by(0);
+        }
+        for reason in OriginError::RETRYABLE_KINDS {
+            metrics
+                .retries
+                .get_or_create(&ReasonLabel { reason })
+                .inc_by(0);
+        }
+        for won in ["true", "false"] {
+            metrics.hedges.get_or_create(&WonLabel { won }).inc_by(0);
+        }
+        for operation in [Operation::List, Operation::Get].map(|operation| operation.label()) {
+            let _ = metrics
+                .duration
+                .get_or_create(&OperationLabel { operation });
+            for origin in ["s3", "file"] {
+                let labels = RequestLabels {
+                    origin,
+                    operation,
+                    result: "ok",
+                };
+                metrics.requests.get_or_create(&labels).inc_by(0);
+            }
+        }
         let r = registry.sub_registry_with_prefix("weir_origin");
         r.register(
             "requests",

@@ -123,6 +123,16 @@ impl WorkerMetrics {
             stream_requests: Family::default(),
             stream_connections: Gauge::default(),
         };
+        for result in ["ok", "error"] {
+            metrics
+                .fills
+                .get_or_create(&ResultLabel { result })
+                .inc_by(0);
+            metrics
+                .stream_requests
+                .get_or_create(&ResultLabel { result })
+                .inc_by(0);
+        }
         let r = registry.sub_registry_with_prefix("weir_worker");
         r.register(
             "block_reads",

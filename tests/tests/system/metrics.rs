@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
-use weir_tests::{BUCKET, Cluster, Lab, get};
+use weir_tests::{BUCKET, Cluster, Lab, get, wait_until};
 
 use crate::Case;
 
@@ -75,6 +76,9 @@ fn the_page_lists_what_is_served() {
     let mount = lab.mount("", &[]);
     mount.read("a");
     let url = mount.status()["metrics"].as_str().unwrap().to_owned();
+    wait_until("the first inventory", Duration::from_secs(10), || {
+        mount.metric("weir_worker_cached_bytes", "") > 0.5
+    });
     compare(
         "an embedded mount",
         &served(&url),
@@ -95,7 +99,13 @@ fn the_page_lists_what_is_served() {
         &served(&master.url("metrics")),
         &["Master", "Origins"],
     );
+    mount.read("a");
     let worker = cluster.worker(0);
+    wait_until(
+        "the worker's first inventory",
+        Duration::from_secs(10),
+        || worker.metric("weir_worker_cached_bytes", "") > 0.5,
+    );
     compare(
         "a worker",
         &served(&worker.url("metrics")),
