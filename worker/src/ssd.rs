@@ -25,6 +25,8 @@ const QUEUE_BLOCKS: usize = 4096;
 /// Most blocks and bytes that go to the device in one write.
 const BATCH_BLOCKS: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
+/// A batch of fewer blocks waits for more of them.
+const SMALL_BATCH: usize = 64;
 /// How long a first block waits for others to be written with. Few large writes cost less than many small ones, and
 /// the thread is not woken for each block; a crash loses at most this much more.
 const LINGER: Duration = Duration::from_millis(2);
@@ -198,14 +200,10 @@ impl SsdTier {
 fn write_loop(store: &SegmentStore, mut writes: mpsc::Receiver<Write>) {
     while let Some(first) = writes.blocking_recv() {
         let mut batch = vec![first];
-        let mut bytes = batch[0].data.len();
-        if bytes < BATCH_BYTES / 2 {
+        gather(&mut writes, &mut batch);
+        if batch.len() < SMALL_BATCH && bytes_of(&batch) < BATCH_BYTES / 2 {
             std::thread::sleep(LINGER);
-        }
-        while batch.len() < BATCH_BLOCKS && bytes < BATCH_BYTES {
-            let Ok(next) = writes.try_recv() else { break };
-            bytes += next.data.len();
-            batch.push(next);
+            gather(&mut writes, &mut batch);
         }
         let blocks: Vec<(BlockKey, Bytes)> =
             batch.iter().map(|w| (w.key, w.data.clone())).collect();
@@ -223,4 +221,18 @@ fn write_loop(store: &SegmentStore, mut writes: mpsc::Receiver<Write>) {
             }
         }
     }
+}
+
+/// Adds what is queued to a batch, up to the batch's limits.
+fn gather(writes: &mut mpsc::Receiver<Write>, batch: &mut Vec<Write>) {
+    let mut bytes = bytes_of(batch);
+    while batch.len() < BATCH_BLOCKS && bytes < BATCH_BYTES {
+        let Ok(next) = writes.try_recv() else { return };
+        bytes += next.data.len();
+        batch.push(next);
+    }
+}
+
+fn bytes_of(batch: &[Write]) -> usize {
+    batch.iter().map(|write| write.data.len()).sum()
 }
