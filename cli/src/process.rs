@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weir_core::{ByteSize, NodeName};
@@ -25,11 +26,24 @@ pub(crate) fn init_logging() {
 
 /// The runtime of a serving process.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    raise_descriptor_limit();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("weir")
         .build()
         .context("cannot start the runtime")
+}
+
+/// Allows as many open files as an ordinary process may have: a large cache has thousands of segment files.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// A token that SIGTERM or SIGINT cancels.

@@ -25,6 +25,8 @@ const QUEUE_BLOCKS: usize = 4096;
 /// Most blocks and bytes that go to the device in one write.
 const BATCH_BLOCKS: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
+/// Segments of one device that are compacted in one go, so that its writer waits for a moment only.
+const COMPACTIONS: usize = 2;
 /// A batch of fewer blocks waits for more of them.
 const SMALL_BATCH: usize = 64;
 /// How long a first block waits for others to be written with. Few large writes cost less than many small ones, and
@@ -166,6 +168,24 @@ impl SsdTier {
                     dir = %device.path.display(), dropped,
                     "cache files were changed by somebody else; their blocks are fetched again when read"
                 );
+            }
+        }
+    }
+
+    /// Gives back the space of dropped blocks that lie among live ones. Blocks on the disk, for a bounded time.
+    pub(crate) fn compact(&self) {
+        for device in &self.devices {
+            for _ in 0..COMPACTIONS {
+                match device.store.compact() {
+                    Ok(0) => break,
+                    Ok(freed) => {
+                        tracing::debug!(dir = %device.path.display(), freed, "compacted a segment");
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "a cache segment could not be compacted");
+                        break;
+                    }
+                }
             }
         }
     }

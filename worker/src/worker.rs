@@ -412,7 +412,11 @@ impl Worker {
             }
             let ssd = self.ssd.clone();
             // A panic in the check would be logged by tokio; the next round tries again.
-            let _ = tokio::task::spawn_blocking(move || ssd.check_files()).await;
+            let upkeep = move || {
+                ssd.check_files();
+                ssd.compact();
+            };
+            let _ = tokio::task::spawn_blocking(upkeep).await;
             self.update_gauges();
         }
     }

@@ -1,12 +1,12 @@
 //! The main job from end to end: real files in a real S3 server, mounted, read in two shuffled epochs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use weir_bench::data::{Tree, dependency_sources};
 use weir_bench::metrics::Scrape;
 use weir_bench::readers::{Pass, compare_files, get_objects, read_files};
-use weir_bench::rig::{Mount, S3};
+use weir_bench::rig::{Mount, S3, drop_kernel_caches};
 use weir_bench::stats::{machine, memory};
 
 const BUCKET: &str = "demo";
@@ -28,13 +28,12 @@ struct Args {
     dir: PathBuf,
 }
 
-/// Waits for the mount's manifest and reads everything twice.
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let scratch = std::path::absolute(&args.dir)?;
-    let _ = std::fs::remove_dir_all(scratch.join("cache")); // the first epoch starts cold
-    std::fs::create_dir_all(&scratch)?;
     let (mountpoint, cache) = (scratch.join("mnt"), scratch.join("cache"));
+    let _ = std::fs::remove_dir_all(&cache); // the first epoch starts cold
+    std::fs::create_dir_all(&scratch)?;
     if args.url.is_empty() {
         own_data(&args, &scratch.join("source"), &mountpoint, &cache)
     } else {
@@ -47,21 +46,14 @@ fn main() -> anyhow::Result<()> {
             tree.bytes as f64 / 1e6
         );
         header();
-        for epoch in 1..=2 {
-            let pass = read_files(&mountpoint, &tree.files, epoch, args.threads)?;
-            row(&format!("Weir, epoch {epoch}"), &pass);
-        }
+        epochs(&mount, &tree, args.threads)?;
         footer(&mount)?;
         mount.end()
     }
 }
 
-fn own_data(
-    args: &Args,
-    source: &std::path::Path,
-    mountpoint: &std::path::Path,
-    cache: &std::path::Path,
-) -> anyhow::Result<()> {
+/// The dependency sources of this project, with what they can be compared with.
+fn own_data(args: &Args, source: &Path, mountpoint: &Path, cache: &Path) -> anyhow::Result<()> {
     let tree = dependency_sources(source, args.files)?;
     let server = S3::start(BUCKET, source)?;
     println!(
@@ -72,20 +64,19 @@ fn own_data(
         machine()
     );
     header();
-    let native = read_files(source, &tree.files, 1, args.threads)?;
-    row("native file system", &native);
-    let raw = get_objects(&server.endpoint, BUCKET, &tree.files, 2, args.threads)?;
-    row("raw S3 client", &raw);
+    // The second time it is as warm as it gets.
+    read_files(source, &tree.files, 1, args.threads)?;
+    let native = read_files(source, &tree.files, 2, args.threads)?;
+    row("native file system", &native, None);
+    let raw = get_objects(&server.endpoint, BUCKET, &tree.files, 3, args.threads)?;
+    row("raw S3 client", &raw, None);
     let mount = Mount::new(
         &format!("s3://{BUCKET}"),
         mountpoint,
         cache,
         &["--endpoint", &server.endpoint, "--anonymous"],
     )?;
-    let first = read_files(mountpoint, &tree.files, 3, args.threads)?;
-    row("Weir, epoch 1", &first);
-    let second = read_files(mountpoint, &tree.files, 4, args.threads)?;
-    row("Weir, epoch 2", &second);
+    let [first, second] = epochs(&mount, &tree, args.threads)?;
     let verified = compare_files(mountpoint, source, &tree.files, 5, args.threads)?;
     anyhow::ensure!(
         verified.bytes == tree.bytes,
@@ -106,53 +97,94 @@ fn own_data(
     mount.end()
 }
 
+/// Bytes that a mount gave to the kernel, by where they came from.
+#[derive(Clone, Copy)]
+struct Sources {
+    memory: f64,
+    ssd: f64,
+    origin: f64,
+}
+
+impl Sources {
+    fn now(mount: &Mount) -> anyhow::Result<Self> {
+        let scrape = Scrape::fetch(&mount.status()?.metrics)?;
+        let bytes = |source: &str| {
+            let label = format!("source=\"{source}\"");
+            scrape.sum("weir_client_read_bytes_total", &label)
+        };
+        Ok(Self {
+            memory: bytes("memory"),
+            ssd: bytes("ssd"),
+            origin: bytes("origin"),
+        })
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            memory: self.memory - before.memory,
+            ssd: self.ssd - before.ssd,
+            origin: self.origin - before.origin,
+        }
+    }
+}
+
+/// Two shuffled epochs; a third one without the kernel's caches, where they may be dropped.
+fn epochs(mount: &Mount, tree: &Tree, threads: usize) -> anyhow::Result<[Pass; 2]> {
+    let epoch = |name: &str, seed: u64| -> anyhow::Result<Pass> {
+        let before = Sources::now(mount)?;
+        let pass = read_files(&mount.dir, &tree.files, seed, threads)?;
+        row(name, &pass, Some(Sources::now(mount)?.since(before)));
+        Ok(pass)
+    };
+    let first = epoch("Weir, epoch 1", 11)?;
+    let second = epoch("Weir, epoch 2", 12)?;
+    if drop_kernel_caches() {
+        epoch("Weir, caches dropped", 13)?;
+    }
+    Ok([first, second])
+}
+
 fn header() {
     println!(
-        "\n{:<20} {:>10} {:>10} {:>9}",
-        "", "files/s", "MB/s", "seconds"
+        "\n{:<21} {:>9} {:>8} {:>8}   {:>9} {:>9} {:>9} {:>9} {:>7}",
+        "", "files/s", "MB/s", "seconds", "kernel MB", "memory MB", "SSD MB", "origin MB", "hits"
     );
 }
 
-fn row(name: &str, pass: &Pass) {
-    println!(
-        "{name:<20} {:>10.0} {:>10.1} {:>9.2}",
+/// One line of the table. What did not come from Weir came from the kernel's page cache.
+fn row(name: &str, pass: &Pass, sources: Option<Sources>) {
+    print!(
+        "{name:<21} {:>9.0} {:>8.1} {:>8.2}",
         pass.files_per_second(),
         pass.megabytes_per_second(),
         pass.seconds
     );
+    if let Some(Sources {
+        memory,
+        ssd,
+        origin,
+    }) = sources
+    {
+        let all = pass.bytes as f64;
+        let kernel = (all - memory - ssd - origin).max(0.0);
+        print!(
+            "   {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>6.1}%",
+            kernel / 1e6,
+            memory / 1e6,
+            ssd / 1e6,
+            origin / 1e6,
+            100.0 * (1.0 - origin / all.max(1.0))
+        );
+    }
+    println!();
 }
 
 fn footer(mount: &Mount) -> anyhow::Result<()> {
     let status = mount.status()?;
-    let scrape = Scrape::fetch(&status.metrics)?;
-    let bytes = |source: &str| {
-        scrape.sum(
-            "weir_client_read_bytes_total",
-            &format!("source=\"{source}\""),
-        )
-    };
-    let (from_memory, from_ssd, from_origin) = (bytes("memory"), bytes("ssd"), bytes("origin"));
-    println!(
-        "bytes that the kernel asked Weir for, by source: memory {:.1} MB, SSD {:.1} MB, origin {:.1} MB (what its page cache held never reached Weir)",
-        from_memory / 1e6,
-        from_ssd / 1e6,
-        from_origin / 1e6
-    );
-    let fetched = scrape.sum("weir_worker_fill_bytes_total", "");
-    let read = scrape.sum("weir_fuse_read_bytes_total", "");
-    println!(
-        "bytes fetched from the origin: {:.1} MB in all; cache hit ratio of the bytes asked for: {:.1}%",
-        fetched / 1e6,
-        if read > 0.0 {
-            100.0 * (from_memory + from_ssd) / read
-        } else {
-            100.0
-        }
-    );
     let (peak, now) = memory(status.server_pid);
     let (_, supervisor) = memory(status.supervisor_pid);
     println!(
-        "memory of the serving process: {:.0} MiB now, {:.0} MiB at most; of its supervisor: {:.1} MiB",
+        "memory of the serving process: {:.0} MiB now, {:.0} MiB at most, memory tier included; of its supervisor: {:.1} MiB",
         now as f64 / 1_048_576.0,
         peak as f64 / 1_048_576.0,
         supervisor as f64 / 1_048_576.0
