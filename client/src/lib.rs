@@ -9,6 +9,7 @@
 mod cluster;
 mod connection;
 mod local;
+mod prefetch;
 mod reader;
 mod stale;
 

@@ -79,6 +79,8 @@ pub struct ClientMetrics {
     read_bytes: Family<SourceLabels, Counter>,
     stale: Family<DatasetLabel, Counter>,
     pub(crate) failovers: Family<ReasonLabel, Counter>,
+    pub(crate) prefetched_bytes: Counter,
+    pub(crate) prefetch_used_bytes: Counter,
     pub(crate) map_epoch: Gauge,
 }
 
@@ -90,6 +92,8 @@ impl ClientMetrics {
             read_bytes: Family::default(),
             stale: Family::default(),
             failovers: Family::default(),
+            prefetched_bytes: Counter::default(),
+            prefetch_used_bytes: Counter::default(),
             map_epoch: Gauge::default(),
         };
         for reason in FAILOVER_REASONS {
@@ -119,6 +123,18 @@ impl ClientMetrics {
             "failovers",
             "Block reads that went on to another worker or to the origin, by reason",
             metrics.failovers.clone(),
+        );
+        r.register_with_unit(
+            "prefetched",
+            "Bytes of files that were filled before anybody read them",
+            Unit::Bytes,
+            metrics.prefetched_bytes.clone(),
+        );
+        r.register_with_unit(
+            "prefetch_used",
+            "Bytes of those that were read since",
+            Unit::Bytes,
+            metrics.prefetch_used_bytes.clone(),
         );
         r.register(
             "cluster_map_epoch",

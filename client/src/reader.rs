@@ -10,6 +10,7 @@ use weir_worker::{DatasetReads, Worker};
 
 use crate::cluster::ClusterReader;
 use crate::metrics::{ClientMetrics, DatasetCounters, ReadSource};
+use crate::prefetch::Prefetcher;
 use crate::stale::StaleReads;
 
 /// Why bytes could not be read.
@@ -51,6 +52,8 @@ pub struct Reader {
     backend: Backend,
     counters: DatasetCounters,
     stale: Arc<StaleReads>,
+    /// Fills ahead of the readers, where the worker is in this process.
+    prefetcher: Option<Arc<Prefetcher>>,
     /// Counters of the worker in this process.
     worker_counters: Option<Arc<DatasetReads>>,
 }
@@ -96,9 +99,17 @@ fn pieces(offset: u64, end: u64) -> impl Iterator<Item = Piece> {
 }
 
 impl Reader {
-    /// A reader of `manifest` through `backend`.
-    pub fn new(manifest: Arc<Manifest>, backend: Backend, metrics: &ClientMetrics) -> Self {
+    /// A reader of `manifest` through `backend`. Call inside a tokio runtime.
+    pub fn new(manifest: Arc<Manifest>, backend: Backend, metrics: &Arc<ClientMetrics>) -> Self {
         let dataset = manifest.summary().snapshot.dataset.clone();
+        let prefetcher = match &backend {
+            Backend::Embedded(worker) => Some(Prefetcher::new(
+                manifest.clone(),
+                worker.clone(),
+                metrics.clone(),
+            )),
+            Backend::Cluster(_) => None,
+        };
         let worker_counters = match &backend {
             Backend::Embedded(worker) => Some(worker.metrics().dataset(dataset.as_str())),
             Backend::Cluster(_) => None,
@@ -108,6 +119,7 @@ impl Reader {
             manifest,
             backend,
             stale: Arc::default(),
+            prefetcher,
             worker_counters,
         }
     }
@@ -144,12 +156,14 @@ impl Reader {
             );
             bytes.extend(found);
         }
+        self.note_start(file, offset, true);
         Some(bytes)
     }
 
     /// The bytes `offset..end` of a file, from wherever they are. Blocks are asked for one after the other, so the
     /// first does not wait for the last. `end` must not lie past the file's end.
     pub async fn read(&self, file: u32, offset: u64, end: u64) -> Result<Vec<Bytes>, ReadError> {
+        self.note_start(file, offset, false);
         let object = self.manifest.object(file);
         let origin = self.manifest.mount(file).origin;
         let mut bytes = Vec::new();
@@ -168,6 +182,15 @@ impl Reader {
             bytes.extend(found);
         }
         Ok(bytes)
+    }
+
+    /// Tells the prefetcher of a file's first read.
+    fn note_start(&self, file: u32, offset: u64, cached: bool) {
+        if offset == 0
+            && let Some(prefetcher) = &self.prefetcher
+        {
+            prefetcher.reading(file, cached);
+        }
     }
 
     async fn read_block(

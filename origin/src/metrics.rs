@@ -92,7 +92,7 @@ impl OriginMetrics {
         for won in ["true", "false"] {
             metrics.hedges.get_or_create(&WonLabel { won }).inc_by(0);
         }
-        for operation in [Operation::List, Operation::Get].map(|operation| operation.label()) {
+        for operation in [Operation::List, Operation::Get].map(Operation::label) {
             let _ = metrics
                 .duration
                 .get_or_create(&OperationLabel { operation });

@@ -14,7 +14,7 @@ use crate::mount::Mount;
 /// The bucket that most tests use.
 pub const BUCKET: &str = "bucket";
 /// Longest time that any command may take.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
 /// A directory, an S3 server, and an environment that knows nothing of the machine's own settings.
 pub struct Lab {

@@ -13,7 +13,7 @@ use rand::Rng;
 use rustix::fs::{Advice, fadvise};
 
 /// Longest wait for readers to end.
-const END_DEADLINE: Duration = Duration::from_secs(60);
+const END_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Readers of random files.
 pub struct Readers {
@@ -98,6 +98,6 @@ pub fn read_evicted(path: &Path) -> std::io::Result<Vec<u8>> {
 /// Drops the pages of these files from the kernel's cache.
 pub fn drop_pages(files: impl IntoIterator<Item = PathBuf>) {
     for path in files {
-        fadvise(&File::open(path).unwrap(), 0, None, Advice::DontNeed).unwrap();
+        fadvise(File::open(path).unwrap(), 0, None, Advice::DontNeed).unwrap();
     }
 }

@@ -7,6 +7,7 @@ mod system {
     pub(crate) mod cluster;
     pub(crate) mod crash;
     pub(crate) mod damage;
+    pub(crate) mod docs;
     pub(crate) mod embedded;
     pub(crate) mod faults;
     pub(crate) mod keys;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     if let Some(reason) = &missing {
         eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
     }
-    let suites: [(&str, &[Case]); 8] = [
+    let suites: [(&str, &[Case]); 9] = [
         ("embedded", system::embedded::CASES),
         ("keys", system::keys::CASES),
         ("reading", system::reading::CASES),
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         ("damage", system::damage::CASES),
         ("cluster", system::cluster::CASES),
         ("metrics", system::metrics::CASES),
+        ("docs", system::docs::CASES),
     ];
     let trials = suites.into_iter().flat_map(|(suite, cases)| {
         let skipped = missing.is_some();

@@ -28,6 +28,8 @@ use crate::ssd::{SsdTier, Write};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// The part of a tier that must be free before blocks are added that nobody waits for.
+const FREE_SHARE: u64 = 8;
 /// The fills' byte budget is counted in pieces of this size, so that it fits a semaphore's 32 bits.
 const BUDGET_UNIT: u64 = 4096;
 
@@ -178,6 +180,19 @@ impl Worker {
     pub fn capacity(&self) -> u64 {
         let ssd: u64 = self.config.ssd.iter().map(|d| d.capacity.0).sum();
         if ssd > 0 { ssd } else { self.config.memory.0 }
+    }
+
+    /// Whether a block that nobody waits for may be added: an eighth of the tier that keeps blocks is free.
+    pub fn has_room(&self) -> bool {
+        let tiers = self.tiers();
+        let kept = tiers.iter().filter(|(labels, ..)| labels.tier == "ssd");
+        let sums =
+            |(capacity, used), (_, c, u, _): &(TierLabels, u64, u64, u64)| (capacity + c, used + u);
+        let (capacity, used) = match kept.fold((0, 0), sums) {
+            (0, 0) => tiers.iter().fold((0, 0), sums),
+            ssd => ssd,
+        };
+        capacity - used.min(capacity) > capacity / FREE_SHARE
     }
 
     /// A number that grows whenever the set of held blocks may have changed.

@@ -30,6 +30,10 @@ pub(crate) const CASES: &[Case] = &[
         killing_the_supervisor_fails_no_read,
     ),
     (
+        "a_mount_whose_processes_all_died_is_made_again",
+        a_mount_whose_processes_all_died_is_made_again,
+    ),
+    (
         "a_newer_binary_takes_a_live_mount_over",
         a_newer_binary_takes_a_live_mount_over,
     ),
@@ -140,6 +144,30 @@ fn killing_the_supervisor_fails_no_read() {
         kill_servers(&mount, 1);
     }
     check(&readers.finish(), 100);
+    mount.unmount();
+}
+
+fn a_mount_whose_processes_all_died_is_made_again() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &[]);
+    assert!(mount.read("d1/f1") == files["d1/f1"]);
+    let (server, supervisor) = (mount.server(), mount.supervisor());
+    // Stopped first, so that neither sees the other die.
+    for signal in [Signal::STOP, Signal::KILL] {
+        kill_process(server, signal).unwrap();
+        kill_process(supervisor, signal).unwrap();
+    }
+    wait_until(
+        "the kernel gives the mount up",
+        Duration::from_secs(5),
+        || std::fs::metadata(mount.path("d2")).is_err(),
+    );
+    std::mem::forget(mount); // the next one has the same mountpoint
+    let mount = lab.mount("", &[]);
+    for (name, content) in files.iter().take(50) {
+        assert!(mount.read(name) == *content, "{name}");
+    }
     mount.unmount();
 }
 

@@ -78,7 +78,7 @@ const DAMAGES: [(&str, Damage); 6] = [
             .open(path)
             .unwrap()
             .set_len(70_000)
-            .unwrap()
+            .unwrap();
     }),
     ("emptied", |path| {
         File::options()
@@ -86,7 +86,7 @@ const DAMAGES: [(&str, Damage); 6] = [
             .open(path)
             .unwrap()
             .set_len(0)
-            .unwrap()
+            .unwrap();
     }),
     ("replaced", |path| {
         std::fs::write(path.with_extension("other"), content(1, 500_000)).unwrap();
@@ -126,7 +126,7 @@ fn damaged_cache_files_are_dropped_and_refilled() {
                 "{name} after the file was {what}"
             );
         }
-        assert_eq!(mount.metric("weir_fuse_errors_total", ""), 0.0, "{what}");
+        assert!(mount.metric("weir_fuse_errors_total", "") < 0.5, "{what}");
         wait_until(
             &format!("{what} files are found and counted"),
             Duration::from_secs(10),

@@ -195,10 +195,18 @@ fn what_the_origin_refuses_is_eio_with_one_line() {
         Fault::Status(404, "NoSuchBucket"),
     ];
     let lab = Lab::new();
-    let files = fill(&lab, 5);
+    // Each in a directory of its own, so that none is filled ahead of its reader.
+    let files: BTreeMap<String, Vec<u8>> = (0..3)
+        .map(|n| (format!("d{n}/f{n:03}"), content(n, 10_000)))
+        .collect();
+    lab.s3.edit(BUCKET, |bucket| {
+        for (key, content) in &files {
+            bucket.put(key.as_str(), content.clone());
+        }
+    });
     let mount = lab.mount("", &[]);
     for (number, fault) in refusals.into_iter().enumerate() {
-        let name = format!("f{number:03}");
+        let name = format!("d{number}/f{number:03}");
         lab.s3.faults().set([Rule::new(fault.clone())]);
         let started = Instant::now();
         let error = std::fs::read(mount.path(&name)).unwrap_err();

@@ -1,0 +1,172 @@
+//! README.md and docs/ against the binary.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use weir_tests::{BUCKET, Lab};
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "every_command_line_of_the_pages_is_understood",
+        every_command_line_of_the_pages_is_understood,
+    ),
+    (
+        "every_flag_of_the_pages_exists",
+        every_flag_of_the_pages_exists,
+    ),
+    (
+        "every_reason_to_leave_an_object_out_is_documented",
+        every_reason_to_leave_an_object_out_is_documented,
+    ),
+    (
+        "links_between_the_pages_lead_somewhere",
+        links_between_the_pages_lead_somewhere,
+    ),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
+}
+
+fn pages() -> Vec<(PathBuf, String)> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(root().join("docs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.extend(["README.md", "ARCHITECTURE.md"].map(|name| root().join(name)));
+    paths
+        .into_iter()
+        .map(|path| (path.clone(), std::fs::read_to_string(path).unwrap()))
+        .collect()
+}
+
+fn every_command_line_of_the_pages_is_understood() {
+    let lab = Lab::new();
+    let mut checked = 0;
+    for (path, page) in pages() {
+        let code = page.split("```").skip(1).step_by(2);
+        for line in code
+            .flat_map(str::lines)
+            .filter(|line| line.starts_with("weir "))
+        {
+            let words = line.split('#').next().unwrap().split_whitespace().skip(1);
+            // With --help behind them, the arguments are read and nothing is done.
+            let outcome = lab.weir(words.chain(["--help"]));
+            assert_eq!(
+                outcome.code,
+                0,
+                "{}: {line}: {}",
+                path.display(),
+                outcome.stderr
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 8, "only {checked} command lines were found");
+}
+
+fn every_flag_of_the_pages_exists() {
+    let lab = Lab::new();
+    let commands: [&[&str]; 12] = [
+        &["mount"],
+        &["unmount"],
+        &["master"],
+        &["worker"],
+        &["warm"],
+        &["evict"],
+        &["status"],
+        &["dataset", "create"],
+        &["dataset", "list"],
+        &["dataset", "get"],
+        &["dataset", "refresh"],
+        &["dataset", "delete"],
+    ];
+    let help: String = commands
+        .iter()
+        .map(|command| lab.weir(command.iter().copied().chain(["--help"])).ok())
+        .collect();
+    let flags_of = |text: &str| -> BTreeSet<String> {
+        let end = |c: char| !(c.is_ascii_lowercase() || c == '-');
+        text.split("--")
+            .skip(1)
+            .map(|rest| {
+                rest.split(end)
+                    .next()
+                    .unwrap()
+                    .trim_end_matches('-')
+                    .to_owned()
+            })
+            .filter(|flag| !flag.is_empty())
+            .collect()
+    };
+    let known = flags_of(&help);
+    // Flags of other programs that the pages name.
+    let others = ["device", "cap-add"];
+    for (path, page) in pages() {
+        for flag in flags_of(&page) {
+            let exists = known.contains(&flag) || others.contains(&flag.as_str());
+            assert!(
+                exists,
+                "{} names --{flag}, which no command has",
+                path.display()
+            );
+        }
+    }
+}
+
+fn every_reason_to_leave_an_object_out_is_documented() {
+    let lab = Lab::new();
+    lab.s3.edit(BUCKET, |bucket| bucket.put("a", "a"));
+    let mount = lab.mount("", &[]);
+    let served: BTreeSet<String> = mount
+        .metrics()
+        .into_keys()
+        .filter(|sample| sample.starts_with("weir_master_left_out_objects{"))
+        .map(|sample| {
+            sample
+                .split("reason=\"")
+                .nth(1)
+                .unwrap()
+                .split('"')
+                .next()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    let page = std::fs::read_to_string(root().join("docs/semantics.md")).unwrap();
+    let table = page
+        .split("| reason |")
+        .nth(1)
+        .unwrap()
+        .split("\n\n")
+        .next()
+        .unwrap();
+    let documented: BTreeSet<String> = table
+        .lines()
+        .filter_map(|row| row.strip_prefix("| `")?.split('`').next())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(documented, served);
+}
+
+fn links_between_the_pages_lead_somewhere() {
+    for (path, page) in pages() {
+        for link in page
+            .split("](")
+            .skip(1)
+            .map(|rest| rest.split(')').next().unwrap())
+        {
+            let file = link.split('#').next().unwrap();
+            if file.is_empty() || file.contains("://") {
+                continue;
+            }
+            let target = path.parent().unwrap().join(file);
+            assert!(target.exists(), "{} links to {link}", path.display());
+        }
+    }
+}
