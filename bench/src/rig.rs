@@ -30,11 +30,12 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// Starts it and waits until it is ready.
-    pub fn start(bucket: &str, directory: &Path) -> anyhow::Result<Self> {
+    /// Starts it and waits until it is ready. Its answers come `latency` milliseconds late.
+    pub fn start(bucket: &str, directory: &Path, latency: u64) -> anyhow::Result<Self> {
         let mut child = Command::new(binary("weir-s3-server")?)
             .args(["--listen", "127.0.0.1:0", "--dir"])
             .arg(format!("{bucket}={}", directory.display()))
+            .args(["--latency", &latency.to_string()])
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = child.stdout.take().context("no output")?;

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
-use weir_s3_server::{Bucket, Config, S3Server};
+use weir_s3_server::{Bucket, Config, Fault, Rule, S3Server, Target};
 
 /// An S3 server for tests and measurements. Serves directories read-only.
 #[derive(Parser)]
@@ -15,6 +16,9 @@ struct Args {
     /// A bucket and the directory with its objects, read when the server starts
     #[arg(long, required = true, value_name = "BUCKET=PATH", value_parser = parse_dir)]
     dir: Vec<(String, PathBuf)>,
+    /// Every answer begins this much later, as those of a service that is far away
+    #[arg(long, default_value_t = 0, value_name = "MILLISECONDS")]
+    latency: u64,
     /// Requests must be signed with this key
     #[arg(long, requires = "secret_key")]
     access_key: Option<String>,
@@ -40,6 +44,10 @@ fn main() -> std::io::Result<()> {
             std::io::Error::new(error.kind(), format!("{}: {error}", path.display()))
         })?;
         server.add_bucket(name, bucket);
+    }
+    if args.latency > 0 {
+        let stall = Fault::Stall(Duration::from_millis(args.latency));
+        server.faults().set([Rule::new(stall).target(Target::All)]);
     }
     println!("listening on {}", server.endpoint());
     loop {

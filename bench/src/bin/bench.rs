@@ -12,6 +12,9 @@ use weir_bench::rig::{Mount, S3, drop_kernel_caches};
 use weir_bench::stats::{machine, median, memory};
 
 const BUCKET: &str = "bench";
+/// Milliseconds to the first byte of a service in the same region, and the files that are read from there.
+const LATENCY: u64 = 10;
+const FAR_FILES: usize = 4000;
 const BEGIN: &str = "<!-- measured: small files -->";
 const END: &str = "<!-- end -->";
 
@@ -47,7 +50,7 @@ struct Row {
     name: &'static str,
     /// What it is compared with.
     against: &'static str,
-    target: f64,
+    target: Option<f64>,
     seconds: Vec<f64>,
     /// Ratios of the same run: the other's time by this one's.
     ratios: Vec<f64>,
@@ -60,6 +63,8 @@ struct Run {
     native_cold: f64,
     raw: f64,
     first: f64,
+    raw_far: f64,
+    first_far: f64,
     warm: f64,
     cold: f64,
     peak_memory: u64,
@@ -73,10 +78,11 @@ fn main() -> anyhow::Result<()> {
     std::fs::create_dir_all(&scratch)?;
     let source = scratch.join("source");
     let tree = generated(&source, args.files, args.size, 100)?;
-    let server = S3::start(BUCKET, &source)?;
+    let server = S3::start(BUCKET, &source, 0)?;
+    let far = S3::start(BUCKET, &source, LATENCY)?;
     let mut runs = Vec::new();
     for number in 0..args.runs {
-        runs.push(run(&args, number, &scratch, &tree, &server)?);
+        runs.push(run(&args, number, &scratch, &tree, &server, &far)?);
         eprintln!("run {} of {} done", number + 1, args.runs);
     }
     let page = page(&args, &tree, &runs)?;
@@ -91,7 +97,14 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Every row once, one after the other, so that a ratio compares neighbours in time.
-fn run(args: &Args, number: u64, scratch: &Path, tree: &Tree, server: &S3) -> anyhow::Result<Run> {
+fn run(
+    args: &Args,
+    number: u64,
+    scratch: &Path,
+    tree: &Tree,
+    server: &S3,
+    far: &S3,
+) -> anyhow::Result<Run> {
     let (threads, files) = (args.threads, &tree.files);
     let seed = number * 100;
     let cold = |root: &Path, seed: u64| -> anyhow::Result<Pass> {
@@ -107,18 +120,7 @@ fn run(args: &Args, number: u64, scratch: &Path, tree: &Tree, server: &S3) -> an
     read_files(&tree.root, files, seed, threads)?;
     result.native_warm = read_files(&tree.root, files, seed + 1, threads)?.seconds;
     result.raw = get_objects(&server.endpoint, BUCKET, files, seed + 2, threads)?.seconds;
-    let mount = Mount::new(
-        &format!("s3://{BUCKET}"),
-        &scratch.join("mnt"),
-        &cache,
-        &[
-            "--endpoint",
-            &server.endpoint,
-            "--anonymous",
-            "--mem",
-            &args.mem,
-        ],
-    )?;
+    let mount = new_mount(args, scratch, &cache, server)?;
     result.first = read_files(&mount.dir, files, seed + 3, threads)?.seconds;
     let status = mount.status()?;
     let requests = || -> anyhow::Result<(f64, f64)> {
@@ -137,57 +139,99 @@ fn run(args: &Args, number: u64, scratch: &Path, tree: &Tree, server: &S3) -> an
     compare_files(&mount.dir, &tree.root, files, seed + 8, threads)?;
     result.peak_memory = memory(status.server_pid).0;
     mount.end()?;
+
+    let files = &files[..FAR_FILES.min(files.len())];
+    result.raw_far = get_objects(&far.endpoint, BUCKET, files, seed + 9, threads)?.seconds;
+    let mount = new_mount(args, scratch, &scratch.join("cache/far"), far)?;
+    result.first_far = read_files(&mount.dir, files, seed + 10, threads)?.seconds;
+    compare_files(&mount.dir, &tree.root, files, seed + 11, threads)?;
+    mount.end()?;
     Ok(result)
 }
 
+fn new_mount(args: &Args, scratch: &Path, cache: &Path, server: &S3) -> anyhow::Result<Mount> {
+    let origin = ["--endpoint", &server.endpoint, "--anonymous"];
+    let flags = [&origin[..], &["--mem", &args.mem]].concat();
+    Mount::new(
+        &format!("s3://{BUCKET}"),
+        &scratch.join("mnt"),
+        cache,
+        &flags,
+    )
+}
+
 fn page(args: &Args, tree: &Tree, runs: &[Run]) -> anyhow::Result<String> {
-    let row = |name, against, target, own: fn(&Run) -> f64, other: fn(&Run) -> f64| {
-        let seconds: Vec<f64> = runs.iter().map(own).collect();
-        Row {
-            name,
-            against,
-            target,
-            ratios: runs.iter().map(|run| other(run) / own(run)).collect(),
-            megabytes_per_second: tree.bytes as f64 / median(&seconds) / 1e6,
-            seconds,
-        }
-    };
+    let row =
+        |name, against, target, count: usize, own: fn(&Run) -> f64, other: fn(&Run) -> f64| {
+            let seconds: Vec<f64> = runs.iter().map(own).collect();
+            let bytes = (count * args.size) as f64;
+            Row {
+                name,
+                against,
+                target,
+                ratios: runs.iter().map(|run| other(run) / own(run)).collect(),
+                megabytes_per_second: bytes / median(&seconds) / 1e6,
+                seconds,
+            }
+        };
+    let (all, some) = (tree.files.len(), FAR_FILES.min(tree.files.len()));
     let rows = [
         row(
             "native, kernel cache warm",
             "",
-            0.0,
+            None,
+            all,
             |r| r.native_warm,
             |r| r.native_warm,
         ),
         row(
             "Weir, kernel cache warm",
             "native",
-            0.9,
+            Some(0.9),
+            all,
             |r| r.warm,
             |r| r.native_warm,
         ),
         row(
             "native, kernel cache dropped",
             "",
-            0.0,
+            None,
+            all,
             |r| r.native_cold,
             |r| r.native_cold,
         ),
         row(
             "Weir, kernel cache dropped, blocks on SSD",
             "native",
-            0.6,
+            Some(0.6),
+            all,
             |r| r.cold,
             |r| r.native_cold,
         ),
-        row("raw S3 client", "", 0.0, |r| r.raw, |r| r.raw),
+        row("raw S3 client", "", None, all, |r| r.raw, |r| r.raw),
         row(
             "Weir, first epoch",
             "raw client",
-            0.6,
+            Some(0.6),
+            all,
             |r| r.first,
             |r| r.raw,
+        ),
+        row(
+            "raw S3 client, answers 10 ms late, 4,000 files",
+            "",
+            None,
+            some,
+            |r| r.raw_far,
+            |r| r.raw_far,
+        ),
+        row(
+            "Weir, first epoch, answers 10 ms late, 4,000 files",
+            "raw client",
+            None,
+            some,
+            |r| r.first_far,
+            |r| r.raw_far,
         ),
     ];
     let mut page = String::new();
@@ -207,14 +251,13 @@ fn page(args: &Args, tree: &Tree, runs: &[Run]) -> anyhow::Result<String> {
         "| row | seconds | MB/s | ratio | target |\n|---|---|---|---|---|"
     )?;
     for row in &rows {
-        let (ratio, target) = if row.against.is_empty() {
-            ("-".to_owned(), "-".to_owned())
-        } else {
-            (
-                format!("{:.2}x {}", median(&row.ratios), row.against),
-                format!(">= {:.2}x", row.target),
-            )
+        let ratio = match row.against {
+            "" => "-".to_owned(),
+            against => format!("{:.2}x {against}", median(&row.ratios)),
         };
+        let target = row
+            .target
+            .map_or("-".to_owned(), |target| format!(">= {target:.2}x"));
         writeln!(
             page,
             "| {} | {:.2} | {:.0} | {ratio} | {target} |",

@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<()> {
 /// The dependency sources of this project, with what they can be compared with.
 fn own_data(args: &Args, source: &Path, mountpoint: &Path, cache: &Path) -> anyhow::Result<()> {
     let tree = dependency_sources(source, args.files)?;
-    let server = S3::start(BUCKET, source)?;
+    let server = S3::start(BUCKET, source, 0)?;
     println!(
         "{} real files, {:.1} MB, served by an S3 server at {} ({})",
         tree.files.len(),
