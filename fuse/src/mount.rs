@@ -272,8 +272,8 @@ pub fn detach_dead(mountpoint: &Path) -> Result<bool, MountError> {
     ))
 }
 
-/// Whether nobody serves the mount any more. A server that hangs makes the stat hang too, so it has a thread of its
-/// own, which is left behind.
+/// Whether nobody serves the mount any more. Asks what the kernel never answers from its caches. A server that hangs
+/// makes the question hang too, so it has a thread of its own, which is left behind.
 fn is_dead(mountpoint: &Path) -> bool {
     let (answer, answered) = mpsc::channel();
     let path = mountpoint.to_owned();
@@ -281,7 +281,7 @@ fn is_dead(mountpoint: &Path) -> bool {
         .name("mount-probe".to_owned())
         .spawn(move || {
             // The receiver may have stopped to wait.
-            let _ = answer.send(rustix::fs::stat(&path));
+            let _ = answer.send(rustix::fs::statfs(&path).map(drop));
         });
     probe.is_ok()
         && matches!(
