@@ -3,11 +3,13 @@
 //! Whoever reads some small files of a directory, in order or shuffled, is likely to read the others too, and an
 //! origin gives many small objects at once far sooner than one after the other. So each file that is read earns its
 //! directory some files that are filled ahead: a reader of everything soon finds everything, a reader of a few
-//! files causes few fills. Only free space is filled: nothing that is cached is given up for a guess.
+//! files causes few fills. Only free space is filled: nothing that is cached is given up for a guess. And only when
+//! the origin is slow to answer: where it is as near as the disk, a file read back from there is no sooner to be had.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use roaring::RoaringBitmap;
@@ -24,6 +26,10 @@ const SMALL: u64 = 1 << 20;
 const FIRST: u32 = 2;
 /// Files that each further one earns.
 const AHEAD: u32 = 16;
+/// Readers wait for a fast origin so long at most.
+const FAST: Duration = Duration::from_millis(2);
+/// A new wait counts for this part of the average.
+const WAIT_SHARE: u32 = 8;
 /// Fills ahead that are under way at once: at most a quarter of the worker's fill budget.
 const SLOTS: usize = 16;
 /// Directories that are kept track of. Beyond that the rest is filled as it is read.
@@ -44,6 +50,8 @@ struct State {
     directories: HashMap<u32, Directory>,
     /// Files that were filled ahead and not read yet.
     unread: RoaringBitmap,
+    /// How long readers wait for the origin: a moving average.
+    wait: Duration,
 }
 
 /// How far a directory is.
@@ -94,6 +102,12 @@ impl Prefetcher {
             self.runtime
                 .spawn(self.clone().fill_directory(entry.parent));
         }
+    }
+
+    /// A reader had to wait for the origin this long.
+    pub(crate) fn waited(&self, wait: Duration) {
+        let mut state = self.state.lock();
+        state.wait = (state.wait * (WAIT_SHARE - 1) + wait) / WAIT_SHARE;
     }
 
     /// Fills files of a directory for as long as it has credit.
@@ -161,7 +175,7 @@ impl State {
             }
         });
         known.read += 1;
-        if known.read < FIRST || known.left == 0 {
+        if known.read < FIRST || known.left == 0 || self.wait < FAST {
             return false;
         }
         known.credit = known.credit.saturating_add(AHEAD);
@@ -225,7 +239,10 @@ mod tests {
     #[test]
     fn a_directory_goes_around_once_from_behind_the_first_file_and_skips_what_is_not_small() {
         let manifest = manifest();
-        let mut state = State::default();
+        let mut state = State {
+            wait: FAST,
+            ..State::default()
+        };
         let file = manifest.resolve("f4").unwrap();
         let children = manifest.children(ROOT);
         assert!(
@@ -250,7 +267,10 @@ mod tests {
     #[test]
     fn credit_and_room_bound_what_is_filled_ahead() {
         let manifest = manifest();
-        let mut state = State::default();
+        let mut state = State {
+            wait: FAST,
+            ..State::default()
+        };
         let children = manifest.children(ROOT);
         state.earn(ROOT, 0, &manifest);
         state.earn(ROOT, 0, &manifest);
@@ -260,5 +280,16 @@ mod tests {
         directory.running = true;
         let files = std::iter::from_fn(|| directory.next(&children, &manifest, true));
         assert_eq!(files.count(), 3);
+    }
+
+    #[test]
+    fn nothing_is_filled_ahead_where_the_origin_is_fast() {
+        let manifest = manifest();
+        let mut state = State::default();
+        for _ in 0..10 {
+            assert!(!state.earn(ROOT, 0, &manifest));
+        }
+        state.wait = FAST;
+        assert!(state.earn(ROOT, 0, &manifest));
     }
 }

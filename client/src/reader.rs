@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
@@ -201,7 +202,12 @@ impl Reader {
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         match &self.backend {
             Backend::Embedded(worker) => {
+                let started = Instant::now();
                 let (bytes, source) = worker.read(block, range).await?;
+                if let (weir_worker::Source::Origin, Some(prefetcher)) = (source, &self.prefetcher)
+                {
+                    prefetcher.waited(started.elapsed());
+                }
                 Ok((bytes, source.into()))
             }
             Backend::Cluster(cluster) => {
