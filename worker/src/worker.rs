@@ -108,7 +108,7 @@ pub enum WorkerError {
     Segment(#[from] SegmentError),
 }
 
-/// A cache of blocks. Shared by reference; see the [module](self).
+/// A cache of blocks. Shared by reference.
 pub struct Worker {
     config: WorkerConfig,
     memory: MemoryTier,
