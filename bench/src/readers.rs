@@ -87,19 +87,52 @@ const KEEP: &AsciiSet = &NON_ALPHANUMERIC
 /// Size of a reader's buffer.
 const BUFFER: usize = 1 << 20;
 
-/// Reads files below `root` whole.
+/// Where large buffers of malloc lie behind a page's start, and with them those of most programs.
+const MALLOC_OFFSET: usize = 16;
+const PAGE: usize = 4096;
+
+/// A reader's buffer at a chosen distance from a page's start: the kernel copies faster to aligned memory.
+struct Buffer {
+    memory: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    fn new(offset: usize) -> Self {
+        let memory = vec![0; BUFFER + 2 * PAGE];
+        let start = memory.as_ptr().align_offset(PAGE) + offset;
+        Self { memory, start }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + BUFFER]
+    }
+}
+
+/// Reads files below `root` whole, into buffers as malloc gives them.
 pub fn read_files(
     root: &Path,
     files: &[PathBuf],
     seed: u64,
     threads: usize,
 ) -> anyhow::Result<Pass> {
+    read_files_at(root, files, seed, threads, MALLOC_OFFSET)
+}
+
+/// As [`read_files`], into buffers that lie `offset` bytes behind a page's start.
+pub fn read_files_at(
+    root: &Path,
+    files: &[PathBuf],
+    seed: u64,
+    threads: usize,
+    offset: usize,
+) -> anyhow::Result<Pass> {
     pass(
         files,
         seed,
         threads,
-        || Ok(vec![0; BUFFER]),
-        |buffer, file| read_file(&root.join(file), buffer, |_| {}),
+        || Ok(Buffer::new(offset)),
+        |buffer, file| read_file(&root.join(file), buffer.bytes(), |_| {}),
     )
 }
 

@@ -7,7 +7,7 @@ use clap::Parser;
 use serde::Serialize;
 use weir_bench::data::{Tree, generated};
 use weir_bench::metrics::Scrape;
-use weir_bench::readers::{Pass, compare_files, get_objects, read_files};
+use weir_bench::readers::{Pass, compare_files, get_objects, read_files, read_files_at};
 use weir_bench::rig::{Mount, S3, drop_kernel_caches};
 use weir_bench::stats::{machine, median, memory};
 
@@ -68,6 +68,8 @@ struct Run {
     raw_far: f64,
     first_far: f64,
     warm: f64,
+    native_aligned: f64,
+    aligned: f64,
     cold: f64,
     peak_memory: u64,
     warm_reads: f64,
@@ -139,12 +141,16 @@ fn run(
     // One pass takes a fraction of a second, so several are made in turns. Both sides have been dropped from the
     // kernel's cache and read again by now: how pages came into it changes how fast they leave it.
     let (mut native, mut own) = (Vec::new(), Vec::new());
+    let (mut native_aligned, mut own_aligned) = (Vec::new(), Vec::new());
     for pair in 0..WARM_PAIRS {
         let seed = seed + 20 + pair;
         native.push(read_files(&tree.root, files, seed, threads)?.seconds);
         own.push(read_files(&mount.dir, files, seed, threads)?.seconds);
+        native_aligned.push(read_files_at(&tree.root, files, seed, threads, 0)?.seconds);
+        own_aligned.push(read_files_at(&mount.dir, files, seed, threads, 0)?.seconds);
     }
     (result.native_warm, result.warm) = (median(&native), median(&own));
+    (result.native_aligned, result.aligned) = (median(&native_aligned), median(&own_aligned));
     let after = requests()?;
     result.warm_reads = after.0 - before.0;
     result.warm_requests = after.1 - before.1;
@@ -203,6 +209,22 @@ fn page(args: &Args, tree: &Tree, runs: &[Run]) -> anyhow::Result<String> {
             all,
             |r| r.warm,
             |r| r.native_warm,
+        ),
+        row(
+            "native, kernel cache warm, page-aligned buffers",
+            "",
+            None,
+            all,
+            |r| r.native_aligned,
+            |r| r.native_aligned,
+        ),
+        row(
+            "Weir, kernel cache warm, page-aligned buffers",
+            "native",
+            Some(0.9),
+            all,
+            |r| r.aligned,
+            |r| r.native_aligned,
         ),
         row(
             "native, kernel cache dropped",
