@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use weir_tests::{BUCKET, Lab, content, drop_pages, wait_until};
+use weir_tests::{BUCKET, Lab, Mount, content, drop_pages, wait_until};
 
 use crate::Case;
 
@@ -33,16 +33,19 @@ fn fill(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Files of the SSD tier that hold blocks, the largest first.
-fn segments(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<(u64, PathBuf)> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (std::fs::metadata(&path).unwrap().len(), path))
-        .filter(|(size, _)| *size > 100_000)
-        .collect();
-    files.sort_by(|a, b| b.cmp(a));
-    files.into_iter().map(|(_, path)| path).collect()
+/// Damages every file below `ssd` that holds blocks.
+fn damage_segments(ssd: &Path, damage: Damage) {
+    let mut damaged = 0;
+    for slot in std::fs::read_dir(ssd).unwrap() {
+        for file in std::fs::read_dir(slot.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            if std::fs::metadata(&path).unwrap().len() > 100_000 {
+                damage(&path);
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 0, "no cache files in {}", ssd.display());
 }
 
 fn flip_everywhere(path: &Path) {
@@ -95,59 +98,44 @@ const DAMAGES: [(&str, Damage); 6] = [
     ("deleted", |path| std::fs::remove_file(path).unwrap()),
 ];
 
+/// Mounts with an SSD tier alone, the scratch directory's `ssd`.
+fn mount(lab: &Lab) -> Mount<'_> {
+    let ssd = format!("{}:256MiB", lab.path("ssd").display());
+    lab.mount("", &["--mem", "0", "--ssd", &ssd])
+}
+
+#[track_caller]
+fn check_all(mount: &Mount<'_>, files: &BTreeMap<String, Vec<u8>>, when: &str) {
+    for (name, content) in files {
+        assert!(mount.read(name) == *content, "{name} {when}");
+    }
+}
+
 fn damaged_cache_files_are_dropped_and_refilled() {
     for (what, damage) in DAMAGES {
         let lab = Lab::new();
         let files = fill(&lab);
-        let ssd = lab.path("ssd");
-        let flag = format!("{}:256MiB", ssd.display());
-        let mount = lab.mount("", &["--mem", "0", "--ssd", &flag]);
-        for name in files.keys() {
-            mount.read(name);
-        }
+        let mount = mount(&lab);
+        check_all(&mount, &files, "at first");
         wait_until("all blocks are on SSD", Duration::from_secs(10), || {
             mount.metric("weir_worker_tier_blocks", "tier=\"ssd\"") as usize == files.len()
         });
-        let own = std::fs::read_dir(&ssd)
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap()
-            .path();
-        let dir = if own.is_dir() { own } else { ssd.clone() };
         let before = lab.s3.stats().gets();
-        for segment in segments(&dir) {
-            damage(&segment);
-        }
+        damage_segments(&lab.path("ssd"), damage);
         drop_pages(files.keys().map(|name| mount.path(name)));
-        for (name, content) in &files {
-            assert!(
-                mount.read(name) == *content,
-                "{name} after the file was {what}"
-            );
-        }
+        check_all(&mount, &files, &format!("after the file was {what}"));
         assert!(mount.metric("weir_fuse_errors_total", "") < 0.5, "{what}");
-        wait_until(
-            &format!("{what} files are found and counted"),
-            Duration::from_secs(10),
-            || {
-                let counted = mount.metric("weir_worker_damaged_blocks_total", "")
-                    + mount.metric("weir_worker_lost_segments_total", "");
-                counted > 0.5
-            },
-        );
+        let counted = || {
+            mount.metric("weir_worker_damaged_blocks_total", "")
+                + mount.metric("weir_worker_lost_segments_total", "")
+        };
+        let found = format!("{what} files are found and counted");
+        wait_until(&found, Duration::from_secs(10), || counted() > 0.5);
         // A file that was unlinked is read on until the check finds it; then its blocks are filled again.
         drop_pages(files.keys().map(|name| mount.path(name)));
-        for (name, content) in &files {
-            assert!(
-                mount.read(name) == *content,
-                "{name} again after the file was {what}"
-            );
-        }
-        assert!(
-            lab.s3.stats().gets() > before,
-            "{what}: nothing was filled again"
-        );
+        check_all(&mount, &files, &format!("long after the file was {what}"));
+        let gets = lab.s3.stats().gets();
+        assert!(gets > before, "{what}: nothing was filled again");
     }
 }
 
@@ -155,29 +143,14 @@ fn damage_done_while_unmounted_is_found() {
     for (what, damage) in DAMAGES {
         let lab = Lab::new();
         let files = fill(&lab);
-        let ssd = lab.path("ssd");
-        let flag = format!("{}:256MiB", ssd.display());
-        let mount = lab.mount("", &["--mem", "0", "--ssd", &flag]);
-        for name in files.keys() {
-            mount.read(name);
-        }
-        mount.unmount();
-        let own = std::fs::read_dir(&ssd)
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap()
-            .path();
-        let dir = if own.is_dir() { own } else { ssd.clone() };
-        for segment in segments(&dir) {
-            damage(&segment);
-        }
-        let mount = lab.mount("", &["--mem", "0", "--ssd", &flag]);
-        for (name, content) in &files {
-            assert!(
-                mount.read(name) == *content,
-                "{name} after the file was {what}"
-            );
-        }
+        let first = mount(&lab);
+        check_all(&first, &files, "at first");
+        first.unmount();
+        let before = lab.s3.stats().gets();
+        damage_segments(&lab.path("ssd"), damage);
+        let second = mount(&lab);
+        check_all(&second, &files, &format!("after the file was {what}"));
+        let gets = lab.s3.stats().gets();
+        assert!(gets > before, "{what}: nothing was filled again");
     }
 }
