@@ -24,6 +24,10 @@ pub(crate) const CASES: &[Case] = &[
     ("a_directory_is_mounted", a_directory_is_mounted),
     ("requests_are_signed", requests_are_signed),
     (
+        "buckets_are_addressed_by_virtual_host",
+        buckets_are_addressed_by_virtual_host,
+    ),
+    (
         "mistakes_are_named_with_their_remedy",
         mistakes_are_named_with_their_remedy,
     ),
@@ -204,6 +208,24 @@ fn requests_are_signed() {
     let mount = lab.mount_at(url, "mnt", &["--refresh"]);
     drop_pages([mount.path("a b/ü+c")]);
     assert_eq!(mount.read("a b/ü+c"), b"signed");
+}
+
+fn buckets_are_addressed_by_virtual_host() {
+    let mut lab = Lab::new();
+    let server = S3Server::start(Config {
+        credentials: Some(("the-key".to_owned(), "the-secret".to_owned())),
+        domain: Some("s3.test".to_owned()),
+        ..Config::default()
+    })
+    .unwrap();
+    server.edit("private", |bucket| bucket.put("dir/a b", "by host"));
+    // No name server knows bucket.s3.test; as a proxy, the server gets its requests all the same.
+    lab.set_env("http_proxy", &server.endpoint());
+    lab.set_env("AWS_ACCESS_KEY_ID", "the-key");
+    lab.set_env("AWS_SECRET_ACCESS_KEY", "the-secret");
+    let flags = ["--endpoint", "http://s3.test", "--addressing", "virtual"];
+    let mount = lab.mount_at("s3://private/dir", "mnt", &flags);
+    assert_eq!(mount.read("a b"), b"by host");
 }
 
 fn mistakes_are_named_with_their_remedy() {
