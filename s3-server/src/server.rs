@@ -1,6 +1,5 @@
 //! The listener, and the faults of connections and answers.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use http::{Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Either, Full, StreamBody};
+use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -224,8 +223,10 @@ fn refusal(status: u16, code: &str) -> Answer {
     let document = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>on request</Message></Error>"
     );
-    let body = Full::from(document).map_err(|never: Infallible| match never {});
-    let mut response = Response::new(Either::Right(body.boxed_unsync()));
+    // In chunks, without a length, as S3 sends its errors.
+    let frames = stream::iter([Ok(Frame::data(Bytes::from(document)))]);
+    let body = StreamBody::new(frames).boxed_unsync();
+    let mut response = Response::new(Either::Right(body));
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let xml = header::HeaderValue::from_static("application/xml");

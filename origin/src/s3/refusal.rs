@@ -9,7 +9,7 @@ use reqwest::Response;
 use crate::error::OriginError;
 
 /// Longest error document that is read, in bytes, and how long it is waited for.
-const MAX_DOCUMENT: u64 = 64 << 10;
+const MAX_DOCUMENT: usize = 64 << 10;
 const DOCUMENT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Status and error code; the message is dropped, since it can repeat what was sent.
@@ -26,15 +26,9 @@ impl Refusal {
             code: String,
         }
         let status = response.status();
-        let small = response
-            .content_length()
-            .is_some_and(|length| length <= MAX_DOCUMENT);
-        let body = if small {
-            let read = tokio::time::timeout(DOCUMENT_DEADLINE, response.text());
-            read.await.ok().and_then(Result::ok).unwrap_or_default()
-        } else {
-            String::new()
-        };
+        let read = tokio::time::timeout(DOCUMENT_DEADLINE, document(response));
+        let body = read.await.unwrap_or_default();
+        let body = String::from_utf8_lossy(&body);
         let document: Document = quick_xml::de::from_str(&body).unwrap_or_default();
         Self {
             status,
@@ -113,6 +107,19 @@ impl Refusal {
             },
         }
     }
+}
+
+/// The body as far as it comes; nothing when it is too long for an error's document. Services send it in chunks,
+/// without saying how long it is.
+async fn document(mut response: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_DOCUMENT {
+            return Vec::new();
+        }
+    }
+    body
 }
 
 #[cfg(test)]

@@ -208,6 +208,9 @@ fn what_the_origin_refuses_is_eio_with_one_line() {
     for (number, fault) in refusals.into_iter().enumerate() {
         let name = format!("d{number}/f{number:03}");
         lab.s3.faults().set([Rule::new(fault.clone())]);
+        let Fault::Status(_, code) = fault else {
+            unreachable!("refusals are answers");
+        };
         let started = Instant::now();
         let error = std::fs::read(mount.path(&name)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(EIO), "{fault:?}: {error}");
@@ -222,6 +225,8 @@ fn what_the_origin_refuses_is_eio_with_one_line() {
             .filter(|line| line.contains("ERROR") && line.contains(&name))
             .collect();
         assert_eq!(lines.len(), 1, "{log}");
+        let told = code == "NoSuchBucket" || lines[0].contains(code);
+        assert!(told, "{code} is not in {}", lines[0]);
         lab.s3.faults().clear();
         assert!(mount.read(&name) == files[&name], "{name} after {fault:?}");
     }
