@@ -74,7 +74,10 @@ fn busy_servers_are_asked_again() {
             .faults()
             .set([Rule::new(Fault::Status(status, code)).probability(share)]);
         check_all(&mount, &files);
-        assert!(lab.s3.faults().happened()[0] > 10, "{status} did not happen");
+        assert!(
+            lab.s3.faults().happened()[0] > 10,
+            "{status} did not happen"
+        );
         assert!(mount.metric("weir_origin_retries_total", "") > 10.0);
     }
 }
