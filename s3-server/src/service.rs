@@ -72,9 +72,7 @@ pub(crate) struct Service {
 impl Service {
     fn version(&self, bucket: &str, key: &str) -> S3Result<Version> {
         let buckets = self.buckets.read();
-        let bucket = buckets
-            .get(bucket)
-            .ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))?;
+        let bucket = find(&buckets, bucket)?;
         let version = bucket.get(key.as_bytes());
         version
             .cloned()
@@ -131,9 +129,7 @@ impl S3 for Service {
         };
         let max = input.max_keys.unwrap_or(MAX_KEYS).clamp(0, MAX_KEYS) as usize;
         let buckets = self.buckets.read();
-        let bucket = buckets
-            .get(&input.bucket)
-            .ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))?;
+        let bucket = find(&buckets, &input.bucket)?;
         let mut found = bucket.list(prefix.as_bytes(), after.as_deref());
         let mut last = None;
         let contents: Vec<Object> = found
@@ -222,6 +218,12 @@ impl S3 for Service {
         };
         Ok(S3Response::new(output))
     }
+}
+
+fn find<'a>(buckets: &'a HashMap<String, Bucket>, name: &str) -> S3Result<&'a Bucket> {
+    buckets
+        .get(name)
+        .ok_or_else(|| s3_error!(NoSuchBucket, "The specified bucket does not exist"))
 }
 
 /// The bytes of `range` in pieces.

@@ -1,5 +1,6 @@
 //! The scratch world of one test.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,15 @@ impl Lab {
     /// The URL of the bucket, or of a prefix in it.
     pub fn url(&self, prefix: &str) -> String {
         format!("s3://{BUCKET}/{prefix}")
+    }
+
+    /// Puts objects into the bucket.
+    pub fn put_all(&self, files: &BTreeMap<String, Vec<u8>>) {
+        self.s3.edit(BUCKET, |bucket| {
+            for (key, content) in files {
+                bucket.put(key.as_str(), content.clone());
+            }
+        });
     }
 
     /// Flags for mounts and datasets that read the lab's S3 server.

@@ -190,6 +190,14 @@ impl SsdTier {
         }
     }
 
+    /// Capacity and used bytes of all devices together.
+    pub(crate) fn space(&self) -> (u64, u64) {
+        let stats = self.devices.iter().map(|device| device.store.stats());
+        stats.fold((0, 0), |(capacity, used), stats| {
+            (capacity + stats.capacity, used + stats.used_bytes)
+        })
+    }
+
     /// Use of each device.
     pub(crate) fn usage(&self) -> Vec<DeviceUsage> {
         self.devices

@@ -184,12 +184,8 @@ impl Worker {
 
     /// Whether a block that nobody waits for may be added: an eighth of the tier that keeps blocks is free.
     pub fn has_room(&self) -> bool {
-        let tiers = self.tiers();
-        let kept = tiers.iter().filter(|(labels, ..)| labels.tier == "ssd");
-        let sums =
-            |(capacity, used), (_, c, u, _): &(TierLabels, u64, u64, u64)| (capacity + c, used + u);
-        let (capacity, used) = match kept.fold((0, 0), sums) {
-            (0, 0) => tiers.iter().fold((0, 0), sums),
+        let (capacity, used) = match self.ssd.space() {
+            (0, _) => (self.memory.capacity(), self.memory.used()),
             ssd => ssd,
         };
         capacity - used.min(capacity) > capacity / FREE_SHARE

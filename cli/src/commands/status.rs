@@ -94,15 +94,13 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
-    let given = args.master.master.clone();
-    let embedded = || {
-        connect::embedded_mounts()
+    let addresses = match &args.master.master {
+        Some(address) => vec![address.clone()],
+        None => connect::embedded_mounts()
             .into_iter()
             .map(|(_, address)| address)
+            .collect(),
     };
-    let addresses: Vec<String> = given
-        .clone()
-        .map_or_else(|| embedded().collect(), |a| vec![a]);
     let mounts: Vec<MountView> = runtime::list()
         .into_iter()
         .map(|mount| MountView {
@@ -127,7 +125,7 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
     for address in addresses {
         match status_of(&address).await {
             Ok(status) => masters.push(master_view(address, status)),
-            Err(failure) if given.is_some() => return Err(failure),
+            Err(failure) if args.master.master.is_some() => return Err(failure),
             // The mount's server is being started again; what is known without it is still worth showing.
             Err(failure) => eprintln!("weir: {}", failure.message()),
         }

@@ -45,11 +45,7 @@ fn fill(lab: &Lab) -> Files {
         .map(|n| (format!("d{}/f{n}", n % 6), content(n, 100_000)))
         .collect();
     files.insert("large".to_owned(), content(1000, (13 << 20) + 1));
-    lab.s3.edit(BUCKET, |bucket| {
-        for (key, content) in &files {
-            bucket.put(key.as_str(), content.clone());
-        }
-    });
+    lab.put_all(&files);
     Arc::new(files)
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
-use weir_tests::{BUCKET, Lab, Mount, Readers, ReadersReport, content, wait_until};
+use weir_tests::{Lab, Mount, Readers, ReadersReport, content, wait_until};
 
 use crate::Case;
 
@@ -57,11 +57,7 @@ fn fill(lab: &Lab) -> Files {
             )
         })
         .collect();
-    lab.s3.edit(BUCKET, |bucket| {
-        for (key, content) in &files {
-            bucket.put(key.as_str(), content.clone());
-        }
-    });
+    lab.put_all(&files);
     Arc::new(files)
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use weir_tests::{BUCKET, Lab, Mount, content, drop_pages, wait_until};
+use weir_tests::{Lab, Mount, content, drop_pages, wait_until};
 
 use crate::Case;
 
@@ -25,11 +25,7 @@ fn fill(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
     let files: BTreeMap<String, Vec<u8>> = (0..60)
         .map(|n| (format!("f{n:03}"), content(n, 300_000)))
         .collect();
-    lab.s3.edit(BUCKET, |bucket| {
-        for (key, content) in &files {
-            bucket.put(key.as_str(), content.clone());
-        }
-    });
+    lab.put_all(&files);
     files
 }
 

@@ -65,18 +65,10 @@ fn files() -> BTreeMap<String, Vec<u8>> {
     .collect()
 }
 
-fn fill(lab: &Lab, files: &BTreeMap<String, Vec<u8>>) {
-    lab.s3.edit(weir_tests::BUCKET, |bucket| {
-        for (key, content) in files {
-            bucket.put(key.as_str(), content.clone());
-        }
-    });
-}
-
 fn a_bucket_is_mounted_read_and_unmounted() {
     let lab = Lab::new();
     let files = files();
-    fill(&lab, &files);
+    lab.put_all(&files);
     let mount = lab.mount("", &[]);
     for pass in 0..2 {
         for (name, content) in &files {
@@ -134,7 +126,7 @@ fn runs(pid: Pid) -> bool {
 fn a_second_mount_reads_nothing_from_the_origin() {
     let lab = Lab::new();
     let files = files();
-    fill(&lab, &files);
+    lab.put_all(&files);
     let mount = lab.mount("", &[]);
     for name in files.keys() {
         mount.read(name);
@@ -277,7 +269,7 @@ fn tiers_owner_and_modes_are_as_the_flags_say() {
     let files: BTreeMap<_, _> = (0..40)
         .map(|n| (format!("f{n}"), content(n, 200_000)))
         .collect();
-    fill(&lab, &files);
+    lab.put_all(&files);
     let (one, two) = (lab.path("one"), lab.path("two"));
     let (one, two) = (
         format!("{}:64MiB", one.display()),
@@ -338,7 +330,7 @@ fn tiers_owner_and_modes_are_as_the_flags_say() {
 
 fn a_foreground_mount_ends_with_its_process() {
     let lab = Lab::new();
-    fill(&lab, &files());
+    lab.put_all(&files());
     let mnt = lab.path("mnt");
     let url = lab.url("");
     let args = ["mount", &url, mnt.to_str().unwrap(), "--foreground"];
@@ -365,7 +357,7 @@ fn a_foreground_mount_ends_with_its_process() {
 fn two_mounts_of_one_bucket_have_caches_of_their_own() {
     let lab = Lab::new();
     let files = files();
-    fill(&lab, &files);
+    lab.put_all(&files);
     let origin = lab.origin_flags();
     let flags: Vec<&str> = origin.iter().map(String::as_str).collect();
     let url = lab.url("");
@@ -384,7 +376,7 @@ fn two_mounts_of_one_bucket_have_caches_of_their_own() {
 
 fn a_refresh_shows_what_changed() {
     let lab = Lab::new();
-    fill(&lab, &files());
+    lab.put_all(&files());
     let mount = lab.mount("", &["--dataset", "set"]);
     lab.s3.edit(weir_tests::BUCKET, |bucket| {
         bucket.put("new", "new");

@@ -42,11 +42,7 @@ fn fill(lab: &Lab, count: u64) -> BTreeMap<String, Vec<u8>> {
         .map(|n| (format!("f{n:03}"), content(n, 10_000 + 1000 * n as usize)))
         .chain([("large".to_owned(), content(999, (9 << 20) + 5))])
         .collect();
-    lab.s3.edit(BUCKET, |bucket| {
-        for (key, content) in &files {
-            bucket.put(key.as_str(), content.clone());
-        }
-    });
+    lab.put_all(&files);
     files
 }
 
@@ -197,11 +193,7 @@ fn what_the_origin_refuses_is_eio_with_one_line() {
     let files: BTreeMap<String, Vec<u8>> = (0..3)
         .map(|n| (format!("d{n}/f{n:03}"), content(n, 10_000)))
         .collect();
-    lab.s3.edit(BUCKET, |bucket| {
-        for (key, content) in &files {
-            bucket.put(key.as_str(), content.clone());
-        }
-    });
+    lab.put_all(&files);
     let mount = lab.mount("", &[]);
     for (number, fault) in refusals.into_iter().enumerate() {
         let name = format!("d{number}/f{number:03}");

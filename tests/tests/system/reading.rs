@@ -136,11 +136,7 @@ fn a_cache_that_is_too_small_still_serves_right_bytes() {
     let files: BTreeMap<String, Vec<u8>> = (0..200)
         .map(|n| (format!("d{}/f{n}", n % 7), content(n, 700_000)))
         .collect();
-    lab.s3.edit(BUCKET, |bucket| {
-        for (key, content) in &files {
-            bucket.put(key.as_str(), content.clone());
-        }
-    });
+    lab.put_all(&files);
     // 140 MB of files, 64 MiB of cache.
     let ssd = format!("{}:64MiB", lab.path("ssd").display());
     let mount = lab.mount("", &["--ssd", &ssd, "--mem", "0"]);
