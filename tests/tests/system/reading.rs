@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
-use weir_tests::{BUCKET, Lab, Readers, content, drop_pages};
+use weir_s3_server::{Fault, Rule};
+use weir_tests::{BUCKET, Lab, Readers, content, drop_pages, wait_until};
 
 use crate::Case;
 
@@ -20,6 +22,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_file_of_100_gib_is_read_anywhere",
         a_file_of_100_gib_is_read_anywhere,
+    ),
+    (
+        "small_files_are_filled_ahead_where_the_origin_is_slow",
+        small_files_are_filled_ahead_where_the_origin_is_slow,
     ),
     (
         "a_cache_that_is_too_small_still_serves_right_bytes",
@@ -142,7 +148,7 @@ fn a_cache_that_is_too_small_still_serves_right_bytes() {
     let mount = lab.mount("", &["--ssd", &ssd, "--mem", "0"]);
     let files = Arc::new(files);
     let readers = Readers::start(&mount.dir, &files, 4);
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(5));
     let report = readers.finish();
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     assert!(report.reads > files.len(), "{} reads", report.reads);
@@ -152,4 +158,28 @@ fn a_cache_that_is_too_small_still_serves_right_bytes() {
         "{used} bytes on SSD"
     );
     assert!(mount.metric("weir_client_read_bytes_total", "source=\"ssd\"") > 0.0);
+}
+
+fn small_files_are_filled_ahead_where_the_origin_is_slow() {
+    let lab = Lab::new();
+    let files: BTreeMap<String, Vec<u8>> = (0..100)
+        .map(|n| (format!("d/f{n:03}"), content(n, 5000)))
+        .collect();
+    lab.put_all(&files);
+    let mount = lab.mount("", &[]);
+    lab.s3
+        .faults()
+        .set([Rule::new(Fault::Stall(Duration::from_millis(50)))]);
+    for name in files.keys().take(12) {
+        assert!(mount.read(name) == files[name], "{name}");
+    }
+    wait_until("the rest is filled ahead", Duration::from_secs(10), || {
+        lab.s3.stats().bytes() == 100 * 5000
+    });
+    let gets = lab.s3.stats().gets();
+    for (name, content) in &files {
+        assert!(mount.read(name) == *content, "{name}");
+    }
+    assert_eq!(lab.s3.stats().gets(), gets);
+    assert!(mount.metric("weir_client_prefetch_used_bytes_total", "") > 0.0);
 }
