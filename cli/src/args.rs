@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
 use weir_origin::Addressing;
 
@@ -46,6 +47,9 @@ pub(crate) enum Command {
         #[arg(long)]
         config: String,
     },
+    /// Read ahead in a mount, as its server orders (started by the server)
+    #[command(hide = true)]
+    ReadAhead { mountpoint: PathBuf },
 }
 
 /// Where the data of an origin is and how it is addressed.
@@ -85,6 +89,17 @@ impl From<AddressingArg> for Addressing {
             AddressingArg::Virtual => Self::Virtual,
         }
     }
+}
+
+/// Where small files go ahead of their readers.
+#[derive(Clone, Copy, Default, Debug, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum ReadAheadArg {
+    /// Into the page cache if half of the memory holds the snapshot, else into the tiers
+    #[default]
+    Auto,
+    PageCache,
+    Tiers,
+    Off,
 }
 
 /// The cache of a worker, or of a mount with its own worker.
@@ -190,6 +205,9 @@ pub(crate) struct MountArgs {
     /// Name of this machine in the cluster map [default: the host's name]
     #[arg(long, env = "WEIR_NODE")]
     pub(crate) node: Option<NodeName>,
+    /// Where small files go ahead of their readers: `page-cache`, `tiers`, `off`, or `auto`
+    #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
+    pub(crate) read_ahead: ReadAheadArg,
     /// Longest wait for the mount to become usable, in seconds; listing a large bucket takes time
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub(crate) timeout: u64,

@@ -17,21 +17,26 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use weir_client::{ClientMetrics, Reader};
-use weir_core::{ByteSize, DatasetRef, NodeName};
+use weir_client::{ClientMetrics, ReadAheadTarget, Reader};
+use weir_core::{ByteSize, DatasetRef, Manifest, NodeName};
+use weir_fuse::ahead::Ahead;
 use weir_fuse::fs::{Ownership, SnapshotFs};
 use weir_fuse::handover::{Handover, ServeConfig};
 use weir_fuse::metrics::FuseMetrics;
+use weir_fuse::waiting::WaitingReads;
 use weir_origin::{OriginMetrics, OriginSpec};
 
+use crate::args::ReadAheadArg;
 use crate::exit::Failure;
 use crate::http::{self, Exposed};
-use crate::process::{SHUTDOWN_DEADLINE, init_logging, runtime};
+use crate::process::{SHUTDOWN_DEADLINE, init_logging, memory_limit, runtime};
 
-/// Threads that read requests from the kernel. Each answers cached reads itself, so a few more than cores keep the
-/// disk busy.
-const MIN_THREADS: usize = 4;
-const MAX_THREADS: usize = 16;
+/// Threads that answer the kernel, and how many of them are kept from waiting for a network: those answer names and
+/// cached reads, and a few more than cores keep the disk busy.
+const THREADS: usize = 24;
+const UNDISTURBED_THREADS: usize = 8;
+/// Snapshots of at most this part of the memory are read ahead into the page cache.
+const PAGE_CACHE_SHARE: u64 = 2;
 
 /// All that a serving process must know; written by `weir mount`, free of secrets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +51,8 @@ pub(crate) struct MountConfig {
     pub(crate) file_mode: u16,
     pub(crate) dir_mode: u16,
     pub(crate) http: SocketAddr,
+    #[serde(default)]
+    pub(crate) read_ahead: ReadAheadArg,
 }
 
 /// Where the mount's data comes from.
@@ -97,6 +104,18 @@ struct Prepared {
 /// Services that end when the mount does.
 type Background = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Where files go ahead of their readers. A snapshot that the page cache cannot hold with room to spare would push
+/// its own files out before anybody reads them.
+fn read_ahead(config: &MountConfig, kernel: &Arc<Ahead>, manifest: &Manifest) -> ReadAheadTarget {
+    let fits = || manifest.summary().bytes <= memory_limit() / PAGE_CACHE_SHARE;
+    match config.read_ahead {
+        ReadAheadArg::Off => ReadAheadTarget::Off,
+        ReadAheadArg::PageCache => ReadAheadTarget::PageCache(kernel.clone()),
+        ReadAheadArg::Auto if fits() => ReadAheadTarget::PageCache(kernel.clone()),
+        ReadAheadArg::Auto | ReadAheadArg::Tiers => ReadAheadTarget::Tiers,
+    }
+}
+
 /// `weir serve-mount`. The exit code tells the supervisor whether the mount is gone.
 pub(crate) fn run(config: &str) -> ExitCode {
     init_logging();
@@ -129,13 +148,14 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let stop = CancellationToken::new();
     let mut metrics = Metrics::new();
     let restarted = handover.is_restart();
+    let kernel = Ahead::new(handover.mountpoint().to_owned());
     let prepared = runtime.block_on(async {
         match &config.source {
             Source::Embedded { .. } => {
-                embedded::prepare(config, restarted, &mut metrics, stop.clone()).await
+                embedded::prepare(config, restarted, &kernel, &mut metrics, stop.clone()).await
             }
             Source::Cluster { .. } => {
-                cluster::prepare(config, restarted, &metrics, stop.clone()).await
+                cluster::prepare(config, restarted, &kernel, &metrics, stop.clone()).await
             }
         }
     })?;
@@ -145,17 +165,23 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         file_mode: config.file_mode,
         dir_mode: config.dir_mode,
     };
+    // Connections between the processes of a cluster belong to the runtime.
+    let here = match &config.source {
+        Source::Embedded { .. } => THREADS - UNDISTURBED_THREADS,
+        Source::Cluster { .. } => 0,
+    };
+    let waiting = WaitingReads::new(runtime.handle().clone(), here);
     let fs = SnapshotFs::new(
         Arc::new(prepared.reader),
         ownership,
-        runtime.handle().clone(),
+        waiting,
         metrics.fuse.clone(),
     );
-    let threads = std::thread::available_parallelism().map_or(MIN_THREADS, |n| n.get() * 2);
     let serving = handover.serve(
         fs,
         ServeConfig {
-            threads: threads.clamp(MIN_THREADS, MAX_THREADS),
+            threads: THREADS,
+            let_go: Some(Box::new(move || kernel.let_go())),
             ..ServeConfig::default()
         },
     );

@@ -1,5 +1,6 @@
 //! What the long-running processes share: logging, the runtime, signals, and facts about the machine.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +14,8 @@ pub(crate) const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 /// Default of the memory tier, and the part of the machine's memory that it takes at most.
 const DEFAULT_MEMORY: u64 = 1 << 30;
 const MEMORY_SHARE: u64 = 10;
+/// Where control groups (version 2) are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Logs to standard error; `WEIR_LOG` chooses what (`info`, `weir_worker=debug`, …).
 pub(crate) fn init_logging() {
@@ -83,12 +86,26 @@ pub(crate) fn node_name() -> anyhow::Result<NodeName> {
 
 /// The memory tier's size when none is given.
 pub(crate) fn default_memory() -> ByteSize {
+    ByteSize((memory_limit() / MEMORY_SHARE).min(DEFAULT_MEMORY))
+}
+
+/// Bytes of memory that this process may use, its page cache included: the machine's, or what its control group or
+/// one above it allows.
+pub(crate) fn memory_limit() -> u64 {
     let total = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {
             let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
             line.split_whitespace().nth(1)?.parse::<u64>().ok()
         })
-        .map_or(DEFAULT_MEMORY, |kib| kib * 1024 / MEMORY_SHARE);
-    ByteSize(total.min(DEFAULT_MEMORY))
+        .map_or(DEFAULT_MEMORY * MEMORY_SHARE, |kib| kib * 1024);
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let limits = Path::new(own.unwrap_or_default())
+        .ancestors()
+        .filter_map(|group| {
+            let file = Path::new(CGROUPS).join(group).join("memory.max");
+            std::fs::read_to_string(file).ok()?.trim().parse().ok() // "max" is no limit
+        });
+    limits.fold(total, u64::min)
 }

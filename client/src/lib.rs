@@ -10,6 +10,7 @@ mod cluster;
 mod connection;
 mod local;
 mod prefetch;
+mod readahead;
 mod reader;
 mod stale;
 
@@ -18,5 +19,6 @@ pub mod metrics;
 
 pub use cluster::{ClusterConfig, ClusterReader};
 pub use metrics::{ClientMetrics, ReadSource};
+pub use readahead::{ReadAhead, ReadAheadTarget};
 pub use reader::{Backend, ReadError, Reader};
 pub use stale::StaleReads;

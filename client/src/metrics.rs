@@ -81,6 +81,7 @@ pub struct ClientMetrics {
     pub(crate) failovers: Family<ReasonLabel, Counter>,
     pub(crate) prefetched_bytes: Counter,
     pub(crate) prefetch_used_bytes: Counter,
+    pub(crate) prefetch_repeated_bytes: Counter,
     pub(crate) map_epoch: Gauge,
 }
 
@@ -94,6 +95,7 @@ impl ClientMetrics {
             failovers: Family::default(),
             prefetched_bytes: Counter::default(),
             prefetch_used_bytes: Counter::default(),
+            prefetch_repeated_bytes: Counter::default(),
             map_epoch: Gauge::default(),
         };
         for reason in FAILOVER_REASONS {
@@ -126,15 +128,21 @@ impl ClientMetrics {
         );
         r.register_with_unit(
             "prefetched",
-            "Bytes of files that were filled before anybody read them",
+            "Bytes of files that were read ahead of their readers",
             Unit::Bytes,
             metrics.prefetched_bytes.clone(),
         );
         r.register_with_unit(
             "prefetch_used",
-            "Bytes of those that were read since",
+            "Bytes read ahead into the tiers that were read since",
             Unit::Bytes,
             metrics.prefetch_used_bytes.clone(),
+        );
+        r.register_with_unit(
+            "prefetch_repeated",
+            "Bytes read ahead into the page cache that the kernel asked for again",
+            Unit::Bytes,
+            metrics.prefetch_repeated_bytes.clone(),
         );
         r.register(
             "cluster_map_epoch",

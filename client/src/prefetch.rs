@@ -1,10 +1,13 @@
-//! Filling small files ahead of their readers.
+//! Small files ahead of their readers.
 //!
-//! Whoever reads some small files of a directory, in order or shuffled, is likely to read the others too, and an
-//! origin gives many small objects at once far sooner than one after the other. So each file that is read earns its
-//! directory some files that are filled ahead: a reader of everything soon finds everything, a reader of a few
-//! files causes few fills. Only free space is filled: nothing that is cached is given up for a guess. And only when
-//! the origin is slow to answer: where it is as near as the disk, a file read back from there is no sooner to be had.
+//! Whoever reads some small files of a directory, in order or shuffled, is likely to read the others too, and many
+//! small files at once are had far sooner than one after the other. So each file that is read earns its directory
+//! some files ahead: a reader of everything soon finds everything, a reader of a few files causes few reads.
+//!
+//! Where the page cache can hold the snapshot, files go there: a reader then has them without a message to this
+//! process. Elsewhere they are filled into the tiers, and then only into free space, since nothing that is cached is
+//! given up for a guess, and only when the origin is slow to answer: where it is as near as the disk, a file read
+//! back from there is no sooner to be had.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,26 +22,38 @@ use weir_core::{EntryKind, Manifest};
 use weir_worker::Worker;
 
 use crate::metrics::ClientMetrics;
+use crate::readahead::ReadAhead;
 
-/// Larger files are not filled ahead: their bytes take longer than the wait for them.
+/// Larger files are not read ahead: their bytes take longer than the wait for them.
 const SMALL: u64 = 1 << 20;
-/// Files of a directory that are read before others are filled ahead.
+/// Files of a directory that are read before others are read ahead.
 const FIRST: u32 = 2;
 /// Files that each further one earns.
 const AHEAD: u32 = 16;
+/// Directories with more entries are not listed ahead: the kernel would have to remember all their names.
+const MAX_LISTED: u32 = 10_000;
 /// Readers wait for a fast origin so long at most.
 const FAST: Duration = Duration::from_millis(2);
 /// A new wait counts for this part of the average.
 const WAIT_SHARE: u32 = 8;
 /// Fills ahead that are under way at once: at most a quarter of the worker's fill budget.
 const SLOTS: usize = 16;
-/// Directories that are kept track of. Beyond that the rest is filled as it is read.
+/// Directories that are kept track of. Beyond that the rest is read as it is asked for.
 const MAX_DIRECTORIES: usize = 100_000;
 
-/// Fills ahead for the readers of one snapshot.
+/// Where files are put ahead of their readers.
+#[derive(Clone)]
+pub(crate) enum Target {
+    /// The kernel's page cache.
+    PageCache(Arc<dyn ReadAhead>),
+    /// The tiers of the worker in this process.
+    Tiers(Arc<Worker>),
+}
+
+/// Reads ahead for the readers of one snapshot.
 pub(crate) struct Prefetcher {
     manifest: Arc<Manifest>,
-    worker: Arc<Worker>,
+    target: Target,
     runtime: Handle,
     slots: Arc<Semaphore>,
     state: Mutex<State>,
@@ -48,8 +63,11 @@ pub(crate) struct Prefetcher {
 #[derive(Default)]
 struct State {
     directories: HashMap<u32, Directory>,
-    /// Files that were filled ahead and not read yet.
-    unread: RoaringBitmap,
+    /// Files that were asked for ahead and have not been read since: by the next reader from the tiers, by the
+    /// kernel into its page cache.
+    asked: RoaringBitmap,
+    /// Files that were read ahead into the page cache.
+    delivered: RoaringBitmap,
     /// How long readers wait for the origin: a moving average.
     wait: Duration,
 }
@@ -69,12 +87,12 @@ impl Prefetcher {
     /// A prefetcher that works on the runtime it is made in.
     pub(crate) fn new(
         manifest: Arc<Manifest>,
-        worker: Arc<Worker>,
+        target: Target,
         metrics: Arc<ClientMetrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             manifest,
-            worker,
+            target,
             runtime: Handle::current(),
             slots: Arc::new(Semaphore::new(SLOTS)),
             state: Mutex::default(),
@@ -82,25 +100,29 @@ impl Prefetcher {
         })
     }
 
-    /// A reader has begun to read a file, which was cached or not.
+    /// The kernel has begun to read a file, which was cached or not.
     pub(crate) fn reading(self: &Arc<Self>, file: u32, cached: bool) {
         let entry = self.manifest.entry(file);
         if entry.size > SMALL {
             return;
         }
-        let start = {
-            let mut state = self.state.lock();
-            let ahead = state.unread.remove(file);
-            if ahead {
-                self.metrics.prefetch_used_bytes.inc_by(entry.size);
-            } else if cached {
-                return; // nothing to gain: the directory may be all there
+        match &self.target {
+            Target::PageCache(kernel) => self.order(&**kernel, file),
+            Target::Tiers(worker) => {
+                let start = {
+                    let mut state = self.state.lock();
+                    if state.asked.remove(file) {
+                        self.metrics.prefetch_used_bytes.inc_by(entry.size);
+                    } else if cached {
+                        return; // nothing to gain: the directory may be all there
+                    }
+                    state.wait >= FAST && state.earn(entry.parent, file, &self.manifest)
+                };
+                if start {
+                    let filling = self.clone().fill_directory(worker.clone(), entry.parent);
+                    self.runtime.spawn(filling);
+                }
             }
-            state.earn(entry.parent, file, &self.manifest)
-        };
-        if start {
-            self.runtime
-                .spawn(self.clone().fill_directory(entry.parent));
         }
     }
 
@@ -110,43 +132,83 @@ impl Prefetcher {
         state.wait = (state.wait * (WAIT_SHARE - 1) + wait) / WAIT_SHARE;
     }
 
+    /// Has the kernel read what the file has earned its directory.
+    fn order(&self, kernel: &dyn ReadAhead, file: u32) {
+        let entry = self.manifest.entry(file);
+        let children = self.manifest.children(entry.parent);
+        let mut state = self.state.lock();
+        if state.asked.remove(file) {
+            state.delivered.insert(file);
+            return; // the order itself
+        }
+        if state.delivered.remove(file) {
+            // The kernel has dropped it meanwhile, and most likely other files too.
+            self.metrics.prefetch_repeated_bytes.inc_by(entry.size);
+            state.forget_round(entry.parent, &children);
+        }
+        if !state.earn(entry.parent, file, &self.manifest) {
+            return;
+        }
+        let State {
+            directories, asked, ..
+        } = &mut *state;
+        let Some(directory) = directories.get_mut(&entry.parent) else {
+            return;
+        };
+        if directory.is_new(&children) && children.end - children.start <= MAX_LISTED {
+            kernel.list(&self.manifest.path(entry.parent));
+        }
+        while let Some(next) = directory.next(&children, &self.manifest, true) {
+            if next == file || asked.contains(next) {
+                continue;
+            }
+            if !kernel.read(&self.manifest.path(next)) {
+                break;
+            }
+            asked.insert(next);
+            let size = self.manifest.entry(next).size;
+            self.metrics.prefetched_bytes.inc_by(size);
+        }
+        directory.running = false;
+    }
+
     /// Fills files of a directory for as long as it has credit.
-    async fn fill_directory(self: Arc<Self>, directory: u32) {
+    async fn fill_directory(self: Arc<Self>, worker: Arc<Worker>, directory: u32) {
         // The semaphore is never closed.
         while let Ok(slot) = self.slots.clone().acquire_owned().await {
-            let Some(file) = self.next(directory) else {
+            let Some(file) = self.next(&worker, directory) else {
                 return;
             };
-            let prefetcher = self.clone();
+            let (prefetcher, worker) = (self.clone(), worker.clone());
             tokio::spawn(async move {
-                prefetcher.fill(file).await;
+                prefetcher.fill(&worker, file).await;
                 drop(slot);
             });
         }
     }
 
     /// The next file to fill; `None` ends the directory's task.
-    fn next(&self, directory: u32) -> Option<u32> {
-        let room = self.worker.has_room();
+    fn next(&self, worker: &Worker, directory: u32) -> Option<u32> {
+        let room = worker.has_room();
         let children = self.manifest.children(directory);
         let mut state = self.state.lock();
         let known = state.directories.get_mut(&directory)?;
         known.next(&children, &self.manifest, room)
     }
 
-    async fn fill(&self, file: u32) {
+    async fn fill(&self, worker: &Arc<Worker>, file: u32) {
         let Some(block) = self.manifest.blocks(file).next() else {
             return;
         };
         // Noted before, since a reader may come while the fill is under way.
-        self.state.lock().unread.insert(file);
-        let outcome = self.worker.warm(&block).await;
+        self.state.lock().asked.insert(file);
+        let outcome = worker.warm(&block).await;
         if let Ok(true) = outcome {
             self.metrics.prefetched_bytes.inc_by(u64::from(block.len()));
             return;
         }
         let mut state = self.state.lock();
-        state.unread.remove(file);
+        state.asked.remove(file);
         if let Err(error) = outcome {
             // Whoever reads the file is told; the guess ends here.
             tracing::debug!(%error, object = %block.object.key, "not filled ahead");
@@ -159,7 +221,17 @@ impl Prefetcher {
 }
 
 impl State {
-    /// Counts a file that was read; true when a task must be started for its directory.
+    /// Begins to go around a directory again, if it was gone around.
+    fn forget_round(&mut self, directory: u32, children: &Range<u32>) {
+        if let Some(known) = self.directories.get_mut(&directory)
+            && known.left == 0
+        {
+            known.left = children.end - children.start;
+            known.read = 0;
+        }
+    }
+
+    /// Counts a file that was read; true when somebody must begin to use what the directory has earned.
     fn earn(&mut self, directory: u32, file: u32, manifest: &Manifest) -> bool {
         if self.directories.len() >= MAX_DIRECTORIES && !self.directories.contains_key(&directory) {
             return false;
@@ -175,7 +247,7 @@ impl State {
             }
         });
         known.read += 1;
-        if known.read < FIRST || known.left == 0 || self.wait < FAST {
+        if known.read < FIRST || known.left == 0 {
             return false;
         }
         known.credit = known.credit.saturating_add(AHEAD);
@@ -184,6 +256,11 @@ impl State {
 }
 
 impl Directory {
+    /// Whether nothing has been read ahead in this round.
+    fn is_new(&self, children: &Range<u32>) -> bool {
+        self.left == children.end - children.start
+    }
+
     /// The next small file of the directory's children, while there is room and credit.
     fn next(&mut self, children: &Range<u32>, manifest: &Manifest, room: bool) -> Option<u32> {
         while room && self.credit > 0 && self.left > 0 {
@@ -239,10 +316,7 @@ mod tests {
     #[test]
     fn a_directory_goes_around_once_from_behind_the_first_file_and_skips_what_is_not_small() {
         let manifest = manifest();
-        let mut state = State {
-            wait: FAST,
-            ..State::default()
-        };
+        let mut state = State::default();
         let file = manifest.resolve("f4").unwrap();
         let children = manifest.children(ROOT);
         assert!(
@@ -267,10 +341,7 @@ mod tests {
     #[test]
     fn credit_and_room_bound_what_is_filled_ahead() {
         let manifest = manifest();
-        let mut state = State {
-            wait: FAST,
-            ..State::default()
-        };
+        let mut state = State::default();
         let children = manifest.children(ROOT);
         state.earn(ROOT, 0, &manifest);
         state.earn(ROOT, 0, &manifest);
@@ -282,14 +353,70 @@ mod tests {
         assert_eq!(files.count(), 3);
     }
 
-    #[test]
-    fn nothing_is_filled_ahead_where_the_origin_is_fast() {
-        let manifest = manifest();
-        let mut state = State::default();
-        for _ in 0..10 {
-            assert!(!state.earn(ROOT, 0, &manifest));
+    /// Notes what is ordered, and takes so many files.
+    struct Kernel {
+        most: usize,
+        listed: Mutex<Vec<String>>,
+        read: Mutex<Vec<String>>,
+    }
+
+    impl ReadAhead for Kernel {
+        fn list(&self, directory: &str) {
+            self.listed.lock().push(directory.to_owned());
         }
-        state.wait = FAST;
-        assert!(state.earn(ROOT, 0, &manifest));
+
+        fn read(&self, file: &str) -> bool {
+            let mut read = self.read.lock();
+            let fits = read.len() < self.most;
+            if fits {
+                read.push(file.to_owned());
+            }
+            fits
+        }
+    }
+
+    fn prefetcher(most: usize) -> (Arc<Kernel>, Arc<Prefetcher>) {
+        let kernel = Arc::new(Kernel {
+            most,
+            listed: Mutex::default(),
+            read: Mutex::default(),
+        });
+        let metrics = ClientMetrics::register(&mut prometheus_client::registry::Registry::default());
+        let target = Target::PageCache(kernel.clone());
+        (kernel, Prefetcher::new(Arc::new(manifest()), target, metrics))
+    }
+
+    #[tokio::test]
+    async fn the_kernel_is_asked_for_a_directory_once_and_again_when_it_has_dropped_it() {
+        let (kernel, prefetcher) = prefetcher(100);
+        let file = |name: &str| prefetcher.manifest.resolve(name).unwrap();
+        prefetcher.reading(file("f4"), true);
+        assert!(kernel.read.lock().is_empty(), "one file alone says nothing");
+        prefetcher.reading(file("f5"), true);
+        assert_eq!(*kernel.listed.lock(), [""]);
+        let ordered = std::mem::take(&mut *kernel.read.lock());
+        assert_eq!(
+            ordered,
+            ["f6", "f7", "f8", "f9", "f0", "f1", "f2", "f3", "f4"]
+        );
+        for name in &ordered {
+            prefetcher.reading(file(name), true); // the kernel follows the orders
+        }
+        assert!(kernel.read.lock().is_empty());
+        for name in ["f6", "f7"] {
+            prefetcher.reading(file(name), true); // it asks again
+        }
+        assert!(kernel.read.lock().len() > 5);
+        assert_eq!(prefetcher.metrics.prefetch_repeated_bytes.get(), 200);
+    }
+
+    #[tokio::test]
+    async fn an_order_that_is_not_taken_is_not_waited_for() {
+        let (kernel, prefetcher) = prefetcher(3);
+        for name in ["f1", "f2"] {
+            prefetcher.reading(prefetcher.manifest.resolve(name).unwrap(), false);
+        }
+        assert_eq!(kernel.read.lock().len(), 3);
+        assert_eq!(prefetcher.state.lock().asked.len(), 3);
     }
 }

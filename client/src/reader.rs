@@ -7,11 +7,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
 use weir_origin::OriginError;
-use weir_worker::{DatasetReads, Worker};
+use weir_worker::{DatasetReads, Drive, Worker};
 
 use crate::cluster::ClusterReader;
 use crate::metrics::{ClientMetrics, DatasetCounters, ReadSource};
-use crate::prefetch::Prefetcher;
+use crate::prefetch::{Prefetcher, Target};
+use crate::readahead::ReadAheadTarget;
 use crate::stale::StaleReads;
 
 /// Why bytes could not be read.
@@ -53,7 +54,7 @@ pub struct Reader {
     backend: Backend,
     counters: DatasetCounters,
     stale: Arc<StaleReads>,
-    /// Fills ahead of the readers, where the worker is in this process.
+    /// Reads ahead of the readers, where that is possible.
     prefetcher: Option<Arc<Prefetcher>>,
     /// Counters of the worker in this process.
     worker_counters: Option<Arc<DatasetReads>>,
@@ -100,17 +101,24 @@ fn pieces(offset: u64, end: u64) -> impl Iterator<Item = Piece> {
 }
 
 impl Reader {
-    /// A reader of `manifest` through `backend`. Call inside a tokio runtime.
-    pub fn new(manifest: Arc<Manifest>, backend: Backend, metrics: &Arc<ClientMetrics>) -> Self {
+    /// A reader of `manifest` through `backend`, which reads small files ahead to `target`. Call inside a tokio
+    /// runtime.
+    pub fn new(
+        manifest: Arc<Manifest>,
+        backend: Backend,
+        target: ReadAheadTarget,
+        metrics: &Arc<ClientMetrics>,
+    ) -> Self {
         let dataset = manifest.summary().snapshot.dataset.clone();
-        let prefetcher = match &backend {
-            Backend::Embedded(worker) => Some(Prefetcher::new(
-                manifest.clone(),
-                worker.clone(),
-                metrics.clone(),
-            )),
-            Backend::Cluster(_) => None,
+        let target = match (target, &backend) {
+            (ReadAheadTarget::PageCache(kernel), _) => Some(Target::PageCache(kernel)),
+            (ReadAheadTarget::Tiers, Backend::Embedded(worker)) => {
+                Some(Target::Tiers(worker.clone()))
+            }
+            (ReadAheadTarget::Tiers, Backend::Cluster(_)) | (ReadAheadTarget::Off, _) => None,
         };
+        let prefetcher =
+            target.map(|target| Prefetcher::new(manifest.clone(), target, metrics.clone()));
         let worker_counters = match &backend {
             Backend::Embedded(worker) => Some(worker.metrics().dataset(dataset.as_str())),
             Backend::Cluster(_) => None,
@@ -162,8 +170,15 @@ impl Reader {
     }
 
     /// The bytes `offset..end` of a file, from wherever they are. Blocks are asked for one after the other, so the
-    /// first does not wait for the last. `end` must not lie past the file's end.
-    pub async fn read(&self, file: u32, offset: u64, end: u64) -> Result<Vec<Bytes>, ReadError> {
+    /// first does not wait for the last. `end` must not lie past the file's end. Fills that this read started and
+    /// that are still under way are pushed to `unfinished`: the caller uses the bytes, and then awaits them.
+    pub async fn read(
+        &self,
+        file: u32,
+        offset: u64,
+        end: u64,
+        unfinished: &mut Vec<Drive>,
+    ) -> Result<Vec<Bytes>, ReadError> {
         self.note_start(file, offset, false);
         let object = self.manifest.object(file);
         let origin = self.manifest.mount(file).origin;
@@ -176,7 +191,7 @@ impl Reader {
             };
             let length = u64::from(piece.range.end - piece.range.start);
             let (found, source) = self
-                .read_block(&block, file, piece.range)
+                .read_block(&block, file, piece.range, unfinished)
                 .await
                 .map_err(|error| self.explain(file, error))?;
             self.count(source, length);
@@ -199,11 +214,12 @@ impl Reader {
         block: &Block,
         file: u32,
         range: Range<u32>,
+        unfinished: &mut Vec<Drive>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         match &self.backend {
             Backend::Embedded(worker) => {
                 let started = Instant::now();
-                let (bytes, source) = worker.read(block, range).await?;
+                let (bytes, source) = worker.read_driving(block, range, unfinished).await?;
                 if let (weir_worker::Source::Origin, Some(prefetcher)) = (source, &self.prefetcher)
                 {
                     prefetcher.waited(started.elapsed());

@@ -4,8 +4,7 @@
 //! not ask again; names and attributes are valid for a day, since a snapshot never changes. A file whose pages the
 //! kernel holds is then opened, read and closed without this process.
 //!
-//! A read that needs no network is answered on the kernel's own thread; any other is handed to the runtime, so
-//! that a slow origin never keeps a thread from the next request.
+//! A read that needs no network is answered at once; any other runs where [`WaitingReads`] says.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,17 +18,17 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
 use weir_client::{ReadError, Reader};
 use weir_core::{EntryKind, Manifest};
 
 use crate::errno::errno;
 use crate::metrics::{ErrorLabel, FuseMetrics};
+use crate::waiting::WaitingReads;
 
 /// How long the kernel may keep names and attributes. They never change; a day bounds what a bug could do.
 const TTL: Duration = Duration::from_hours(24);
 /// Requests that the kernel may have under way at once, readahead included.
-const MAX_BACKGROUND: u16 = 128;
+const MAX_BACKGROUND: u16 = 256;
 /// Size of a block as `stat` shows it: what a program should read at once.
 const PREFERRED_IO: u32 = 1 << 20;
 /// The same file's errors are logged at most this often.
@@ -55,17 +54,17 @@ pub struct SnapshotFs {
     reader: Arc<Reader>,
     manifest: Arc<Manifest>,
     ownership: Ownership,
-    runtime: Handle,
+    waiting: WaitingReads,
     metrics: Arc<FuseMetrics>,
     last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
 }
 
 impl SnapshotFs {
-    /// A file system over `reader`'s snapshot, which hands slow reads to `runtime`.
+    /// A file system over `reader`'s snapshot, whose slow reads run where `waiting` says.
     pub fn new(
         reader: Arc<Reader>,
         ownership: Ownership,
-        runtime: Handle,
+        waiting: WaitingReads,
         metrics: Arc<FuseMetrics>,
     ) -> Self {
         let manifest = reader.manifest().clone();
@@ -74,7 +73,7 @@ impl SnapshotFs {
             reader,
             manifest,
             ownership,
-            runtime,
+            waiting,
             metrics,
             last_logged: Arc::default(),
         }
@@ -262,8 +261,9 @@ impl Filesystem for SnapshotFs {
         }
         let (reader, metrics) = (self.reader.clone(), self.metrics.clone());
         let last_logged = self.last_logged.clone();
-        self.runtime.spawn(async move {
-            match reader.read(index, offset, end).await {
+        self.waiting.run(async move {
+            let mut unfinished = Vec::new();
+            match reader.read(index, offset, end, &mut unfinished).await {
                 Ok(pieces) => {
                     send(reply, &pieces);
                     metrics.read_bytes.inc_by(end - offset);
@@ -282,6 +282,9 @@ impl Filesystem for SnapshotFs {
             metrics
                 .read_duration
                 .observe(started.elapsed().as_secs_f64());
+            for fill in unfinished {
+                fill.await;
+            }
         });
     }
 

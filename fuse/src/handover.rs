@@ -75,12 +75,17 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> HandoverError {
 /// the server counts as hung, and after a few seconds it is replaced.
 pub type HealthCheck = Box<dyn Fn() -> bool + Send + Sync>;
 
+/// Has whatever belongs to the server close what it holds open in the mount; called before it is unmounted.
+pub type LetGo = Box<dyn Fn() + Send + Sync>;
+
 /// How a file system is served.
 pub struct ServeConfig {
     /// Threads that read requests of the kernel and call the file system.
     pub threads: usize,
     /// Asked once a second; without one the server is well as long as it answers.
     pub health: Option<HealthCheck>,
+    /// Called before the mount is unmounted.
+    pub let_go: Option<LetGo>,
 }
 
 impl Default for ServeConfig {
@@ -88,6 +93,7 @@ impl Default for ServeConfig {
         Self {
             threads: DEFAULT_THREADS,
             health: None,
+            let_go: None,
         }
     }
 }
@@ -174,6 +180,9 @@ impl Handover {
         }
         if let Some(health) = config.health {
             self.link.set_health(health);
+        }
+        if let Some(let_go) = config.let_go {
+            self.link.set_let_go(let_go);
         }
         self.end_when_a_session_thread_panics();
         let notifier = session.notifier();

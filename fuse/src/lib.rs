@@ -5,10 +5,11 @@
 //! **server**, which answers the kernel ([`handover::Handover::serve`]). Either of the last two may die at any
 //! moment: the other one starts it again from the state that both hold, and no reader notices.
 //!
-//! The modules of the mount know nothing of datasets, origins or networks; only [`fs`] and [`errno`] do.
+//! The modules of the mount know nothing of datasets, origins or networks; only [`fs`], [`errno`] and [`ahead`] do.
 
 #![deny(unsafe_code)]
 
+pub mod ahead;
 pub mod errno;
 pub mod fs;
 pub mod handover;
@@ -16,6 +17,7 @@ pub mod metrics;
 pub mod mount;
 pub mod runtime;
 pub mod supervisor;
+pub mod waiting;
 
 mod descriptor;
 mod fdpass;

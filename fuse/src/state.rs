@@ -84,6 +84,8 @@ pub(crate) enum ToServer {
     Ping(u64),
     /// Finish what must be finished and exit; another server takes over.
     Stop,
+    /// The mount is about to be unmounted: nothing of this server may keep it busy.
+    LetGo,
 }
 
 /// From a server to its supervisor.

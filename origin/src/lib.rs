@@ -4,7 +4,7 @@
 //! [`fetch()`] makes a read robust: retries, resumption, hedging, digests. This crate must not know about blocks'
 //! placement, caches or datasets.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod digest;
 mod error;

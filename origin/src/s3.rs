@@ -4,8 +4,11 @@
 //! a whole page over one key that is not a clean path, and its reads hide the headers with checksums.
 
 mod body;
+mod connect;
 pub(crate) mod environment;
+mod exchange;
 mod listing;
+mod low_water;
 pub(crate) mod profile;
 mod refusal;
 mod request;
@@ -108,8 +111,8 @@ impl Origin for S3Origin {
             target: self.client.object_url(&object.key),
             origin: self.client.bucket_url().into(),
             object,
-            status: response.status(),
-            headers: response.headers(),
+            status: response.status,
+            headers: &response.headers,
         };
         head.check_version()?;
         let sent = head.range()?;

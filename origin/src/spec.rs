@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use reqwest::Url;
+use url::Url;
 use serde::{Deserialize, Serialize};
 use weir_core::OriginId;
 

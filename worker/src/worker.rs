@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -106,6 +107,36 @@ pub enum WorkerError {
     /// An SSD directory could not be opened.
     #[error(transparent)]
     Segment(#[from] SegmentError),
+}
+
+/// The work of a fill: resolves when its block is complete and was given to the tiers, or when it has failed.
+pub type Drive = BoxFuture<'static, ()>;
+
+/// A fill that is listed among those under way. Dropped before its end, which happens when a runtime shuts down, it
+/// fails, so that nobody waits for it for ever.
+struct StartedFill {
+    worker: Arc<Worker>,
+    object: Arc<str>,
+    key: BlockKey,
+    fill: Arc<Fill>,
+    ended: bool,
+}
+
+impl StartedFill {
+    fn fail(&mut self, error: OriginError) {
+        self.ended = true;
+        self.fill.fail(error);
+        self.worker.finish_fill(&self.key);
+    }
+}
+
+impl Drop for StartedFill {
+    fn drop(&mut self) {
+        if !self.ended {
+            let interrupted = OriginError::interrupted(&self.object);
+            self.fail(interrupted);
+        }
+    }
 }
 
 /// A cache of blocks. Shared by reference.
@@ -237,21 +268,64 @@ impl Worker {
         range: Range<u32>,
     ) -> Result<(Vec<Bytes>, Source), ReadError> {
         let key = block.key();
-        if let Some(found) = self.read_memory(&key, &range) {
+        if let Some(found) = self.read_tiers(key, &range).await? {
             return Ok(found);
         }
-        // The index tells without the disk whether a look there is worth a thread.
-        if self.ssd.contains(&key) {
-            let worker = self.clone();
-            let range = range.clone();
-            let read = tokio::task::spawn_blocking(move || worker.ssd.read(&key, range));
-            if let Some(data) = read.await.map_err(|_| ReadError::ShuttingDown)? {
-                return Ok((vec![data], Source::Ssd));
-            }
-        }
-        let fill = self.start_fill(block, key)?;
-        let pieces = fill.read(range).await?;
+        let pieces = self.spawn_fill(block, key)?.read(range).await?;
         Ok((pieces, Source::Origin))
+    }
+
+    /// As [`Self::read`], but a fill that this read starts makes progress only while the caller polls: it is driven
+    /// here until the range has arrived, and what is left of it is pushed to `unfinished`, to be awaited soon. That
+    /// saves a reader the switch to another task and back. A fill that is dropped instead fails for all its readers.
+    pub async fn read_driving(
+        self: &Arc<Self>,
+        block: &Block,
+        range: Range<u32>,
+        unfinished: &mut Vec<Drive>,
+    ) -> Result<(Vec<Bytes>, Source), ReadError> {
+        let key = block.key();
+        if let Some(found) = self.read_tiers(key, &range).await? {
+            return Ok(found);
+        }
+        let (fill, drive) = self.start_fill(block, key)?;
+        let pieces = match drive {
+            None => fill.read(range).await?,
+            Some(mut drive) => {
+                let arrived = tokio::select! {
+                    biased;
+                    () = &mut drive => None,
+                    arrived = fill.read(range.clone()) => Some(arrived),
+                };
+                match arrived {
+                    None => fill.read(range).await?, // the fill has ended, so this does not wait
+                    Some(arrived) => {
+                        unfinished.push(drive);
+                        arrived?
+                    }
+                }
+            }
+        };
+        Ok((pieces, Source::Origin))
+    }
+
+    /// [`Self::read_cached`] without blocking the caller's thread.
+    async fn read_tiers(
+        self: &Arc<Self>,
+        key: BlockKey,
+        range: &Range<u32>,
+    ) -> Result<Option<(Vec<Bytes>, Source)>, ReadError> {
+        if let Some(found) = self.read_memory(&key, range) {
+            return Ok(Some(found));
+        }
+        // The index tells without the disk whether a look there is worth a thread.
+        if !self.ssd.contains(&key) {
+            return Ok(None);
+        }
+        let (worker, range) = (self.clone(), range.clone());
+        let read = tokio::task::spawn_blocking(move || worker.ssd.read(&key, range));
+        let data = read.await.map_err(|_| ReadError::ShuttingDown)?;
+        Ok(data.map(|data| (vec![data], Source::Ssd)))
     }
 
     /// Makes sure that a block is held; gives whether it came from the origin.
@@ -260,7 +334,7 @@ impl Worker {
         if self.holds(&key) {
             return Ok(false);
         }
-        self.start_fill(block, key)?.finished().await?;
+        self.spawn_fill(block, key)?.finished().await?;
         Ok(true)
     }
 
@@ -292,8 +366,21 @@ impl Worker {
         memory + ssd
     }
 
-    /// Finds the block's fill or starts one.
-    fn start_fill(self: &Arc<Self>, block: &Block, key: BlockKey) -> Result<Arc<Fill>, ReadError> {
+    /// Finds the block's fill or starts one, as a task of its own.
+    fn spawn_fill(self: &Arc<Self>, block: &Block, key: BlockKey) -> Result<Arc<Fill>, ReadError> {
+        let (fill, drive) = self.start_fill(block, key)?;
+        if let Some(drive) = drive {
+            tokio::spawn(drive);
+        }
+        Ok(fill)
+    }
+
+    /// Finds the block's fill or starts one. A new fill comes with the future that does its work.
+    fn start_fill(
+        self: &Arc<Self>,
+        block: &Block,
+        key: BlockKey,
+    ) -> Result<(Arc<Fill>, Option<Drive>), ReadError> {
         if self.stop.is_cancelled() {
             return Err(ReadError::ShuttingDown);
         }
@@ -301,23 +388,29 @@ impl Worker {
         {
             let mut fills = self.fills.lock();
             if let Some(running) = fills.get(&key) {
-                return Ok(running.clone());
+                return Ok((running.clone(), None));
             }
             fills.insert(key, fill.clone());
         }
         self.metrics.fills_in_flight.inc();
-        let (worker, block, running) = (self.clone(), block.clone(), fill.clone());
-        self.tasks
-            .spawn(async move { worker.run_fill(&block, key, running).await });
-        Ok(fill)
+        let started = StartedFill {
+            worker: self.clone(),
+            object: block.object.key.clone(),
+            key,
+            fill: fill.clone(),
+            ended: false,
+        };
+        let (worker, block) = (self.clone(), block.clone());
+        let drive = async move { worker.run_fill(&block, started).await };
+        Ok((fill, Some(self.tasks.track_future(drive).boxed())))
     }
 
-    async fn run_fill(self: Arc<Self>, block: &Block, key: BlockKey, fill: Arc<Fill>) {
-        let started = Instant::now();
+    async fn run_fill(self: Arc<Self>, block: &Block, mut started: StartedFill) {
+        let begun = Instant::now();
         let units = u64::from(block.len()).div_ceil(BUDGET_UNIT) as u32;
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
-            result = self.fetch_block(block, key, &fill, units) => result,
+            result = self.fetch_block(block, started.key, &started.fill, units) => result,
         };
         let labels = ResultLabel {
             result: if result.is_ok() { "ok" } else { "error" },
@@ -327,13 +420,13 @@ impl Worker {
             Ok(permit) => {
                 self.metrics
                     .fill_duration
-                    .observe(started.elapsed().as_secs_f64());
-                self.keep(key, &fill, permit).await;
+                    .observe(begun.elapsed().as_secs_f64());
+                started.ended = true;
+                self.keep(started.key, &started.fill, permit).await;
             }
             Err(error) => {
                 tracing::warn!(%error, block = block.index, object = %block.object.key, "a block could not be fetched");
-                fill.fail(error);
-                self.finish_fill(&key);
+                started.fail(error);
             }
         }
     }

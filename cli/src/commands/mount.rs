@@ -46,6 +46,7 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
         file_mode: args.file_mode.0,
         dir_mode: args.dir_mode.0,
         http: args.http,
+        read_ahead: args.read_ahead,
     };
     let json = serde_json::to_string(&config).map_err(anyhow::Error::from)?;
     let request = StartRequest {

@@ -12,10 +12,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use weir_client::{Backend, ClusterConfig, ClusterReader, Reader};
 use weir_core::{ClusterMap, Manifest};
+use weir_fuse::ahead::Ahead;
 use weir_origin::FetchPolicy;
 use weir_worker::snapshots::fetch_manifest;
 
-use super::{Metrics, MountConfig, Prepared, Source};
+use super::{Metrics, MountConfig, Prepared, Source, read_ahead};
 use crate::connect::{self, SNAPSHOT_KEY};
 use crate::exit::Failure;
 
@@ -25,6 +26,7 @@ const MAP_FILE: &str = "cluster-map.json";
 pub(super) async fn prepare(
     config: &MountConfig,
     restarted: bool,
+    kernel: &Arc<Ahead>,
     metrics: &Metrics,
     stop: CancellationToken,
 ) -> Result<Prepared, Failure> {
@@ -69,7 +71,8 @@ pub(super) async fn prepare(
     });
     let snapshot = manifest.summary().snapshot.to_string();
     let backend = Backend::Cluster(Arc::new(cluster));
-    let reader = Reader::new(Arc::new(manifest), backend, &metrics.client);
+    let read_ahead = read_ahead(config, kernel, &manifest);
+    let reader = Reader::new(Arc::new(manifest), backend, read_ahead, &metrics.client);
     let (stale, snapshot_id) = (
         reader.stale_reads().clone(),
         reader.manifest().summary().snapshot.clone(),

@@ -13,13 +13,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_client::{Backend, Reader, StaleReads};
 use weir_core::{ByteSize, ClusterMap, DatasetRef, Manifest, SnapshotId, WorkerInfo};
+use weir_fuse::ahead::Ahead;
 use weir_master::{Master, MasterConfig, MasterMetrics};
 use weir_origin::{FetchPolicy, OriginSpec};
 use weir_proto::v1;
 use weir_worker::snapshots::Snapshots;
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerMetrics};
 
-use super::{Metrics, MountConfig, Prepared, Source};
+use super::{Metrics, MountConfig, Prepared, Source, read_ahead};
 use crate::connect::{CONTROL_KEY, SNAPSHOT_KEY};
 use crate::exit::Failure;
 use crate::process::SHUTDOWN_DEADLINE;
@@ -32,6 +33,7 @@ const LOOPBACK: &str = "127.0.0.1:0";
 pub(super) async fn prepare(
     config: &MountConfig,
     restarted: bool,
+    kernel: &Arc<Ahead>,
     metrics: &mut Metrics,
     stop: CancellationToken,
 ) -> Result<Prepared, Failure> {
@@ -73,7 +75,9 @@ pub(super) async fn prepare(
     let control = TcpListener::bind(LOOPBACK).await?;
     let control_address = listener.local_addr()?.to_string();
     let snapshot = manifest.summary().snapshot.to_string();
-    let reader = Reader::new(manifest, Backend::Embedded(worker.clone()), &metrics.client);
+    let backend = Backend::Embedded(worker.clone());
+    let read_ahead = read_ahead(config, kernel, &manifest);
+    let reader = Reader::new(manifest, backend, read_ahead, &metrics.client);
     let background = run(Services {
         stale: reader.stale_reads().clone(),
         snapshot: reader.manifest().summary().snapshot.clone(),

@@ -13,7 +13,7 @@ use std::{fmt, io};
 use parking_lot::{Condvar, Mutex};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use super::{Ended, HealthCheck};
+use super::{Ended, HealthCheck, LetGo};
 use crate::fdpass::{self, Slot};
 use crate::spawn;
 use crate::state::{Assignment, FromServer, MountState, ToServer};
@@ -28,6 +28,7 @@ pub(super) struct Link {
     ended: Mutex<Option<Ended>>,
     changed: Condvar,
     health: Mutex<Option<Arc<HealthCheck>>>,
+    let_go: Mutex<Option<Arc<LetGo>>>,
 }
 
 /// The socket and the state change together: a supervisor that adopts this server starts with all that was said to
@@ -60,6 +61,7 @@ impl Link {
             ended: Mutex::default(),
             changed: Condvar::new(),
             health: Mutex::default(),
+            let_go: Mutex::default(),
         });
         let thread = link.clone();
         std::thread::Builder::new()
@@ -110,6 +112,10 @@ impl Link {
         *self.health.lock() = Some(Arc::new(check));
     }
 
+    pub(super) fn set_let_go(&self, let_go: LetGo) {
+        *self.let_go.lock() = Some(Arc::new(let_go));
+    }
+
     /// Ends the service; the first reason counts.
     pub(super) fn end(&self, ended: Ended) {
         self.ended.lock().get_or_insert(ended);
@@ -157,6 +163,12 @@ impl Link {
                     }
                 }
                 Ok(Some((ToServer::Stop, _))) => self.end(Ended::Replaced),
+                Ok(Some((ToServer::LetGo, _))) => {
+                    let let_go = self.let_go.lock().clone();
+                    if let Some(let_go) = let_go {
+                        let_go();
+                    }
+                }
                 Ok(None) => return,
                 // A newer supervisor may say what this version does not know.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {

@@ -34,6 +34,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// Commands that may be connected and have not asked yet.
 const MAX_CLIENTS: usize = 8;
+/// Longest wait for the server's own reader to close its files before an unmount, and how often it is looked for.
+const LET_GO_DEADLINE: Duration = Duration::from_millis(500);
+const LET_GO_POLL: Duration = Duration::from_millis(5);
 
 /// Who is told that the mount became usable, or why it did not.
 pub(super) enum Audience {
@@ -447,7 +450,7 @@ impl Daemon {
         if self.state.detached {
             return Ok(());
         }
-        mount::unmount(&self.state.request.mountpoint, lazy)?;
+        self.take_out(lazy)?;
         if !mount::is_gone(&self.fuse) {
             // Its users keep it alive, and the mountpoint is free for another mount.
             self.control = None;
@@ -462,6 +465,22 @@ impl Daemon {
         }
         self.ending.get_or_insert_default();
         Ok(())
+    }
+
+    /// Takes the mount out of the tree, once the server's own process that reads ahead has let go of it.
+    fn take_out(&self, lazy: bool) -> Result<(), MountError> {
+        if let Some(server) = &self.server {
+            server.let_go();
+        }
+        let until = Instant::now() + LET_GO_DEADLINE;
+        loop {
+            match mount::unmount(&self.state.request.mountpoint, lazy) {
+                Err(MountError::Busy { .. }) if Instant::now() < until => {
+                    std::thread::sleep(LET_GO_POLL);
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     fn hear_clients(&mut self, audience: &mut Audience) {

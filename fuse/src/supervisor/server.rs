@@ -129,6 +129,12 @@ impl Server {
         }
     }
 
+    /// Asks it to close what it holds open in the mount.
+    pub(super) fn let_go(&self) {
+        // One that cannot be reached is dead or hangs, and holds nothing for long.
+        let _ = fdpass::send(self.line.as_fd(), &ToServer::LetGo, &[]);
+    }
+
     pub(super) fn kill(&self) {
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.process, Signal::KILL);

@@ -6,20 +6,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use reqwest::Response;
 
-use super::request::root_cause;
+use super::exchange::Answer;
 use crate::error::OriginError;
 
 /// The bytes `kept` of a body that holds the bytes `sent`: exactly those, or an error.
 pub(super) fn exactly(
-    response: Response,
+    answer: Answer,
     sent: Range<u64>,
     kept: Range<u64>,
     target: Arc<str>,
 ) -> BoxStream<'static, Result<Bytes, OriginError>> {
     let state = State {
-        body: response.bytes_stream().boxed(),
+        answer,
         position: sent.start,
         kept,
         target,
@@ -36,7 +35,7 @@ pub(super) fn exactly(
 }
 
 struct State {
-    body: BoxStream<'static, Result<Bytes, reqwest::Error>>,
+    answer: Answer,
     /// Offset in the object of the next byte of the body.
     position: u64,
     kept: Range<u64>,
@@ -46,9 +45,9 @@ struct State {
 impl State {
     async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
         while self.position < self.kept.end {
-            let mut chunk = match self.body.next().await {
+            let mut chunk = match self.answer.chunk().await {
                 Some(Ok(chunk)) => chunk,
-                Some(Err(error)) => return Err(self.broken(root_cause(&error))),
+                Some(Err(error)) => return Err(self.broken(error.to_string())),
                 None => return Err(self.broken("the body ended early".to_owned())),
             };
             let start = self.position;
@@ -65,8 +64,6 @@ impl State {
                 return Ok(Some(wanted));
             }
         }
-        // Read on to the end of the answer, so that the connection can be used again.
-        let _ = futures::FutureExt::now_or_never(self.body.next());
         Ok(None)
     }
 

@@ -12,6 +12,8 @@ use crate::error::OriginError;
 use crate::origin::Listed;
 use crate::policy::{Backoff, FetchPolicy};
 
+/// Longest page, in bytes: a thousand keys of 1 KiB, encoded, with room to spare.
+const MAX_PAGE: usize = 16 << 20;
 /// Longest wait for one page; services take up to some seconds for a thousand keys.
 const PAGE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -89,17 +91,17 @@ async fn page(client: &Client, prefix: &str, token: &str) -> Result<Page, Origin
     }
     query.push_str("encoding-type=url&list-type=2&prefix=");
     encode_query(prefix, &mut query);
-    let response = client.get(None, &query, &HeaderMap::new()).await?;
+    let answer = client.get(None, &query, &HeaderMap::new()).await?;
     let unreadable = |detail: String| OriginError::Unavailable {
         target: client.bucket_url().into(),
         detail: format!("its listing is not readable: {detail}"),
     };
-    let text = response
-        .text()
+    let text = answer
+        .document(MAX_PAGE)
         .await
-        .map_err(|error| unreadable(super::request::root_cause(&error)))?;
-    let document: Document =
-        quick_xml::de::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+        .map_err(|error| unreadable(error.to_string()))?;
+    let document: Document = quick_xml::de::from_str(&String::from_utf8_lossy(&text))
+        .map_err(|error| unreadable(error.to_string()))?;
     let encoded = document.encoding_type.as_deref() == Some("url");
     let objects = document
         .contents

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use reqwest::Response;
 
+use super::exchange::Answer;
 use crate::error::OriginError;
 
 /// Longest error document that is read, in bytes, and how long it is waited for.
@@ -19,15 +19,16 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    pub(super) async fn read(response: Response) -> Self {
+    pub(super) async fn read(answer: Answer) -> Self {
         #[derive(serde::Deserialize, Default)]
         #[serde(rename_all = "PascalCase", default)]
         struct Document {
             code: String,
         }
-        let status = response.status();
-        let read = tokio::time::timeout(DOCUMENT_DEADLINE, document(response));
-        let body = read.await.unwrap_or_default();
+        let status = answer.status;
+        // Services send it in chunks, without saying how long it is. Without it the status must do.
+        let read = tokio::time::timeout(DOCUMENT_DEADLINE, answer.document(MAX_DOCUMENT));
+        let body = read.await.ok().and_then(Result::ok).unwrap_or_default();
         let body = String::from_utf8_lossy(&body);
         let document: Document = quick_xml::de::from_str(&body).unwrap_or_default();
         Self {
@@ -107,19 +108,6 @@ impl Refusal {
             },
         }
     }
-}
-
-/// The body as far as it comes; nothing when it is too long for an error's document. Services send it in chunks,
-/// without saying how long it is.
-async fn document(mut response: Response) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > MAX_DOCUMENT {
-            return Vec::new();
-        }
-    }
-    body
 }
 
 #[cfg(test)]

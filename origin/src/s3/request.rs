@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, Uri};
 use object_store::RetryConfig;
-use object_store::StaticCredentialProvider;
 use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
 use object_store::client::{HttpRequest, HttpRequestBody};
 use parking_lot::RwLock;
-use reqwest::Response;
+use tokio::runtime::Handle;
 
 use super::environment::Environment;
+use super::exchange::{Answer, Http};
 use super::profile;
 use super::refusal::Refusal;
 use crate::error::OriginError;
@@ -19,16 +19,20 @@ use crate::spec::{Addressing, OriginSpec, Place};
 
 /// Region of requests when nobody names one; the service corrects it.
 const DEFAULT_REGION: &str = "us-east-1";
-/// Longest wait for a connection, and for credentials from a metadata service.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for credentials from a metadata service.
 const CREDENTIALS_DEADLINE: Duration = Duration::from_secs(10);
-/// Idle connections kept to one service, and for how long: shorter than the usual keep-alive of 20 s.
-const MAX_IDLE: usize = 128;
-const IDLE_FOR: Duration = Duration::from_secs(15);
+
+/// Where the keys of a request come from.
+#[derive(Clone)]
+enum Credentials {
+    Fixed(Arc<AwsCredential>),
+    /// Asked for each request; it keeps them until shortly before they expire.
+    Provider(AwsCredentialProvider),
+}
 
 /// The connection pool, credentials and address of one bucket.
 pub(super) struct Client {
-    http: reqwest::Client,
+    http: Arc<Http>,
     /// URL of the bucket without a slash at the end; `{region}` stands for the region where AWS wants it.
     base: String,
     /// The bucket in messages.
@@ -37,7 +41,9 @@ pub(super) struct Client {
     region: RwLock<String>,
     profile: Option<String>,
     /// `None` when requests are not signed.
-    credentials: RwLock<Option<AwsCredentialProvider>>,
+    credentials: RwLock<Option<Credentials>>,
+    /// Where credentials are fetched: a provider keeps connections of its own, which belong to one runtime.
+    home: Handle,
 }
 
 impl std::fmt::Debug for Client {
@@ -56,23 +62,13 @@ impl Client {
             ));
         };
         let name: Arc<str> = format!("s3://{bucket}").into();
-        // A second installation is refused, which is fine: the first is the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_DEADLINE)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .pool_idle_timeout(IDLE_FOR)
-            .tcp_nodelay(true)
-            .http1_only()
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| {
-                OriginError::config(
-                    name.clone(),
-                    root_cause(&error),
-                    "check the system's certificates",
-                )
-            })?;
+        let http = Http::new().map_err(|error| {
+            OriginError::config(
+                name.clone(),
+                error.to_string(),
+                "check the system's certificates",
+            )
+        })?;
         let region = spec
             .region
             .clone()
@@ -88,13 +84,14 @@ impl Client {
             )?)
         };
         Ok(Self {
-            http,
+            http: Arc::new(http),
             base: base_url(spec, bucket)?,
             name,
             bucket: bucket.to_owned(),
             region: RwLock::new(region),
             profile: spec.profile.clone(),
             credentials: RwLock::new(credentials),
+            home: Handle::current(),
         })
     }
 
@@ -115,16 +112,16 @@ impl Client {
         key: Option<&str>,
         query: &str,
         headers: &HeaderMap,
-    ) -> Result<Response, OriginError> {
+    ) -> Result<Answer, OriginError> {
         let target = || key.map_or_else(|| self.name.clone(), |key| self.object_url(key));
         let mut corrected = false;
         let mut renewed = false;
         loop {
             let response = self.send(key, query, headers.clone(), &target).await?;
-            if response.status().is_success() {
+            if response.status.is_success() {
                 return Ok(response);
             }
-            let region = response.headers().get("x-amz-bucket-region");
+            let region = response.headers.get("x-amz-bucket-region");
             let region = region.and_then(|v| v.to_str().ok()).map(str::to_owned);
             let refusal = Refusal::read(response).await;
             if let Some(region) = region
@@ -155,7 +152,7 @@ impl Client {
         query: &str,
         headers: HeaderMap,
         target: &impl Fn() -> Arc<str>,
-    ) -> Result<Response, OriginError> {
+    ) -> Result<Answer, OriginError> {
         let invalid = |error: &dyn std::fmt::Display| OriginError::Unsupported {
             target: target(),
             problem: format!("a request for it cannot be made: {error}"),
@@ -174,29 +171,35 @@ impl Client {
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        let provider = self.credentials.read().clone();
-        if let Some(provider) = provider {
-            let credential = self.credential(&provider).await?;
+        let credentials = self.credentials.read().clone();
+        if let Some(credentials) = credentials {
+            let credential = match credentials {
+                Credentials::Fixed(credential) => credential,
+                Credentials::Provider(provider) => self.fetch_credential(provider).await?,
+            };
             let region = self.region.read().clone();
             AwsAuthorizer::new(&credential, "s3", &region)
                 .try_authorize(&mut request, None)
                 .map_err(|error| invalid(&error))?;
         }
-        let sent = self.http.get(&url).headers(request.headers().clone());
-        sent.send().await.map_err(|error| OriginError::Unavailable {
+        let (head, _) = request.into_parts();
+        let answer = self.http.get(&head.uri, head.headers).await;
+        answer.map_err(|error| OriginError::Unavailable {
             target: target(),
-            detail: root_cause(&error),
+            detail: error.to_string(),
         })
     }
 
-    async fn credential(
+    async fn fetch_credential(
         &self,
-        provider: &AwsCredentialProvider,
+        provider: AwsCredentialProvider,
     ) -> Result<Arc<AwsCredential>, OriginError> {
-        let found = tokio::time::timeout(CREDENTIALS_DEADLINE, provider.get_credential()).await;
-        match found {
-            Ok(Ok(credential)) => Ok(credential),
-            Ok(Err(_)) | Err(_) => Err(OriginError::AccessDenied {
+        let found = self.home.spawn(async move {
+            tokio::time::timeout(CREDENTIALS_DEADLINE, provider.get_credential()).await
+        });
+        match found.await {
+            Ok(Ok(Ok(credential))) => Ok(credential),
+            Ok(Ok(Err(_)) | Err(_)) | Err(_) => Err(OriginError::AccessDenied {
                 target: self.name.clone(),
                 detail: "no credentials were found".to_owned(),
                 remedy: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket",
@@ -241,10 +244,10 @@ fn credentials(
     region: &str,
     bucket: &str,
     origin: &Arc<str>,
-) -> Result<AwsCredentialProvider, OriginError> {
+) -> Result<Credentials, OriginError> {
     let environment = Environment::of_process();
-    let fixed = |key: &str, secret: &str, token: Option<&str>| -> AwsCredentialProvider {
-        Arc::new(StaticCredentialProvider::new(AwsCredential {
+    let fixed = |key: &str, secret: &str, token: Option<&str>| {
+        Credentials::Fixed(Arc::new(AwsCredential {
             key_id: key.to_owned(),
             secret_key: secret.to_owned(),
             token: token.map(str::to_owned),
@@ -296,7 +299,7 @@ fn credentials(
                 "check the AWS_* variables",
             )
         })?;
-    Ok(store.credentials().clone())
+    Ok(Credentials::Provider(store.credentials().clone()))
 }
 
 /// Percent-encodes a key as SigV4 wants it: all but unreserved characters and `/`.
@@ -321,15 +324,6 @@ fn encode(bytes: &[u8], also: impl Fn(u8) -> bool, out: &mut String) {
             out.push(char::from(HEX[usize::from(byte & 15)]));
         }
     }
-}
-
-/// The innermost cause of an error: reqwest's own message does not tell it.
-pub(super) fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, kill_process};
-use weir_tests::{Lab, Mount, Readers, ReadersReport, content, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use weir_tests::{Lab, Mount, Readers, ReadersReport, content, drop_pages, wait_until};
 
 use crate::Case;
 
@@ -28,6 +28,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "killing_the_supervisor_fails_no_read",
         killing_the_supervisor_fails_no_read,
+    ),
+    (
+        "killing_the_process_that_reads_ahead_fails_no_read",
+        killing_the_process_that_reads_ahead_fails_no_read,
     ),
     (
         "a_mount_whose_processes_all_died_is_made_again",
@@ -140,6 +144,39 @@ fn killing_the_supervisor_fails_no_read() {
         kill_servers(&mount, 1);
     }
     check(&readers.finish(), 100);
+    mount.unmount();
+}
+
+/// The process that reads ahead for a server, while there is one.
+fn reader_ahead(server: Pid) -> Option<Pid> {
+    let parent = format!("PPid:\t{}\n", server.as_raw_nonzero());
+    let processes = std::fs::read_dir("/proc").unwrap();
+    processes.filter_map(Result::ok).find_map(|process| {
+        let status = std::fs::read_to_string(process.path().join("status")).ok()?;
+        let command = std::fs::read(process.path().join("cmdline")).ok()?;
+        let is_it = status.contains(&parent) && command.split(|b| *b == 0).nth(1)? == b"read-ahead";
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        Pid::from_raw(pid).filter(|_| is_it)
+    })
+}
+
+fn killing_the_process_that_reads_ahead_fails_no_read() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    let server = mount.server();
+    let readers = Readers::start(&mount.dir, &files, 4);
+    let mut killed = None;
+    for _ in 0..2 {
+        wait_until("files are read ahead", Duration::from_secs(10), || {
+            // So that the readers ask for them again.
+            drop_pages(files.keys().map(|name| mount.path(name)));
+            reader_ahead(server).is_some_and(|pid| killed.replace(pid) != Some(pid))
+        });
+        kill_process(killed.unwrap(), Signal::KILL).unwrap();
+    }
+    check(&readers.finish(), 100);
+    assert_eq!(mount.server(), server, "the server itself went on");
     mount.unmount();
 }
 

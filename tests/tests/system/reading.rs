@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use weir_s3_server::{Fault, Rule};
@@ -26,6 +26,18 @@ pub(crate) const CASES: &[Case] = &[
     (
         "small_files_are_filled_ahead_where_the_origin_is_slow",
         small_files_are_filled_ahead_where_the_origin_is_slow,
+    ),
+    (
+        "small_files_come_into_the_page_cache_ahead_of_their_readers",
+        small_files_come_into_the_page_cache_ahead_of_their_readers,
+    ),
+    (
+        "nothing_is_read_ahead_when_that_is_off",
+        nothing_is_read_ahead_when_that_is_off,
+    ),
+    (
+        "a_mount_can_be_unmounted_while_it_reads_ahead",
+        a_mount_can_be_unmounted_while_it_reads_ahead,
     ),
     (
         "a_cache_that_is_too_small_still_serves_right_bytes",
@@ -166,7 +178,7 @@ fn small_files_are_filled_ahead_where_the_origin_is_slow() {
         .map(|n| (format!("d/f{n:03}"), content(n, 5000)))
         .collect();
     lab.put_all(&files);
-    let mount = lab.mount("", &[]);
+    let mount = lab.mount("", &["--read-ahead", "tiers"]);
     lab.s3
         .faults()
         .set([Rule::new(Fault::Stall(Duration::from_millis(50)))]);
@@ -182,4 +194,64 @@ fn small_files_are_filled_ahead_where_the_origin_is_slow() {
     }
     assert_eq!(lab.s3.stats().gets(), gets);
     assert!(mount.metric("weir_client_prefetch_used_bytes_total", "") > 0.0);
+}
+
+/// 100 files of 5,000 bytes in one directory.
+fn small_files(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
+    let files: BTreeMap<String, Vec<u8>> = (0..100)
+        .map(|n| (format!("d/f{n:03}"), content(n, 5000)))
+        .collect();
+    lab.put_all(&files);
+    files
+}
+
+fn small_files_come_into_the_page_cache_ahead_of_their_readers() {
+    let lab = Lab::new();
+    let files = small_files(&lab);
+    let mount = lab.mount("", &[]);
+    for name in files.keys().take(12) {
+        assert!(mount.read(name) == files[name], "{name}");
+    }
+    let reads = || mount.metric("weir_fuse_requests_total", "operation=\"read\"");
+    wait_until("the rest is read ahead", Duration::from_secs(10), || {
+        reads() >= 100.0
+    });
+    let lookups = mount.metric("weir_fuse_requests_total", "operation=\"lookup\"");
+    for (name, content) in &files {
+        assert!(mount.read(name) == *content, "{name}");
+    }
+    assert!(reads() <= 100.0, "a reader had to ask for what was read ahead");
+    let later = mount.metric("weir_fuse_requests_total", "operation=\"lookup\"");
+    assert!(later <= lookups, "a reader had to ask for a name that was listed ahead");
+    assert!(mount.metric("weir_client_prefetched_bytes_total", "") > 80.0 * 5000.0);
+}
+
+fn nothing_is_read_ahead_when_that_is_off() {
+    let lab = Lab::new();
+    let files = small_files(&lab);
+    let mount = lab.mount("", &["--read-ahead", "off"]);
+    for name in files.keys().take(50) {
+        assert!(mount.read(name) == files[name], "{name}");
+    }
+    assert_eq!(lab.s3.stats().bytes(), 50 * 5000);
+    assert!(mount.metric("weir_client_prefetched_bytes_total", "") < 1.0);
+}
+
+fn a_mount_can_be_unmounted_while_it_reads_ahead() {
+    let lab = Lab::new();
+    let files = small_files(&lab);
+    let mount = lab.mount("", &[]);
+    // What is read ahead hangs, with its files open.
+    let stall = Fault::Stall(Duration::from_secs(20));
+    lab.s3.faults().set([Rule::new(stall).path("d/f06")]);
+    let gets = lab.s3.stats().gets();
+    for name in ["d/f050", "d/f051"] {
+        assert!(mount.read(name) == files[name], "{name}");
+    }
+    wait_until("files are read ahead", Duration::from_secs(10), || {
+        lab.s3.stats().gets() > gets + 12
+    });
+    let started = Instant::now();
+    mount.unmount();
+    assert!(started.elapsed() < Duration::from_secs(10));
 }

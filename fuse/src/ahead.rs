@@ -1,0 +1,248 @@
+//! Reading ahead through the kernel: a process of its own looks names up and reads small files through the mount, so
+//! that their readers find them in the kernel's caches and send no message at all.
+//!
+//! It is a process because nothing that serves a mount may look into it: a server that was killed while one of its
+//! own threads waits for the mount could not end, and so not be replaced. This process may hang or die like any other
+//! reader; nobody waits for it. It ends with the pipe that its orders come through.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::fs::{Advice, CWD, Mode, OFlags, RawDir};
+use weir_client::ReadAhead;
+
+use crate::spawn;
+
+/// Orders that wait for the process; more are dropped.
+const MAX_WAITING: usize = 8192;
+/// A process that ended is followed by another one after this long at the soonest, and so is one that had to let go.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Threads of the process, and files that each has read at once. Together fewer than the kernel's limit of requests
+/// in the background, so that a reader's own requests find a place.
+const THREADS: usize = 4;
+const BATCH: usize = 16;
+/// Bytes of a directory that are asked for at once.
+const DIRECTORY_BYTES: usize = 256 << 10;
+/// Longest path of an order, in bytes; what is longer was garbled.
+const MAX_PATH: u64 = 64 << 10;
+
+/// The first byte of an order; the path follows, and a zero ends it.
+const LIST: u8 = b'l';
+const READ: u8 = b'r';
+
+/// Gives orders to the process, which is started by the first of them.
+pub struct Ahead {
+    mountpoint: PathBuf,
+    orders: Mutex<Option<SyncSender<Vec<u8>>>>,
+    process: Arc<Mutex<Process>>,
+}
+
+#[derive(Default)]
+struct Process {
+    child: Option<Child>,
+    ended: Option<Instant>,
+}
+
+impl Ahead {
+    /// Reads ahead in the mount at `mountpoint`.
+    pub fn new(mountpoint: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            mountpoint,
+            orders: Mutex::default(),
+            process: Arc::default(),
+        })
+    }
+
+    /// Ends the process, so that it keeps nothing of the mount open. A later order starts another one after a while.
+    pub fn let_go(&self) {
+        self.orders.lock().take();
+        self.process.lock().end();
+    }
+
+    fn order(&self, kind: u8, path: &str) -> bool {
+        let mut order = Vec::with_capacity(path.len() + 2);
+        order.push(kind);
+        order.extend_from_slice(path.as_bytes());
+        order.push(0);
+        let mut orders = self.orders.lock();
+        if orders.is_none() {
+            *orders = self.start();
+        }
+        orders
+            .as_ref()
+            .is_some_and(|orders| orders.try_send(order).is_ok())
+    }
+
+    /// Starts the process and the thread that writes to it; `None` when that is too early or fails.
+    fn start(&self) -> Option<SyncSender<Vec<u8>>> {
+        let mut process = self.process.lock();
+        if process.ended.is_some_and(|ended| ended.elapsed() < PAUSE) {
+            return None;
+        }
+        process.end();
+        let pipe = process.start(&self.mountpoint).inspect_err(
+            |error| tracing::warn!(%error, "no process can be started that reads ahead"),
+        );
+        let (orders, waiting) = sync_channel(MAX_WAITING);
+        let pipe = pipe.ok()?;
+        let running = self.process.clone();
+        std::thread::Builder::new()
+            .name("read-ahead".to_owned())
+            .spawn(move || {
+                if let Err(error) = pass_on(&waiting, pipe) {
+                    tracing::debug!(%error, "the process that reads ahead ended");
+                    running.lock().end();
+                }
+            })
+            .ok()?;
+        Some(orders)
+    }
+}
+
+impl ReadAhead for Ahead {
+    fn list(&self, directory: &str) {
+        self.order(LIST, directory);
+    }
+
+    fn read(&self, file: &str) -> bool {
+        self.order(READ, file)
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.process.lock().end();
+    }
+}
+
+impl Process {
+    fn start(&mut self, mountpoint: &Path) -> io::Result<ChildStdin> {
+        let mut command = Command::new(spawn::OWN_EXE);
+        command
+            .arg("read-ahead")
+            .arg(mountpoint)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        spawn::name(&mut command);
+        let mut child = command.spawn()?;
+        let pipe = child.stdin.take();
+        self.child = Some(child);
+        pipe.ok_or_else(|| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn end(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        self.ended = Some(Instant::now());
+        // It may have ended by itself. A read that it waits for is given up at once.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// Writes orders to the pipe until nobody gives any more.
+fn pass_on(orders: &Receiver<Vec<u8>>, pipe: ChildStdin) -> io::Result<()> {
+    let mut pipe = BufWriter::new(pipe);
+    while let Ok(order) = orders.recv() {
+        pipe.write_all(&order)?;
+        loop {
+            match orders.try_recv() {
+                Ok(order) => pipe.write_all(&order)?,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+        pipe.flush()?;
+    }
+    Ok(())
+}
+
+/// What the process does: follows the orders of standard input in the mount at `mountpoint` until they end. What
+/// cannot be read is left to its readers, who are told.
+pub fn run(mountpoint: &Path) -> io::Result<()> {
+    let (orders, waiting) = sync_channel(THREADS * BATCH);
+    let waiting = Arc::new(Mutex::new(waiting));
+    for number in 0..THREADS {
+        let waiting = waiting.clone();
+        std::thread::Builder::new()
+            .name(format!("read-ahead-{number}"))
+            .spawn(move || follow(&waiting))?;
+    }
+    let mut input = BufReader::new(io::stdin());
+    loop {
+        let mut order = Vec::new();
+        io::Read::take(&mut input, MAX_PATH).read_until(0, &mut order)?;
+        if order.pop() != Some(0) || order.is_empty() {
+            return Ok(()); // the threads end with the process, wherever they wait
+        }
+        let path = mountpoint.join(std::ffi::OsStr::from_bytes(&order[1..]));
+        let order = match order[0] {
+            LIST => Order::List(path),
+            _ => Order::Read(path),
+        };
+        if orders.send(order).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+enum Order {
+    List(PathBuf),
+    Read(PathBuf),
+}
+
+fn follow(waiting: &Mutex<Receiver<Order>>) {
+    let mut entries = vec![MaybeUninit::uninit(); DIRECTORY_BYTES];
+    loop {
+        let mut files = Vec::with_capacity(BATCH);
+        {
+            let waiting = waiting.lock();
+            let Ok(first) = waiting.recv() else { return };
+            let rest = std::iter::from_fn(|| waiting.try_recv().ok());
+            for order in std::iter::once(first).chain(rest.take(BATCH - 1)) {
+                match order {
+                    Order::Read(path) => files.push(path),
+                    Order::List(path) => list(&path, &mut entries),
+                }
+            }
+        }
+        read(&files);
+    }
+}
+
+/// Reads a directory for its side effect: the kernel keeps the names and attributes.
+fn list(path: &Path, entries: &mut [MaybeUninit<u8>]) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(directory) = rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+        let mut names = RawDir::new(directory, entries);
+        while let Some(Ok(_)) = names.next() {}
+    }
+}
+
+/// Has the kernel read files, all at once, and waits for them.
+fn read(paths: &[PathBuf]) {
+    let files: Vec<(File, u64)> = paths
+        .iter()
+        .filter_map(|path| {
+            let file = File::open(path).ok()?;
+            let length = file.metadata().ok()?.len();
+            rustix::fs::fadvise(&file, 0, None, Advice::WillNeed).ok()?;
+            Some((file, length))
+        })
+        .collect();
+    for (file, length) in files {
+        // Its last byte comes last.
+        let _ = file.read_at(&mut [0], length.saturating_sub(1));
+    }
+}

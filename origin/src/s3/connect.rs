@@ -1,0 +1,113 @@
+//! Opening a connection: names, proxies, TLS.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use http::{HeaderValue, Uri};
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_platform_verifier::ConfigVerifierExt;
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use super::low_water::set_low_water;
+
+/// A connection's bytes, deciphered.
+pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// More than one TLS record: what the TLS layer may hold of bytes that the kernel has handed over.
+const RECORD: u64 = 20 << 10;
+
+/// Opens connections as the environment says (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`).
+pub(super) struct Connector {
+    tcp: HttpConnector,
+    tls: ClientConfig,
+    proxies: Matcher,
+}
+
+impl Connector {
+    pub(super) fn new() -> Result<Self, rustls::Error> {
+        // A second installation is refused, which is fine: the first is the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        Ok(Self {
+            tcp,
+            tls: ClientConfig::with_platform_verifier()?,
+            proxies: Matcher::from_env(),
+        })
+    }
+
+    /// Whether requests for `uri` are given to a proxy as they are, and with which credentials.
+    pub(super) fn forwards(&self, uri: &Uri) -> Option<Option<HeaderValue>> {
+        if uri.scheme_str() == Some("https") {
+            return None;
+        }
+        let proxy = self.proxies.intercept(uri)?;
+        Some(proxy.basic_auth().cloned())
+    }
+
+    /// Opens a connection for requests to `uri`.
+    pub(super) async fn open(&self, uri: &Uri) -> Result<(Stream, Socket), BoxError> {
+        let proxy = self.proxies.intercept(uri);
+        let stream = match proxy {
+            Some(proxy) if uri.scheme_str() == Some("https") => {
+                let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());
+                if let Some(credentials) = proxy.basic_auth() {
+                    tunnel = tunnel.with_auth(credentials.clone());
+                }
+                HttpsConnector::from((tunnel, self.tls.clone()))
+                    .call(uri.clone())
+                    .await?
+            }
+            Some(proxy) => self.tls_over_tcp().call(proxy.uri().clone()).await?,
+            None => self.tls_over_tcp().call(uri.clone()).await?,
+        };
+        let socket = Socket::of(&stream)?;
+        Ok((stream, socket))
+    }
+
+    fn tls_over_tcp(&self) -> HttpsConnector<HttpConnector> {
+        HttpsConnector::from((self.tcp.clone(), self.tls.clone()))
+    }
+}
+
+/// The socket below a connection, for its options.
+pub(super) struct Socket {
+    descriptor: OwnedFd,
+    /// Bytes that may be on their way between the socket and the stream.
+    between: u64,
+}
+
+impl Socket {
+    fn of(stream: &Stream) -> std::io::Result<Self> {
+        let (descriptor, between): (BorrowedFd<'_>, u64) = match stream {
+            MaybeHttpsStream::Http(tcp) => (tcp.inner().as_fd(), 0),
+            MaybeHttpsStream::Https(tls) => {
+                (tls.inner().get_ref().0.inner().inner().as_fd(), RECORD)
+            }
+        };
+        Ok(Self {
+            descriptor: descriptor.try_clone_to_owned()?,
+            between,
+        })
+    }
+
+    /// Has the kernel wake the reader only when so many bytes of the body have come. False when that is not worth it.
+    pub(super) fn gather(&self, bytes: u64) -> bool {
+        let Some(bytes) = bytes.checked_sub(self.between).filter(|bytes| *bytes > 0) else {
+            return false;
+        };
+        set_low_water(&self.descriptor, bytes)
+    }
+
+    /// Has the kernel wake the reader at once again.
+    pub(super) fn gather_no_more(&self) {
+        set_low_water(&self.descriptor, 1);
+    }
+}

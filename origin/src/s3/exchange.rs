@@ -1,0 +1,352 @@
+//! HTTP/1.1 as reads of objects want it: one exchange at a time on a connection that the exchange itself drives.
+//!
+//! A general client gives each connection a task of its own, which hands every piece of a body over to the reader's
+//! task. Here the reader polls the connection, and the kernel is told how many bytes are worth a wake-up, so a small
+//! object costs two.
+//!
+//! Invariant: a connection in the pool has no answer outstanding, and is used again only by the runtime that opened
+//! it. The threads that answer the kernel have runtimes of their own, which stand still between two reads.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::Empty;
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1::{self, SendRequest};
+use parking_lot::Mutex;
+use tokio::runtime::{Handle, Id};
+use tokio::time::{Instant, timeout};
+
+use super::connect::{Connector, Socket, Stream};
+
+/// Longest wait for a connection: name, address, proxy and TLS.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Idle connections kept of one runtime to one service, and for how long: shorter than the usual keep-alive of 20 s.
+const MAX_IDLE: usize = 128;
+const IDLE_FOR: Duration = Duration::from_secs(15);
+/// Most bytes of a body that are read at once. A piece keeps a buffer of this size alive.
+const PIECE: usize = 128 << 10;
+/// Most bytes that the kernel gathers before it wakes the reader of a body, and how long it may take over them: a
+/// slow body is seen to move.
+const GATHER: u64 = 128 << 10;
+const GATHER_FOR: Duration = Duration::from_millis(20);
+
+/// Why an exchange failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HttpError {
+    /// No connection was made.
+    #[error("{}", root_cause(.0.as_ref()))]
+    Connect(Box<dyn std::error::Error + Send + Sync>),
+    /// No connection was made in time.
+    #[error("no connection within {CONNECT_DEADLINE:?}")]
+    ConnectTimeout,
+    /// The connection broke, or the answer makes no sense.
+    #[error("{}", root_cause(.0))]
+    Exchange(#[from] hyper::Error),
+    /// The request cannot be written down.
+    #[error("{0}")]
+    Request(#[from] http::Error),
+    /// The body is longer than its kind ever is.
+    #[error("it is longer than {0} bytes")]
+    TooLong(usize),
+    /// The connection was closed in the middle.
+    #[error("the connection was closed")]
+    Closed,
+}
+
+/// The innermost cause of an error, which tells most.
+fn root_cause(mut error: &(dyn std::error::Error + 'static)) -> String {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Connections to services, and what they are opened with.
+pub(super) struct Http {
+    connector: Connector,
+    idle: Mutex<HashMap<(Id, Scheme, Authority), Vec<Idle>>>,
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+impl Http {
+    /// No connection is made yet. Fails when the system's certificates cannot be read.
+    pub(super) fn new() -> Result<Self, rustls::Error> {
+        Ok(Self {
+            connector: Connector::new()?,
+            idle: Mutex::default(),
+        })
+    }
+
+    /// Sends a GET request and waits for the head of its answer. One that fails on a connection that was used before
+    /// is sent again: the service may have closed it meanwhile.
+    pub(super) async fn get(
+        self: &Arc<Self>,
+        uri: &Uri,
+        headers: HeaderMap,
+    ) -> Result<Answer, HttpError> {
+        let key = self.key(uri)?;
+        loop {
+            let used = self.take(&key);
+            let is_used = used.is_some();
+            let mut connection = match used {
+                Some(connection) => connection,
+                None => self.connect(uri).await?,
+            };
+            match connection.send(self.request(uri, headers.clone())?).await {
+                Ok(response) => {
+                    let (head, body) = response.into_parts();
+                    return Ok(Answer {
+                        status: head.status,
+                        left: content_length(&head.headers),
+                        headers: head.headers,
+                        body,
+                        connection: Some(connection),
+                        home: (self.clone(), key),
+                    });
+                }
+                Err(error) if is_used => {
+                    tracing::debug!(%error, "a kept connection was of no use");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn key(&self, uri: &Uri) -> Result<(Id, Scheme, Authority), HttpError> {
+        let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTP);
+        let authority = match uri.authority() {
+            Some(authority) => authority.clone(),
+            None => Authority::try_from("").map_err(http::Error::from)?,
+        };
+        Ok((Handle::current().id(), scheme, authority))
+    }
+
+    fn request(&self, uri: &Uri, headers: HeaderMap) -> Result<Request<Empty<Bytes>>, HttpError> {
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = Method::GET;
+        *request.headers_mut() = headers;
+        let host = uri.authority().map_or("", Authority::as_str);
+        let host = HeaderValue::from_str(host).map_err(http::Error::from)?;
+        request.headers_mut().insert(header::HOST, host);
+        *request.uri_mut() = if let Some(credentials) = self.connector.forwards(uri) {
+            // A proxy is told the whole address.
+            if let Some(credentials) = credentials {
+                let name = header::PROXY_AUTHORIZATION;
+                request.headers_mut().insert(name, credentials);
+            }
+            uri.clone()
+        } else {
+            let path = uri.path_and_query().cloned();
+            path.unwrap_or(PathAndQuery::from_static("/")).into()
+        };
+        Ok(request)
+    }
+
+    async fn connect(&self, uri: &Uri) -> Result<Connection, HttpError> {
+        let opened = async {
+            let (stream, socket) = self
+                .connector
+                .open(uri)
+                .await
+                .map_err(HttpError::Connect)?;
+            let (sender, driver) = http1::Builder::new()
+                .max_buf_size(PIECE)
+                .handshake(stream)
+                .await?;
+            Ok(Connection {
+                sender,
+                driver: Box::pin(driver),
+                socket,
+            })
+        };
+        timeout(CONNECT_DEADLINE, opened)
+            .await
+            .map_err(|_| HttpError::ConnectTimeout)?
+    }
+
+    /// The connection that was used last, if it is still of use.
+    fn take(&self, key: &(Id, Scheme, Authority)) -> Option<Connection> {
+        loop {
+            let Idle { connection, since } = self.idle.lock().get_mut(key)?.pop()?;
+            if since.elapsed() < IDLE_FOR && connection.sender.is_ready() {
+                return Some(connection);
+            }
+        }
+    }
+
+    fn keep(&self, key: &(Id, Scheme, Authority), connection: Connection) {
+        let since = Instant::now();
+        let mut idle = self.idle.lock();
+        let kept = idle.entry(key.clone()).or_default();
+        if kept.len() == MAX_IDLE {
+            kept.remove(0);
+        }
+        kept.push(Idle { connection, since });
+        let old = kept.partition_point(|c| c.since + IDLE_FOR < since);
+        kept.drain(..old);
+    }
+}
+
+type Driver = Pin<Box<http1::Connection<Stream, Empty<Bytes>>>>;
+
+/// A connection and the future that moves its bytes.
+struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    driver: Driver,
+    socket: Socket,
+}
+
+impl Connection {
+    async fn send(
+        &mut self,
+        request: Request<Empty<Bytes>>,
+    ) -> Result<Response<Incoming>, HttpError> {
+        let mut response = pin!(self.sender.send_request(request));
+        let driver = &mut self.driver;
+        poll_fn(|context| {
+            let driven = driver.as_mut().poll(context);
+            match (response.as_mut().poll(context), driven) {
+                (Poll::Ready(response), _) => Poll::Ready(Ok(response?)),
+                (Poll::Pending, Poll::Ready(ended)) => {
+                    Poll::Ready(Err(ended.err().map_or(HttpError::Closed, Into::into)))
+                }
+                (Poll::Pending, Poll::Pending) => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+/// The next piece of `body`, for which its connection is driven.
+fn poll_body(
+    driver: &mut Driver,
+    mut body: Pin<&mut Incoming>,
+    context: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, HttpError>>> {
+    let mut driven = false;
+    loop {
+        match body.as_mut().poll_frame(context) {
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Ok(bytes) = frame.into_data() {
+                    return Poll::Ready(Some(Ok(bytes)));
+                }
+            }
+            Poll::Pending if driven => return Poll::Pending,
+            Poll::Pending => {
+                // Its end, good or bad, is seen by the body.
+                let _ = driver.as_mut().poll(context);
+                driven = true;
+            }
+        }
+    }
+}
+
+/// The head of an answer, and the body that is still to come.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    body: Incoming,
+    /// Bytes of the body that have not been read, where the head tells.
+    left: Option<u64>,
+    /// Given back behind the body's end.
+    connection: Option<Connection>,
+    home: (Arc<Http>, (Id, Scheme, Authority)),
+}
+
+impl Answer {
+    /// The next bytes of the body; `None` behind its end.
+    pub(super) async fn chunk(&mut self) -> Option<Result<Bytes, HttpError>> {
+        let Connection { driver, socket, .. } = self.connection.as_mut()?;
+        let mut body = Pin::new(&mut self.body);
+        let ready = poll_fn(|context| Poll::Ready(poll_body(driver, body.as_mut(), context)));
+        let piece = match ready.await {
+            Poll::Ready(piece) => piece,
+            Poll::Pending => {
+                let next = poll_fn(|context| poll_body(driver, body.as_mut(), context));
+                gathered(socket, self.left, next).await
+            }
+        };
+        match &piece {
+            Some(Ok(bytes)) => {
+                self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
+                if self.left == Some(0) {
+                    self.release().await;
+                }
+            }
+            Some(Err(_)) => self.connection = None,
+            None => self.release().await,
+        }
+        piece
+    }
+
+    /// Gives the connection back, if the answer has been read to its end.
+    async fn release(&mut self) {
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        // Both are there without waiting when the last byte is.
+        let ended = poll_fn(|context| {
+            let driver = &mut connection.driver;
+            let end = poll_body(driver, Pin::new(&mut self.body), context);
+            let closed = driver.as_mut().poll(context).is_ready();
+            Poll::Ready(matches!(end, Poll::Ready(None)) && !closed)
+        });
+        if ended.await && connection.sender.is_ready() {
+            let (http, key) = &self.home;
+            http.keep(key, connection);
+        }
+    }
+
+    /// The whole body, if it has `most` bytes at most.
+    pub(super) async fn document(mut self, most: usize) -> Result<Vec<u8>, HttpError> {
+        let mut document = Vec::new();
+        while let Some(chunk) = self.chunk().await {
+            document.extend_from_slice(&chunk?);
+            if document.len() > most {
+                return Err(HttpError::TooLong(most));
+            }
+        }
+        Ok(document)
+    }
+}
+
+/// Waits for `next` with few wake-ups: the kernel gathers what is left of the body, up to a bound.
+async fn gathered<T>(socket: &Socket, left: Option<u64>, next: impl Future<Output = T>) -> T {
+    let gather = left.map_or(0, |left| left.min(GATHER));
+    if !socket.gather(gather) {
+        return next.await;
+    }
+    let mut next = pin!(next);
+    let result = match timeout(GATHER_FOR, next.as_mut()).await {
+        Ok(result) => result,
+        Err(_) => {
+            socket.gather_no_more();
+            next.await
+        }
+    };
+    socket.gather_no_more();
+    result
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
