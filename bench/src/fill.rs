@@ -42,30 +42,40 @@ pub fn first_epoch(
 ) -> anyhow::Result<Fill> {
     let raw = raw(objects, threads, seed)?;
     let pids = system.pids()?;
+    let before = system.origin_bytes()?;
     let meter = Meter::start(&pids);
     let own = read_files(&system.dir, objects.files, seed + 1, threads)?;
-    Ok(Fill {
-        raw,
-        own,
-        usage: meter.stop(),
-    })
+    let usage = meter.stop();
+    ensure_fetched(system, before, raw.bytes)?;
+    Ok(Fill { raw, own, usage })
 }
 
 /// Runs `weir warm` with an empty cache.
 pub fn warm_job(objects: Objects<'_>, system: &System, seed: u64) -> anyhow::Result<Fill> {
     let raw = raw(objects, WARM_THREADS, seed)?;
     let pids = system.pids()?;
+    let before = system.origin_bytes()?;
     let meter = Meter::start(&pids);
     let started = Instant::now();
     system.weir(&["warm", DATASET, "--wait", "-o", "json"])?;
-    Ok(Fill {
-        raw,
-        own: Pass {
-            seconds: started.elapsed().as_secs_f64(),
-            ..raw
-        },
-        usage: meter.stop(),
-    })
+    let own = Pass {
+        seconds: started.elapsed().as_secs_f64(),
+        ..raw
+    };
+    let usage = meter.stop();
+    ensure_fetched(system, before, raw.bytes)?;
+    Ok(Fill { raw, own, usage })
+}
+
+/// Fails when Weir did not have to fetch all the bytes: then its cache was not empty.
+fn ensure_fetched(system: &System, before: f64, bytes: u64) -> anyhow::Result<()> {
+    let fetched = system.origin_bytes()? - before;
+    anyhow::ensure!(
+        system.mount().is_none() || fetched >= bytes as f64,
+        "{}: only {fetched} bytes of {bytes} came from the origin",
+        system.name
+    );
+    Ok(())
 }
 
 /// The raw client with the kernel's caches dropped but for the server's: what it reads is read once before.

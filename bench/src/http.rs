@@ -69,6 +69,12 @@ impl Http {
         Ok(())
     }
 
+    /// Status of the answer to a GET of `path`, whose body is not read.
+    pub fn status(mut self, path: &str) -> anyhow::Result<u16> {
+        self.send(&format!("GET {path} HTTP/1.1\r\n"), None)?;
+        Ok(self.answer()?.status)
+    }
+
     /// Sends `length` bytes of `body` to `path`, with more headers, each with its line's end.
     pub fn put(
         &mut self,
@@ -93,11 +99,10 @@ impl Http {
     }
 
     fn send(&mut self, begin: &str, length: Option<u64>) -> anyhow::Result<()> {
-        let mut head = format!("{begin}Host: {}\r\n", self.host);
-        if let Some(length) = length {
-            head += &format!("Content-Length: {length}\r\n");
-        }
-        head += "\r\n";
+        let length = length.map_or_else(String::new, |length| {
+            format!("Content-Length: {length}\r\n")
+        });
+        let head = format!("{begin}Host: {}\r\n{length}\r\n", self.host);
         Ok(self.stream.get_mut().write_all(head.as_bytes())?)
     }
 

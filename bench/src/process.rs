@@ -32,6 +32,15 @@ pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// Takes the machine's own variables that begin with `prefix` from a command.
+pub fn forget_settings(command: &mut Command, prefix: &str) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with(prefix) {
+            command.env_remove(name);
+        }
+    }
+}
+
 /// A process that runs until it is dropped.
 pub struct Process {
     child: Child,

@@ -166,3 +166,21 @@ impl Bench {
         (kinds, notes)
     }
 }
+
+/// The outcome of measuring a system. Another program that fails is noted and left out; Weir must not fail.
+fn accept(
+    kind: &system::Kind,
+    outcome: anyhow::Result<()>,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<()> {
+    match outcome {
+        Err(error) if !kind.is_weir() => {
+            eprintln!("{} failed: {error:#}", kind.name());
+            let error = error.to_string();
+            let first = error.lines().next().unwrap_or_default();
+            notes.push(format!("{} failed: {first}", kind.name()));
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}

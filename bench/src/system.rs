@@ -1,8 +1,12 @@
 //! What is measured: a bucket behind a mount, by whichever program.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::ensure;
+
+use crate::metrics::Scrape;
+use crate::wait::wait_for;
 
 mod cluster;
 mod mount;
@@ -11,6 +15,9 @@ mod peer;
 pub use cluster::Cluster;
 pub use mount::{Mount, MountStatus};
 pub use peer::{Peer, PeerCommand};
+
+/// Longest wait until everything that was read is on SSD.
+const FILL_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Name of the dataset of each of Weir's mounts.
 pub const DATASET: &str = "bench";
@@ -140,8 +147,17 @@ impl System {
         Ok(pids)
     }
 
+    /// Bytes that Weir's processes have read from origins so far; 0 for other systems.
+    pub fn origin_bytes(&self) -> anyhow::Result<f64> {
+        let mut bytes = 0.0;
+        for url in self.metrics()? {
+            bytes += Scrape::fetch(&url)?.sum("weir_origin_read_bytes_total", "");
+        }
+        Ok(bytes)
+    }
+
     /// URLs of the metrics of Weir's processes.
-    pub fn metrics(&self) -> anyhow::Result<Vec<String>> {
+    fn metrics(&self) -> anyhow::Result<Vec<String>> {
         let mut urls = match &self.inner {
             Inner::Cluster(_, cluster) => cluster.metrics(),
             Inner::Embedded(_) | Inner::Peer(_) => Vec::new(),
@@ -174,6 +190,15 @@ impl System {
         if self.mount().is_none() {
             return Ok(false);
         }
+        // Blocks that are still on their way to the SSD tier would come to it after the eviction.
+        let urls = self.metrics()?;
+        wait_for("the last fills", FILL_DEADLINE, || {
+            let mut fills = 0.0;
+            for url in &urls {
+                fills += Scrape::fetch(url)?.sum("weir_worker_fills_in_flight", "");
+            }
+            Ok((fills <= 0.0).then_some(()))
+        })?;
         self.weir(&["evict", DATASET])?;
         Ok(true)
     }

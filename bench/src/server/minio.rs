@@ -1,9 +1,9 @@
 //! MinIO: a server that many have. It has a copy of the data of its own, which is kept for the next run.
 
 use std::fs::File;
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use http::{Method, Uri};
@@ -14,6 +14,7 @@ use super::Bucket;
 use crate::http::Http;
 use crate::process::{Process, free_port};
 use crate::readers::{object_path, pass};
+use crate::wait::wait_for;
 
 /// The key of a server that lives as long as a measurement, on loopback.
 const USER: &str = "weir-bench";
@@ -21,6 +22,10 @@ const SECRET: &str = "weir-bench-secret";
 const REGION: &str = "us-east-1";
 /// Objects that are put at once.
 const UPLOADS: usize = 8;
+
+/// Longest wait until keys are accepted, and what MinIO answers before.
+const USERS_DEADLINE: Duration = Duration::from_secs(20);
+const NOT_YET: &str = "XMinioServerNotInitialized";
 
 /// A running MinIO. It ends when it goes out of scope.
 pub struct Minio {
@@ -46,7 +51,7 @@ impl Minio {
             .env("MINIO_UPDATE", "off");
         let endpoint = format!("http://{address}");
         let log = dir.join("minio.log");
-        let process = Process::start(command, &log, || is_ready(&address, &endpoint))?;
+        let process = Process::start(command, &log, || is_ready(&endpoint))?;
         let server = Self {
             _process: process,
             endpoint,
@@ -81,7 +86,13 @@ impl Minio {
             dir.display()
         );
         eprintln!("putting {files} objects into MinIO");
-        self.signed_put(&format!("/{}", bucket.name), String::new())?;
+        // Users are loaded a moment later than buckets.
+        wait_for("MinIO's users", USERS_DEADLINE, || {
+            match self.signed_put(&format!("/{}", bucket.name), String::new()) {
+                Err(error) if format!("{error:#}").contains(NOT_YET) => Ok(None),
+                done => done.map(Some),
+            }
+        })?;
         self.signed_put(&format!("/{}?policy", bucket.name), policy(bucket.name))?;
         let connect = || Http::connect(&self.endpoint);
         pass(&bucket.tree.files, 1, UPLOADS, connect, |http, file| {
@@ -106,7 +117,7 @@ impl Minio {
         let mut headers = String::new();
         for (name, value) in request.headers() {
             if name != http::header::HOST {
-                headers += &format!("{name}: {}\r\n", value.to_str()?);
+                headers.extend([name.as_str(), ": ", value.to_str()?, "\r\n"]);
             }
         }
         let length = body.len() as u64;
@@ -128,12 +139,10 @@ fn policy(bucket: &str) -> String {
     .to_string()
 }
 
-/// MinIO listens before it can work.
-fn is_ready(address: &str, endpoint: &str) -> bool {
-    TcpStream::connect(address).is_ok()
-        && Http::connect(endpoint)
-            .and_then(|mut http| http.get("/minio/health/ready", &mut [0; 1024], |_| {}))
-            .is_ok()
+/// MinIO listens before it can work, and says so with 503. Then it refuses a list of buckets to everybody.
+fn is_ready(endpoint: &str) -> bool {
+    let status = Http::connect(endpoint).and_then(|http| http.status("/"));
+    status.is_ok_and(|status| status == 403)
 }
 
 /// Where `make bench` puts it, or wherever the shell finds one.

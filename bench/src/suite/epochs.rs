@@ -1,6 +1,8 @@
 //! Whole files through every system: the first epoch, epochs from the SSD tier, and epochs from the kernel's cache.
 
-use super::{Bench, Measured};
+use std::path::PathBuf;
+
+use super::{Bench, Measured, accept};
 use crate::data::Tree;
 use crate::fill::{Fill, Objects, first_epoch, warm_job};
 use crate::metrics::Scrape;
@@ -55,15 +57,11 @@ pub(super) fn measure(bench: &Bench, plan: &Plan) -> anyhow::Result<(Measured, T
         server: &server,
         table: Table::default(),
         reads: Vec::new(),
+        notes: Vec::new(),
     };
-    for number in 0..bench.runs {
-        for kind in &kinds {
-            // The others are there for comparison; once is enough.
-            if kind.is_weir() || number == 0 {
-                eprintln!("{}, run {}: {}", plan.name, number + 1, kind.name());
-                run.system(kind, number)?;
-            }
-        }
+    for kind in &kinds {
+        let outcome = run.system(kind);
+        accept(kind, outcome, &mut notes)?;
     }
     if kinds.iter().any(|kind| !kind.is_weir()) {
         let files = plan.peer_files.min(plan.count);
@@ -71,6 +69,7 @@ pub(super) fn measure(bench: &Bench, plan: &Plan) -> anyhow::Result<(Measured, T
             "Other mounts read {files} of the files once, and are compared with the native file system and the raw client reading the same."
         ));
     }
+    notes.extend(run.notes);
     notes.push(format!(
         "Reads that reached Weir while the kernel's cache was warm, in each run (`weir_fuse_requests_total`): {}.",
         run.reads.join(", ")
@@ -93,25 +92,35 @@ struct Run<'a> {
     server: &'a Server,
     table: Table,
     reads: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Run<'_> {
-    fn system(&mut self, kind: &Kind, number: u64) -> anyhow::Result<()> {
+    /// All runs of one system, which stays mounted. Others are there for comparison; one run of them is enough.
+    fn system(&mut self, kind: &Kind) -> anyhow::Result<()> {
         let plan = self.plan;
-        let peer = !kind.is_weir();
-        let step = if peer {
-            (plan.count / plan.peer_files.max(1)).max(1)
+        let (runs, step) = if kind.is_weir() {
+            (self.bench.runs, 1)
         } else {
-            1
+            (1, (plan.count / plan.peer_files).max(1))
         };
         let files = self.tree.files.iter().step_by(step as usize);
         let files: Vec<_> = files.cloned().collect();
-        let endpoint = self.server.endpoint();
         let tiers = Tiers::ssd_for(self.tree.bytes);
         let scratch = self.bench.scratch().join("system");
-        let system = kind.start(&scratch, endpoint, plan.name, tiers)?;
-        let seed = 1000 * number;
-        self.fill(&system, &files, seed)?;
+        let system = kind.start(&scratch, self.server.endpoint(), plan.name, tiers)?;
+        for number in 0..runs {
+            eprintln!("{}, run {}: {}", plan.name, number + 1, kind.name());
+            self.fill(&system, &files, number)?;
+            self.turns(&system, &files, number)?;
+        }
+        compare_files(&system.dir, &self.tree.root, &files, 8, THREADS)?;
+        system.end()
+    }
+
+    /// Epochs from the SSD tier and from the kernel's cache, beside the native file system.
+    fn turns(&mut self, system: &System, files: &[PathBuf], number: u64) -> anyhow::Result<()> {
+        let (plan, peer) = (self.plan, system.mount().is_none());
         let pids = system.pids()?;
         let metrics = system.mount().map(Mount::status).transpose()?;
         let counter = || {
@@ -122,11 +131,11 @@ impl Run<'_> {
             Ok(scrape.sum("weir_fuse_requests_total", "operation=\"read\""))
         };
         let turns = Turns {
-            files: &files,
+            files,
             threads: if peer { &[THREADS] } else { plan.threads },
             pairs: if peer { 1 } else { plan.pairs },
             aligned: plan.aligned && !peer,
-            seed: seed + 100,
+            seed: 1000 * number + 100,
             counter: &counter,
         };
         let native = Side {
@@ -137,7 +146,17 @@ impl Run<'_> {
             root: &system.dir,
             pids: &pids,
         };
+        let before = system.origin_bytes()?;
         let (taken, asked) = turns.run([native, own])?;
+        let again = system.origin_bytes()? - before;
+        if again > 0.0 {
+            self.notes.push(format!(
+                "{}, run {}: {:.1} MB of these epochs were not cached and came from the origin.",
+                system.name,
+                number + 1,
+                again / 1e6
+            ));
+        }
         let per_pass = plan.size * files.len() as u64;
         for kind in taken {
             let goal = self.goal(kind.threads, kind.buffers, kind.cold);
@@ -152,26 +171,19 @@ impl Run<'_> {
         if !peer {
             self.reads.push(format!("{asked:.0}"));
         }
-        if number == 0 {
-            compare_files(&system.dir, &self.tree.root, &files, seed + 8, THREADS)?;
-        }
-        system.end()
+        Ok(())
     }
 
     /// Fills the cache, as a measurement where the plan says so.
-    fn fill(
-        &mut self,
-        system: &System,
-        files: &[std::path::PathBuf],
-        seed: u64,
-    ) -> anyhow::Result<()> {
+    fn fill(&mut self, system: &System, files: &[PathBuf], number: u64) -> anyhow::Result<()> {
+        let seed = 1000 * number;
         let objects = Objects {
             endpoint: self.server.endpoint(),
             bucket: self.plan.name,
             files,
         };
         let Some((epoch, job)) = self.plan.fill else {
-            if system.mount().is_some() {
+            if system.mount().is_some() && number == 0 {
                 system.weir(&["warm", DATASET, "--wait", "-o", "json"])?;
             }
             return Ok(());
@@ -180,12 +192,13 @@ impl Run<'_> {
             if system.mount().is_none() && threads != THREADS {
                 continue; // its cache cannot be emptied
             }
+            system.evict()?;
             let fill = first_epoch(objects, system, threads, seed + threads as u64)?;
             let goal = Goal::new(format!("first epoch, {}", readers(threads)), self.plan.unit);
             self.note_fill(goal.as_fast(RAW, epoch), system, fill);
-            if !system.evict()? {
-                return Ok(());
-            }
+        }
+        if !system.evict()? {
+            return Ok(());
         }
         let fill = warm_job(objects, system, seed + 50)?;
         let goal = Goal::new("`weir warm`, raw client with 16 threads", self.plan.unit);

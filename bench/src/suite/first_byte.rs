@@ -7,12 +7,13 @@ use std::time::Instant;
 use anyhow::Context;
 
 use super::epochs::{RAW, THREADS};
-use super::{Bench, Measured};
+use super::{Bench, Measured, accept};
+use crate::data::Tree;
 use crate::http::Http;
 use crate::kernel::drop_caches;
 use crate::readers::{compare_files, object_path};
 use crate::server::Bucket;
-use crate::system::Tiers;
+use crate::system::{Kind, Tiers};
 use crate::table::{Goal, Table, Unit};
 
 /// Cold reads of each system in a run.
@@ -27,38 +28,11 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         tree: &tree,
     }])?;
     let (kinds, mut notes) = bench.systems(&server);
-    let file = tree.files.first().context("no file")?;
-    let path = object_path("first", file);
-    let goal = Goal::new("first byte of a cold file", Unit::Milliseconds).as_cheap(RAW, COST);
     let mut table = Table::default();
-    let raw = || {
-        let started = Instant::now();
-        Http::connect(server.endpoint())?.first_byte(&path)?;
-        anyhow::Ok(started.elapsed().as_secs_f64() * 1000.0)
-    };
     for kind in &kinds {
         eprintln!("first byte: {}", kind.name());
-        let scratch = bench.scratch().join("system");
-        let tiers = Tiers::ssd_for(size);
-        let system = kind.start(&scratch, server.endpoint(), "first", tiers)?;
-        for number in 0..bench.runs * READS {
-            if number > 0 && !system.evict()? {
-                break; // its cache cannot be emptied
-            }
-            drop_caches()?;
-            raw()?; // the server's own caches are warm for either
-            let beside = raw()?;
-            let started = Instant::now();
-            File::open(system.dir.join(file))?.read_exact(&mut [0; 4096])?;
-            let value = started.elapsed().as_secs_f64() * 1000.0;
-            let row = table.row(&goal);
-            row.note(RAW, beside, None);
-            row.note(&system.name, value, Some(beside));
-        }
-        if kind.is_weir() {
-            compare_files(&system.dir, &tree.root, &tree.files, 1, THREADS)?;
-        }
-        system.end()?;
+        let outcome = measure(bench, kind, server.endpoint(), &tree, &mut table);
+        accept(kind, outcome, &mut notes)?;
     }
     notes.push("From `open` to the end of a read of 4 KiB; the raw client connects, asks for the whole object and waits for its first byte.".to_owned());
     Ok(Measured {
@@ -68,4 +42,45 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         notes,
         table,
     })
+}
+
+fn measure(
+    bench: &Bench,
+    kind: &Kind,
+    endpoint: &str,
+    tree: &Tree,
+    table: &mut Table,
+) -> anyhow::Result<()> {
+    let file = tree.files.first().context("no file")?;
+    let path = object_path("first", file);
+    let raw = || {
+        let started = Instant::now();
+        Http::connect(endpoint)?.first_byte(&path)?;
+        anyhow::Ok(milliseconds(started))
+    };
+    let scratch = bench.scratch().join("system");
+    let system = kind.start(&scratch, endpoint, "first", Tiers::ssd_for(tree.bytes))?;
+    let goal = Goal::new("first byte of a cold file", Unit::Milliseconds).as_cheap(RAW, COST);
+    for number in 0..bench.runs * READS {
+        if number > 0 && !system.evict()? {
+            break; // its cache cannot be emptied
+        }
+        drop_caches()?;
+        raw()?; // the server's own caches are warm for either
+        let beside = raw()?;
+        let started = Instant::now();
+        File::open(system.dir.join(file))?.read_exact(&mut [0; 4096])?;
+        let value = milliseconds(started);
+        let row = table.row(&goal);
+        row.note(RAW, beside, None);
+        row.note(&system.name, value, Some(beside));
+    }
+    if kind.is_weir() {
+        compare_files(&system.dir, &tree.root, &tree.files, 1, THREADS)?;
+    }
+    system.end()
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
 }

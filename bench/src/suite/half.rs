@@ -82,8 +82,8 @@ struct Bytes {
 }
 
 impl Bytes {
-    /// Up to now. The mount of a cluster says whether a worker had to ask the origin only of workers on its node,
-    /// so the bytes that came from origins are counted where they come.
+    /// Up to now. A mount does not see whether a remote worker had to ask the origin, so the bytes that came from
+    /// origins are counted where they come.
     fn now(system: &System) -> anyhow::Result<Self> {
         let mut bytes = Self {
             all: 0.0,
@@ -94,9 +94,7 @@ impl Bytes {
         };
         let scrape = Scrape::fetch(&mount.status()?.metrics)?;
         bytes.all = scrape.sum("weir_client_read_bytes_total", "");
-        for url in system.metrics()? {
-            bytes.origin += Scrape::fetch(&url)?.sum("weir_origin_read_bytes_total", "");
-        }
+        bytes.origin = system.origin_bytes()?;
         Ok(bytes)
     }
 

@@ -74,7 +74,7 @@ fn measure(system: &System, tree: &Tree, tier: u64, table: &mut Table) -> anyhow
             let path = &path;
             scope.spawn(move || read_from(path, start, tree.bytes))
         });
-        let read = readers.map(|reader| reader.join());
+        let read = readers.map(std::thread::ScopedJoinHandle::join);
         done.store(true, Ordering::Relaxed);
         (watcher.join(), read)
     });

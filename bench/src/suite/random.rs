@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::big::{FILES, size};
 use super::epochs::{NATIVE, THREADS, readers};
-use super::{Bench, Measured};
+use super::{Bench, Measured, accept};
 use crate::data::Tree;
 use crate::kernel::drop_caches;
 use crate::offsets::{Place, compare_places, places, read_places};
@@ -34,11 +34,8 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     for number in 0..bench.runs {
         for kind in kinds.iter().filter(|kind| kind.is_weir() || number == 0) {
             eprintln!("random, run {}: {}", number + 1, kind.name());
-            let tiers = Tiers::ssd_for(tree.bytes);
-            let scratch = bench.scratch().join("system");
-            let system = kind.start(&scratch, server.endpoint(), "big", tiers)?;
-            measure(bench, kind, &system, &tree, number, &mut table)?;
-            system.end()?;
+            let outcome = measure(bench, kind, server.endpoint(), &tree, number, &mut table);
+            accept(kind, outcome, &mut notes)?;
         }
     }
     notes.push("A sample of the places is compared byte for byte.".to_owned());
@@ -57,11 +54,13 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
 fn measure(
     bench: &Bench,
     kind: &Kind,
-    system: &System,
+    endpoint: &str,
     tree: &Tree,
     number: u64,
     table: &mut Table,
 ) -> anyhow::Result<()> {
+    let scratch = bench.scratch().join("system");
+    let system = kind.start(&scratch, endpoint, "big", Tiers::ssd_for(tree.bytes))?;
     if kind.is_weir() {
         system.weir(&["warm", DATASET, "--wait", "-o", "json"])?;
     } else {
@@ -81,7 +80,7 @@ fn measure(
             drop_caches()?;
             let chosen = places(cold, 10 * number + order as u64);
             let taken = both(sides, order, tree, &chosen, length)?;
-            note(table, &goal(length, false), system, kind, taken);
+            note(table, &goal(length, false), &system, kind, taken);
         }
         for order in [0, 1] {
             drop_caches()?;
@@ -91,7 +90,7 @@ fn measure(
             for pair in 0..PAIRS {
                 let chosen = places(warm, 100 * number + 10 * order as u64 + pair as u64);
                 let taken = both(sides, order, tree, &chosen, length)?;
-                note(table, &goal(length, true), system, kind, taken);
+                note(table, &goal(length, true), &system, kind, taken);
             }
         }
         let sample = places(cold / 10 + 1, number);
@@ -102,7 +101,7 @@ fn measure(
             length as usize,
         )?;
     }
-    Ok(())
+    system.end()
 }
 
 /// Reads the same places on both sides, one after the other.

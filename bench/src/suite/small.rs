@@ -36,7 +36,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         dropped: 0.9,
         fill: Some((0.8, 0.9)),
         aligned: true,
-        peer_files: 2000,
+        peer_files: 1000,
     };
     let (mut measured, tree) = measure(bench, &plan)?;
     for number in 0..bench.runs {

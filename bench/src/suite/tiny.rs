@@ -17,7 +17,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         dropped: 0.9,
         fill: None,
         aligned: false,
-        peer_files: 2000,
+        peer_files: 1000,
     };
     let (mut measured, _) = measure(bench, &plan)?;
     measured.title = format!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use super::{DATASET, Tiers};
-use crate::process::binary;
+use crate::process::{binary, forget_settings};
 use crate::wait::wait_for;
 
 /// Longest wait for a mount to tell about itself.
@@ -16,12 +16,8 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(10);
 /// A `weir` command that keeps everything below `home` and knows nothing of the machine's own settings.
 pub(super) fn weir(home: &Path) -> anyhow::Result<Command> {
     let mut command = Command::new(binary("weir")?);
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("AWS_") || name.starts_with("WEIR_") && name != "WEIR_LOG" {
-            command.env_remove(&*name);
-        }
-    }
+    forget_settings(&mut command, "AWS_");
+    forget_settings(&mut command, "WEIR_");
     command
         .env("XDG_CACHE_HOME", home)
         .env("WEIR_RUNTIME_DIR", home.join("run"))

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::ensure;
 
 use crate::kernel::is_mountpoint;
-use crate::process::Process;
+use crate::process::{Process, forget_settings};
 
 /// The programs that are measured where they are installed.
 const KNOWN: [(&str, &str); 2] = [
@@ -105,6 +105,7 @@ impl Peer {
         let mut words = arguments.iter();
         let mut command = Command::new(words.next().map_or("", String::as_str));
         command.args(words).env("HOME", home);
+        forget_settings(&mut command, "AWS_");
         let process = Process::start(command, &home.join("log"), || is_mountpoint(dir))?;
         Ok(Self {
             process,
