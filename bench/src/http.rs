@@ -60,13 +60,13 @@ impl Http {
     }
 
     /// Asks for `path` and returns when the first byte of its body has come. The rest is not read: drop the
-    /// connection.
-    pub fn first_byte(mut self, path: &str) -> anyhow::Result<()> {
+    /// connection, after the clock has stopped.
+    pub fn first_byte(mut self, path: &str) -> anyhow::Result<Self> {
         self.send(&format!("GET {path} HTTP/1.1\r\n"), None)?;
         let answer = self.answer()?;
         ensure!(answer.status == 200, "{path}: {}", answer.line);
         self.stream.read_exact(&mut [0])?;
-        Ok(())
+        Ok(self)
     }
 
     /// Status of the answer to a GET of `path`, whose body is not read.
