@@ -9,6 +9,11 @@ ROCKSDB = export ROCKSDB_LIB_DIR="$$(build-support/rocksdb.sh)" ROCKSDB_STATIC=1
 CARGO ?= cargo
 DEMO_URL ?=
 DEMO_FILES ?= 20000
+SUITE ?=
+QUICK ?=
+RUNS ?=
+SERVER ?=
+PEERS ?=
 
 .PHONY: help
 help: ## List the targets
@@ -33,9 +38,11 @@ test: setup ## Run all unit, property and whole-system tests
 	@$(ROCKSDB) && $(CARGO) test --locked --workspace
 
 .PHONY: bench
-bench: setup ## Measure against the native file system and a raw client; writes bench/RESULTS.md
+bench: setup ## Measure into bench/RESULTS.md; SUITE='small big' picks, QUICK=1 tries out, PEERS='name=command' adds
+	@$(if $(filter builtin,$(SERVER))$(QUICK),true,build-support/bench-setup.sh)
 	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
-	@target/release/weir-bench
+	@target/release/weir-bench $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(if $(SERVER),--server $(SERVER)) \
+		$(foreach suite,$(SUITE),--suite $(suite)) $(if $(PEERS),--peers '$(PEERS)')
 
 .PHONY: lint
 lint: setup ## Check formatting, lints and documentation

@@ -8,6 +8,9 @@ use anyhow::{Context, bail};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
+/// Bytes that are made at once.
+const PIECE: usize = 1 << 20;
+
 /// Files below a directory, by their path inside it.
 #[derive(Clone, Debug)]
 pub struct Tree {
@@ -74,26 +77,30 @@ pub fn dependency_sources(into: &Path, count: usize) -> anyhow::Result<Tree> {
 }
 
 /// Makes `count` files of `size` random bytes in `directories` directories, unless they are there.
-pub fn generated(
-    root: &Path,
-    count: usize,
-    size: usize,
-    directories: usize,
-) -> anyhow::Result<Tree> {
-    let complete = root.join(format!("../{count}x{size}.complete"));
-    if !complete.exists() {
-        let _ = fs::remove_dir_all(root); // left over from an interrupted run
-        let mut random = SmallRng::seed_from_u64(42);
-        let mut content = vec![0; size];
-        for directory in 0..directories {
-            fs::create_dir_all(root.join(format!("d{directory:03}")))?;
-        }
-        for number in 0..count {
-            random.fill_bytes(&mut content);
-            let path = root.join(format!("d{:03}/f{number:06}.bin", number % directories));
-            fs::File::create(&path)?.write_all(&content)?;
-        }
-        fs::write(&complete, "")?;
+pub fn generated(root: &Path, count: usize, size: u64, directories: usize) -> anyhow::Result<Tree> {
+    let what = format!("{count} x {size} in {directories}");
+    let complete = root.with_extension("complete");
+    if fs::read_to_string(&complete).is_ok_and(|found| found == what) {
+        return Tree::scan(root);
     }
+    let _ = fs::remove_file(&complete);
+    let _ = fs::remove_dir_all(root); // left over from an interrupted run
+    for directory in 0..directories {
+        fs::create_dir_all(root.join(format!("d{directory:03}")))?;
+    }
+    let mut random = SmallRng::seed_from_u64(42);
+    let mut content = vec![0; PIECE];
+    for number in 0..count {
+        let path = root.join(format!("d{:03}/f{number:06}.bin", number % directories));
+        let mut file = fs::File::create(&path)?;
+        let mut left = size;
+        while left > 0 {
+            let piece = &mut content[..left.min(PIECE as u64) as usize];
+            random.fill_bytes(piece);
+            file.write_all(piece)?;
+            left -= piece.len() as u64;
+        }
+    }
+    fs::write(&complete, what)?;
     Tree::scan(root)
 }

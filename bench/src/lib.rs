@@ -1,10 +1,24 @@
-//! What the demo and the benchmarks share: data, readers, and the processes under test.
+//! What the demo and the benchmarks share: data, readers, the systems under test, and tables of what they cost.
 //!
 //! Everything runs as a user would run it: the `weir` binary, a real S3 server on loopback, real mounts.
 
 pub mod data;
+pub mod fill;
 pub mod http;
+pub mod kernel;
+pub mod loopback;
 pub mod metrics;
+pub mod offsets;
+pub mod process;
 pub mod readers;
-pub mod rig;
+pub mod report;
+pub mod sendfile;
+pub mod server;
 pub mod stats;
+pub mod suite;
+pub mod system;
+pub mod table;
+pub mod turns;
+pub mod usage;
+pub mod wait;
+pub mod walk;

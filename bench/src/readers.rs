@@ -195,7 +195,12 @@ pub fn get_objects(
 ) -> anyhow::Result<Pass> {
     let client = || Ok((Http::connect(endpoint)?, vec![0; BUFFER]));
     pass(files, seed, threads, client, |(http, buffer), file| {
-        let path = percent_encode(file.as_os_str().as_encoded_bytes(), KEEP);
-        http.get(&format!("/{bucket}/{path}"), buffer, |_| {})
+        http.get(&object_path(bucket, file), buffer, |_| {})
     })
+}
+
+/// Path of an object in a URL.
+pub fn object_path(bucket: &str, file: &Path) -> String {
+    let key = percent_encode(file.as_os_str().as_encoded_bytes(), KEEP);
+    format!("/{bucket}/{key}")
 }

@@ -33,15 +33,6 @@ pub fn field(path: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Peak and present resident memory of a process, in bytes.
-pub fn memory(pid: u32) -> (u64, u64) {
-    let status = format!("/proc/{pid}/status");
-    (
-        field(&status, "VmHWM:") * 1024,
-        field(&status, "VmRSS:") * 1024,
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! What a bucket holds.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -13,10 +14,14 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 
+use crate::generated::{Generated, Pattern};
+
 /// Objects by key, in the order of a listing. Keys are bytes: some stores hold names that are not UTF-8.
 #[derive(Debug, Default)]
 pub struct Bucket {
     objects: BTreeMap<Vec<u8>, Version>,
+    /// Objects that are computed when they are asked for; in a bucket that holds no others.
+    generated: Option<Generated>,
 }
 
 /// An object as it is at one moment.
@@ -34,9 +39,18 @@ pub struct Version {
 pub(crate) enum Content {
     Memory(Bytes),
     File(PathBuf),
+    Pattern(Pattern),
 }
 
 impl Bucket {
+    /// A bucket of `count` objects whose names, sizes and bytes follow from their numbers, and which take no memory.
+    pub fn generated(count: u64) -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            generated: Some(Generated::new(count)),
+        }
+    }
+
     /// A bucket of the files below `root`, as they are now. Links are followed.
     pub fn of_directory(root: &Path) -> io::Result<Self> {
         let mut bucket = Self::default();
@@ -72,8 +86,11 @@ impl Bucket {
         self.objects.remove(key).is_some()
     }
 
-    pub(crate) fn get(&self, key: &[u8]) -> Option<&Version> {
-        self.objects.get(key)
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Cow<'_, Version>> {
+        match &self.generated {
+            Some(generated) => generated.get(key).map(Cow::Owned),
+            None => self.objects.get(key).map(Cow::Borrowed),
+        }
     }
 
     /// Objects with this prefix whose keys come after `after`.
@@ -81,15 +98,23 @@ impl Bucket {
         &'a self,
         prefix: &'a [u8],
         after: Option<&[u8]>,
-    ) -> impl Iterator<Item = (&'a [u8], &'a Version)> {
+    ) -> Box<dyn Iterator<Item = (Cow<'a, [u8]>, Cow<'a, Version>)> + 'a> {
         let start = match after {
             Some(after) if after >= prefix => Bound::Excluded(after.to_vec()),
             _ => Bound::Included(prefix.to_vec()),
         };
-        self.objects
-            .range((start, Bound::Unbounded))
-            .map(|(key, version)| (key.as_slice(), version))
-            .take_while(move |(key, _)| key.starts_with(prefix))
+        if let Some(generated) = &self.generated {
+            let objects = generated.list(start);
+            let objects =
+                objects.map(|(key, version)| (Cow::<[u8]>::Owned(key), Cow::Owned(version)));
+            return Box::new(objects.take_while(move |(key, _)| key.starts_with(prefix)));
+        }
+        let objects = self.objects.range((start, Bound::Unbounded));
+        Box::new(
+            objects
+                .map(|(key, version)| (Cow::Borrowed(key.as_slice()), Cow::Borrowed(version)))
+                .take_while(move |(key, _)| key.starts_with(prefix)),
+        )
     }
 }
 
@@ -124,6 +149,7 @@ impl Version {
         Ok(match &self.content {
             Content::Memory(bytes) => Reader::Memory(bytes.clone()),
             Content::File(path) => Reader::File(File::open(path)?),
+            Content::Pattern(pattern) => Reader::Pattern(*pattern),
         })
     }
 }
@@ -132,6 +158,7 @@ impl Version {
 pub(crate) enum Reader {
     Memory(Bytes),
     File(File),
+    Pattern(Pattern),
 }
 
 impl Reader {
@@ -144,6 +171,7 @@ impl Reader {
                 file.read_exact_at(&mut buffer, range.start)?;
                 Ok(buffer.into())
             }
+            Self::Pattern(pattern) => Ok(pattern.bytes(range)),
         }
     }
 }
@@ -161,7 +189,7 @@ mod tests {
         let keys = |prefix: &str, after: Option<&str>| -> Vec<String> {
             bucket
                 .list(prefix.as_bytes(), after.map(str::as_bytes))
-                .map(|(key, _)| String::from_utf8_lossy(key).into_owned())
+                .map(|(key, _)| String::from_utf8_lossy(&key).into_owned())
                 .collect()
         };
         assert_eq!(keys("b/", None), ["b/1", "b/2", "b/3"]);

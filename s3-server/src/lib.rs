@@ -7,6 +7,7 @@
 mod body;
 mod bucket;
 mod fault;
+mod generated;
 mod server;
 mod service;
 

@@ -1,5 +1,6 @@
 //! The S3 operations that readers use, over the buckets.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -75,7 +76,7 @@ impl Service {
         let bucket = find(&buckets, bucket)?;
         let version = bucket.get(key.as_bytes());
         version
-            .cloned()
+            .map(Cow::into_owned)
             .ok_or_else(|| s3_error!(NoSuchKey, "The specified key does not exist."))
     }
 }
@@ -136,14 +137,14 @@ impl S3 for Service {
             .by_ref()
             .take(max)
             .map(|(key, version)| {
-                last = Some(key);
-                let key = if encoded {
-                    percent_encode(key, KEY_ENCODING).to_string()
+                let name = if encoded {
+                    percent_encode(&key, KEY_ENCODING).to_string()
                 } else {
-                    String::from_utf8_lossy(key).into_owned()
+                    String::from_utf8_lossy(&key).into_owned()
                 };
+                last = Some(key);
                 Object {
-                    key: Some(key),
+                    key: Some(name),
                     size: Some(version.size as i64),
                     e_tag: Some(ETag::Strong(version.etag.clone())),
                     last_modified: Some(version.modified.into()),
@@ -151,7 +152,8 @@ impl S3 for Service {
                 }
             })
             .collect();
-        let next = last.filter(|_| found.next().is_some()).map(token);
+        let next = last.filter(|_| found.next().is_some());
+        let next = next.map(|key| token(&key));
         drop(found);
         Ok(S3Response::new(ListObjectsV2Output {
             name: Some(input.bucket),

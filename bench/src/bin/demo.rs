@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use weir_bench::data::{Tree, dependency_sources};
+use weir_bench::kernel::drop_caches;
 use weir_bench::metrics::Scrape;
 use weir_bench::readers::{Pass, compare_files, get_objects, read_files};
-use weir_bench::rig::{Mount, S3, drop_kernel_caches};
-use weir_bench::stats::{machine, memory};
+use weir_bench::server::Builtin;
+use weir_bench::stats::machine;
+use weir_bench::system::Mount;
+use weir_bench::usage::memory;
 
 const BUCKET: &str = "demo";
 
@@ -55,7 +58,7 @@ fn main() -> anyhow::Result<()> {
 /// The dependency sources of this project, with what they can be compared with.
 fn own_data(args: &Args, source: &Path, mountpoint: &Path, cache: &Path) -> anyhow::Result<()> {
     let tree = dependency_sources(source, args.files)?;
-    let server = S3::start(BUCKET, source, 0)?;
+    let server = Builtin::start([(BUCKET, source)], 0)?;
     println!(
         "{} real files, {:.1} MB, served by an S3 server at {} ({})",
         tree.files.len(),
@@ -138,7 +141,7 @@ fn epochs(mount: &Mount, tree: &Tree, threads: usize) -> anyhow::Result<[Pass; 2
     };
     let first = epoch("Weir, epoch 1", 11)?;
     let second = epoch("Weir, epoch 2", 12)?;
-    if drop_kernel_caches() {
+    if drop_caches().is_ok() {
         epoch("Weir, caches dropped", 13)?;
     }
     Ok([first, second])

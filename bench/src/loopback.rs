@@ -1,0 +1,150 @@
+//! Weir's client without a mount: reads files of a cluster's dataset from its workers over TCP, so that the block
+//! stream can be compared with sendfile.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use bytes::Bytes;
+use prometheus_client::registry::Registry;
+use tokio::runtime::Runtime;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tonic::transport::Endpoint;
+use weir_client::{Backend, ClientMetrics, ClusterConfig, ClusterReader, Reader};
+use weir_core::manifest::ROOT;
+use weir_origin::{FetchPolicy, OriginMetrics};
+use weir_proto::v1::master_client::MasterClient;
+
+use crate::readers::Pass;
+
+/// Bytes that are asked for at once: as a mount asks.
+const REQUEST: u64 = 1 << 20;
+
+/// A client on a node where no worker is.
+pub struct LoopbackClient {
+    runtime: Runtime,
+    reader: Arc<Reader>,
+    files: Vec<u32>,
+    // Held so that the map stays what it is.
+    _map: watch::Sender<Arc<weir_core::ClusterMap>>,
+}
+
+impl LoopbackClient {
+    /// A client of a dataset, with the cluster map as it is now.
+    pub fn connect(master: &str, dataset: &str) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?;
+        let (manifest, map) = runtime.block_on(async {
+            let channel = Endpoint::from_shared(format!("http://{master}"))?.connect_lazy();
+            let mut client = MasterClient::new(channel);
+            let manifest = weir_worker::snapshots::fetch_manifest(&mut client, dataset, 0).await?;
+            let map = weir_client::map::fetch(&mut client).await?;
+            anyhow::Ok((manifest, map))
+        })?;
+        let mut registry = Registry::default();
+        let metrics = ClientMetrics::register(&mut registry);
+        let (sender, seen) = watch::channel(Arc::new(map));
+        let cluster = ClusterReader::new(ClusterConfig {
+            node: "elsewhere".parse()?,
+            map: seen,
+            hurry: Arc::new(Notify::new()),
+            fetch: Arc::new(FetchPolicy::default()),
+            metrics: metrics.clone(),
+            origin_metrics: OriginMetrics::register(&mut registry),
+        });
+        let files = manifest.files_below(ROOT).collect();
+        let inside = runtime.enter();
+        let backend = Backend::Cluster(Arc::new(cluster));
+        let reader = Arc::new(Reader::new(Arc::new(manifest), backend, &metrics));
+        drop(inside);
+        Ok(Self {
+            runtime,
+            reader,
+            files,
+            _map: sender,
+        })
+    }
+
+    /// Reads all files as `streams` readers at the same time, each one file after the other.
+    pub fn read(&self, streams: usize) -> anyhow::Result<Pass> {
+        let started = Instant::now();
+        let bytes = self.runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            for number in 0..streams {
+                let own = self.files.iter().skip(number).step_by(streams);
+                let own: Vec<u32> = own.copied().collect();
+                tasks.spawn(read_files(self.reader.clone(), own));
+            }
+            let mut bytes = 0;
+            while let Some(read) = tasks.join_next().await {
+                bytes += read.context("a reader panicked")??;
+            }
+            anyhow::Ok(bytes)
+        })?;
+        Ok(Pass {
+            files: self.files.len() as u64,
+            bytes,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+impl LoopbackClient {
+    /// Reads all files once, and compares every byte with the file of the same path below `source`. Fails also when
+    /// fewer bytes than that went over loopback meanwhile: then they came another way.
+    pub fn compare(&self, source: &Path) -> anyhow::Result<()> {
+        let before = loopback_bytes()?;
+        let mut total = 0;
+        for &file in &self.files {
+            let path = self.reader.manifest().path(file);
+            let theirs = File::open(source.join(&path))?;
+            let size = self.reader.manifest().object(file).size;
+            anyhow::ensure!(theirs.metadata()?.len() == size, "{path}: not {size} bytes");
+            let mut expected = vec![0; REQUEST as usize];
+            for offset in (0..size).step_by(REQUEST as usize) {
+                let end = size.min(offset + REQUEST);
+                let ours = self.runtime.block_on(self.reader.read(file, offset, end))?;
+                let expected = &mut expected[..(end - offset) as usize];
+                theirs.read_exact_at(expected, offset)?;
+                let equal = ours.concat() == expected;
+                anyhow::ensure!(equal, "{path}: wrong bytes behind offset {offset}");
+            }
+            total += size;
+        }
+        let moved = loopback_bytes()? - before;
+        anyhow::ensure!(moved >= total, "{moved} bytes of {total} went over TCP");
+        Ok(())
+    }
+}
+
+/// Bytes that loopback has carried since the machine started.
+fn loopback_bytes() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/sys/class/net/lo/statistics/rx_bytes")?;
+    Ok(text.trim().parse()?)
+}
+
+async fn read_files(reader: Arc<Reader>, files: Vec<u32>) -> anyhow::Result<u64> {
+    let mut total = 0;
+    for file in files {
+        let size = reader.manifest().object(file).size;
+        let mut offset = 0;
+        while offset < size {
+            let end = size.min(offset + REQUEST);
+            let pieces = reader.read(file, offset, end).await?;
+            let read: usize = pieces.iter().map(Bytes::len).sum();
+            anyhow::ensure!(
+                read as u64 == end - offset,
+                "{read} bytes of {}",
+                end - offset
+            );
+            offset = end;
+        }
+        total += size;
+    }
+    Ok(total)
+}

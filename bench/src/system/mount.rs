@@ -1,0 +1,157 @@
+//! A mount made by the `weir` binary.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::ensure;
+
+use super::{DATASET, Tiers};
+use crate::process::{binary, forget_settings};
+use crate::wait::wait_for;
+
+/// Longest wait for a mount to tell about itself.
+const STATUS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A `weir` command that keeps everything below `home` and knows nothing of the machine's own settings.
+pub(super) fn weir(home: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new(binary("weir")?);
+    forget_settings(&mut command, "AWS_");
+    forget_settings(&mut command, "WEIR_");
+    command
+        .env("XDG_CACHE_HOME", home)
+        .env("WEIR_RUNTIME_DIR", home.join("run"))
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Runs `weir ARGS…` to its end and gives its output.
+pub(super) fn run(home: &Path, args: &[&str]) -> anyhow::Result<String> {
+    let output = weir(home)?.args(args).stderr(Stdio::inherit()).output()?;
+    ensure!(
+        output.status.success(),
+        "weir {args:?} failed: {}",
+        output.status
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A live mount. It is unmounted when it goes out of scope.
+pub struct Mount {
+    /// Where it is.
+    pub dir: PathBuf,
+    home: PathBuf,
+    mounted: bool,
+}
+
+/// What `weir status` says of a mount.
+pub struct MountStatus {
+    /// URL of its metrics.
+    pub metrics: String,
+    /// The process that serves it.
+    pub server_pid: u32,
+    /// The process that keeps it alive.
+    pub supervisor_pid: u32,
+}
+
+impl Mount {
+    /// Runs `weir mount SOURCE DIR ARGS…` with a cache of its own below `home`.
+    pub fn new(source: &str, dir: &Path, home: &Path, args: &[&str]) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        std::fs::create_dir_all(home)?;
+        let mut mount = Self {
+            dir: dir.to_owned(),
+            home: home.to_owned(),
+            mounted: false,
+        };
+        let mut command = weir(home)?;
+        command.arg("mount").arg(source).arg(dir).args(args);
+        let output = command.stderr(Stdio::inherit()).output()?;
+        ensure!(
+            output.status.success(),
+            "weir mount {source} failed: {}",
+            output.status
+        );
+        mount.mounted = true;
+        Ok(mount)
+    }
+
+    /// Mounts a bucket with a master and a worker in the mount's own process.
+    pub fn embedded(
+        dir: &Path,
+        home: &Path,
+        endpoint: &str,
+        bucket: &str,
+        tiers: Tiers,
+    ) -> anyhow::Result<Self> {
+        let ssd = format!("{}:{}", home.join("ssd").display(), tiers.ssd);
+        let memory = tiers.memory.to_string();
+        let cache = ["--mem", &memory, "--ssd", &ssd];
+        let origin = ["--endpoint", endpoint, "--anonymous", "--dataset", DATASET];
+        let args = [&origin[..], &cache[..]].concat();
+        Self::new(&format!("s3://{bucket}"), dir, home, &args)
+    }
+
+    /// Runs another `weir` command against this mount's own master and gives its output.
+    pub fn run(&self, args: &[&str]) -> anyhow::Result<String> {
+        run(&self.home, args)
+    }
+
+    /// What `weir status` says of the mount.
+    pub fn status(&self) -> anyhow::Result<MountStatus> {
+        wait_for("the mount's status", STATUS_DEADLINE, || {
+            let status: serde_json::Value =
+                serde_json::from_str(&self.run(&["status", "-o", "json"])?)?;
+            let mounts = status["mounts"].as_array().into_iter().flatten();
+            let dir = self.dir.to_string_lossy();
+            let own = mounts
+                .into_iter()
+                .find(|mount| mount["mountpoint"] == *dir.as_ref());
+            let Some(mount) = own else {
+                return Ok(None);
+            };
+            let pid = |name: &str| mount[name].as_u64().and_then(|pid| u32::try_from(pid).ok());
+            let parts = (
+                mount["metrics"].as_str(),
+                pid("server_pid"),
+                pid("supervisor_pid"),
+            );
+            let (Some(metrics), Some(server_pid), Some(supervisor_pid)) = parts else {
+                return Ok(None);
+            };
+            Ok(Some(MountStatus {
+                metrics: metrics.to_owned(),
+                server_pid,
+                supervisor_pid,
+            }))
+        })
+    }
+
+    /// Unmounts.
+    pub fn end(mut self) -> anyhow::Result<()> {
+        self.unmount(false)
+    }
+
+    fn unmount(&mut self, lazy: bool) -> anyhow::Result<()> {
+        if !std::mem::take(&mut self.mounted) {
+            return Ok(());
+        }
+        let mut command = weir(&self.home)?;
+        command.arg("unmount").arg(&self.dir);
+        if lazy {
+            command.arg("--lazy");
+        }
+        let status = command.stdout(Stdio::null()).status()?;
+        ensure!(status.success(), "weir unmount failed: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount(true) {
+            eprintln!("{error:#}");
+        }
+    }
+}
