@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
-use weir_client::{Backend, ClientMetrics, ClusterConfig, ClusterReader, Reader};
+use weir_client::{Backend, ClientMetrics, ClusterConfig, ClusterReader, ReadAheadTarget, Reader};
 use weir_core::manifest::ROOT;
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::master_client::MasterClient;
@@ -60,7 +60,12 @@ impl LoopbackClient {
         let files = manifest.files_below(ROOT).collect();
         let inside = runtime.enter();
         let backend = Backend::Cluster(Arc::new(cluster));
-        let reader = Arc::new(Reader::new(Arc::new(manifest), backend, &metrics));
+        let reader = Arc::new(Reader::new(
+            Arc::new(manifest),
+            backend,
+            ReadAheadTarget::Off,
+            &metrics,
+        ));
         drop(inside);
         Ok(Self {
             runtime,
@@ -108,7 +113,9 @@ impl LoopbackClient {
             let mut expected = vec![0; REQUEST as usize];
             for offset in (0..size).step_by(REQUEST as usize) {
                 let end = size.min(offset + REQUEST);
-                let ours = self.runtime.block_on(self.reader.read(file, offset, end))?;
+                let ours =
+                    self.runtime
+                        .block_on(self.reader.read(file, offset, end, &mut Vec::new()))?;
                 let expected = &mut expected[..(end - offset) as usize];
                 theirs.read_exact_at(expected, offset)?;
                 let equal = ours.concat() == expected;
@@ -135,7 +142,7 @@ async fn read_files(reader: Arc<Reader>, files: Vec<u32>) -> anyhow::Result<u64>
         let mut offset = 0;
         while offset < size {
             let end = size.min(offset + REQUEST);
-            let pieces = reader.read(file, offset, end).await?;
+            let pieces = reader.read(file, offset, end, &mut Vec::new()).await?;
             let read: usize = pieces.iter().map(Bytes::len).sum();
             anyhow::ensure!(
                 read as u64 == end - offset,

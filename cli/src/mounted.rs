@@ -171,17 +171,16 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         Source::Cluster { .. } => 0,
     };
     let waiting = WaitingReads::new(runtime.handle().clone(), here);
-    let fs = SnapshotFs::new(
-        Arc::new(prepared.reader),
-        ownership,
-        waiting,
-        metrics.fuse.clone(),
-    );
+    let reader = Arc::new(prepared.reader);
+    let fs = SnapshotFs::new(reader.clone(), ownership, waiting, metrics.fuse.clone());
     let serving = handover.serve(
         fs,
         ServeConfig {
             threads: THREADS,
-            let_go: Some(Box::new(move || kernel.let_go())),
+            let_go: Some(Box::new(move || {
+                kernel.let_go();
+                reader.abandon();
+            })),
             ..ServeConfig::default()
         },
     );

@@ -100,21 +100,21 @@ impl Prefetcher {
         })
     }
 
-    /// The kernel has begun to read a file, which was cached or not.
-    pub(crate) fn reading(self: &Arc<Self>, file: u32, cached: bool) {
+    /// The kernel has begun to read a file, which was cached or not. Gives whether it does so ahead of any reader.
+    pub(crate) fn reading(self: &Arc<Self>, file: u32, cached: bool) -> bool {
         let entry = self.manifest.entry(file);
         if entry.size > SMALL {
-            return;
+            return false;
         }
         match &self.target {
-            Target::PageCache(kernel) => self.order(&**kernel, file),
+            Target::PageCache(kernel) => return self.order(&**kernel, file),
             Target::Tiers(worker) => {
                 let start = {
                     let mut state = self.state.lock();
                     if state.asked.remove(file) {
                         self.metrics.prefetch_used_bytes.inc_by(entry.size);
                     } else if cached {
-                        return; // nothing to gain: the directory may be all there
+                        return false; // nothing to gain: the directory may be all there
                     }
                     state.wait >= FAST && state.earn(entry.parent, file, &self.manifest)
                 };
@@ -124,6 +124,7 @@ impl Prefetcher {
                 }
             }
         }
+        false
     }
 
     /// A reader had to wait for the origin this long.
@@ -132,37 +133,37 @@ impl Prefetcher {
         state.wait = (state.wait * (WAIT_SHARE - 1) + wait) / WAIT_SHARE;
     }
 
-    /// Has the kernel read what the file has earned its directory.
-    fn order(&self, kernel: &dyn ReadAhead, file: u32) {
+    /// Has the kernel read what the file has earned its directory; true when the file itself was ordered.
+    fn order(&self, kernel: &dyn ReadAhead, file: u32) -> bool {
         let entry = self.manifest.entry(file);
         let children = self.manifest.children(entry.parent);
         let mut state = self.state.lock();
         if state.asked.remove(file) {
             state.delivered.insert(file);
-            return; // the order itself
+            return true;
         }
         if state.delivered.remove(file) {
-            // The kernel has dropped it meanwhile, and most likely other files too.
             self.metrics.prefetch_repeated_bytes.inc_by(entry.size);
-            state.forget_round(entry.parent, &children);
         }
         if !state.earn(entry.parent, file, &self.manifest) {
-            return;
+            return false;
         }
         let State {
             directories, asked, ..
         } = &mut *state;
         let Some(directory) = directories.get_mut(&entry.parent) else {
-            return;
+            return false;
         };
         if directory.is_new(&children) && children.end - children.start <= MAX_LISTED {
             kernel.list(&self.manifest.path(entry.parent));
         }
         while let Some(next) = directory.next(&children, &self.manifest, true) {
             if next == file || asked.contains(next) {
+                directory.credit += 1; // costs nothing
                 continue;
             }
             if !kernel.read(&self.manifest.path(next)) {
+                directory.take_back();
                 break;
             }
             asked.insert(next);
@@ -170,6 +171,7 @@ impl Prefetcher {
             self.metrics.prefetched_bytes.inc_by(size);
         }
         directory.running = false;
+        false
     }
 
     /// Fills files of a directory for as long as it has credit.
@@ -221,16 +223,6 @@ impl Prefetcher {
 }
 
 impl State {
-    /// Begins to go around a directory again, if it was gone around.
-    fn forget_round(&mut self, directory: u32, children: &Range<u32>) {
-        if let Some(known) = self.directories.get_mut(&directory)
-            && known.left == 0
-        {
-            known.left = children.end - children.start;
-            known.read = 0;
-        }
-    }
-
     /// Counts a file that was read; true when somebody must begin to use what the directory has earned.
     fn earn(&mut self, directory: u32, file: u32, manifest: &Manifest) -> bool {
         if self.directories.len() >= MAX_DIRECTORIES && !self.directories.contains_key(&directory) {
@@ -246,8 +238,14 @@ impl State {
                 running: false,
             }
         });
+        if known.left == 0 {
+            // It was gone around, and this file had to be read all the same: what was read ahead is being dropped.
+            let children = manifest.children(directory);
+            known.left = children.end - children.start;
+            known.read = 0;
+        }
         known.read += 1;
-        if known.read < FIRST || known.left == 0 {
+        if known.read < FIRST {
             return false;
         }
         known.credit = known.credit.saturating_add(AHEAD);
@@ -256,6 +254,13 @@ impl State {
 }
 
 impl Directory {
+    /// Undoes the last [`Self::next`].
+    fn take_back(&mut self) {
+        self.next -= 1;
+        self.left += 1;
+        self.credit += 1;
+    }
+
     /// Whether nothing has been read ahead in this round.
     fn is_new(&self, children: &Range<u32>) -> bool {
         self.left == children.end - children.start
@@ -335,7 +340,10 @@ mod tests {
             ["f5", "f6", "f7", "f8", "f9", "f0", "f1", "f2", "f3", "f4"]
         );
         assert!(!directory.running);
-        assert!(!state.earn(ROOT, file, &manifest), "there is nothing left");
+        assert!(
+            !state.earn(ROOT, file, &manifest),
+            "another round needs as many files as the first"
+        );
     }
 
     #[test]
@@ -381,9 +389,13 @@ mod tests {
             listed: Mutex::default(),
             read: Mutex::default(),
         });
-        let metrics = ClientMetrics::register(&mut prometheus_client::registry::Registry::default());
+        let metrics =
+            ClientMetrics::register(&mut prometheus_client::registry::Registry::default());
         let target = Target::PageCache(kernel.clone());
-        (kernel, Prefetcher::new(Arc::new(manifest()), target, metrics))
+        (
+            kernel,
+            Prefetcher::new(Arc::new(manifest()), target, metrics),
+        )
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
 use weir_origin::OriginError;
 use weir_worker::{DatasetReads, Drive, Worker};
@@ -56,6 +57,7 @@ pub struct Reader {
     stale: Arc<StaleReads>,
     /// Reads ahead of the readers, where that is possible.
     prefetcher: Option<Arc<Prefetcher>>,
+    abandon: Notify,
     /// Counters of the worker in this process.
     worker_counters: Option<Arc<DatasetReads>>,
 }
@@ -128,6 +130,7 @@ impl Reader {
             manifest,
             backend,
             stale: Arc::default(),
+            abandon: Notify::new(),
             prefetcher,
             worker_counters,
         }
@@ -165,7 +168,7 @@ impl Reader {
             );
             bytes.extend(found);
         }
-        self.note_start(file, offset, true);
+        self.begin(file, offset, true);
         Some(bytes)
     }
 
@@ -179,7 +182,6 @@ impl Reader {
         end: u64,
         unfinished: &mut Vec<Drive>,
     ) -> Result<Vec<Bytes>, ReadError> {
-        self.note_start(file, offset, false);
         let object = self.manifest.object(file);
         let origin = self.manifest.mount(file).origin;
         let mut bytes = Vec::new();
@@ -200,13 +202,21 @@ impl Reader {
         Ok(bytes)
     }
 
-    /// Tells the prefetcher of a file's first read.
-    fn note_start(&self, file: u32, offset: u64, cached: bool) {
-        if offset == 0
-            && let Some(prefetcher) = &self.prefetcher
-        {
-            prefetcher.reading(file, cached);
-        }
+    /// Tells the prefetcher of a read that begins; true when it is ahead of any reader. [`Self::read_cached`] does
+    /// so by itself.
+    pub fn begin(&self, file: u32, offset: u64, cached: bool) -> bool {
+        let prefetcher = self.prefetcher.as_ref().filter(|_| offset == 0);
+        prefetcher.is_some_and(|prefetcher| prefetcher.reading(file, cached))
+    }
+
+    /// Ends [`Self::abandoned`] for all reads that wait in it.
+    pub fn abandon(&self) {
+        self.abandon.notify_waiters();
+    }
+
+    /// Waits until reads that are ahead of any reader are to be given up, since the mount is about to go.
+    pub async fn abandoned(&self) {
+        self.abandon.notified().await;
     }
 
     async fn read_block(

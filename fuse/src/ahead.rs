@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -78,9 +78,11 @@ impl Ahead {
         if orders.is_none() {
             *orders = self.start();
         }
-        orders
-            .as_ref()
-            .is_some_and(|orders| orders.try_send(order).is_ok())
+        let sent = orders.as_ref().map(|orders| orders.try_send(order));
+        if let Some(Err(TrySendError::Disconnected(_))) = sent {
+            *orders = None; // the process has ended
+        }
+        matches!(sent, Some(Ok(())))
     }
 
     /// Starts the process and the thread that writes to it; `None` when that is too early or fails.

@@ -8,6 +8,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -259,11 +260,26 @@ impl Filesystem for SnapshotFs {
                 .observe(started.elapsed().as_secs_f64());
             return;
         }
+        let ahead = self.reader.begin(index, offset, false);
         let (reader, metrics) = (self.reader.clone(), self.metrics.clone());
         let last_logged = self.last_logged.clone();
         self.waiting.run(async move {
             let mut unfinished = Vec::new();
-            match reader.read(index, offset, end, &mut unfinished).await {
+            let outcome = {
+                let mut read = pin!(reader.read(index, offset, end, &mut unfinished));
+                tokio::select! {
+                    biased;
+                    outcome = &mut read => outcome,
+                    () = reader.abandoned(), if ahead => {
+                        // An unmount waits for every page that is being read. Should a reader wait for this one, the
+                        // kernel asks again. The fill may have other readers, so it goes on.
+                        reply.error(Errno::EIO);
+                        let _ = read.await;
+                        return;
+                    }
+                }
+            };
+            match outcome {
                 Ok(pieces) => {
                     send(reply, &pieces);
                     metrics.read_bytes.inc_by(end - offset);

@@ -8,8 +8,8 @@
 
 use std::borrow::Cow;
 
-use url::Url;
 use serde::{Deserialize, Serialize};
+use url::Url;
 use weir_core::OriginId;
 
 use crate::error::OriginError;

@@ -20,4 +20,6 @@ pub mod warm;
 mod worker;
 
 pub use metrics::{DatasetReads, WorkerMetrics};
-pub use worker::{Drive, FILL_BUDGET, ReadError, Source, SsdConfig, Worker, WorkerConfig, WorkerError};
+pub use worker::{
+    Drive, FILL_BUDGET, ReadError, Source, SsdConfig, Worker, WorkerConfig, WorkerError,
+};

@@ -62,8 +62,8 @@ pub struct WorkerConfig {
     pub fetch: FetchPolicy,
 }
 
-/// Default of [`WorkerConfig::fill_budget`]: sixteen whole blocks, enough to keep a fast origin busy.
-pub const FILL_BUDGET: ByteSize = ByteSize(16 * BLOCK_SIZE);
+/// Default of [`WorkerConfig::fill_budget`]: eight whole blocks, enough to keep a fast origin busy.
+pub const FILL_BUDGET: ByteSize = ByteSize(8 * BLOCK_SIZE);
 
 /// Where the bytes of a read came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -155,6 +155,10 @@ impl Link {
     fn listen(&self) {
         let socket = self.line.lock().socket.clone();
         loop {
+            // The session itself ends only with its last thread, and that may be waiting for an origin.
+            if crate::mount::is_gone(&self.fuse) {
+                self.end(Ended::Unmounted);
+            }
             match fdpass::receive::<ToServer>(socket.as_fd()) {
                 Ok(Some((ToServer::Ping(number), _))) => {
                     let check = self.health.lock().clone();

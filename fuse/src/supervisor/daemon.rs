@@ -451,6 +451,9 @@ impl Daemon {
             return Ok(());
         }
         self.take_out(lazy)?;
+        if let Some(server) = &mut self.server {
+            server.ping();
+        }
         if !mount::is_gone(&self.fuse) {
             // Its users keep it alive, and the mountpoint is free for another mount.
             self.control = None;

@@ -117,6 +117,11 @@ impl Server {
             self.last_pong = now;
             return;
         }
+        self.ping();
+    }
+
+    /// Asks whether it is well; it looks whether its mount is still there, too.
+    pub(super) fn ping(&mut self) {
         self.pings += 1;
         // A server that does not read counts as hung soon.
         let _ = fdpass::send(self.line.as_fd(), &ToServer::Ping(self.pings), &[]);

@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use http::{HeaderValue, Uri};
+use http::Uri;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_platform_verifier::ConfigVerifierExt;
@@ -43,13 +43,12 @@ impl Connector {
         })
     }
 
-    /// Whether requests for `uri` are given to a proxy as they are, and with which credentials.
-    pub(super) fn forwards(&self, uri: &Uri) -> Option<Option<HeaderValue>> {
+    /// The proxy that requests for `uri` are given to as they are. Those with TLS go through it unseen.
+    pub(super) fn forwarder(&self, uri: &Uri) -> Option<Intercept> {
         if uri.scheme_str() == Some("https") {
             return None;
         }
-        let proxy = self.proxies.intercept(uri)?;
-        Some(proxy.basic_auth().cloned())
+        self.proxies.intercept(uri)
     }
 
     /// Opens a connection for requests to `uri`.

@@ -69,10 +69,13 @@ fn root_cause(mut error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
+/// Whose connections may stand in for each other.
+type Key = (Id, Scheme, Authority);
+
 /// Connections to services, and what they are opened with.
 pub(super) struct Http {
     connector: Connector,
-    idle: Mutex<HashMap<(Id, Scheme, Authority), Vec<Idle>>>,
+    idle: Mutex<HashMap<Key, Vec<Idle>>>,
 }
 
 struct Idle {
@@ -96,7 +99,7 @@ impl Http {
         uri: &Uri,
         headers: HeaderMap,
     ) -> Result<Answer, HttpError> {
-        let key = self.key(uri)?;
+        let key = key(uri)?;
         loop {
             let used = self.take(&key);
             let is_used = used.is_some();
@@ -124,15 +127,6 @@ impl Http {
         }
     }
 
-    fn key(&self, uri: &Uri) -> Result<(Id, Scheme, Authority), HttpError> {
-        let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTP);
-        let authority = match uri.authority() {
-            Some(authority) => authority.clone(),
-            None => Authority::try_from("").map_err(http::Error::from)?,
-        };
-        Ok((Handle::current().id(), scheme, authority))
-    }
-
     fn request(&self, uri: &Uri, headers: HeaderMap) -> Result<Request<Empty<Bytes>>, HttpError> {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = Method::GET;
@@ -140,11 +134,11 @@ impl Http {
         let host = uri.authority().map_or("", Authority::as_str);
         let host = HeaderValue::from_str(host).map_err(http::Error::from)?;
         request.headers_mut().insert(header::HOST, host);
-        *request.uri_mut() = if let Some(credentials) = self.connector.forwards(uri) {
+        *request.uri_mut() = if let Some(proxy) = self.connector.forwarder(uri) {
             // A proxy is told the whole address.
-            if let Some(credentials) = credentials {
+            if let Some(credentials) = proxy.basic_auth() {
                 let name = header::PROXY_AUTHORIZATION;
-                request.headers_mut().insert(name, credentials);
+                request.headers_mut().insert(name, credentials.clone());
             }
             uri.clone()
         } else {
@@ -156,11 +150,7 @@ impl Http {
 
     async fn connect(&self, uri: &Uri) -> Result<Connection, HttpError> {
         let opened = async {
-            let (stream, socket) = self
-                .connector
-                .open(uri)
-                .await
-                .map_err(HttpError::Connect)?;
+            let (stream, socket) = self.connector.open(uri).await.map_err(HttpError::Connect)?;
             let (sender, driver) = http1::Builder::new()
                 .max_buf_size(PIECE)
                 .handshake(stream)
@@ -177,7 +167,7 @@ impl Http {
     }
 
     /// The connection that was used last, if it is still of use.
-    fn take(&self, key: &(Id, Scheme, Authority)) -> Option<Connection> {
+    fn take(&self, key: &Key) -> Option<Connection> {
         loop {
             let Idle { connection, since } = self.idle.lock().get_mut(key)?.pop()?;
             if since.elapsed() < IDLE_FOR && connection.sender.is_ready() {
@@ -186,7 +176,7 @@ impl Http {
         }
     }
 
-    fn keep(&self, key: &(Id, Scheme, Authority), connection: Connection) {
+    fn keep(&self, key: &Key, connection: Connection) {
         let since = Instant::now();
         let mut idle = self.idle.lock();
         let kept = idle.entry(key.clone()).or_default();
@@ -200,6 +190,16 @@ impl Http {
 }
 
 type Driver = Pin<Box<http1::Connection<Stream, Empty<Bytes>>>>;
+
+/// The pool of the connections for `uri` of the runtime that calls.
+fn key(uri: &Uri) -> Result<Key, HttpError> {
+    let scheme = uri.scheme().cloned().unwrap_or(Scheme::HTTP);
+    let authority = match uri.authority() {
+        Some(authority) => authority.clone(),
+        None => Authority::try_from("").map_err(http::Error::from)?,
+    };
+    Ok((Handle::current().id(), scheme, authority))
+}
 
 /// A connection and the future that moves its bytes.
 struct Connection {
@@ -264,7 +264,7 @@ pub(super) struct Answer {
     left: Option<u64>,
     /// Given back behind the body's end.
     connection: Option<Connection>,
-    home: (Arc<Http>, (Id, Scheme, Authority)),
+    home: (Arc<Http>, Key),
 }
 
 impl Answer {
@@ -282,7 +282,9 @@ impl Answer {
         };
         match &piece {
             Some(Ok(bytes)) => {
-                self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
+                self.left = self
+                    .left
+                    .map(|left| left.saturating_sub(bytes.len() as u64));
                 if self.left == Some(0) {
                     self.release().await;
                 }
@@ -331,15 +333,12 @@ async fn gathered<T>(socket: &Socket, left: Option<u64>, next: impl Future<Outpu
         return next.await;
     }
     let mut next = pin!(next);
-    let result = match timeout(GATHER_FOR, next.as_mut()).await {
-        Ok(result) => result,
-        Err(_) => {
-            socket.gather_no_more();
-            next.await
-        }
-    };
+    let in_time = timeout(GATHER_FOR, next.as_mut()).await;
     socket.gather_no_more();
-    result
+    match in_time {
+        Ok(result) => result,
+        Err(_) => next.await,
+    }
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

@@ -169,8 +169,10 @@ fn killing_the_process_that_reads_ahead_fails_no_read() {
     let mut killed = None;
     for _ in 0..2 {
         wait_until("files are read ahead", Duration::from_secs(10), || {
-            // So that the readers ask for them again.
             drop_pages(files.keys().map(|name| mount.path(name)));
+            for name in files.keys() {
+                assert!(mount.read(name) == files[name], "{name}");
+            }
             reader_ahead(server).is_some_and(|pid| killed.replace(pid) != Some(pid))
         });
         kill_process(killed.unwrap(), Signal::KILL).unwrap();
