@@ -33,8 +33,8 @@ use crate::process::{SHUTDOWN_DEADLINE, init_logging, memory_limit, runtime};
 
 /// Threads that answer the kernel, and how many of them are kept from waiting for a network: those answer names and
 /// cached reads, and a few more than cores keep the disk busy.
-const THREADS: usize = 24;
-const UNDISTURBED_THREADS: usize = 8;
+const THREADS: usize = 10;
+const UNDISTURBED_THREADS: usize = 4;
 /// Snapshots of at most this part of the memory are read ahead into the page cache.
 const PAGE_CACHE_SHARE: u64 = 2;
 
@@ -171,6 +171,23 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         Source::Cluster { .. } => 0,
     };
     let waiting = WaitingReads::new(runtime.handle().clone(), here);
+    let exposed = Exposed {
+        registry: metrics.registry,
+        refresh: prepared.refresh,
+    };
+    // All that others want to know of the mount is told before it is usable.
+    handover.publish(
+        crate::connect::STATE_DIR_KEY,
+        &config.state_dir.to_string_lossy(),
+    );
+    for (key, value) in &prepared.properties {
+        handover.publish(key, value);
+    }
+    // The mount works without its metrics, so a taken port is not the end of it.
+    match runtime.block_on(http::serve(config.http, exposed, stop.clone())) {
+        Ok(address) => handover.publish(crate::connect::HTTP_KEY, &address.to_string()),
+        Err(error) => tracing::error!("{error:#}"),
+    }
     let reader = Arc::new(prepared.reader);
     let fs = SnapshotFs::new(reader.clone(), ownership, waiting, metrics.fuse.clone());
     let serving = handover.serve(
@@ -185,23 +202,7 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         },
     );
     let serving = serving.map_err(anyhow::Error::from)?;
-    serving.publish(
-        crate::connect::STATE_DIR_KEY,
-        &config.state_dir.to_string_lossy(),
-    );
-    for (key, value) in &prepared.properties {
-        serving.publish(key, value);
-    }
     let background = runtime.spawn(prepared.background);
-    let exposed = Exposed {
-        registry: metrics.registry,
-        refresh: prepared.refresh,
-    };
-    // The mount works without its metrics, so a taken port is not the end of it.
-    match runtime.block_on(http::serve(config.http, exposed, stop.clone())) {
-        Ok(address) => serving.publish(crate::connect::HTTP_KEY, &address.to_string()),
-        Err(error) => tracing::error!("{error:#}"),
-    }
     let code = serving.wait().exit_code();
     stop.cancel();
     let ended = async { tokio::time::timeout(SHUTDOWN_DEADLINE, background).await };

@@ -12,6 +12,7 @@ mod local;
 mod prefetch;
 mod readahead;
 mod reader;
+mod sequential;
 mod stale;
 
 pub mod map;

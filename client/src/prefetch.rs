@@ -4,6 +4,8 @@
 //! small files at once are had far sooner than one after the other. So each file that is read earns its directory
 //! some files ahead: a reader of everything soon finds everything, a reader of a few files causes few reads.
 //!
+//! A big file's blocks are fetched ahead of a sequential reader (`sequential.rs`), where the origin is slow.
+//!
 //! Where the page cache can hold the snapshot, files go there: a reader then has them without a message to this
 //! process. Elsewhere they are filled into the tiers, and then only into free space, since nothing that is cached is
 //! given up for a guess, and only when the origin is slow to answer: where it is as near as the disk, a file read
@@ -18,13 +20,14 @@ use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use weir_core::{EntryKind, Manifest};
+use weir_core::{BLOCK_SIZE, EntryKind, Manifest};
 use weir_worker::Worker;
 
 use crate::metrics::ClientMetrics;
 use crate::readahead::ReadAhead;
+use crate::sequential::Sequential;
 
-/// Larger files are not read ahead: their bytes take longer than the wait for them.
+/// Larger files are not read ahead as a whole: their bytes take longer than the wait for them.
 const SMALL: u64 = 1 << 20;
 /// Files of a directory that are read before others are read ahead.
 const FIRST: u32 = 2;
@@ -38,6 +41,9 @@ const FAST: Duration = Duration::from_millis(2);
 const WAIT_SHARE: u32 = 8;
 /// Fills ahead that are under way at once: at most a quarter of the worker's fill budget.
 const SLOTS: usize = 16;
+/// Blocks of big files that are fetched ahead at once: half of the worker's fill budget, so that a reader who waits
+/// finds room in it.
+const BLOCK_SLOTS: usize = 4;
 /// Directories that are kept track of. Beyond that the rest is read as it is asked for.
 const MAX_DIRECTORIES: usize = 100_000;
 
@@ -55,7 +61,10 @@ pub(crate) struct Prefetcher {
     manifest: Arc<Manifest>,
     target: Target,
     runtime: Handle,
+    /// The worker in this process, for the blocks of big files.
+    worker: Option<Arc<Worker>>,
     slots: Arc<Semaphore>,
+    block_slots: Arc<Semaphore>,
     state: Mutex<State>,
     metrics: Arc<ClientMetrics>,
 }
@@ -63,6 +72,7 @@ pub(crate) struct Prefetcher {
 #[derive(Default)]
 struct State {
     directories: HashMap<u32, Directory>,
+    sequential: Sequential,
     /// Files that were asked for ahead and have not been read since: by the next reader from the tiers, by the
     /// kernel into its page cache.
     asked: RoaringBitmap,
@@ -88,13 +98,16 @@ impl Prefetcher {
     pub(crate) fn new(
         manifest: Arc<Manifest>,
         target: Target,
+        worker: Option<Arc<Worker>>,
         metrics: Arc<ClientMetrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             manifest,
             target,
             runtime: Handle::current(),
+            worker,
             slots: Arc::new(Semaphore::new(SLOTS)),
+            block_slots: Arc::new(Semaphore::new(BLOCK_SLOTS)),
             state: Mutex::default(),
             metrics,
         })
@@ -125,6 +138,51 @@ impl Prefetcher {
             }
         }
         false
+    }
+
+    /// A reader reads in a block of a big file.
+    pub(crate) fn reading_block(self: &Arc<Self>, file: u32, index: u32) {
+        let entry = self.manifest.entry(file);
+        let Some(worker) = self.worker.as_ref().filter(|_| entry.size > SMALL) else {
+            return;
+        };
+        let blocks = u32::try_from(entry.size.div_ceil(BLOCK_SIZE)).unwrap_or(u32::MAX);
+        let step = {
+            let mut state = self.state.lock();
+            let step = state.sequential.step(file, index, blocks);
+            if state.wait < FAST {
+                return;
+            }
+            step
+        };
+        if step.used {
+            let length = (entry.size - u64::from(index) * BLOCK_SIZE).min(BLOCK_SIZE);
+            self.metrics.prefetch_used_bytes.inc_by(length);
+        }
+        if !step.ahead.is_empty() && worker.has_room() {
+            let (prefetcher, worker) = (self.clone(), worker.clone());
+            self.runtime
+                .spawn(async move { prefetcher.fill_blocks(&worker, file, step.ahead).await });
+        }
+    }
+
+    /// Fills blocks of a big file, one after the other as slots become free.
+    async fn fill_blocks(&self, worker: &Arc<Worker>, file: u32, ahead: Range<u32>) {
+        let blocks = self.manifest.blocks(file).skip(ahead.start as usize);
+        for block in blocks.take(ahead.len()) {
+            // The semaphore is never closed.
+            let Ok(slot) = self.block_slots.clone().acquire_owned().await else {
+                return;
+            };
+            let (worker, metrics) = (worker.clone(), self.metrics.clone());
+            tokio::spawn(async move {
+                // Whoever reads a block that could not be fetched is told.
+                if let Ok(true) = worker.warm(&block).await {
+                    metrics.prefetched_bytes.inc_by(u64::from(block.len()));
+                }
+                drop(slot);
+            });
+        }
     }
 
     /// A reader had to wait for the origin this long.
@@ -394,7 +452,7 @@ mod tests {
         let target = Target::PageCache(kernel.clone());
         (
             kernel,
-            Prefetcher::new(Arc::new(manifest()), target, metrics),
+            Prefetcher::new(Arc::new(manifest()), target, None, metrics),
         )
     }
 

@@ -119,8 +119,12 @@ impl Reader {
             }
             (ReadAheadTarget::Tiers, Backend::Cluster(_)) | (ReadAheadTarget::Off, _) => None,
         };
+        let worker = match &backend {
+            Backend::Embedded(worker) => Some(worker.clone()),
+            Backend::Cluster(_) => None,
+        };
         let prefetcher =
-            target.map(|target| Prefetcher::new(manifest.clone(), target, metrics.clone()));
+            target.map(|target| Prefetcher::new(manifest.clone(), target, worker, metrics.clone()));
         let worker_counters = match &backend {
             Backend::Embedded(worker) => Some(worker.metrics().dataset(dataset.as_str())),
             Backend::Cluster(_) => None,
@@ -166,6 +170,7 @@ impl Reader {
                 source.into(),
                 u64::from(piece.range.end - piece.range.start),
             );
+            self.reading_block(file, piece.index);
             bytes.extend(found);
         }
         self.begin(file, offset, true);
@@ -192,6 +197,7 @@ impl Reader {
                 index: piece.index,
             };
             let length = u64::from(piece.range.end - piece.range.start);
+            self.reading_block(file, piece.index);
             let (found, source) = self
                 .read_block(&block, file, piece.range, unfinished)
                 .await
@@ -207,6 +213,12 @@ impl Reader {
     pub fn begin(&self, file: u32, offset: u64, cached: bool) -> bool {
         let prefetcher = self.prefetcher.as_ref().filter(|_| offset == 0);
         prefetcher.is_some_and(|prefetcher| prefetcher.reading(file, cached))
+    }
+
+    fn reading_block(&self, file: u32, index: u32) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.reading_block(file, index);
+        }
     }
 
     /// Ends [`Self::abandoned`] for all reads that wait in it.

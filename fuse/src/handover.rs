@@ -154,6 +154,12 @@ impl Handover {
         &self.mountpoint
     }
 
+    /// Makes a fact known to those who ask about the mount, such as the address of its metrics. What is told before
+    /// [`Self::serve`] is known when the mount becomes usable.
+    pub fn publish(&self, key: &str, value: &str) {
+        self.link.publish(key, value);
+    }
+
     /// Tells why this server cannot serve. If it is the first of the mount, `weir mount` fails with these words and
     /// this exit code.
     pub fn fail(&self, reason: &str, code: u8) {
@@ -321,11 +327,6 @@ impl Serving {
     /// Tells the kernel of changes.
     pub fn notifier(&self) -> Notifier {
         self.notifier.clone()
-    }
-
-    /// Makes a fact known to those who ask about the mount, such as the address of its metrics.
-    pub fn publish(&self, key: &str, value: &str) {
-        self.link.publish(key, value);
     }
 
     /// Ends [`Self::wait`]: this process wants to exit and be replaced.

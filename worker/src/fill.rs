@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -15,6 +16,8 @@ use weir_origin::OriginError;
 #[derive(Debug)]
 pub struct Fill {
     len: u32,
+    /// Evicted while it was under way: its readers get it, the tiers do not.
+    unwanted: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -33,8 +36,19 @@ impl Fill {
     pub(crate) fn new(len: u32) -> Arc<Self> {
         Arc::new(Self {
             len,
+            unwanted: AtomicBool::new(false),
             state: Mutex::default(),
         })
+    }
+
+    /// The tiers are not to keep the block.
+    pub(crate) fn discard(&self) {
+        self.unwanted.store(true, Ordering::Release);
+    }
+
+    /// Whether the tiers are not to keep the block.
+    pub(crate) fn is_discarded(&self) -> bool {
+        self.unwanted.load(Ordering::Acquire)
     }
 
     /// Adds the next bytes. What goes beyond the block's length is cut off.
@@ -140,7 +154,7 @@ fn wake(readers: Vec<(u32, oneshot::Sender<()>)>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
     use super::*;

@@ -3,6 +3,8 @@
 //! Admission and eviction are TinyLFU's (moka), so one pass over a large dataset does not wash out what is read
 //! often.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use moka::sync::Cache;
 use weir_core::BlockKey;
@@ -10,11 +12,16 @@ use weir_core::BlockKey;
 /// What an entry costs beside its bytes: key, counters and allocation.
 const ENTRY_OVERHEAD: usize = 192;
 
+/// Bytes that may be over the capacity for a moment.
+const SETTLE_EVERY: u64 = 4 << 20;
+
 /// Blocks in memory. A capacity of 0 turns the tier off.
 #[derive(Debug)]
 pub struct MemoryTier {
     blocks: Option<Cache<BlockKey, Bytes>>,
     capacity: u64,
+    /// Bytes that were added since room was made.
+    unsettled: AtomicU64,
 }
 
 impl MemoryTier {
@@ -28,7 +35,11 @@ impl MemoryTier {
                 })
                 .build()
         });
-        Self { blocks, capacity }
+        Self {
+            blocks,
+            capacity,
+            unsettled: AtomicU64::new(0),
+        }
     }
 
     /// The block, if it is here. Counts as a use.
@@ -45,6 +56,12 @@ impl MemoryTier {
     pub fn insert(&self, key: BlockKey, data: &Bytes) {
         if let Some(blocks) = &self.blocks {
             blocks.insert(key, Bytes::copy_from_slice(data));
+            // moka makes room by and by, after some hundred insertions: with blocks of 4 MiB far too late.
+            let added = data.len() as u64;
+            if self.unsettled.fetch_add(added, Ordering::Relaxed) + added >= SETTLE_EVERY {
+                self.unsettled.store(0, Ordering::Relaxed);
+                blocks.run_pending_tasks();
+            }
         }
     }
 

@@ -350,6 +350,13 @@ impl Worker {
 
     /// Drops blocks from every tier; gives the bytes that they had.
     pub fn evict(&self, keys: &[BlockKey]) -> u64 {
+        {
+            // Before the tiers, so that what has just reached one of them is found there.
+            let fills = self.fills.lock();
+            keys.iter()
+                .filter_map(|key| fills.get(key))
+                .for_each(|fill| fill.discard());
+        }
         let memory: u64 = keys.iter().map(|key| self.memory.remove(key)).sum();
         let ssd = self.ssd.remove(keys);
         self.generation.fetch_add(1, Ordering::Relaxed);
@@ -476,15 +483,17 @@ impl Worker {
     async fn keep(
         self: &Arc<Self>,
         key: BlockKey,
-        fill: &Fill,
+        fill: &Arc<Fill>,
         permit: Option<OwnedSemaphorePermit>,
     ) {
         let data = fill.complete();
         let (Some(data), Some(permit)) = (data, permit) else {
             return self.finish_fill(&key); // it was cached already
         };
-        self.memory.insert(key, &data);
-        let worker = self.clone();
+        if !fill.is_discarded() {
+            self.memory.insert(key, &data);
+        }
+        let (worker, kept) = (self.clone(), fill.clone());
         let write = Write {
             key,
             data,
@@ -492,12 +501,21 @@ impl Worker {
                 if matches!(outcome, Ok(Admission::Full)) {
                     worker.metrics.refused.inc();
                 }
-                worker.finish_fill(&key);
+                worker.settle(&key, &kept);
                 drop(permit);
             }),
         };
         if self.ssd.write(write).await.is_err() {
-            self.finish_fill(&key); // no SSD tier, or it is closing
+            self.settle(&key, fill); // no SSD tier, or it is closing
+        }
+    }
+
+    /// Ends a fill whose block the tiers were offered. One that was evicted meanwhile is taken from them again.
+    fn settle(&self, key: &BlockKey, fill: &Fill) {
+        self.finish_fill(key);
+        if fill.is_discarded() {
+            self.memory.remove(key);
+            self.ssd.remove(&[*key]);
         }
     }
 

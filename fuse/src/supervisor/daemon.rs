@@ -351,6 +351,8 @@ impl Daemon {
         {
             tracing::info!("the kernel reads ahead as far as it does by default: {error}");
         }
+        // Whoever is told that the mount is usable may ask about it at once.
+        self.save();
         match std::mem::replace(audience, Audience::Nobody) {
             Audience::Requester(socket) => {
                 answer(
