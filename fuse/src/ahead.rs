@@ -232,19 +232,18 @@ fn list(path: &Path, entries: &mut [MaybeUninit<u8>]) {
     }
 }
 
-/// Has the kernel read files, all at once, and waits for them.
+/// Has the kernel read files, all at once, and waits for the last of them: the others were asked for before.
 fn read(paths: &[PathBuf]) {
-    let files: Vec<(File, u64)> = paths
-        .iter()
-        .filter_map(|path| {
-            let file = File::open(path).ok()?;
-            let length = file.metadata().ok()?.len();
-            rustix::fs::fadvise(&file, 0, None, Advice::WillNeed).ok()?;
-            Some((file, length))
-        })
-        .collect();
-    for (file, length) in files {
-        // Its last byte comes last.
-        let _ = file.read_at(&mut [0], length.saturating_sub(1));
+    let mut last = None;
+    for path in paths {
+        let Ok(file) = File::open(path) else { continue };
+        if rustix::fs::fadvise(&file, 0, None, Advice::WillNeed).is_ok() {
+            last = Some(file);
+        }
+    }
+    if let Some(file) = last
+        && let Ok(metadata) = file.metadata()
+    {
+        let _ = file.read_at(&mut [0], metadata.len().saturating_sub(1));
     }
 }

@@ -75,16 +75,10 @@ impl Fill {
         wake(waiting);
     }
 
-    /// The whole block, once it is complete.
-    pub(crate) fn complete(&self) -> Option<Bytes> {
-        let mut state = self.state.lock();
-        if state.filled < self.len {
-            return None;
-        }
-        if state.chunks.len() > 1 {
-            state.chunks = vec![state.chunks.concat().into()];
-        }
-        Some(state.chunks.first().cloned().unwrap_or_default())
+    /// The whole block in the pieces that it came in, once it is complete.
+    pub(crate) fn complete(&self) -> Option<Vec<Bytes>> {
+        let state = self.state.lock();
+        (state.filled == self.len).then(|| state.chunks.clone())
     }
 
     /// Whether all bytes have arrived.
@@ -172,7 +166,7 @@ mod tests {
         assert_eq!(pieces.concat(), b"cdef");
         assert!(fill.complete().is_none());
         fill.push(Bytes::from_static(b"hijklm"));
-        assert_eq!(fill.complete().unwrap(), "abcdefghij");
+        assert_eq!(fill.complete().unwrap().concat(), b"abcdefghij");
         assert_eq!(fill.try_read(&(8..10)).unwrap().concat(), b"ij");
         fill.finished().await.unwrap();
     }

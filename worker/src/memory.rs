@@ -52,12 +52,13 @@ impl MemoryTier {
         self.blocks.as_ref().is_some_and(|b| b.contains_key(key))
     }
 
-    /// Offers a block. The bytes are copied, so that a slice of a larger buffer does not keep all of it alive.
-    pub fn insert(&self, key: BlockKey, data: &Bytes) {
+    /// Offers a block in pieces. The bytes are copied, so that a slice of a larger buffer does not keep all of it alive.
+    pub fn insert(&self, key: BlockKey, pieces: &[Bytes]) {
         if let Some(blocks) = &self.blocks {
-            blocks.insert(key, Bytes::copy_from_slice(data));
-            // moka makes room by and by, after some hundred insertions: with blocks of 4 MiB far too late.
+            let data = Bytes::from(pieces.concat());
             let added = data.len() as u64;
+            blocks.insert(key, data);
+            // moka makes room by and by, after some hundred insertions: with blocks of 4 MiB far too late.
             if self.unsettled.fetch_add(added, Ordering::Relaxed) + added >= SETTLE_EVERY {
                 self.unsettled.store(0, Ordering::Relaxed);
                 blocks.run_pending_tasks();
@@ -104,7 +105,7 @@ mod tests {
     fn the_tier_never_holds_more_than_its_capacity() {
         let tier = MemoryTier::new(100_000);
         for n in 0..50 {
-            tier.insert(key(n), &Bytes::from(vec![n; 10_000]));
+            tier.insert(key(n), &[Bytes::from(vec![n; 10_000])]);
         }
         assert!(tier.used() <= 100_000, "{}", tier.used());
         assert!(tier.blocks() > 0);
@@ -113,7 +114,7 @@ mod tests {
     #[test]
     fn a_capacity_of_zero_turns_the_tier_off() {
         let tier = MemoryTier::new(0);
-        tier.insert(key(1), &Bytes::from_static(b"x"));
+        tier.insert(key(1), &[Bytes::from_static(b"x")]);
         assert_eq!(tier.get(&key(1)), None);
         assert!(!tier.contains(&key(1)));
         assert_eq!(

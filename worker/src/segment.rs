@@ -16,6 +16,7 @@
 //! | file | concept |
 //! |---|---|
 //! | `record` | a block in a file: header, checksums |
+//! | `data` | a block's bytes on their way in, in the pieces that they came in |
 //! | `footer` | the table at the end of a sealed segment |
 //! | `journal` | the same table while the segment is being written |
 //! | `index` | where each block is, in memory |
@@ -31,6 +32,7 @@
 mod aligned;
 mod append;
 mod config;
+mod data;
 pub mod disk;
 mod error;
 mod file;
@@ -55,6 +57,7 @@ mod tests;
 
 pub use aligned::BufferPool;
 pub use config::{DEFAULT_IDLE_AFTER, DEFAULT_SEGMENT_SIZE, SegmentConfig};
+pub use data::{BlockData, Pieces};
 pub use error::SegmentError;
 pub use location::{BlockLocation, ReadFault};
 pub use record::{CHUNK_SIZE, Checksums, MAX_BLOCK_LEN};

@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use weir_core::BlockKey;
 
 use crate::segment::{
-    Admission, BlockLocation, SegmentConfig, SegmentError, SegmentStats, SegmentStore,
+    Admission, BlockData, BlockLocation, Pieces, SegmentConfig, SegmentError, SegmentStats,
+    SegmentStore,
 };
 use crate::worker::SsdConfig;
 
@@ -36,7 +37,7 @@ const LINGER: Duration = Duration::from_millis(2);
 /// A block to be written, and what to do when it was (or was refused).
 pub(crate) struct Write {
     pub(crate) key: BlockKey,
-    pub(crate) data: Bytes,
+    pub(crate) data: Pieces,
     pub(crate) done: Box<dyn FnOnce(Result<Admission, &SegmentError>) + Send>,
 }
 
@@ -233,7 +234,7 @@ fn write_loop(store: &SegmentStore, mut writes: mpsc::Receiver<Write>) {
             std::thread::sleep(LINGER);
             gather(&mut writes, &mut batch);
         }
-        let blocks: Vec<(BlockKey, Bytes)> =
+        let blocks: Vec<(BlockKey, Pieces)> =
             batch.iter().map(|w| (w.key, w.data.clone())).collect();
         match store.put_many(&blocks) {
             Ok(admissions) => {
@@ -256,11 +257,11 @@ fn gather(writes: &mut mpsc::Receiver<Write>, batch: &mut Vec<Write>) {
     let mut bytes = bytes_of(batch);
     while batch.len() < BATCH_BLOCKS && bytes < BATCH_BYTES {
         let Ok(next) = writes.try_recv() else { return };
-        bytes += next.data.len();
+        bytes += next.data.total();
         batch.push(next);
     }
 }
 
 fn bytes_of(batch: &[Write]) -> usize {
-    batch.iter().map(|write| write.data.len()).sum()
+    batch.iter().map(|write| write.data.total()).sum()
 }

@@ -24,7 +24,7 @@ use crate::fill::Fill;
 use crate::memory::MemoryTier;
 use crate::metrics::{EvictionLabels, ResultLabel, TierLabels, WorkerMetrics};
 use crate::origins::Origins;
-use crate::segment::{Admission, BlockLocation, SegmentError, SegmentStats};
+use crate::segment::{Admission, BlockLocation, Pieces, SegmentError, SegmentStats};
 use crate::ssd::{SsdTier, Write};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
@@ -496,7 +496,7 @@ impl Worker {
         let (worker, kept) = (self.clone(), fill.clone());
         let write = Write {
             key,
-            data,
+            data: Pieces(data),
             done: Box::new(move |outcome| {
                 if matches!(outcome, Ok(Admission::Full)) {
                     worker.metrics.refused.inc();

@@ -40,6 +40,14 @@ pub(crate) const CASES: &[Case] = &[
         a_mount_can_be_unmounted_while_it_reads_ahead,
     ),
     (
+        "blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader",
+        blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader,
+    ),
+    (
+        "an_eviction_takes_what_is_on_its_way_too",
+        an_eviction_takes_what_is_on_its_way_too,
+    ),
+    (
         "a_cache_that_is_too_small_still_serves_right_bytes",
         a_cache_that_is_too_small_still_serves_right_bytes,
     ),
@@ -266,4 +274,48 @@ fn a_mount_can_be_unmounted_while_it_reads_ahead() {
     let started = Instant::now();
     mount.unmount();
     assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+fn blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader() {
+    let lab = Lab::new();
+    let expected = content(1, 40 << 20);
+    lab.s3
+        .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
+    let mount = lab.mount("", &[]);
+    lab.s3
+        .faults()
+        .set([Rule::new(Fault::Stall(Duration::from_millis(50)))]);
+    assert!(mount.read("file") == expected);
+    assert_eq!(
+        lab.s3.stats().bytes(),
+        expected.len() as u64,
+        "a block was fetched twice"
+    );
+    let used = mount.metric("weir_client_prefetch_used_bytes_total", "");
+    assert!(used > 0.0, "{used} bytes were fetched ahead and used");
+}
+
+fn an_eviction_takes_what_is_on_its_way_too() {
+    let lab = Lab::new();
+    lab.s3
+        .edit(BUCKET, |bucket| bucket.put("file", content(1, 100_000)));
+    let mount = lab.mount("", &["--read-ahead", "off"]);
+    let stall = Fault::Stall(Duration::from_millis(700));
+    lab.s3.faults().set([Rule::new(stall)]);
+    let in_flight = || mount.metric("weir_worker_fills_in_flight", "");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| mount.read("file"));
+        wait_until("the fill begins", Duration::from_secs(5), || {
+            in_flight() > 0.0
+        });
+        let list = lab.weir(["dataset", "list", "-o", "json"]).ok();
+        let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+        lab.weir(["evict", list[0]["name"].as_str().unwrap()]).ok();
+        assert!(reader.join().unwrap() == content(1, 100_000));
+    });
+    wait_until("the fill ends", Duration::from_secs(5), || {
+        in_flight() < 1.0
+    });
+    let blocks = mount.metric("weir_worker_tier_blocks", "");
+    assert!(blocks < 1.0, "{blocks} blocks came behind the eviction");
 }

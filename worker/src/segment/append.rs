@@ -53,7 +53,8 @@ pub(super) struct Active {
 #[derive(Debug)]
 pub(super) struct Staged<'a> {
     pub(super) key: BlockKey,
-    pub(super) data: &'a [u8],
+    pub(super) pieces: Vec<&'a [u8]>,
+    pub(super) len: u32,
     pub(super) sums: Checksums,
 }
 
@@ -104,7 +105,7 @@ pub(super) fn batches<'a, 'b>(
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let fitting = staged.iter().take_while(|s| {
-            bytes += record_len(s.data.len() as u32);
+            bytes += record_len(s.len);
             bytes <= most
         });
         let (batch, rest) = staged.split_at(fitting.count().max(1).min(staged.len()));
@@ -123,7 +124,7 @@ impl SegmentStore {
         batch: &[Staged<'_>],
         room: Room,
     ) -> Result<Option<Written>, SegmentError> {
-        let lens = || batch.iter().map(|s| s.data.len() as u32);
+        let lens = || batch.iter().map(|s| s.len);
         let bytes = page_ceil(lens().map(record_len).sum());
         let entries: u64 = lens().map(footer::entry_len).sum();
         if !self.make_room(app, bytes, entries, room) {
@@ -148,11 +149,11 @@ impl SegmentStore {
             records.push(Record {
                 key: s.key,
                 unit: ((active.end + filled as u64) / UNIT) as u32,
-                len: s.data.len() as u32,
+                len: s.len,
                 sums: s.sums.clone(),
             });
             let id = active.segment.id;
-            filled += record::encode(&mut out[filled..], id, &s.key, s.data, &s.sums);
+            filled += record::encode(&mut out[filled..], id, &s.key, &s.pieces, &s.sums);
         }
         out[filled..].fill(0);
         if let Err(e) = self.disk.write_at(&active.writer, out, active.end) {
@@ -304,7 +305,8 @@ mod tests {
             .enumerate()
             .map(|(i, len)| Staged {
                 key: BlockKey([i as u8; 16]),
-                data: &data[..*len],
+                pieces: vec![&data[..*len]],
+                len: *len as u32,
                 sums: Checksums::of_data(&data[..*len]),
             })
             .collect();

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -18,7 +19,7 @@ use weir_core::BlockKey;
 
 use super::faulty::{FaultyDisk, Torn};
 use super::store::{Admission, Clock, SegmentStore};
-use super::{SegmentConfig, SegmentError};
+use super::{Pieces, SegmentConfig, SegmentError};
 
 const KEYS: u8 = 96;
 const CAPACITY: u64 = 4 << 20;
@@ -119,7 +120,17 @@ impl Machine {
     }
 
     fn put(&mut self, keys: &[u8]) -> Result<(), SegmentError> {
-        let batch: Vec<_> = keys.iter().map(|k| (key_of(*k), content(*k))).collect();
+        let cut = |data: &'static [u8]| {
+            // Where a piece ends says nothing about chunks.
+            let mut rest = Bytes::from_static(data);
+            let first = rest.split_to(rest.len() / 3);
+            let second = rest.split_to(rest.len() / 2);
+            Pieces(vec![first, second, rest])
+        };
+        let batch: Vec<_> = keys
+            .iter()
+            .map(|k| (key_of(*k), cut(content(*k))))
+            .collect();
         let admissions = self.store().put_many(&batch)?;
         let mut fresh: BTreeSet<u8> = keys.iter().copied().collect();
         for (k, admission) in keys.iter().zip(admissions) {

@@ -159,7 +159,8 @@ impl SegmentStore {
             .iter()
             .map(|(key, slot, data)| Staged {
                 key: *key,
-                data,
+                pieces: vec![data.as_ref()],
+                len: data.len() as u32,
                 sums: slot.checksums(),
             })
             .collect();

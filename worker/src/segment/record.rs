@@ -16,7 +16,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crc_fast::crc32_iscsi;
+use crc_fast::{CrcAlgorithm, Digest, crc32_iscsi};
 use weir_core::{BLOCK_SIZE, BlockKey};
 
 /// Bytes of data that share one checksum.
@@ -79,6 +79,33 @@ impl Checksums {
     /// Computes the checksums of a block's data.
     pub fn of_data(data: &[u8]) -> Self {
         Self::collect(data.chunks(CHUNK_SIZE as usize).map(crc32_iscsi))
+    }
+
+    /// As [`Self::of_data`], for data in pieces.
+    pub(super) fn of_pieces(pieces: &[&[u8]]) -> Self {
+        if let [data] = pieces {
+            return Self::of_data(data);
+        }
+        let mut sums = Vec::new();
+        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+        let mut left = CHUNK_SIZE as usize;
+        for mut piece in pieces.iter().copied() {
+            while !piece.is_empty() {
+                let (now, rest) = piece.split_at(left.min(piece.len()));
+                digest.update(now);
+                piece = rest;
+                left -= now.len();
+                if left == 0 {
+                    sums.push(digest.finalize() as u32);
+                    digest.reset();
+                    left = CHUNK_SIZE as usize;
+                }
+            }
+        }
+        if left < CHUNK_SIZE as usize {
+            sums.push(digest.finalize() as u32);
+        }
+        Self::from(sums.as_slice())
     }
 
     /// Gives a block of `len` bytes its checksums back.
@@ -163,10 +190,10 @@ pub(super) fn encode(
     out: &mut [u8],
     segment: u64,
     key: &BlockKey,
-    data: &[u8],
+    pieces: &[&[u8]],
     sums: &Checksums,
 ) -> usize {
-    let len = data.len() as u32;
+    let len = pieces.iter().map(|piece| piece.len()).sum::<usize>() as u32;
     let (head, total) = (header_len(len) as usize, record_len(len) as usize);
     let chunks = chunk_count(len);
     let header = &mut out[..head];
@@ -182,8 +209,12 @@ pub(super) fn encode(
     }
     let sum = crc32_iscsi(&header[SUMMED..CHUNKS_AT + 4 * chunks]);
     header[SUM_AT..SUMMED].copy_from_slice(&sum.to_le_bytes());
-    out[head..head + data.len()].copy_from_slice(data);
-    out[head + data.len()..total].fill(0);
+    let mut at = head;
+    for piece in pieces {
+        out[at..at + piece.len()].copy_from_slice(piece);
+        at += piece.len();
+    }
+    out[at..total].fill(0);
     total
 }
 
@@ -226,7 +257,7 @@ mod tests {
         let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
         let sums = Checksums::of_data(&data);
         let mut out = vec![0xff; record_len(len as u32) as usize + 7];
-        let written = encode(&mut out, 9, &BlockKey([3; 16]), &data, &sums);
+        let written = encode(&mut out, 9, &BlockKey([3; 16]), &[&data[..]], &sums);
         out.truncate(written);
         (out, sums)
     }
@@ -255,6 +286,23 @@ mod tests {
             assert_eq!(decode(&bad, 9, 0), None, "bit {bit}");
         }
         assert_eq!(decode(&bytes[..used - 1], 9, 0), None);
+    }
+
+    #[test]
+    fn checksums_of_pieces_are_those_of_the_whole() {
+        let data: Vec<u8> = (0..300_000).map(|i| (i % 253) as u8).collect();
+        for cuts in [vec![0, 1], vec![65_536], vec![7, 65_535, 65_537, 200_000]] {
+            let mut pieces = Vec::new();
+            let mut from = 0;
+            for cut in cuts.into_iter().chain([data.len()]) {
+                pieces.push(&data[from..cut]);
+                from = cut;
+            }
+            assert_eq!(Checksums::of_pieces(&pieces), Checksums::of_data(&data));
+        }
+        let even = &data[..131_072];
+        let (a, b) = even.split_at(1000);
+        assert_eq!(Checksums::of_pieces(&[a, b]), Checksums::of_data(even));
     }
 
     #[test]

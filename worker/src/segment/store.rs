@@ -15,6 +15,7 @@ use weir_core::BlockKey;
 use super::aligned::{BufferPool, PAGE};
 use super::append::{Appender, Room, Staged, WRITE_MAX, batches};
 use super::config::SegmentConfig;
+use super::data::BlockData;
 use super::disk::{Disk, LocalDisk};
 use super::error::SegmentError;
 use super::file::Segment;
@@ -184,27 +185,28 @@ impl SegmentStore {
     /// # Errors
     /// As [`SegmentStore::put`]. Nothing is stored if a length is wrong; after a failed write the blocks before
     /// it are stored.
-    pub fn put_many<B: AsRef<[u8]>>(
+    pub fn put_many<B: BlockData>(
         &self,
         batch: &[(BlockKey, B)],
     ) -> Result<Vec<Admission>, SegmentError> {
         for (key, data) in batch {
-            self.check_len(key, data.as_ref().len() as u64)?;
+            self.check_len(key, data.total() as u64)?;
         }
         let mut admissions = vec![Admission::AlreadyStored; batch.len()];
         let mut places: HashMap<BlockKey, usize> = HashMap::with_capacity(batch.len());
         // Checksums are computed before the lock is taken, so that writers compute theirs side by side.
         let mut staged = Vec::new();
         for (place, (key, data)) in batch.iter().enumerate() {
-            let data = data.as_ref();
             if !self.index.contains(key)
                 && let Entry::Vacant(vacant) = places.entry(*key)
             {
                 vacant.insert(place);
-                let sums = Checksums::of_data(data);
+                let pieces = data.pieces();
+                let sums = Checksums::of_pieces(&pieces);
                 staged.push(Staged {
                     key: *key,
-                    data,
+                    len: data.total() as u32,
+                    pieces,
                     sums,
                 });
             }
