@@ -148,7 +148,10 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let stop = CancellationToken::new();
     let mut metrics = Metrics::new();
     let restarted = handover.is_restart();
-    let kernel = Ahead::new(handover.mountpoint().to_owned());
+    let kernel = Ahead::new(
+        handover.mountpoint().to_owned(),
+        handover.device().to_owned(),
+    );
     let prepared = runtime.block_on(async {
         match &config.source {
             Source::Embedded { .. } => {
@@ -189,14 +192,15 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         Err(error) => tracing::error!("{error:#}"),
     }
     let reader = Arc::new(prepared.reader);
+    let ahead = kernel.clone();
     let fs = SnapshotFs::new(reader.clone(), ownership, waiting, metrics.fuse.clone());
     let serving = handover.serve(
         fs,
         ServeConfig {
             threads: THREADS,
             let_go: Some(Box::new(move || {
-                kernel.let_go();
                 reader.abandon();
+                kernel.let_go();
             })),
             ..ServeConfig::default()
         },
@@ -204,6 +208,7 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let serving = serving.map_err(anyhow::Error::from)?;
     let background = runtime.spawn(prepared.background);
     let code = serving.wait().exit_code();
+    ahead.let_go();
     stop.cancel();
     let ended = async { tokio::time::timeout(SHUTDOWN_DEADLINE, background).await };
     if runtime.block_on(ended).is_err() {

@@ -33,6 +33,8 @@ const SMALL: u64 = 1 << 20;
 const FIRST: u32 = 2;
 /// Files that each further one earns.
 const AHEAD: u32 = 16;
+/// Entries of a directory that are looked at in one go, for one that is small enough.
+const MAX_LOOKED_AT: u32 = 4096;
 /// Directories with more entries are not listed ahead: the kernel would have to remember all their names.
 const MAX_LISTED: u32 = 10_000;
 /// Readers wait for a fast origin so long at most.
@@ -40,10 +42,10 @@ const FAST: Duration = Duration::from_millis(2);
 /// A new wait counts for this part of the average.
 const WAIT_SHARE: u32 = 8;
 /// Fills ahead that are under way at once: at most a quarter of the worker's fill budget.
-const SLOTS: usize = 16;
-/// Blocks of big files that are fetched ahead at once: half of the worker's fill budget, so that a reader who waits
-/// finds room in it.
-const BLOCK_SLOTS: usize = 4;
+const SLOTS: usize = 8;
+/// Blocks of big files that are fetched ahead at once. Both together leave a third of the worker's fill budget, so that
+/// a reader who waits finds room in it.
+const BLOCK_SLOTS: usize = 3;
 /// Directories that are kept track of. Beyond that the rest is read as it is asked for.
 const MAX_DIRECTORIES: usize = 100_000;
 
@@ -113,14 +115,20 @@ impl Prefetcher {
         })
     }
 
-    /// The kernel has begun to read a file, which was cached or not. Gives whether it does so ahead of any reader.
-    pub(crate) fn reading(self: &Arc<Self>, file: u32, cached: bool) -> bool {
+    /// A thread has begun to read a file, which was cached or not. Gives whether it does so ahead of any reader.
+    pub(crate) fn reading(self: &Arc<Self>, file: u32, cached: bool, thread: u32) -> bool {
         let entry = self.manifest.entry(file);
         if entry.size > SMALL {
             return false;
         }
         match &self.target {
-            Target::PageCache(kernel) => return self.order(&**kernel, file),
+            Target::PageCache(kernel) if kernel.is_own(thread) => {
+                let mut state = self.state.lock();
+                state.asked.remove(file);
+                state.delivered.insert(file);
+                return true;
+            }
+            Target::PageCache(kernel) => self.order(&**kernel, file),
             Target::Tiers(worker) => {
                 let start = {
                     let mut state = self.state.lock();
@@ -149,17 +157,14 @@ impl Prefetcher {
         let blocks = u32::try_from(entry.size.div_ceil(BLOCK_SIZE)).unwrap_or(u32::MAX);
         let step = {
             let mut state = self.state.lock();
-            let step = state.sequential.step(file, index, blocks);
-            if state.wait < FAST {
-                return;
-            }
-            step
+            let may = state.wait >= FAST && worker.has_room();
+            state.sequential.step(file, index, blocks, may)
         };
         if step.used {
             let length = (entry.size - u64::from(index) * BLOCK_SIZE).min(BLOCK_SIZE);
             self.metrics.prefetch_used_bytes.inc_by(length);
         }
-        if !step.ahead.is_empty() && worker.has_room() {
+        if !step.ahead.is_empty() {
             let (prefetcher, worker) = (self.clone(), worker.clone());
             self.runtime
                 .spawn(async move { prefetcher.fill_blocks(&worker, file, step.ahead).await });
@@ -191,26 +196,25 @@ impl Prefetcher {
         state.wait = (state.wait * (WAIT_SHARE - 1) + wait) / WAIT_SHARE;
     }
 
-    /// Has the kernel read what the file has earned its directory; true when the file itself was ordered.
-    fn order(&self, kernel: &dyn ReadAhead, file: u32) -> bool {
+    /// Has the kernel read what a file that a reader had to ask for has earned its directory.
+    fn order(&self, kernel: &dyn ReadAhead, file: u32) {
         let entry = self.manifest.entry(file);
         let children = self.manifest.children(entry.parent);
         let mut state = self.state.lock();
         if state.asked.remove(file) {
-            state.delivered.insert(file);
-            return true;
+            return; // the reader was faster than the order
         }
         if state.delivered.remove(file) {
             self.metrics.prefetch_repeated_bytes.inc_by(entry.size);
         }
         if !state.earn(entry.parent, file, &self.manifest) {
-            return false;
+            return;
         }
         let State {
             directories, asked, ..
         } = &mut *state;
         let Some(directory) = directories.get_mut(&entry.parent) else {
-            return false;
+            return;
         };
         if directory.is_new(&children) && children.end - children.start <= MAX_LISTED {
             kernel.list(&self.manifest.path(entry.parent));
@@ -229,7 +233,6 @@ impl Prefetcher {
             self.metrics.prefetched_bytes.inc_by(size);
         }
         directory.running = false;
-        false
     }
 
     /// Fills files of a directory for as long as it has credit.
@@ -326,7 +329,10 @@ impl Directory {
 
     /// The next small file of the directory's children, while there is room and credit.
     fn next(&mut self, children: &Range<u32>, manifest: &Manifest, room: bool) -> Option<u32> {
-        while room && self.credit > 0 && self.left > 0 {
+        for _ in 0..MAX_LOOKED_AT {
+            if !room || self.credit == 0 || self.left == 0 {
+                break;
+            }
             let at = if self.next < children.end {
                 self.next
             } else {
@@ -419,6 +425,10 @@ mod tests {
         assert_eq!(files.count(), 3);
     }
 
+    /// The thread that follows orders, and one of a reader.
+    const KERNEL: u32 = 1;
+    const READER: u32 = 2;
+
     /// Notes what is ordered, and takes so many files.
     struct Kernel {
         most: usize,
@@ -429,6 +439,10 @@ mod tests {
     impl ReadAhead for Kernel {
         fn list(&self, directory: &str) {
             self.listed.lock().push(directory.to_owned());
+        }
+
+        fn is_own(&self, thread: u32) -> bool {
+            thread == KERNEL
         }
 
         fn read(&self, file: &str) -> bool {
@@ -460,9 +474,9 @@ mod tests {
     async fn the_kernel_is_asked_for_a_directory_once_and_again_when_it_has_dropped_it() {
         let (kernel, prefetcher) = prefetcher(100);
         let file = |name: &str| prefetcher.manifest.resolve(name).unwrap();
-        prefetcher.reading(file("f4"), true);
+        prefetcher.reading(file("f4"), true, READER);
         assert!(kernel.read.lock().is_empty(), "one file alone says nothing");
-        prefetcher.reading(file("f5"), true);
+        prefetcher.reading(file("f5"), true, READER);
         assert_eq!(*kernel.listed.lock(), [""]);
         let ordered = std::mem::take(&mut *kernel.read.lock());
         assert_eq!(
@@ -470,11 +484,11 @@ mod tests {
             ["f6", "f7", "f8", "f9", "f0", "f1", "f2", "f3", "f4"]
         );
         for name in &ordered {
-            prefetcher.reading(file(name), true); // the kernel follows the orders
+            assert!(prefetcher.reading(file(name), true, KERNEL));
         }
         assert!(kernel.read.lock().is_empty());
         for name in ["f6", "f7"] {
-            prefetcher.reading(file(name), true); // it asks again
+            assert!(!prefetcher.reading(file(name), true, READER)); // it was dropped
         }
         assert!(kernel.read.lock().len() > 5);
         assert_eq!(prefetcher.metrics.prefetch_repeated_bytes.get(), 200);
@@ -484,7 +498,8 @@ mod tests {
     async fn an_order_that_is_not_taken_is_not_waited_for() {
         let (kernel, prefetcher) = prefetcher(3);
         for name in ["f1", "f2"] {
-            prefetcher.reading(prefetcher.manifest.resolve(name).unwrap(), false);
+            let file = prefetcher.manifest.resolve(name).unwrap();
+            prefetcher.reading(file, false, READER);
         }
         assert_eq!(kernel.read.lock().len(), 3);
         assert_eq!(prefetcher.state.lock().asked.len(), 3);

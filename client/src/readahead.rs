@@ -18,6 +18,9 @@ pub trait ReadAhead: Send + Sync {
     /// Has the kernel learn the names and attributes of a directory, by its path in the snapshot.
     fn list(&self, directory: &str);
 
+    /// Whether this thread follows the orders, so that what it reads is ahead of any reader.
+    fn is_own(&self, thread: u32) -> bool;
+
     /// Has the kernel read a whole file into its page cache, by its path in the snapshot. False when too many orders
     /// wait already.
     fn read(&self, file: &str) -> bool;

@@ -1,10 +1,12 @@
 //! Reads of one snapshot's files, put together from blocks.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
 use weir_origin::OriginError;
@@ -41,6 +43,9 @@ pub enum ReadError {
     },
 }
 
+/// Reads ahead that begin so soon after all were given up are given up, too: the kernel had them in its queue.
+const ABANDONED_FOR: Duration = Duration::from_secs(2);
+
 /// Who answers block reads.
 pub enum Backend {
     /// A worker in this process.
@@ -58,6 +63,7 @@ pub struct Reader {
     /// Reads ahead of the readers, where that is possible.
     prefetcher: Option<Arc<Prefetcher>>,
     abandon: Notify,
+    abandoned_at: Mutex<Option<Instant>>,
     /// Counters of the worker in this process.
     worker_counters: Option<Arc<DatasetReads>>,
 }
@@ -135,6 +141,7 @@ impl Reader {
             backend,
             stale: Arc::default(),
             abandon: Notify::new(),
+            abandoned_at: Mutex::default(),
             prefetcher,
             worker_counters,
         }
@@ -151,8 +158,8 @@ impl Reader {
     }
 
     /// The bytes `offset..end` of a file when they can be had without waiting for a network; blocks on the disk at
-    /// most. `end` must not lie past the file's end.
-    pub fn read_cached(&self, file: u32, offset: u64, end: u64) -> Option<Vec<Bytes>> {
+    /// most. `end` must not lie past the file's end; `thread` reads.
+    pub fn read_cached(&self, file: u32, offset: u64, end: u64, thread: u32) -> Option<Vec<Bytes>> {
         let Backend::Embedded(worker) = &self.backend else {
             return None;
         };
@@ -173,7 +180,7 @@ impl Reader {
             self.reading_block(file, piece.index);
             bytes.extend(found);
         }
-        self.begin(file, offset, true);
+        self.begin(file, offset, true, thread);
         Some(bytes)
     }
 
@@ -208,11 +215,11 @@ impl Reader {
         Ok(bytes)
     }
 
-    /// Tells the prefetcher of a read that begins; true when it is ahead of any reader. [`Self::read_cached`] does
-    /// so by itself.
-    pub fn begin(&self, file: u32, offset: u64, cached: bool) -> bool {
+    /// Tells the prefetcher of a read by `thread` that begins; true when it is ahead of any reader.
+    /// [`Self::read_cached`] does so by itself.
+    pub fn begin(&self, file: u32, offset: u64, cached: bool, thread: u32) -> bool {
         let prefetcher = self.prefetcher.as_ref().filter(|_| offset == 0);
-        prefetcher.is_some_and(|prefetcher| prefetcher.reading(file, cached))
+        prefetcher.is_some_and(|prefetcher| prefetcher.reading(file, cached, thread))
     }
 
     fn reading_block(&self, file: u32, index: u32) {
@@ -221,14 +228,21 @@ impl Reader {
         }
     }
 
-    /// Ends [`Self::abandoned`] for all reads that wait in it.
+    /// Has reads that are ahead of any reader given up, those that begin within a moment too: the mount is about to
+    /// go.
     pub fn abandon(&self) {
+        *self.abandoned_at.lock() = Some(Instant::now());
         self.abandon.notify_waiters();
     }
 
-    /// Waits until reads that are ahead of any reader are to be given up, since the mount is about to go.
+    /// Waits until reads that are ahead of any reader are to be given up.
     pub async fn abandoned(&self) {
-        self.abandon.notified().await;
+        let mut told = pin!(self.abandon.notified());
+        told.as_mut().enable(); // before the look, so that nothing is missed
+        let last = *self.abandoned_at.lock();
+        if last.is_none_or(|at| at.elapsed() >= ABANDONED_FOR) {
+            told.await;
+        }
     }
 
     async fn read_block(

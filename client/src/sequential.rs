@@ -9,8 +9,8 @@ use std::ops::Range;
 /// Blocks that are fetched ahead of one reader at most: with 4 MiB each as much as keeps a connection of some
 /// gigabits busy over tens of milliseconds.
 const MAX_WINDOW: u32 = 8;
-/// Readers of one file that are told apart, and files that are kept track of. Beyond that the longest unused is
-/// forgotten.
+/// Readers of one file that are told apart: beyond that the longest unused is forgotten. And files that are kept track
+/// of: beyond that all are forgotten.
 const MAX_RUNS: usize = 4;
 const MAX_FILES: usize = 1024;
 
@@ -39,8 +39,8 @@ pub(crate) struct Step {
 }
 
 impl Sequential {
-    /// A reader reads in `block` of a file of `blocks` blocks.
-    pub(crate) fn step(&mut self, file: u32, block: u32, blocks: u32) -> Step {
+    /// A reader reads in `block` of a file of `blocks` blocks. Nothing is asked for unless it `may` be.
+    pub(crate) fn step(&mut self, file: u32, block: u32, blocks: u32, may: bool) -> Step {
         let nothing = Step {
             used: false,
             ahead: 0..0,
@@ -69,8 +69,12 @@ impl Sequential {
             return nothing;
         }
         run.at = block;
-        run.window = (run.window * 2).clamp(1, MAX_WINDOW);
         let used = block < run.asked;
+        run.window = if may {
+            (run.window * 2).clamp(1, MAX_WINDOW)
+        } else {
+            0
+        };
         let from = run.asked.max(block + 1);
         let end = (block + 1).saturating_add(run.window).min(blocks).max(from);
         run.asked = end;
@@ -91,17 +95,17 @@ mod tests {
         let mut readers = Sequential::default();
         let mut asked = Vec::new();
         for block in 0..20 {
-            let step = readers.step(7, block, 20);
+            let step = readers.step(7, block, 20, true);
             assert_eq!(step.used, asked.contains(&block), "block {block}");
             asked.extend(step.ahead);
             assert!(
-                readers.step(7, block, 20).ahead.is_empty(),
+                readers.step(7, block, 20, true).ahead.is_empty(),
                 "the same block again"
             );
         }
         assert_eq!(asked, (2..20).collect::<Vec<_>>(), "each block once");
         let mut readers = Sequential::default();
-        let ahead = (0..6).map(|block| readers.step(7, block, 100).ahead);
+        let ahead = (0..6).map(|block| readers.step(7, block, 100, true).ahead);
         assert_eq!(
             ahead.collect::<Vec<_>>(),
             [0..0, 2..3, 3..5, 5..8, 8..13, 13..14]
@@ -109,15 +113,25 @@ mod tests {
     }
 
     #[test]
+    fn what_may_not_be_asked_for_does_not_count_as_asked() {
+        let mut readers = Sequential::default();
+        for block in 0..5 {
+            let step = readers.step(1, block, 100, false);
+            assert_eq!((step.used, step.ahead.len()), (false, 0));
+        }
+        assert_eq!(readers.step(1, 5, 100, true).ahead, 6..7);
+    }
+
+    #[test]
     fn a_jump_closes_the_window_and_readers_side_by_side_keep_theirs() {
         let mut readers = Sequential::default();
         for block in [50, 3, 97, 12] {
-            assert!(readers.step(1, block, 100).ahead.is_empty());
+            assert!(readers.step(1, block, 100, true).ahead.is_empty());
         }
         let mut readers = Sequential::default();
         for step in 0..10 {
             for start in [0, 30, 60] {
-                let ahead = readers.step(1, start + step, 100).ahead;
+                let ahead = readers.step(1, start + step, 100, true).ahead;
                 assert_eq!(ahead.is_empty(), step == 0, "{start}+{step}");
             }
         }

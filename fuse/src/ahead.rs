@@ -6,6 +6,7 @@
 //! reader; nobody waits for it. It ends with the pipe that its orders come through.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::mem::MaybeUninit;
@@ -33,6 +34,8 @@ const THREADS: usize = 4;
 const BATCH: usize = 16;
 /// Bytes of a directory that are asked for at once.
 const DIRECTORY_BYTES: usize = 256 << 10;
+/// Threads that are told apart from the process's own, at most.
+const MAX_THREADS_KNOWN: usize = 4096;
 /// Longest path of an order, in bytes; what is longer was garbled.
 const MAX_PATH: u64 = 64 << 10;
 
@@ -43,6 +46,8 @@ const READ: u8 = b'r';
 /// Gives orders to the process, which is started by the first of them.
 pub struct Ahead {
     mountpoint: PathBuf,
+    /// The mount's device number: another mount at the same place is none of this server's business.
+    device: String,
     orders: Mutex<Option<SyncSender<Vec<u8>>>>,
     process: Arc<Mutex<Process>>,
 }
@@ -51,13 +56,16 @@ pub struct Ahead {
 struct Process {
     child: Option<Child>,
     ended: Option<Instant>,
+    /// Threads that have read something, and whether they are the child's.
+    threads: HashMap<u32, bool>,
 }
 
 impl Ahead {
-    /// Reads ahead in the mount at `mountpoint`.
-    pub fn new(mountpoint: PathBuf) -> Arc<Self> {
+    /// Reads ahead in the mount with this device number at `mountpoint`.
+    pub fn new(mountpoint: PathBuf, device: String) -> Arc<Self> {
         Arc::new(Self {
             mountpoint,
+            device,
             orders: Mutex::default(),
             process: Arc::default(),
         })
@@ -91,7 +99,11 @@ impl Ahead {
         if process.ended.is_some_and(|ended| ended.elapsed() < PAUSE) {
             return None;
         }
-        process.end();
+        process.end(); // until something was started, the next attempt has to wait, too
+        let top = crate::mount::table::at(&self.mountpoint).ok().flatten();
+        if top.is_none_or(|top| top.device != self.device) {
+            return None;
+        }
         let pipe = process.start(&self.mountpoint).inspect_err(
             |error| tracing::warn!(%error, "no process can be started that reads ahead"),
         );
@@ -114,6 +126,17 @@ impl Ahead {
 impl ReadAhead for Ahead {
     fn list(&self, directory: &str) {
         self.order(LIST, directory);
+    }
+
+    fn is_own(&self, thread: u32) -> bool {
+        let Process { child, threads, .. } = &mut *self.process.lock();
+        let Some(child) = child else { return false };
+        if threads.len() >= MAX_THREADS_KNOWN {
+            threads.clear();
+        }
+        *threads
+            .entry(thread)
+            .or_insert_with(|| Path::new(&format!("/proc/{}/task/{thread}", child.id())).exists())
     }
 
     fn read(&self, file: &str) -> bool {
@@ -143,13 +166,19 @@ impl Process {
     }
 
     fn end(&mut self) {
+        self.ended = Some(Instant::now());
+        self.threads.clear();
         let Some(mut child) = self.child.take() else {
             return;
         };
-        self.ended = Some(Instant::now());
-        // It may have ended by itself. A read that it waits for is given up at once.
+        // It may have ended by itself.
         let _ = child.kill();
-        let _ = child.wait();
+        // One that waits for an answer of this very server ends only with that, so nobody here waits for its end.
+        let reaper = std::thread::Builder::new().name("read-ahead-end".to_owned());
+        let reaped = reaper.spawn(move || child.wait().map(drop));
+        if let Err(error) = reaped {
+            tracing::debug!(%error, "the process that read ahead stays a zombie until this one ends");
+        }
     }
 }
 
@@ -173,7 +202,7 @@ fn pass_on(orders: &Receiver<Vec<u8>>, pipe: ChildStdin) -> io::Result<()> {
 /// What the process does: follows the orders of standard input in the mount at `mountpoint` until they end. What
 /// cannot be read is left to its readers, who are told.
 pub fn run(mountpoint: &Path) -> io::Result<()> {
-    let (orders, waiting) = sync_channel(THREADS * BATCH);
+    let (orders, waiting) = sync_channel(MAX_WAITING);
     let waiting = Arc::new(Mutex::new(waiting));
     for number in 0..THREADS {
         let waiting = waiting.clone();
@@ -193,7 +222,8 @@ pub fn run(mountpoint: &Path) -> io::Result<()> {
             LIST => Order::List(path),
             _ => Order::Read(path),
         };
-        if orders.send(order).is_err() {
+        // Never waits, so that the end of the pipe is seen at once. An order that finds no place is dropped.
+        if let Err(TrySendError::Disconnected(_)) = orders.try_send(order) {
             return Ok(());
         }
     }

@@ -8,6 +8,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -229,7 +230,7 @@ impl Filesystem for SnapshotFs {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         inode: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -252,7 +253,7 @@ impl Filesystem for SnapshotFs {
         if offset >= end {
             return reply.data(&[]);
         }
-        if let Some(pieces) = self.reader.read_cached(index, offset, end) {
+        if let Some(pieces) = self.reader.read_cached(index, offset, end, request.pid()) {
             send(reply, &pieces);
             self.metrics.read_bytes.inc_by(end - offset);
             self.metrics
@@ -260,48 +261,17 @@ impl Filesystem for SnapshotFs {
                 .observe(started.elapsed().as_secs_f64());
             return;
         }
-        let ahead = self.reader.begin(index, offset, false);
-        let (reader, metrics) = (self.reader.clone(), self.metrics.clone());
-        let last_logged = self.last_logged.clone();
-        self.waiting.run(async move {
-            let mut unfinished = Vec::new();
-            let outcome = {
-                let mut read = pin!(reader.read(index, offset, end, &mut unfinished));
-                tokio::select! {
-                    biased;
-                    outcome = &mut read => outcome,
-                    () = reader.abandoned(), if ahead => {
-                        // An unmount waits for every page that is being read. Should a reader wait for this one, the
-                        // kernel asks again. The fill may have other readers, so it goes on.
-                        reply.error(Errno::EIO);
-                        let _ = read.await;
-                        return;
-                    }
-                }
-            };
-            match outcome {
-                Ok(pieces) => {
-                    send(reply, &pieces);
-                    metrics.read_bytes.inc_by(end - offset);
-                }
-                Err(error) => {
-                    log_once(&last_logged, inode.0, &error);
-                    let label = match error {
-                        ReadError::Stale { .. } => "ESTALE",
-                        ReadError::Unavailable { .. } => "EIO",
-                    };
-                    let label = ErrorLabel { error: label };
-                    metrics.errors.get_or_create(&label).inc();
-                    reply.error(errno(&error));
-                }
-            }
-            metrics
-                .read_duration
-                .observe(started.elapsed().as_secs_f64());
-            for fill in unfinished {
-                fill.await;
-            }
-        });
+        let ahead = self.reader.begin(index, offset, false, request.pid());
+        let read = WaitingRead {
+            reader: self.reader.clone(),
+            metrics: self.metrics.clone(),
+            last_logged: self.last_logged.clone(),
+            file: index,
+            range: offset..end,
+            ahead,
+            started,
+        };
+        self.waiting.run(read.answer(reply));
     }
 
     fn readdir(
@@ -359,12 +329,71 @@ impl Filesystem for SnapshotFs {
     }
 }
 
+/// A read that must wait for a network.
+struct WaitingRead {
+    reader: Arc<Reader>,
+    metrics: Arc<FuseMetrics>,
+    last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
+    file: u32,
+    range: Range<u64>,
+    /// No reader waits for it.
+    ahead: bool,
+    started: Instant,
+}
+
+impl WaitingRead {
+    /// Answers as soon as the bytes are there, and then finishes the fills that the read has started.
+    async fn answer(self, reply: ReplyData) {
+        let Range { start, end } = self.range;
+        let mut unfinished = Vec::new();
+        {
+            let mut read = pin!(self.reader.read(self.file, start, end, &mut unfinished));
+            tokio::select! {
+                biased;
+                outcome = &mut read => self.reply(reply, outcome),
+                () = self.reader.abandoned(), if self.ahead => {
+                    // An unmount waits for every page that is being read. Should a reader wait for this one, the
+                    // kernel asks again. The fill may have other readers, so it goes on.
+                    reply.error(Errno::EIO);
+                    let _ = read.await;
+                }
+            }
+        }
+        for fill in unfinished {
+            fill.await;
+        }
+    }
+
+    fn reply(&self, reply: ReplyData, outcome: Result<Vec<Bytes>, ReadError>) {
+        match outcome {
+            Ok(pieces) => {
+                send(reply, &pieces);
+                let length = self.range.end - self.range.start;
+                self.metrics.read_bytes.inc_by(length);
+            }
+            Err(error) => {
+                log_once(&self.last_logged, u64::from(self.file), &error);
+                let label = match error {
+                    ReadError::Stale { .. } => "ESTALE",
+                    ReadError::Unavailable { .. } => "EIO",
+                };
+                let label = ErrorLabel { error: label };
+                self.metrics.errors.get_or_create(&label).inc();
+                reply.error(errno(&error));
+            }
+        }
+        self.metrics
+            .read_duration
+            .observe(self.started.elapsed().as_secs_f64());
+    }
+}
+
 /// One line for each failing file, however many pages of it the kernel asks for.
-fn log_once(last: &Mutex<Option<(u64, Instant)>>, inode: u64, error: &ReadError) {
+fn log_once(last: &Mutex<Option<(u64, Instant)>>, file: u64, error: &ReadError) {
     let mut last = last.lock();
-    let repeated = last.is_some_and(|(i, at)| i == inode && at.elapsed() < LOG_INTERVAL);
+    let repeated = last.is_some_and(|(other, at)| other == file && at.elapsed() < LOG_INTERVAL);
     if !repeated {
-        *last = Some((inode, Instant::now()));
+        *last = Some((file, Instant::now()));
         tracing::error!("read failed: {error}");
     }
 }

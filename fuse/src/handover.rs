@@ -111,6 +111,7 @@ impl std::fmt::Debug for ServeConfig {
 pub struct Handover {
     link: Arc<Link>,
     mountpoint: PathBuf,
+    device: String,
     restart: bool,
     init: crate::state::InitExchange,
 }
@@ -135,10 +136,12 @@ impl Handover {
             .map_err(HandoverError::Message)?;
         state.server_pid = Some(std::process::id());
         let (mountpoint, init) = (state.request.mountpoint.clone(), state.init.clone());
+        let device = state.device.clone();
         let link = Link::start(socket, fuse, lock, state).map_err(system("start a thread"))?;
         Ok(Self {
             link,
             mountpoint,
+            device,
             restart: init.reply.is_some(),
             init,
         })
@@ -152,6 +155,11 @@ impl Handover {
     /// Where the mount is. It must not be looked into by this process.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
+    }
+
+    /// The mount's device number, as the mount table shows it.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     /// Makes a fact known to those who ask about the mount, such as the address of its metrics. What is told before

@@ -71,6 +71,9 @@ pub trait Origin: Send + Sync + Debug {
     /// Makes one attempt to read `range`, which must not be empty and must lie inside the object, of exactly this
     /// version. Returns when the answer's head has been checked; the body is still to come.
     async fn get(&self, object: &ObjectRef, range: Range<u64>) -> Result<Fetched, OriginError>;
+
+    /// Closes connections that nobody has used for a while; called now and then.
+    fn close_idle(&self) {}
 }
 
 /// Opens an origin. Sends no request: wrong configuration is an error here, a missing bucket or wrong credentials

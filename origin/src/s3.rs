@@ -83,6 +83,10 @@ impl Origin for S3Origin {
         .boxed()
     }
 
+    fn close_idle(&self) {
+        self.client.close_idle();
+    }
+
     async fn get(&self, object: &ObjectRef, range: Range<u64>) -> Result<Fetched, OriginError> {
         let whole = range == (0..object.size);
         let mut headers = HeaderMap::new();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use weir_core::OriginId;
 use weir_origin::{Origin, OriginError, OriginSpec};
@@ -28,10 +29,13 @@ pub struct Origins {
     learned: Notify,
     /// Origins that the master did not name either, and until when that counts.
     unknown: Mutex<HashMap<OriginId, Instant>>,
+    /// Where origins are opened. What they do in the background must go on, and a thread that answers the kernel has
+    /// a runtime of its own that stands still between two reads.
+    home: Handle,
 }
 
 impl Origins {
-    /// An empty table, or what `file` holds; the file is kept up to date.
+    /// An empty table, or what `file` holds; the file is kept up to date. Call inside the process's own runtime.
     pub fn new(file: Option<PathBuf>) -> Self {
         let origins = Self {
             table: RwLock::default(),
@@ -39,6 +43,7 @@ impl Origins {
             wanted: Notify::new(),
             learned: Notify::new(),
             unknown: Mutex::default(),
+            home: Handle::current(),
         };
         let saved = origins.file.as_ref().and_then(|f| std::fs::read(f).ok());
         if let Some(specs) = saved.and_then(|json| serde_json::from_slice(&json).ok()) {
@@ -120,6 +125,15 @@ impl Origins {
         changed
     }
 
+    /// Closes connections that no read has used for a while.
+    pub(crate) fn close_idle(&self) {
+        for (_, origin) in self.table.read().values() {
+            if let Some(origin) = origin {
+                origin.close_idle();
+            }
+        }
+    }
+
     /// Adds one origin, or replaces the options of a known one.
     pub fn add(&self, spec: OriginSpec) {
         let id = spec.id();
@@ -138,9 +152,13 @@ impl Origins {
             (_, Some(origin)) => return Some(Ok(origin.clone())),
             (spec, None) => spec.clone(),
         };
-        let opened = match weir_origin::open(&spec).await {
-            Ok(origin) => origin,
-            Err(error) => return Some(Err(error)),
+        let opening = self
+            .home
+            .spawn(async move { weir_origin::open(&spec).await });
+        let opened = match opening.await {
+            Ok(Ok(origin)) => origin,
+            Ok(Err(error)) => return Some(Err(error)),
+            Err(_) => return Some(Err(OriginError::interrupted("the origin"))), // shutting down
         };
         let mut table = self.table.write();
         let (_, slot) = table.get_mut(&id)?;

@@ -428,8 +428,8 @@ impl Worker {
                 self.metrics
                     .fill_duration
                     .observe(begun.elapsed().as_secs_f64());
-                started.ended = true;
                 self.keep(started.key, &started.fill, permit).await;
+                started.ended = true;
             }
             Err(error) => {
                 tracing::warn!(%error, block = block.index, object = %block.object.key, "a block could not be fetched");
@@ -532,6 +532,7 @@ impl Worker {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
+            self.origins.close_idle();
             let ssd = self.ssd.clone();
             // A panic in the check would be logged by tokio; the next round tries again.
             let upkeep = move || {

@@ -36,7 +36,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(15);
 const MAX_CLIENTS: usize = 8;
 /// Longest wait for the server's own reader to close its files before an unmount, and how often it is looked for.
 const LET_GO_DEADLINE: Duration = Duration::from_millis(500);
-const LET_GO_POLL: Duration = Duration::from_millis(5);
+const LET_GO_POLL: Duration = Duration::from_millis(20);
 
 /// Who is told that the mount became usable, or why it did not.
 pub(super) enum Audience {

@@ -54,6 +54,12 @@ impl Connector {
     /// Opens a connection for requests to `uri`.
     pub(super) async fn open(&self, uri: &Uri) -> Result<(Stream, Socket), BoxError> {
         let proxy = self.proxies.intercept(uri);
+        if let Some(proxy) = &proxy
+            && proxy.uri().scheme_str() != Some("http")
+        {
+            let proxy = proxy.uri();
+            return Err(format!("the proxy {proxy} cannot be used; write http://HOST:PORT").into());
+        }
         let stream = match proxy {
             Some(proxy) if uri.scheme_str() == Some("https") => {
                 let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());

@@ -184,8 +184,15 @@ impl Http {
             kept.remove(0);
         }
         kept.push(Idle { connection, since });
-        let old = kept.partition_point(|c| c.since + IDLE_FOR < since);
-        kept.drain(..old);
+        kept.retain(|idle| idle.since + IDLE_FOR >= since);
+    }
+
+    /// Closes the connections that were not used for a while.
+    pub(super) fn close_idle(&self) {
+        self.idle.lock().retain(|_, kept| {
+            kept.retain(|idle| idle.since.elapsed() < IDLE_FOR);
+            !kept.is_empty()
+        });
     }
 }
 

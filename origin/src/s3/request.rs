@@ -146,6 +146,10 @@ impl Client {
         }
     }
 
+    pub(super) fn close_idle(&self) {
+        self.http.close_idle();
+    }
+
     async fn send(
         &self,
         key: Option<&str>,
@@ -197,9 +201,10 @@ impl Client {
         let found = self.home.spawn(async move {
             tokio::time::timeout(CREDENTIALS_DEADLINE, provider.get_credential()).await
         });
-        match found.await {
-            Ok(Ok(Ok(credential))) => Ok(credential),
-            Ok(Ok(Err(_)) | Err(_)) | Err(_) => Err(OriginError::AccessDenied {
+        // The second deadline is kept by the caller's own runtime, whatever becomes of the other.
+        match tokio::time::timeout(CREDENTIALS_DEADLINE, found).await {
+            Ok(Ok(Ok(Ok(credential)))) => Ok(credential),
+            _ => Err(OriginError::AccessDenied {
                 target: self.name.clone(),
                 detail: "no credentials were found".to_owned(),
                 remedy: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket",
