@@ -49,6 +49,7 @@ impl LoopbackClient {
         let mut registry = Registry::default();
         let metrics = ClientMetrics::register(&mut registry);
         let (sender, seen) = watch::channel(Arc::new(map));
+        let inside = runtime.enter();
         let cluster = ClusterReader::new(ClusterConfig {
             node: "elsewhere".parse()?,
             map: seen,
@@ -58,7 +59,6 @@ impl LoopbackClient {
             origin_metrics: OriginMetrics::register(&mut registry),
         });
         let files = manifest.files_below(ROOT).collect();
-        let inside = runtime.enter();
         let backend = Backend::Cluster(Arc::new(cluster));
         let reader = Arc::new(Reader::new(
             Arc::new(manifest),

@@ -1,10 +1,12 @@
 //! `weir mount URL DIR`: options, errors, and the cache over a restart.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use weir_s3_server::{Config, S3Server};
@@ -23,6 +25,10 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("a_directory_is_mounted", a_directory_is_mounted),
     ("requests_are_signed", requests_are_signed),
+    (
+        "keys_of_a_role_are_fetched_and_serve_readers_on_every_thread",
+        keys_of_a_role_are_fetched_and_serve_readers_on_every_thread,
+    ),
     (
         "buckets_are_addressed_by_virtual_host",
         buckets_are_addressed_by_virtual_host,
@@ -200,6 +206,68 @@ fn requests_are_signed() {
     let mount = lab.mount_at(url, "mnt", &["--refresh"]);
     drop_pages([mount.path("a b/ü+c")]);
     assert_eq!(mount.read("a b/ü+c"), b"signed");
+}
+
+/// A service that gives every caller the keys of a role, as containers have one. Its URL.
+fn role_keys(key: &str, secret: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/keys", listener.local_addr().unwrap());
+    let document = format!(
+        r#"{{"AccessKeyId":"{key}","SecretAccessKey":"{secret}","Token":"t","Expiration":"2099-01-01T00:00:00Z"}}"#
+    );
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            if lines.all(|line| !line.is_empty()) {
+                continue; // it broke off
+            }
+            let length = document.len();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+            let _ = (&stream).write_all(format!("{head}{document}").as_bytes());
+        }
+    });
+    url
+}
+
+fn keys_of_a_role_are_fetched_and_serve_readers_on_every_thread() {
+    let mut lab = Lab::new();
+    let server = S3Server::start(Config {
+        credentials: Some(("role-key".to_owned(), "role-secret".to_owned())),
+        ..Config::default()
+    })
+    .unwrap();
+    let files: Vec<(String, Vec<u8>)> = (0..64)
+        .map(|n| (format!("f{n}"), content(n, 3000)))
+        .collect();
+    for (name, content) in &files {
+        server.edit("private", |bucket| {
+            bucket.put(name.as_str(), content.clone());
+        });
+    }
+    let token = lab.path("token");
+    std::fs::write(&token, "t").unwrap();
+    let url = role_keys("role-key", "role-secret");
+    lab.set_env("AWS_CONTAINER_CREDENTIALS_FULL_URI", &url);
+    let variable = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+    lab.set_env(variable, token.to_str().unwrap());
+    let flags = ["--endpoint", &server.endpoint(), "--read-ahead", "off"];
+    let mount = lab.mount_at("s3://private", "mnt", &flags);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for part in files.chunks(8) {
+            let mount = &mount;
+            scope.spawn(move || {
+                for (name, content) in part {
+                    assert!(mount.read(name) == *content, "{name}");
+                }
+            });
+        }
+    });
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "a reader waited for keys: {:?}",
+        started.elapsed()
+    );
 }
 
 fn buckets_are_addressed_by_virtual_host() {
