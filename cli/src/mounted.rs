@@ -199,8 +199,8 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         ServeConfig {
             threads: THREADS,
             let_go: Some(Box::new(move || {
-                reader.abandon();
                 kernel.let_go();
+                reader.abandon();
             })),
             ..ServeConfig::default()
         },

@@ -148,6 +148,11 @@ impl Prefetcher {
         false
     }
 
+    /// Whether what this thread reads is ahead of any reader.
+    pub(crate) fn is_ahead(&self, thread: u32) -> bool {
+        matches!(&self.target, Target::PageCache(kernel) if kernel.is_own(thread))
+    }
+
     /// A reader reads in a block of a big file.
     pub(crate) fn reading_block(self: &Arc<Self>, file: u32, index: u32) {
         let entry = self.manifest.entry(file);

@@ -218,8 +218,11 @@ impl Reader {
     /// Tells the prefetcher of a read by `thread` that begins; true when it is ahead of any reader.
     /// [`Self::read_cached`] does so by itself.
     pub fn begin(&self, file: u32, offset: u64, cached: bool, thread: u32) -> bool {
-        let prefetcher = self.prefetcher.as_ref().filter(|_| offset == 0);
-        prefetcher.is_some_and(|prefetcher| prefetcher.reading(file, cached, thread))
+        match &self.prefetcher {
+            Some(prefetcher) if offset == 0 => prefetcher.reading(file, cached, thread),
+            Some(prefetcher) => prefetcher.is_ahead(thread),
+            None => false,
+        }
     }
 
     fn reading_block(&self, file: u32, index: u32) {

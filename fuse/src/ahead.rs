@@ -56,7 +56,8 @@ pub struct Ahead {
 struct Process {
     child: Option<Child>,
     ended: Option<Instant>,
-    /// Threads that have read something, and whether they are the child's.
+    /// Threads that have read something, and whether they are the child's, or were the last one's: what a process that
+    /// was killed had asked for may still lie in the kernel's queue.
     threads: HashMap<u32, bool>,
 }
 
@@ -130,13 +131,16 @@ impl ReadAhead for Ahead {
 
     fn is_own(&self, thread: u32) -> bool {
         let Process { child, threads, .. } = &mut *self.process.lock();
+        if let Some(known) = threads.get(&thread) {
+            return *known;
+        }
         let Some(child) = child else { return false };
         if threads.len() >= MAX_THREADS_KNOWN {
             threads.clear();
         }
-        *threads
-            .entry(thread)
-            .or_insert_with(|| Path::new(&format!("/proc/{}/task/{thread}", child.id())).exists())
+        let own = tasks(child).join(thread.to_string()).exists();
+        threads.insert(thread, own);
+        own
     }
 
     fn read(&self, file: &str) -> bool {
@@ -159,6 +163,7 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::null());
         spawn::name(&mut command);
+        self.threads.clear();
         let mut child = command.spawn()?;
         let pipe = child.stdin.take();
         self.child = Some(child);
@@ -167,10 +172,12 @@ impl Process {
 
     fn end(&mut self) {
         self.ended = Some(Instant::now());
-        self.threads.clear();
         let Some(mut child) = self.child.take() else {
             return;
         };
+        let threads = std::fs::read_dir(tasks(&child)).into_iter().flatten();
+        let threads = threads.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+        self.threads.extend(threads.map(|thread| (thread, true)));
         // It may have ended by itself.
         let _ = child.kill();
         // One that waits for an answer of this very server ends only with that, so nobody here waits for its end.
@@ -180,6 +187,11 @@ impl Process {
             tracing::debug!(%error, "the process that read ahead stays a zombie until this one ends");
         }
     }
+}
+
+/// Where a process's threads are listed.
+fn tasks(process: &Child) -> PathBuf {
+    format!("/proc/{}/task", process.id()).into()
 }
 
 /// Writes orders to the pipe until nobody gives any more.
