@@ -52,8 +52,9 @@ impl<'a> Mount<'a> {
     /// Unmounts, which must work.
     #[track_caller]
     pub fn unmount(mut self) {
-        self.mounted = false;
+        // Should that fail, it is detached when this goes out of scope.
         self.lab.weir([Path::new("unmount"), &self.dir]).ok();
+        self.mounted = false;
         assert!(!is_mountpoint(&self.dir));
     }
 
