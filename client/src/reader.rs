@@ -180,7 +180,9 @@ impl Reader {
             self.reading_block(file, piece.index);
             bytes.extend(found);
         }
-        self.begin(file, offset, true, thread);
+        if offset == 0 {
+            self.begin(file, offset, true, thread);
+        }
         Some(bytes)
     }
 

@@ -182,10 +182,7 @@ fn a_cache_that_is_too_small_still_serves_right_bytes() {
 
 fn small_files_are_filled_ahead_where_the_origin_is_slow() {
     let lab = Lab::new();
-    let files: BTreeMap<String, Vec<u8>> = (0..100)
-        .map(|n| (format!("d/f{n:03}"), content(n, 5000)))
-        .collect();
-    lab.put_all(&files);
+    let files = small_files(&lab);
     let mount = lab.mount("", &["--read-ahead", "tiers"]);
     lab.s3
         .faults()
