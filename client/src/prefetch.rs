@@ -162,7 +162,8 @@ impl Prefetcher {
         let blocks = u32::try_from(entry.size.div_ceil(BLOCK_SIZE)).unwrap_or(u32::MAX);
         let step = {
             let mut state = self.state.lock();
-            let may = state.wait >= FAST && worker.has_room();
+            let slow = state.wait >= FAST;
+            let may = || slow && worker.has_room();
             state.sequential.step(file, index, blocks, may)
         };
         if step.used {

@@ -39,8 +39,15 @@ pub(crate) struct Step {
 }
 
 impl Sequential {
-    /// A reader reads in `block` of a file of `blocks` blocks. Nothing is asked for unless it `may` be.
-    pub(crate) fn step(&mut self, file: u32, block: u32, blocks: u32, may: bool) -> Step {
+    /// A reader reads in `block` of a file of `blocks` blocks. Nothing is asked for unless it
+    /// `may` be, which is found out only when it matters.
+    pub(crate) fn step(
+        &mut self,
+        file: u32,
+        block: u32,
+        blocks: u32,
+        may: impl FnOnce() -> bool,
+    ) -> Step {
         let nothing = Step {
             used: false,
             ahead: 0..0,
@@ -70,7 +77,7 @@ impl Sequential {
         }
         run.at = block;
         let used = block < run.asked;
-        run.window = if may {
+        run.window = if may() {
             (run.window * 2).clamp(1, MAX_WINDOW)
         } else {
             0
@@ -95,17 +102,17 @@ mod tests {
         let mut readers = Sequential::default();
         let mut asked = Vec::new();
         for block in 0..20 {
-            let step = readers.step(7, block, 20, true);
+            let step = readers.step(7, block, 20, || true);
             assert_eq!(step.used, asked.contains(&block), "block {block}");
             asked.extend(step.ahead);
             assert!(
-                readers.step(7, block, 20, true).ahead.is_empty(),
+                readers.step(7, block, 20, || true).ahead.is_empty(),
                 "the same block again"
             );
         }
         assert_eq!(asked, (2..20).collect::<Vec<_>>(), "each block once");
         let mut readers = Sequential::default();
-        let ahead = (0..6).map(|block| readers.step(7, block, 100, true).ahead);
+        let ahead = (0..6).map(|block| readers.step(7, block, 100, || true).ahead);
         assert_eq!(
             ahead.collect::<Vec<_>>(),
             [0..0, 2..3, 3..5, 5..8, 8..13, 13..14]
@@ -116,22 +123,22 @@ mod tests {
     fn what_may_not_be_asked_for_does_not_count_as_asked() {
         let mut readers = Sequential::default();
         for block in 0..5 {
-            let step = readers.step(1, block, 100, false);
+            let step = readers.step(1, block, 100, || false);
             assert_eq!((step.used, step.ahead.len()), (false, 0));
         }
-        assert_eq!(readers.step(1, 5, 100, true).ahead, 6..7);
+        assert_eq!(readers.step(1, 5, 100, || true).ahead, 6..7);
     }
 
     #[test]
     fn a_jump_closes_the_window_and_readers_side_by_side_keep_theirs() {
         let mut readers = Sequential::default();
         for block in [50, 3, 97, 12] {
-            assert!(readers.step(1, block, 100, true).ahead.is_empty());
+            assert!(readers.step(1, block, 100, || true).ahead.is_empty());
         }
         let mut readers = Sequential::default();
         for step in 0..10 {
             for start in [0, 30, 60] {
-                let ahead = readers.step(1, start + step, 100, true).ahead;
+                let ahead = readers.step(1, start + step, 100, || true).ahead;
                 assert_eq!(ahead.is_empty(), step == 0, "{start}+{step}");
             }
         }
