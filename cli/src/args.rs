@@ -47,9 +47,9 @@ pub(crate) enum Command {
         #[arg(long)]
         config: String,
     },
-    /// Read ahead in a mount, as its server orders (started by the server)
+    /// Give the kernel files that a mount's server has read ahead (started by the server)
     #[command(hide = true)]
-    ReadAhead { mountpoint: PathBuf },
+    ReadAhead,
 }
 
 /// Where the data of an origin is and how it is addressed.

@@ -48,9 +48,7 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Completions { shell } => commands::completions(shell),
         Command::Supervise => return Ok(commands::mount::supervise()),
         Command::ServeMount { config } => return Ok(mounted::run(&config)),
-        Command::ReadAhead { mountpoint } => {
-            weir_fuse::ahead::run(&mountpoint).map_err(anyhow::Error::from)?;
-        }
+        Command::ReadAhead => weir_fuse::ahead::run().map_err(anyhow::Error::from)?,
     }
     Ok(success)
 }

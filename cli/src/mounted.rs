@@ -151,7 +151,9 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let kernel = Ahead::new(
         handover.mountpoint().to_owned(),
         handover.device().to_owned(),
+        handover.fuse(),
     );
+    let kernel = kernel.context("cannot keep the mount's descriptor")?;
     let prepared = runtime.block_on(async {
         match &config.source {
             Source::Embedded { .. } => {
@@ -173,7 +175,7 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         Source::Embedded { .. } => THREADS - UNDISTURBED_THREADS,
         Source::Cluster { .. } => 0,
     };
-    let waiting = WaitingReads::new(runtime.handle().clone(), here);
+    let waiting = Arc::new(WaitingReads::new(runtime.handle().clone(), here));
     let exposed = Exposed {
         registry: metrics.registry,
         refresh: prepared.refresh,
@@ -192,16 +194,15 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         Err(error) => tracing::error!("{error:#}"),
     }
     let reader = Arc::new(prepared.reader);
+    let started = kernel.start(&reader, &waiting);
+    started.context("cannot start the threads that read ahead")?;
     let ahead = kernel.clone();
-    let fs = SnapshotFs::new(reader.clone(), ownership, waiting, metrics.fuse.clone());
+    let fs = SnapshotFs::new(reader, ownership, waiting, metrics.fuse.clone());
     let serving = handover.serve(
         fs,
         ServeConfig {
             threads: THREADS,
-            let_go: Some(Box::new(move || {
-                kernel.let_go();
-                reader.abandon();
-            })),
+            let_go: Some(Box::new(move || kernel.let_go())),
             ..ServeConfig::default()
         },
     );

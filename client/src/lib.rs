@@ -8,6 +8,7 @@
 
 mod cluster;
 mod connection;
+mod gather;
 mod local;
 mod prefetch;
 mod readahead;
@@ -20,6 +21,6 @@ pub mod metrics;
 
 pub use cluster::{ClusterConfig, ClusterReader};
 pub use metrics::{ClientMetrics, ReadSource};
-pub use readahead::{ReadAhead, ReadAheadTarget};
+pub use readahead::{BATCH_BYTES, Batch, PageCache, Placed, ReadAheadTarget};
 pub use reader::{Backend, ReadError, Reader};
 pub use stale::StaleReads;

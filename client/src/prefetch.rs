@@ -24,15 +24,18 @@ use weir_core::{BLOCK_SIZE, EntryKind, Manifest};
 use weir_worker::Worker;
 
 use crate::metrics::ClientMetrics;
-use crate::readahead::ReadAhead;
+use crate::readahead::{BATCH_BYTES, Batch, PageCache, Placed};
 use crate::sequential::Sequential;
 
 /// Larger files are not read ahead as a whole: their bytes take longer than the wait for them.
 const SMALL: u64 = 1 << 20;
 /// Files of a directory that are read before others are read ahead.
 const FIRST: u32 = 2;
-/// Files that each further one earns.
+/// Files that the next one earns, doubled so many times with each after it: whoever goes on means more of it.
 const AHEAD: u32 = 16;
+const MOST_DOUBLINGS: u32 = 3;
+/// Files of a batch for the page cache, at most.
+const BATCH_FILES: usize = 128;
 /// Entries of a directory that are looked at in one go, for one that is small enough.
 const MAX_LOOKED_AT: u32 = 4096;
 /// Directories with more entries are not listed ahead: the kernel would have to remember all their names.
@@ -53,7 +56,7 @@ const MAX_DIRECTORIES: usize = 100_000;
 #[derive(Clone)]
 pub(crate) enum Target {
     /// The kernel's page cache.
-    PageCache(Arc<dyn ReadAhead>),
+    PageCache(Arc<dyn PageCache>),
     /// The tiers of the worker in this process.
     Tiers(Arc<Worker>),
 }
@@ -75,16 +78,16 @@ pub(crate) struct Prefetcher {
 struct State {
     directories: HashMap<u32, Directory>,
     sequential: Sequential,
-    /// Files that were asked for ahead and have not been read since: by the next reader from the tiers, by the
-    /// kernel into its page cache.
+    /// Files that were asked for ahead: into the tiers until a reader comes, into the page cache until they are there.
     asked: RoaringBitmap,
-    /// Files that were read ahead into the page cache.
+    /// Files that the page cache was given.
     delivered: RoaringBitmap,
     /// How long readers wait for the origin: a moving average.
     wait: Duration,
 }
 
 /// How far a directory is.
+#[derive(Clone)]
 struct Directory {
     read: u32,
     /// Files that may be filled ahead now.
@@ -115,27 +118,21 @@ impl Prefetcher {
         })
     }
 
-    /// A thread has begun to read a file, which was cached or not. Gives whether it does so ahead of any reader.
-    pub(crate) fn reading(self: &Arc<Self>, file: u32, cached: bool, thread: u32) -> bool {
+    /// Somebody has begun to read a file, which was cached or not.
+    pub(crate) fn reading(self: &Arc<Self>, file: u32, cached: bool) {
         let entry = self.manifest.entry(file);
         if entry.size > SMALL {
-            return false;
+            return;
         }
         match &self.target {
-            Target::PageCache(kernel) if kernel.is_own(thread) => {
-                let mut state = self.state.lock();
-                state.asked.remove(file);
-                state.delivered.insert(file);
-                return true;
-            }
-            Target::PageCache(kernel) => self.order(&**kernel, file),
+            Target::PageCache(kernel) => self.wish(&**kernel, file),
             Target::Tiers(worker) => {
                 let start = {
                     let mut state = self.state.lock();
                     if state.asked.remove(file) {
                         self.metrics.prefetch_used_bytes.inc_by(entry.size);
                     } else if cached {
-                        return false; // nothing to gain: the directory may be all there
+                        return; // nothing to gain: the directory may be all there
                     }
                     state.wait >= FAST && state.earn(entry.parent, file, &self.manifest)
                 };
@@ -145,12 +142,6 @@ impl Prefetcher {
                 }
             }
         }
-        false
-    }
-
-    /// Whether what this thread reads is ahead of any reader.
-    pub(crate) fn is_ahead(&self, thread: u32) -> bool {
-        matches!(&self.target, Target::PageCache(kernel) if kernel.is_own(thread))
     }
 
     /// A reader reads in a block of a big file.
@@ -202,13 +193,13 @@ impl Prefetcher {
         state.wait = (state.wait * (WAIT_SHARE - 1) + wait) / WAIT_SHARE;
     }
 
-    /// Has the kernel read what a file that a reader had to ask for has earned its directory.
-    fn order(&self, kernel: &dyn ReadAhead, file: u32) {
+    /// Wishes what a file that a reader had to ask for has earned its directory into the page cache.
+    fn wish(&self, kernel: &dyn PageCache, file: u32) {
         let entry = self.manifest.entry(file);
         let children = self.manifest.children(entry.parent);
         let mut state = self.state.lock();
         if state.asked.remove(file) {
-            return; // the reader was faster than the order
+            return; // the reader was faster
         }
         if state.delivered.remove(file) {
             self.metrics.prefetch_repeated_bytes.inc_by(entry.size);
@@ -222,23 +213,59 @@ impl Prefetcher {
         let Some(directory) = directories.get_mut(&entry.parent) else {
             return;
         };
-        if directory.is_new(&children) && children.end - children.start <= MAX_LISTED {
-            kernel.list(&self.manifest.path(entry.parent));
-        }
-        while let Some(next) = directory.next(&children, &self.manifest, true) {
-            if next == file || asked.contains(next) {
-                directory.credit += 1; // costs nothing
-                continue;
+        loop {
+            let before = directory.clone();
+            let is_new = directory.is_new(&children);
+            let (mut files, mut bytes) = (Vec::new(), 0);
+            while files.len() < BATCH_FILES {
+                let before = directory.clone();
+                let Some(next) = directory.next(&children, &self.manifest, true) else {
+                    break;
+                };
+                if next == file || asked.contains(next) {
+                    directory.credit += 1; // costs nothing
+                    continue;
+                }
+                bytes += self.manifest.entry(next).size as usize;
+                if bytes > BATCH_BYTES {
+                    *directory = before;
+                    break;
+                }
+                files.push(next);
             }
-            if !kernel.read(&self.manifest.path(next)) {
-                directory.take_back();
+            if files.is_empty() {
                 break;
             }
-            asked.insert(next);
-            let size = self.manifest.entry(next).size;
-            self.metrics.prefetched_bytes.inc_by(size);
+            let batch = Batch {
+                directory: entry.parent,
+                list: is_new && children.end - children.start <= MAX_LISTED,
+                files: files.clone(),
+            };
+            if !kernel.wish(batch) {
+                *directory = before;
+                break;
+            }
+            asked.extend(files);
         }
         directory.running = false;
+    }
+
+    /// Whether a file was asked for ahead, and no reader has come for it since.
+    pub(crate) fn is_asked(&self, file: u32) -> bool {
+        self.state.lock().asked.contains(file)
+    }
+
+    /// The kernel was given so many files of a batch.
+    pub(crate) fn ended(&self, batch: &Batch, given: &[Placed]) {
+        let bytes: usize = given.iter().map(|placed| placed.length).sum();
+        self.metrics.prefetched_bytes.inc_by(bytes as u64);
+        let mut state = self.state.lock();
+        for &file in &batch.files {
+            state.asked.remove(file);
+        }
+        state
+            .delivered
+            .extend(given.iter().map(|placed| placed.file));
     }
 
     /// Fills files of a directory for as long as it has credit.
@@ -315,19 +342,13 @@ impl State {
         if known.read < FIRST {
             return false;
         }
-        known.credit = known.credit.saturating_add(AHEAD);
+        let doublings = (known.read - FIRST).min(MOST_DOUBLINGS);
+        known.credit = known.credit.saturating_add(AHEAD << doublings);
         !std::mem::replace(&mut known.running, true)
     }
 }
 
 impl Directory {
-    /// Undoes the last [`Self::next`].
-    fn take_back(&mut self) {
-        self.next -= 1;
-        self.left += 1;
-        self.credit += 1;
-    }
-
     /// Whether nothing has been read ahead in this round.
     fn is_new(&self, children: &Range<u32>) -> bool {
         self.left == children.end - children.start
@@ -401,7 +422,7 @@ mod tests {
         assert!(state.earn(ROOT, file, &manifest));
         assert!(!state.earn(ROOT, file, &manifest), "one task is enough");
         let directory = state.directories.get_mut(&ROOT).unwrap();
-        assert_eq!(directory.credit, 2 * AHEAD);
+        assert_eq!(directory.credit, AHEAD + 2 * AHEAD);
         let names = std::iter::from_fn(|| directory.next(&children, &manifest, true))
             .map(|file| manifest.entry(file).name.to_owned());
         let names: Vec<String> = names.collect();
@@ -431,31 +452,18 @@ mod tests {
         assert_eq!(files.count(), 3);
     }
 
-    /// The thread that follows orders, and one of a reader.
-    const KERNEL: u32 = 1;
-    const READER: u32 = 2;
-
-    /// Notes what is ordered, and takes so many files.
+    /// Notes what is wished, and takes so many batches.
     struct Kernel {
         most: usize,
-        listed: Mutex<Vec<String>>,
-        read: Mutex<Vec<String>>,
+        wished: Mutex<Vec<Batch>>,
     }
 
-    impl ReadAhead for Kernel {
-        fn list(&self, directory: &str) {
-            self.listed.lock().push(directory.to_owned());
-        }
-
-        fn is_own(&self, thread: u32) -> bool {
-            thread == KERNEL
-        }
-
-        fn read(&self, file: &str) -> bool {
-            let mut read = self.read.lock();
-            let fits = read.len() < self.most;
+    impl PageCache for Kernel {
+        fn wish(&self, batch: Batch) -> bool {
+            let mut wished = self.wished.lock();
+            let fits = wished.len() < self.most;
             if fits {
-                read.push(file.to_owned());
+                wished.push(batch);
             }
             fits
         }
@@ -464,8 +472,7 @@ mod tests {
     fn prefetcher(most: usize) -> (Arc<Kernel>, Arc<Prefetcher>) {
         let kernel = Arc::new(Kernel {
             most,
-            listed: Mutex::default(),
-            read: Mutex::default(),
+            wished: Mutex::default(),
         });
         let metrics =
             ClientMetrics::register(&mut prometheus_client::registry::Registry::default());
@@ -477,37 +484,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_kernel_is_asked_for_a_directory_once_and_again_when_it_has_dropped_it() {
+    async fn a_directory_is_wished_for_once_and_again_when_the_kernel_has_dropped_it() {
         let (kernel, prefetcher) = prefetcher(100);
         let file = |name: &str| prefetcher.manifest.resolve(name).unwrap();
-        prefetcher.reading(file("f4"), true, READER);
-        assert!(kernel.read.lock().is_empty(), "one file alone says nothing");
-        prefetcher.reading(file("f5"), true, READER);
-        assert_eq!(*kernel.listed.lock(), [""]);
-        let ordered = std::mem::take(&mut *kernel.read.lock());
-        assert_eq!(
-            ordered,
-            ["f6", "f7", "f8", "f9", "f0", "f1", "f2", "f3", "f4"]
+        prefetcher.reading(file("f4"), true);
+        assert!(
+            kernel.wished.lock().is_empty(),
+            "one file alone says nothing"
         );
-        for name in &ordered {
-            assert!(prefetcher.reading(file(name), true, KERNEL));
-        }
-        assert!(kernel.read.lock().is_empty());
+        prefetcher.reading(file("f5"), true);
+        let wished = std::mem::take(&mut *kernel.wished.lock());
+        let names = ["f6", "f7", "f8", "f9", "f0", "f1", "f2", "f3", "f4"];
+        let batch = Batch {
+            directory: ROOT,
+            list: true,
+            files: names.map(file).to_vec(),
+        };
+        assert_eq!(wished, std::slice::from_ref(&batch));
+        let given = batch.files.iter().map(|&file| Placed {
+            file,
+            offset: 0,
+            length: 100,
+        });
+        prefetcher.ended(&batch, &given.collect::<Vec<_>>());
+        assert_eq!(prefetcher.metrics.prefetched_bytes.get(), 900);
         for name in ["f6", "f7"] {
-            assert!(!prefetcher.reading(file(name), true, READER)); // it was dropped
+            prefetcher.reading(file(name), true); // it was dropped
         }
-        assert!(kernel.read.lock().len() > 5);
+        assert!(kernel.wished.lock()[0].files.len() > 5);
         assert_eq!(prefetcher.metrics.prefetch_repeated_bytes.get(), 200);
     }
 
     #[tokio::test]
-    async fn an_order_that_is_not_taken_is_not_waited_for() {
-        let (kernel, prefetcher) = prefetcher(3);
+    async fn a_wish_that_is_not_taken_costs_no_credit() {
+        let (kernel, prefetcher) = prefetcher(0);
         for name in ["f1", "f2"] {
-            let file = prefetcher.manifest.resolve(name).unwrap();
-            prefetcher.reading(file, false, READER);
+            prefetcher.reading(prefetcher.manifest.resolve(name).unwrap(), false);
         }
-        assert_eq!(kernel.read.lock().len(), 3);
-        assert_eq!(prefetcher.state.lock().asked.len(), 3);
+        assert!(kernel.wished.lock().is_empty());
+        let state = prefetcher.state.lock();
+        assert!(state.asked.is_empty());
+        assert_eq!(state.directories[&ROOT].credit, AHEAD);
     }
 }

@@ -1,4 +1,4 @@
-//! Where files are read ahead to, and what the prefetcher asks of the kernel's face for it.
+//! Where files are read ahead to, and what the prefetcher and the kernel's face say to each other about it.
 
 use std::sync::Arc;
 
@@ -10,18 +10,36 @@ pub enum ReadAheadTarget {
     /// Into the tiers of the worker in this process, if there is one.
     Tiers,
     /// Into the kernel's page cache.
-    PageCache(Arc<dyn ReadAhead>),
+    PageCache(Arc<dyn PageCache>),
 }
 
-/// Reads ahead through the mount itself. Orders are wishes: one that does not fit in is dropped.
-pub trait ReadAhead: Send + Sync {
-    /// Has the kernel learn the names and attributes of a directory, by its path in the snapshot.
-    fn list(&self, directory: &str);
+/// The kernel's page cache, as a place for files that nobody has asked for yet.
+pub trait PageCache: Send + Sync {
+    /// Wishes for files to be put there. False when too many wishes wait already; this one is then forgotten.
+    fn wish(&self, batch: Batch) -> bool;
+}
 
-    /// Whether this thread follows the orders, so that what it reads is ahead of any reader.
-    fn is_own(&self, thread: u32) -> bool;
+/// Most bytes of the files of a [`Batch`] together.
+pub const BATCH_BYTES: usize = 2 << 20;
 
-    /// Has the kernel read a whole file into its page cache, by its path in the snapshot. False when too many orders
-    /// wait already.
-    fn read(&self, file: &str) -> bool;
+/// Small files of one directory that are read ahead together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Batch {
+    /// The directory's index in the manifest.
+    pub directory: u32,
+    /// Whether the kernel should learn all names and attributes of the directory first.
+    pub list: bool,
+    /// Their indexes in the manifest.
+    pub files: Vec<u32>,
+}
+
+/// A whole file in a [`Batch`]'s memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Placed {
+    /// Its index in the manifest.
+    pub file: u32,
+    /// Where its bytes begin.
+    pub offset: usize,
+    /// How many they are.
+    pub length: usize,
 }

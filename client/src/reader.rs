@@ -1,13 +1,10 @@
 //! Reads of one snapshot's files, put together from blocks.
 
 use std::ops::Range;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
 use weir_origin::OriginError;
 use weir_worker::{DatasetReads, Drive, Worker};
@@ -15,7 +12,7 @@ use weir_worker::{DatasetReads, Drive, Worker};
 use crate::cluster::ClusterReader;
 use crate::metrics::{ClientMetrics, DatasetCounters, ReadSource};
 use crate::prefetch::{Prefetcher, Target};
-use crate::readahead::ReadAheadTarget;
+use crate::readahead::{Batch, Placed, ReadAheadTarget};
 use crate::stale::StaleReads;
 
 /// Why bytes could not be read.
@@ -43,9 +40,6 @@ pub enum ReadError {
     },
 }
 
-/// Reads ahead that begin so soon after all were given up are given up, too: the kernel had them in its queue.
-const ABANDONED_FOR: Duration = Duration::from_secs(2);
-
 /// Who answers block reads.
 pub enum Backend {
     /// A worker in this process.
@@ -62,8 +56,6 @@ pub struct Reader {
     stale: Arc<StaleReads>,
     /// Reads ahead of the readers, where that is possible.
     prefetcher: Option<Arc<Prefetcher>>,
-    abandon: Notify,
-    abandoned_at: Mutex<Option<Instant>>,
     /// Counters of the worker in this process.
     worker_counters: Option<Arc<DatasetReads>>,
 }
@@ -140,8 +132,6 @@ impl Reader {
             manifest,
             backend,
             stale: Arc::default(),
-            abandon: Notify::new(),
-            abandoned_at: Mutex::default(),
             prefetcher,
             worker_counters,
         }
@@ -158,8 +148,8 @@ impl Reader {
     }
 
     /// The bytes `offset..end` of a file when they can be had without waiting for a network; blocks on the disk at
-    /// most. `end` must not lie past the file's end; `thread` reads.
-    pub fn read_cached(&self, file: u32, offset: u64, end: u64, thread: u32) -> Option<Vec<Bytes>> {
+    /// most. `end` must not lie past the file's end.
+    pub fn read_cached(&self, file: u32, offset: u64, end: u64) -> Option<Vec<Bytes>> {
         let Backend::Embedded(worker) = &self.backend else {
             return None;
         };
@@ -180,10 +170,23 @@ impl Reader {
             self.reading_block(file, piece.index);
             bytes.extend(found);
         }
-        if offset == 0 {
-            self.begin(file, offset, true, thread);
-        }
         Some(bytes)
+    }
+
+    /// As [`Self::read_cached`] of whole files of one block each.
+    pub(crate) fn read_cached_files(&self, files: &[u32]) -> Vec<Option<Vec<Bytes>>> {
+        let Backend::Embedded(worker) = &self.backend else {
+            return vec![None; files.len()];
+        };
+        let blocks = files.iter().flat_map(|&file| self.manifest.blocks(file));
+        let blocks = blocks.map(|block| (block.key(), block.len()));
+        let found = worker.read_cached_whole(&blocks.collect::<Vec<_>>());
+        let found = found.into_iter().zip(files).map(|(found, &file)| {
+            let (bytes, source) = found?;
+            self.count(source.into(), self.manifest.entry(file).size);
+            Some(bytes)
+        });
+        found.collect()
     }
 
     /// The bytes `offset..end` of a file, from wherever they are. Blocks are asked for one after the other, so the
@@ -217,36 +220,29 @@ impl Reader {
         Ok(bytes)
     }
 
-    /// Tells the prefetcher of a read by `thread` that begins; true when it is ahead of any reader.
-    /// [`Self::read_cached`] does so by itself.
-    pub fn begin(&self, file: u32, offset: u64, cached: bool, thread: u32) -> bool {
-        match &self.prefetcher {
-            Some(prefetcher) if offset == 0 => prefetcher.reading(file, cached, thread),
-            Some(prefetcher) => prefetcher.is_ahead(thread),
-            None => false,
+    /// Tells the prefetcher that somebody has begun to read a file, which was cached or not.
+    pub fn begun(&self, file: u32, cached: bool) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.reading(file, cached);
+        }
+    }
+
+    /// Whether a file is still to be read ahead.
+    pub(crate) fn is_wished(&self, file: u32) -> bool {
+        let prefetcher = self.prefetcher.as_ref();
+        prefetcher.is_some_and(|prefetcher| prefetcher.is_asked(file))
+    }
+
+    /// Tells the prefetcher which files of a batch the kernel was given.
+    pub fn ahead_ended(&self, batch: &Batch, given: &[Placed]) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.ended(batch, given);
         }
     }
 
     fn reading_block(&self, file: u32, index: u32) {
         if let Some(prefetcher) = &self.prefetcher {
             prefetcher.reading_block(file, index);
-        }
-    }
-
-    /// Has reads that are ahead of any reader given up, those that begin within a moment too: the mount is about to
-    /// go.
-    pub fn abandon(&self) {
-        *self.abandoned_at.lock() = Some(Instant::now());
-        self.abandon.notify_waiters();
-    }
-
-    /// Waits until reads that are ahead of any reader are to be given up.
-    pub async fn abandoned(&self) {
-        let mut told = pin!(self.abandon.notified());
-        told.as_mut().enable(); // before the look, so that nothing is missed
-        let last = *self.abandoned_at.lock();
-        if last.is_none_or(|at| at.elapsed() >= ABANDONED_FOR) {
-            told.await;
         }
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 /// Longest message, in bytes. The largest one carries the arguments of the server; the kernel's default socket
 /// buffer holds it, so it can be sent before anybody reads.
 pub(crate) const MAX_MESSAGE: usize = 128 << 10;
-/// Most descriptors in one message: one for each [`Slot`].
+/// Most descriptors in one message.
 const MAX_DESCRIPTORS: usize = 5;
 
 /// What a passed descriptor is.
@@ -34,6 +34,8 @@ pub(crate) enum Slot {
     Server,
     /// A control client that waits for an answer.
     Client,
+    /// Memory that two processes share.
+    Memory,
 }
 
 #[derive(Serialize)]

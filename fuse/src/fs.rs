@@ -9,7 +9,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -56,7 +55,7 @@ pub struct SnapshotFs {
     reader: Arc<Reader>,
     manifest: Arc<Manifest>,
     ownership: Ownership,
-    waiting: WaitingReads,
+    waiting: Arc<WaitingReads>,
     metrics: Arc<FuseMetrics>,
     last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
 }
@@ -66,7 +65,7 @@ impl SnapshotFs {
     pub fn new(
         reader: Arc<Reader>,
         ownership: Ownership,
-        waiting: WaitingReads,
+        waiting: Arc<WaitingReads>,
         metrics: Arc<FuseMetrics>,
     ) -> Self {
         let manifest = reader.manifest().clone();
@@ -230,7 +229,7 @@ impl Filesystem for SnapshotFs {
 
     fn read(
         &self,
-        request: &Request,
+        _: &Request,
         inode: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -253,7 +252,11 @@ impl Filesystem for SnapshotFs {
         if offset >= end {
             return reply.data(&[]);
         }
-        if let Some(pieces) = self.reader.read_cached(index, offset, end, request.pid()) {
+        let cached = self.reader.read_cached(index, offset, end);
+        if offset == 0 {
+            self.reader.begun(index, cached.is_some());
+        }
+        if let Some(pieces) = cached {
             send(reply, &pieces);
             self.metrics.read_bytes.inc_by(end - offset);
             self.metrics
@@ -261,14 +264,12 @@ impl Filesystem for SnapshotFs {
                 .observe(started.elapsed().as_secs_f64());
             return;
         }
-        let ahead = self.reader.begin(index, offset, false, request.pid());
         let read = WaitingRead {
             reader: self.reader.clone(),
             metrics: self.metrics.clone(),
             last_logged: self.last_logged.clone(),
             file: index,
             range: offset..end,
-            ahead,
             started,
         };
         self.waiting.run(read.answer(reply));
@@ -336,29 +337,16 @@ struct WaitingRead {
     last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
     file: u32,
     range: Range<u64>,
-    /// No reader waits for it.
-    ahead: bool,
     started: Instant,
 }
 
 impl WaitingRead {
     /// Answers as soon as the bytes are there, and then finishes the fills that the read has started.
     async fn answer(self, reply: ReplyData) {
-        let Range { start, end } = self.range;
+        let Range { start, end } = self.range.clone();
         let mut unfinished = Vec::new();
-        {
-            let mut read = pin!(self.reader.read(self.file, start, end, &mut unfinished));
-            tokio::select! {
-                biased;
-                outcome = &mut read => self.reply(reply, outcome),
-                () = self.reader.abandoned(), if self.ahead => {
-                    // An unmount waits for every page that is being read. Should a reader wait for this one, the
-                    // kernel asks again. The fill may have other readers, so it goes on.
-                    reply.error(Errno::EIO);
-                    let _ = read.await;
-                }
-            }
-        }
+        let outcome = self.reader.read(self.file, start, end, &mut unfinished);
+        self.reply(reply, outcome.await);
         for fill in unfinished {
             fill.await;
         }

@@ -162,6 +162,11 @@ impl Handover {
         &self.device
     }
 
+    /// The kernel's end of the mount.
+    pub fn fuse(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.link.fuse()
+    }
+
     /// Makes a fact known to those who ask about the mount, such as the address of its metrics. What is told before
     /// [`Self::serve`] is known when the mount becomes usable.
     pub fn publish(&self, key: &str, value: &str) {
@@ -289,7 +294,7 @@ impl Handover {
 }
 
 /// Asks the kernel for the requests that a dead server read and did not answer.
-fn send_again(fuse: impl AsFd) {
+pub(crate) fn send_again(fuse: impl AsFd) {
     let mut message = [0; 16];
     message[..4].copy_from_slice(&16_u32.to_ne_bytes());
     message[4..8].copy_from_slice(&RESEND_CODE.to_ne_bytes());

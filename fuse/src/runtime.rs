@@ -107,8 +107,31 @@ pub(crate) fn is_live(dir: &Path) -> bool {
     let Ok(file) = File::open(dir.join(LOCK)) else {
         return false;
     };
+    is_held(&file)
+}
+
+/// Whether another open file holds this lock.
+fn is_held(file: &File) -> bool {
     // Taken shared, so that two who look do not see each other.
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+    let taken = rustix::fs::flock(file, FlockOperation::NonBlockingLockShared);
+    // It was not locked before, so there is nothing that unlocking could fail for.
+    let _ = rustix::fs::flock(file, FlockOperation::NonBlockingUnlock);
+    taken.is_err()
+}
+
+/// A look at a mount's lock that stays valid when the mount's directory is moved.
+pub(crate) struct LiveLock(File);
+
+impl LiveLock {
+    /// The lock of the mount at `mountpoint`, which is alive.
+    pub(crate) fn open(mountpoint: &Path) -> io::Result<Self> {
+        File::open(dir_of(mountpoint).join(LOCK)).map(Self)
+    }
+
+    /// Whether supervisor or server live.
+    pub(crate) fn is_held(&self) -> bool {
+        is_held(&self.0)
+    }
 }
 
 /// Makes the directory of a mount and takes its lock. What a dead mount left in it is removed.

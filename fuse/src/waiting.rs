@@ -50,6 +50,17 @@ impl WaitingReads {
         });
     }
 
+    /// Runs `work` to its end on this thread, which answers no reads.
+    pub(crate) fn run_here<T>(&self, work: impl Future<Output = T>) -> T {
+        OWN.with(|own| {
+            let own = (self.most > 0).then(|| own.get_or_init(own_runtime));
+            match own {
+                Some(Some(runtime)) => runtime.block_on(work),
+                Some(None) | None => self.shared.block_on(work),
+            }
+        })
+    }
+
     /// One of the places for a read on its own thread.
     fn place(&self) -> Option<Place<'_>> {
         let taken = self.here.fetch_add(1, Ordering::Relaxed);

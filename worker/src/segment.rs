@@ -21,11 +21,12 @@
 //! | `journal` | the same table while the segment is being written |
 //! | `index` | where each block is, in memory |
 //! | `location` | a place that can be read and verified, here or in a client's process |
+//! | `together` | many small blocks with few reads |
 //! | `append` | the one writer: batches, rolling to a new file, sealing |
 //! | `reclaim` | making room: deletion, compaction, eviction of what is idle |
 //! | `recover` | what a directory still holds when it is opened |
 //! | `removed` | which records of a segment are not to come back |
-//! | `disk`, `lock`, `aligned` | what is asked of the system |
+//! | `disk`, `lock`, `aligned`, `huge` | what is asked of the system |
 
 #![forbid(unsafe_code)]
 
@@ -37,6 +38,7 @@ pub mod disk;
 mod error;
 mod file;
 mod footer;
+mod huge;
 mod index;
 mod journal;
 mod location;
@@ -47,6 +49,7 @@ mod recover;
 mod removed;
 mod stats;
 mod store;
+mod together;
 
 #[cfg(test)]
 mod faulty;

@@ -248,6 +248,25 @@ impl Worker {
         Some((vec![data], Source::Ssd))
     }
 
+    /// As [`Self::read_cached`] of whole blocks, given with their lengths, with few reads of the disk.
+    pub fn read_cached_whole(
+        &self,
+        blocks: &[(BlockKey, u32)],
+    ) -> Vec<Option<(Vec<Bytes>, Source)>> {
+        let in_memory = blocks
+            .iter()
+            .map(|(key, length)| self.read_memory(key, &(0..*length)));
+        let mut found: Vec<_> = in_memory.collect();
+        let absent: Vec<usize> = (0..blocks.len())
+            .filter(|at| found[*at].is_none())
+            .collect();
+        let keys: Vec<BlockKey> = absent.iter().map(|at| blocks[*at].0).collect();
+        for (at, data) in absent.into_iter().zip(self.ssd.read_whole(&keys)) {
+            found[at] = data.map(|data| (vec![data], Source::Ssd));
+        }
+        found
+    }
+
     /// The bytes of `range`, if they are in memory.
     fn read_memory(&self, key: &BlockKey, range: &Range<u32>) -> Option<(Vec<Bytes>, Source)> {
         if let Some(data) = self.memory.get(key) {

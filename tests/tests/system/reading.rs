@@ -221,23 +221,25 @@ fn small_files_come_into_the_page_cache_ahead_of_their_readers() {
         let label = format!("operation=\"{operation}\"");
         mount.metric("weir_fuse_requests_total", &label)
     };
+    let ahead = || mount.metric("weir_client_prefetched_bytes_total", "");
     wait_until("others are read ahead", Duration::from_secs(10), || {
-        requests("read") >= 18.0
+        ahead() > 0.0
     });
-    let lookups = requests("lookup");
+    assert!((ahead() - 16.0 * 5000.0).abs() < 1.0, "{} bytes", ahead());
+    // What was handed to the kernel's side may take a moment more to be there.
+    std::thread::sleep(Duration::from_millis(300));
+    let (lookups, reads) = (requests("lookup"), requests("read"));
     for name in files.keys().take(18) {
         assert!(mount.read(name) == files[name], "{name}");
     }
     assert!(
-        requests("read") <= 18.0,
+        requests("read") <= reads,
         "a reader asked for what was read ahead"
     );
     assert!(
         requests("lookup") <= lookups,
         "a reader asked for a name that was listed ahead"
     );
-    let ahead = mount.metric("weir_client_prefetched_bytes_total", "");
-    assert!((ahead - 16.0 * 5000.0).abs() < 1.0, "{ahead} bytes");
     for (name, content) in &files {
         assert!(mount.read(name) == *content, "{name}");
     }
@@ -258,7 +260,7 @@ fn a_mount_can_be_unmounted_while_it_reads_ahead() {
     let lab = Lab::new();
     let files = small_files(&lab);
     let mount = lab.mount("", &[]);
-    // What is read ahead hangs, with its files open.
+    // What is read ahead hangs.
     let stall = Fault::Stall(Duration::from_secs(20));
     lab.s3.faults().set([Rule::new(stall).path("d/f06")]);
     let gets = lab.s3.stats().gets();

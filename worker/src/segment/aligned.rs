@@ -1,11 +1,15 @@
 //! Memory that direct I/O accepts: buffers that start and end on a page, and a bounded pool that reuses them.
 //!
 //! A fresh buffer costs a page fault per page, which for a block of 100 KiB is a good part of the read itself;
-//! a reused one costs nothing.
+//! a reused one costs nothing. Buffers are of [huge pages](super::huge) where those suffice.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use memmap2::MmapMut;
 use parking_lot::Mutex;
+
+use super::huge;
 
 /// What direct I/O aligns to: offsets, lengths and memory addresses, in bytes.
 pub(super) const PAGE: u64 = 4096;
@@ -20,22 +24,56 @@ pub(super) const fn page_ceil(at: u64) -> u64 {
     (at + PAGE - 1) & !(PAGE - 1)
 }
 
+/// Long buffers have huge pages, in bytes.
+const LONG: usize = 2 << 20;
+
 /// A buffer whose first byte lies on a page and whose length is a whole number of pages.
 #[derive(Debug)]
 pub(super) struct AlignedBuf {
-    // Longer than needed by a page, so that some page starts inside; never grown, so it never moves.
-    memory: Box<[u8]>,
+    // Longer than needed, so that some page starts inside; never grown, so it never moves.
+    memory: Memory,
     start: usize,
     len: usize,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Heap(Box<[u8]>),
+    Mapped(MmapMut),
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Heap(memory) => memory,
+            Self::Mapped(memory) => memory,
+        }
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Heap(memory) => memory,
+            Self::Mapped(memory) => memory,
+        }
+    }
 }
 
 impl AlignedBuf {
     /// A zeroed buffer of at least `len` bytes.
     pub(super) fn zeroed(len: usize) -> Self {
         let len = page_ceil(len as u64) as usize;
+        let mapped = (len >= LONG).then(|| huge::map(len)).flatten();
+        if let Some((memory, start)) = mapped {
+            let memory = Memory::Mapped(memory);
+            return Self { memory, start, len };
+        }
         let memory = vec![0; len + PAGE as usize].into_boxed_slice();
-        let address = memory.as_ptr().addr();
-        let start = page_ceil(address as u64) as usize - address;
+        let start = memory.as_ptr().align_offset(PAGE as usize);
+        let memory = Memory::Heap(memory);
         Self { memory, start, len }
     }
 
@@ -84,6 +122,12 @@ impl BufferPool {
     ///
     /// Its content is whatever it held before.
     pub(super) fn take(self: &Arc<Self>, len: usize) -> PooledBuf {
+        if let Some(buffer) = huge::take(len) {
+            return PooledBuf {
+                memory: Pooled::Huge(buffer),
+                pool: Arc::clone(self),
+            };
+        }
         let reused = {
             let mut free = self.free.lock();
             let fits = |b: &AlignedBuf| b.capacity() >= len && b.capacity() / 2 <= len;
@@ -94,7 +138,7 @@ impl BufferPool {
             })
         };
         PooledBuf {
-            buffer: Some(reused.unwrap_or_else(|| AlignedBuf::zeroed(len))),
+            memory: Pooled::Plain(reused.unwrap_or_else(|| AlignedBuf::zeroed(len))),
             pool: Arc::clone(self),
         }
     }
@@ -111,28 +155,45 @@ impl BufferPool {
 /// A buffer that goes back to its pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct PooledBuf {
-    // Taken out only by drop.
-    buffer: Option<AlignedBuf>,
+    memory: Pooled,
     pool: Arc<BufferPool>,
+}
+
+#[derive(Debug)]
+enum Pooled {
+    Huge(&'static mut [u8]),
+    Plain(AlignedBuf),
+    /// It was dropped.
+    Gone,
 }
 
 impl PooledBuf {
     /// The whole buffer, to fill.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.buffer.as_mut().map_or(&mut [], AlignedBuf::bytes_mut)
+        match &mut self.memory {
+            Pooled::Huge(buffer) => buffer,
+            Pooled::Plain(buffer) => buffer.bytes_mut(),
+            Pooled::Gone => &mut [],
+        }
     }
 }
 
 impl AsRef<[u8]> for PooledBuf {
     fn as_ref(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], AlignedBuf::bytes)
+        match &self.memory {
+            Pooled::Huge(buffer) => buffer,
+            Pooled::Plain(buffer) => buffer.bytes(),
+            Pooled::Gone => &[],
+        }
     }
 }
 
 impl Drop for PooledBuf {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.pool.give_back(buffer);
+        match std::mem::replace(&mut self.memory, Pooled::Gone) {
+            Pooled::Huge(buffer) => huge::give_back(buffer),
+            Pooled::Plain(buffer) => self.pool.give_back(buffer),
+            Pooled::Gone => {}
         }
     }
 }
@@ -153,8 +214,9 @@ mod tests {
 
     #[test]
     fn a_pool_reuses_a_buffer_of_fitting_size_and_keeps_no_more_than_its_limit() {
-        let pool = BufferPool::new(16 << 10);
-        let first = pool.take(8 << 10);
+        const HERE: usize = 4 << 20; // longer than the buffers that all pools share
+        let pool = BufferPool::new(2 * HERE);
+        let first = pool.take(HERE);
         let address = first.as_ref().as_ptr().addr();
         drop(first);
         assert_ne!(
@@ -162,10 +224,10 @@ mod tests {
             address,
             "far too long"
         );
-        let again = pool.take(7 << 10);
+        let again = pool.take(HERE - 4096);
         assert_eq!(again.as_ref().as_ptr().addr(), address);
-        let (second, third) = (pool.take(8 << 10), pool.take(8 << 10));
+        let (second, third) = (pool.take(HERE), pool.take(HERE));
         drop((again, second, third));
-        assert!(pool.free.lock().bytes <= 16 << 10);
+        assert!(pool.free.lock().bytes <= 2 * HERE);
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use crc_fast::crc32_iscsi;
 
-use super::aligned::{BufferPool, PAGE, page_ceil, page_floor};
+use super::aligned::{BufferPool, PAGE, PooledBuf, page_ceil, page_floor};
 use super::disk::{Disk, LocalDisk, give_back_pages};
 use super::record::{CHUNK_SIZE, Checksums};
 
@@ -80,30 +80,72 @@ impl BlockLocation {
         let high = page_ceil(self.offset + last);
         let needed = (self.offset + last - low) as usize;
 
-        let mut buffer = pool.take((high - low) as usize);
-        let space = &mut buffer.bytes_mut()[..(high - low) as usize];
-        let mut done = 0;
-        while done < needed {
-            let read = disk.read_at(&self.file, &mut space[done..], low + done as u64)?;
-            done += read;
-            // Direct reads stop inside a page only at the end of the file.
-            let at_end = read == 0 || (self.direct && !(done as u64).is_multiple_of(PAGE));
-            if at_end && done < needed {
-                return Err(ReadFault::Short);
-            }
-        }
-        if !self.direct {
-            give_back_pages(&self.file, low, (high - low) as usize);
-        }
-
+        let buffer = fetch(disk, &self.file, self.direct, low..high, needed, pool)?;
         let data_at = (self.offset + first - low) as usize;
-        let data = space[data_at..needed].chunks(CHUNK_SIZE as usize);
-        for (chunk, bytes) in chunks.zip(data) {
+        self.verify(chunks.start, &buffer.as_ref()[data_at..needed])?;
+        let skip = data_at + (u64::from(range.start) - first) as usize;
+        Ok(Bytes::from_owner(buffer).slice(skip..skip + (end - range.start) as usize))
+    }
+
+    /// Checks whole chunks of the block, from `first` on.
+    fn verify(&self, first: u32, data: &[u8]) -> Result<(), ReadFault> {
+        for (chunk, bytes) in (first..).zip(data.chunks(CHUNK_SIZE as usize)) {
             if self.checksums.get(chunk as usize) != Some(&crc32_iscsi(bytes)) {
                 return Err(ReadFault::Corrupt { chunk });
             }
         }
-        let skip = data_at + (u64::from(range.start) - first) as usize;
-        Ok(Bytes::from_owner(buffer).slice(skip..skip + (end - range.start) as usize))
+        Ok(())
     }
+}
+
+/// Reads whole blocks of one file with one read. `blocks` are in the order of their offsets. Of a block that is not
+/// what was written the result has nothing.
+pub(super) fn read_run(
+    disk: &dyn Disk,
+    blocks: &[&BlockLocation],
+    pool: &Arc<BufferPool>,
+) -> Result<Vec<Option<Bytes>>, ReadFault> {
+    let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
+        return Ok(Vec::new());
+    };
+    let low = page_floor(first.offset);
+    let end = last.offset + u64::from(last.len);
+    let range = low..page_ceil(end);
+    let needed = (end - low) as usize;
+    let buffer = fetch(disk, &first.file, first.direct, range, needed, pool)?;
+    let all = Bytes::from_owner(buffer);
+    let cut = |block: &&BlockLocation| {
+        let start = (block.offset - low) as usize;
+        let bytes = all.slice(start..start + block.len as usize);
+        block.verify(0, &bytes).is_ok().then_some(bytes)
+    };
+    Ok(blocks.iter().map(cut).collect())
+}
+
+/// Reads whole pages of a file, of which the first `needed` bytes must be there.
+fn fetch(
+    disk: &dyn Disk,
+    file: &File,
+    direct: bool,
+    pages: Range<u64>,
+    needed: usize,
+    pool: &Arc<BufferPool>,
+) -> Result<PooledBuf, ReadFault> {
+    let length = (pages.end - pages.start) as usize;
+    let mut buffer = pool.take(length);
+    let space = &mut buffer.bytes_mut()[..length];
+    let mut done = 0;
+    while done < needed {
+        let read = disk.read_at(file, &mut space[done..], pages.start + done as u64)?;
+        done += read;
+        // Direct reads stop inside a page only at the end of the file.
+        let at_end = read == 0 || (direct && !(done as u64).is_multiple_of(PAGE));
+        if at_end && done < needed {
+            return Err(ReadFault::Short);
+        }
+    }
+    if !direct {
+        give_back_pages(file, pages.start, length);
+    }
+    Ok(buffer)
 }

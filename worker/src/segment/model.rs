@@ -48,6 +48,7 @@ fn make(k: u8) -> Vec<u8> {
 enum Op {
     Put(Vec<u8>),
     Read(u8, Range<u32>),
+    ReadWhole(Vec<u8>),
     Remove(Vec<u8>),
     Compact,
     Reopen,
@@ -70,6 +71,7 @@ fn op() -> impl Strategy<Value = Op> {
         12 => change(),
         6 => (0..KEYS, 0..200_100_u32, 1..200_100_u32)
             .prop_map(|(k, start, len)| Op::Read(k, start..start + len)),
+        3 => vec(0..KEYS, 1..24).prop_map(Op::ReadWhole),
         1 => Just(Op::Reopen),
         2 => (0..2 * IDLE_MS).prop_map(Op::Advance),
         2 => (0..1_500_000_u64, torn, vec(change(), 1..6))
@@ -197,10 +199,24 @@ impl Machine {
         self.held.iter().filter(missing).copied().collect()
     }
 
+    fn read_whole(&self, keys: &[u8]) {
+        let read = self
+            .store()
+            .read_whole(&keys.iter().map(|k| key_of(*k)).collect::<Vec<_>>());
+        for (k, bytes) in keys.iter().zip(read) {
+            let expected = self
+                .held
+                .contains(k)
+                .then(|| Bytes::from_static(content(*k)));
+            assert!(bytes == expected, "wrong bytes of {k}, or it was not there");
+        }
+    }
+
     fn step(&mut self, op: Op) {
         match op {
             Op::Put(keys) => self.put(&keys).unwrap(),
             Op::Read(k, range) => assert_eq!(self.read(k, range), self.held.contains(&k)),
+            Op::ReadWhole(keys) => self.read_whole(&keys),
             Op::Remove(keys) => self.remove(&keys),
             Op::Compact => drop(self.store().compact().unwrap()),
             Op::Reopen => {

@@ -27,8 +27,8 @@ use super::recover;
 use super::removed;
 use super::stats::{Counters, SegmentStats, count};
 
-/// Most bytes of read buffers that are kept for reuse.
-const POOL_BYTES: usize = 32 << 20;
+/// Most bytes of ordinary read buffers that are kept for reuse.
+const POOL_BYTES: usize = 8 << 20;
 
 /// Time since some fixed moment; must not run backwards.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -70,7 +70,7 @@ pub struct SegmentStore {
     pub(super) idle_after: Duration,
     pub(super) disk: Arc<dyn Disk>,
     clock: Clock,
-    pool: Arc<BufferPool>,
+    pub(super) pool: Arc<BufferPool>,
     pub(super) index: Index,
     /// All segment files, the one being written included.
     pub(super) segments: Mutex<BTreeMap<u64, Arc<Segment>>>,

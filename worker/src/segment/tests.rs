@@ -531,6 +531,25 @@ fn what_was_located_stays_readable_after_its_segment_is_deleted() {
 }
 
 #[test]
+fn whole_blocks_are_read_together_and_a_damaged_one_spoils_no_other() {
+    let bed = Bed::new();
+    let store = bed.open();
+    store_blocks(&store, 0..60, 5000);
+    store_blocks(&store, 60..62, 200_000);
+    let place = store.locate(&key(30)).unwrap();
+    flip(&bed.segments()[0], place.offset + 4321);
+    let wanted = [61, 40, 3, 30, 99, 31, 59, 0, 60, 3];
+    let read = store.read_whole(&wanted.map(key));
+    for (i, bytes) in wanted.into_iter().zip(read) {
+        let len = if i < 60 { 5000 } else { 200_000 };
+        let expected = (i != 30 && i != 99).then(|| data(i, len));
+        assert!(bytes == expected, "block {i}");
+    }
+    assert_eq!(store.stats().corrupt_blocks, 1);
+    assert!(!store.contains(&key(30)));
+}
+
+#[test]
 fn a_segment_more_than_half_dead_is_compacted_and_removed_blocks_stay_away() {
     let bed = Bed::new();
     let store = bed.open();

@@ -1,0 +1,81 @@
+//! Small files read together, ahead of anybody who asks for them.
+
+use std::mem::take;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use weir_worker::Drive;
+
+use crate::readahead::{Batch, Placed};
+use crate::reader::Reader;
+
+/// Files of a batch that wait for a network at once.
+const AT_ONCE: usize = 24;
+
+impl Reader {
+    /// Copies the files of a batch to `memory`, those that nobody has asked for meanwhile and that can be read.
+    /// Fills that this started and that are still under way are pushed to `unfinished`: the caller uses the bytes,
+    /// and then awaits them. [`Self::ahead_ended`] must be told what became of the batch.
+    pub async fn gather(
+        &self,
+        batch: &Batch,
+        memory: &mut [u8],
+        unfinished: &mut Vec<Drive>,
+    ) -> Vec<Placed> {
+        let wished = batch.files.iter().filter(|file| self.is_wished(**file));
+        let wished: Vec<u32> = wished.copied().collect();
+        let mut placed = Vec::with_capacity(wished.len());
+        let mut absent = Vec::new();
+        let (mut rest, mut offset) = (memory, 0);
+        for (&file, cached) in wished.iter().zip(self.read_cached_files(&wished)) {
+            let length = self.manifest().entry(file).size as usize;
+            if length > rest.len() {
+                break;
+            }
+            let (place, others) = take(&mut rest).split_at_mut(length);
+            rest = others;
+            let spot = Placed {
+                file,
+                offset,
+                length,
+            };
+            offset += length;
+            match cached {
+                Some(pieces) => {
+                    copy(&pieces, place);
+                    placed.push(spot);
+                }
+                None => absent.push((spot, place)),
+            }
+        }
+        let mut absent = absent.into_iter().map(|(spot, place)| async move {
+            let mut drives = Vec::new();
+            let outcome = self
+                .read(spot.file, 0, spot.length as u64, &mut drives)
+                .await;
+            let outcome = outcome.map(|pieces| copy(&pieces, place));
+            (outcome.map(|()| spot), drives)
+        });
+        let mut reads: FuturesUnordered<_> = absent.by_ref().take(AT_ONCE).collect();
+        while let Some((outcome, drives)) = reads.next().await {
+            unfinished.extend(drives);
+            match outcome {
+                Ok(spot) => placed.push(spot),
+                // Whoever reads the file is told.
+                Err(error) => tracing::debug!(%error, "not read ahead"),
+            }
+            reads.extend(absent.next());
+        }
+        placed
+    }
+}
+
+/// Puts the pieces of a file behind one another.
+fn copy(pieces: &[Bytes], mut place: &mut [u8]) {
+    for piece in pieces {
+        let (here, rest) = place.split_at_mut(piece.len());
+        here.copy_from_slice(piece);
+        place = rest;
+    }
+}
