@@ -7,8 +7,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-use weir_tests::{Lab, Mount, Readers, ReadersReport, content, drop_pages, wait_until};
+use weir_tests::{
+    Lab, Mount, Readers, ReadersReport, content, drop_pages, read_evicted, wait_until,
+};
 
 use crate::Case;
 
@@ -186,18 +189,23 @@ fn a_mount_whose_processes_all_died_is_made_again() {
     let lab = Lab::new();
     let files = fill(&lab);
     let mount = lab.mount("", &[]);
-    assert!(mount.read("d1/f1") == files["d1/f1"]);
+    let readers = Readers::start(&mount.dir, &files, 4);
+    wait_until("files are read ahead", Duration::from_secs(10), || {
+        mount.metric("weir_client_prefetched_bytes_total", "") > 0.0
+    });
     let (server, supervisor) = (mount.server(), mount.supervisor());
     // Stopped first, so that neither sees the other die.
     for signal in [Signal::STOP, Signal::KILL] {
         kill_process(server, signal).unwrap();
         kill_process(supervisor, signal).unwrap();
+        // Time for reads to get stuck, and with them what is being stored ahead.
+        std::thread::sleep(Duration::from_millis(200));
     }
-    wait_until(
-        "the kernel gives the mount up",
-        Duration::from_secs(5),
-        || std::fs::metadata(mount.path("d2")).is_err(),
-    );
+    // The kernel gives the mount up: reads fail, and none hangs.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!readers.finish().errors.is_empty());
+    let gone = read_evicted(&mount.path("d1/f1")).unwrap_err();
+    assert_eq!(gone.raw_os_error(), Some(Errno::NOTCONN.raw_os_error()));
     std::mem::forget(mount); // the next one has the same mountpoint
     let mount = lab.mount("", &[]);
     for (name, content) in files.iter().take(50) {
