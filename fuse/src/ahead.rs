@@ -20,8 +20,8 @@ use weir_client::{Batch, PageCache, Placed, Reader};
 use self::memory::Memory;
 use self::process::{Done, Order, Start, StoredFile};
 use crate::fdpass::{self, Slot};
-use crate::spawn;
 use crate::waiting::WaitingReads;
+use crate::{schedule, spawn};
 
 pub use self::process::run;
 
@@ -92,6 +92,8 @@ impl Ahead {
     }
 
     fn work(&self, reader: &Reader, waiting: &WaitingReads) {
+        // Nobody waits for what these threads do, nor for the process that one of them starts.
+        schedule::in_bulk();
         loop {
             let wish = self.waiting.lock().recv();
             let Ok(batch) = wish else { return };

@@ -21,6 +21,7 @@ pub mod waiting;
 
 mod descriptor;
 mod fdpass;
+mod schedule;
 mod signals;
 mod spawn;
 mod state;
