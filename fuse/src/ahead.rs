@@ -26,7 +26,7 @@ use crate::{schedule, spawn};
 pub use self::process::run;
 
 /// Threads that read files ahead.
-const THREADS: usize = 2;
+const THREADS: usize = 4;
 /// Wishes that wait for a thread; more are refused.
 const MAX_WAITING: usize = 512;
 /// Longest wait for a free slot of the memory. A batch that finds none is forgotten.
