@@ -23,8 +23,7 @@ impl Reader {
         memory: &mut [u8],
         unfinished: &mut Vec<Drive>,
     ) -> Vec<Placed> {
-        let wished = batch.files.iter().filter(|file| self.is_wished(**file));
-        let wished: Vec<u32> = wished.copied().collect();
+        let wished = self.still_wished(batch);
         let mut placed = Vec::with_capacity(wished.len());
         let mut absent = Vec::new();
         let (mut rest, mut offset) = (memory, 0);

@@ -216,23 +216,8 @@ impl Prefetcher {
         loop {
             let before = directory.clone();
             let is_new = directory.is_new(&children);
-            let (mut files, mut bytes) = (Vec::new(), 0);
-            while files.len() < BATCH_FILES {
-                let before = directory.clone();
-                let Some(next) = directory.next(&children, &self.manifest, true) else {
-                    break;
-                };
-                if next == file || asked.contains(next) {
-                    directory.credit += 1; // costs nothing
-                    continue;
-                }
-                bytes += self.manifest.entry(next).size as usize;
-                if bytes > BATCH_BYTES {
-                    *directory = before;
-                    break;
-                }
-                files.push(next);
-            }
+            let taken = |next| next == file || asked.contains(next);
+            let files = directory.batch(&children, &self.manifest, taken);
             if files.is_empty() {
                 break;
             }
@@ -250,9 +235,11 @@ impl Prefetcher {
         directory.running = false;
     }
 
-    /// Whether a file was asked for ahead, and no reader has come for it since.
-    pub(crate) fn is_asked(&self, file: u32) -> bool {
-        self.state.lock().asked.contains(file)
+    /// The files of a batch that no reader has come for since it was asked for.
+    pub(crate) fn still_asked(&self, batch: &Batch) -> Vec<u32> {
+        let state = self.state.lock();
+        let files = batch.files.iter().copied();
+        files.filter(|file| state.asked.contains(*file)).collect()
     }
 
     /// The kernel was given so many files of a batch.
@@ -352,6 +339,33 @@ impl Directory {
     /// Whether nothing has been read ahead in this round.
     fn is_new(&self, children: &Range<u32>) -> bool {
         self.left == children.end - children.start
+    }
+
+    /// The next files that go together, without those that are `taken` already: they cost nothing.
+    fn batch(
+        &mut self,
+        children: &Range<u32>,
+        manifest: &Manifest,
+        taken: impl Fn(u32) -> bool,
+    ) -> Vec<u32> {
+        let (mut files, mut bytes) = (Vec::new(), 0);
+        while files.len() < BATCH_FILES {
+            let before = self.clone();
+            let Some(next) = self.next(children, manifest, true) else {
+                break;
+            };
+            if taken(next) {
+                self.credit += 1;
+                continue;
+            }
+            bytes += manifest.entry(next).size as usize;
+            if bytes > BATCH_BYTES {
+                *self = before; // the next batch begins with it
+                break;
+            }
+            files.push(next);
+        }
+        files
     }
 
     /// The next small file of the directory's children, while there is room and credit.

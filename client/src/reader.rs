@@ -227,10 +227,10 @@ impl Reader {
         }
     }
 
-    /// Whether a file is still to be read ahead.
-    pub(crate) fn is_wished(&self, file: u32) -> bool {
+    /// The files of a batch that are still to be read ahead.
+    pub(crate) fn still_wished(&self, batch: &Batch) -> Vec<u32> {
         let prefetcher = self.prefetcher.as_ref();
-        prefetcher.is_some_and(|prefetcher| prefetcher.is_asked(file))
+        prefetcher.map_or_else(Vec::new, |prefetcher| prefetcher.still_asked(batch))
     }
 
     /// Tells the prefetcher which files of a batch the kernel was given.

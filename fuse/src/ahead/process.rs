@@ -3,7 +3,7 @@
 //! Storing into the page cache waits, not even to be killed, while somebody else's read of the same pages is under
 //! way. A server must not wait so: one that was killed meanwhile could not end, nobody would answer that read, and no
 //! other server could start. This process may wait. It holds the mount's descriptor, though, and with it the mount:
-//! [`end`] sees to it that it never is the last one to hold it and waits.
+//! [`Process::end`] sees to it that it never is the last one to hold it and waits.
 #![forbid(unsafe_code)]
 
 use std::io::{self, IoSlice};

@@ -40,6 +40,8 @@ pub(super) struct AlignedBuf {
 enum Memory {
     Heap(Box<[u8]>),
     Mapped(MmapMut),
+    /// One of the huge buffers that all pools share.
+    Shared(&'static mut [u8]),
 }
 
 impl Deref for Memory {
@@ -49,6 +51,7 @@ impl Deref for Memory {
         match self {
             Self::Heap(memory) => memory,
             Self::Mapped(memory) => memory,
+            Self::Shared(memory) => memory,
         }
     }
 }
@@ -58,6 +61,7 @@ impl DerefMut for Memory {
         match self {
             Self::Heap(memory) => memory,
             Self::Mapped(memory) => memory,
+            Self::Shared(memory) => memory,
         }
     }
 }
@@ -75,6 +79,16 @@ impl AlignedBuf {
         let start = memory.as_ptr().align_offset(PAGE as usize);
         let memory = Memory::Heap(memory);
         Self { memory, start, len }
+    }
+
+    /// One of the huge buffers that all pools share, with whatever it held before; `None` when none is free.
+    fn shared(len: usize) -> Option<Self> {
+        let memory = huge::take(len)?;
+        Some(Self {
+            start: 0,
+            len: memory.len(),
+            memory: Memory::Shared(memory),
+        })
     }
 
     /// Bytes that fit.
@@ -122,28 +136,29 @@ impl BufferPool {
     ///
     /// Its content is whatever it held before.
     pub(super) fn take(self: &Arc<Self>, len: usize) -> PooledBuf {
-        if let Some(buffer) = huge::take(len) {
-            return PooledBuf {
-                memory: Pooled::Huge(buffer),
-                pool: Arc::clone(self),
-            };
-        }
-        let reused = {
-            let mut free = self.free.lock();
-            let fits = |b: &AlignedBuf| b.capacity() >= len && b.capacity() / 2 <= len;
-            free.buffers.iter().rposition(fits).map(|at| {
-                let buffer = free.buffers.swap_remove(at);
-                free.bytes -= buffer.capacity();
-                buffer
-            })
-        };
+        let buffer = AlignedBuf::shared(len)
+            .or_else(|| self.reused(len))
+            .unwrap_or_else(|| AlignedBuf::zeroed(len));
         PooledBuf {
-            memory: Pooled::Plain(reused.unwrap_or_else(|| AlignedBuf::zeroed(len))),
+            buffer: Some(buffer),
             pool: Arc::clone(self),
         }
     }
 
+    fn reused(&self, len: usize) -> Option<AlignedBuf> {
+        let mut free = self.free.lock();
+        let fits = |b: &AlignedBuf| b.capacity() >= len && b.capacity() / 2 <= len;
+        let at = free.buffers.iter().rposition(fits)?;
+        let buffer = free.buffers.swap_remove(at);
+        free.bytes -= buffer.capacity();
+        Some(buffer)
+    }
+
     fn give_back(&self, buffer: AlignedBuf) {
+        let buffer = match buffer.memory {
+            Memory::Shared(memory) => return huge::give_back(memory),
+            _ => buffer,
+        };
         let mut free = self.free.lock();
         if free.buffers.len() < MAX_BUFFERS && free.bytes + buffer.capacity() <= self.max_bytes {
             free.bytes += buffer.capacity();
@@ -155,45 +170,28 @@ impl BufferPool {
 /// A buffer that goes back to its pool when it is dropped.
 #[derive(Debug)]
 pub(super) struct PooledBuf {
-    memory: Pooled,
+    // Taken out only by drop.
+    buffer: Option<AlignedBuf>,
     pool: Arc<BufferPool>,
-}
-
-#[derive(Debug)]
-enum Pooled {
-    Huge(&'static mut [u8]),
-    Plain(AlignedBuf),
-    /// It was dropped.
-    Gone,
 }
 
 impl PooledBuf {
     /// The whole buffer, to fill.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        match &mut self.memory {
-            Pooled::Huge(buffer) => buffer,
-            Pooled::Plain(buffer) => buffer.bytes_mut(),
-            Pooled::Gone => &mut [],
-        }
+        self.buffer.as_mut().map_or(&mut [], AlignedBuf::bytes_mut)
     }
 }
 
 impl AsRef<[u8]> for PooledBuf {
     fn as_ref(&self) -> &[u8] {
-        match &self.memory {
-            Pooled::Huge(buffer) => buffer,
-            Pooled::Plain(buffer) => buffer.bytes(),
-            Pooled::Gone => &[],
-        }
+        self.buffer.as_ref().map_or(&[], AlignedBuf::bytes)
     }
 }
 
 impl Drop for PooledBuf {
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.memory, Pooled::Gone) {
-            Pooled::Huge(buffer) => huge::give_back(buffer),
-            Pooled::Plain(buffer) => self.pool.give_back(buffer),
-            Pooled::Gone => {}
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.give_back(buffer);
         }
     }
 }
