@@ -1,6 +1,6 @@
 //! Reading ahead into the kernel's page cache, so that readers of small files find them there and send no message.
 //!
-//! Threads of the server read the files of a wish into shared memory; a [process] of its own gives them to the kernel.
+//! Threads of the server read the files of a wish into shared memory; a process of its own gives them to the kernel.
 //! That process may hang or die; nobody waits for it, and it ends with its server.
 
 mod memory;
