@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::join_all;
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use weir_core::{Block, ClusterMap, NodeName, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
@@ -19,7 +21,7 @@ use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_worker::origins::Origins;
 
 use crate::connection::{ConnectionError, Connections};
-use crate::local::LocalWorker;
+use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
 use crate::reader::BlockError;
 
@@ -47,17 +49,27 @@ pub struct ClusterConfig {
 /// Reads blocks from the workers that own them.
 pub struct ClusterReader {
     config: ClusterConfig,
-    remote: Connections,
-    local: Mutex<Option<Arc<LocalWorker>>>,
+    remote: Connections<TcpStream>,
+    local: LocalWorkers,
     suspects: Mutex<HashMap<WorkerId, Instant>>,
     origins: Origins,
 }
 
-/// What one worker's answer means for the read.
-enum Answer {
-    Bytes(Bytes, ReadSource),
+/// Why a worker gave no bytes.
+enum Refusal {
+    /// No other would.
     Final(BlockError),
+    /// The next one is asked, for this reason.
     Next(&'static str, String),
+}
+
+/// Blocks that are asked of one worker together.
+struct Together<'a, 'p> {
+    worker: &'a WorkerInfo,
+    requests: Vec<BlockRequest>,
+    /// Their numbers, and where their bytes go.
+    numbers: Vec<usize>,
+    places: Vec<&'p mut [u8]>,
 }
 
 impl ClusterReader {
@@ -66,7 +78,7 @@ impl ClusterReader {
         Self {
             config,
             remote: Connections::default(),
-            local: Mutex::default(),
+            local: LocalWorkers::new(),
             suspects: Mutex::default(),
             origins: Origins::new(None),
         }
@@ -82,19 +94,7 @@ impl ClusterReader {
         range: Range<u32>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         let map = self.config.map.borrow().clone();
-        let request = BlockRequest {
-            epoch: map.epoch,
-            dataset: dataset.to_owned(),
-            origin: block.origin.0,
-            key: block.object.key.to_string(),
-            object_size: block.object.size,
-            object_version: block.object.version.to_string(),
-            block_index: block.index,
-            offset: range.start,
-            length: range.end - range.start,
-            accept_descriptor: false,
-            report_damaged: false,
-        };
+        let request = request(map.epoch, dataset, block, &range);
         let mut last = String::from("no worker is in the cluster map");
         for worker in map.owners(&block.key(), MAX_OWNERS) {
             if self.is_suspect(&worker.id) {
@@ -102,9 +102,9 @@ impl ClusterReader {
                 continue;
             }
             match self.ask(worker, &request).await {
-                Answer::Bytes(bytes, source) => return Ok((vec![bytes], source)),
-                Answer::Final(error) => return Err(error),
-                Answer::Next(reason, message) => {
+                Ok((bytes, source)) => return Ok((vec![bytes], source)),
+                Err(Refusal::Final(error)) => return Err(error),
+                Err(Refusal::Next(reason, message)) => {
                     let label = ReasonLabel { reason };
                     self.config.metrics.failovers.get_or_create(&label).inc();
                     tracing::debug!(worker = %worker.id, reason, message, "the next worker is asked");
@@ -127,67 +127,159 @@ impl ClusterReader {
         suspects.contains_key(worker)
     }
 
-    async fn ask(&self, worker: &WorkerInfo, request: &BlockRequest) -> Answer {
-        let near = worker.node == self.config.node;
+    async fn ask(
+        &self,
+        worker: &WorkerInfo,
+        request: &BlockRequest,
+    ) -> Result<(Bytes, ReadSource), Refusal> {
+        let near = self.is_near(worker);
         let answer = async {
-            if near && let Ok(answer) = self.local(worker).request(request.clone()).await {
-                return Ok(answer);
+            if near {
+                let local = self.local.request(&worker.local_socket, request.clone());
+                if let Ok(answer) = local.await {
+                    return Ok(answer);
+                }
             }
-            self.remote.request(&worker.data_address, request).await
+            let remote = self.remote.request(&worker.data_address, request).await;
+            remote.map(|(answer, bytes)| (answer.reply, bytes))
         };
+        let (reply, bytes) = self.while_in_the_map(worker, answer).await?;
+        Ok((bytes, self.judge(worker, near, reply)?))
+    }
+
+    /// Reads whole blocks to their places, all of one worker's with one exchange. Gives where they came from; of those
+    /// that it has nothing for, each is to be read alone.
+    pub(crate) async fn read_whole(
+        &self,
+        dataset: &str,
+        blocks: impl IntoIterator<Item = (Block, &mut [u8])>,
+    ) -> Vec<Option<ReadSource>> {
+        let map = self.config.map.borrow().clone();
+        let mut groups: HashMap<&WorkerId, Together<'_, '_>> = HashMap::new();
+        let mut sources = Vec::new();
+        for (number, (block, place)) in blocks.into_iter().enumerate() {
+            sources.push(None);
+            let Some(worker) = map.owner(&block.key()) else {
+                continue;
+            };
+            if self.is_suspect(&worker.id) {
+                continue;
+            }
+            let group = groups.entry(&worker.id).or_insert_with(|| Together {
+                worker,
+                requests: Vec::new(),
+                numbers: Vec::new(),
+                places: Vec::new(),
+            });
+            let whole = 0..block.len();
+            group
+                .requests
+                .push(request(map.epoch, dataset, &block, &whole));
+            group.numbers.push(number);
+            group.places.push(place);
+        }
+        let asked = groups.into_values().map(|group| self.ask_together(group));
+        for (number, source) in join_all(asked).await.into_iter().flatten() {
+            sources[number] = Some(source);
+        }
+        sources
+    }
+
+    /// Gives the numbers of the blocks that are at their places now.
+    async fn ask_together(&self, group: Together<'_, '_>) -> Vec<(usize, ReadSource)> {
+        let Together {
+            worker,
+            requests,
+            numbers,
+            mut places,
+        } = group;
+        let near = self.is_near(worker);
+        let lengths: Vec<u32> = requests.iter().map(|request| request.length).collect();
+        let answers = async {
+            if near {
+                let socket = &worker.local_socket;
+                let local = self
+                    .local
+                    .request_together(socket, requests.clone(), &mut places);
+                if let Ok(replies) = local.await {
+                    return Ok(replies);
+                }
+            }
+            let address = &worker.data_address;
+            let remote = self
+                .remote
+                .request_together(address, &requests, &mut places)
+                .await?;
+            Ok(remote.into_iter().map(|answer| answer.reply).collect())
+        };
+        let Ok(replies) = self.while_in_the_map(worker, answers).await else {
+            return Vec::new(); // each is read alone, where that is looked after
+        };
+        let answered = numbers.into_iter().zip(lengths).zip(replies);
+        let whole = answered.filter(|((_, length), reply)| reply.length == *length);
+        let read = whole.filter_map(|((number, _), reply)| {
+            let source = self.judge(worker, near, reply).ok()?;
+            Some((number, source))
+        });
+        read.collect()
+    }
+
+    fn is_near(&self, worker: &WorkerInfo) -> bool {
+        worker.node == self.config.node
+    }
+
+    /// Waits for a worker's answer for as long as it is in the cluster map.
+    async fn while_in_the_map<T>(
+        &self,
+        worker: &WorkerInfo,
+        answer: impl Future<Output = Result<T, ConnectionError>>,
+    ) -> Result<T, Refusal> {
         let outcome = tokio::select! {
             outcome = answer => outcome,
             () = self.left_the_map(worker) => {
-                return Answer::Next("left", format!("worker {} left the cluster", worker.id));
+                let message = format!("worker {} left the cluster", worker.id);
+                return Err(Refusal::Next("left", message));
             }
         };
-        match outcome {
-            Ok((reply, bytes)) => self.judge(worker, near, reply, bytes),
-            Err(error) => {
-                let until = Instant::now() + SUSPECT_FOR;
-                self.suspects.lock().insert(worker.id.clone(), until);
-                self.config.hurry.notify_one();
-                let reason = match error {
-                    ConnectionError::Io(_) | ConnectionError::Closed => "unreachable",
-                    ConnectionError::Frame(_) | ConnectionError::Length(..) => "protocol",
-                };
-                Answer::Next(reason, format!("worker {}: {error}", worker.id))
-            }
-        }
+        outcome.map_err(|error| {
+            let until = Instant::now() + SUSPECT_FOR;
+            self.suspects.lock().insert(worker.id.clone(), until);
+            self.config.hurry.notify_one();
+            let reason = match error {
+                ConnectionError::Io(_) | ConnectionError::Closed => "unreachable",
+                ConnectionError::Frame(_) | ConnectionError::Length(..) => "protocol",
+            };
+            Refusal::Next(reason, format!("worker {}: {error}", worker.id))
+        })
     }
 
-    fn judge(&self, worker: &WorkerInfo, near: bool, reply: BlockReply, bytes: Bytes) -> Answer {
+    /// Where the bytes that came with a reply are from.
+    fn judge(
+        &self,
+        worker: &WorkerInfo,
+        near: bool,
+        reply: BlockReply,
+    ) -> Result<ReadSource, Refusal> {
         if reply.epoch > self.config.map.borrow().epoch {
             self.config.hurry.notify_one();
         }
-        let source = match (reply.source(), near) {
-            (BlockSource::Origin, _) => ReadSource::Origin,
-            (_, false) => ReadSource::Remote,
-            (BlockSource::Memory, true) => ReadSource::Memory,
-            (_, true) => ReadSource::Ssd,
-        };
         match reply.status() {
-            BlockStatus::Ok => Answer::Bytes(bytes, source),
-            BlockStatus::Changed => Answer::Final(BlockError::Changed(reply.message)),
-            BlockStatus::OriginError => Answer::Final(BlockError::Failed(format!(
-                "worker {}: {}",
-                worker.id, reply.message
-            ))),
-            BlockStatus::UnknownOrigin => Answer::Next("unknown_origin", reply.message),
-            BlockStatus::Unavailable => Answer::Next("unavailable", reply.message),
-            BlockStatus::BadRequest | BlockStatus::Unspecified => {
-                Answer::Next("protocol", reply.message)
+            BlockStatus::Ok => Ok(match (reply.source(), near) {
+                (BlockSource::Origin, _) => ReadSource::Origin,
+                (_, false) => ReadSource::Remote,
+                (BlockSource::Memory, true) => ReadSource::Memory,
+                (_, true) => ReadSource::Ssd,
+            }),
+            BlockStatus::Changed => Err(Refusal::Final(BlockError::Changed(reply.message))),
+            BlockStatus::OriginError => {
+                let message = format!("worker {}: {}", worker.id, reply.message);
+                Err(Refusal::Final(BlockError::Failed(message)))
             }
-        }
-    }
-
-    fn local(&self, worker: &WorkerInfo) -> Arc<LocalWorker> {
-        let mut local = self.local.lock();
-        match &*local {
-            Some(known) if known.socket() == worker.local_socket => known.clone(),
-            _ => local
-                .insert(Arc::new(LocalWorker::new(worker.local_socket.clone())))
-                .clone(),
+            BlockStatus::UnknownOrigin => Err(Refusal::Next("unknown_origin", reply.message)),
+            BlockStatus::Unavailable => Err(Refusal::Next("unavailable", reply.message)),
+            BlockStatus::BadRequest | BlockStatus::Unspecified => {
+                Err(Refusal::Next("protocol", reply.message))
+            }
         }
     }
 
@@ -201,6 +293,8 @@ impl ClusterReader {
         let map = self.config.map.borrow().clone();
         let known = |address: &str| map.workers.iter().any(|w| w.data_address == address);
         self.remote.retain(known);
+        let known = |socket: &str| map.workers.iter().any(|w| w.local_socket == socket);
+        self.local.retain(known);
     }
 
     async fn read_origin(
@@ -227,5 +321,21 @@ impl ClusterReader {
             bytes.push(chunk?);
         }
         Ok(bytes)
+    }
+}
+
+fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> BlockRequest {
+    BlockRequest {
+        epoch,
+        dataset: dataset.to_owned(),
+        origin: block.origin.0,
+        key: block.object.key.to_string(),
+        object_size: block.object.size,
+        object_version: block.object.version.to_string(),
+        block_index: block.index,
+        offset: range.start,
+        length: range.end - range.start,
+        accept_descriptor: false,
+        report_damaged: false,
     }
 }

@@ -1,21 +1,21 @@
-//! Connections to workers, and one request over one of them.
+//! Connections to workers, and exchanges over them.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use weir_core::BLOCK_SIZE;
 use weir_proto::v1::{BlockReply, BlockRequest};
-use weir_worker::stream::{FrameError, read_message, write_message};
+use weir_worker::stream::{Frame, FrameError, Incoming, Link, Socket};
 
 /// Longest wait for a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
-/// Longest pause between two pieces of a block's bytes.
-const PROGRESS_DEADLINE: Duration = Duration::from_secs(10);
 /// Idle connections kept to one worker.
 const MAX_IDLE: usize = 64;
 
@@ -32,43 +32,108 @@ pub(crate) enum ConnectionError {
     Length(u32, u32),
 }
 
-/// Idle TCP connections by address.
-#[derive(Debug, Default)]
-pub(crate) struct Connections {
-    idle: Mutex<HashMap<String, Vec<TcpStream>>>,
+/// A socket that can be connected to an address.
+pub(crate) trait Connect: Socket + Sized {
+    fn connect(address: &str) -> impl Future<Output = io::Result<Self>> + Send;
 }
 
-impl Connections {
-    /// Sends a request and gives the answer with its bytes. A connection that broke while it was idle is replaced
-    /// by a new one once.
+impl Connect for TcpStream {
+    async fn connect(address: &str) -> io::Result<Self> {
+        let stream = Self::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+impl Connect for UnixStream {
+    async fn connect(address: &str) -> io::Result<Self> {
+        Self::connect(address).await
+    }
+}
+
+/// Idle connections by address.
+pub(crate) struct Connections<S> {
+    idle: Mutex<HashMap<String, Vec<Link<S>>>>,
+}
+
+/// What a worker said about a block. There is a descriptor if the reply tells a place in its file.
+pub(crate) struct Answer {
+    pub(crate) reply: BlockReply,
+    pub(crate) descriptor: Option<OwnedFd>,
+}
+
+impl<S> Default for Connections<S> {
+    fn default() -> Self {
+        Self {
+            idle: Mutex::default(),
+        }
+    }
+}
+
+impl<S: Connect> Connections<S> {
+    /// Sends a request and gives the answer with its bytes.
     pub(crate) async fn request(
         &self,
         address: &str,
         request: &BlockRequest,
-    ) -> Result<(BlockReply, Bytes), ConnectionError> {
-        let idle = self.idle.lock().get_mut(address).and_then(Vec::pop);
-        if let Some(mut stream) = idle
-            && let Ok(answer) = exchange(&mut stream, request).await
-        {
-            self.put_back(address, stream);
-            return Ok(answer);
+    ) -> Result<(Answer, Bytes), ConnectionError> {
+        loop {
+            let (mut link, is_used) = self.link(address).await?;
+            match exchange(&mut link, request).await {
+                Ok(answer) => {
+                    self.put_back(address, link);
+                    return Ok(answer);
+                }
+                Err(error) if is_used => self.distrust(address, &error),
+                Err(error) => return Err(error),
+            }
         }
-        let connect = TcpStream::connect(address);
-        let mut stream = tokio::time::timeout(CONNECT_DEADLINE, connect)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        stream.set_nodelay(true)?;
-        let answer = exchange(&mut stream, request).await?;
-        self.put_back(address, stream);
-        Ok(answer)
     }
 
-    fn put_back(&self, address: &str, stream: TcpStream) {
+    /// Sends requests together. The bytes of each answer, if there are any, go to the request's place, which is as
+    /// long as what is asked for.
+    pub(crate) async fn request_together(
+        &self,
+        address: &str,
+        requests: &[BlockRequest],
+        places: &mut [&mut [u8]],
+    ) -> Result<Vec<Answer>, ConnectionError> {
+        loop {
+            let (mut link, is_used) = self.link(address).await?;
+            match exchange_together(&mut link, requests, places).await {
+                Ok(answers) => {
+                    self.put_back(address, link);
+                    return Ok(answers);
+                }
+                Err(error) if is_used => self.distrust(address, &error),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A connection, and whether it was used before.
+    async fn link(&self, address: &str) -> Result<(Link<S>, bool), ConnectionError> {
+        let idle = self.idle.lock().get_mut(address).and_then(Vec::pop);
+        if let Some(link) = idle {
+            return Ok((link, true));
+        }
+        let connected = timeout(CONNECT_DEADLINE, S::connect(address)).await;
+        let socket = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok((Link::of_client(socket), false))
+    }
+
+    fn put_back(&self, address: &str, link: Link<S>) {
         let mut idle = self.idle.lock();
         let list = idle.entry(address.to_owned()).or_default();
         if list.len() < MAX_IDLE {
-            list.push(stream);
+            list.push(link);
         }
+    }
+
+    /// Forgets connections of which one broke while it was idle: the next attempt makes a new one.
+    fn distrust(&self, address: &str, error: &ConnectionError) {
+        tracing::debug!(%error, address, "a kept connection was of no use");
+        self.idle.lock().remove(address);
     }
 
     /// Forgets the connections to workers that `keep` does not name.
@@ -77,36 +142,59 @@ impl Connections {
     }
 }
 
-async fn exchange(
-    stream: &mut TcpStream,
+async fn exchange<S: Socket>(
+    link: &mut Link<S>,
     request: &BlockRequest,
-) -> Result<(BlockReply, Bytes), ConnectionError> {
-    write_message(stream, request, &[]).await?;
-    // No deadline of its own: a fill has the origin's budget, and a worker that dies leaves the cluster map.
-    let reply: BlockReply = read_message(stream).await?.ok_or(ConnectionError::Closed)?;
-    let payload = read_payload(stream, &reply, request.length).await?;
-    Ok((reply, payload))
+) -> Result<(Answer, Bytes), ConnectionError> {
+    let (outgoing, mut incoming) = link.split();
+    outgoing.send(&[Frame::new(request, Vec::new())]).await?;
+    let answer = receive(&mut incoming, request).await?;
+    let payload = incoming.payload(answer.reply.length as usize).await?;
+    Ok((answer, payload))
 }
 
-/// Reads the bytes that follow a reply, of which there are none when it is not a success.
-pub(crate) async fn read_payload(
-    stream: &mut (impl tokio::io::AsyncRead + Unpin),
-    reply: &BlockReply,
-    wanted: u32,
-) -> Result<Bytes, ConnectionError> {
-    let expected = [0, wanted];
-    if u64::from(reply.length) > BLOCK_SIZE || !expected.contains(&reply.length) {
-        return Err(ConnectionError::Length(reply.length, wanted));
-    }
-    let mut payload = BytesMut::with_capacity(reply.length as usize);
-    while payload.len() < reply.length as usize {
-        let missing = reply.length as usize - payload.len();
-        let mut rest = (&mut *stream).take(missing as u64);
-        let read = tokio::time::timeout(PROGRESS_DEADLINE, rest.read_buf(&mut payload));
-        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-        if read.await.map_err(late)?? == 0 {
-            return Err(ConnectionError::Closed);
+async fn exchange_together<S: Socket>(
+    link: &mut Link<S>,
+    requests: &[BlockRequest],
+    places: &mut [&mut [u8]],
+) -> Result<Vec<Answer>, ConnectionError> {
+    let (outgoing, mut incoming) = link.split();
+    let send = async {
+        let frames = requests.iter().map(|each| Frame::new(each, Vec::new()));
+        let sent = outgoing.send(&frames.collect::<Vec<_>>()).await;
+        sent.map_err(ConnectionError::from)
+    };
+    let receive = async {
+        let mut answers = Vec::with_capacity(requests.len());
+        for (request, place) in requests.iter().zip(places) {
+            let answer = receive(&mut incoming, request).await?;
+            let length = answer.reply.length as usize;
+            let wanted = request.length;
+            let short = || ConnectionError::Length(answer.reply.length, wanted);
+            let place = place.get_mut(..length).ok_or_else(short)?;
+            incoming.payload_to(place).await?;
+            answers.push(answer);
         }
+        Ok(answers)
+    };
+    // Side by side: a worker answers before it has read everything, and neither side may wait for the other's buffer.
+    let ((), answers) = tokio::try_join!(send, receive)?;
+    Ok(answers)
+}
+
+/// The head of an answer. There is no deadline for it: a fill has the origin's budget, and a worker that dies leaves
+/// the cluster map.
+async fn receive<S: Socket>(
+    incoming: &mut Incoming<'_, S>,
+    request: &BlockRequest,
+) -> Result<Answer, ConnectionError> {
+    let reply: BlockReply = incoming.message().await?.ok_or(ConnectionError::Closed)?;
+    // No bytes come when it is not a success, or with a descriptor.
+    let expected = [0, request.length];
+    if u64::from(reply.length) > BLOCK_SIZE || !expected.contains(&reply.length) {
+        return Err(ConnectionError::Length(reply.length, request.length));
     }
-    Ok(payload.freeze())
+    let with_descriptor = reply.location.is_some();
+    let descriptor = with_descriptor.then(|| incoming.descriptor()).flatten();
+    Ok(Answer { reply, descriptor })
 }

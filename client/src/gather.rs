@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use weir_worker::Drive;
 
 use crate::readahead::{Batch, Placed};
-use crate::reader::Reader;
+use crate::reader::{Backend, Reader};
 
 /// Files of a batch that wait for a network at once.
 const AT_ONCE: usize = 24;
@@ -48,6 +48,7 @@ impl Reader {
                 None => absent.push((spot, place)),
             }
         }
+        let absent = self.read_from_owners(absent, &mut placed).await;
         let mut absent = absent.into_iter().map(|(spot, place)| async move {
             let mut drives = Vec::new();
             let outcome = self
@@ -67,6 +68,34 @@ impl Reader {
             reads.extend(absent.next());
         }
         placed
+    }
+
+    /// Reads what the workers of a cluster give together. Gives back what is to be read file by file.
+    async fn read_from_owners<'m>(
+        &self,
+        mut absent: Vec<(Placed, &'m mut [u8])>,
+        placed: &mut Vec<Placed>,
+    ) -> Vec<(Placed, &'m mut [u8])> {
+        let Backend::Cluster(cluster) = self.backend() else {
+            return absent;
+        };
+        let dataset = self.manifest().summary().snapshot.dataset.as_str();
+        // A small file is one block.
+        let blocks = absent.iter_mut().filter_map(|(spot, place)| {
+            let block = self.manifest().blocks(spot.file).next();
+            block.map(|block| (block, &mut **place))
+        });
+        let sources = cluster.read_whole(dataset, blocks).await;
+        let mut left = Vec::new();
+        for (file, source) in absent.into_iter().zip(sources) {
+            if let Some(source) = source {
+                self.count(source, file.0.length as u64);
+                placed.push(file.0);
+            } else {
+                left.push(file);
+            }
+        }
+        left
     }
 }
 

@@ -142,6 +142,10 @@ impl Reader {
         &self.stale
     }
 
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
+    }
+
     /// The snapshot that is read.
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
@@ -273,7 +277,7 @@ impl Reader {
         }
     }
 
-    fn count(&self, source: ReadSource, bytes: u64) {
+    pub(crate) fn count(&self, source: ReadSource, bytes: u64) {
         self.counters.count(source, bytes);
         if let Some(counters) = &self.worker_counters {
             let source = match source {

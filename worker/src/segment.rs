@@ -66,3 +66,4 @@ pub use location::{BlockLocation, ReadFault};
 pub use record::{CHUNK_SIZE, Checksums, MAX_BLOCK_LEN};
 pub use stats::SegmentStats;
 pub use store::{Admission, Clock, SegmentStore};
+pub use together::read_together;

@@ -1,11 +1,15 @@
 //! The block stream: how a worker hands blocks to clients, over TCP and over a Unix socket.
 //!
-//! The frames are described in `proto/weir/v1/worker.proto`. One request is under way on a connection at a time, so a
-//! slow reader holds up nobody else. On the Unix socket a block on SSD is answered with a descriptor of its
-//! segment file: the client then reads the disk itself and checks the checksums that came along.
+//! The frames are described in `proto/weir/v1/worker.proto`. Requests on a connection are answered in their order;
+//! those that came together are worked on together, so that many small blocks cost few reads and few wake-ups. A
+//! reader who is not to wait for another one's blocks has a connection of his own. On the Unix socket a block on SSD
+//! is answered with a descriptor of its segment file: the client then reads the disk itself and checks the checksums
+//! that came along.
 
-mod frame;
+mod link;
 mod server;
+mod socket;
 
-pub use frame::{FrameError, MAX_HEADER, read_message, send_descriptor, write_message};
+pub use link::{Frame, FrameError, Incoming, Link, Outgoing};
 pub use server::{serve_local, serve_tcp};
+pub use socket::Socket;

@@ -1,30 +1,34 @@
 //! The serving side of the block stream.
 
-use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use futures::{StreamExt, stream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_core::{Block, ClusterMap, ObjectRef, OriginId};
+use weir_core::{BLOCK_SIZE, Block, ClusterMap, ObjectRef, OriginId};
 use weir_origin::OriginError;
 use weir_proto::v1::{BlockLocation, BlockReply, BlockRequest, BlockSource, BlockStatus};
 
-use super::frame::{FrameError, read_message, send_descriptor, write_message};
+use super::link::{Frame, FrameError, Incoming, Link};
+use super::socket::Socket;
 use crate::metrics::ResultLabel;
-use crate::segment::CHUNK_SIZE;
+use crate::segment::{self, CHUNK_SIZE};
 use crate::worker::{ReadError, Source, Worker};
 
 /// Most connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Requests of one connection that are worked on at once.
+const AT_ONCE: usize = 24;
+/// Bytes of requests that are worked on together; the last one may go beyond.
+const MAX_TOGETHER: u64 = BLOCK_SIZE;
 
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
@@ -53,40 +57,11 @@ pub async fn serve_local(
     accept_loop(worker, map, stop, async || Ok(listener.accept().await?.0)).await;
 }
 
-/// A connection, of which only the local kind can carry descriptors.
-trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    fn answer_descriptor(
-        &mut self,
-        reply: &BlockReply,
-        file: &(impl AsFd + Sync),
-    ) -> impl Future<Output = Option<io::Result<()>>> + Send;
-}
-
-impl Connection for TcpStream {
-    async fn answer_descriptor(
-        &mut self,
-        _: &BlockReply,
-        _: &(impl AsFd + Sync),
-    ) -> Option<io::Result<()>> {
-        None
-    }
-}
-
-impl Connection for UnixStream {
-    async fn answer_descriptor(
-        &mut self,
-        reply: &BlockReply,
-        file: &(impl AsFd + Sync),
-    ) -> Option<io::Result<()>> {
-        Some(send_descriptor(self, reply, file.as_fd()).await)
-    }
-}
-
-async fn accept_loop<C: Connection>(
+async fn accept_loop<S: Socket>(
     worker: Arc<Worker>,
     map: Map,
     stop: CancellationToken,
-    accept: impl AsyncFn() -> io::Result<C>,
+    accept: impl AsyncFn() -> io::Result<S>,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
@@ -99,8 +74,8 @@ async fn accept_loop<C: Connection>(
             () = stop.cancelled() => break,
             accepted = accept() => accepted,
         };
-        let connection = match accepted {
-            Ok(connection) => connection,
+        let socket = match accepted {
+            Ok(socket) => socket,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -113,7 +88,7 @@ async fn accept_loop<C: Connection>(
             gauge.inc();
             tokio::select! {
                 () = stop.cancelled() => {}
-                result = serve_connection(&worker, &map, connection) => {
+                result = serve_connection(&worker, &map, socket) => {
                     if let Err(error) = result {
                         tracing::debug!(%error, "a client's connection ended");
                     }
@@ -127,73 +102,203 @@ async fn accept_loop<C: Connection>(
     connections.wait().await;
 }
 
-async fn serve_connection<C: Connection>(
+async fn serve_connection<S: Socket>(
     worker: &Arc<Worker>,
     map: &Map,
-    mut connection: C,
+    socket: S,
 ) -> Result<(), FrameError> {
-    while let Some(request) = read_message::<BlockRequest>(&mut connection).await? {
+    let mut link = Link::of_server(socket);
+    let (outgoing, mut incoming) = link.split();
+    while let Some(first) = incoming.message().await? {
+        let requests = with_others(first, &mut incoming)?;
         let epoch = map.borrow().epoch;
-        if let Some((block, _)) = parse(&request)
-            && request.accept_descriptor
-            && let Some(location) = locate(worker, &block, request.report_damaged).await
-        {
-            let reply = BlockReply {
-                status: BlockStatus::Ok.into(),
-                source: BlockSource::Ssd.into(),
+        let found = find_together(worker, &requests).await;
+        let answers = requests.into_iter().zip(found).map(|(request, found)| {
+            answer(
+                worker.clone(),
+                request,
+                found,
                 epoch,
-                location: Some(BlockLocation {
-                    file_offset: location.offset,
-                    block_length: location.len,
-                    chunk_size: CHUNK_SIZE,
-                    checksums: location.checksums.to_vec(),
-                    direct: location.direct,
-                }),
-                ..BlockReply::default()
-            };
-            if let Some(sent) = connection.answer_descriptor(&reply, &location.file).await {
-                sent?;
-                count(worker, &request, Source::Ssd, u64::from(request.length));
-                continue;
-            }
+                S::CARRIES_DESCRIPTORS,
+            )
+        });
+        let answers = stream::iter(answers).buffered(AT_ONCE);
+        let mut answers = std::pin::pin!(answers.ready_chunks(AT_ONCE));
+        while let Some(frames) = answers.next().await {
+            outgoing.send(&frames).await?;
         }
-        let (mut reply, payload) = answer(worker, &request).await;
-        reply.epoch = epoch;
-        write_message(&mut connection, &reply, &payload).await?;
     }
     Ok(())
 }
 
+/// A request with those that came together with it, up to a bound of their bytes.
+fn with_others<S: Socket>(
+    first: BlockRequest,
+    incoming: &mut Incoming<'_, S>,
+) -> Result<Vec<Request>, FrameError> {
+    let mut bytes = u64::from(first.length);
+    let mut requests = vec![Request::new(first)];
+    while bytes < MAX_TOGETHER
+        && let Some(next) = incoming.arrived::<BlockRequest>()?
+    {
+        bytes += u64::from(next.length);
+        requests.push(Request::new(next));
+    }
+    Ok(requests)
+}
+
+/// A request, and the part of a block that it means, if it makes sense.
+struct Request {
+    message: BlockRequest,
+    wanted: Option<(Block, Range<u32>)>,
+}
+
+impl Request {
+    fn new(message: BlockRequest) -> Self {
+        let wanted = parse(&message);
+        Self { message, wanted }
+    }
+}
+
+type Found = (Vec<Bytes>, Source);
+
+/// The whole blocks among the parts of blocks that several requests mean, as far as they are cached.
+async fn find_together(worker: &Arc<Worker>, requests: &[Request]) -> Vec<Option<Found>> {
+    let mut found = vec![None; requests.len()];
+    let whole = requests.iter().enumerate().filter_map(|(at, request)| {
+        let (block, range) = request.wanted.as_ref()?;
+        let is_whole = *range == (0..block.len()) && !request.message.accept_descriptor;
+        is_whole.then(|| (at, (block.key(), block.len())))
+    });
+    let (places, blocks): (Vec<usize>, Vec<_>) = whole.unzip();
+    if blocks.len() < 2 {
+        return found; // nothing is gained
+    }
+    let worker = worker.clone();
+    let read = tokio::task::spawn_blocking(move || worker.read_cached_whole(&blocks));
+    // After a panic each is looked for again.
+    for (at, bytes) in places.into_iter().zip(read.await.unwrap_or_default()) {
+        found[at] = bytes;
+    }
+    found
+}
+
+/// The answer to a request, for which something may have been found already.
+async fn answer(
+    worker: Arc<Worker>,
+    request: Request,
+    found: Option<Found>,
+    epoch: u64,
+    carries_descriptors: bool,
+) -> Frame {
+    let failed = |status: BlockStatus, message: String| {
+        count(&worker, "error");
+        let reply = BlockReply {
+            status: status.into(),
+            message,
+            epoch,
+            ..BlockReply::default()
+        };
+        Frame::new(&reply, Vec::new())
+    };
+    let message = &request.message;
+    let Some((block, range)) = &request.wanted else {
+        return failed(
+            BlockStatus::BadRequest,
+            format!(
+                "no bytes {}+{} in block {} of {:?}",
+                message.offset, message.length, message.block_index, message.key
+            ),
+        );
+    };
+    let count_read = |source, bytes| {
+        count(&worker, "ok");
+        let reads = worker.metrics().dataset(&message.dataset);
+        reads.count(source, bytes);
+    };
+    if message.accept_descriptor
+        && carries_descriptors
+        && let Some(location) = locate(&worker, block, message.report_damaged).await
+    {
+        count_read(Source::Ssd, u64::from(message.length));
+        return at_location(&location, epoch);
+    }
+    let outcome = match found {
+        Some(found) => Ok(found),
+        None => worker.read(block, range.clone()).await,
+    };
+    match outcome {
+        Ok((payload, source)) => {
+            let length: usize = payload.iter().map(Bytes::len).sum();
+            count_read(source, length as u64);
+            let reply = BlockReply {
+                status: BlockStatus::Ok.into(),
+                length: length as u32,
+                source: match source {
+                    Source::Memory => BlockSource::Memory,
+                    Source::Ssd => BlockSource::Ssd,
+                    Source::Origin => BlockSource::Origin,
+                }
+                .into(),
+                epoch,
+                ..BlockReply::default()
+            };
+            Frame::new(&reply, payload)
+        }
+        Err(error) => {
+            let status = match &error {
+                ReadError::Origin(OriginError::Unknown { .. }) => BlockStatus::UnknownOrigin,
+                ReadError::Origin(OriginError::Changed { .. }) => BlockStatus::Changed,
+                ReadError::Origin(_) => BlockStatus::OriginError,
+                ReadError::ShuttingDown => BlockStatus::Unavailable,
+            };
+            failed(status, error.to_string())
+        }
+    }
+}
+
+/// Where a block lies on SSD. One that is said to be damaged is checked first, and then sent as bytes.
 async fn locate(
     worker: &Arc<Worker>,
     block: &Block,
     damaged: bool,
-) -> Option<crate::segment::BlockLocation> {
+) -> Option<segment::BlockLocation> {
     let key = block.key();
     if damaged {
         let worker = worker.clone();
-        // The check reads the disk; if it panics, the read below finds out about the block by itself.
+        // The check reads the disk; if it panics, the read that follows finds out about the block by itself.
         let _ = tokio::task::spawn_blocking(move || worker.report_damaged(&key)).await;
         return None;
     }
     worker.locate(&key)
 }
 
-fn count(worker: &Worker, request: &BlockRequest, source: Source, bytes: u64) {
-    worker
-        .metrics()
-        .dataset(&request.dataset)
-        .count(source, bytes);
-    let labels = ResultLabel { result: "ok" };
-    worker
-        .metrics()
-        .stream_requests
-        .get_or_create(&labels)
-        .inc();
+/// The answer that a block lies in a file.
+fn at_location(location: &segment::BlockLocation, epoch: u64) -> Frame {
+    let reply = BlockReply {
+        status: BlockStatus::Ok.into(),
+        source: BlockSource::Ssd.into(),
+        epoch,
+        location: Some(BlockLocation {
+            file_offset: location.offset,
+            block_length: location.len,
+            chunk_size: CHUNK_SIZE,
+            checksums: location.checksums.to_vec(),
+            direct: location.direct,
+        }),
+        ..BlockReply::default()
+    };
+    Frame::with_descriptor(&reply, location.file.clone())
+}
+
+fn count(worker: &Worker, result: &'static str) {
+    let labels = ResultLabel { result };
+    let requests = &worker.metrics().stream_requests;
+    requests.get_or_create(&labels).inc();
 }
 
 /// The block and the range that a request means, if it makes sense.
-fn parse(request: &BlockRequest) -> Option<(Block, std::ops::Range<u32>)> {
+fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
     request.dataset.parse::<weir_core::DatasetName>().ok()?;
     let block = Block {
         origin: OriginId(request.origin),
@@ -206,57 +311,4 @@ fn parse(request: &BlockRequest) -> Option<(Block, std::ops::Range<u32>)> {
     };
     let end = request.offset.checked_add(request.length)?;
     (request.length > 0 && end <= block.len()).then_some((block, request.offset..end))
-}
-
-async fn answer(worker: &Arc<Worker>, request: &BlockRequest) -> (BlockReply, Vec<Bytes>) {
-    let failed = |status: BlockStatus, message: String| {
-        let labels = ResultLabel { result: "error" };
-        worker
-            .metrics()
-            .stream_requests
-            .get_or_create(&labels)
-            .inc();
-        let reply = BlockReply {
-            status: status.into(),
-            message,
-            ..BlockReply::default()
-        };
-        (reply, Vec::new())
-    };
-    let Some((block, range)) = parse(request) else {
-        return failed(
-            BlockStatus::BadRequest,
-            format!(
-                "no bytes {}+{} in block {} of {:?}",
-                request.offset, request.length, request.block_index, request.key
-            ),
-        );
-    };
-    match worker.read(&block, range).await {
-        Ok((payload, source)) => {
-            let length: usize = payload.iter().map(Bytes::len).sum();
-            count(worker, request, source, length as u64);
-            let reply = BlockReply {
-                status: BlockStatus::Ok.into(),
-                length: length as u32,
-                source: match source {
-                    Source::Memory => BlockSource::Memory,
-                    Source::Ssd => BlockSource::Ssd,
-                    Source::Origin => BlockSource::Origin,
-                }
-                .into(),
-                ..BlockReply::default()
-            };
-            (reply, payload)
-        }
-        Err(error) => {
-            let status = match &error {
-                ReadError::Origin(OriginError::Unknown { .. }) => BlockStatus::UnknownOrigin,
-                ReadError::Origin(OriginError::Changed { .. }) => BlockStatus::Changed,
-                ReadError::Origin(_) => BlockStatus::OriginError,
-                ReadError::ShuttingDown => BlockStatus::Unavailable,
-            };
-            failed(status, error.to_string())
-        }
-    }
 }

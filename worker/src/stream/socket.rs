@@ -1,0 +1,125 @@
+//! Stream sockets, of which only the local kind carries descriptors.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bytes::BufMut;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+
+/// Descriptors that go with one message, at most.
+pub(super) const MAX_DESCRIPTORS: usize = 64;
+/// Pieces of one write, at most: the kernel's limit.
+const MAX_PIECES: usize = 1024;
+
+/// A connected stream socket.
+pub trait Socket: AsFd + Send + Sync + Unpin + 'static {
+    /// Whether descriptors can be sent over it.
+    const CARRIES_DESCRIPTORS: bool;
+
+    /// Waits until it may be written to or read from.
+    fn ready(&self, interest: Interest) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Makes an attempt that is not to wait; `WouldBlock` when it would have to.
+    fn attempt<T>(
+        &self,
+        interest: Interest,
+        attempt: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T>;
+
+    /// Reads what has come into the free part of a buffer.
+    fn try_read(&self, into: &mut impl BufMut) -> io::Result<usize>;
+}
+
+macro_rules! socket {
+    ($kind:ty, $carries_descriptors:literal) => {
+        impl Socket for $kind {
+            const CARRIES_DESCRIPTORS: bool = $carries_descriptors;
+
+            async fn ready(&self, interest: Interest) -> io::Result<()> {
+                <$kind>::ready(self, interest).await.map(drop)
+            }
+
+            fn attempt<T>(
+                &self,
+                interest: Interest,
+                attempt: impl FnOnce() -> io::Result<T>,
+            ) -> io::Result<T> {
+                self.try_io(interest, attempt)
+            }
+
+            fn try_read(&self, into: &mut impl BufMut) -> io::Result<usize> {
+                self.try_read_buf(into)
+            }
+        }
+    };
+}
+
+socket!(TcpStream, false);
+socket!(UnixStream, true);
+
+/// Writes everything; the descriptors go with the first byte.
+pub(super) async fn write_all<S: Socket>(
+    socket: &S,
+    mut pieces: &mut [IoSlice<'_>],
+    mut descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    while !pieces.is_empty() {
+        let some = &pieces[..pieces.len().min(MAX_PIECES)];
+        let send = || {
+            let mut space =
+                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !descriptors.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(descriptors));
+            }
+            Ok(sendmsg(socket, some, &mut control, SendFlags::NOSIGNAL)?)
+        };
+        match socket.attempt(Interest::WRITABLE, send) {
+            Ok(written) => {
+                IoSlice::advance_slices(&mut pieces, written);
+                descriptors = &[];
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.ready(Interest::WRITABLE).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Waits for bytes and reads them; 0 at the end of the stream. Descriptors that come along are added to
+/// `descriptors`.
+pub(super) async fn read_some<S: Socket>(
+    socket: &S,
+    into: &mut [IoSliceMut<'_>],
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let receive = || {
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let received = recvmsg(socket, into, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(came) = message {
+                    descriptors.extend(came);
+                }
+            }
+            Ok(received.bytes)
+        };
+        match socket.attempt(Interest::READABLE, receive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.ready(Interest::READABLE).await?;
+            }
+            outcome => return outcome,
+        }
+    }
+}
