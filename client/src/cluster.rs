@@ -84,6 +84,11 @@ impl ClusterReader {
         }
     }
 
+    /// The bytes of `range` of a block when its place on this machine's SSD is known. Blocks on the disk.
+    pub(crate) fn read_known(&self, block: &Block, range: &Range<u32>) -> Option<Bytes> {
+        self.local.read_known(|| block.key(), range)
+    }
+
     /// The bytes of `range` of a block. `spec` is the origin's, from the manifest, for the case that no worker
     /// answers.
     pub(crate) async fn read(
@@ -101,7 +106,7 @@ impl ClusterReader {
                 last = format!("worker {} did not answer a moment ago", worker.id);
                 continue;
             }
-            match self.ask(worker, &request).await {
+            match self.ask(worker, block, &request).await {
                 Ok((bytes, source)) => return Ok((vec![bytes], source)),
                 Err(Refusal::Final(error)) => return Err(error),
                 Err(Refusal::Next(reason, message)) => {
@@ -130,12 +135,14 @@ impl ClusterReader {
     async fn ask(
         &self,
         worker: &WorkerInfo,
+        block: &Block,
         request: &BlockRequest,
     ) -> Result<(Bytes, ReadSource), Refusal> {
         let near = self.is_near(worker);
         let answer = async {
             if near {
-                let local = self.local.request(&worker.local_socket, request.clone());
+                let (socket, key) = (&worker.local_socket, block.key());
+                let local = self.local.request(socket, key, request.clone());
                 if let Ok(answer) = local.await {
                     return Ok(answer);
                 }
@@ -337,5 +344,7 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
         length: range.end - range.start,
         accept_descriptor: false,
         report_damaged: false,
+        reads_before: 0,
+        bytes_before: 0,
     }
 }

@@ -1,25 +1,48 @@
 //! Block reads from a worker on this machine, over its Unix socket.
 //!
 //! A block on SSD comes as a descriptor of its segment file: this process reads the disk and checks the checksums
-//! itself, so the bytes never cross a socket. A block in memory comes as bytes.
+//! itself, so the bytes never cross a socket, and the next parts of the block are read without asking again. A block
+//! in memory comes as bytes.
 
+use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::net::UnixStream;
+use weir_core::BlockKey;
 use weir_proto::v1::{BlockReply, BlockRequest};
-use weir_worker::segment::{BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together};
+use weir_worker::segment::{
+    BlockLocation, BufferPool, CHUNK_SIZE, Checksums, in_background, read_together,
+};
 
 use crate::connection::{Answer, ConnectionError, Connections};
 
 /// Bytes of read buffers kept for the next reads.
 const POOL_BYTES: usize = 16 << 20;
+/// How long a block's place is remembered. The worker may give the file up meanwhile, and this keeps its space taken.
+const KNOWN_FOR: Duration = Duration::from_secs(1);
+/// Places that are remembered at once, each with a descriptor.
+const MAX_KNOWN: usize = 1024;
 
 /// Reads from workers on this machine, by the paths of their sockets.
 pub(crate) struct LocalWorkers {
     connections: Connections<UnixStream>,
     pool: Arc<BufferPool>,
+    known: Arc<Mutex<Known>>,
+    /// Reads through known places, and their bytes, that no worker was told of.
+    untold: (AtomicU64, AtomicU64),
+}
+
+/// Places of blocks of which parts were read a moment ago: the next parts need no worker.
+#[derive(Default)]
+struct Known {
+    places: HashMap<BlockKey, (BlockLocation, Instant)>,
+    is_swept: bool,
 }
 
 impl LocalWorkers {
@@ -27,36 +50,80 @@ impl LocalWorkers {
         Self {
             connections: Connections::default(),
             pool: BufferPool::new(POOL_BYTES),
+            known: Arc::default(),
+            untold: Default::default(),
         }
+    }
+
+    /// Reads from a block whose place is known, without a word to its worker. Blocks on the disk.
+    pub(crate) fn read_known(
+        &self,
+        key: impl FnOnce() -> BlockKey,
+        range: &Range<u32>,
+    ) -> Option<Bytes> {
+        let location = {
+            let known = self.known.lock();
+            if known.places.is_empty() {
+                return None;
+            }
+            known.places.get(&key())?.0.clone()
+        };
+        // A fault is found out about by whoever asks the worker next.
+        let bytes = location.read(range.clone(), &self.pool).ok()?;
+        self.untold.0.fetch_add(1, Relaxed);
+        self.untold.1.fetch_add(bytes.len() as u64, Relaxed);
+        Some(bytes)
     }
 
     /// Sends a request; the bytes come back whether the worker sent them or this process read them.
     pub(crate) async fn request(
         &self,
         socket: &str,
+        key: BlockKey,
         mut request: BlockRequest,
     ) -> Result<(BlockReply, Bytes), ConnectionError> {
         request.accept_descriptor = true;
+        request.reads_before = self.untold.0.swap(0, Relaxed);
+        request.bytes_before = self.untold.1.swap(0, Relaxed);
         let (mut answer, payload) = self.connections.request(socket, &request).await?;
         if answer.reply.location.is_none() {
             return Ok((answer.reply, payload));
         }
         let range = request.offset..request.offset + request.length;
-        let location = location(&mut answer);
         let pool = self.pool.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let location = location.filter(|location| range.end <= location.len)?;
-            let read = location.read(range, &pool);
-            read.inspect_err(|error| tracing::debug!(%error, "a descriptor could not be read"))
-                .ok()
-        });
-        if let Ok(Some(bytes)) = read.await {
-            return Ok((answer.reply, bytes));
+        let location = location(&mut answer).filter(|location| range.end <= location.len);
+        if let Some(location) = location {
+            let is_part = range.len() < location.len as usize;
+            let read = {
+                let location = location.clone();
+                in_background(move || location.read(range, &pool))
+            };
+            match read.await {
+                Some(Ok(bytes)) => {
+                    if is_part {
+                        self.remember(key, location);
+                    }
+                    return Ok((answer.reply, bytes));
+                }
+                Some(Err(error)) => tracing::debug!(%error, "a descriptor could not be read"),
+                None => {}
+            }
         }
         tracing::warn!(key = %request.key, block = request.block_index, "a cached block is damaged; it is fetched again");
+        (request.reads_before, request.bytes_before) = (0, 0);
         request.report_damaged = true;
         let (answer, payload) = self.connections.request(socket, &request).await?;
         Ok((answer.reply, payload))
+    }
+
+    fn remember(&self, key: BlockKey, location: BlockLocation) {
+        let mut known = self.known.lock();
+        if known.places.len() < MAX_KNOWN {
+            known.places.insert(key, (location, Instant::now()));
+        }
+        if !std::mem::replace(&mut known.is_swept, true) {
+            tokio::spawn(sweep(self.known.clone()));
+        }
     }
 
     /// Sends requests for whole blocks together, each with the place for its bytes. A reply has the length of what is
@@ -84,7 +151,7 @@ impl LocalWorkers {
             return Ok(replies);
         }
         let pool = self.pool.clone();
-        let read = tokio::task::spawn_blocking(move || read_together(&locations, &pool));
+        let read = in_background(move || read_together(&locations, &pool));
         for (at, bytes) in ats.into_iter().zip(read.await.unwrap_or_default()) {
             if let Some(bytes) = bytes {
                 places[at].copy_from_slice(&bytes);
@@ -97,6 +164,21 @@ impl LocalWorkers {
     /// Forgets the connections to workers whose sockets `keep` does not name.
     pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.connections.retain(keep);
+    }
+}
+
+/// Forgets places in time, until none is left.
+async fn sweep(known: Arc<Mutex<Known>>) {
+    loop {
+        tokio::time::sleep(KNOWN_FOR / 4).await;
+        let mut known = known.lock();
+        known
+            .places
+            .retain(|_, (_, since)| since.elapsed() < KNOWN_FOR);
+        if known.places.is_empty() {
+            known.is_swept = false;
+            return;
+        }
     }
 }
 

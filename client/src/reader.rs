@@ -154,9 +154,6 @@ impl Reader {
     /// The bytes `offset..end` of a file when they can be had without waiting for a network; blocks on the disk at
     /// most. `end` must not lie past the file's end.
     pub fn read_cached(&self, file: u32, offset: u64, end: u64) -> Option<Vec<Bytes>> {
-        let Backend::Embedded(worker) = &self.backend else {
-            return None;
-        };
         let object = self.manifest.object(file);
         let origin = self.manifest.mount(file).origin;
         let mut bytes = Vec::new();
@@ -166,13 +163,18 @@ impl Reader {
                 object: object.clone(),
                 index: piece.index,
             };
-            let (found, source) = worker.read_cached(&block.key(), &piece.range)?;
-            self.count(
-                source.into(),
-                u64::from(piece.range.end - piece.range.start),
-            );
+            match &self.backend {
+                Backend::Embedded(worker) => {
+                    let (found, source) = worker.read_cached(&block.key(), &piece.range)?;
+                    self.count(source.into(), piece.range.len() as u64);
+                    bytes.extend(found);
+                }
+                Backend::Cluster(cluster) => {
+                    bytes.push(cluster.read_known(&block, &piece.range)?);
+                    self.count(ReadSource::Ssd, piece.range.len() as u64);
+                }
+            }
             self.reading_block(file, piece.index);
-            bytes.extend(found);
         }
         Some(bytes)
     }

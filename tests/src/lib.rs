@@ -15,7 +15,7 @@ pub use data::{content, write_tree};
 pub use lab::{BUCKET, Lab, Outcome};
 pub use mount::{Mount, is_mountpoint};
 pub use process::{Process, free_port, get};
-pub use readers::{Readers, ReadersReport, drop_pages, read_evicted};
+pub use readers::{Readers, ReadersReport, drop_pages, read_at_random, read_evicted};
 
 use std::time::{Duration, Instant};
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -92,6 +93,15 @@ pub fn read_evicted(path: &Path) -> std::io::Result<Vec<u8>> {
     fadvise(&file, 0, None, Advice::DontNeed)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads a part of a file as one who reads here and there: the kernel reads nothing else.
+pub fn read_at_random(path: &Path, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    fadvise(&file, 0, None, Advice::Random)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, offset)?;
     Ok(bytes)
 }
 

@@ -62,7 +62,12 @@ pub struct DatasetReads {
 impl DatasetReads {
     /// Counts one block read of `bytes` bytes from `source`.
     pub fn count(&self, source: Source, bytes: u64) {
-        self.reads[source as usize].inc();
+        self.count_many(source, 1, bytes);
+    }
+
+    /// Counts block reads of `bytes` bytes together.
+    pub fn count_many(&self, source: Source, reads: u64, bytes: u64) {
+        self.reads[source as usize].inc_by(reads);
         self.bytes[source as usize].inc_by(bytes);
     }
 

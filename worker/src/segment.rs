@@ -32,6 +32,7 @@
 
 mod aligned;
 mod append;
+mod background;
 mod config;
 mod data;
 pub mod disk;
@@ -59,6 +60,7 @@ mod model;
 mod tests;
 
 pub use aligned::BufferPool;
+pub use background::in_background;
 pub use config::{DEFAULT_IDLE_AFTER, DEFAULT_SEGMENT_SIZE, SegmentConfig};
 pub use data::{BlockData, Pieces};
 pub use error::SegmentError;

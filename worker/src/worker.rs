@@ -24,7 +24,7 @@ use crate::fill::Fill;
 use crate::memory::MemoryTier;
 use crate::metrics::{EvictionLabels, ResultLabel, TierLabels, WorkerMetrics};
 use crate::origins::Origins;
-use crate::segment::{Admission, BlockLocation, Pieces, SegmentError, SegmentStats};
+use crate::segment::{Admission, BlockLocation, Pieces, SegmentError, SegmentStats, in_background};
 use crate::ssd::{SsdTier, Write};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
@@ -342,8 +342,8 @@ impl Worker {
             return Ok(None);
         }
         let (worker, range) = (self.clone(), range.clone());
-        let read = tokio::task::spawn_blocking(move || worker.ssd.read(&key, range));
-        let data = read.await.map_err(|_| ReadError::ShuttingDown)?;
+        let read = in_background(move || worker.ssd.read(&key, range));
+        let data = read.await.ok_or(ReadError::ShuttingDown)?;
         Ok(data.map(|data| (vec![data], Source::Ssd)))
     }
 
@@ -467,11 +467,11 @@ impl Worker {
     ) -> Result<Option<OwnedSemaphorePermit>, OriginError> {
         if self.memory.contains(&key) || self.ssd.contains(&key) {
             let (worker, len) = (self.clone(), block.len());
-            let found = tokio::task::spawn_blocking(move || {
+            let found = in_background(move || {
                 let memory = worker.memory.get(&key);
                 memory.or_else(|| worker.ssd.read(&key, 0..len))
             });
-            if let Ok(Some(data)) = found.await {
+            if let Some(Some(data)) = found.await {
                 fill.push(data);
                 return Ok(None);
             }

@@ -7,9 +7,12 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use weir_s3_server::{Fault, Rule};
-use weir_tests::{BUCKET, Cluster, Lab, Mount, Readers, content, wait_until};
+use weir_tests::{
+    BUCKET, Cluster, Lab, Mount, Readers, content, drop_pages, read_at_random, wait_until,
+};
 
 use crate::Case;
+use crate::system::damage::{damage_segments, flip_everywhere};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -19,6 +22,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_mount_on_a_workers_node_takes_the_local_way",
         a_mount_on_a_workers_node_takes_the_local_way,
+    ),
+    (
+        "parts_of_a_block_on_this_machine_are_read_without_its_worker",
+        parts_of_a_block_on_this_machine_are_read_without_its_worker,
     ),
     (
         "no_read_fails_when_workers_and_the_master_die",
@@ -139,6 +146,64 @@ fn a_mount_on_a_workers_node_takes_the_local_way() {
     );
     assert!(bytes("memory") + bytes("ssd") >= total(&files) as f64);
     assert!(bytes("origin") > 0.0);
+}
+
+fn parts_of_a_block_on_this_machine_are_read_without_its_worker() {
+    /// Parts of a page each, far enough from each other.
+    const PARTS: u64 = 100;
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = Cluster::start(&lab, 1);
+    cluster.create_dataset("set");
+    cluster.weir(&["warm", "set", "--wait"]).ok();
+    let mount = mount(&lab, &cluster, "node-0");
+    let (path, content) = (mount.path("large"), &files["large"]);
+    let read_parts = || {
+        drop_pages([path.clone()]);
+        for part in 0..PARTS {
+            let at = part * 7919 % PARTS * (content.len() as u64 / PARTS);
+            let expected = &content[at as usize..][..100];
+            assert!(read_at_random(&path, at, 100).unwrap() == expected, "{at}");
+        }
+    };
+    let asked = || {
+        cluster
+            .worker(0)
+            .metric("weir_worker_stream_requests_total", "")
+    };
+    let before = asked();
+    read_parts();
+    let asked = asked() - before;
+    assert!(
+        asked < PARTS as f64 / 2.0,
+        "the worker was asked {asked} times"
+    );
+    let counted = |source: &str| {
+        let label = format!("source=\"{source}\"");
+        let worker = cluster.worker(0);
+        worker.metric("weir_worker_block_reads_total", &label)
+    };
+    let told = || {
+        // Of the latest reads the worker hears with the next request.
+        std::thread::sleep(Duration::from_secs(1));
+        drop_pages([path.clone()]);
+        read_at_random(&path, 0, 100).unwrap();
+        counted("ssd") + counted("memory") >= PARTS as f64
+    };
+    wait_until("the reads to be counted", Duration::from_secs(10), told);
+
+    // Places that are known must not hide damage.
+    read_parts();
+    damage_segments(&lab.path("node-0"), flip_everywhere);
+    read_parts();
+    let found = || {
+        let worker = cluster.worker(0);
+        worker.metric("weir_worker_damaged_blocks_total", "")
+            + worker.metric("weir_worker_lost_segments_total", "")
+    };
+    wait_until("the damage to be found", Duration::from_secs(10), || {
+        found() > 0.5
+    });
 }
 
 fn no_read_fails_when_workers_and_the_master_die() {

@@ -29,11 +29,15 @@ fn fill(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Damages every file below `ssd` that holds blocks.
-fn damage_segments(ssd: &Path, damage: Damage) {
+/// Damages every file that holds blocks in the directories below `ssd`.
+pub(crate) fn damage_segments(ssd: &Path, damage: Damage) {
     let mut damaged = 0;
     for slot in std::fs::read_dir(ssd).unwrap() {
-        for file in std::fs::read_dir(slot.unwrap().path()).unwrap() {
+        let slot = slot.unwrap().path();
+        if !slot.is_dir() {
+            continue;
+        }
+        for file in std::fs::read_dir(slot).unwrap() {
             let path = file.unwrap().path();
             if std::fs::metadata(&path).unwrap().len() > 100_000 {
                 damage(&path);
@@ -44,7 +48,7 @@ fn damage_segments(ssd: &Path, damage: Damage) {
     assert!(damaged > 0, "no cache files in {}", ssd.display());
 }
 
-fn flip_everywhere(path: &Path) {
+pub(crate) fn flip_everywhere(path: &Path) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     for at in (5000..file.metadata().unwrap().len()).step_by(50_000) {
@@ -66,7 +70,7 @@ fn swap_halves(path: &Path) {
 }
 
 /// A way to damage a file.
-type Damage = fn(&Path);
+pub(crate) type Damage = fn(&Path);
 
 const DAMAGES: [(&str, Damage); 6] = [
     ("flipped", flip_everywhere),

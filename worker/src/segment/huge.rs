@@ -11,15 +11,16 @@ use parking_lot::Mutex;
 
 /// What a mapping is aligned to, so that huge pages fit into it.
 const HUGE_PAGE: usize = 2 << 20;
-/// Lengths of the buffers, the shorter first, and how many there are of each: for whole small files and random reads,
-/// and for reads of big files. More reads at once get ordinary memory.
-const CLASSES: [(usize, usize); 2] = [(256 << 10, 32), (HUGE_PAGE, 10)];
+/// Lengths of the buffers, the shorter first, and how many there are of each: for single small files and random reads,
+/// for the kernel's longest reads with what their borders need, and for small files together. More reads at once get
+/// ordinary memory.
+const CLASSES: [(usize, usize); 3] = [(256 << 10, 32), (1088 << 10, 16), (HUGE_PAGE, 4)];
 
 /// Memory that is never given back to the system.
 type Buffer = &'static mut [u8];
 
 /// Free buffers of each class. The last one returned is used first, so no more memory is touched than is in use.
-static FREE: LazyLock<[Mutex<Vec<Buffer>>; 2]> = LazyLock::new(|| {
+static FREE: LazyLock<[Mutex<Vec<Buffer>>; CLASSES.len()]> = LazyLock::new(|| {
     let length = CLASSES.iter().map(|(length, count)| length * count).sum();
     let mut rest = map(length).map_or(&mut [][..], |(memory, start)| {
         &mut Box::leak(Box::new(memory))[start..start + length]
@@ -40,10 +41,10 @@ pub(super) fn map(length: usize) -> Option<(MmapMut, usize)> {
     Some((memory, start))
 }
 
-/// A buffer of the shortest sufficient class that is free, with whatever it held before.
+/// The shortest sufficient buffer that is free, with whatever it held before.
 pub(super) fn take(length: usize) -> Option<Buffer> {
-    let class = CLASSES.iter().position(|(longest, _)| length <= *longest)?;
-    FREE[class].lock().pop()
+    let shortest = CLASSES.iter().position(|(longest, _)| length <= *longest)?;
+    FREE[shortest..].iter().find_map(|class| class.lock().pop())
 }
 
 /// Takes back what [`take`] gave.

@@ -12,8 +12,9 @@ use super::store::SegmentStore;
 
 /// Bytes between two blocks that are rather read along than left out by a read of their own.
 const MAX_GAP: u64 = 64 << 10;
-/// Parts of a segment file, in bytes, that one read does not begin in more than one of.
-const WINDOW: u64 = 1 << 20;
+/// Parts of a segment file, in bytes: blocks that begin in different ones are not read together. A part with the rest
+/// of a block of common length fits a huge buffer.
+const WINDOW: u64 = 896 << 10;
 
 /// A block that is wanted.
 struct Wanted<'a> {

@@ -175,7 +175,7 @@ async fn find_together(worker: &Arc<Worker>, requests: &[Request]) -> Vec<Option
         return found; // nothing is gained
     }
     let worker = worker.clone();
-    let read = tokio::task::spawn_blocking(move || worker.read_cached_whole(&blocks));
+    let read = segment::in_background(move || worker.read_cached_whole(&blocks));
     // After a panic each is looked for again.
     for (at, bytes) in places.into_iter().zip(read.await.unwrap_or_default()) {
         found[at] = bytes;
@@ -215,6 +215,7 @@ async fn answer(
         count(&worker, "ok");
         let reads = worker.metrics().dataset(&message.dataset);
         reads.count(source, bytes);
+        reads.count_many(Source::Ssd, message.reads_before, message.bytes_before);
     };
     if message.accept_descriptor
         && carries_descriptors
