@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use weir_client::{Batch, PageCache, Placed, Reader};
+use weir_worker::schedule;
 
 use self::memory::Memory;
 use self::process::{Done, Order, Start, StoredFile};
 use crate::fdpass::{self, Slot};
+use crate::spawn;
 use crate::waiting::WaitingReads;
-use crate::{schedule, spawn};
 
 pub use self::process::run;
 

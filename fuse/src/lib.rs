@@ -21,7 +21,6 @@ pub mod waiting;
 
 mod descriptor;
 mod fdpass;
-mod schedule;
 mod signals;
 mod spawn;
 mod state;

@@ -12,6 +12,7 @@ pub mod inventory;
 pub mod memory;
 pub mod metrics;
 pub mod origins;
+pub mod schedule;
 pub mod segment;
 pub mod service;
 pub mod snapshots;

@@ -83,9 +83,7 @@ impl WorkerApi for Service {
         // The task ends when the master drops the stream: the next report cannot be sent.
         tokio::spawn(async move {
             let (progress, mut seen) = watch::channel(WarmProgress::default());
-            let work = async {
-                warm(&worker, &manifest, &tops, &map, &progress).await;
-            };
+            let work = warm(worker, manifest, tops, map, progress.clone());
             let report = async {
                 loop {
                     tokio::time::sleep(REPORT_INTERVAL).await;
@@ -96,10 +94,11 @@ impl WorkerApi for Service {
                 }
             };
             tokio::select! {
-                () = work => {
-                    let last = to_proto(&progress.borrow());
+                ended = work => {
+                    let last = ended.map(|()| to_proto(&progress.borrow()));
+                    let last = last.map_err(|error| Status::internal(error.to_string()));
                     // The master may have gone away; then nobody wants the last report.
-                    let _ = reports.send(Ok(last)).await;
+                    let _ = reports.send(last).await;
                 }
                 () = report => {}
             }

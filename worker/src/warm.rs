@@ -1,17 +1,22 @@
 //! Warming and evicting the blocks of a snapshot that this worker owns.
 
+use std::io;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::sync::watch;
+use tokio::runtime::Builder;
+use tokio::sync::{oneshot, watch};
 use weir_core::{Block, BlockKey, ClusterMap, Manifest};
 
+use crate::schedule;
 use crate::worker::{ReadError, Worker};
 
-/// Fills of one warm job that are under way at once. Their bytes are bounded by the worker's fill budget; this
-/// bounds the requests for small files.
-pub const WARM_FILLS: usize = 32;
+/// Threads of one warm job.
+const THREADS: usize = 2;
+/// Fills of each that are under way at once. Their bytes are bounded by the worker's fill budget; this bounds the
+/// requests for small files.
+const FILLS: usize = 16;
 /// Blocks dropped at once by an eviction.
 const EVICT_BATCH: usize = 4096;
 
@@ -41,41 +46,111 @@ pub fn resolve_paths(manifest: &Manifest, paths: &[String]) -> Result<Vec<u32>, 
         .collect()
 }
 
+/// What a warm job does.
+struct Job {
+    worker: Arc<Worker>,
+    manifest: Arc<Manifest>,
+    tops: Vec<u32>,
+    map: ClusterMap,
+    progress: watch::Sender<WarmProgress>,
+}
+
 /// Fills every block below `tops` that `worker` owns under `map`, and reports to `progress`. Ends early when
-/// nobody listens any more. A block that fails is counted and the rest goes on.
+/// nobody listens any more. A block that fails is counted and the rest goes on; an error means that threads could not
+/// be started.
+///
+/// Nobody waits for these blocks, so they are filled by threads of their own, which do not interrupt those that
+/// answer readers. Dropping the future stops neither them nor what they have begun.
 pub async fn warm(
-    worker: &Arc<Worker>,
-    manifest: &Manifest,
-    tops: &[u32],
-    map: &ClusterMap,
-    progress: &watch::Sender<WarmProgress>,
-) {
-    let own = &worker.config().id;
-    let owned = |key: &BlockKey| map.owner(key).is_some_and(|w| w.id == *own);
-    let mut fills = FuturesUnordered::new();
-    for index in tops.iter().flat_map(|top| manifest.files_below(*top)) {
-        let head = Block {
-            origin: manifest.mount(index).origin,
-            object: manifest.object(index),
-            index: 0,
-        };
-        let counts = owned(&head.key());
-        if counts && head.object.size == 0 {
-            progress.send_modify(|p| p.done_files += 1);
+    worker: Arc<Worker>,
+    manifest: Arc<Manifest>,
+    tops: Vec<u32>,
+    map: ClusterMap,
+    progress: watch::Sender<WarmProgress>,
+) -> io::Result<()> {
+    let job = Arc::new(Job {
+        worker,
+        manifest,
+        tops,
+        map,
+        progress,
+    });
+    let threads = (0..THREADS).map(|number| {
+        let (ended, end) = oneshot::channel();
+        let own = job.clone();
+        let thread = std::thread::Builder::new().name(format!("weir-warm-{number}"));
+        thread.spawn(move || {
+            schedule::in_bulk();
+            let runtime = Builder::new_current_thread().enable_all().build();
+            // Whoever waited may have gone away.
+            let _ = ended.send(runtime.map(|runtime| runtime.block_on(own.fill(number))));
+        })?;
+        Ok(end)
+    });
+    for end in threads.collect::<io::Result<Vec<_>>>()? {
+        let ended = end.await;
+        ended.map_err(|_| io::Error::other("a thread that warms ended badly"))??;
+    }
+    Ok(())
+}
+
+impl Job {
+    /// Fills one thread's share of the blocks.
+    async fn fill(&self, thread: usize) {
+        let own = &self.worker.config().id;
+        let owned = |key: &BlockKey| self.map.owner(key).is_some_and(|w| w.id == *own);
+        let tops = self.tops.iter();
+        let files = tops.flat_map(|top| self.manifest.files_below(*top));
+        let mut fills = FuturesUnordered::new();
+        for (number, index) in files.enumerate() {
+            let size = self.manifest.entry(index).size;
+            if size == 0 && number % THREADS == thread {
+                let head = Block {
+                    origin: self.manifest.mount(index).origin,
+                    object: self.manifest.object(index),
+                    index: 0,
+                };
+                if owned(&head.key()) {
+                    self.progress.send_modify(|p| p.done_files += 1);
+                }
+            }
+            // The blocks of one big file are shared, too.
+            let blocks = self.manifest.blocks(index);
+            let shared = blocks.filter(|block| (number + block.index as usize) % THREADS == thread);
+            for block in shared.filter(|block| owned(&block.key())) {
+                while fills.len() >= FILLS {
+                    self.report(fills.next().await);
+                }
+                if self.progress.is_closed() {
+                    break;
+                }
+                fills.push(fill(&self.worker, block));
+            }
+            if self.progress.is_closed() {
+                break;
+            }
         }
-        for block in manifest.blocks(index).filter(|block| owned(&block.key())) {
-            while fills.len() >= WARM_FILLS {
-                report(fills.next().await, progress);
-            }
-            if progress.is_closed() {
-                return;
-            }
-            let counts = counts && block.index == 0;
-            fills.push(fill(worker, block, counts));
+        // Also what was begun before the end was early: a reader may wait for it.
+        while !fills.is_empty() {
+            self.report(fills.next().await);
         }
     }
-    while !fills.is_empty() {
-        report(fills.next().await, progress);
+
+    fn report(&self, filled: Option<Filled>) {
+        let Some(filled) = filled else { return };
+        match filled.result {
+            Ok(fetched) => self.progress.send_modify(|p| {
+                p.done_bytes += filled.bytes;
+                p.fetched_bytes += if fetched { filled.bytes } else { 0 };
+                p.done_files += u64::from(filled.is_first);
+            }),
+            Err(error) => self.progress.send_modify(|p| {
+                p.failed_files += u64::from(filled.is_first);
+                if p.message.is_empty() {
+                    p.message = error.to_string();
+                }
+            }),
+        }
     }
 }
 
@@ -83,34 +158,17 @@ pub async fn warm(
 struct Filled {
     bytes: u64,
     /// Whether the block stands for its file in the count of files.
-    counts: bool,
+    is_first: bool,
     /// Whether it came from the origin.
     result: Result<bool, ReadError>,
 }
 
-async fn fill(worker: &Arc<Worker>, block: Block, counts: bool) -> Filled {
+async fn fill(worker: &Arc<Worker>, block: Block) -> Filled {
     Filled {
         bytes: u64::from(block.len()),
-        counts,
+        is_first: block.index == 0,
         result: worker.warm(&block).await,
     }
-}
-
-fn report(filled: Option<Filled>, progress: &watch::Sender<WarmProgress>) {
-    let Some(filled) = filled else { return };
-    progress.send_modify(|p| match filled.result {
-        Ok(fetched) => {
-            p.done_bytes += filled.bytes;
-            p.fetched_bytes += if fetched { filled.bytes } else { 0 };
-            p.done_files += u64::from(filled.counts);
-        }
-        Err(error) => {
-            p.failed_files += u64::from(filled.counts);
-            if p.message.is_empty() {
-                p.message = error.to_string();
-            }
-        }
-    });
 }
 
 /// Drops every block below `tops`; gives the bytes that were held.

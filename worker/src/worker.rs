@@ -347,13 +347,18 @@ impl Worker {
         Ok(data.map(|data| (vec![data], Source::Ssd)))
     }
 
-    /// Makes sure that a block is held; gives whether it came from the origin.
+    /// Makes sure that a block is held; gives whether it came from the origin. A fill that this starts is driven by
+    /// the caller, as with [`Self::read_driving`]: to be polled to the end.
     pub async fn warm(self: &Arc<Self>, block: &Block) -> Result<bool, ReadError> {
         let key = block.key();
         if self.holds(&key) {
             return Ok(false);
         }
-        self.spawn_fill(block, key)?.finished().await?;
+        let (fill, drive) = self.start_fill(block, key)?;
+        if let Some(drive) = drive {
+            drive.await;
+        }
+        fill.finished().await?;
         Ok(true)
     }
 

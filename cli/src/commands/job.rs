@@ -16,7 +16,7 @@ use crate::output::print_json;
 use crate::process::runtime;
 
 /// Time between two looks at a job.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Time between two lines of progress when the output is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 

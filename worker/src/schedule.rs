@@ -3,7 +3,7 @@
 
 /// Makes this thread one that works in bulk: when it wakes up, it waits for its turn instead of interrupting whoever
 /// runs, and so finds more to do at once. Threads and processes that it starts later are alike.
-pub(crate) fn in_bulk() {
+pub fn in_bulk() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the call reads the parameters and changes nothing but how this thread is scheduled. A system that
     // refuses it leaves the thread as it is.
