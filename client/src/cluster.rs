@@ -63,6 +63,16 @@ enum Refusal {
     Next(&'static str, String),
 }
 
+/// What became of a block that was asked for with others.
+pub(crate) enum Whole {
+    /// It is at its place, and came from there.
+    Read(ReadSource),
+    /// It cannot be read; whoever asks for it is told why.
+    Refused,
+    /// It is to be read alone.
+    Alone,
+}
+
 /// Blocks that are asked of one worker together.
 struct Together<'a, 'p> {
     worker: &'a WorkerInfo,
@@ -110,9 +120,7 @@ impl ClusterReader {
                 Ok((bytes, source)) => return Ok((vec![bytes], source)),
                 Err(Refusal::Final(error)) => return Err(error),
                 Err(Refusal::Next(reason, message)) => {
-                    let label = ReasonLabel { reason };
-                    self.config.metrics.failovers.get_or_create(&label).inc();
-                    tracing::debug!(worker = %worker.id, reason, message, "the next worker is asked");
+                    self.passed_over(worker, reason, &message);
                     last = message;
                 }
             }
@@ -124,6 +132,12 @@ impl ClusterReader {
                 OriginError::Changed { .. } => BlockError::Changed(error.to_string()),
                 error => BlockError::Failed(format!("{error} (and before that: {last})")),
             })
+    }
+
+    fn passed_over(&self, worker: &WorkerInfo, reason: &'static str, message: &str) {
+        let label = ReasonLabel { reason };
+        self.config.metrics.failovers.get_or_create(&label).inc();
+        tracing::debug!(worker = %worker.id, reason, message, "the next worker is asked");
     }
 
     fn is_suspect(&self, worker: &WorkerId) -> bool {
@@ -154,18 +168,17 @@ impl ClusterReader {
         Ok((bytes, self.judge(worker, near, reply)?))
     }
 
-    /// Reads whole blocks to their places, all of one worker's with one exchange. Gives where they came from; of those
-    /// that it has nothing for, each is to be read alone.
+    /// Reads whole blocks to their places, all of one worker's with one exchange.
     pub(crate) async fn read_whole(
         &self,
         dataset: &str,
         blocks: impl IntoIterator<Item = (Block, &mut [u8])>,
-    ) -> Vec<Option<ReadSource>> {
+    ) -> Vec<Whole> {
         let map = self.config.map.borrow().clone();
         let mut groups: HashMap<&WorkerId, Together<'_, '_>> = HashMap::new();
-        let mut sources = Vec::new();
+        let mut outcomes = Vec::new();
         for (number, (block, place)) in blocks.into_iter().enumerate() {
-            sources.push(None);
+            outcomes.push(Whole::Alone);
             let Some(worker) = map.owner(&block.key()) else {
                 continue;
             };
@@ -186,14 +199,14 @@ impl ClusterReader {
             group.places.push(place);
         }
         let asked = groups.into_values().map(|group| self.ask_together(group));
-        for (number, source) in join_all(asked).await.into_iter().flatten() {
-            sources[number] = Some(source);
+        for (number, outcome) in join_all(asked).await.into_iter().flatten() {
+            outcomes[number] = outcome;
         }
-        sources
+        outcomes
     }
 
-    /// Gives the numbers of the blocks that are at their places now.
-    async fn ask_together(&self, group: Together<'_, '_>) -> Vec<(usize, ReadSource)> {
+    /// Gives what became of each block, with its number.
+    async fn ask_together(&self, group: Together<'_, '_>) -> Vec<(usize, Whole)> {
         let Together {
             worker,
             requests,
@@ -201,7 +214,6 @@ impl ClusterReader {
             mut places,
         } = group;
         let near = self.is_near(worker);
-        let lengths: Vec<u32> = requests.iter().map(|request| request.length).collect();
         let answers = async {
             if near {
                 let socket = &worker.local_socket;
@@ -219,16 +231,25 @@ impl ClusterReader {
                 .await?;
             Ok(remote.into_iter().map(|answer| answer.reply).collect())
         };
-        let Ok(replies) = self.while_in_the_map(worker, answers).await else {
-            return Vec::new(); // each is read alone, where that is looked after
+        let replies = match self.while_in_the_map(worker, answers).await {
+            Ok(replies) => replies,
+            Err(Refusal::Next(reason, message)) => {
+                self.passed_over(worker, reason, &message);
+                return Vec::new();
+            }
+            Err(Refusal::Final(_)) => return Vec::new(),
         };
-        let answered = numbers.into_iter().zip(lengths).zip(replies);
-        let whole = answered.filter(|((_, length), reply)| reply.length == *length);
-        let read = whole.filter_map(|((number, _), reply)| {
-            let source = self.judge(worker, near, reply).ok()?;
-            Some((number, source))
+        let answered = numbers.into_iter().zip(&requests).zip(replies);
+        let outcomes = answered.map(|((number, request), reply)| {
+            let is_here = reply.length == request.length;
+            let outcome = match self.judge(worker, near, reply) {
+                Ok(source) if is_here => Whole::Read(source),
+                Err(Refusal::Final(_)) => Whole::Refused,
+                Ok(_) | Err(Refusal::Next(..)) => Whole::Alone,
+            };
+            (number, outcome)
         });
-        read.collect()
+        outcomes.collect()
     }
 
     fn is_near(&self, worker: &WorkerInfo) -> bool {
@@ -346,5 +367,120 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
         report_damaged: false,
         reads_before: 0,
         bytes_before: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+    use tokio::net::TcpListener;
+    use weir_core::{ObjectRef, OriginId};
+    use weir_worker::stream::{Frame, Link};
+
+    use super::*;
+
+    const LENGTH: usize = 1000;
+
+    /// A worker that answers to requests as their keys say, until one tells it to close the connection.
+    async fn script(listener: TcpListener) {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let mut link = Link::of_server(socket);
+            let (outgoing, mut incoming) = link.split();
+            while let Ok(Some(request)) = incoming.message::<BlockRequest>().await {
+                let (status, length) = match request.key.as_str() {
+                    "close" => break,
+                    "refused" => (BlockStatus::OriginError, 0),
+                    "changed" => (BlockStatus::Changed, 0),
+                    "leaving" => (BlockStatus::Unavailable, 0),
+                    "nothing" => (BlockStatus::Ok, 0),
+                    _ => (BlockStatus::Ok, LENGTH),
+                };
+                let reply = BlockReply {
+                    status: status.into(),
+                    length: length as u32,
+                    ..BlockReply::default()
+                };
+                let payload = vec![Bytes::from(vec![7; length])];
+                outgoing.send(&[Frame::new(&reply, payload)]).await.unwrap();
+            }
+        }
+    }
+
+    async fn reader() -> ClusterReader {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let worker = WorkerInfo {
+            id: "worker".parse().unwrap(),
+            data_address: listener.local_addr().unwrap().to_string(),
+            control_address: String::new(),
+            node: "there".parse().unwrap(),
+            local_socket: String::new(),
+            weight: 1,
+        };
+        tokio::spawn(script(listener));
+        let map = ClusterMap {
+            epoch: 1,
+            workers: vec![worker],
+        };
+        let mut registry = Registry::default();
+        ClusterReader::new(ClusterConfig {
+            node: "here".parse().unwrap(),
+            map: watch::Sender::new(Arc::new(map)).subscribe(),
+            hurry: Arc::default(),
+            fetch: Arc::default(),
+            metrics: ClientMetrics::register(&mut registry),
+            origin_metrics: OriginMetrics::register(&mut registry),
+        })
+    }
+
+    /// Reads blocks of these keys together, and tells of each what came of it.
+    async fn read(reader: &ClusterReader, keys: &[&str]) -> Vec<&'static str> {
+        let mut memory = vec![0; keys.len() * LENGTH];
+        let blocks = keys.iter().map(|key| Block {
+            origin: OriginId(1),
+            object: ObjectRef {
+                key: (*key).into(),
+                size: LENGTH as u64,
+                version: "1".into(),
+            },
+            index: 0,
+        });
+        let places = memory.chunks_exact_mut(LENGTH);
+        let outcomes = reader.read_whole("set", blocks.zip(places)).await;
+        let outcomes = outcomes.iter().zip(memory.chunks_exact(LENGTH));
+        let told = outcomes.map(|(outcome, bytes)| match outcome {
+            Whole::Read(ReadSource::Remote) if bytes == [7; LENGTH] => "read",
+            Whole::Read(_) => "wrong",
+            Whole::Refused => "refused",
+            Whole::Alone => "alone",
+        });
+        told.collect()
+    }
+
+    fn failovers(reader: &ClusterReader, reason: &'static str) -> u64 {
+        let failovers = &reader.config.metrics.failovers;
+        failovers.get_or_create(&ReasonLabel { reason }).get()
+    }
+
+    #[tokio::test]
+    async fn each_block_of_a_batch_has_an_answer_of_its_own() {
+        let reader = reader().await;
+        let keys = ["a", "refused", "b", "leaving", "nothing", "changed", "c"];
+        let wanted = [
+            "read", "refused", "read", "alone", "alone", "refused", "read",
+        ];
+        assert_eq!(read(&reader, &keys).await, wanted);
+        // The connection is still of use.
+        assert_eq!(read(&reader, &["d"]).await, ["read"]);
+    }
+
+    #[tokio::test]
+    async fn a_batch_whose_worker_goes_away_is_one_fail_over() {
+        let reader = reader().await;
+        assert_eq!(read(&reader, &["a", "close", "b"]).await, ["alone"; 3]);
+        assert_eq!(failovers(&reader, "unreachable"), 1);
+        // It is passed over for a moment, without being asked.
+        assert_eq!(read(&reader, &["a"]).await, ["alone"]);
+        assert_eq!(failovers(&reader, "unreachable"), 1);
     }
 }

@@ -77,17 +77,15 @@ impl<S: Connect> Connections<S> {
         address: &str,
         request: &BlockRequest,
     ) -> Result<(Answer, Bytes), ConnectionError> {
-        loop {
-            let (mut link, is_used) = self.link(address).await?;
+        if let Some(mut link) = self.idle(address) {
             match exchange(&mut link, request).await {
-                Ok(answer) => {
-                    self.put_back(address, link);
-                    return Ok(answer);
-                }
-                Err(error) if is_used => self.distrust(address, &error),
-                Err(error) => return Err(error),
+                Ok(answer) => return Ok(self.put_back(address, link, answer)),
+                Err(error) => self.distrust(address, &error),
             }
         }
+        let mut link = connect(address).await?;
+        let answer = exchange(&mut link, request).await?;
+        Ok(self.put_back(address, link, answer))
     }
 
     /// Sends requests together. The bytes of each answer, if there are any, go to the request's place, which is as
@@ -98,39 +96,32 @@ impl<S: Connect> Connections<S> {
         requests: &[BlockRequest],
         places: &mut [&mut [u8]],
     ) -> Result<Vec<Answer>, ConnectionError> {
-        loop {
-            let (mut link, is_used) = self.link(address).await?;
+        if let Some(mut link) = self.idle(address) {
             match exchange_together(&mut link, requests, places).await {
-                Ok(answers) => {
-                    self.put_back(address, link);
-                    return Ok(answers);
-                }
-                Err(error) if is_used => self.distrust(address, &error),
-                Err(error) => return Err(error),
+                Ok(answers) => return Ok(self.put_back(address, link, answers)),
+                Err(error) => self.distrust(address, &error),
             }
         }
+        let mut link = connect(address).await?;
+        let answers = exchange_together(&mut link, requests, places).await?;
+        Ok(self.put_back(address, link, answers))
     }
 
-    /// A connection, and whether it was used before.
-    async fn link(&self, address: &str) -> Result<(Link<S>, bool), ConnectionError> {
-        let idle = self.idle.lock().get_mut(address).and_then(Vec::pop);
-        if let Some(link) = idle {
-            return Ok((link, true));
-        }
-        let connected = timeout(CONNECT_DEADLINE, S::connect(address)).await;
-        let socket = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        Ok((Link::of_client(socket), false))
+    fn idle(&self, address: &str) -> Option<Link<S>> {
+        self.idle.lock().get_mut(address).and_then(Vec::pop)
     }
 
-    fn put_back(&self, address: &str, link: Link<S>) {
+    /// Keeps a connection after an exchange; gives what came of it.
+    fn put_back<T>(&self, address: &str, link: Link<S>, answer: T) -> T {
         let mut idle = self.idle.lock();
         let list = idle.entry(address.to_owned()).or_default();
         if list.len() < MAX_IDLE {
             list.push(link);
         }
+        answer
     }
 
-    /// Forgets connections of which one broke while it was idle: the next attempt makes a new one.
+    /// Forgets connections of which one broke, maybe while it was idle: a new one is made instead.
     fn distrust(&self, address: &str, error: &ConnectionError) {
         tracing::debug!(%error, address, "a kept connection was of no use");
         self.idle.lock().remove(address);
@@ -140,6 +131,12 @@ impl<S: Connect> Connections<S> {
     pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.idle.lock().retain(|address, _| keep(address));
     }
+}
+
+async fn connect<S: Connect>(address: &str) -> Result<Link<S>, ConnectionError> {
+    let connected = timeout(CONNECT_DEADLINE, S::connect(address)).await;
+    let socket = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    Ok(Link::of_client(socket))
 }
 
 async fn exchange<S: Socket>(

@@ -7,6 +7,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use weir_worker::Drive;
 
+use crate::cluster::Whole;
 use crate::readahead::{Batch, Placed};
 use crate::reader::{Backend, Reader};
 
@@ -85,14 +86,16 @@ impl Reader {
             let block = self.manifest().blocks(spot.file).next();
             block.map(|block| (block, &mut **place))
         });
-        let sources = cluster.read_whole(dataset, blocks).await;
+        let outcomes = cluster.read_whole(dataset, blocks).await;
         let mut left = Vec::new();
-        for (file, source) in absent.into_iter().zip(sources) {
-            if let Some(source) = source {
-                self.count(source, file.0.length as u64);
-                placed.push(file.0);
-            } else {
-                left.push(file);
+        for (file, outcome) in absent.into_iter().zip(outcomes) {
+            match outcome {
+                Whole::Read(source) => {
+                    self.count(source, file.0.length as u64);
+                    placed.push(file.0);
+                }
+                Whole::Refused => {}
+                Whole::Alone => left.push(file),
             }
         }
         left

@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use weir_core::BlockKey;
 use weir_proto::v1::{BlockReply, BlockRequest};
 use weir_worker::segment::{
-    BlockLocation, BufferPool, CHUNK_SIZE, Checksums, in_background, read_together,
+    Background, BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together,
 };
 
 use crate::connection::{Answer, ConnectionError, Connections};
@@ -33,16 +33,23 @@ const MAX_KNOWN: usize = 1024;
 pub(crate) struct LocalWorkers {
     connections: Connections<UnixStream>,
     pool: Arc<BufferPool>,
+    background: Background,
     known: Arc<Mutex<Known>>,
-    /// Reads through known places, and their bytes, that no worker was told of.
-    untold: (AtomicU64, AtomicU64),
+    untold: Untold,
+}
+
+/// Reads through known places that no worker was told of.
+#[derive(Default)]
+struct Untold {
+    reads: AtomicU64,
+    bytes: AtomicU64,
 }
 
 /// Places of blocks of which parts were read a moment ago: the next parts need no worker.
 #[derive(Default)]
 struct Known {
     places: HashMap<BlockKey, (BlockLocation, Instant)>,
-    is_swept: bool,
+    has_sweeper: bool,
 }
 
 impl LocalWorkers {
@@ -50,8 +57,9 @@ impl LocalWorkers {
         Self {
             connections: Connections::default(),
             pool: BufferPool::new(POOL_BYTES),
+            background: Background::default(),
             known: Arc::default(),
-            untold: Default::default(),
+            untold: Untold::default(),
         }
     }
 
@@ -61,17 +69,17 @@ impl LocalWorkers {
         key: impl FnOnce() -> BlockKey,
         range: &Range<u32>,
     ) -> Option<Bytes> {
-        let location = {
-            let known = self.known.lock();
-            if known.places.is_empty() {
-                return None;
-            }
-            known.places.get(&key())?.0.clone()
+        if self.known.lock().places.is_empty() {
+            return None;
+        }
+        let key = key();
+        let location = self.known.lock().places.get(&key)?.0.clone();
+        let Ok(bytes) = location.read(range.clone(), &self.pool) else {
+            // The worker is asked next, and then found out about.
+            self.known.lock().places.remove(&key);
+            return None;
         };
-        // A fault is found out about by whoever asks the worker next.
-        let bytes = location.read(range.clone(), &self.pool).ok()?;
-        self.untold.0.fetch_add(1, Relaxed);
-        self.untold.1.fetch_add(bytes.len() as u64, Relaxed);
+        self.untold.add(1, bytes.len() as u64);
         Some(bytes)
     }
 
@@ -83,9 +91,11 @@ impl LocalWorkers {
         mut request: BlockRequest,
     ) -> Result<(BlockReply, Bytes), ConnectionError> {
         request.accept_descriptor = true;
-        request.reads_before = self.untold.0.swap(0, Relaxed);
-        request.bytes_before = self.untold.1.swap(0, Relaxed);
-        let (mut answer, payload) = self.connections.request(socket, &request).await?;
+        (request.reads_before, request.bytes_before) = self.untold.take();
+        let answer = self.connections.request(socket, &request).await;
+        let (mut answer, payload) = answer.inspect_err(|_| {
+            self.untold.add(request.reads_before, request.bytes_before);
+        })?;
         if answer.reply.location.is_none() {
             return Ok((answer.reply, payload));
         }
@@ -96,7 +106,7 @@ impl LocalWorkers {
             let is_part = range.len() < location.len as usize;
             let read = {
                 let location = location.clone();
-                in_background(move || location.read(range, &pool))
+                self.background.run(move || location.read(range, &pool))
             };
             match read.await {
                 Some(Ok(bytes)) => {
@@ -121,7 +131,7 @@ impl LocalWorkers {
         if known.places.len() < MAX_KNOWN {
             known.places.insert(key, (location, Instant::now()));
         }
-        if !std::mem::replace(&mut known.is_swept, true) {
+        if !std::mem::replace(&mut known.has_sweeper, true) {
             tokio::spawn(sweep(self.known.clone()));
         }
     }
@@ -151,7 +161,9 @@ impl LocalWorkers {
             return Ok(replies);
         }
         let pool = self.pool.clone();
-        let read = in_background(move || read_together(&locations, &pool));
+        let read = self
+            .background
+            .run(move || read_together(&locations, &pool));
         for (at, bytes) in ats.into_iter().zip(read.await.unwrap_or_default()) {
             if let Some(bytes) = bytes {
                 places[at].copy_from_slice(&bytes);
@@ -167,6 +179,17 @@ impl LocalWorkers {
     }
 }
 
+impl Untold {
+    fn add(&self, reads: u64, bytes: u64) {
+        self.reads.fetch_add(reads, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    fn take(&self) -> (u64, u64) {
+        (self.reads.swap(0, Relaxed), self.bytes.swap(0, Relaxed))
+    }
+}
+
 /// Forgets places in time, until none is left.
 async fn sweep(known: Arc<Mutex<Known>>) {
     loop {
@@ -176,7 +199,7 @@ async fn sweep(known: Arc<Mutex<Known>>) {
             .places
             .retain(|_, (_, since)| since.elapsed() < KNOWN_FOR);
         if known.places.is_empty() {
-            known.is_swept = false;
+            known.has_sweeper = false;
             return;
         }
     }

@@ -22,5 +22,5 @@ mod worker;
 
 pub use metrics::{DatasetReads, WorkerMetrics};
 pub use worker::{
-    Drive, FILL_BUDGET, ReadError, Source, SsdConfig, Worker, WorkerConfig, WorkerError,
+    Cached, Drive, FILL_BUDGET, ReadError, Source, SsdConfig, Worker, WorkerConfig, WorkerError,
 };

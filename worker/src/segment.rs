@@ -22,6 +22,7 @@
 //! | `index` | where each block is, in memory |
 //! | `location` | a place that can be read and verified, here or in a client's process |
 //! | `together` | many small blocks with few reads |
+//! | `background` | reads for callers that must not block |
 //! | `append` | the one writer: batches, rolling to a new file, sealing |
 //! | `reclaim` | making room: deletion, compaction, eviction of what is idle |
 //! | `recover` | what a directory still holds when it is opened |
@@ -60,7 +61,7 @@ mod model;
 mod tests;
 
 pub use aligned::BufferPool;
-pub use background::in_background;
+pub use background::Background;
 pub use config::{DEFAULT_IDLE_AFTER, DEFAULT_SEGMENT_SIZE, SegmentConfig};
 pub use data::{BlockData, Pieces};
 pub use error::SegmentError;

@@ -11,13 +11,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use weir_core::BlockKey;
 
 use crate::segment::{
-    Admission, BlockData, BlockLocation, Pieces, SegmentConfig, SegmentError, SegmentStats,
-    SegmentStore,
+    Admission, Background, BlockData, BlockLocation, Pieces, SegmentConfig, SegmentError,
+    SegmentStats, SegmentStore,
 };
 use crate::worker::SsdConfig;
 
@@ -44,6 +45,7 @@ pub(crate) struct Write {
 struct Device {
     path: PathBuf,
     store: Arc<SegmentStore>,
+    background: Background,
     queue: Mutex<Option<mpsc::Sender<Write>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -56,9 +58,26 @@ pub(crate) struct DeviceUsage {
 
 /// All SSD devices of a worker.
 pub(crate) struct SsdTier {
-    devices: Vec<Device>,
+    devices: Vec<Arc<Device>>,
     /// Running sums of the capacities, for the choice of a device.
     bounds: Vec<u64>,
+}
+
+/// Those of several blocks that belong to one device, with their places among all.
+#[derive(Default)]
+struct Own {
+    places: Vec<usize>,
+    keys: Vec<BlockKey>,
+}
+
+impl Device {
+    fn read(&self, key: &BlockKey, range: Range<u32>) -> Option<Bytes> {
+        let found = self.store.read(key, range);
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a block could not be read from the SSD tier; it is fetched again");
+            None
+        })
+    }
 }
 
 impl SsdTier {
@@ -82,52 +101,79 @@ impl SsdTier {
                 .map_err(|error| SegmentError::io(&config.dir, error))?;
             sum += config.capacity.0.max(1);
             bounds.push(sum);
-            devices.push(Device {
+            devices.push(Arc::new(Device {
                 path: config.dir.clone(),
                 store,
+                background: Background::default(),
                 queue: Mutex::new(Some(queue)),
                 writer: Mutex::new(Some(writer)),
-            });
+            }));
         }
         Ok(Self { devices, bounds })
     }
 
-    fn device(&self, key: &BlockKey) -> Option<&Device> {
+    fn device(&self, key: &BlockKey) -> Option<&Arc<Device>> {
+        self.devices.get(self.device_number(key)?)
+    }
+
+    fn device_number(&self, key: &BlockKey) -> Option<usize> {
         let total = *self.bounds.last()?;
         let mut tail = [0; 8];
         tail.copy_from_slice(&key.0[8..]);
         let point = (u128::from(u64::from_le_bytes(tail)) * u128::from(total)) >> 64;
-        let index = self.bounds.partition_point(|b| u128::from(*b) <= point);
-        self.devices.get(index)
+        Some(self.bounds.partition_point(|b| u128::from(*b) <= point))
     }
 
     /// Verified bytes of a block, or `None` when no device holds it. Blocks on the disk.
     pub(crate) fn read(&self, key: &BlockKey, range: Range<u32>) -> Option<Bytes> {
-        let device = self.device(key)?;
-        match device.store.read(key, range) {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(%error, "a block could not be read from the SSD tier; it is fetched again");
-                None
-            }
+        self.device(key)?.read(key, range)
+    }
+
+    /// As [`Self::read`], without blocking the caller's thread.
+    pub(crate) async fn read_in_background(
+        &self,
+        key: BlockKey,
+        range: Range<u32>,
+    ) -> Option<Bytes> {
+        let device = self.device(&key)?;
+        // The index tells without the disk whether a look there is worth a thread.
+        if !device.store.contains(&key) {
+            return None;
         }
+        let reader = device.clone();
+        let read = device.background.run(move || reader.read(&key, range));
+        read.await?
     }
 
     /// As [`Self::read`] of whole blocks, with few reads of the disk.
     pub(crate) fn read_whole(&self, keys: &[BlockKey]) -> Vec<Option<Bytes>> {
-        if let [device] = &self.devices[..] {
-            return device.store.read_whole(keys);
-        }
-        let mut read = vec![None; keys.len()];
-        for device in &self.devices {
-            let is_here = |key| self.device(key).is_some_and(|d| std::ptr::eq(d, device));
-            let places: Vec<usize> = (0..keys.len()).filter(|at| is_here(&keys[*at])).collect();
-            let own: Vec<BlockKey> = places.iter().map(|at| keys[*at]).collect();
-            for (at, bytes) in places.into_iter().zip(device.store.read_whole(&own)) {
-                read[at] = bytes;
+        let by_device = self.by_device(keys).into_iter();
+        let read = by_device.map(|(device, own)| (own.places, device.store.read_whole(&own.keys)));
+        in_order(keys.len(), read)
+    }
+
+    /// As [`Self::read_whole`], without blocking the caller's thread.
+    pub(crate) async fn read_whole_in_background(&self, keys: &[BlockKey]) -> Vec<Option<Bytes>> {
+        let read = self.by_device(keys).into_iter().map(async |(device, own)| {
+            let reader = device.store.clone();
+            let read = device.background.run(move || reader.read_whole(&own.keys));
+            (own.places, read.await.unwrap_or_default())
+        });
+        in_order(keys.len(), join_all(read).await)
+    }
+
+    /// The blocks of each device that may hold some of them.
+    fn by_device(&self, keys: &[BlockKey]) -> Vec<(&Arc<Device>, Own)> {
+        let mut owns: Vec<Own> = self.devices.iter().map(|_| Own::default()).collect();
+        for (place, key) in keys.iter().enumerate() {
+            if let Some(number) = self.device_number(key) {
+                owns[number].places.push(place);
+                owns[number].keys.push(*key);
             }
         }
-        read
+        let mut by_device: Vec<_> = self.devices.iter().zip(owns).collect();
+        by_device.retain(|(_, own)| !own.keys.is_empty());
+        by_device
     }
 
     /// Where a block lies on its device.
@@ -141,9 +187,11 @@ impl SsdTier {
     }
 
     /// Checks a block that a reader found damaged, and drops it if it is.
-    pub(crate) fn report_bad(&self, key: &BlockKey) {
-        if let Some(device) = self.device(key) {
-            device.store.report_bad(key);
+    pub(crate) async fn report_bad(&self, key: BlockKey) {
+        if let Some(device) = self.device(&key) {
+            let store = device.store.clone();
+            // If the check panics, the next read finds out about the block by itself.
+            device.background.run(move || store.report_bad(&key)).await;
         }
     }
 
@@ -160,20 +208,9 @@ impl SsdTier {
 
     /// Drops blocks and gives the bytes that they had.
     pub(crate) fn remove(&self, keys: &[BlockKey]) -> u64 {
-        self.devices
-            .iter()
-            .enumerate()
-            .map(|(index, device)| {
-                let own: Vec<BlockKey> = keys
-                    .iter()
-                    .filter(|key| {
-                        self.device(key)
-                            .is_some_and(|d| std::ptr::eq(d, &raw const self.devices[index]))
-                    })
-                    .copied()
-                    .collect();
-                device.store.remove(&own)
-            })
+        let by_device = self.by_device(keys).into_iter();
+        by_device
+            .map(|(device, own)| device.store.remove(&own.keys))
             .sum()
     }
 
@@ -241,6 +278,21 @@ impl SsdTier {
             }
         }
     }
+}
+
+/// What was read of each device, in the order in which it was asked for.
+fn in_order(
+    length: usize,
+    read: impl IntoIterator<Item = (Vec<usize>, Vec<Option<Bytes>>)>,
+) -> Vec<Option<Bytes>> {
+    let mut all = vec![None; length];
+    for (place, bytes) in read
+        .into_iter()
+        .flat_map(|(places, read)| places.into_iter().zip(read))
+    {
+        all[place] = bytes;
+    }
+    all
 }
 
 fn write_loop(store: &SegmentStore, mut writes: mpsc::Receiver<Write>) {

@@ -1,13 +1,15 @@
 //! Warming and evicting the blocks of a snapshot that this worker owns.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
 use tokio::runtime::Builder;
 use tokio::sync::{oneshot, watch};
-use weir_core::{Block, BlockKey, ClusterMap, Manifest};
+use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, Manifest};
 
 use crate::schedule;
 use crate::worker::{ReadError, Worker};
@@ -17,6 +19,8 @@ const THREADS: usize = 2;
 /// Fills of each that are under way at once. Their bytes are bounded by the worker's fill budget; this bounds the
 /// requests for small files.
 const FILLS: usize = 16;
+/// Files that are passed over before fills under way are looked at.
+const LOOK_EVERY: usize = 128;
 /// Blocks dropped at once by an eviction.
 const EVICT_BATCH: usize = 4096;
 
@@ -29,7 +33,7 @@ pub struct WarmProgress {
     pub done_files: u64,
     /// Bytes that came from the origin.
     pub fetched_bytes: u64,
-    /// Files with a block that could not be fetched.
+    /// Files with a block that could not be fetched here; another worker counts a file with such a block again.
     pub failed_files: u64,
     /// The first failure.
     pub message: String,
@@ -53,11 +57,13 @@ struct Job {
     tops: Vec<u32>,
     map: ClusterMap,
     progress: watch::Sender<WarmProgress>,
+    /// Files of several blocks that failed already.
+    failed: Mutex<HashSet<u32>>,
 }
 
 /// Fills every block below `tops` that `worker` owns under `map`, and reports to `progress`. Ends early when
-/// nobody listens any more. A block that fails is counted and the rest goes on; an error means that threads could not
-/// be started.
+/// nobody listens any more. A block that fails is counted and the rest goes on; an error means that a thread
+/// could not be started, or panicked.
 ///
 /// Nobody waits for these blocks, so they are filled by threads of their own, which do not interrupt those that
 /// answer readers. Dropping the future stops neither them nor what they have begun.
@@ -74,6 +80,7 @@ pub async fn warm(
         tops,
         map,
         progress,
+        failed: Mutex::default(),
     });
     let threads = (0..THREADS).map(|number| {
         let (ended, end) = oneshot::channel();
@@ -124,7 +131,14 @@ impl Job {
                 if self.progress.is_closed() {
                     break;
                 }
-                fills.push(fill(&self.worker, block));
+                fills.push(fill(&self.worker, index, block));
+            }
+            if number.is_multiple_of(LOOK_EVERY) {
+                // Fills go on while many files are passed over that are another worker's.
+                tokio::task::yield_now().await;
+                while let Some(filled @ Some(_)) = fills.next().now_or_never() {
+                    self.report(filled);
+                }
             }
             if self.progress.is_closed() {
                 break;
@@ -145,7 +159,8 @@ impl Job {
                 p.done_files += u64::from(filled.is_first);
             }),
             Err(error) => self.progress.send_modify(|p| {
-                p.failed_files += u64::from(filled.is_first);
+                let is_first = filled.is_only || self.failed.lock().insert(filled.file);
+                p.failed_files += u64::from(is_first);
                 if p.message.is_empty() {
                     p.message = error.to_string();
                 }
@@ -156,17 +171,22 @@ impl Job {
 
 /// What became of one block.
 struct Filled {
+    file: u32,
     bytes: u64,
     /// Whether the block stands for its file in the count of files.
     is_first: bool,
+    /// Whether its file has no other.
+    is_only: bool,
     /// Whether it came from the origin.
     result: Result<bool, ReadError>,
 }
 
-async fn fill(worker: &Arc<Worker>, block: Block) -> Filled {
+async fn fill(worker: &Arc<Worker>, file: u32, block: Block) -> Filled {
     Filled {
+        file,
         bytes: u64::from(block.len()),
         is_first: block.index == 0,
+        is_only: block.object.size <= BLOCK_SIZE,
         result: worker.warm(&block).await,
     }
 }

@@ -24,7 +24,7 @@ use crate::fill::Fill;
 use crate::memory::MemoryTier;
 use crate::metrics::{EvictionLabels, ResultLabel, TierLabels, WorkerMetrics};
 use crate::origins::Origins;
-use crate::segment::{Admission, BlockLocation, Pieces, SegmentError, SegmentStats, in_background};
+use crate::segment::{Admission, BlockLocation, Pieces, SegmentError, SegmentStats};
 use crate::ssd::{SsdTier, Write};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
@@ -33,6 +33,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const FREE_SHARE: u64 = 8;
 /// The fills' byte budget is counted in pieces of this size, so that it fits a semaphore's 32 bits.
 const BUDGET_UNIT: u64 = 4096;
+/// What even a small block counts against it: the pieces that came from the network lie in buffers of this size.
+const LEAST_TAKEN: u64 = 128 << 10;
 
 /// One SSD directory and the most bytes that it takes.
 #[derive(Clone, Debug)]
@@ -74,6 +76,21 @@ pub enum Source {
     Ssd,
     /// The origin.
     Origin,
+}
+
+/// The pieces of a read that needed no origin, and where they were.
+pub type Cached = (Vec<Bytes>, Source);
+
+fn from_ssd(data: Bytes) -> Cached {
+    (vec![data], Source::Ssd)
+}
+
+/// Puts what was read of the SSD tier where nothing was found before.
+fn put_absent(found: &mut [Option<Cached>], read: Vec<Option<Bytes>>) {
+    let absent = found.iter_mut().filter(|place| place.is_none());
+    for (place, data) in absent.zip(read) {
+        *place = data.map(from_ssd);
+    }
 }
 
 impl Source {
@@ -240,35 +257,44 @@ impl Worker {
 
     /// The bytes of `range`, if they can be had without the origin. May block on the disk, but never waits for
     /// the network.
-    pub fn read_cached(&self, key: &BlockKey, range: &Range<u32>) -> Option<(Vec<Bytes>, Source)> {
-        if let Some(found) = self.read_memory(key, range) {
-            return Some(found);
-        }
-        let data = self.ssd.read(key, range.clone())?;
-        Some((vec![data], Source::Ssd))
+    pub fn read_cached(&self, key: &BlockKey, range: &Range<u32>) -> Option<Cached> {
+        let found = self.read_memory(key, range);
+        found.or_else(|| self.ssd.read(key, range.clone()).map(from_ssd))
     }
 
     /// As [`Self::read_cached`] of whole blocks, given with their lengths, with few reads of the disk.
-    pub fn read_cached_whole(
-        &self,
-        blocks: &[(BlockKey, u32)],
-    ) -> Vec<Option<(Vec<Bytes>, Source)>> {
-        let in_memory = blocks
-            .iter()
-            .map(|(key, length)| self.read_memory(key, &(0..*length)));
-        let mut found: Vec<_> = in_memory.collect();
-        let absent: Vec<usize> = (0..blocks.len())
-            .filter(|at| found[*at].is_none())
-            .collect();
-        let keys: Vec<BlockKey> = absent.iter().map(|at| blocks[*at].0).collect();
-        for (at, data) in absent.into_iter().zip(self.ssd.read_whole(&keys)) {
-            found[at] = data.map(|data| (vec![data], Source::Ssd));
-        }
+    pub fn read_cached_whole(&self, blocks: &[(BlockKey, u32)]) -> Vec<Option<Cached>> {
+        let (mut found, absent) = self.read_memory_whole(blocks);
+        put_absent(&mut found, self.ssd.read_whole(&absent));
         found
     }
 
+    /// [`Self::read_cached_whole`] without blocking the caller's thread.
+    pub(crate) async fn find_whole(&self, blocks: &[(BlockKey, u32)]) -> Vec<Option<Cached>> {
+        let (mut found, absent) = self.read_memory_whole(blocks);
+        put_absent(&mut found, self.ssd.read_whole_in_background(&absent).await);
+        found
+    }
+
+    /// Those of several blocks that are in memory, and the keys of the others.
+    fn read_memory_whole(
+        &self,
+        blocks: &[(BlockKey, u32)],
+    ) -> (Vec<Option<Cached>>, Vec<BlockKey>) {
+        let mut absent = Vec::new();
+        let found = blocks.iter().map(|(key, length)| {
+            let found = self.read_memory(key, &(0..*length));
+            if found.is_none() {
+                absent.push(*key);
+            }
+            found
+        });
+        let found = found.collect();
+        (found, absent)
+    }
+
     /// The bytes of `range`, if they are in memory.
-    fn read_memory(&self, key: &BlockKey, range: &Range<u32>) -> Option<(Vec<Bytes>, Source)> {
+    fn read_memory(&self, key: &BlockKey, range: &Range<u32>) -> Option<Cached> {
         if let Some(data) = self.memory.get(key) {
             let span = range.start as usize..range.end as usize;
             if span.end <= data.len() {
@@ -287,7 +313,7 @@ impl Worker {
         range: Range<u32>,
     ) -> Result<(Vec<Bytes>, Source), ReadError> {
         let key = block.key();
-        if let Some(found) = self.read_tiers(key, &range).await? {
+        if let Some(found) = self.find(key, &range).await {
             return Ok(found);
         }
         let pieces = self.spawn_fill(block, key)?.read(range).await?;
@@ -304,7 +330,7 @@ impl Worker {
         unfinished: &mut Vec<Drive>,
     ) -> Result<(Vec<Bytes>, Source), ReadError> {
         let key = block.key();
-        if let Some(found) = self.read_tiers(key, &range).await? {
+        if let Some(found) = self.find(key, &range).await {
             return Ok(found);
         }
         let (fill, drive) = self.start_fill(block, key)?;
@@ -329,22 +355,12 @@ impl Worker {
     }
 
     /// [`Self::read_cached`] without blocking the caller's thread.
-    async fn read_tiers(
-        self: &Arc<Self>,
-        key: BlockKey,
-        range: &Range<u32>,
-    ) -> Result<Option<(Vec<Bytes>, Source)>, ReadError> {
+    async fn find(&self, key: BlockKey, range: &Range<u32>) -> Option<Cached> {
         if let Some(found) = self.read_memory(&key, range) {
-            return Ok(Some(found));
+            return Some(found);
         }
-        // The index tells without the disk whether a look there is worth a thread.
-        if !self.ssd.contains(&key) {
-            return Ok(None);
-        }
-        let (worker, range) = (self.clone(), range.clone());
-        let read = in_background(move || worker.ssd.read(&key, range));
-        let data = read.await.ok_or(ReadError::ShuttingDown)?;
-        Ok(data.map(|data| (vec![data], Source::Ssd)))
+        let data = self.ssd.read_in_background(key, range.clone()).await;
+        data.map(from_ssd)
     }
 
     /// Makes sure that a block is held; gives whether it came from the origin. A fill that this starts is driven by
@@ -368,8 +384,8 @@ impl Worker {
     }
 
     /// Checks a block that a client found damaged, and drops it if it is.
-    pub fn report_damaged(&self, key: &BlockKey) {
-        self.ssd.report_bad(key);
+    pub async fn report_damaged(&self, key: BlockKey) {
+        self.ssd.report_bad(key).await;
     }
 
     /// Drops blocks from every tier; gives the bytes that they had.
@@ -438,7 +454,8 @@ impl Worker {
 
     async fn run_fill(self: Arc<Self>, block: &Block, mut started: StartedFill) {
         let begun = Instant::now();
-        let units = u64::from(block.len()).div_ceil(BUDGET_UNIT) as u32;
+        let taken = u64::from(block.len()).max(LEAST_TAKEN);
+        let units = taken.div_ceil(BUDGET_UNIT) as u32;
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
             result = self.fetch_block(block, started.key, &started.fill, units) => result,
@@ -470,16 +487,13 @@ impl Worker {
         fill: &Arc<Fill>,
         units: u32,
     ) -> Result<Option<OwnedSemaphorePermit>, OriginError> {
-        if self.memory.contains(&key) || self.ssd.contains(&key) {
-            let (worker, len) = (self.clone(), block.len());
-            let found = in_background(move || {
-                let memory = worker.memory.get(&key);
-                memory.or_else(|| worker.ssd.read(&key, 0..len))
-            });
-            if let Some(Some(data)) = found.await {
-                fill.push(data);
-                return Ok(None);
-            }
+        let found = match self.memory.get(&key) {
+            None => self.ssd.read_in_background(key, 0..block.len()).await,
+            found => found,
+        };
+        if let Some(data) = found {
+            fill.push(data);
+            return Ok(None);
         }
         let origin = match self.origins.get_or_learn(block.origin).await {
             None => return Err(OriginError::unknown(block.origin)),

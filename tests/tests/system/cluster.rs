@@ -1,6 +1,7 @@
 //! Master, workers and mounts as separate processes.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_warm_job_is_stopped_and_resumed",
         a_warm_job_is_stopped_and_resumed,
+    ),
+    (
+        "a_warm_job_tells_of_a_file_of_which_only_a_later_block_fails",
+        a_warm_job_tells_of_a_file_of_which_only_a_later_block_fails,
     ),
     (
         "datasets_are_listed_refreshed_evicted_and_deleted",
@@ -281,6 +286,29 @@ fn a_warm_job_is_stopped_and_resumed() {
     );
     cluster.weir(&["warm", "set", "--wait"]).ok();
     assert_eq!(lab.s3.stats().bytes(), total, "the job began anew");
+}
+
+fn a_warm_job_tells_of_a_file_of_which_only_a_later_block_fails() {
+    let lab = Lab::new();
+    lab.s3.edit(BUCKET, |bucket| {
+        bucket.put("small".to_owned(), content(1, 1000));
+        bucket.put("large".to_owned(), content(2, (12 << 20) + 1));
+    });
+    let cluster = Cluster::start(&lab, 1);
+    cluster.create_dataset("set");
+    let mount = mount(&lab, &cluster, "elsewhere");
+    let mut first = [0; 4096];
+    let large = std::fs::File::open(mount.path("large")).unwrap();
+    large.read_exact_at(&mut first, 0).unwrap();
+    lab.s3
+        .faults()
+        .set([Rule::new(Fault::Status(403, "AccessDenied")).path("large")]);
+    let outcome = cluster.weir(&["warm", "set", "--wait"]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(outcome.stderr.contains("1 files"), "{outcome:?}");
+    assert!(outcome.stderr.contains("large"), "{outcome:?}");
+    lab.s3.faults().clear();
+    cluster.weir(&["warm", "set", "--wait"]).ok();
 }
 
 fn datasets_are_listed_refreshed_evicted_and_deleted() {

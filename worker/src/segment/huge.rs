@@ -14,7 +14,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Lengths of the buffers, the shorter first, and how many there are of each: for single small files and random reads,
 /// for the kernel's longest reads with what their borders need, and for small files together. More reads at once get
 /// ordinary memory.
-const CLASSES: [(usize, usize); 3] = [(256 << 10, 32), (1088 << 10, 16), (HUGE_PAGE, 4)];
+const CLASSES: [(usize, usize); 3] = [(256 << 10, 24), (1088 << 10, 12), (HUGE_PAGE, 4)];
 
 /// Memory that is never given back to the system.
 type Buffer = &'static mut [u8];
@@ -41,10 +41,11 @@ pub(super) fn map(length: usize) -> Option<(MmapMut, usize)> {
     Some((memory, start))
 }
 
-/// The shortest sufficient buffer that is free, with whatever it held before.
+/// A free buffer of the shortest sufficient class or the next, with whatever it held before.
 pub(super) fn take(length: usize) -> Option<Buffer> {
     let shortest = CLASSES.iter().position(|(longest, _)| length <= *longest)?;
-    FREE[shortest..].iter().find_map(|class| class.lock().pop())
+    let mut classes = FREE[shortest..].iter().take(2);
+    classes.find_map(|class| class.lock().pop())
 }
 
 /// Takes back what [`take`] gave.

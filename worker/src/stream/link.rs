@@ -17,7 +17,8 @@ use super::socket::{MAX_DESCRIPTORS, Socket, read_some, write_all};
 
 /// Longest header, in bytes: a key of 1,024 bytes and its version fit many times.
 const MAX_HEADER: usize = 64 << 10;
-/// Longest time that a peer may take for one frame once it has begun.
+/// Longest time that a peer may take for a frame's header once it has begun, or to take in frames that are sent
+/// together.
 const FRAME_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest pause between two pieces of a frame's bytes.
 const PROGRESS_DEADLINE: Duration = Duration::from_secs(10);

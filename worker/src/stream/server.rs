@@ -19,7 +19,7 @@ use super::link::{Frame, FrameError, Incoming, Link};
 use super::socket::Socket;
 use crate::metrics::ResultLabel;
 use crate::segment::{self, CHUNK_SIZE};
-use crate::worker::{ReadError, Source, Worker};
+use crate::worker::{Cached, ReadError, Source, Worker};
 
 /// Most connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
@@ -160,10 +160,8 @@ impl Request {
     }
 }
 
-type Found = (Vec<Bytes>, Source);
-
 /// The whole blocks among the parts of blocks that several requests mean, as far as they are cached.
-async fn find_together(worker: &Arc<Worker>, requests: &[Request]) -> Vec<Option<Found>> {
+async fn find_together(worker: &Worker, requests: &[Request]) -> Vec<Option<Cached>> {
     let mut found = vec![None; requests.len()];
     let whole = requests.iter().enumerate().filter_map(|(at, request)| {
         let (block, range) = request.wanted.as_ref()?;
@@ -174,10 +172,7 @@ async fn find_together(worker: &Arc<Worker>, requests: &[Request]) -> Vec<Option
     if blocks.len() < 2 {
         return found; // nothing is gained
     }
-    let worker = worker.clone();
-    let read = segment::in_background(move || worker.read_cached_whole(&blocks));
-    // After a panic each is looked for again.
-    for (at, bytes) in places.into_iter().zip(read.await.unwrap_or_default()) {
+    for (at, bytes) in places.into_iter().zip(worker.find_whole(&blocks).await) {
         found[at] = bytes;
     }
     found
@@ -187,7 +182,7 @@ async fn find_together(worker: &Arc<Worker>, requests: &[Request]) -> Vec<Option
 async fn answer(
     worker: Arc<Worker>,
     request: Request,
-    found: Option<Found>,
+    found: Option<Cached>,
     epoch: u64,
     carries_descriptors: bool,
 ) -> Frame {
@@ -215,10 +210,13 @@ async fn answer(
         count(&worker, "ok");
         let reads = worker.metrics().dataset(&message.dataset);
         reads.count(source, bytes);
-        reads.count_many(Source::Ssd, message.reads_before, message.bytes_before);
     };
-    if message.accept_descriptor
-        && carries_descriptors
+    if carries_descriptors && message.reads_before > 0 {
+        let reads = worker.metrics().dataset(&message.dataset);
+        reads.count_many(Source::Ssd, message.reads_before, message.bytes_before);
+    }
+    if carries_descriptors
+        && message.accept_descriptor
         && let Some(location) = locate(&worker, block, message.report_damaged).await
     {
         count_read(Source::Ssd, u64::from(message.length));
@@ -259,16 +257,10 @@ async fn answer(
 }
 
 /// Where a block lies on SSD. One that is said to be damaged is checked first, and then sent as bytes.
-async fn locate(
-    worker: &Arc<Worker>,
-    block: &Block,
-    damaged: bool,
-) -> Option<segment::BlockLocation> {
+async fn locate(worker: &Worker, block: &Block, damaged: bool) -> Option<segment::BlockLocation> {
     let key = block.key();
     if damaged {
-        let worker = worker.clone();
-        // The check reads the disk; if it panics, the read that follows finds out about the block by itself.
-        let _ = tokio::task::spawn_blocking(move || worker.report_damaged(&key)).await;
+        worker.report_damaged(key).await;
         return None;
     }
     worker.locate(&key)

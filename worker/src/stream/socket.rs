@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::BufMut;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::Interest;
@@ -112,6 +112,11 @@ pub(super) async fn read_some<S: Socket>(
                 if let RecvAncillaryMessage::ScmRights(came) = message {
                     descriptors.extend(came);
                 }
+            }
+            if received.flags.contains(ReturnFlags::CTRUNC) {
+                // Some are missing, so the others would be taken for those of other frames.
+                let lost = "descriptors were lost: too many are open (see `ulimit -n`)";
+                return Err(io::Error::other(lost));
             }
             Ok(received.bytes)
         };
