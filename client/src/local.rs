@@ -217,5 +217,6 @@ fn location(answer: &mut Answer) -> Option<BlockLocation> {
         offset: place.file_offset,
         len: place.block_length,
         checksums: Checksums::from(place.checksums.as_slice()),
+        page_checksums_at: Some(place.page_checksums_offset).filter(|at| *at > 0),
     })
 }

@@ -21,6 +21,7 @@
 //! | `journal` | the same table while the segment is being written |
 //! | `index` | where each block is, in memory |
 //! | `location` | a place that can be read and verified, here or in a client's process |
+//! | `pages` | checksums for reads of a few KiB |
 //! | `together` | many small blocks with few reads |
 //! | `background` | reads for callers that must not block |
 //! | `append` | the one writer: batches, rolling to a new file, sealing |
@@ -45,6 +46,7 @@ mod index;
 mod journal;
 mod location;
 mod lock;
+mod pages;
 mod reclaim;
 mod record;
 mod recover;

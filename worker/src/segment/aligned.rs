@@ -10,6 +10,7 @@ use memmap2::MmapMut;
 use parking_lot::Mutex;
 
 use super::huge;
+use super::pages::PageSums;
 
 /// What direct I/O aligns to: offsets, lengths and memory addresses, in bytes.
 pub(super) const PAGE: u64 = 4096;
@@ -107,11 +108,12 @@ impl AlignedBuf {
     }
 }
 
-/// Keeps buffers of finished reads for the next ones, up to a number of bytes.
+/// Keeps buffers of finished reads for the next ones, up to a number of bytes, and checksums of pages that they needed.
 #[derive(Debug)]
 pub struct BufferPool {
     free: Mutex<Free>,
     max_bytes: usize,
+    page_sums: PageSums,
 }
 
 #[derive(Debug, Default)]
@@ -129,7 +131,12 @@ impl BufferPool {
         Arc::new(Self {
             free: Mutex::default(),
             max_bytes,
+            page_sums: PageSums::default(),
         })
+    }
+
+    pub(super) fn page_sums(&self) -> &PageSums {
+        &self.page_sums
     }
 
     /// A buffer of at least `len` bytes, and not many more: a slice of it may live long in a cache.

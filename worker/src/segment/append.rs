@@ -56,6 +56,8 @@ pub(super) struct Staged<'a> {
     pub(super) pieces: Vec<&'a [u8]>,
     pub(super) len: u32,
     pub(super) sums: Checksums,
+    /// The checksums of the pages, from which those of the chunks follow.
+    pub(super) pages: Vec<u32>,
 }
 
 /// What a write may use up.
@@ -153,7 +155,7 @@ impl SegmentStore {
                 sums: s.sums.clone(),
             });
             let id = active.segment.id;
-            filled += record::encode(&mut out[filled..], id, &s.key, &s.pieces, &s.sums);
+            filled += record::encode(&mut out[filled..], id, &s.key, &s.pieces, &s.pages, &s.sums);
         }
         out[filled..].fill(0);
         if let Err(e) = self.disk.write_at(&active.writer, out, active.end) {
@@ -308,6 +310,7 @@ mod tests {
                 pieces: vec![&data[..*len]],
                 len: *len as u32,
                 sums: Checksums::of_data(&data[..*len]),
+                pages: Vec::new(),
             })
             .collect();
         let cut: Vec<Vec<u8>> = batches(&staged, 4096)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::aligned::{PAGE, page_ceil, page_floor};
 use super::error::SegmentError;
-use super::record::{HEADER_MAX, MAX_BLOCK_LEN};
+use super::record::{MAX_BLOCK_LEN, record_len};
 
 /// Size of a segment file, in bytes, unless configured: long enough that a device of terabytes needs only
 /// thousands of files, short enough that deleting one is a small loss.
@@ -21,7 +21,7 @@ const LEAST_SEGMENTS: u64 = 64;
 
 /// Holds two of the longest blocks with their headers and the table. A segment size asked for below this is
 /// taken as it is, and blocks that do not fit are refused.
-const LEAST_FOR_FULL_BLOCKS: u64 = page_ceil(2 * (MAX_BLOCK_LEN as u64 + HEADER_MAX)) + 16 * PAGE;
+const LEAST_FOR_FULL_BLOCKS: u64 = page_ceil(2 * record_len(MAX_BLOCK_LEN)) + 16 * PAGE;
 
 /// No segment is smaller, in bytes.
 const SMALLEST_SEGMENT: u64 = 16 * PAGE;

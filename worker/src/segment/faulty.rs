@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -32,6 +33,7 @@ struct Faults {
 #[derive(Debug, Default)]
 pub(super) struct FaultyDisk {
     faults: Mutex<Faults>,
+    read: AtomicU64,
 }
 
 impl FaultyDisk {
@@ -52,6 +54,11 @@ impl FaultyDisk {
     /// Every read fails.
     pub(super) fn fail_reads(&self, error: Option<Errno>) {
         self.faults.lock().read_error = error;
+    }
+
+    /// Bytes read since the last call.
+    pub(super) fn take_read(&self) -> u64 {
+        self.read.swap(0, Relaxed)
     }
 
     fn alive(&self) -> io::Result<()> {
@@ -112,7 +119,9 @@ impl Disk for FaultyDisk {
         if let Some(error) = self.faults.lock().read_error {
             return Err(error.into());
         }
-        LocalDisk.read_at(file, buffer, offset)
+        let read = LocalDisk.read_at(file, buffer, offset)?;
+        self.read.fetch_add(read as u64, Relaxed);
+        Ok(read)
     }
 
     fn truncate(&self, file: &OpenFile, len: u64) -> io::Result<()> {

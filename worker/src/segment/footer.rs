@@ -21,7 +21,7 @@ use super::disk::Disk;
 use super::record::{Checksums, MAX_BLOCK_LEN, Record, chunk_count};
 
 const MAGIC: [u8; 8] = *b"WEIRSEGM";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const TRAILER: usize = 64;
 const SUMMED: usize = 44;
 

@@ -10,7 +10,7 @@ use weir_core::BlockKey;
 
 use super::file::Segment;
 use super::location::BlockLocation;
-use super::record::{Checksums, HeldSums, Record, UNIT, header_len};
+use super::record::{Checksums, HeldSums, Record, UNIT, header_len, pages_before_data};
 
 /// Number of shards; more than cores, so that readers seldom meet.
 const SHARDS: usize = 64;
@@ -46,12 +46,14 @@ impl Slot {
     }
 
     pub(super) fn location(&self) -> BlockLocation {
+        let offset = u64::from(self.unit) * UNIT + header_len(self.len);
         BlockLocation {
             file: Arc::clone(&self.segment.file),
             direct: self.segment.direct,
-            offset: u64::from(self.unit) * UNIT + header_len(self.len),
+            offset,
             len: self.len,
             checksums: self.checksums(),
+            page_checksums_at: pages_before_data(self.len).map(|before| offset - before),
         }
     }
 }

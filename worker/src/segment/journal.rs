@@ -4,8 +4,8 @@
 //! It is a shortcut like the footer, which replaces it when the segment is sealed: it is written every few
 //! records, after them, and where it ends or is damaged the records' own headers take over.
 //!
-//! Each piece is the length of its entries u32, a checksum u32 over the segment's number and the entries, and
-//! the entries as in the footer's table.
+//! Each piece is the length of its entries u32, a checksum u32 over the segment's number, the records' version and the
+//! entries, and the entries as in the footer's table.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use crc_fast::crc32_iscsi;
 
 use super::disk::Disk;
 use super::footer;
-use super::record::Record;
+use super::record::{Record, VERSION};
 
 /// Records between two pieces: what is walked after a death, at some hundred microseconds each.
 pub(super) const EVERY: u32 = if cfg!(test) { 3 } else { 32 };
@@ -31,9 +31,10 @@ pub(super) fn path_of(segment: &Path) -> PathBuf {
 }
 
 fn checksum(id: u64, entries: &[u8]) -> u32 {
-    // The number goes first, so that a journal beside the wrong file does not hold.
-    let id = crc32_iscsi(&id.to_le_bytes());
-    id ^ crc32_iscsi(entries)
+    // A journal beside the wrong file, or of another version of records, does not hold.
+    let mut of_file = id.to_le_bytes().to_vec();
+    of_file.extend(VERSION.to_le_bytes());
+    crc32_iscsi(&of_file) ^ crc32_iscsi(entries)
 }
 
 /// Adds a piece of the table of segment `id`.

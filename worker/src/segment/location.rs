@@ -13,9 +13,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use crc_fast::crc32_iscsi;
 
-use super::aligned::{BufferPool, PAGE, PooledBuf, page_ceil, page_floor};
+use super::aligned::{BufferPool, PAGE, page_ceil, page_floor};
 use super::disk::{Disk, LocalDisk, give_back_pages};
-use super::record::{CHUNK_SIZE, Checksums};
+use super::record::{CHUNK_PAGES, CHUNK_SIZE, Checksums, chunk_sum, chunk_sum_of, page_count};
+
+const PAGE_LEN: u32 = PAGE as u32;
 
 /// Where a block's data is.
 #[derive(Debug, Clone)]
@@ -28,8 +30,11 @@ pub struct BlockLocation {
     pub offset: u64,
     /// Length of the block, in bytes.
     pub len: u32,
-    /// The CRC-32C of each chunk of [`CHUNK_SIZE`] bytes; the last chunk may be shorter.
+    /// The checksum of each chunk of [`CHUNK_SIZE`] bytes; the last chunk may be shorter.
     pub checksums: Checksums,
+    /// Where in the file the CRC-32C of each of the block's pages of 4,096 bytes are, if they are there: from them
+    /// follow those of the chunks.
+    pub page_checksums_at: Option<u64>,
 }
 
 /// Why a block could not be read where it should be.
@@ -52,8 +57,9 @@ pub enum ReadFault {
 impl BlockLocation {
     /// Reads part of the block; a range that reaches past the block's end is cut there.
     ///
-    /// All chunks that the range touches are read and verified. The result shares one buffer of the pool's, which
-    /// is as long as the pages that were read: copy a short result before keeping it for long.
+    /// All chunks that the range touches are read and verified, or only its pages if it is short and their checksums
+    /// are there. The result shares one buffer of the pool's, which is as long as the pages that were read: copy a
+    /// short result before keeping it for long.
     ///
     /// # Errors
     /// Any [`ReadFault`]; the block is then to be dropped where it is held.
@@ -68,34 +74,91 @@ impl BlockLocation {
         range: Range<u32>,
         pool: &Arc<BufferPool>,
     ) -> Result<Bytes, ReadFault> {
-        let end = range.end.min(self.len);
-        if range.start >= end {
+        let range = range.start..range.end.min(self.len);
+        if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let chunks = range.start / CHUNK_SIZE..(end - 1) / CHUNK_SIZE + 1;
-        let chunk_start = |chunk: u32| u64::from(chunk) * u64::from(CHUNK_SIZE);
-        let first = chunk_start(chunks.start);
-        let last = chunk_start(chunks.end).min(u64::from(self.len));
-        let low = page_floor(self.offset + first);
-        let high = page_ceil(self.offset + last);
-        let needed = (self.offset + last - low) as usize;
+        let chunks = self.widened(&range, CHUNK_SIZE);
+        let pages = self.widened(&range, PAGE_LEN);
+        let may_save = 2 * pages.len() <= chunks.len();
+        let sums = may_save.then(|| self.page_checksums(disk, &chunks, pool));
+        let (wide, data) = if let Some(Some(sums)) = sums {
+            let data = self.fetch(disk, &pages, pool)?;
+            verify_pages(&sums, pages.start / PAGE_LEN, &data)?;
+            (pages, data)
+        } else {
+            let data = self.fetch(disk, &chunks, pool)?;
+            self.verify(chunks.start / CHUNK_SIZE, &data)?;
+            (chunks, data)
+        };
+        let from = (range.start - wide.start) as usize;
+        Ok(data.slice(from..from + range.len()))
+    }
 
-        let buffer = fetch(disk, &self.file, self.direct, low..high, needed, pool)?;
-        let data_at = (self.offset + first - low) as usize;
-        self.verify(chunks.start, &buffer.as_ref()[data_at..needed])?;
-        let skip = data_at + (u64::from(range.start) - first) as usize;
-        Ok(Bytes::from_owner(buffer).slice(skip..skip + (end - range.start) as usize))
+    /// A range with all pieces of `unit` bytes that it touches.
+    fn widened(&self, range: &Range<u32>, unit: u32) -> Range<u32> {
+        let end = range.end.next_multiple_of(unit);
+        range.start / unit * unit..end.min(self.len)
+    }
+
+    /// Reads a range of the block, unverified.
+    fn fetch(
+        &self,
+        disk: &dyn Disk,
+        range: &Range<u32>,
+        pool: &Arc<BufferPool>,
+    ) -> Result<Bytes, ReadFault> {
+        let start = self.offset + u64::from(range.start);
+        fetch(disk, &self.file, self.direct, start, range.len(), pool)
+    }
+
+    /// The checksums of the block's pages, if they are there, and right for some of its chunks.
+    fn page_checksums(
+        &self,
+        disk: &dyn Disk,
+        chunks: &Range<u32>,
+        pool: &Arc<BufferPool>,
+    ) -> Option<Arc<[u32]>> {
+        let at = self.page_checksums_at?;
+        let file = rustix::fs::fstat(&self.file).ok()?;
+        let place = (file.st_dev, file.st_ino, at);
+        let kept = pool.page_sums();
+        let sums = kept.get(&place).or_else(|| {
+            let length = 4 * page_count(self.len);
+            // Whole chunks are read if these cannot be.
+            let bytes = fetch(disk, &self.file, self.direct, at, length, pool).ok()?;
+            let (sums, _) = bytes.as_chunks();
+            let sums: Arc<[u32]> = sums.iter().copied().map(u32::from_le_bytes).collect();
+            kept.insert(place, sums.clone());
+            Some(sums)
+        })?;
+        let wanted = (chunks.start / CHUNK_SIZE) as usize..chunks.end.div_ceil(CHUNK_SIZE) as usize;
+        let right = self.checksums.get(wanted.clone())?.iter().copied();
+        let of_chunks = sums.chunks(CHUNK_PAGES).skip(wanted.start);
+        let are_right = of_chunks.take(wanted.len()).map(chunk_sum).eq(right);
+        are_right.then_some(sums)
     }
 
     /// Checks whole chunks of the block, from `first` on.
     fn verify(&self, first: u32, data: &[u8]) -> Result<(), ReadFault> {
         for (chunk, bytes) in (first..).zip(data.chunks(CHUNK_SIZE as usize)) {
-            if self.checksums.get(chunk as usize) != Some(&crc32_iscsi(bytes)) {
+            if self.checksums.get(chunk as usize) != Some(&chunk_sum_of(bytes)) {
                 return Err(ReadFault::Corrupt { chunk });
             }
         }
         Ok(())
     }
+}
+
+/// Checks whole pages of a block, from `first` on, against the checksums of all.
+fn verify_pages(sums: &[u32], first: u32, data: &[u8]) -> Result<(), ReadFault> {
+    for (page, bytes) in (first..).zip(data.chunks(PAGE_LEN as usize)) {
+        if sums.get(page as usize) != Some(&crc32_iscsi(bytes)) {
+            let chunk = page * PAGE_LEN / CHUNK_SIZE;
+            return Err(ReadFault::Corrupt { chunk });
+        }
+    }
+    Ok(())
 }
 
 /// Reads whole blocks of one file with one read. `blocks` are in the order of their offsets. Of a block that is not
@@ -108,35 +171,41 @@ pub(super) fn read_run(
     let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
         return Ok(Vec::new());
     };
-    let low = page_floor(first.offset);
-    let end = last.offset + u64::from(last.len);
-    let range = low..page_ceil(end);
-    let needed = (end - low) as usize;
-    let buffer = fetch(disk, &first.file, first.direct, range, needed, pool)?;
-    let all = Bytes::from_owner(buffer);
+    let length = last.offset + u64::from(last.len) - first.offset;
+    let all = fetch(
+        disk,
+        &first.file,
+        first.direct,
+        first.offset,
+        length as usize,
+        pool,
+    )?;
     let cut = |block: &&BlockLocation| {
-        let start = (block.offset - low) as usize;
+        let start = (block.offset - first.offset) as usize;
         let bytes = all.slice(start..start + block.len as usize);
         block.verify(0, &bytes).is_ok().then_some(bytes)
     };
     Ok(blocks.iter().map(cut).collect())
 }
 
-/// Reads whole pages of a file, of which the first `needed` bytes must be there.
+/// Reads bytes of a file, by the whole pages that they lie in.
 fn fetch(
     disk: &dyn Disk,
     file: &File,
     direct: bool,
-    pages: Range<u64>,
-    needed: usize,
+    start: u64,
+    length: usize,
     pool: &Arc<BufferPool>,
-) -> Result<PooledBuf, ReadFault> {
-    let length = (pages.end - pages.start) as usize;
-    let mut buffer = pool.take(length);
-    let space = &mut buffer.bytes_mut()[..length];
+) -> Result<Bytes, ReadFault> {
+    let low = page_floor(start);
+    let skipped = (start - low) as usize;
+    let needed = skipped + length;
+    let pages = page_ceil(needed as u64) as usize;
+    let mut buffer = pool.take(pages);
+    let space = &mut buffer.bytes_mut()[..pages];
     let mut done = 0;
     while done < needed {
-        let read = disk.read_at(file, &mut space[done..], pages.start + done as u64)?;
+        let read = disk.read_at(file, &mut space[done..], low + done as u64)?;
         done += read;
         // Direct reads stop inside a page only at the end of the file.
         let at_end = read == 0 || (direct && !(done as u64).is_multiple_of(PAGE));
@@ -145,7 +214,7 @@ fn fetch(
         }
     }
     if !direct {
-        give_back_pages(file, pages.start, length);
+        give_back_pages(file, low, pages);
     }
-    Ok(buffer)
+    Ok(Bytes::from_owner(buffer).slice(skipped..needed))
 }

@@ -21,7 +21,7 @@ use super::footer;
 use super::index::Slot;
 use super::journal;
 use super::lock::DirLock;
-use super::record::record_len;
+use super::record::{page_sums, record_len};
 use super::removed;
 use super::stats::count;
 use super::store::SegmentStore;
@@ -162,6 +162,7 @@ impl SegmentStore {
                 pieces: vec![data.as_ref()],
                 len: data.len() as u32,
                 sums: slot.checksums(),
+                pages: page_sums(&[data]),
             })
             .collect();
         let Some((segment, records)) = self.append(app, &staged, Room::ForCompaction)? else {

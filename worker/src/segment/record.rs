@@ -1,15 +1,19 @@
 //! A block in a segment file: a header, directly followed by the data.
 //!
 //! The header carries all that recovery needs, with a checksum over itself and one for each 64 KiB *chunk* of the
-//! data, so that a read of part of a block verifies only the chunks it touches. Records start at multiples of 64
-//! bytes.
+//! data, so that a read of part of a block verifies only the chunks it touches. A chunk's checksum is that of the
+//! checksums of its pages of 4 KiB. The header of a *long* block, of 1 MiB or more, has these, too, so that a read of a
+//! few KiB need not read whole chunks; they are not held in memory, and are checked against the chunk's when they are
+//! used.
+//! Records start at multiples of 64 bytes; a long block's header and data take whole pages.
 //!
 //! ```text
 //!  0  magic     u32   "WBLK"            16  segment      u64
-//!  4  checksum of all that follows      24  block key    16 bytes
-//!  8  version   u16                     40  chunk count  u32
-//! 10  reserved  u16                     44  CRC-32C of each chunk, u32 each; zeros up to a multiple of 64
-//! 12  data length u32
+//!  4  checksum of what follows, up      24  block key    16 bytes
+//!     to those of the pages             40  chunk count  u32
+//!  8  version   u16                     44  checksum of each chunk, u32 each
+//! 10  reserved  u16                         of a long block: CRC-32C of each page, u32 each
+//! 12  data length u32                       zeros up to a multiple of 64, or of 4,096 of a long block
 //! ```
 //! All numbers are little endian; checksums are CRC-32C (RFC 3720).
 
@@ -19,11 +23,13 @@ use std::sync::Arc;
 use crc_fast::{CrcAlgorithm, Digest, crc32_iscsi};
 use weir_core::{BLOCK_SIZE, BlockKey};
 
-/// Bytes of data that share one checksum.
-///
-/// A random read of a few KiB reads and checks this much; a smaller chunk would make the index larger, since it
-/// holds all checksums.
+use super::aligned::{PAGE, page_ceil};
+
+/// Bytes of data that share one of the checksums that are held in memory.
 pub const CHUNK_SIZE: u32 = 64 << 10;
+
+/// Pages of a chunk.
+pub(super) const CHUNK_PAGES: usize = (CHUNK_SIZE as u64 / PAGE) as usize;
 
 /// Longest block, in bytes.
 pub const MAX_BLOCK_LEN: u32 = BLOCK_SIZE as u32;
@@ -31,11 +37,14 @@ pub const MAX_BLOCK_LEN: u32 = BLOCK_SIZE as u32;
 /// Records start at multiples of this many bytes.
 pub(super) const UNIT: u64 = 64;
 
-/// Longest header, in bytes.
-pub(super) const HEADER_MAX: u64 = header_len(MAX_BLOCK_LEN);
+/// Bytes of the longest header without the checksums of pages.
+pub(super) const HEADER_MAX: u64 = unit_ceil((CHUNKS_AT + 4 * chunk_count(MAX_BLOCK_LEN)) as u64);
+
+/// A block of so many bytes or more is long: its header has the checksums of its pages.
+const LONG: u32 = if cfg!(test) { 128 << 10 } else { 1 << 20 };
 
 const MAGIC: u32 = u32::from_le_bytes(*b"WBLK");
-const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 const SUM_AT: usize = 4;
 const SUMMED: usize = 8;
 const CHUNKS_AT: usize = 44;
@@ -50,17 +59,92 @@ pub(super) const fn chunk_count(len: u32) -> usize {
     len.div_ceil(CHUNK_SIZE) as usize
 }
 
+/// Number of pages of a block of `len` bytes.
+pub(super) const fn page_count(len: u32) -> usize {
+    len.div_ceil(PAGE as u32) as usize
+}
+
+/// Bytes from a long block's data back to the checksums of its pages; `None` for a block that is not long.
+pub(super) const fn pages_before_data(len: u32) -> Option<u64> {
+    if len >= LONG {
+        Some(header_len(len) - (CHUNKS_AT + 4 * chunk_count(len)) as u64)
+    } else {
+        None
+    }
+}
+
 /// Bytes from a record's start to its data.
 pub(super) const fn header_len(len: u32) -> u64 {
-    unit_ceil((CHUNKS_AT + 4 * chunk_count(len)) as u64)
+    let short = CHUNKS_AT + 4 * chunk_count(len);
+    if len >= LONG {
+        page_ceil((short + 4 * page_count(len)) as u64)
+    } else {
+        unit_ceil(short as u64)
+    }
 }
 
 /// Bytes that the record of a block of `len` bytes takes, up to where the next may start.
 pub(super) const fn record_len(len: u32) -> u64 {
-    unit_ceil(header_len(len) + len as u64)
+    let record = header_len(len) + len as u64;
+    if len >= LONG {
+        page_ceil(record)
+    } else {
+        unit_ceil(record)
+    }
 }
 
-/// The CRC-32C of each chunk of a block, in order.
+/// The CRC-32C of each page of data in pieces, in order.
+pub(super) fn page_sums(pieces: &[&[u8]]) -> Vec<u32> {
+    const PAGE_LEN: usize = PAGE as usize;
+    let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let mut sums = Vec::with_capacity(length.div_ceil(PAGE_LEN));
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let mut begun = 0;
+    for mut piece in pieces.iter().copied() {
+        while !piece.is_empty() {
+            if begun == 0 && piece.len() >= PAGE_LEN {
+                let (pages, rest) = piece.split_at(piece.len() - piece.len() % PAGE_LEN);
+                sums.extend(pages.chunks_exact(PAGE_LEN).map(crc32_iscsi));
+                piece = rest;
+                continue;
+            }
+            let (now, rest) = piece.split_at((PAGE_LEN - begun).min(piece.len()));
+            digest.update(now);
+            begun += now.len();
+            piece = rest;
+            if begun == PAGE_LEN {
+                sums.push(digest.finalize() as u32);
+                digest.reset();
+                begun = 0;
+            }
+        }
+    }
+    if begun > 0 {
+        sums.push(digest.finalize() as u32);
+    }
+    sums
+}
+
+/// The checksum of a chunk whose pages have these.
+pub(super) fn chunk_sum(pages: &[u32]) -> u32 {
+    let mut bytes = [0; 4 * CHUNK_PAGES];
+    for (at, sum) in bytes.chunks_exact_mut(4).zip(pages) {
+        at.copy_from_slice(&sum.to_le_bytes());
+    }
+    crc32_iscsi(&bytes[..4 * pages.len().min(CHUNK_PAGES)])
+}
+
+/// The checksum of a chunk.
+pub(super) fn chunk_sum_of(data: &[u8]) -> u32 {
+    let mut pages = [0; CHUNK_PAGES];
+    let count = data.len().div_ceil(PAGE as usize).min(CHUNK_PAGES);
+    for (sum, page) in pages.iter_mut().zip(data.chunks(PAGE as usize)) {
+        *sum = crc32_iscsi(page);
+    }
+    chunk_sum(&pages[..count])
+}
+
+/// The checksum of each chunk of a block, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checksums {
     held: HeldSums,
@@ -78,34 +162,12 @@ pub(super) enum HeldSums {
 impl Checksums {
     /// Computes the checksums of a block's data.
     pub fn of_data(data: &[u8]) -> Self {
-        Self::collect(data.chunks(CHUNK_SIZE as usize).map(crc32_iscsi))
+        Self::collect(data.chunks(CHUNK_SIZE as usize).map(chunk_sum_of))
     }
 
-    /// As [`Self::of_data`], for data in pieces.
-    pub(super) fn of_pieces(pieces: &[&[u8]]) -> Self {
-        if let [data] = pieces {
-            return Self::of_data(data);
-        }
-        let mut sums = Vec::new();
-        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-        let mut left = CHUNK_SIZE as usize;
-        for mut piece in pieces.iter().copied() {
-            while !piece.is_empty() {
-                let (now, rest) = piece.split_at(left.min(piece.len()));
-                digest.update(now);
-                piece = rest;
-                left -= now.len();
-                if left == 0 {
-                    sums.push(digest.finalize() as u32);
-                    digest.reset();
-                    left = CHUNK_SIZE as usize;
-                }
-            }
-        }
-        if left < CHUNK_SIZE as usize {
-            sums.push(digest.finalize() as u32);
-        }
-        Self::from(sums.as_slice())
+    /// Those of a block whose pages have these.
+    pub(super) fn of_pages(pages: &[u32]) -> Self {
+        Self::collect(pages.chunks(CHUNK_PAGES).map(chunk_sum))
     }
 
     /// Gives a block of `len` bytes its checksums back.
@@ -191,6 +253,7 @@ pub(super) fn encode(
     segment: u64,
     key: &BlockKey,
     pieces: &[&[u8]],
+    pages: &[u32],
     sums: &Checksums,
 ) -> usize {
     let len = pieces.iter().map(|piece| piece.len()).sum::<usize>() as u32;
@@ -209,6 +272,12 @@ pub(super) fn encode(
     }
     let sum = crc32_iscsi(&header[SUMMED..CHUNKS_AT + 4 * chunks]);
     header[SUM_AT..SUMMED].copy_from_slice(&sum.to_le_bytes());
+    if len >= LONG {
+        let places = header[CHUNKS_AT + 4 * chunks..].chunks_exact_mut(4);
+        for (at, sum) in places.zip(pages) {
+            at.copy_from_slice(&sum.to_le_bytes());
+        }
+    }
     let mut at = head;
     for piece in pieces {
         out[at..at + piece.len()].copy_from_slice(piece);
@@ -255,16 +324,27 @@ mod tests {
 
     fn encoded(len: usize) -> (Vec<u8>, Checksums) {
         let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
-        let sums = Checksums::of_data(&data);
+        let pages = page_sums(&[&data]);
+        let sums = Checksums::of_pages(&pages);
         let mut out = vec![0xff; record_len(len as u32) as usize + 7];
-        let written = encode(&mut out, 9, &BlockKey([3; 16]), &[&data[..]], &sums);
+        let pieces = [&data[..]];
+        let written = encode(&mut out, 9, &BlockKey([3; 16]), &pieces, &pages, &sums);
         out.truncate(written);
         (out, sums)
     }
 
     #[test]
     fn a_header_read_back_names_the_same_block() {
-        for len in [1, 100, 65_536, 65_537, 200_000, 4 << 20] {
+        for len in [
+            1,
+            100,
+            65_536,
+            65_537,
+            200_000,
+            1 << 20,
+            (1 << 20) + 1,
+            4 << 20,
+        ] {
             let (bytes, sums) = encoded(len);
             assert_eq!(bytes.len() as u64 % UNIT, 0);
             let record = decode(&bytes, 9, 128).unwrap();
@@ -289,20 +369,45 @@ mod tests {
     }
 
     #[test]
+    fn a_long_block_has_the_checksums_of_its_pages_before_its_data() {
+        for len in [LONG as usize, LONG as usize + 1, 4 << 20] {
+            let (bytes, sums) = encoded(len);
+            let header = header_len(len as u32);
+            assert_eq!((header % PAGE, bytes.len() as u64 % PAGE), (0, 0));
+            let from = (header - pages_before_data(len as u32).unwrap()) as usize;
+            let table = &bytes[from..from + 4 * page_count(len as u32)];
+            let pages = table
+                .chunks_exact(4)
+                .map(|sum| u32::from_le_bytes(sum.try_into().unwrap()));
+            let pages: Vec<u32> = pages.collect();
+            let data = &bytes[header as usize..][..len];
+            assert!(pages.iter().copied().eq(data.chunks(4096).map(crc32_iscsi)));
+            assert_eq!(Checksums::of_pages(&pages), sums);
+        }
+        assert_eq!(pages_before_data(LONG - 1), None);
+    }
+
+    #[test]
     fn checksums_of_pieces_are_those_of_the_whole() {
         let data: Vec<u8> = (0..300_000).map(|i| (i % 253) as u8).collect();
-        for cuts in [vec![0, 1], vec![65_536], vec![7, 65_535, 65_537, 200_000]] {
+        let of_pieces = |pieces: &[&[u8]]| Checksums::of_pages(&page_sums(pieces));
+        for cuts in [
+            vec![0, 1],
+            vec![4096, 8192, 8193],
+            vec![65_536],
+            vec![7, 65_535, 65_537, 200_000],
+        ] {
             let mut pieces = Vec::new();
             let mut from = 0;
             for cut in cuts.into_iter().chain([data.len()]) {
                 pieces.push(&data[from..cut]);
                 from = cut;
             }
-            assert_eq!(Checksums::of_pieces(&pieces), Checksums::of_data(&data));
+            assert_eq!(of_pieces(&pieces), Checksums::of_data(&data));
         }
         let even = &data[..131_072];
         let (a, b) = even.split_at(1000);
-        assert_eq!(Checksums::of_pieces(&[a, b]), Checksums::of_data(even));
+        assert_eq!(of_pieces(&[a, b]), Checksums::of_data(even));
     }
 
     #[test]

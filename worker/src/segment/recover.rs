@@ -234,6 +234,7 @@ fn whole_records(
             offset: record.data_start(),
             len: record.len,
             checksums: record.sums.clone(),
+            page_checksums_at: None,
         };
         let read = || location().read_through(disk, 0..record.len, pool);
         record.start() + WRITE_MAX < end || read().is_ok()

@@ -22,7 +22,7 @@ use super::file::Segment;
 use super::index::{Index, Slot};
 use super::location::{BlockLocation, ReadFault};
 use super::lock::DirLock;
-use super::record::{Checksums, MAX_BLOCK_LEN, record_len};
+use super::record::{Checksums, MAX_BLOCK_LEN, page_sums, record_len};
 use super::recover;
 use super::removed;
 use super::stats::{Counters, SegmentStats, count};
@@ -202,12 +202,13 @@ impl SegmentStore {
             {
                 vacant.insert(place);
                 let pieces = data.pieces();
-                let sums = Checksums::of_pieces(&pieces);
+                let pages = page_sums(&pieces);
                 staged.push(Staged {
                     key: *key,
                     len: data.total() as u32,
                     pieces,
-                    sums,
+                    sums: Checksums::of_pages(&pages),
+                    pages,
                 });
             }
         }
@@ -244,8 +245,8 @@ impl SegmentStore {
     }
 
     fn check_len(&self, key: &BlockKey, len: u64) -> Result<(), SegmentError> {
-        // A header and the padding to a page take less than two pages, the footer of one block takes one.
-        let fits = self.segment_bytes.saturating_sub(3 * PAGE);
+        // A header takes two pages at most, the padding less than one, and the footer of one block takes one.
+        let fits = self.segment_bytes.saturating_sub(4 * PAGE);
         let limit = u64::from(MAX_BLOCK_LEN).min(fits);
         if len == 0 || len > limit {
             return Err(SegmentError::BlockLength {

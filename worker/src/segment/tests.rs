@@ -244,7 +244,7 @@ fn a_flipped_bit_drops_the_block_and_only_where_it_is_read() {
         "its first chunk is intact"
     );
     let pool = BufferPool::new(0);
-    let fault = place.read(140_000..140_001, &pool).unwrap_err();
+    let fault = place.read(150_000..150_001, &pool).unwrap_err();
     assert!(matches!(fault, ReadFault::Corrupt { chunk: 2 }), "{fault}");
     assert!(!holds(&store, 1, 200_000));
     assert!(!store.contains(&key(1)));
@@ -252,6 +252,59 @@ fn a_flipped_bit_drops_the_block_and_only_where_it_is_read() {
     assert!(holds(&store, 0, 200_000) && holds(&store, 2, 200_000));
     store_blocks(&store, 1..2, 200_000);
     assert!(holds(&store, 1, 200_000));
+}
+
+/// Where a store's first block, a long one, has its data, and before it the checksums of its pages.
+const LONG_DATA: u64 = 4096;
+
+#[test]
+fn a_short_read_of_a_long_block_reads_its_pages_and_no_more() {
+    let disk = FaultyDisk::new();
+    let bed = Bed::on(disk.clone());
+    let store = bed.open();
+    let (len, whole) = (300_000, data(0, 300_000));
+    store_blocks(&store, 0..1, len);
+    let reads = |range: std::ops::Range<usize>| {
+        disk.take_read();
+        let read = store.read(&key(0), range.start as u32..range.end as u32);
+        assert_eq!(read.unwrap(), Some(whole.slice(range)));
+        disk.take_read()
+    };
+    assert_eq!(reads(8192..12_288), 2 * 4096, "its checksums, and the page");
+    assert_eq!(reads(100_000..100_001), 4096);
+    assert_eq!(reads(4095..4097), 2 * 4096);
+    assert_eq!(reads(65_535..65_537), 2 * 4096, "pages of two chunks");
+    assert_eq!(reads(299_999..300_000), 4096);
+    assert_eq!(reads(0..40_000), 65_536, "a whole chunk is not much more");
+}
+
+#[test]
+fn damage_is_found_by_short_reads_too_and_that_of_page_checksums_costs_no_block() {
+    for reads_before in [false, true] {
+        let bed = Bed::new();
+        let store = bed.open();
+        store_blocks(&store, 0..1, 300_000);
+        let short = |start: u32| store.read(&key(0), start..start + 100).unwrap();
+        if reads_before {
+            assert_eq!(
+                short(200_000),
+                Some(data(0, 300_000).slice(200_000..200_100))
+            );
+        }
+        for at in 128..LONG_DATA {
+            flip(&bed.segments()[0], at);
+        }
+        assert_eq!(short(0), Some(data(0, 300_000).slice(0..100)));
+        assert_eq!(
+            short(200_000),
+            Some(data(0, 300_000).slice(200_000..200_100))
+        );
+        flip(&bed.segments()[0], LONG_DATA + 200_099);
+        assert!(short(0).is_some());
+        assert!(short(200_000).is_none());
+        assert_eq!(store.stats().corrupt_blocks, 1);
+        assert!(!store.contains(&key(0)));
+    }
 }
 
 #[test]

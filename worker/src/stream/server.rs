@@ -277,6 +277,7 @@ fn at_location(location: &segment::BlockLocation, epoch: u64) -> Frame {
             block_length: location.len,
             chunk_size: CHUNK_SIZE,
             checksums: location.checksums.to_vec(),
+            page_checksums_offset: location.page_checksums_at.unwrap_or(0),
             direct: location.direct,
         }),
         ..BlockReply::default()
