@@ -33,7 +33,7 @@ const COMPACTIONS: usize = 2;
 const SMALL_BATCH: usize = 64;
 /// How long a first block waits for others to be written with. Few large writes cost less than many small ones, and
 /// the thread is not woken for each block; a crash loses at most this much more.
-const LINGER: Duration = Duration::from_millis(10);
+const LINGER: Duration = Duration::from_millis(2);
 
 /// A block to be written, and what to do when it was (or was refused).
 pub(crate) struct Write {

@@ -3,20 +3,23 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use weir_core::{ByteSize, ClusterMap, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics};
+use weir_proto::v1::GetClusterMapRequest;
 use weir_worker::snapshots::Snapshots;
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerMetrics};
 
 use crate::args::WorkerArgs;
 use crate::connect;
-use crate::exit::Failure;
+use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
 use crate::process::{
     SHUTDOWN_DEADLINE, default_memory, init_logging, node_name, runtime, stop_on_signal,
@@ -25,6 +28,8 @@ use crate::process::{
 /// Part of a directory's free space that the SSD tier takes when no size is given, and its upper limit.
 const DEFAULT_SSD_SHARE: u64 = 5;
 const DEFAULT_SSD_LIMIT: u64 = 100 << 30;
+/// Longest wait for another worker of the same name.
+const NAMESAKE_DEADLINE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
     init_logging();
@@ -80,6 +85,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         local_socket: socket.display().to_string(),
         weight: worker.capacity(),
     };
+    refuse_namesake(&info, &args.master).await?;
     let exposed = Exposed {
         registry,
         refresh: Box::new({
@@ -105,6 +111,35 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     // The next start replaces it anyway.
     let _ = std::fs::remove_file(&socket);
     Ok(())
+}
+
+/// Fails if a live worker elsewhere has this one's name: the master would take the two for one that moves to and fro. It
+/// is not looked for when the master does not answer.
+async fn refuse_namesake(info: &WorkerInfo, master: &str) -> Result<(), Failure> {
+    let mut master = connect::lazy(master)?;
+    let asked = master.get_cluster_map(GetClusterMapRequest {});
+    let Ok(Ok(reply)) = timeout(NAMESAKE_DEADLINE, asked).await else {
+        return Ok(());
+    };
+    let map = reply.into_inner().map.unwrap_or_default();
+    let namesake = map.workers.into_iter().find(|other| {
+        // At this one's own address was its predecessor: nobody else can listen there.
+        other.id == info.id.as_str() && other.data_address != info.data_address
+    });
+    let Some(other) = namesake else {
+        return Ok(());
+    };
+    let connected = timeout(NAMESAKE_DEADLINE, TcpStream::connect(&other.data_address)).await;
+    if !matches!(connected, Ok(Ok(_))) {
+        return Ok(()); // it is gone, and this is its successor
+    }
+    Err(Failure::new(
+        Reason::Usage,
+        format!(
+            "a worker {:?} runs at {} already; give each its own name with --id",
+            other.id, other.data_address
+        ),
+    ))
 }
 
 /// The listening sockets of a worker.

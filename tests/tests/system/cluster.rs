@@ -9,7 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use weir_s3_server::{Fault, Rule};
 use weir_tests::{
-    BUCKET, Cluster, Lab, Mount, Readers, content, drop_pages, read_at_random, wait_until,
+    BUCKET, Cluster, Lab, Mount, Process, Readers, content, drop_pages, free_port, read_at_random,
+    wait_until,
 };
 
 use crate::Case;
@@ -31,6 +32,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "no_read_fails_when_workers_and_the_master_die",
         no_read_fails_when_workers_and_the_master_die,
+    ),
+    (
+        "a_worker_with_the_name_of_a_live_one_does_not_start",
+        a_worker_with_the_name_of_a_live_one_does_not_start,
     ),
     (
         "a_warm_job_is_stopped_and_resumed",
@@ -245,6 +250,44 @@ fn no_read_fails_when_workers_and_the_master_die() {
     // Without any worker the client reads the origin itself.
     assert!(mount.metric("weir_client_read_bytes_total", "source=\"origin\"") > 0.0);
     assert!(mount.metric("weir_client_failovers_total", "") > 0.5);
+}
+
+fn a_worker_with_the_name_of_a_live_one_does_not_start() {
+    let lab = Lab::new();
+    let mut cluster = Cluster::start(&lab, 1);
+    let (master, dir, port) = (cluster.address(), lab.path("second"), free_port());
+    let http = format!("127.0.0.1:{port}");
+    let args = [
+        "worker",
+        "--master",
+        &master,
+        "--dir",
+        dir.to_str().unwrap(),
+        "--node",
+        "node-0",
+        "--listen",
+        "127.0.0.1:0",
+        "--control",
+        "127.0.0.1:0",
+        "--http",
+        &http,
+    ];
+    let outcome = lab.weir(args);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stderr.contains("--id"), "{outcome:?}");
+    // Once the other is dead, its successor may be elsewhere, even before the master misses it.
+    let status = cluster.status();
+    let before = status["epoch"].as_u64().unwrap();
+    assert_eq!(status["workers"].as_array().unwrap().len(), 1);
+    cluster.workers[0].as_mut().unwrap().kill();
+    let successor = Process::start(lab.command(args), lab.path("second.log"), port);
+    wait_until(
+        "the successor is in the map",
+        Duration::from_secs(5),
+        || cluster.status()["epoch"].as_u64().unwrap() > before,
+    );
+    assert_eq!(cluster.status()["workers"].as_array().unwrap().len(), 1);
+    drop(successor);
 }
 
 fn a_warm_job_is_stopped_and_resumed() {
