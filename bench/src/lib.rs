@@ -3,6 +3,7 @@
 //! Everything runs as a user would run it: the `weir` binary, a real S3 server on loopback, real mounts.
 
 pub mod data;
+pub mod device;
 pub mod fill;
 pub mod http;
 pub mod kernel;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Bench, Measured, accept};
 use crate::data::Tree;
+use crate::device::write_rate;
 use crate::fill::{Fill, Objects, first_epoch, warm_job};
 use crate::metrics::Scrape;
 use crate::readers::compare_files;
@@ -70,6 +71,13 @@ pub(super) fn measure(bench: &Bench, plan: &Plan) -> anyhow::Result<(Measured, T
         ));
     }
     notes.extend(run.notes);
+    if plan.fill.is_some() {
+        let rate = write_rate(&bench.scratch(), tree.bytes)?;
+        notes.push(format!(
+            "What is filled is also written to SSD, which takes {:.0} MB/s in direct writes of 4 MiB.",
+            rate / 1e6
+        ));
+    }
     notes.push(format!(
         "Reads that reached Weir while the kernel's cache was warm, in each run (`weir_fuse_requests_total`): {}.",
         run.reads.join(", ")
