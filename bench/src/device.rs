@@ -22,17 +22,18 @@ pub fn write_rate(dir: &Path, length: u64) -> anyhow::Result<f64> {
     let memory = vec![0x5a; WRITE + PAGE];
     let start = memory.as_ptr().align_offset(PAGE);
     let data = &memory[start..start + WRITE];
-    let mut rates = Vec::with_capacity(PASSES);
-    for _ in 0..PASSES {
-        let file = create(&path).context("a file for direct writes cannot be made")?;
+    let writes = length.div_ceil(WRITE as u64);
+    let pass = || -> std::io::Result<f64> {
+        let file = create(&path)?;
         let begun = Instant::now();
-        for number in 0..length.div_ceil(WRITE as u64) {
+        for number in 0..writes {
             file.write_all_at(data, number * WRITE as u64)?;
         }
-        rates.push(length as f64 / begun.elapsed().as_secs_f64());
-        std::fs::remove_file(&path)?;
-    }
-    Ok(median(&rates))
+        Ok((writes * WRITE as u64) as f64 / begun.elapsed().as_secs_f64())
+    };
+    let rates: std::io::Result<Vec<f64>> = (0..PASSES).map(|_| pass()).collect();
+    let _ = std::fs::remove_file(&path); // there is none if it could not be made
+    Ok(median(&rates.context("direct writes cannot be measured")?))
 }
 
 fn create(path: &Path) -> std::io::Result<File> {

@@ -19,6 +19,7 @@ use weir_core::{Block, ClusterMap, NodeName, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_worker::origins::Origins;
+use weir_worker::stream::FrameError;
 
 use crate::connection::{ConnectionError, Connections};
 use crate::local::LocalWorkers;
@@ -120,7 +121,7 @@ impl ClusterReader {
                 Ok((bytes, source)) => return Ok((vec![bytes], source)),
                 Err(Refusal::Final(error)) => return Err(error),
                 Err(Refusal::Next(reason, message)) => {
-                    self.passed_over(worker, reason, &message);
+                    self.passed_over(worker, 1, reason, &message);
                     last = message;
                 }
             }
@@ -134,9 +135,17 @@ impl ClusterReader {
             })
     }
 
-    fn passed_over(&self, worker: &WorkerInfo, reason: &'static str, message: &str) {
+    /// Counts reads that the next worker or the origin is asked for.
+    fn passed_over(
+        &self,
+        worker: &WorkerInfo,
+        reads: usize,
+        reason: &'static str,
+        message: &str,
+    ) {
+        let failovers = &self.config.metrics.failovers;
         let label = ReasonLabel { reason };
-        self.config.metrics.failovers.get_or_create(&label).inc();
+        failovers.get_or_create(&label).inc_by(reads as u64);
         tracing::debug!(worker = %worker.id, reason, message, "the next worker is asked");
     }
 
@@ -234,7 +243,7 @@ impl ClusterReader {
         let replies = match self.while_in_the_map(worker, answers).await {
             Ok(replies) => replies,
             Err(Refusal::Next(reason, message)) => {
-                self.passed_over(worker, reason, &message);
+                self.passed_over(worker, requests.len(), reason, &message);
                 return Vec::new();
             }
             Err(Refusal::Final(_)) => return Vec::new(),
@@ -274,7 +283,9 @@ impl ClusterReader {
             self.suspects.lock().insert(worker.id.clone(), until);
             self.config.hurry.notify_one();
             let reason = match error {
-                ConnectionError::Io(_) | ConnectionError::Closed => "unreachable",
+                ConnectionError::Io(_)
+                | ConnectionError::Closed
+                | ConnectionError::Frame(FrameError::Io(_)) => "unreachable",
                 ConnectionError::Frame(_) | ConnectionError::Length(..) => "protocol",
             };
             Refusal::Next(reason, format!("worker {}: {error}", worker.id))
@@ -363,7 +374,7 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
         block_index: block.index,
         offset: range.start,
         length: range.end - range.start,
-        accept_descriptor: false,
+        location_format: 0,
         report_damaged: false,
         reads_before: 0,
         bytes_before: 0,
@@ -381,9 +392,10 @@ mod tests {
 
     const LENGTH: usize = 1000;
 
-    /// A worker that answers to requests as their keys say, until one tells it to close the connection.
+    /// A worker that answers to requests as their keys say, until one tells it to close the connection. It takes one
+    /// connection.
     async fn script(listener: TcpListener) {
-        loop {
+        {
             let (socket, _) = listener.accept().await.unwrap();
             let mut link = Link::of_server(socket);
             let (outgoing, mut incoming) = link.split();
@@ -475,12 +487,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_batch_whose_worker_goes_away_is_one_fail_over() {
+    async fn a_batch_whose_worker_goes_away_is_as_many_fail_overs() {
         let reader = reader().await;
         assert_eq!(read(&reader, &["a", "close", "b"]).await, ["alone"; 3]);
-        assert_eq!(failovers(&reader, "unreachable"), 1);
+        assert_eq!(failovers(&reader, "unreachable"), 3);
         // It is passed over for a moment, without being asked.
         assert_eq!(read(&reader, &["a"]).await, ["alone"]);
-        assert_eq!(failovers(&reader, "unreachable"), 1);
+        assert_eq!(failovers(&reader, "unreachable"), 3);
     }
 }

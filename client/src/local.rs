@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use weir_core::BlockKey;
@@ -19,6 +20,7 @@ use weir_proto::v1::{BlockReply, BlockRequest};
 use weir_worker::segment::{
     Background, BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together,
 };
+use weir_worker::stream::LOCATION_FORMAT;
 
 use crate::connection::{Answer, ConnectionError, Connections};
 
@@ -33,9 +35,15 @@ const MAX_KNOWN: usize = 1024;
 pub(crate) struct LocalWorkers {
     connections: Connections<UnixStream>,
     pool: Arc<BufferPool>,
-    background: Background,
+    devices: Devices,
     known: Arc<Mutex<Known>>,
     untold: Untold,
+}
+
+/// The devices that the segment files lie on.
+#[derive(Default)]
+struct Devices {
+    by_number: Mutex<HashMap<u64, Arc<Background>>>,
 }
 
 /// Reads through known places that no worker was told of.
@@ -57,7 +65,7 @@ impl LocalWorkers {
         Self {
             connections: Connections::default(),
             pool: BufferPool::new(POOL_BYTES),
-            background: Background::default(),
+            devices: Devices::default(),
             known: Arc::default(),
             untold: Untold::default(),
         }
@@ -90,7 +98,7 @@ impl LocalWorkers {
         key: BlockKey,
         mut request: BlockRequest,
     ) -> Result<(BlockReply, Bytes), ConnectionError> {
-        request.accept_descriptor = true;
+        request.location_format = LOCATION_FORMAT;
         (request.reads_before, request.bytes_before) = self.untold.take();
         let answer = self.connections.request(socket, &request).await;
         let (mut answer, payload) = answer.inspect_err(|_| {
@@ -99,29 +107,31 @@ impl LocalWorkers {
         if answer.reply.location.is_none() {
             return Ok((answer.reply, payload));
         }
+        (request.reads_before, request.bytes_before) = (0, 0);
+        request.location_format = 0;
         let range = request.offset..request.offset + request.length;
-        let pool = self.pool.clone();
         let location = location(&mut answer).filter(|location| range.end <= location.len);
         if let Some(location) = location {
-            let is_part = range.len() < location.len as usize;
-            let read = {
-                let location = location.clone();
-                self.background.run(move || location.read(range, &pool))
-            };
+            let (pool, here) = (self.pool.clone(), location.clone());
+            let part = range.clone();
+            let read = self.devices.of(&location.file).run(move || here.read(part, &pool));
             match read.await {
                 Some(Ok(bytes)) => {
-                    if is_part {
+                    if range.len() < location.len as usize {
                         self.remember(key, location);
                     }
                     return Ok((answer.reply, bytes));
                 }
-                Some(Err(error)) => tracing::debug!(%error, "a descriptor could not be read"),
+                Some(Err(error)) => {
+                    tracing::warn!(
+                        key = %request.key, block = request.block_index, %error,
+                        "a cached block is damaged; it is fetched again"
+                    );
+                    request.report_damaged = true;
+                }
                 None => {}
             }
         }
-        tracing::warn!(key = %request.key, block = request.block_index, "a cached block is damaged; it is fetched again");
-        (request.reads_before, request.bytes_before) = (0, 0);
-        request.report_damaged = true;
         let (answer, payload) = self.connections.request(socket, &request).await?;
         Ok((answer.reply, payload))
     }
@@ -145,29 +155,32 @@ impl LocalWorkers {
         places: &mut [&mut [u8]],
     ) -> Result<Vec<BlockReply>, ConnectionError> {
         for request in &mut requests {
-            request.accept_descriptor = true;
+            request.location_format = LOCATION_FORMAT;
         }
         let answers = self.connections.request_together(socket, &requests, places);
         let mut replies = Vec::with_capacity(requests.len());
-        let mut located = Vec::new();
+        let mut located: HashMap<u64, (Vec<usize>, Vec<BlockLocation>)> = HashMap::new();
         for (at, mut answer) in answers.await?.into_iter().enumerate() {
             let location = location(&mut answer);
-            let whole = location.filter(|location| location.len == requests[at].length);
-            located.extend(whole.map(|location| (at, location)));
+            if let Some(whole) = location.filter(|location| location.len == requests[at].length) {
+                let (ats, locations) = located.entry(device_of(&whole.file)).or_default();
+                ats.push(at);
+                locations.push(whole);
+            }
             replies.push(answer.reply);
         }
-        let (ats, locations): (Vec<usize>, Vec<_>) = located.into_iter().unzip();
-        if locations.is_empty() {
-            return Ok(replies);
-        }
-        let pool = self.pool.clone();
-        let read = self
-            .background
-            .run(move || read_together(&locations, &pool));
-        for (at, bytes) in ats.into_iter().zip(read.await.unwrap_or_default()) {
-            if let Some(bytes) = bytes {
-                places[at].copy_from_slice(&bytes);
-                replies[at].length = bytes.len() as u32;
+        let reads = located.into_iter().map(async |(device, (ats, locations))| {
+            let pool = self.pool.clone();
+            let device = self.devices.numbered(device);
+            let read = device.run(move || read_together(&locations, &pool));
+            (ats, read.await.unwrap_or_default())
+        });
+        for (ats, read) in join_all(reads).await {
+            for (at, bytes) in ats.into_iter().zip(read) {
+                if let Some(bytes) = bytes {
+                    places[at].copy_from_slice(&bytes);
+                    replies[at].length = bytes.len() as u32;
+                }
             }
         }
         Ok(replies)
@@ -177,6 +190,21 @@ impl LocalWorkers {
     pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.connections.retain(keep);
     }
+}
+
+impl Devices {
+    fn of(&self, file: &File) -> Arc<Background> {
+        self.numbered(device_of(file))
+    }
+
+    fn numbered(&self, device: u64) -> Arc<Background> {
+        self.by_number.lock().entry(device).or_default().clone()
+    }
+}
+
+/// The number of a file's device; 0 if the system does not tell.
+fn device_of(file: &File) -> u64 {
+    rustix::fs::fstat(file).map_or(0, |file| file.st_dev)
 }
 
 impl Untold {

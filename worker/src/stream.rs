@@ -11,5 +11,5 @@ mod server;
 mod socket;
 
 pub use link::{Frame, FrameError, Incoming, Link, Outgoing};
-pub use server::{serve_local, serve_tcp};
+pub use server::{LOCATION_FORMAT, serve_local, serve_tcp};
 pub use socket::Socket;

@@ -72,11 +72,13 @@ pub(super) fn measure(bench: &Bench, plan: &Plan) -> anyhow::Result<(Measured, T
     }
     notes.extend(run.notes);
     if plan.fill.is_some() {
-        let rate = write_rate(&bench.scratch(), tree.bytes)?;
-        notes.push(format!(
-            "What is filled is also written to SSD, which takes {:.0} MB/s in direct writes of 4 MiB.",
-            rate / 1e6
-        ));
+        notes.push(match write_rate(&bench.scratch(), tree.bytes) {
+            Ok(rate) => format!(
+                "What is filled is also written to SSD, which takes {:.0} MB/s in direct writes of 4 MiB.",
+                rate / 1e6
+            ),
+            Err(error) => format!("{error:#}."),
+        });
     }
     notes.push(format!(
         "Reads that reached Weir while the kernel's cache was warm, in each run (`weir_fuse_requests_total`): {}.",

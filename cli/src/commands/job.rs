@@ -221,8 +221,10 @@ fn finish(job: &v1::Job, master: &MasterRef) -> Result<(), Failure> {
         _ if job.failed_files > 0 => Err(Failure::new(
             Reason::Other,
             format!(
-                "{} files could not be cached; the first: {}",
-                job.failed_files, job.message
+                "{} {} could not be cached whole; the first: {}",
+                job.failed_files,
+                if job.failed_files == 1 { "file" } else { "files" },
+                job.message
             ),
         )),
         _ => Ok(()),

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use weir_core::{ByteSize, ClusterMap, WorkerInfo};
+use weir_core::{ByteSize, ClusterMap, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::GetClusterMapRequest;
 use weir_worker::snapshots::Snapshots;
@@ -58,6 +58,9 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
             .parse()
             .context("the node's name cannot be a worker's; use --id")?,
     };
+    let host = advertised_host(&args)?;
+    let own_address = format!("{host}:{}", args.listen.port());
+    refuse_namesake(&id, &own_address, &args.master).await?;
     let ssd = ssd_tiers(&args.cache.ssd, &args.dir.join("ssd"))?;
     let mut registry = Registry::default();
     let metrics = WorkerMetrics::register(&mut registry);
@@ -76,7 +79,6 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     let control = bind(args.control).await?;
     let socket = args.dir.join("worker.sock");
     let local = bind_local(&socket)?;
-    let host = advertised_host(&args)?;
     let info = WorkerInfo {
         id,
         data_address: format!("{host}:{}", data.local_addr()?.port()),
@@ -85,7 +87,6 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         local_socket: socket.display().to_string(),
         weight: worker.capacity(),
     };
-    refuse_namesake(&info, &args.master).await?;
     let exposed = Exposed {
         registry,
         refresh: Box::new({
@@ -113,31 +114,34 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Fails if a live worker elsewhere has this one's name: the master would take the two for one that moves to and fro. It
-/// is not looked for when the master does not answer.
-async fn refuse_namesake(info: &WorkerInfo, master: &str) -> Result<(), Failure> {
+/// Fails if a live worker elsewhere has this one's name: the master would take the two for one that moves to and fro.
+/// Nothing was begun yet that could be in that one's way. It is not looked for when the master does not answer.
+async fn refuse_namesake(id: &WorkerId, own_address: &str, master: &str) -> Result<(), Failure> {
     let mut master = connect::lazy(master)?;
     let asked = master.get_cluster_map(GetClusterMapRequest {});
     let Ok(Ok(reply)) = timeout(NAMESAKE_DEADLINE, asked).await else {
         return Ok(());
     };
     let map = reply.into_inner().map.unwrap_or_default();
-    let namesake = map.workers.into_iter().find(|other| {
-        // At this one's own address was its predecessor: nobody else can listen there.
-        other.id == info.id.as_str() && other.data_address != info.data_address
-    });
-    let Some(other) = namesake else {
+    let (namesakes, others): (Vec<_>, Vec<_>) =
+        map.workers.into_iter().partition(|worker| worker.id == id.as_str());
+    let Some(namesake) = namesakes.into_iter().next() else {
         return Ok(());
     };
-    let connected = timeout(NAMESAKE_DEADLINE, TcpStream::connect(&other.data_address)).await;
+    let address = &namesake.data_address;
+    // At this one's own address was its predecessor, and an address that another worker has now is not its any more.
+    if address == own_address || others.iter().any(|other| other.data_address == *address) {
+        return Ok(());
+    }
+    let connected = timeout(NAMESAKE_DEADLINE, TcpStream::connect(address)).await;
     if !matches!(connected, Ok(Ok(_))) {
         return Ok(()); // it is gone, and this is its successor
     }
     Err(Failure::new(
         Reason::Usage,
         format!(
-            "a worker {:?} runs at {} already; give each its own name with --id",
-            other.id, other.data_address
+            "a worker {:?} runs at {address} already; give each its own name with --id",
+            id.as_str()
         ),
     ))
 }

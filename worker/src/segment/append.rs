@@ -19,7 +19,7 @@ use super::record::{self, Checksums, Record, UNIT, record_len};
 use super::stats::count;
 use super::store::SegmentStore;
 
-/// Most bytes of one write, and so of the batch buffer; two full blocks nearly fit.
+/// Most bytes of one write, and so of the batch buffer. Two full blocks nearly fit, so each is written by itself.
 pub(super) const WRITE_MAX: u64 = 8 << 20;
 
 /// After the device was full, how long blocks are refused before the next attempt.

@@ -7,16 +7,19 @@ use std::sync::{Arc, LazyLock};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// Reads at once, for each core: as many keep a device busy, and more would find no [huge](super::huge) buffers.
+/// Reads at once, for each core and at most: as many keep a device busy, and leave threads for other devices, of which
+/// the runtime has some hundreds.
 const PER_CORE: usize = 4;
+const MOST: usize = 32;
 
-static AT_ONCE: LazyLock<usize> =
-    LazyLock::new(|| PER_CORE * std::thread::available_parallelism().map_or(1, usize::from));
+static AT_ONCE: LazyLock<usize> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (PER_CORE * cores).min(MOST)
+});
 
 type Read = Box<dyn FnOnce() + Send>;
 
-/// Threads for the reads of one device, and what waits for them. No more are taken than keep the device busy, so that
-/// one which hangs does not take those of others.
+/// Threads for the reads of one device, and what waits for them. A device that hangs does not take those of others.
 #[derive(Default)]
 pub struct Background {
     queue: Arc<Mutex<Queue>>,

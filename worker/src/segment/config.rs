@@ -17,7 +17,7 @@ pub const DEFAULT_IDLE_AFTER: Duration = Duration::from_hours(1);
 
 /// A small store still splits into this many segments: evicting one is not evicting everything, and the one that is
 /// kept for compaction is little of it.
-const LEAST_SEGMENTS: u64 = 64;
+const LEAST_SEGMENTS: u64 = 96;
 
 /// Holds two of the longest blocks with their headers and the table. A segment size asked for below this is
 /// taken as it is, and blocks that do not fit are refused.
@@ -36,7 +36,7 @@ pub struct SegmentConfig {
     pub dir: PathBuf,
     /// Bytes that the segment files may take together. One segment's worth of it is kept for compaction.
     pub capacity: u64,
-    /// Bytes of one segment file at most; a sixty-fourth of the capacity if that is less.
+    /// Bytes of one segment file at most; a ninety-sixth of the capacity if that is less.
     pub segment_size: u64,
     /// How long nothing in a segment was read before it may be evicted.
     pub idle_after: Duration,
@@ -82,10 +82,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_is_a_64th_of_a_small_capacity_and_still_holds_two_full_blocks() {
+    fn a_segment_is_a_96th_of_a_small_capacity_and_still_holds_two_full_blocks() {
         let size = |capacity| SegmentConfig::new("d", capacity).segment_bytes();
         assert_eq!(size(1 << 40).unwrap(), DEFAULT_SEGMENT_SIZE);
-        assert_eq!(size(1 << 30).unwrap(), 16 << 20);
+        assert_eq!(size(96 << 24).unwrap(), 1 << 24);
         assert!(size(64 << 20).unwrap() >= 2 * u64::from(MAX_BLOCK_LEN));
         assert!(matches!(size(16 << 20), Err(SegmentError::Capacity { .. })));
     }

@@ -122,21 +122,26 @@ impl BlockLocation {
         let at = self.page_checksums_at?;
         let file = rustix::fs::fstat(&self.file).ok()?;
         let place = (file.st_dev, file.st_ino, at);
-        let kept = pool.page_sums();
-        let sums = kept.get(&place).or_else(|| {
-            let length = 4 * page_count(self.len);
-            // Whole chunks are read if these cannot be.
-            let bytes = fetch(disk, &self.file, self.direct, at, length, pool).ok()?;
-            let (sums, _) = bytes.as_chunks();
-            let sums: Arc<[u32]> = sums.iter().copied().map(u32::from_le_bytes).collect();
-            kept.insert(place, sums.clone());
-            Some(sums)
-        })?;
+        let kept = pool.page_sums().get(&place);
+        if let Some(sums) = kept.filter(|sums| self.are_right(sums, chunks)) {
+            return Some(sums);
+        }
+        // None were kept, or those of a block that was in this place before.
+        let length = 4 * page_count(self.len);
+        let bytes = fetch(disk, &self.file, self.direct, at, length, pool).ok()?;
+        let (sums, _) = bytes.as_chunks();
+        let sums: Arc<[u32]> = sums.iter().copied().map(u32::from_le_bytes).collect();
+        pool.page_sums().insert(place, sums.clone());
+        self.are_right(&sums, chunks).then_some(sums)
+    }
+
+    /// Whether from the checksums of pages follow those of some chunks.
+    fn are_right(&self, sums: &[u32], chunks: &Range<u32>) -> bool {
         let wanted = (chunks.start / CHUNK_SIZE) as usize..chunks.end.div_ceil(CHUNK_SIZE) as usize;
-        let right = self.checksums.get(wanted.clone())?.iter().copied();
         let of_chunks = sums.chunks(CHUNK_PAGES).skip(wanted.start);
-        let are_right = of_chunks.take(wanted.len()).map(chunk_sum).eq(right);
-        are_right.then_some(sums)
+        let of_chunks = of_chunks.take(wanted.len()).map(chunk_sum);
+        let right = self.checksums.get(wanted).unwrap_or_default();
+        of_chunks.eq(right.iter().copied())
     }
 
     /// Checks whole chunks of the block, from `first` on.

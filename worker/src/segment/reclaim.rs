@@ -21,7 +21,7 @@ use super::footer;
 use super::index::Slot;
 use super::journal;
 use super::lock::DirLock;
-use super::record::{page_sums, record_len};
+use super::record::{MAX_BLOCK_LEN, page_sums, record_len};
 use super::removed;
 use super::stats::count;
 use super::store::SegmentStore;
@@ -265,4 +265,4 @@ impl SegmentStore {
     }
 }
 
-const _: () = assert!(WRITE_MAX >= 4 << 20, "a full block fits one write");
+const _: () = assert!(WRITE_MAX >= record_len(MAX_BLOCK_LEN), "a full block fits one write");

@@ -5,7 +5,8 @@
 //! checksums of its pages of 4 KiB. The header of a *long* block, of 1 MiB or more, has these, too, so that a read of a
 //! few KiB need not read whole chunks; they are not held in memory, and are checked against the chunk's when they are
 //! used.
-//! Records start at multiples of 64 bytes; a long block's header and data take whole pages.
+//! Records start at multiples of 64 bytes; a long block's header and data each take whole pages, and begin with one unless a
+//! short block precedes them in the same write.
 //!
 //! ```text
 //!  0  magic     u32   "WBLK"            16  segment      u64
@@ -37,8 +38,8 @@ pub const MAX_BLOCK_LEN: u32 = BLOCK_SIZE as u32;
 /// Records start at multiples of this many bytes.
 pub(super) const UNIT: u64 = 64;
 
-/// Bytes of the longest header without the checksums of pages.
-pub(super) const HEADER_MAX: u64 = unit_ceil((CHUNKS_AT + 4 * chunk_count(MAX_BLOCK_LEN)) as u64);
+/// Bytes of the longest header up to the checksums of pages: what tells of a record.
+pub(super) const HEAD_MAX: u64 = unit_ceil((CHUNKS_AT + 4 * chunk_count(MAX_BLOCK_LEN)) as u64);
 
 /// A block of so many bytes or more is long: its header has the checksums of its pages.
 const LONG: u32 = if cfg!(test) { 128 << 10 } else { 1 << 20 };
@@ -361,7 +362,7 @@ mod tests {
         assert_eq!(decode(&bytes, 8, 0), None);
         let used = CHUNKS_AT + 4 * chunk_count(200_000);
         for bit in 0..used * 8 {
-            let mut bad = bytes[..HEADER_MAX as usize].to_vec();
+            let mut bad = bytes[..HEAD_MAX as usize].to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(decode(&bad, 9, 0), None, "bit {bit}");
         }

@@ -25,7 +25,7 @@ use super::file::{EXTENSION, Segment, id_of};
 use super::footer;
 use super::journal;
 use super::location::BlockLocation;
-use super::record::{self, HEADER_MAX, Record, UNIT};
+use super::record::{self, HEAD_MAX, Record, UNIT};
 use super::removed;
 
 /// Segments that are recovered at the same time.
@@ -199,7 +199,7 @@ fn walk(disk: &dyn Disk, file: &File, id: u64, file_len: u64, records: &mut Vec<
         let sparse = records
             .last()
             .is_some_and(|r| u64::from(r.len) > WINDOW / 4);
-        let Ok(header) = window.bytes(at, HEADER_MAX as usize, sparse) else {
+        let Ok(header) = window.bytes(at, HEAD_MAX as usize, sparse) else {
             break;
         };
         match record::decode(header, id, at) {

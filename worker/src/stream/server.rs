@@ -30,6 +30,10 @@ const AT_ONCE: usize = 24;
 /// Bytes of requests that are worked on together; the last one may go beyond.
 const MAX_TOGETHER: u64 = BLOCK_SIZE;
 
+/// The form of a block's location that is written and understood here. Another one has another number: client and worker
+/// may be of different versions.
+pub const LOCATION_FORMAT: u32 = 2;
+
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
 /// Serves clients on other machines until `stop`.
@@ -165,7 +169,7 @@ async fn find_together(worker: &Worker, requests: &[Request]) -> Vec<Option<Cach
     let mut found = vec![None; requests.len()];
     let whole = requests.iter().enumerate().filter_map(|(at, request)| {
         let (block, range) = request.wanted.as_ref()?;
-        let is_whole = *range == (0..block.len()) && !request.message.accept_descriptor;
+        let is_whole = *range == (0..block.len()) && request.message.location_format == 0;
         is_whole.then(|| (at, (block.key(), block.len())))
     });
     let (places, blocks): (Vec<usize>, Vec<_>) = whole.unzip();
@@ -215,9 +219,12 @@ async fn answer(
         let reads = worker.metrics().dataset(&message.dataset);
         reads.count_many(Source::Ssd, message.reads_before, message.bytes_before);
     }
+    if carries_descriptors && message.report_damaged {
+        worker.report_damaged(block.key()).await;
+    }
     if carries_descriptors
-        && message.accept_descriptor
-        && let Some(location) = locate(&worker, block, message.report_damaged).await
+        && message.location_format == LOCATION_FORMAT
+        && let Some(location) = worker.locate(&block.key())
     {
         count_read(Source::Ssd, u64::from(message.length));
         return at_location(&location, epoch);
@@ -254,16 +261,6 @@ async fn answer(
             failed(status, error.to_string())
         }
     }
-}
-
-/// Where a block lies on SSD. One that is said to be damaged is checked first, and then sent as bytes.
-async fn locate(worker: &Worker, block: &Block, damaged: bool) -> Option<segment::BlockLocation> {
-    let key = block.key();
-    if damaged {
-        worker.report_damaged(key).await;
-        return None;
-    }
-    worker.locate(&key)
 }
 
 /// The answer that a block lies in a file.
