@@ -136,13 +136,7 @@ impl ClusterReader {
     }
 
     /// Counts reads that the next worker or the origin is asked for.
-    fn passed_over(
-        &self,
-        worker: &WorkerInfo,
-        reads: usize,
-        reason: &'static str,
-        message: &str,
-    ) {
+    fn passed_over(&self, worker: &WorkerInfo, reads: usize, reason: &'static str, message: &str) {
         let failovers = &self.config.metrics.failovers;
         let label = ReasonLabel { reason };
         failovers.get_or_create(&label).inc_by(reads as u64);

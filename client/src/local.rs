@@ -114,8 +114,8 @@ impl LocalWorkers {
         if let Some(location) = location {
             let (pool, here) = (self.pool.clone(), location.clone());
             let part = range.clone();
-            let read = self.devices.of(&location.file).run(move || here.read(part, &pool));
-            match read.await {
+            let device = self.devices.of(&location.file);
+            match device.run(move || here.read(part, &pool)).await {
                 Some(Ok(bytes)) => {
                     if range.len() < location.len as usize {
                         self.remember(key, location);

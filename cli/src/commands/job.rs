@@ -223,7 +223,11 @@ fn finish(job: &v1::Job, master: &MasterRef) -> Result<(), Failure> {
             format!(
                 "{} {} could not be cached whole; the first: {}",
                 job.failed_files,
-                if job.failed_files == 1 { "file" } else { "files" },
+                if job.failed_files == 1 {
+                    "file"
+                } else {
+                    "files"
+                },
                 job.message
             ),
         )),

@@ -123,8 +123,10 @@ async fn refuse_namesake(id: &WorkerId, own_address: &str, master: &str) -> Resu
         return Ok(());
     };
     let map = reply.into_inner().map.unwrap_or_default();
-    let (namesakes, others): (Vec<_>, Vec<_>) =
-        map.workers.into_iter().partition(|worker| worker.id == id.as_str());
+    let (namesakes, others): (Vec<_>, Vec<_>) = map
+        .workers
+        .into_iter()
+        .partition(|worker| worker.id == id.as_str());
     let Some(namesake) = namesakes.into_iter().next() else {
         return Ok(());
     };

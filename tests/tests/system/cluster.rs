@@ -280,10 +280,14 @@ fn a_worker_with_the_name_of_a_live_one_does_not_start() {
     // Once the other is dead, its successor may be elsewhere, even before the master misses it.
     cluster.workers[0].as_mut().unwrap().kill();
     let successor = Process::start(lab.command(args), lab.path("second.log"), port);
-    wait_until("the successor is in the map", Duration::from_secs(5), || {
-        let now = workers(&cluster);
-        now.len() == 1 && now != former
-    });
+    wait_until(
+        "the successor is in the map",
+        Duration::from_secs(5),
+        || {
+            let now = workers(&cluster);
+            now.len() == 1 && now != former
+        },
+    );
     drop(successor);
 }
 
@@ -292,7 +296,9 @@ fn workers(cluster: &Cluster<'_>) -> Vec<(String, String)> {
     let status = cluster.status();
     let workers = status["workers"].as_array().unwrap().iter();
     let text = |worker: &Value, field: &str| worker[field].as_str().unwrap().to_owned();
-    workers.map(|worker| (text(worker, "id"), text(worker, "data_address"))).collect()
+    workers
+        .map(|worker| (text(worker, "id"), text(worker, "data_address")))
+        .collect()
 }
 
 fn a_warm_job_is_stopped_and_resumed() {

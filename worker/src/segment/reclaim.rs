@@ -265,4 +265,7 @@ impl SegmentStore {
     }
 }
 
-const _: () = assert!(WRITE_MAX >= record_len(MAX_BLOCK_LEN), "a full block fits one write");
+const _: () = assert!(
+    WRITE_MAX >= record_len(MAX_BLOCK_LEN),
+    "a full block fits one write"
+);
