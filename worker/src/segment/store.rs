@@ -139,6 +139,12 @@ impl SegmentStore {
     fn adopt(&self, found: recover::Recovered) {
         count(&self.counters.torn_records, found.torn_records);
         count(&self.counters.lost_segments, found.lost_segments);
+        if found.lost_segments > 0 {
+            tracing::warn!(
+                dir = %self.dir.display(), files = found.lost_segments,
+                "cache files that were damaged, or of an earlier version, were deleted; their blocks are fetched again"
+            );
+        }
         let mut app = self.appender.lock();
         let mut superseded = Vec::new();
         for f in found.segments {
