@@ -236,11 +236,12 @@ impl ClusterReader {
         };
         let replies = match self.while_in_the_map(worker, answers).await {
             Ok(replies) => replies,
-            Err(Refusal::Next(reason, message)) => {
-                self.passed_over(worker, requests.len(), reason, &message);
+            Err(refusal) => {
+                if let Refusal::Next(reason, message) = refusal {
+                    self.passed_over(worker, requests.len(), reason, &message);
+                }
                 return Vec::new();
             }
-            Err(Refusal::Final(_)) => return Vec::new(),
         };
         let answered = numbers.into_iter().zip(&requests).zip(replies);
         let outcomes = answered.map(|((number, request), reply)| {
@@ -389,27 +390,25 @@ mod tests {
     /// A worker that answers to requests as their keys say, until one tells it to close the connection. It takes one
     /// connection.
     async fn script(listener: TcpListener) {
-        {
-            let (socket, _) = listener.accept().await.unwrap();
-            let mut link = Link::of_server(socket);
-            let (outgoing, mut incoming) = link.split();
-            while let Ok(Some(request)) = incoming.message::<BlockRequest>().await {
-                let (status, length) = match request.key.as_str() {
-                    "close" => break,
-                    "refused" => (BlockStatus::OriginError, 0),
-                    "changed" => (BlockStatus::Changed, 0),
-                    "leaving" => (BlockStatus::Unavailable, 0),
-                    "nothing" => (BlockStatus::Ok, 0),
-                    _ => (BlockStatus::Ok, LENGTH),
-                };
-                let reply = BlockReply {
-                    status: status.into(),
-                    length: length as u32,
-                    ..BlockReply::default()
-                };
-                let payload = vec![Bytes::from(vec![7; length])];
-                outgoing.send(&[Frame::new(&reply, payload)]).await.unwrap();
-            }
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut link = Link::of_server(socket);
+        let (outgoing, mut incoming) = link.split();
+        while let Ok(Some(request)) = incoming.message::<BlockRequest>().await {
+            let (status, length) = match request.key.as_str() {
+                "close" => break,
+                "refused" => (BlockStatus::OriginError, 0),
+                "changed" => (BlockStatus::Changed, 0),
+                "leaving" => (BlockStatus::Unavailable, 0),
+                "nothing" => (BlockStatus::Ok, 0),
+                _ => (BlockStatus::Ok, LENGTH),
+            };
+            let reply = BlockReply {
+                status: status.into(),
+                length: length as u32,
+                ..BlockReply::default()
+            };
+            let payload = vec![Bytes::from(vec![7; length])];
+            outgoing.send(&[Frame::new(&reply, payload)]).await.unwrap();
         }
     }
 

@@ -31,9 +31,9 @@ const BATCH_BYTES: usize = 8 << 20;
 const COMPACTIONS: usize = 2;
 /// A batch of fewer blocks waits for more of them.
 const SMALL_BATCH: usize = 64;
-/// How long a first block waits for others to be written with. Few large writes cost less than many small ones, of which
-/// each ends with half a page of padding, and the thread is not woken for each block; a crash loses at most this much more,
-/// and what waits takes memory.
+/// How long a first block waits for others to be written with. Few large writes cost less than many small ones, of
+/// which each ends with half a page of padding, and the thread is not woken for each block; a crash loses at most this
+/// much more, and what waits takes memory.
 const LINGER: Duration = Duration::from_millis(2);
 
 /// A block to be written, and what to do when it was (or was refused).

@@ -159,8 +159,8 @@ impl Job {
                 p.done_files += u64::from(filled.is_first);
             }),
             Err(error) => self.progress.send_modify(|p| {
-                let is_first = filled.is_only || self.failed.lock().insert(filled.file);
-                p.failed_files += u64::from(is_first);
+                let is_new = filled.is_only || self.failed.lock().insert(filled.file);
+                p.failed_files += u64::from(is_new);
                 if p.message.is_empty() {
                     p.message = error.to_string();
                 }

@@ -78,6 +78,20 @@ pub enum Source {
     Origin,
 }
 
+impl Source {
+    /// All sources, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Ssd, Self::Origin];
+
+    /// The source as a metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Ssd => "ssd",
+            Self::Origin => "origin",
+        }
+    }
+}
+
 /// The pieces of a read that needed no origin, and where they were.
 pub type Cached = (Vec<Bytes>, Source);
 
@@ -90,20 +104,6 @@ fn put_absent(found: &mut [Option<Cached>], read: Vec<Option<Bytes>>) {
     let absent = found.iter_mut().filter(|place| place.is_none());
     for (place, data) in absent.zip(read) {
         *place = data.map(from_ssd);
-    }
-}
-
-impl Source {
-    /// All sources, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Memory, Self::Ssd, Self::Origin];
-
-    /// The source as a metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Ssd => "ssd",
-            Self::Origin => "origin",
-        }
     }
 }
 

@@ -122,17 +122,16 @@ async fn refuse_namesake(id: &WorkerId, own_address: &str, master: &str) -> Resu
     let Ok(Ok(reply)) = timeout(NAMESAKE_DEADLINE, asked).await else {
         return Ok(());
     };
-    let map = reply.into_inner().map.unwrap_or_default();
-    let (namesakes, others): (Vec<_>, Vec<_>) = map
-        .workers
-        .into_iter()
-        .partition(|worker| worker.id == id.as_str());
-    let Some(namesake) = namesakes.into_iter().next() else {
+    let workers = reply.into_inner().map.unwrap_or_default().workers;
+    let Some(namesake) = workers.iter().find(|worker| worker.id == id.as_str()) else {
         return Ok(());
     };
     let address = &namesake.data_address;
+    let mut at_its_address = workers
+        .iter()
+        .filter(|worker| worker.data_address == *address);
     // At this one's own address was its predecessor, and an address that another worker has now is not its any more.
-    if address == own_address || others.iter().any(|other| other.data_address == *address) {
+    if address == own_address || at_its_address.any(|worker| worker.id != namesake.id) {
         return Ok(());
     }
     let connected = timeout(NAMESAKE_DEADLINE, TcpStream::connect(address)).await;
@@ -143,7 +142,7 @@ async fn refuse_namesake(id: &WorkerId, own_address: &str, master: &str) -> Resu
         Reason::Usage,
         format!(
             "a worker {:?} runs at {address} already; give each its own name with --id",
-            id.as_str()
+            namesake.id
         ),
     ))
 }

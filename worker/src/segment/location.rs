@@ -80,9 +80,9 @@ impl BlockLocation {
         }
         let chunks = self.widened(&range, CHUNK_SIZE);
         let pages = self.widened(&range, PAGE_LEN);
-        let may_save = 2 * pages.len() <= chunks.len();
-        let sums = may_save.then(|| self.page_checksums(disk, &chunks, pool));
-        let (wide, data) = if let Some(Some(sums)) = sums {
+        let (wide, data) = if 2 * pages.len() <= chunks.len()
+            && let Some(sums) = self.page_checksums(disk, &chunks, pool)
+        {
             let data = self.fetch(disk, &pages, pool)?;
             verify_pages(&sums, pages.start / PAGE_LEN, &data)?;
             (pages, data)

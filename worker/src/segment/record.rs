@@ -5,8 +5,8 @@
 //! checksums of its pages of 4 KiB. The header of a *long* block, of 1 MiB or more, has these, too, so that a read of a
 //! few KiB need not read whole chunks; they are not held in memory, and are checked against the chunk's when they are
 //! used.
-//! Records start at multiples of 64 bytes; a long block's header and data each take whole pages, and begin with one unless a
-//! short block precedes them in the same write.
+//! Records start at multiples of 64 bytes; a long block's header and data each take whole pages, and begin with one
+//! unless a short block precedes them in the same write.
 //!
 //! ```text
 //!  0  magic     u32   "WBLK"            16  segment      u64
@@ -39,7 +39,7 @@ pub const MAX_BLOCK_LEN: u32 = BLOCK_SIZE as u32;
 pub(super) const UNIT: u64 = 64;
 
 /// Bytes of the longest header up to the checksums of pages: what tells of a record.
-pub(super) const HEAD_MAX: u64 = unit_ceil((CHUNKS_AT + 4 * chunk_count(MAX_BLOCK_LEN)) as u64);
+pub(super) const HEAD_MAX: u64 = unit_ceil(head_len(MAX_BLOCK_LEN) as u64);
 
 /// A block of so many bytes or more is long: its header has the checksums of its pages.
 const LONG: u32 = if cfg!(test) { 128 << 10 } else { 1 << 20 };
@@ -65,10 +65,28 @@ pub(super) const fn page_count(len: u32) -> usize {
     len.div_ceil(PAGE as u32) as usize
 }
 
+const fn is_long(len: u32) -> bool {
+    len >= LONG
+}
+
+/// Bytes of a header up to the checksums of pages.
+const fn head_len(len: u32) -> usize {
+    CHUNKS_AT + 4 * chunk_count(len)
+}
+
+/// Rounds up to where a part of the record of a block of `len` bytes ends.
+const fn part_ceil(len: u32, at: u64) -> u64 {
+    if is_long(len) {
+        page_ceil(at)
+    } else {
+        unit_ceil(at)
+    }
+}
+
 /// Bytes from a long block's data back to the checksums of its pages; `None` for a block that is not long.
 pub(super) const fn pages_before_data(len: u32) -> Option<u64> {
-    if len >= LONG {
-        Some(header_len(len) - (CHUNKS_AT + 4 * chunk_count(len)) as u64)
+    if is_long(len) {
+        Some(header_len(len) - head_len(len) as u64)
     } else {
         None
     }
@@ -76,22 +94,13 @@ pub(super) const fn pages_before_data(len: u32) -> Option<u64> {
 
 /// Bytes from a record's start to its data.
 pub(super) const fn header_len(len: u32) -> u64 {
-    let short = CHUNKS_AT + 4 * chunk_count(len);
-    if len >= LONG {
-        page_ceil((short + 4 * page_count(len)) as u64)
-    } else {
-        unit_ceil(short as u64)
-    }
+    let pages = if is_long(len) { page_count(len) } else { 0 };
+    part_ceil(len, (head_len(len) + 4 * pages) as u64)
 }
 
 /// Bytes that the record of a block of `len` bytes takes, up to where the next may start.
 pub(super) const fn record_len(len: u32) -> u64 {
-    let record = header_len(len) + len as u64;
-    if len >= LONG {
-        page_ceil(record)
-    } else {
-        unit_ceil(record)
-    }
+    part_ceil(len, header_len(len) + len as u64)
 }
 
 /// The CRC-32C of each page of data in pieces, in order.
@@ -271,10 +280,10 @@ pub(super) fn encode(
     for (at, sum) in header[CHUNKS_AT..].chunks_exact_mut(4).zip(sums.iter()) {
         at.copy_from_slice(&sum.to_le_bytes());
     }
-    let sum = crc32_iscsi(&header[SUMMED..CHUNKS_AT + 4 * chunks]);
+    let sum = crc32_iscsi(&header[SUMMED..head_len(len)]);
     header[SUM_AT..SUMMED].copy_from_slice(&sum.to_le_bytes());
-    if len >= LONG {
-        let places = header[CHUNKS_AT + 4 * chunks..].chunks_exact_mut(4);
+    if is_long(len) {
+        let places = header[head_len(len)..].chunks_exact_mut(4);
         for (at, sum) in places.zip(pages) {
             at.copy_from_slice(&sum.to_le_bytes());
         }
@@ -307,7 +316,7 @@ pub(super) fn decode(bytes: &[u8], segment: u64, at: u64) -> Option<Record> {
     if len == 0 || len > MAX_BLOCK_LEN || chunks != chunk_count(len) {
         return None;
     }
-    if crc32_iscsi(bytes.get(SUMMED..CHUNKS_AT + 4 * chunks)?) != word(SUM_AT)? {
+    if crc32_iscsi(bytes.get(SUMMED..head_len(len))?) != word(SUM_AT)? {
         return None;
     }
     let sums: Option<Vec<u32>> = (0..chunks).map(|c| word(CHUNKS_AT + 4 * c)).collect();

@@ -30,8 +30,8 @@ const AT_ONCE: usize = 24;
 /// Bytes of requests that are worked on together; the last one may go beyond.
 const MAX_TOGETHER: u64 = BLOCK_SIZE;
 
-/// The form of a block's location that is written and understood here. Another one has another number: client and worker
-/// may be of different versions.
+/// The form of a block's location that is written and understood here. Another one has another number: client and
+/// worker may be of different versions.
 pub const LOCATION_FORMAT: u32 = 2;
 
 type Map = watch::Receiver<Arc<ClusterMap>>;
@@ -117,15 +117,10 @@ async fn serve_connection<S: Socket>(
         let requests = with_others(first, &mut incoming)?;
         let epoch = map.borrow().epoch;
         let found = find_together(worker, &requests).await;
-        let answers = requests.into_iter().zip(found).map(|(request, found)| {
-            answer(
-                worker.clone(),
-                request,
-                found,
-                epoch,
-                S::CARRIES_DESCRIPTORS,
-            )
-        });
+        let answers = requests
+            .into_iter()
+            .zip(found)
+            .map(|(request, found)| answer(worker.clone(), request, found, epoch));
         let answers = stream::iter(answers).buffered(AT_ONCE);
         let mut answers = std::pin::pin!(answers.ready_chunks(AT_ONCE));
         while let Some(frames) = answers.next().await {
@@ -141,12 +136,12 @@ fn with_others<S: Socket>(
     incoming: &mut Incoming<'_, S>,
 ) -> Result<Vec<Request>, FrameError> {
     let mut bytes = u64::from(first.length);
-    let mut requests = vec![Request::new(first)];
+    let mut requests = vec![Request::new::<S>(first)];
     while bytes < MAX_TOGETHER
         && let Some(next) = incoming.arrived::<BlockRequest>()?
     {
         bytes += u64::from(next.length);
-        requests.push(Request::new(next));
+        requests.push(Request::new::<S>(next));
     }
     Ok(requests)
 }
@@ -158,7 +153,12 @@ struct Request {
 }
 
 impl Request {
-    fn new(message: BlockRequest) -> Self {
+    fn new<S: Socket>(mut message: BlockRequest) -> Self {
+        if !S::CARRIES_DESCRIPTORS {
+            message.location_format = 0;
+            message.report_damaged = false;
+            (message.reads_before, message.bytes_before) = (0, 0);
+        }
         let wanted = parse(&message);
         Self { message, wanted }
     }
@@ -169,7 +169,8 @@ async fn find_together(worker: &Worker, requests: &[Request]) -> Vec<Option<Cach
     let mut found = vec![None; requests.len()];
     let whole = requests.iter().enumerate().filter_map(|(at, request)| {
         let (block, range) = request.wanted.as_ref()?;
-        let is_whole = *range == (0..block.len()) && request.message.location_format == 0;
+        let takes_descriptor = request.message.location_format == LOCATION_FORMAT;
+        let is_whole = *range == (0..block.len()) && !takes_descriptor;
         is_whole.then(|| (at, (block.key(), block.len())))
     });
     let (places, blocks): (Vec<usize>, Vec<_>) = whole.unzip();
@@ -183,13 +184,7 @@ async fn find_together(worker: &Worker, requests: &[Request]) -> Vec<Option<Cach
 }
 
 /// The answer to a request, for which something may have been found already.
-async fn answer(
-    worker: Arc<Worker>,
-    request: Request,
-    found: Option<Cached>,
-    epoch: u64,
-    carries_descriptors: bool,
-) -> Frame {
+async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, epoch: u64) -> Frame {
     let failed = |status: BlockStatus, message: String| {
         count(&worker, "error");
         let reply = BlockReply {
@@ -215,15 +210,14 @@ async fn answer(
         let reads = worker.metrics().dataset(&message.dataset);
         reads.count(source, bytes);
     };
-    if carries_descriptors && message.reads_before > 0 {
+    if message.reads_before > 0 {
         let reads = worker.metrics().dataset(&message.dataset);
         reads.count_many(Source::Ssd, message.reads_before, message.bytes_before);
     }
-    if carries_descriptors && message.report_damaged {
+    if message.report_damaged {
         worker.report_damaged(block.key()).await;
     }
-    if carries_descriptors
-        && message.location_format == LOCATION_FORMAT
+    if message.location_format == LOCATION_FORMAT
         && let Some(location) = worker.locate(&block.key())
     {
         count_read(Source::Ssd, u64::from(message.length));
