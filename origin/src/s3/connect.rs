@@ -8,7 +8,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
+use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::ConfigVerifierExt;
 use tokio::net::TcpStream;
 use tower_service::Service;
@@ -30,15 +30,23 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    pub(super) fn new() -> Result<Self, rustls::Error> {
+    /// Reads the system's certificates if there is to be TLS: that takes milliseconds, and an image need not have any.
+    pub(super) fn new(with_tls: bool) -> Result<Self, rustls::Error> {
         // A second installation is refused, which is fine: the first is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
+        let tls = if with_tls {
+            ClientConfig::with_platform_verifier()?
+        } else {
+            ClientConfig::builder()
+                .with_root_certificates(RootCertStore::empty())
+                .with_no_client_auth()
+        };
         Ok(Self {
             tcp,
-            tls: ClientConfig::with_platform_verifier()?,
+            tls,
             proxies: Matcher::from_env(),
         })
     }

@@ -33,8 +33,9 @@ const MAX_IDLE: usize = 128;
 const IDLE_FOR: Duration = Duration::from_secs(15);
 /// Most bytes of a body that are read at once. A piece keeps a buffer of this size alive.
 const PIECE: usize = 128 << 10;
-/// Most bytes that the kernel gathers before it wakes the reader of a body, and how long it may take over them: a
-/// slow body is seen to move.
+/// Bytes that the kernel gathers before it wakes the reader of a body: at first few, so that whoever waits for the
+/// first has it soon, then twice as many each time. And how long it may take over them: a slow body is seen to move.
+const FIRST_GATHER: u64 = 16 << 10;
 const GATHER: u64 = 128 << 10;
 const GATHER_FOR: Duration = Duration::from_millis(20);
 
@@ -84,10 +85,11 @@ struct Idle {
 }
 
 impl Http {
-    /// No connection is made yet. Fails when the system's certificates cannot be read.
-    pub(super) fn new() -> Result<Self, rustls::Error> {
+    /// For services with TLS or without. No connection is made yet. Fails when the system's certificates are needed
+    /// and cannot be read.
+    pub(super) fn new(with_tls: bool) -> Result<Self, rustls::Error> {
         Ok(Self {
-            connector: Connector::new()?,
+            connector: Connector::new(with_tls)?,
             idle: Mutex::default(),
         })
     }
@@ -115,6 +117,7 @@ impl Http {
                         left: content_length(&head.headers),
                         headers: head.headers,
                         body,
+                        gather: FIRST_GATHER,
                         connection: Some(connection),
                         home: (self.clone(), key),
                     });
@@ -269,6 +272,8 @@ pub(super) struct Answer {
     body: Incoming,
     /// Bytes of the body that have not been read, where the head tells.
     left: Option<u64>,
+    /// Bytes to gather at the next wait.
+    gather: u64,
     /// Given back behind the body's end.
     connection: Option<Connection>,
     home: (Arc<Http>, Key),
@@ -284,7 +289,12 @@ impl Answer {
             Poll::Ready(piece) => piece,
             Poll::Pending => {
                 let next = poll_fn(|context| poll_body(driver, body.as_mut(), context));
-                gathered(socket, self.left, next).await
+                let bytes = match self.left {
+                    Some(left) if left > GATHER => self.gather,
+                    left => left.unwrap_or(0),
+                };
+                self.gather = (2 * self.gather).min(GATHER);
+                gathered(socket, bytes, next).await
             }
         };
         match &piece {
@@ -333,10 +343,9 @@ impl Answer {
     }
 }
 
-/// Waits for `next` with few wake-ups: the kernel gathers what is left of the body, up to a bound.
-async fn gathered<T>(socket: &Socket, left: Option<u64>, next: impl Future<Output = T>) -> T {
-    let gather = left.map_or(0, |left| left.min(GATHER));
-    if !socket.gather(gather) {
+/// Waits for `next` with few wake-ups: the kernel gathers so many bytes.
+async fn gathered<T>(socket: &Socket, bytes: u64, next: impl Future<Output = T>) -> T {
+    if !socket.gather(bytes) {
         return next.await;
     }
     let mut next = pin!(next);

@@ -62,7 +62,8 @@ impl Client {
             ));
         };
         let name: Arc<str> = format!("s3://{bucket}").into();
-        let http = Http::new().map_err(|error| {
+        let base = base_url(spec, bucket)?;
+        let http = Http::new(base.starts_with("https:")).map_err(|error| {
             OriginError::config(
                 name.clone(),
                 error.to_string(),
@@ -85,7 +86,7 @@ impl Client {
         };
         Ok(Self {
             http: Arc::new(http),
-            base: base_url(spec, bucket)?,
+            base,
             name,
             bucket: bucket.to_owned(),
             region: RwLock::new(region),
