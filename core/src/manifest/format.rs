@@ -125,8 +125,8 @@ pub(super) fn read_version(arena: &[u8], offset: u32) -> Option<String> {
     let rest = arena.get(offset as usize..)?;
     match *rest.first()? {
         VERSION_HEX => {
-            let raw = rest.get(1..17)?;
-            Some(raw.iter().map(|b| format!("{b:02x}")).collect())
+            let raw: [u8; 16] = rest.get(1..17)?.try_into().ok()?;
+            Some(format!("{:032x}", u128::from_be_bytes(raw)))
         }
         VERSION_TEXT => {
             let len = usize::from(u16::from_le_bytes([*rest.get(1)?, *rest.get(2)?]));
