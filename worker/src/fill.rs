@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use weir_origin::OriginError;
@@ -51,8 +52,23 @@ impl Fill {
         self.unwanted.load(Ordering::Acquire)
     }
 
-    /// Adds the next bytes. What goes beyond the block's length is cut off.
-    pub(crate) fn push(&self, mut data: Bytes) {
+    /// Adds all that comes.
+    pub(crate) async fn take(
+        &self,
+        chunks: impl Stream<Item = Result<Bytes, OriginError>>,
+    ) -> Result<(), OriginError> {
+        let mut chunks = std::pin::pin!(chunks);
+        while let Some(chunk) = chunks.next().await {
+            if self.push(chunk?) && !self.is_complete() {
+                // Readers that this thread has woken come first: a fast origin has the rest ready without a pause.
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the next bytes; gives whether readers were woken. What goes beyond the block's length is cut off.
+    pub(crate) fn push(&self, mut data: Bytes) -> bool {
         let mut state = self.state.lock();
         data.truncate((self.len - state.filled) as usize);
         state.filled += data.len() as u32;
@@ -63,7 +79,9 @@ impl Fill {
             .extract_if(.., |(end, _)| *end <= filled)
             .collect();
         drop(state);
+        let woken = !ready.is_empty();
         wake(ready);
+        woken
     }
 
     /// Ends the fill with an error.
@@ -169,6 +187,24 @@ mod tests {
         assert_eq!(fill.complete().unwrap().concat(), b"abcdefghij");
         assert_eq!(fill.try_read(&(8..10)).unwrap().concat(), b"ij");
         fill.finished().await.unwrap();
+    }
+
+    /// On the one thread of this test, a reader runs only when the fill lets it.
+    #[tokio::test]
+    async fn a_reader_does_not_wait_for_the_rest_that_is_ready_too() {
+        let fill = Fill::new(12);
+        let reading = tokio::spawn({
+            let fill = fill.clone();
+            async move {
+                let pieces = fill.read(0..4).await.unwrap();
+                (pieces.concat(), fill.is_complete())
+            }
+        });
+        tokio::task::yield_now().await; // it waits now
+        let chunks = ["abcd", "efgh", "ijkl"].map(|chunk| Ok(Bytes::from_static(chunk.as_bytes())));
+        fill.take(futures::stream::iter(chunks)).await.unwrap();
+        assert_eq!(reading.await.unwrap(), (b"abcd".to_vec(), false));
+        assert_eq!(fill.complete().unwrap().concat(), b"abcdefghijkl");
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::TryStreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -363,7 +363,7 @@ impl Worker {
         data.map(from_ssd)
     }
 
-    /// Makes sure that a block is held; gives whether it came from the origin. A fill that this starts is driven by
+    /// Makes sure that a block is held; gives whether it was fetched for this. A fill that this starts is driven by
     /// the caller, as with [`Self::read_driving`]: to be polled to the end.
     pub async fn warm(self: &Arc<Self>, block: &Block) -> Result<bool, ReadError> {
         let key = block.key();
@@ -371,11 +371,12 @@ impl Worker {
             return Ok(false);
         }
         let (fill, drive) = self.start_fill(block, key)?;
+        let is_new = drive.is_some();
         if let Some(drive) = drive {
             drive.await;
         }
         fill.finished().await?;
-        Ok(true)
+        Ok(is_new)
     }
 
     /// Where a block lies on SSD, for a client that reads the file itself.
@@ -502,18 +503,17 @@ impl Worker {
         let interrupted = || OriginError::interrupted(&block.object.key);
         let permit = self.budget.clone().acquire_many_owned(units).await;
         let permit = permit.map_err(|_| interrupted())?;
-        let mut stream = std::pin::pin!(weir_origin::fetch(
+        let chunks = weir_origin::fetch(
             origin,
             block.object.clone(),
             block.range(),
             self.policy.clone(),
             self.origin_metrics.clone(),
-        ));
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk?;
+        );
+        let counted = chunks.inspect_ok(|chunk| {
             self.metrics.fill_bytes.inc_by(chunk.len() as u64);
-            fill.push(chunk);
-        }
+        });
+        fill.take(counted).await?;
         Ok(Some(permit))
     }
 
