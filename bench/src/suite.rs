@@ -13,6 +13,7 @@ use crate::table::Table;
 
 mod big;
 mod epochs;
+mod far;
 mod first_byte;
 mod half;
 mod manifest;

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
 use weir_origin::Addressing;
+use weir_worker::{FILL_BUDGET, LEAST_FILL_BUDGET};
 
 /// A distributed cache for AI training data: mount object stores at the speed of the local disk.
 #[derive(Parser)]
@@ -112,6 +113,20 @@ pub(crate) struct CacheArgs {
     /// directory, with a fifth of the free space and at most 100GiB]
     #[arg(long, value_name = "DIR:SIZE")]
     pub(crate) ssd: Vec<SsdArg>,
+    /// Most memory for blocks on their way from an origin or to SSD; with more, more requests for big files are under
+    /// way at once to a service that is far away
+    #[arg(long, value_name = "SIZE", default_value_t = FILL_BUDGET, value_parser = fill_memory)]
+    pub(crate) fill_memory: ByteSize,
+}
+
+fn fill_memory(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    if size < LEAST_FILL_BUDGET {
+        return Err(format!(
+            "two blocks must fit: write at least {LEAST_FILL_BUDGET}"
+        ));
+    }
+    Ok(size)
 }
 
 /// `DIR:SIZE`, as in `/nvme:50GiB`.

@@ -63,11 +63,19 @@ pub(crate) enum Source {
         origin: OriginSpec,
         dataset: DatasetRef,
         memory: ByteSize,
+        /// Most memory for blocks on their way.
+        #[serde(default = "default_fill_memory")]
+        fill_memory: ByteSize,
         /// Directory and size of each SSD tier.
         ssd: Vec<(PathBuf, ByteSize)>,
     },
     /// A dataset of a cluster.
     Cluster { master: String, dataset: DatasetRef },
+}
+
+/// Of a mount that an older version has made.
+fn default_fill_memory() -> ByteSize {
+    weir_worker::FILL_BUDGET
 }
 
 /// The metrics of a serving process.

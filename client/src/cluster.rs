@@ -18,10 +18,11 @@ use tokio::sync::{Notify, watch};
 use weir_core::{Block, ClusterMap, NodeName, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
+use weir_worker::Ahead;
 use weir_worker::origins::Origins;
 use weir_worker::stream::FrameError;
 
-use crate::connection::{ConnectionError, Connections};
+use crate::connection::{Answer, ConnectionError, Connections};
 use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
 use crate::reader::BlockError;
@@ -133,6 +134,33 @@ impl ClusterReader {
                 OriginError::Changed { .. } => BlockError::Changed(error.to_string()),
                 error => BlockError::Failed(format!("{error} (and before that: {last})")),
             })
+    }
+
+    /// Wishes that a block's owner fetch it before anybody reads it.
+    pub(crate) async fn fill_ahead(&self, dataset: &str, block: &Block) -> Ahead {
+        let map = self.config.map.borrow().clone();
+        let Some(owner) = map.owner(&block.key()) else {
+            return Ahead::Unwanted;
+        };
+        if self.is_suspect(&owner.id) {
+            return Ahead::Unwanted;
+        }
+        let request = BlockRequest {
+            ahead: true,
+            ..request(map.epoch, dataset, block, &(0..0))
+        };
+        let asked = self.remote.request(&owner.data_address, &request);
+        match self.while_in_the_map(owner, asked).await {
+            Ok((Answer { reply, .. }, _)) if reply.status() == BlockStatus::Ok => {
+                match reply.source() {
+                    BlockSource::Origin => Ahead::Begun,
+                    BlockSource::Memory | BlockSource::Ssd => Ahead::Needless,
+                    BlockSource::Unspecified => Ahead::Unwanted,
+                }
+            }
+            // Whoever reads the block asks another worker, or is told.
+            Ok(_) | Err(_) => Ahead::Unwanted,
+        }
     }
 
     /// Counts reads that the next worker or the origin is asked for.
@@ -373,6 +401,7 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
         report_damaged: false,
         reads_before: 0,
         bytes_before: 0,
+        ahead: false,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Small files ahead of their readers.
+//! Blocks ahead of their readers.
 //!
 //! Whoever reads some small files of a directory, in order or shuffled, is likely to read the others too, and many
 //! small files at once are had far sooner than one after the other. So each file that is read earns its directory
@@ -6,23 +6,23 @@
 //!
 //! A big file's blocks are fetched ahead of a sequential reader (`sequential.rs`), where the origin is slow.
 //!
-//! Where the page cache can hold the snapshot, files go there: a reader then has them without a message to this
-//! process. Elsewhere they are filled into the tiers, and then only into free space, since nothing that is cached is
-//! given up for a guess, and only when the origin is slow to answer: where it is as near as the disk, a file read
-//! back from there is no sooner to be had.
+//! Where the page cache can hold the snapshot, small files go there: a reader then has them without a message to this
+//! process. Elsewhere they are filled into the tiers, as big files' blocks are (`ahead.rs`): then only into free space,
+//! since nothing that is cached is given up for a guess, and only when the origin is slow to answer. Where it is as
+//! near as the disk, a file read back from there is no sooner to be had.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use weir_core::{BLOCK_SIZE, EntryKind, Manifest};
-use weir_worker::Worker;
+use weir_core::{BLOCK_SIZE, Block, EntryKind, Manifest};
+use weir_worker::Ahead;
 
+use crate::ahead::{BlockAt, Fetcher, Wishes};
 use crate::metrics::ClientMetrics;
 use crate::readahead::{BATCH_BYTES, Batch, PageCache, Placed};
 use crate::sequential::Sequential;
@@ -40,50 +40,31 @@ const BATCH_FILES: usize = 128;
 const MAX_LOOKED_AT: u32 = 4096;
 /// Directories with more entries are not listed ahead: the kernel would have to remember all their names.
 const MAX_LISTED: u32 = 10_000;
-/// Readers wait for a fast origin so long at most.
-const FAST: Duration = Duration::from_millis(2);
-/// A new wait counts for this part of the average.
-const WAIT_SHARE: u32 = 8;
-/// Fills ahead that are under way at once: at most a quarter of the worker's fill budget.
-const SLOTS: usize = 8;
-/// Blocks of big files that are fetched ahead at once. Both together leave a third of the worker's fill budget, so that
-/// a reader who waits finds room in it.
-const BLOCK_SLOTS: usize = 3;
+/// Tasks that wait for places of blocks that nobody waits for. Beyond that blocks are read when they are asked for.
+const MOST_WAITING: usize = 64;
 /// Directories that are kept track of. Beyond that the rest is read as it is asked for.
 const MAX_DIRECTORIES: usize = 100_000;
-
-/// Where files are put ahead of their readers.
-#[derive(Clone)]
-pub(crate) enum Target {
-    /// The kernel's page cache.
-    PageCache(Arc<dyn PageCache>),
-    /// The tiers of the worker in this process.
-    Tiers(Arc<Worker>),
-}
 
 /// Reads ahead for the readers of one snapshot.
 pub(crate) struct Prefetcher {
     manifest: Arc<Manifest>,
-    target: Target,
+    /// Where small files go, if not into the tiers.
+    page_cache: Option<Arc<dyn PageCache>>,
     runtime: Handle,
-    /// The worker in this process, for the blocks of big files.
-    worker: Option<Arc<Worker>>,
-    slots: Arc<Semaphore>,
-    block_slots: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
     state: Mutex<State>,
     metrics: Arc<ClientMetrics>,
 }
 
-#[derive(Default)]
 struct State {
     directories: HashMap<u32, Directory>,
     sequential: Sequential,
-    /// Files that were asked for ahead: into the tiers until a reader comes, into the page cache until they are there.
+    /// Blocks that are to be fetched into the tiers.
+    wishes: Wishes,
+    /// Files that the page cache is to be given.
     asked: RoaringBitmap,
     /// Files that the page cache was given.
     delivered: RoaringBitmap,
-    /// How long readers wait for the origin: a moving average.
-    wait: Duration,
 }
 
 /// How far a directory is.
@@ -102,18 +83,16 @@ impl Prefetcher {
     /// A prefetcher that works on the runtime it is made in.
     pub(crate) fn new(
         manifest: Arc<Manifest>,
-        target: Target,
-        worker: Option<Arc<Worker>>,
+        page_cache: Option<Arc<dyn PageCache>>,
+        fetcher: Fetcher,
         metrics: Arc<ClientMetrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             manifest,
-            target,
+            page_cache,
             runtime: Handle::current(),
-            worker,
-            slots: Arc::new(Semaphore::new(SLOTS)),
-            block_slots: Arc::new(Semaphore::new(BLOCK_SLOTS)),
-            state: Mutex::default(),
+            waiting: Arc::new(Semaphore::new(MOST_WAITING)),
+            state: Mutex::new(State::new(fetcher)),
             metrics,
         })
     }
@@ -124,79 +103,95 @@ impl Prefetcher {
         if entry.size > SMALL {
             return;
         }
-        match &self.target {
-            Target::PageCache(kernel) => self.wish(&**kernel, file),
-            Target::Tiers(worker) => {
-                let start = {
-                    let mut state = self.state.lock();
-                    if state.asked.remove(file) {
-                        self.metrics.prefetch_used_bytes.inc_by(entry.size);
-                    } else if cached {
-                        return; // nothing to gain: the directory may be all there
-                    }
-                    state.wait >= FAST && state.earn(entry.parent, file, &self.manifest)
-                };
-                if start {
-                    let filling = self.clone().fill_directory(worker.clone(), entry.parent);
-                    self.runtime.spawn(filling);
-                }
+        if let Some(kernel) = &self.page_cache {
+            return self.wish(&**kernel, file);
+        }
+        let start = {
+            let mut state = self.state.lock();
+            if state.wishes.read((file, 0)) {
+                self.metrics.prefetch_used_bytes.inc_by(entry.size);
+            } else if cached {
+                return; // nothing to gain: the directory may be all there
             }
+            state.wishes.may_be_heard() && state.earn(entry.parent, file, &self.manifest)
+        };
+        if start {
+            self.runtime
+                .spawn(self.clone().fill_directory(entry.parent));
         }
     }
 
     /// A reader reads in a block of a big file.
     pub(crate) fn reading_block(self: &Arc<Self>, file: u32, index: u32) {
         let entry = self.manifest.entry(file);
-        let Some(worker) = self.worker.as_ref().filter(|_| entry.size > SMALL) else {
+        if entry.size <= SMALL {
             return;
-        };
+        }
         let blocks = u32::try_from(entry.size.div_ceil(BLOCK_SIZE)).unwrap_or(u32::MAX);
-        let step = {
+        let (used, ahead) = {
             let mut state = self.state.lock();
-            let slow = state.wait >= FAST;
-            let may = || slow && worker.has_room();
-            state.sequential.step(file, index, blocks, may)
+            let State {
+                sequential, wishes, ..
+            } = &mut *state;
+            let used = wishes.read((file, index));
+            let ahead = sequential.step(file, index, blocks, || wishes.may_be_heard());
+            (used, ahead)
         };
-        if step.used {
+        if used {
             let length = (entry.size - u64::from(index) * BLOCK_SIZE).min(BLOCK_SIZE);
             self.metrics.prefetch_used_bytes.inc_by(length);
         }
-        if !step.ahead.is_empty() {
-            let (prefetcher, worker) = (self.clone(), worker.clone());
-            self.runtime
-                .spawn(async move { prefetcher.fill_blocks(&worker, file, step.ahead).await });
+        if !ahead.is_empty() {
+            let prefetcher = self.clone();
+            self.in_background(async move { prefetcher.fetch_blocks(file, ahead).await });
         }
     }
 
-    /// Fills blocks of a big file, one after the other as slots become free.
-    async fn fill_blocks(&self, worker: &Arc<Worker>, file: u32, ahead: Range<u32>) {
-        let blocks = self.manifest.blocks(file).skip(ahead.start as usize);
-        for block in blocks.take(ahead.len()) {
-            // The semaphore is never closed.
-            let Ok(slot) = self.block_slots.clone().acquire_owned().await else {
-                return;
-            };
-            let (worker, metrics) = (worker.clone(), self.metrics.clone());
-            tokio::spawn(async move {
-                // Whoever reads a block that could not be fetched is told.
-                if let Ok(true) = worker.warm(&block).await {
-                    metrics.prefetched_bytes.inc_by(u64::from(block.len()));
-                }
-                drop(slot);
+    /// Runs a task that waits for places, unless too many do.
+    fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(place) = self.waiting.clone().try_acquire_owned() {
+            self.runtime.spawn(async move {
+                task.await;
+                drop(place);
             });
         }
     }
 
-    /// A reader had to wait for the origin this long.
-    pub(crate) fn waited(&self, wait: Duration) {
-        let mut state = self.state.lock();
-        state.wait = (state.wait * (WAIT_SHARE - 1) + wait) / WAIT_SHARE;
+    /// Fetches blocks of a big file, one after the other as there is a place for them.
+    async fn fetch_blocks(&self, file: u32, ahead: Range<u32>) {
+        let blocks = self.manifest.blocks(file).skip(ahead.start as usize);
+        for block in blocks.take(ahead.len()) {
+            let outcome = self.fetch((file, block.index), &block).await;
+            if outcome == Ahead::Unwanted {
+                return;
+            }
+        }
+    }
+
+    /// Fetches a block into a tier.
+    async fn fetch(&self, at: BlockAt, block: &Block) -> Ahead {
+        let fetcher = {
+            let wishes = &mut self.state.lock().wishes;
+            wishes.open(at);
+            wishes.fetcher()
+        };
+        let outcome = fetcher.fetch(block).await;
+        let answered = self.state.lock().wishes.answered(at, outcome);
+        let length = u64::from(block.len());
+        if answered.fetched {
+            self.metrics.prefetched_bytes.inc_by(length);
+        }
+        if answered.used {
+            self.metrics.prefetch_used_bytes.inc_by(length);
+        }
+        outcome
     }
 
     /// Wishes what a file that a reader had to ask for has earned its directory into the page cache.
-    fn wish(&self, kernel: &dyn PageCache, file: u32) {
+    fn wish(self: &Arc<Self>, kernel: &dyn PageCache, file: u32) {
         let entry = self.manifest.entry(file);
         let children = self.manifest.children(entry.parent);
+        let mut wished = Vec::new();
         let mut state = self.state.lock();
         if state.asked.remove(file) {
             return; // the reader was faster
@@ -230,9 +225,33 @@ impl Prefetcher {
                 *directory = before;
                 break;
             }
-            asked.extend(files);
+            asked.extend(&files);
+            wished.extend(files);
         }
         directory.running = false;
+        let wanted = state.wishes.may_be_heard();
+        drop(state);
+        if wanted && !wished.is_empty() {
+            self.fetch_wished(wished);
+        }
+    }
+
+    /// Has files fetched into the tiers, so that whoever puts them into the page cache later, a batch at once, does
+    /// not wait for a slow origin with each batch.
+    fn fetch_wished(self: &Arc<Self>, files: Vec<u32>) {
+        let prefetcher = self.clone();
+        self.in_background(async move {
+            let fetcher = prefetcher.state.lock().wishes.fetcher();
+            let manifest = &prefetcher.manifest;
+            for block in files.into_iter().flat_map(|file| manifest.blocks(file)) {
+                // It counts as read ahead when the page cache has it.
+                let outcome = fetcher.fetch(&block).await;
+                prefetcher.state.lock().wishes.heard(outcome);
+                if outcome == Ahead::Unwanted {
+                    return;
+                }
+            }
+        });
     }
 
     /// The files of a batch that no reader has come for since it was asked for.
@@ -256,54 +275,47 @@ impl Prefetcher {
     }
 
     /// Fills files of a directory for as long as it has credit.
-    async fn fill_directory(self: Arc<Self>, worker: Arc<Worker>, directory: u32) {
-        // The semaphore is never closed.
-        while let Ok(slot) = self.slots.clone().acquire_owned().await {
-            let Some(file) = self.next(&worker, directory) else {
-                return;
+    async fn fill_directory(self: Arc<Self>, directory: u32) {
+        while let Some(file) = self.next(directory) {
+            let Some(block) = self.manifest.blocks(file).next() else {
+                continue;
             };
-            let (prefetcher, worker) = (self.clone(), worker.clone());
-            tokio::spawn(async move {
-                prefetcher.fill(&worker, file).await;
-                drop(slot);
-            });
+            if self.fetch((file, 0), &block).await == Ahead::Unwanted {
+                self.state.lock().give_up(directory);
+                return;
+            }
         }
     }
 
     /// The next file to fill; `None` ends the directory's task.
-    fn next(&self, worker: &Worker, directory: u32) -> Option<u32> {
-        let room = worker.has_room();
+    fn next(&self, directory: u32) -> Option<u32> {
         let children = self.manifest.children(directory);
         let mut state = self.state.lock();
+        let wanted = state.wishes.may_be_heard();
         let known = state.directories.get_mut(&directory)?;
-        known.next(&children, &self.manifest, room)
-    }
-
-    async fn fill(&self, worker: &Arc<Worker>, file: u32) {
-        let Some(block) = self.manifest.blocks(file).next() else {
-            return;
-        };
-        // Noted before, since a reader may come while the fill is under way.
-        self.state.lock().asked.insert(file);
-        let outcome = worker.warm(&block).await;
-        if let Ok(true) = outcome {
-            self.metrics.prefetched_bytes.inc_by(u64::from(block.len()));
-            return;
-        }
-        let mut state = self.state.lock();
-        state.asked.remove(file);
-        if let Err(error) = outcome {
-            // Whoever reads the file is told; the guess ends here.
-            tracing::debug!(%error, object = %block.object.key, "not filled ahead");
-            let directory = self.manifest.entry(file).parent;
-            if let Some(directory) = state.directories.get_mut(&directory) {
-                directory.credit = 0;
-            }
-        }
+        known.next(&children, &self.manifest, wanted)
     }
 }
 
 impl State {
+    fn new(fetcher: Fetcher) -> Self {
+        Self {
+            directories: HashMap::new(),
+            sequential: Sequential::new(fetcher.window()),
+            wishes: Wishes::new(fetcher),
+            asked: RoaringBitmap::new(),
+            delivered: RoaringBitmap::new(),
+        }
+    }
+
+    /// Ends a directory's task; what it has earned is lost.
+    fn give_up(&mut self, directory: u32) {
+        if let Some(directory) = self.directories.get_mut(&directory) {
+            directory.credit = 0;
+            directory.running = false;
+        }
+    }
+
     /// Counts a file that was read; true when somebody must begin to use what the directory has earned.
     fn earn(&mut self, directory: u32, file: u32, manifest: &Manifest) -> bool {
         if self.directories.len() >= MAX_DIRECTORIES && !self.directories.contains_key(&directory) {
@@ -394,6 +406,7 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
     use weir_core::manifest::{Mount, ROOT};
     use weir_core::{ManifestBuilder, OriginId, SnapshotId};
 
@@ -423,10 +436,10 @@ mod tests {
         builder.build(snapshot, 0, None).unwrap()
     }
 
-    #[test]
-    fn a_directory_goes_around_once_from_behind_the_first_file_and_skips_what_is_not_small() {
+    #[tokio::test]
+    async fn a_directory_goes_around_once_from_behind_the_first_file_and_skips_what_is_not_small() {
         let manifest = manifest();
-        let mut state = State::default();
+        let mut state = State::new(Fetcher::to_nobody());
         let file = manifest.resolve("f4").unwrap();
         let children = manifest.children(ROOT);
         assert!(
@@ -451,10 +464,10 @@ mod tests {
         );
     }
 
-    #[test]
-    fn credit_and_room_bound_what_is_filled_ahead() {
+    #[tokio::test]
+    async fn credit_and_room_bound_what_is_filled_ahead() {
         let manifest = manifest();
-        let mut state = State::default();
+        let mut state = State::new(Fetcher::to_nobody());
         let children = manifest.children(ROOT);
         state.earn(ROOT, 0, &manifest);
         state.earn(ROOT, 0, &manifest);
@@ -488,13 +501,12 @@ mod tests {
             most,
             wished: Mutex::default(),
         });
-        let metrics =
-            ClientMetrics::register(&mut prometheus_client::registry::Registry::default());
-        let target = Target::PageCache(kernel.clone());
-        (
-            kernel,
-            Prefetcher::new(Arc::new(manifest()), target, None, metrics),
-        )
+        let mut registry = Registry::default();
+        let metrics = ClientMetrics::register(&mut registry);
+        let fetcher = Fetcher::to_nobody();
+        let manifest = Arc::new(manifest());
+        let prefetcher = Prefetcher::new(manifest, Some(kernel.clone()), fetcher, metrics);
+        (kernel, prefetcher)
     }
 
     #[tokio::test]

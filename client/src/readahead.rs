@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-/// Where small files go ahead of their readers.
+/// Where small files go ahead of their readers. Blocks of big files go into the tiers, unless it is off.
 #[derive(Clone)]
 pub enum ReadAheadTarget {
-    /// Nowhere: every file is read when it is asked for.
+    /// Nowhere: everything is read when it is asked for.
     Off,
-    /// Into the tiers of the worker in this process, if there is one.
+    /// Into the tiers of the worker in this process, or of the blocks' owners.
     Tiers,
     /// Into the kernel's page cache.
     PageCache(Arc<dyn PageCache>),

@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
 use weir_origin::OriginError;
 use weir_worker::{DatasetReads, Drive, Worker};
 
+use crate::ahead::Fetcher;
 use crate::cluster::ClusterReader;
 use crate::metrics::{ClientMetrics, DatasetCounters, ReadSource};
-use crate::prefetch::{Prefetcher, Target};
+use crate::prefetch::Prefetcher;
 use crate::readahead::{Batch, Placed, ReadAheadTarget};
 use crate::stale::StaleReads;
 
@@ -101,7 +101,7 @@ fn pieces(offset: u64, end: u64) -> impl Iterator<Item = Piece> {
 }
 
 impl Reader {
-    /// A reader of `manifest` through `backend`, which reads small files ahead to `target`. Call inside a tokio
+    /// A reader of `manifest` through `backend`, which reads ahead to `target`. Call inside a tokio
     /// runtime.
     pub fn new(
         manifest: Arc<Manifest>,
@@ -110,19 +110,21 @@ impl Reader {
         metrics: &Arc<ClientMetrics>,
     ) -> Self {
         let dataset = manifest.summary().snapshot.dataset.clone();
-        let target = match (target, &backend) {
-            (ReadAheadTarget::PageCache(kernel), _) => Some(Target::PageCache(kernel)),
-            (ReadAheadTarget::Tiers, Backend::Embedded(worker)) => {
-                Some(Target::Tiers(worker.clone()))
-            }
-            (ReadAheadTarget::Tiers, Backend::Cluster(_)) | (ReadAheadTarget::Off, _) => None,
+        let fetcher = match &backend {
+            Backend::Embedded(worker) => Fetcher::Worker(worker.clone()),
+            Backend::Cluster(cluster) => Fetcher::Owners {
+                cluster: cluster.clone(),
+                dataset: dataset.as_str().into(),
+            },
         };
-        let worker = match &backend {
-            Backend::Embedded(worker) => Some(worker.clone()),
-            Backend::Cluster(_) => None,
+        let page_cache = match target {
+            ReadAheadTarget::Off => None,
+            ReadAheadTarget::Tiers => Some(None),
+            ReadAheadTarget::PageCache(kernel) => Some(Some(kernel)),
         };
-        let prefetcher =
-            target.map(|target| Prefetcher::new(manifest.clone(), target, worker, metrics.clone()));
+        let prefetcher = page_cache.map(|page_cache| {
+            Prefetcher::new(manifest.clone(), page_cache, fetcher, metrics.clone())
+        });
         let worker_counters = match &backend {
             Backend::Embedded(worker) => Some(worker.metrics().dataset(dataset.as_str())),
             Backend::Cluster(_) => None,
@@ -261,12 +263,7 @@ impl Reader {
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         match &self.backend {
             Backend::Embedded(worker) => {
-                let started = Instant::now();
                 let (bytes, source) = worker.read_driving(block, range, unfinished).await?;
-                if let (weir_worker::Source::Origin, Some(prefetcher)) = (source, &self.prefetcher)
-                {
-                    prefetcher.waited(started.elapsed());
-                }
                 Ok((bytes, source.into()))
             }
             Backend::Cluster(cluster) => {

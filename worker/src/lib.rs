@@ -22,5 +22,6 @@ mod worker;
 
 pub use metrics::{DatasetReads, WorkerMetrics};
 pub use worker::{
-    Cached, Drive, FILL_BUDGET, ReadError, Source, SsdConfig, Worker, WorkerConfig, WorkerError,
+    Ahead, Cached, Drive, FILL_BUDGET, LEAST_FILL_BUDGET, ReadError, Source, SsdConfig, Worker,
+    WorkerConfig, WorkerError,
 };

@@ -80,7 +80,7 @@ impl WorkerApi for Service {
         let map = cluster_map(request.map.unwrap_or_default())?;
         let worker = self.worker.clone();
         let (reports, stream) = tokio::sync::mpsc::channel(REPORT_QUEUE);
-        // The task ends when the master drops the stream: the next report cannot be sent.
+        // The task ends when the master drops the stream.
         tokio::spawn(async move {
             let (progress, mut seen) = watch::channel(WarmProgress::default());
             let work = warm(worker, manifest, tops, map, progress.clone());
@@ -101,6 +101,7 @@ impl WorkerApi for Service {
                     let _ = reports.send(last).await;
                 }
                 () = report => {}
+                () = reports.closed() => {}
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))

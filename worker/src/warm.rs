@@ -18,7 +18,7 @@ use crate::worker::{ReadError, Worker};
 const THREADS: usize = 2;
 /// Fills of each that are under way at once. Their bytes are bounded by the worker's fill budget; this bounds the
 /// requests for small files.
-const FILLS: usize = 16;
+const FILLS: usize = 64;
 /// Files that are passed over before fills under way are looked at.
 const LOOK_EVERY: usize = 128;
 /// Blocks dropped at once by an eviction.

@@ -35,6 +35,13 @@ const FREE_SHARE: u64 = 8;
 const BUDGET_UNIT: u64 = 4096;
 /// What even a small block counts against it: the pieces that came from the network lie in buffers of this size.
 const LEAST_TAKEN: u64 = 128 << 10;
+/// An origin is slow that took so long for the first bytes of each of so many answers. Those count that came while few
+/// blocks were on their way, which did not wait for each other.
+const SLOW: Duration = Duration::from_millis(5);
+const ANSWERS: usize = 8;
+const FEW: i64 = 8;
+/// The part of the budget that blocks may take which nobody waits for yet: five eighths.
+const AHEAD_SHARE: (u64, u64) = (5, 8);
 
 /// One SSD directory and the most bytes that it takes.
 #[derive(Clone, Debug)]
@@ -66,6 +73,8 @@ pub struct WorkerConfig {
 
 /// Default of [`WorkerConfig::fill_budget`]: eight whole blocks, enough to keep a fast origin busy.
 pub const FILL_BUDGET: ByteSize = ByteSize(8 * BLOCK_SIZE);
+/// The least [`WorkerConfig::fill_budget`]; a smaller one is taken for this.
+pub const LEAST_FILL_BUDGET: ByteSize = ByteSize(2 * BLOCK_SIZE);
 
 /// Where the bytes of a read came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +104,13 @@ impl Source {
 /// The pieces of a read that needed no origin, and where they were.
 pub type Cached = (Vec<Bytes>, Source);
 
+/// What a block counts against the budget.
+fn units_of(block: &Block) -> u32 {
+    u64::from(block.len())
+        .max(LEAST_TAKEN)
+        .div_ceil(BUDGET_UNIT) as u32
+}
+
 fn from_ssd(data: Bytes) -> Cached {
     (vec![data], Source::Ssd)
 }
@@ -105,6 +121,17 @@ fn put_absent(found: &mut [Option<Cached>], read: Vec<Option<Bytes>>) {
     for (place, data) in absent.zip(read) {
         *place = data.map(from_ssd);
     }
+}
+
+/// What became of a wish to have a block before anybody reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ahead {
+    /// It is being fetched for this.
+    Begun,
+    /// It is here, or on its way.
+    Needless,
+    /// The tier has no room for guesses, or the origin answers as soon as the disk.
+    Unwanted,
 }
 
 /// Why a block could not be read.
@@ -163,6 +190,10 @@ pub struct Worker {
     ssd: Arc<SsdTier>,
     fills: Mutex<HashMap<BlockKey, Arc<Fill>>>,
     budget: Arc<Semaphore>,
+    /// What blocks may take of the budget that nobody waits for yet.
+    ahead: Arc<Semaphore>,
+    /// How long the origins took for their last answers.
+    answers: Mutex<[Duration; ANSWERS]>,
     origins: Origins,
     policy: Arc<FetchPolicy>,
     metrics: Arc<WorkerMetrics>,
@@ -188,12 +219,16 @@ impl Worker {
         metrics: Arc<WorkerMetrics>,
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Arc<Self>, WorkerError> {
-        let units = (config.fill_budget.0.max(2 * BLOCK_SIZE) / BUDGET_UNIT) as usize;
+        let budget = config.fill_budget.max(LEAST_FILL_BUDGET).0;
+        let (part, of) = AHEAD_SHARE;
+        let units = |bytes: u64| Arc::new(Semaphore::new((bytes / BUDGET_UNIT) as usize));
         let worker = Arc::new(Self {
             memory: MemoryTier::new(config.memory.0),
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
             fills: Mutex::default(),
-            budget: Arc::new(Semaphore::new(units)),
+            budget: units(budget),
+            ahead: units(budget / of * part),
+            answers: Mutex::default(),
             origins: Origins::new(config.origins_file.clone()),
             policy: Arc::new(config.fetch.clone()),
             metrics,
@@ -230,8 +265,13 @@ impl Worker {
         if ssd > 0 { ssd } else { self.config.memory.0 }
     }
 
-    /// Whether a block that nobody waits for may be added: an eighth of the tier that keeps blocks is free.
-    pub fn has_room(&self) -> bool {
+    /// Whether blocks are worth fetching before anybody reads them: an eighth of the tier that keeps blocks is free,
+    /// and the origin is slow. Where it is as near as the disk, a block read back from there is no sooner to be had.
+    pub fn wants_ahead(&self) -> bool {
+        self.answers.lock().iter().all(|time| *time >= SLOW) && self.has_room()
+    }
+
+    fn has_room(&self) -> bool {
         let (capacity, used) = match self.ssd.space() {
             (0, _) => (self.memory.capacity(), self.memory.used()),
             ssd => ssd,
@@ -379,6 +419,39 @@ impl Worker {
         Ok(is_new)
     }
 
+    /// How many whole blocks that nobody waits for are fetched at once.
+    pub fn blocks_ahead(&self) -> u32 {
+        let budget = self.config.fill_budget.max(LEAST_FILL_BUDGET).0;
+        let (part, of) = AHEAD_SHARE;
+        u32::try_from(budget / of * part / BLOCK_SIZE).unwrap_or(u32::MAX)
+    }
+
+    /// Fetches a block before anybody reads it, in the background and once there is a place for it among others that
+    /// nobody waits for.
+    pub async fn fill_ahead(self: &Arc<Self>, block: &Block) -> Ahead {
+        let key = block.key();
+        let needless = || self.holds(&key) || self.fills.lock().contains_key(&key);
+        if needless() {
+            return Ahead::Needless;
+        }
+        if !self.wants_ahead() {
+            return Ahead::Unwanted;
+        }
+        let units = units_of(block);
+        let place = self.ahead.clone().acquire_many_owned(units).await;
+        if needless() {
+            return Ahead::Needless;
+        }
+        let Ok((_, Some(drive))) = self.start_fill(block, key) else {
+            return Ahead::Needless; // somebody was faster, or the worker is shutting down
+        };
+        tokio::spawn(async move {
+            drive.await;
+            drop(place);
+        });
+        Ahead::Begun
+    }
+
     /// Where a block lies on SSD, for a client that reads the file itself.
     pub fn locate(&self, key: &BlockKey) -> Option<BlockLocation> {
         self.ssd.locate(key)
@@ -455,8 +528,7 @@ impl Worker {
 
     async fn run_fill(self: Arc<Self>, block: &Block, mut started: StartedFill) {
         let begun = Instant::now();
-        let taken = u64::from(block.len()).max(LEAST_TAKEN);
-        let units = taken.div_ceil(BUDGET_UNIT) as u32;
+        let units = units_of(block);
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
             result = self.fetch_block(block, started.key, &started.fill, units) => result,
@@ -503,6 +575,8 @@ impl Worker {
         let interrupted = || OriginError::interrupted(&block.object.key);
         let permit = self.budget.clone().acquire_many_owned(units).await;
         let permit = permit.map_err(|_| interrupted())?;
+        let asked = Instant::now();
+        let mut is_first = self.metrics.fills_in_flight.get() <= FEW;
         let chunks = weir_origin::fetch(
             origin,
             block.object.clone(),
@@ -512,6 +586,11 @@ impl Worker {
         );
         let counted = chunks.inspect_ok(|chunk| {
             self.metrics.fill_bytes.inc_by(chunk.len() as u64);
+            if std::mem::take(&mut is_first) {
+                let mut answers = self.answers.lock();
+                answers.rotate_left(1);
+                answers[ANSWERS - 1] = asked.elapsed();
+            }
         });
         fill.take(counted).await?;
         Ok(Some(permit))

@@ -1,6 +1,7 @@
 //! Shards: big files that are read from one end to the other.
 
 use super::epochs::{Plan, THREADS, measure};
+use super::far::{self, Far};
 use super::{Bench, Measured};
 use crate::table::Unit;
 
@@ -28,7 +29,14 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         aligned: false,
         peer_files: PEER_FILES,
     };
-    let (mut measured, _) = measure(bench, &plan)?;
+    let (mut measured, tree) = measure(bench, &plan)?;
+    let far = Far {
+        name: "big",
+        tree: &tree,
+        files: &tree.files,
+        threads: plan.threads,
+    };
+    far::measure(bench, &far, &mut measured.table)?;
     measured.title = format!("{FILES} files of {} MiB, sequentially", plan.size >> 20);
     Ok(measured)
 }

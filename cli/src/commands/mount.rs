@@ -126,6 +126,7 @@ fn embedded(args: &MountArgs) -> Result<(Source, PathBuf), Failure> {
         origin,
         dataset,
         memory: args.cache.mem.unwrap_or_else(default_memory),
+        fill_memory: args.cache.fill_memory,
         ssd: ssd.collect(),
     };
     Ok((source, state_dir))

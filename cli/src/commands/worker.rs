@@ -70,7 +70,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         node: node.clone(),
         memory: args.cache.mem.unwrap_or_else(default_memory),
         ssd,
-        fill_budget: weir_worker::FILL_BUDGET,
+        fill_budget: args.cache.fill_memory,
         origins_file: Some(args.dir.join("origins.json")),
         fetch: FetchPolicy::default(),
     };

@@ -41,6 +41,7 @@ pub(super) async fn prepare(
         origin,
         dataset,
         memory,
+        fill_memory,
         ssd,
     } = &config.source
     else {
@@ -48,7 +49,13 @@ pub(super) async fn prepare(
     };
     let worker_metrics = WorkerMetrics::register(&mut metrics.registry);
     let master_metrics = MasterMetrics::register(&mut metrics.registry);
-    let worker = open_worker(config, *memory, ssd, worker_metrics, metrics)?;
+    let worker = open_worker(
+        config,
+        (*memory, *fill_memory),
+        ssd,
+        worker_metrics,
+        metrics,
+    )?;
     worker.origins().add(origin.clone());
     let master_config = MasterConfig {
         dir: config.state_dir.join("master"),
@@ -106,7 +113,7 @@ pub(super) async fn prepare(
 
 fn open_worker(
     config: &MountConfig,
-    memory: ByteSize,
+    (memory, fill_budget): (ByteSize, ByteSize),
     ssd: &[(PathBuf, ByteSize)],
     worker_metrics: Arc<WorkerMetrics>,
     metrics: &Metrics,
@@ -122,7 +129,7 @@ fn open_worker(
                 capacity: *capacity,
             })
             .collect(),
-        fill_budget: weir_worker::FILL_BUDGET,
+        fill_budget,
         origins_file: None,
         fetch: FetchPolicy::default(),
     };

@@ -15,6 +15,7 @@ use weir_tests::{
 
 use crate::Case;
 use crate::system::damage::{damage_segments, flip_everywhere};
+use crate::system::reading::check_fetched_ahead;
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -24,6 +25,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_mount_on_a_workers_node_takes_the_local_way",
         a_mount_on_a_workers_node_takes_the_local_way,
+    ),
+    (
+        "blocks_of_a_big_file_are_fetched_ahead_by_their_owners",
+        blocks_of_a_big_file_are_fetched_ahead_by_their_owners,
     ),
     (
         "parts_of_a_block_on_this_machine_are_read_without_its_worker",
@@ -156,6 +161,26 @@ fn a_mount_on_a_workers_node_takes_the_local_way() {
     );
     assert!(bytes("memory") + bytes("ssd") >= total(&files) as f64);
     assert!(bytes("origin") > 0.0);
+}
+
+fn blocks_of_a_big_file_are_fetched_ahead_by_their_owners() {
+    let lab = Lab::new();
+    let expected = content(1, 160 << 20);
+    lab.s3
+        .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
+    let cluster = Cluster::start(&lab, 2);
+    cluster.create_dataset("set");
+    let mount = mount(&lab, &cluster, "elsewhere");
+    lab.s3
+        .faults()
+        .set([Rule::new(Fault::Stall(Duration::from_millis(100)))]);
+    assert!(mount.read("file") == expected);
+    assert_eq!(
+        lab.s3.stats().bytes(),
+        expected.len() as u64,
+        "a block was fetched twice"
+    );
+    check_fetched_ahead(&mount);
 }
 
 fn parts_of_a_block_on_this_machine_are_read_without_its_worker() {
@@ -330,9 +355,9 @@ fn a_warm_job_is_stopped_and_resumed() {
         text.contains(" of ") && text.contains("files") && text.contains("ETA"),
         "no progress: {text}"
     );
-    lab.s3.faults().clear();
     // What was on its way when the job was stopped still arrives.
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(600));
+    lab.s3.faults().clear();
     let fetched = lab.s3.stats().bytes();
     assert!(
         fetched > 0 && fetched < total,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rand::Rng;
 use weir_s3_server::{Fault, Rule};
-use weir_tests::{BUCKET, Lab, Readers, content, drop_pages, wait_until};
+use weir_tests::{BUCKET, Lab, Mount, Readers, content, drop_pages, wait_until};
 
 use crate::Case;
 
@@ -277,7 +277,7 @@ fn a_mount_can_be_unmounted_while_it_reads_ahead() {
 
 fn blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader() {
     let lab = Lab::new();
-    let expected = content(1, 40 << 20);
+    let expected = content(1, 80 << 20);
     lab.s3
         .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
     let mount = lab.mount("", &[]);
@@ -290,8 +290,18 @@ fn blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader() {
         expected.len() as u64,
         "a block was fetched twice"
     );
+    check_fetched_ahead(&mount);
+}
+
+/// Some bytes were fetched into tiers ahead of their reader, who has read everything.
+pub(crate) fn check_fetched_ahead(mount: &Mount<'_>) {
+    let fetched = mount.metric("weir_client_prefetched_bytes_total", "");
     let used = mount.metric("weir_client_prefetch_used_bytes_total", "");
-    assert!(used > 0.0, "{used} bytes were fetched ahead and used");
+    assert!(fetched > 0.0, "nothing was fetched ahead");
+    assert!(
+        (fetched - used).abs() < 1.0,
+        "of {fetched} bytes that were fetched ahead {used} were used"
+    );
 }
 
 fn an_eviction_takes_what_is_on_its_way_too() {

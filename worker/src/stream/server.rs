@@ -19,7 +19,7 @@ use super::link::{Frame, FrameError, Incoming, Link};
 use super::socket::Socket;
 use crate::metrics::ResultLabel;
 use crate::segment::{self, CHUNK_SIZE};
-use crate::worker::{Cached, ReadError, Source, Worker};
+use crate::worker::{Ahead, Cached, ReadError, Source, Worker};
 
 /// Most connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
@@ -217,6 +217,21 @@ async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, ep
     if message.report_damaged {
         worker.report_damaged(block.key()).await;
     }
+    if message.ahead {
+        let reply = BlockReply {
+            status: BlockStatus::Ok.into(),
+            source: match worker.fill_ahead(block).await {
+                Ahead::Begun => BlockSource::Origin,
+                Ahead::Needless => BlockSource::Ssd,
+                Ahead::Unwanted => BlockSource::Unspecified,
+            }
+            .into(),
+            epoch,
+            ..BlockReply::default()
+        };
+        count(&worker, "ok");
+        return Frame::new(&reply, Vec::new());
+    }
     if message.location_format == LOCATION_FORMAT
         && let Some(location) = worker.locate(&block.key())
     {
@@ -295,5 +310,6 @@ fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
         index: request.block_index,
     };
     let end = request.offset.checked_add(request.length)?;
-    (request.length > 0 && end <= block.len()).then_some((block, request.offset..end))
+    let has_length = (request.length == 0) == request.ahead;
+    (has_length && end <= block.len()).then_some((block, request.offset..end))
 }

@@ -1,0 +1,77 @@
+//! Fills from a service that answers late, as one in another building does.
+
+use std::path::PathBuf;
+
+use super::Bench;
+use super::epochs::{RAW, THREADS, readers};
+use crate::data::Tree;
+use crate::fill::{Fill, Objects, first_epoch, warm_job};
+use crate::readers::compare_files;
+use crate::server::Builtin;
+use crate::system::{Kind, System, Tiers};
+use crate::table::{Goal, Table, Unit};
+
+/// Milliseconds to the first byte: those of a service in the same region.
+const LATENCY: u64 = 10;
+
+/// What is read from there.
+pub(super) struct Far<'a> {
+    /// Name of the bucket.
+    pub(super) name: &'static str,
+    pub(super) tree: &'a Tree,
+    /// The files of a first epoch, and the numbers of readers. `weir warm` gets all of the tree's.
+    pub(super) files: &'a [PathBuf],
+    pub(super) threads: &'a [usize],
+}
+
+/// Measures first epochs and `weir warm` of Weir's systems, `bench.runs` times.
+pub(super) fn measure(bench: &Bench, far: &Far<'_>, table: &mut Table) -> anyhow::Result<()> {
+    let server = Builtin::start([(far.name, far.tree.root.as_path())], LATENCY)?;
+    for kind in [Kind::Embedded, Kind::Cluster] {
+        eprintln!("{}, answers {LATENCY} ms late: {}", far.name, kind.name());
+        let scratch = bench.scratch().join("far");
+        let tiers = Tiers::ssd_for(far.tree.bytes);
+        let system = kind.start(&scratch, &server.endpoint, far.name, tiers)?;
+        let first = Objects {
+            endpoint: &server.endpoint,
+            bucket: far.name,
+            files: far.files,
+        };
+        for number in 0..bench.runs {
+            let seed = 1000 * number + 500;
+            for &threads in far.threads {
+                system.evict()?;
+                let fill = first_epoch(first, &system, threads, seed)?;
+                let what = format!("first epoch of {} files", first.files.len());
+                note(
+                    table,
+                    &format!("{what}, {}", readers(threads)),
+                    &system,
+                    fill,
+                );
+            }
+            system.evict()?;
+            let files = &far.tree.files;
+            let fill = warm_job(Objects { files, ..first }, &system, seed + 1)?;
+            note(
+                table,
+                "`weir warm`, raw client with 16 threads",
+                &system,
+                fill,
+            );
+        }
+        compare_files(&system.dir, &far.tree.root, far.files, 8, THREADS)?;
+        system.end()?;
+    }
+    Ok(())
+}
+
+fn note(table: &mut Table, what: &str, system: &System, fill: Fill) {
+    let name = format!("{what}, answers {LATENCY} ms late (weir-s3-server)");
+    let raw = fill.raw.megabytes_per_second();
+    let own = fill.own.megabytes_per_second();
+    let row = table.row(&Goal::new(name, Unit::MegabytesPerSecond).beside(RAW));
+    row.note(RAW, raw, None);
+    let cell = row.note(&system.name, own, Some(raw));
+    cell.cost(fill.usage, fill.raw.bytes);
+}
