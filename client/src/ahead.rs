@@ -19,8 +19,9 @@ use {
 /// Blocks that are kept track of. Beyond that all are forgotten, and do not count as read.
 const MAX_BLOCKS: usize = 100_000;
 
-/// How long nothing is wished for after a wish that was not wanted, or so many that were needless.
+/// How long nothing is wished for after so many wishes in a row that were not wanted, or needless.
 const PAUSE: Duration = Duration::from_millis(250);
+const MOST_UNWANTED: u32 = 16;
 const MOST_NEEDLESS: u32 = 128;
 /// Blocks ahead of one sequential reader, of 4 MiB each: as much as keeps a connection of some gigabits busy over tens
 /// of milliseconds; of several owners more can be had at once.
@@ -72,7 +73,8 @@ pub(crate) type BlockAt = (u32, u32);
 pub(crate) struct Wishes {
     fetcher: Fetcher,
     blocks: HashMap<BlockAt, Wish>,
-    /// Wishes in a row that were needless.
+    /// Wishes in a row that were not wanted, and that were needless.
+    unwanted: u32,
     needless: u32,
     /// None is to be opened before.
     pause: Option<Instant>,
@@ -104,6 +106,7 @@ impl Wishes {
         Self {
             fetcher,
             blocks: HashMap::new(),
+            unwanted: 0,
             needless: 0,
             pause: None,
         }
@@ -119,12 +122,16 @@ impl Wishes {
         self.fetcher.clone()
     }
 
-    /// Notes a wish, before anybody is told.
-    pub(crate) fn open(&mut self, block: BlockAt) {
+    /// Notes a wish, before anybody is told. False when the block was fetched ahead and not read since.
+    pub(crate) fn open(&mut self, block: BlockAt) -> bool {
+        if self.blocks.get(&block) == Some(&Wish::Begun) {
+            return false;
+        }
         if self.blocks.len() >= MAX_BLOCKS {
             self.blocks.clear();
         }
         self.blocks.insert(block, Wish::Open);
+        true
     }
 
     /// Notes what a wish has come to.
@@ -141,12 +148,13 @@ impl Wishes {
 
     /// Learns from an answer whether there is a point in more wishes.
     pub(crate) fn heard(&mut self, outcome: Ahead) {
-        self.needless = match outcome {
-            Ahead::Needless => self.needless + 1,
-            Ahead::Begun | Ahead::Unwanted => 0,
+        (self.unwanted, self.needless) = match outcome {
+            Ahead::Begun => (0, 0),
+            Ahead::Needless => (0, self.needless + 1),
+            Ahead::Unwanted => (self.unwanted + 1, 0),
         };
-        if outcome == Ahead::Unwanted || self.needless == MOST_NEEDLESS {
-            self.needless = 0;
+        if self.unwanted == MOST_UNWANTED || self.needless == MOST_NEEDLESS {
+            (self.unwanted, self.needless) = (0, 0);
             self.pause = Some(Instant::now() + PAUSE);
         }
     }
@@ -195,22 +203,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_wish_that_was_not_wanted_and_after_many_needless_ones_there_is_a_pause() {
-        let mut wishes = wishes();
-        for outcome in [Ahead::Needless; MOST_NEEDLESS as usize - 1] {
-            wishes.answered(BLOCK, outcome);
+    async fn after_many_wishes_in_vain_there_is_a_pause() {
+        for (outcome, most) in [
+            (Ahead::Unwanted, MOST_UNWANTED),
+            (Ahead::Needless, MOST_NEEDLESS),
+        ] {
+            let mut wishes = wishes();
+            for _ in 1..most {
+                wishes.heard(outcome);
+            }
+            wishes.heard(Ahead::Begun);
+            for _ in 0..most {
+                assert!(wishes.may_be_heard());
+                wishes.heard(outcome);
+            }
+            assert!(!wishes.may_be_heard());
         }
-        wishes.answered(BLOCK, Ahead::Begun);
-        wishes.answered(BLOCK, Ahead::Needless);
-        assert!(wishes.may_be_heard());
-        wishes.answered(BLOCK, Ahead::Unwanted);
-        assert!(!wishes.may_be_heard());
-        wishes.pause = None;
-        for outcome in [Ahead::Needless; MOST_NEEDLESS as usize] {
-            assert!(wishes.may_be_heard());
-            wishes.answered(BLOCK, outcome);
-        }
-        assert!(!wishes.may_be_heard());
     }
 
     #[tokio::test]
@@ -220,12 +228,13 @@ mod tests {
             used,
         };
         let mut wishes = wishes();
-        wishes.open(BLOCK);
+        assert!(wishes.open(BLOCK));
         assert_eq!(wishes.answered(BLOCK, Ahead::Begun), fetched(false));
+        assert!(!wishes.open(BLOCK), "it is here");
         assert!(wishes.read(BLOCK));
         assert!(!wishes.read(BLOCK));
 
-        wishes.open(BLOCK);
+        assert!(wishes.open(BLOCK));
         assert!(!wishes.read(BLOCK));
         assert_eq!(wishes.answered(BLOCK, Ahead::Begun), fetched(true));
         assert!(!wishes.read(BLOCK));
@@ -239,10 +248,10 @@ mod tests {
                 used: false,
             };
             let mut wishes = wishes();
-            wishes.open(BLOCK);
+            assert!(wishes.open(BLOCK));
             assert_eq!(wishes.answered(BLOCK, outcome), nothing);
             assert!(!wishes.read(BLOCK));
-            wishes.open(BLOCK);
+            assert!(wishes.open(BLOCK));
             assert!(!wishes.read(BLOCK));
             assert_eq!(wishes.answered(BLOCK, outcome), nothing);
             assert!(!wishes.read(BLOCK));

@@ -136,7 +136,7 @@ impl ClusterReader {
             })
     }
 
-    /// Wishes that a block's owner fetch it before anybody reads it.
+    /// Wishes that a block's owner fetch it before anybody reads it. What goes wrong has no effect on reads.
     pub(crate) async fn fill_ahead(&self, dataset: &str, block: &Block) -> Ahead {
         let map = self.config.map.borrow().clone();
         let Some(owner) = map.owner(&block.key()) else {
@@ -149,17 +149,29 @@ impl ClusterReader {
             ahead: true,
             ..request(map.epoch, dataset, block, &(0..0))
         };
-        let asked = self.remote.request(&owner.data_address, &request);
-        match self.while_in_the_map(owner, asked).await {
-            Ok((Answer { reply, .. }, _)) if reply.status() == BlockStatus::Ok => {
-                match reply.source() {
-                    BlockSource::Origin => Ahead::Begun,
-                    BlockSource::Memory | BlockSource::Ssd => Ahead::Needless,
-                    BlockSource::Unspecified => Ahead::Unwanted,
+        let reply = tokio::select! {
+            outcome = self.remote.request(&owner.data_address, &request) => match outcome {
+                Ok((Answer { reply, .. }, _)) => reply,
+                Err(error) => {
+                    tracing::debug!(worker = %owner.id, %error, "a wish was not answered");
+                    return Ahead::Unwanted;
                 }
-            }
-            // Whoever reads the block asks another worker, or is told.
-            Ok(_) | Err(_) => Ahead::Unwanted,
+            },
+            () = self.left_the_map(owner) => return Ahead::Unwanted,
+        };
+        self.compare_epoch(&reply);
+        // A worker that knows no wishes answers that they make no sense.
+        match (reply.status(), reply.source()) {
+            (BlockStatus::Ok, BlockSource::Origin) => Ahead::Begun,
+            (BlockStatus::Ok, BlockSource::Memory | BlockSource::Ssd) => Ahead::Needless,
+            _ => Ahead::Unwanted,
+        }
+    }
+
+    /// Asks for a newer map when a worker has one.
+    fn compare_epoch(&self, reply: &BlockReply) {
+        if reply.epoch > self.config.map.borrow().epoch {
+            self.config.hurry.notify_one();
         }
     }
 
@@ -322,9 +334,7 @@ impl ClusterReader {
         near: bool,
         reply: BlockReply,
     ) -> Result<ReadSource, Refusal> {
-        if reply.epoch > self.config.map.borrow().epoch {
-            self.config.hurry.notify_one();
-        }
+        self.compare_epoch(&reply);
         match reply.status() {
             BlockStatus::Ok => Ok(match (reply.source(), near) {
                 (BlockSource::Origin, _) => ReadSource::Origin,

@@ -20,7 +20,6 @@ use roaring::RoaringBitmap;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use weir_core::{BLOCK_SIZE, Block, EntryKind, Manifest};
-use weir_worker::Ahead;
 
 use crate::ahead::{BlockAt, Fetcher, Wishes};
 use crate::metrics::ClientMetrics;
@@ -115,9 +114,8 @@ impl Prefetcher {
             }
             state.wishes.may_be_heard() && state.earn(entry.parent, file, &self.manifest)
         };
-        if start {
-            self.runtime
-                .spawn(self.clone().fill_directory(entry.parent));
+        if start && !self.in_background(self.clone().fill_directory(entry.parent)) {
+            self.state.lock().give_up(entry.parent);
         }
     }
 
@@ -147,32 +145,34 @@ impl Prefetcher {
         }
     }
 
-    /// Runs a task that waits for places, unless too many do.
-    fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
-        if let Ok(place) = self.waiting.clone().try_acquire_owned() {
+    /// Runs a task that waits for places, unless too many do. In a cluster each keeps a connection busy.
+    fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) -> bool {
+        let place = self.waiting.clone().try_acquire_owned();
+        let is_free = place.is_ok();
+        if is_free {
             self.runtime.spawn(async move {
                 task.await;
                 drop(place);
             });
         }
+        is_free
     }
 
     /// Fetches blocks of a big file, one after the other as there is a place for them.
     async fn fetch_blocks(&self, file: u32, ahead: Range<u32>) {
         let blocks = self.manifest.blocks(file).skip(ahead.start as usize);
         for block in blocks.take(ahead.len()) {
-            let outcome = self.fetch((file, block.index), &block).await;
-            if outcome == Ahead::Unwanted {
-                return;
-            }
+            self.fetch((file, block.index), &block).await;
         }
     }
 
-    /// Fetches a block into a tier.
-    async fn fetch(&self, at: BlockAt, block: &Block) -> Ahead {
+    /// Fetches a block into a tier, if that is worth it.
+    async fn fetch(&self, at: BlockAt, block: &Block) {
         let fetcher = {
             let wishes = &mut self.state.lock().wishes;
-            wishes.open(at);
+            if !wishes.may_be_heard() || !wishes.open(at) {
+                return;
+            }
             wishes.fetcher()
         };
         let outcome = fetcher.fetch(block).await;
@@ -184,7 +184,6 @@ impl Prefetcher {
         if answered.used {
             self.metrics.prefetch_used_bytes.inc_by(length);
         }
-        outcome
     }
 
     /// Wishes what a file that a reader had to ask for has earned its directory into the page cache.
@@ -243,13 +242,22 @@ impl Prefetcher {
         self.in_background(async move {
             let fetcher = prefetcher.state.lock().wishes.fetcher();
             let manifest = &prefetcher.manifest;
-            for block in files.into_iter().flat_map(|file| manifest.blocks(file)) {
+            for (file, block) in files
+                .iter()
+                .flat_map(|&file| manifest.blocks(file).map(move |block| (file, block)))
+            {
+                {
+                    let state = prefetcher.state.lock();
+                    if !state.wishes.may_be_heard() {
+                        return;
+                    }
+                    if !state.asked.contains(file) {
+                        continue; // a reader was faster, or the page cache has it
+                    }
+                }
                 // It counts as read ahead when the page cache has it.
                 let outcome = fetcher.fetch(&block).await;
                 prefetcher.state.lock().wishes.heard(outcome);
-                if outcome == Ahead::Unwanted {
-                    return;
-                }
             }
         });
     }
@@ -280,10 +288,7 @@ impl Prefetcher {
             let Some(block) = self.manifest.blocks(file).next() else {
                 continue;
             };
-            if self.fetch((file, 0), &block).await == Ahead::Unwanted {
-                self.state.lock().give_up(directory);
-                return;
-            }
+            self.fetch((file, 0), &block).await;
         }
     }
 

@@ -16,9 +16,11 @@ use crate::worker::{ReadError, Worker};
 
 /// Threads of one warm job.
 const THREADS: usize = 2;
-/// Fills of each that are under way at once. Their bytes are bounded by the worker's fill budget; this bounds the
-/// requests for small files.
-const FILLS: usize = 64;
+/// Fills of each that are under way at once, from an origin that is near and from a slow one, and their bytes: a reader's
+/// fill has to wait behind these for its part of the worker's budget.
+const FILLS: usize = 16;
+const FILLS_FROM_AFAR: usize = 48;
+const BYTES: u64 = 16 * BLOCK_SIZE;
 /// Files that are passed over before fills under way are looked at.
 const LOOK_EVERY: usize = 128;
 /// Blocks dropped at once by an eviction.
@@ -31,7 +33,7 @@ pub struct WarmProgress {
     pub done_bytes: u64,
     /// Finished files; a file counts on the worker that owns its first block.
     pub done_files: u64,
-    /// Bytes that came from the origin.
+    /// Bytes that were fetched for the job.
     pub fetched_bytes: u64,
     /// Files with a block that could not be fetched here; another worker counts a file with such a block again.
     pub failed_files: u64,
@@ -109,6 +111,7 @@ impl Job {
         let tops = self.tops.iter();
         let files = tops.flat_map(|top| self.manifest.files_below(*top));
         let mut fills = FuturesUnordered::new();
+        let mut bytes = 0; // of these
         for (number, index) in files.enumerate() {
             let size = self.manifest.entry(index).size;
             if size == 0 && number % THREADS == thread {
@@ -125,19 +128,25 @@ impl Job {
             let blocks = self.manifest.blocks(index);
             let shared = blocks.filter(|block| (number + block.index as usize) % THREADS == thread);
             for block in shared.filter(|block| owned(&block.key())) {
-                while fills.len() >= FILLS {
-                    self.report(fills.next().await);
+                let most = if self.worker.finds_slow(block.origin) {
+                    FILLS_FROM_AFAR
+                } else {
+                    FILLS
+                };
+                while fills.len() >= most || bytes >= BYTES {
+                    bytes -= self.report(fills.next().await);
                 }
                 if self.progress.is_closed() {
                     break;
                 }
+                bytes += u64::from(block.len());
                 fills.push(fill(&self.worker, index, block));
             }
             if number.is_multiple_of(LOOK_EVERY) {
                 // Fills go on while many files are passed over that are another worker's.
                 tokio::task::yield_now().await;
                 while let Some(filled @ Some(_)) = fills.next().now_or_never() {
-                    self.report(filled);
+                    bytes -= self.report(filled);
                 }
             }
             if self.progress.is_closed() {
@@ -150,8 +159,9 @@ impl Job {
         }
     }
 
-    fn report(&self, filled: Option<Filled>) {
-        let Some(filled) = filled else { return };
+    /// Gives the bytes that are no longer under way.
+    fn report(&self, filled: Option<Filled>) -> u64 {
+        let Some(filled) = filled else { return 0 };
         match filled.result {
             Ok(fetched) => self.progress.send_modify(|p| {
                 p.done_bytes += filled.bytes;
@@ -166,6 +176,7 @@ impl Job {
                 }
             }),
         }
+        filled.bytes
     }
 }
 
@@ -177,7 +188,7 @@ struct Filled {
     is_first: bool,
     /// Whether its file has no other.
     is_only: bool,
-    /// Whether it came from the origin.
+    /// Whether it was fetched for the job.
     result: Result<bool, ReadError>,
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,9 +15,10 @@ use futures::TryStreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_core::{BLOCK_SIZE, Block, BlockKey, ByteSize, NodeName, WorkerId};
+use weir_core::{BLOCK_SIZE, Block, BlockKey, ByteSize, NodeName, OriginId, WorkerId};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics};
 
 use crate::fill::Fill;
@@ -35,13 +36,17 @@ const FREE_SHARE: u64 = 8;
 const BUDGET_UNIT: u64 = 4096;
 /// What even a small block counts against it: the pieces that came from the network lie in buffers of this size.
 const LEAST_TAKEN: u64 = 128 << 10;
-/// An origin is slow that took so long for the first bytes of each of so many answers. Those count that came while few
-/// blocks were on their way, which did not wait for each other.
+/// An answer is slow that took so long to its first bytes, and so much more for each other that is under way: a service
+/// that is near, but busy, takes longer for many at once. What more than so many tell is not clear.
 const SLOW: Duration = Duration::from_millis(5);
-const ANSWERS: usize = 8;
-const FEW: i64 = 8;
-/// The part of the budget that blocks may take which nobody waits for yet: five eighths.
+const SLOW_FOR_EACH: Duration = Duration::from_micros(250);
+const MOST_TELLING: u32 = 32;
+/// How long a block that nobody waits for may wait for its place.
+const PLACE_DEADLINE: Duration = Duration::from_secs(10);
+/// The part of the budget that blocks may take which nobody waits for yet: five eighths. And what even a small one
+/// counts against that: with many requests under way it is connections that take memory.
 const AHEAD_SHARE: (u64, u64) = (5, 8);
+const LEAST_AHEAD: u64 = 256 << 10;
 
 /// One SSD directory and the most bytes that it takes.
 #[derive(Clone, Debug)]
@@ -104,11 +109,9 @@ impl Source {
 /// The pieces of a read that needed no origin, and where they were.
 pub type Cached = (Vec<Bytes>, Source);
 
-/// What a block counts against the budget.
-fn units_of(block: &Block) -> u32 {
-    u64::from(block.len())
-        .max(LEAST_TAKEN)
-        .div_ceil(BUDGET_UNIT) as u32
+/// What a block counts against a budget in which it counts so many bytes at least.
+fn units_of(block: &Block, least: u64) -> u32 {
+    u64::from(block.len()).max(least).div_ceil(BUDGET_UNIT) as u32
 }
 
 fn from_ssd(data: Bytes) -> Cached {
@@ -130,7 +133,7 @@ pub enum Ahead {
     Begun,
     /// It is here, or on its way.
     Needless,
-    /// The tier has no room for guesses, or the origin answers as soon as the disk.
+    /// There is no room for guesses, the origin answers as soon as the disk, or whoever would fetch it cannot be asked.
     Unwanted,
 }
 
@@ -183,6 +186,41 @@ impl Drop for StartedFill {
     }
 }
 
+/// An answer of an origin that is under way. Dropped before it has come, it tells that there is no point in asking for
+/// more than somebody waits for.
+struct OneAnswer<'a> {
+    worker: &'a Worker,
+    origin: OriginId,
+    asked: Instant,
+    others: u32,
+    slow: bool,
+}
+
+impl<'a> OneAnswer<'a> {
+    fn new(worker: &'a Worker, origin: OriginId) -> Self {
+        Self {
+            worker,
+            origin,
+            asked: Instant::now(),
+            others: worker.answers.fetch_add(1, Ordering::Relaxed),
+            slow: false,
+        }
+    }
+
+    fn has_come(mut self) {
+        self.slow = self.asked.elapsed() >= SLOW + SLOW_FOR_EACH * self.others;
+    }
+}
+
+impl Drop for OneAnswer<'_> {
+    fn drop(&mut self) {
+        self.worker.answers.fetch_sub(1, Ordering::Relaxed);
+        if self.others < MOST_TELLING {
+            self.worker.note_answer(self.origin, self.slow);
+        }
+    }
+}
+
 /// A cache of blocks. Shared by reference.
 pub struct Worker {
     config: WorkerConfig,
@@ -191,9 +229,11 @@ pub struct Worker {
     fills: Mutex<HashMap<BlockKey, Arc<Fill>>>,
     budget: Arc<Semaphore>,
     /// What blocks may take of the budget that nobody waits for yet.
-    ahead: Arc<Semaphore>,
-    /// How long the origins took for their last answers.
-    answers: Mutex<[Duration; ANSWERS]>,
+    ahead_budget: Arc<Semaphore>,
+    /// Answers of origins that are under way.
+    answers: AtomicU32,
+    /// Of each origin's last eight answers, in a bit each, whether they were slow.
+    slow_answers: Mutex<HashMap<OriginId, u8>>,
     origins: Origins,
     policy: Arc<FetchPolicy>,
     metrics: Arc<WorkerMetrics>,
@@ -227,8 +267,9 @@ impl Worker {
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
             fills: Mutex::default(),
             budget: units(budget),
-            ahead: units(budget / of * part),
-            answers: Mutex::default(),
+            ahead_budget: units(budget / of * part),
+            answers: AtomicU32::new(0),
+            slow_answers: Mutex::default(),
             origins: Origins::new(config.origins_file.clone()),
             policy: Arc::new(config.fetch.clone()),
             metrics,
@@ -265,10 +306,27 @@ impl Worker {
         if ssd > 0 { ssd } else { self.config.memory.0 }
     }
 
-    /// Whether blocks are worth fetching before anybody reads them: an eighth of the tier that keeps blocks is free,
-    /// and the origin is slow. Where it is as near as the disk, a block read back from there is no sooner to be had.
+    /// Whether blocks may be worth fetching before anybody reads them: an eighth of the tier that keeps blocks is free,
+    /// and an origin is slow. From one that is as near as the disk a block is as soon to be had.
     pub fn wants_ahead(&self) -> bool {
-        self.answers.lock().iter().all(|time| *time >= SLOW) && self.has_room()
+        let any_slow = self
+            .slow_answers
+            .lock()
+            .values()
+            .any(|slow| *slow == u8::MAX);
+        any_slow && self.has_room()
+    }
+
+    /// Whether an origin is so far away that more requests at once bring more.
+    pub(crate) fn finds_slow(&self, origin: OriginId) -> bool {
+        self.slow_answers.lock().get(&origin) == Some(&u8::MAX)
+    }
+
+    /// Notes how slow an answer of an origin was.
+    fn note_answer(&self, origin: OriginId, is_slow: bool) {
+        let mut slow = self.slow_answers.lock();
+        let last = slow.entry(origin).or_default();
+        *last = *last << 1 | u8::from(is_slow);
     }
 
     fn has_room(&self) -> bool {
@@ -430,26 +488,37 @@ impl Worker {
     /// nobody waits for.
     pub async fn fill_ahead(self: &Arc<Self>, block: &Block) -> Ahead {
         let key = block.key();
-        let needless = || self.holds(&key) || self.fills.lock().contains_key(&key);
-        if needless() {
-            return Ahead::Needless;
-        }
-        if !self.wants_ahead() {
-            return Ahead::Unwanted;
-        }
-        let units = units_of(block);
-        let place = self.ahead.clone().acquire_many_owned(units).await;
-        if needless() {
-            return Ahead::Needless;
-        }
-        let Ok((_, Some(drive))) = self.start_fill(block, key) else {
-            return Ahead::Needless; // somebody was faster, or the worker is shutting down
+        let refusal = || {
+            if self.holds(&key) || self.fills.lock().contains_key(&key) {
+                Some(Ahead::Needless)
+            } else if self.finds_slow(block.origin) && self.has_room() {
+                None
+            } else {
+                Some(Ahead::Unwanted)
+            }
         };
-        tokio::spawn(async move {
-            drive.await;
-            drop(place);
-        });
-        Ahead::Begun
+        if let Some(refusal) = refusal() {
+            return refusal;
+        }
+        let units = units_of(block, LEAST_AHEAD);
+        let place = self.ahead_budget.clone().acquire_many_owned(units);
+        let Ok(place) = timeout(PLACE_DEADLINE, place).await else {
+            return Ahead::Unwanted;
+        };
+        if let Some(refusal) = refusal() {
+            return refusal;
+        }
+        match self.start_fill(block, key) {
+            Ok((_, Some(drive))) => {
+                tokio::spawn(async move {
+                    drive.await;
+                    drop(place);
+                });
+                Ahead::Begun
+            }
+            Ok((_, None)) => Ahead::Needless,
+            Err(_) => Ahead::Unwanted,
+        }
     }
 
     /// Where a block lies on SSD, for a client that reads the file itself.
@@ -528,7 +597,7 @@ impl Worker {
 
     async fn run_fill(self: Arc<Self>, block: &Block, mut started: StartedFill) {
         let begun = Instant::now();
-        let units = units_of(block);
+        let units = units_of(block, LEAST_TAKEN);
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
             result = self.fetch_block(block, started.key, &started.fill, units) => result,
@@ -575,8 +644,7 @@ impl Worker {
         let interrupted = || OriginError::interrupted(&block.object.key);
         let permit = self.budget.clone().acquire_many_owned(units).await;
         let permit = permit.map_err(|_| interrupted())?;
-        let asked = Instant::now();
-        let mut is_first = self.metrics.fills_in_flight.get() <= FEW;
+        let mut answer = Some(OneAnswer::new(self, block.origin));
         let chunks = weir_origin::fetch(
             origin,
             block.object.clone(),
@@ -586,10 +654,8 @@ impl Worker {
         );
         let counted = chunks.inspect_ok(|chunk| {
             self.metrics.fill_bytes.inc_by(chunk.len() as u64);
-            if std::mem::take(&mut is_first) {
-                let mut answers = self.answers.lock();
-                answers.rotate_left(1);
-                answers[ANSWERS - 1] = asked.elapsed();
+            if let Some(answer) = answer.take() {
+                answer.has_come();
             }
         });
         fill.take(counted).await?;

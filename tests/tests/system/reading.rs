@@ -297,9 +297,8 @@ fn blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader() {
 pub(crate) fn check_fetched_ahead(mount: &Mount<'_>) {
     let fetched = mount.metric("weir_client_prefetched_bytes_total", "");
     let used = mount.metric("weir_client_prefetch_used_bytes_total", "");
-    assert!(fetched > 0.0, "nothing was fetched ahead");
     assert!(
-        (fetched - used).abs() < 1.0,
+        0.0 < used && used <= fetched,
         "of {fetched} bytes that were fetched ahead {used} were used"
     );
 }

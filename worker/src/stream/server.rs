@@ -310,6 +310,6 @@ fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
         index: request.block_index,
     };
     let end = request.offset.checked_add(request.length)?;
-    let has_length = (request.length == 0) == request.ahead;
+    let has_length = (request.length == 0) == request.ahead && block.len() > 0;
     (has_length && end <= block.len()).then_some((block, request.offset..end))
 }
