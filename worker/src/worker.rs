@@ -38,9 +38,9 @@ const BUDGET_UNIT: u64 = 4096;
 const LEAST_TAKEN: u64 = 128 << 10;
 /// An answer is slow that took so long to its first bytes, and so much more for each other that is under way: a service
 /// that is near, but busy, takes longer for many at once. Of more than a few it cannot be told apart from one that is far.
-const SLOW: Duration = Duration::from_millis(5);
+const SLOW: Duration = Duration::from_millis(8);
 const SLOW_FOR_EACH: Duration = Duration::from_micros(250);
-const MOST_TELLING: u32 = 8;
+const MOST_TELLING: u32 = 4;
 /// How long a block that nobody waits for may wait for its place.
 const PLACE_DEADLINE: Duration = Duration::from_secs(10);
 /// The part of the budget that blocks may take which nobody waits for yet: five eighths. And what even a small one
