@@ -5,16 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_core::Block;
+#[cfg(test)]
+use weir_core::ClusterMap;
 use weir_worker::{Ahead, Worker};
 
 use crate::cluster::ClusterReader;
-#[cfg(test)]
-use {
-    crate::{cluster::ClusterConfig, metrics::ClientMetrics},
-    prometheus_client::registry::Registry,
-    tokio::sync::watch,
-    weir_origin::OriginMetrics,
-};
 
 /// Blocks that are kept track of. Beyond that all are forgotten, and do not count as read.
 const MAX_BLOCKS: usize = 100_000;
@@ -176,17 +171,8 @@ impl Wishes {
 impl Fetcher {
     /// The owners in a cluster without workers.
     pub(crate) fn to_nobody() -> Self {
-        let mut registry = Registry::default();
-        let cluster = ClusterReader::new(ClusterConfig {
-            node: "node".parse().unwrap(),
-            map: watch::Sender::new(Arc::default()).subscribe(),
-            hurry: Arc::default(),
-            fetch: Arc::default(),
-            metrics: ClientMetrics::register(&mut registry),
-            origin_metrics: OriginMetrics::register(&mut registry),
-        });
         Self::Owners {
-            cluster: Arc::new(cluster),
+            cluster: Arc::new(ClusterReader::of_map(ClusterMap::default())),
             dataset: "set".into(),
         }
     }

@@ -149,15 +149,14 @@ impl ClusterReader {
             ahead: true,
             ..request(map.epoch, dataset, block, &(0..0))
         };
-        let reply = tokio::select! {
-            outcome = self.remote.request(&owner.data_address, &request) => match outcome {
-                Ok((Answer { reply, .. }, _)) => reply,
-                Err(error) => {
-                    tracing::debug!(worker = %owner.id, %error, "a wish was not answered");
-                    return Ahead::Unwanted;
-                }
-            },
-            () = self.left_the_map(owner) => return Ahead::Unwanted,
+        let asked = self.remote.request(&owner.data_address, &request);
+        let reply = match self.unless_it_leaves(owner, asked).await {
+            Some(Ok((Answer { reply, .. }, _))) => reply,
+            Some(Err(error)) => {
+                tracing::debug!(worker = %owner.id, %error, "a wish was not answered");
+                return Ahead::Unwanted;
+            }
+            None => return Ahead::Unwanted,
         };
         self.compare_epoch(&reply);
         // A worker that knows no wishes answers that they make no sense.
@@ -300,18 +299,27 @@ impl ClusterReader {
         worker.node == self.config.node
     }
 
-    /// Waits for a worker's answer for as long as it is in the cluster map.
+    /// Waits for a worker's answer for as long as it is in the cluster map; `None` when it has left.
+    async fn unless_it_leaves<T>(
+        &self,
+        worker: &WorkerInfo,
+        answer: impl Future<Output = T>,
+    ) -> Option<T> {
+        tokio::select! {
+            answer = answer => Some(answer),
+            () = self.left_the_map(worker) => None,
+        }
+    }
+
+    /// As [`Self::unless_it_leaves`]; readers avoid a worker that does not answer for a while.
     async fn while_in_the_map<T>(
         &self,
         worker: &WorkerInfo,
         answer: impl Future<Output = Result<T, ConnectionError>>,
     ) -> Result<T, Refusal> {
-        let outcome = tokio::select! {
-            outcome = answer => outcome,
-            () = self.left_the_map(worker) => {
-                let message = format!("worker {} left the cluster", worker.id);
-                return Err(Refusal::Next("left", message));
-            }
+        let Some(outcome) = self.unless_it_leaves(worker, answer).await else {
+            let message = format!("worker {} left the cluster", worker.id);
+            return Err(Refusal::Next("left", message));
         };
         outcome.map_err(|error| {
             let until = Instant::now() + SUSPECT_FOR;
@@ -416,8 +424,23 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
 }
 
 #[cfg(test)]
+impl ClusterReader {
+    /// A reader on the node `here` of a cluster that stays as it is.
+    pub(crate) fn of_map(map: ClusterMap) -> Self {
+        let mut registry = prometheus_client::registry::Registry::default();
+        Self::new(ClusterConfig {
+            node: "here".parse().unwrap(),
+            map: watch::Sender::new(Arc::new(map)).subscribe(),
+            hurry: Arc::default(),
+            fetch: Arc::default(),
+            metrics: ClientMetrics::register(&mut registry),
+            origin_metrics: OriginMetrics::register(&mut registry),
+        })
+    }
+}
+
+#[cfg(test)]
 mod tests {
-    use prometheus_client::registry::Registry;
     use tokio::net::TcpListener;
     use weir_core::{ObjectRef, OriginId};
     use weir_worker::stream::{Frame, Link};
@@ -466,15 +489,7 @@ mod tests {
             epoch: 1,
             workers: vec![worker],
         };
-        let mut registry = Registry::default();
-        ClusterReader::new(ClusterConfig {
-            node: "here".parse().unwrap(),
-            map: watch::Sender::new(Arc::new(map)).subscribe(),
-            hurry: Arc::default(),
-            fetch: Arc::default(),
-            metrics: ClientMetrics::register(&mut registry),
-            origin_metrics: OriginMetrics::register(&mut registry),
-        })
+        ClusterReader::of_map(map)
     }
 
     /// Reads blocks of these keys together, and tells of each what came of it.

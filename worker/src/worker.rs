@@ -76,6 +76,19 @@ pub struct WorkerConfig {
     pub fetch: FetchPolicy,
 }
 
+impl WorkerConfig {
+    /// Bytes of the fill budget.
+    fn budget(&self) -> u64 {
+        self.fill_budget.max(LEAST_FILL_BUDGET).0
+    }
+
+    /// Those of it that blocks may take which nobody waits for yet.
+    fn ahead_budget(&self) -> u64 {
+        let (part, of) = AHEAD_SHARE;
+        self.budget() / of * part
+    }
+}
+
 /// Default of [`WorkerConfig::fill_budget`]: eight whole blocks, enough to keep a fast origin busy.
 pub const FILL_BUDGET: ByteSize = ByteSize(8 * BLOCK_SIZE);
 /// The least [`WorkerConfig::fill_budget`]; a smaller one is taken for this.
@@ -259,15 +272,13 @@ impl Worker {
         metrics: Arc<WorkerMetrics>,
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Arc<Self>, WorkerError> {
-        let budget = config.fill_budget.max(LEAST_FILL_BUDGET).0;
-        let (part, of) = AHEAD_SHARE;
         let units = |bytes: u64| Arc::new(Semaphore::new((bytes / BUDGET_UNIT) as usize));
         let worker = Arc::new(Self {
             memory: MemoryTier::new(config.memory.0),
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
             fills: Mutex::default(),
-            budget: units(budget),
-            ahead_budget: units(budget / of * part),
+            budget: units(config.budget()),
+            ahead_budget: units(config.ahead_budget()),
             answers: AtomicU32::new(0),
             slow_answers: Mutex::default(),
             origins: Origins::new(config.origins_file.clone()),
@@ -479,9 +490,7 @@ impl Worker {
 
     /// How many whole blocks that nobody waits for are fetched at once.
     pub fn blocks_ahead(&self) -> u32 {
-        let budget = self.config.fill_budget.max(LEAST_FILL_BUDGET).0;
-        let (part, of) = AHEAD_SHARE;
-        u32::try_from(budget / of * part / BLOCK_SIZE).unwrap_or(u32::MAX)
+        u32::try_from(self.config.ahead_budget() / BLOCK_SIZE).unwrap_or(u32::MAX)
     }
 
     /// Fetches a block before anybody reads it, in the background and once there is a place for it among others that

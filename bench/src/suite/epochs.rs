@@ -18,6 +18,8 @@ pub(super) const THREADS: usize = 4;
 /// Name of the references in tables.
 pub(super) const NATIVE: &str = "native";
 pub(super) const RAW: &str = "raw client";
+/// Name of the rows of warm jobs.
+pub(super) const WARM: &str = "`weir warm`, raw client with 16 threads";
 
 /// What is read, and what Weir is to reach.
 pub(super) struct Plan {
@@ -205,26 +207,20 @@ impl Run<'_> {
             system.evict()?;
             let fill = first_epoch(objects, system, threads, seed + threads as u64)?;
             let goal = Goal::new(format!("first epoch, {}", readers(threads)), self.plan.unit);
-            self.note_fill(goal.as_fast(RAW, epoch), system, fill);
+            self.note_fill(&goal.as_fast(RAW, epoch), system, fill);
         }
         if !system.evict()? {
             return Ok(());
         }
         let fill = warm_job(objects, system, seed + 50)?;
-        let goal = Goal::new("`weir warm`, raw client with 16 threads", self.plan.unit);
-        self.note_fill(goal.as_fast(RAW, job), system, fill);
+        let goal = Goal::new(WARM, self.plan.unit);
+        self.note_fill(&goal.as_fast(RAW, job), system, fill);
         Ok(())
     }
 
-    fn note_fill(&mut self, goal: Goal, system: &System, fill: Fill) {
-        let raw = self.value(fill.raw.bytes, fill.raw.seconds);
-        let own = self.value(fill.raw.bytes, fill.own.seconds);
-        let row = self.table.row(&goal);
-        if system.mount().is_some() {
-            row.note(RAW, raw, None);
-        }
-        let cell = row.note(&system.name, own, Some(raw));
-        cell.cost(fill.usage, fill.raw.bytes);
+    fn note_fill(&mut self, goal: &Goal, system: &System, fill: Fill) {
+        let rates = [fill.raw, fill.own].map(|pass| self.value(fill.raw.bytes, pass.seconds));
+        note_fill(&mut self.table, goal, system, fill, rates);
     }
 
     fn goal(&self, threads: usize, buffers: Buffers, cold: bool) -> Goal {
@@ -251,6 +247,22 @@ impl Run<'_> {
             bytes as f64 / seconds / 1e6
         }
     }
+}
+
+/// Notes a fill and the raw client beside it, with their rates in the goal's unit.
+pub(super) fn note_fill(
+    table: &mut Table,
+    goal: &Goal,
+    system: &System,
+    fill: Fill,
+    [raw, own]: [f64; 2],
+) {
+    let row = table.row(goal);
+    if system.mount().is_some() {
+        row.note(RAW, raw, None);
+    }
+    let cell = row.note(&system.name, own, Some(raw));
+    cell.cost(fill.usage, fill.raw.bytes);
 }
 
 /// `4 threads`.

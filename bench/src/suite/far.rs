@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Bench;
-use super::epochs::{RAW, THREADS, readers};
+use super::epochs::{RAW, THREADS, WARM, note_fill, readers};
 use crate::data::Tree;
 use crate::fill::{Fill, Objects, first_epoch, warm_job};
 use crate::readers::compare_files;
@@ -42,23 +42,14 @@ pub(super) fn measure(bench: &Bench, far: &Far<'_>, table: &mut Table) -> anyhow
             for &threads in far.threads {
                 system.evict()?;
                 let fill = first_epoch(first, &system, threads, seed)?;
-                let what = format!("first epoch of {} files", first.files.len());
-                note(
-                    table,
-                    &format!("{what}, {}", readers(threads)),
-                    &system,
-                    fill,
-                );
+                let files = first.files.len();
+                let what = format!("first epoch of {files} files, {}", readers(threads));
+                note(table, &what, &system, fill);
             }
             system.evict()?;
             let files = &far.tree.files;
             let fill = warm_job(Objects { files, ..first }, &system, seed + 1)?;
-            note(
-                table,
-                "`weir warm`, raw client with 16 threads",
-                &system,
-                fill,
-            );
+            note(table, WARM, &system, fill);
         }
         compare_files(&system.dir, &far.tree.root, far.files, 8, THREADS)?;
         system.end()?;
@@ -68,10 +59,7 @@ pub(super) fn measure(bench: &Bench, far: &Far<'_>, table: &mut Table) -> anyhow
 
 fn note(table: &mut Table, what: &str, system: &System, fill: Fill) {
     let name = format!("{what}, answers {LATENCY} ms late (weir-s3-server)");
-    let raw = fill.raw.megabytes_per_second();
-    let own = fill.own.megabytes_per_second();
-    let row = table.row(&Goal::new(name, Unit::MegabytesPerSecond).beside(RAW));
-    row.note(RAW, raw, None);
-    let cell = row.note(&system.name, own, Some(raw));
-    cell.cost(fill.usage, fill.raw.bytes);
+    let goal = Goal::new(name, Unit::MegabytesPerSecond).beside(RAW);
+    let rates = [fill.raw, fill.own].map(|pass| pass.megabytes_per_second());
+    note_fill(table, &goal, system, fill, rates);
 }

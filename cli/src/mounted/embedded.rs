@@ -49,13 +49,7 @@ pub(super) async fn prepare(
     };
     let worker_metrics = WorkerMetrics::register(&mut metrics.registry);
     let master_metrics = MasterMetrics::register(&mut metrics.registry);
-    let worker = open_worker(
-        config,
-        (*memory, *fill_memory),
-        ssd,
-        worker_metrics,
-        metrics,
-    )?;
+    let worker = open_worker(config, *memory, *fill_memory, ssd, worker_metrics, metrics)?;
     worker.origins().add(origin.clone());
     let master_config = MasterConfig {
         dir: config.state_dir.join("master"),
@@ -113,7 +107,8 @@ pub(super) async fn prepare(
 
 fn open_worker(
     config: &MountConfig,
-    (memory, fill_budget): (ByteSize, ByteSize),
+    memory: ByteSize,
+    fill_budget: ByteSize,
     ssd: &[(PathBuf, ByteSize)],
     worker_metrics: Arc<WorkerMetrics>,
     metrics: &Metrics,

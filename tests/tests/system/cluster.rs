@@ -15,7 +15,7 @@ use weir_tests::{
 
 use crate::Case;
 use crate::system::damage::{damage_segments, flip_everywhere};
-use crate::system::reading::check_fetched_ahead;
+use crate::system::reading::read_with_blocks_ahead;
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -171,16 +171,7 @@ fn blocks_of_a_big_file_are_fetched_ahead_by_their_owners() {
     let cluster = Cluster::start(&lab, 2);
     cluster.create_dataset("set");
     let mount = mount(&lab, &cluster, "elsewhere");
-    lab.s3
-        .faults()
-        .set([Rule::new(Fault::Stall(Duration::from_millis(100)))]);
-    assert!(mount.read("file") == expected);
-    assert_eq!(
-        lab.s3.stats().bytes(),
-        expected.len() as u64,
-        "a block was fetched twice"
-    );
-    check_fetched_ahead(&mount);
+    read_with_blocks_ahead(&lab, &mount, &expected, Duration::from_millis(100));
 }
 
 fn parts_of_a_block_on_this_machine_are_read_without_its_worker() {

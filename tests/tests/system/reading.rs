@@ -281,20 +281,24 @@ fn blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader() {
     lab.s3
         .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
     let mount = lab.mount("", &[]);
-    lab.s3
-        .faults()
-        .set([Rule::new(Fault::Stall(Duration::from_millis(50)))]);
+    read_with_blocks_ahead(&lab, &mount, &expected, Duration::from_millis(50));
+}
+
+/// Reads `file`, which nobody has read, from an origin that stalls so long; some of its bytes must be fetched into tiers
+/// ahead of that, and none twice.
+pub(crate) fn read_with_blocks_ahead(
+    lab: &Lab,
+    mount: &Mount<'_>,
+    expected: &[u8],
+    stall: Duration,
+) {
+    lab.s3.faults().set([Rule::new(Fault::Stall(stall))]);
     assert!(mount.read("file") == expected);
     assert_eq!(
         lab.s3.stats().bytes(),
         expected.len() as u64,
         "a block was fetched twice"
     );
-    check_fetched_ahead(&mount);
-}
-
-/// Some bytes were fetched into tiers ahead of their reader, who has read everything.
-pub(crate) fn check_fetched_ahead(mount: &Mount<'_>) {
     let fetched = mount.metric("weir_client_prefetched_bytes_total", "");
     let used = mount.metric("weir_client_prefetch_used_bytes_total", "");
     assert!(
