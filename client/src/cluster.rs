@@ -386,14 +386,15 @@ impl ClusterReader {
         let unknown = || OriginError::unknown(block.origin);
         let spec: OriginSpec = serde_json::from_str(spec).map_err(|_| unknown())?;
         self.origins.add(spec);
-        let origin = self.origins.get(block.origin).await.ok_or_else(unknown)??;
+        let open = self.origins.get(block.origin).await.ok_or_else(unknown)??;
         let start = block.range().start;
         let wanted = start + u64::from(range.start)..start + u64::from(range.end);
         let mut stream = std::pin::pin!(weir_origin::fetch(
-            origin,
+            open.origin,
             block.object.clone(),
             wanted,
             self.config.fetch.clone(),
+            open.pace,
             self.config.origin_metrics.clone(),
         ));
         let mut bytes = Vec::new();

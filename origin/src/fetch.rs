@@ -18,6 +18,7 @@ use weir_core::ObjectRef;
 use crate::error::OriginError;
 use crate::metrics::OriginMetrics;
 use crate::origin::Origin;
+use crate::pace::Pace;
 use crate::policy::{Backoff, FetchPolicy};
 
 mod check;
@@ -42,6 +43,7 @@ pub fn fetch(
     object: ObjectRef,
     range: Range<u64>,
     policy: Arc<FetchPolicy>,
+    pace: Arc<Pace>,
     metrics: Arc<OriginMetrics>,
 ) -> impl Stream<Item = Result<Bytes, OriginError>> + Send {
     let read = Read {
@@ -59,6 +61,7 @@ pub fn fetch(
         object,
         range,
         policy,
+        pace,
         metrics,
     };
     stream::unfold(Some(read), |read| async {
@@ -82,6 +85,7 @@ struct Read {
     target: Arc<str>,
     range: Range<u64>,
     policy: Arc<FetchPolicy>,
+    pace: Arc<Pace>,
     metrics: Arc<OriginMetrics>,
     /// The first byte that has not arrived.
     position: u64,
@@ -183,8 +187,9 @@ impl Read {
     fn request(&mut self, is_hedge: bool) {
         let missing = self.position..self.range.end;
         let (origin, object) = (self.origin.clone(), self.object.clone());
+        let asked = self.pace.ask();
         self.race
-            .request(origin, object, missing, is_hedge, &self.metrics);
+            .request(origin, object, missing, is_hedge, asked, &self.metrics);
     }
 
     /// Takes in delivered bytes: to be yielded at once, or to be held until their digest is verified.
@@ -246,6 +251,9 @@ impl Read {
         self.clock.failed();
         self.failures += 1;
         self.metrics.retried(error);
+        if matches!(error, OriginError::Throttled { .. }) {
+            self.pace.throttled();
+        }
         if self.failures >= self.policy.max_attempts {
             return Err(self.give_up(error.clone()));
         }

@@ -13,15 +13,24 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use weir_core::OriginId;
-use weir_origin::{Origin, OriginError, OriginSpec};
+use weir_origin::{Origin, OriginError, OriginSpec, Pace};
 
 /// Longest wait for the master to name an origin that a block request names, and how long it stays unknown after.
 const LEARN_DEADLINE: Duration = Duration::from_secs(3);
 
+/// An origin that is open.
+#[derive(Clone, Debug)]
+pub struct OpenOrigin {
+    /// What it is read through.
+    pub origin: Arc<dyn Origin>,
+    /// What its reads know of each other.
+    pub pace: Arc<Pace>,
+}
+
 /// Known origins, opened at first use.
 #[derive(Debug)]
 pub struct Origins {
-    table: RwLock<HashMap<OriginId, (OriginSpec, Option<Arc<dyn Origin>>)>>,
+    table: RwLock<HashMap<OriginId, (OriginSpec, Option<OpenOrigin>)>>,
     file: Option<PathBuf>,
     /// Somebody waits for an origin that is not in the table: the master should be asked now.
     wanted: Notify,
@@ -78,7 +87,7 @@ impl Origins {
     pub(crate) async fn get_or_learn(
         &self,
         id: OriginId,
-    ) -> Option<Result<Arc<dyn Origin>, OriginError>> {
+    ) -> Option<Result<OpenOrigin, OriginError>> {
         let until = Instant::now() + LEARN_DEADLINE;
         loop {
             let mut learned = std::pin::pin!(self.learned.notified());
@@ -127,11 +136,28 @@ impl Origins {
 
     /// Closes connections that no read has used for a while.
     pub(crate) fn close_idle(&self) {
-        for (_, origin) in self.table.read().values() {
-            if let Some(origin) = origin {
-                origin.close_idle();
-            }
+        for open in self
+            .table
+            .read()
+            .values()
+            .filter_map(|(_, open)| open.as_ref())
+        {
+            open.origin.close_idle();
         }
+    }
+
+    /// Whether more requests to this origin at once would bring more.
+    pub(crate) fn wants_more(&self, id: OriginId) -> bool {
+        let table = self.table.read();
+        let open = table.get(&id).and_then(|(_, open)| open.as_ref());
+        open.is_some_and(|open| open.pace.wants_more())
+    }
+
+    /// Whether there is an origin of which [`Self::wants_more`] is true.
+    pub(crate) fn any_wants_more(&self) -> bool {
+        let table = self.table.read();
+        let mut open = table.values().filter_map(|(_, open)| open.as_ref());
+        open.any(|open| open.pace.wants_more())
     }
 
     /// Adds one origin, or replaces the options of a known one.
@@ -147,16 +173,19 @@ impl Origins {
     }
 
     /// The origin with this id; `None` when it is not in the table.
-    pub async fn get(&self, id: OriginId) -> Option<Result<Arc<dyn Origin>, OriginError>> {
+    pub async fn get(&self, id: OriginId) -> Option<Result<OpenOrigin, OriginError>> {
         let spec = match self.table.read().get(&id)? {
-            (_, Some(origin)) => return Some(Ok(origin.clone())),
+            (_, Some(open)) => return Some(Ok(open.clone())),
             (spec, None) => spec.clone(),
         };
         let opening = self
             .home
             .spawn(async move { weir_origin::open(&spec).await });
         let opened = match opening.await {
-            Ok(Ok(origin)) => origin,
+            Ok(Ok(origin)) => OpenOrigin {
+                origin,
+                pace: Arc::default(),
+            },
             Ok(Err(error)) => return Some(Err(error)),
             Err(_) => return Some(Err(OriginError::interrupted("the origin"))), // shutting down
         };

@@ -128,7 +128,7 @@ impl Job {
             let blocks = self.manifest.blocks(index);
             let shared = blocks.filter(|block| (number + block.index as usize) % THREADS == thread);
             for block in shared.filter(|block| owned(&block.key())) {
-                let most = if self.worker.finds_slow(block.origin) {
+                let most = if self.worker.origins().wants_more(block.origin) {
                     FILLS_FROM_AFAR
                 } else {
                     FILLS

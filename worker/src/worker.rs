@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_core::{BLOCK_SIZE, Block, BlockKey, ByteSize, NodeName, OriginId, WorkerId};
+use weir_core::{BLOCK_SIZE, Block, BlockKey, ByteSize, NodeName, WorkerId};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics};
 
 use crate::fill::Fill;
@@ -36,11 +36,6 @@ const FREE_SHARE: u64 = 8;
 const BUDGET_UNIT: u64 = 4096;
 /// What even a small block counts against it: the pieces that came from the network lie in buffers of this size.
 const LEAST_TAKEN: u64 = 128 << 10;
-/// An answer is slow that took so long to its first bytes, and so much more for each other that is under way: a service
-/// that is near, but busy, takes longer for many at once. Of more than a few it cannot be told apart from one that is far.
-const SLOW: Duration = Duration::from_millis(8);
-const SLOW_FOR_EACH: Duration = Duration::from_micros(250);
-const MOST_TELLING: u32 = 4;
 /// How long a block that nobody waits for may wait for its place.
 const PLACE_DEADLINE: Duration = Duration::from_secs(10);
 /// The part of the budget that blocks may take which nobody waits for yet: five eighths. And what even a small one
@@ -199,41 +194,6 @@ impl Drop for StartedFill {
     }
 }
 
-/// An answer of an origin that is under way. Dropped before it has come, it tells that there is no point in asking for
-/// more than somebody waits for.
-struct OneAnswer<'a> {
-    worker: &'a Worker,
-    origin: OriginId,
-    asked: Instant,
-    others: u32,
-    slow: bool,
-}
-
-impl<'a> OneAnswer<'a> {
-    fn new(worker: &'a Worker, origin: OriginId) -> Self {
-        Self {
-            worker,
-            origin,
-            asked: Instant::now(),
-            others: worker.answers.fetch_add(1, Ordering::Relaxed),
-            slow: false,
-        }
-    }
-
-    fn has_come(mut self) {
-        self.slow = self.asked.elapsed() >= SLOW + SLOW_FOR_EACH * self.others;
-    }
-}
-
-impl Drop for OneAnswer<'_> {
-    fn drop(&mut self) {
-        self.worker.answers.fetch_sub(1, Ordering::Relaxed);
-        if self.others < MOST_TELLING {
-            self.worker.note_answer(self.origin, self.slow);
-        }
-    }
-}
-
 /// A cache of blocks. Shared by reference.
 pub struct Worker {
     config: WorkerConfig,
@@ -243,10 +203,6 @@ pub struct Worker {
     budget: Arc<Semaphore>,
     /// What blocks may take of the budget that nobody waits for yet.
     ahead_budget: Arc<Semaphore>,
-    /// Answers of origins that are under way.
-    answers: AtomicU32,
-    /// Of each origin's last eight answers, in a bit each, whether they were slow.
-    slow_answers: Mutex<HashMap<OriginId, u8>>,
     origins: Origins,
     policy: Arc<FetchPolicy>,
     metrics: Arc<WorkerMetrics>,
@@ -279,8 +235,6 @@ impl Worker {
             fills: Mutex::default(),
             budget: units(config.budget()),
             ahead_budget: units(config.ahead_budget()),
-            answers: AtomicU32::new(0),
-            slow_answers: Mutex::default(),
             origins: Origins::new(config.origins_file.clone()),
             policy: Arc::new(config.fetch.clone()),
             metrics,
@@ -320,24 +274,7 @@ impl Worker {
     /// Whether blocks may be worth fetching before anybody reads them: an eighth of the tier that keeps blocks is free,
     /// and an origin is slow. From one that is as near as the disk a block is as soon to be had.
     pub fn wants_ahead(&self) -> bool {
-        let any_slow = self
-            .slow_answers
-            .lock()
-            .values()
-            .any(|slow| *slow == u8::MAX);
-        any_slow && self.has_room()
-    }
-
-    /// Whether an origin is so far away that more requests at once bring more.
-    pub(crate) fn finds_slow(&self, origin: OriginId) -> bool {
-        self.slow_answers.lock().get(&origin) == Some(&u8::MAX)
-    }
-
-    /// Notes how slow an answer of an origin was.
-    fn note_answer(&self, origin: OriginId, is_slow: bool) {
-        let mut slow = self.slow_answers.lock();
-        let last = slow.entry(origin).or_default();
-        *last = *last << 1 | u8::from(is_slow);
+        self.origins.any_wants_more() && self.has_room()
     }
 
     fn has_room(&self) -> bool {
@@ -500,7 +437,7 @@ impl Worker {
         let refusal = || {
             if self.holds(&key) || self.fills.lock().contains_key(&key) {
                 Some(Ahead::Needless)
-            } else if self.finds_slow(block.origin) && self.has_room() {
+            } else if self.origins.wants_more(block.origin) && self.has_room() {
                 None
             } else {
                 Some(Ahead::Unwanted)
@@ -646,26 +583,23 @@ impl Worker {
             fill.push(data);
             return Ok(None);
         }
-        let origin = match self.origins.get_or_learn(block.origin).await {
+        let open = match self.origins.get_or_learn(block.origin).await {
             None => return Err(OriginError::unknown(block.origin)),
             Some(opened) => opened?,
         };
         let interrupted = || OriginError::interrupted(&block.object.key);
         let permit = self.budget.clone().acquire_many_owned(units).await;
         let permit = permit.map_err(|_| interrupted())?;
-        let mut answer = Some(OneAnswer::new(self, block.origin));
         let chunks = weir_origin::fetch(
-            origin,
+            open.origin,
             block.object.clone(),
             block.range(),
             self.policy.clone(),
+            open.pace,
             self.origin_metrics.clone(),
         );
         let counted = chunks.inspect_ok(|chunk| {
             self.metrics.fill_bytes.inc_by(chunk.len() as u64);
-            if let Some(answer) = answer.take() {
-                answer.has_come();
-            }
         });
         fill.take(counted).await?;
         Ok(Some(permit))

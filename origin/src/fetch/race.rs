@@ -16,6 +16,7 @@ use crate::digest::Digest;
 use crate::error::OriginError;
 use crate::metrics::{Operation, OriginMetrics};
 use crate::origin::Origin;
+use crate::pace::Asked;
 
 /// Bytes that arrived, never none.
 pub(super) struct Delivery {
@@ -98,6 +99,7 @@ impl Race {
         object: ObjectRef,
         wanted: Range<u64>,
         is_hedge: bool,
+        asked: Asked,
         metrics: &OriginMetrics,
     ) {
         let timer = metrics.request(origin.kind(), Operation::Get);
@@ -120,7 +122,9 @@ impl Race {
                 range,
                 stream: answer.body,
             };
-            body.deliver(answer.digest).await
+            let delivery = body.deliver(answer.digest).await?;
+            asked.answered();
+            Ok(delivery)
         };
         self.runners
             .push(run.map(move |outcome| (is_hedge, outcome)).boxed());

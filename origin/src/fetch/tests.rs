@@ -41,6 +41,15 @@ async fn read(fake: &Arc<Fake>, range: Range<u64>) -> Outcome {
 }
 
 async fn read_with(fake: &Arc<Fake>, range: Range<u64>, policy: FetchPolicy) -> Outcome {
+    read_at_pace(fake, range, policy, &Arc::default()).await
+}
+
+async fn read_at_pace(
+    fake: &Arc<Fake>,
+    range: Range<u64>,
+    policy: FetchPolicy,
+    pace: &Arc<Pace>,
+) -> Outcome {
     let mut registry = Registry::default();
     let metrics = OriginMetrics::register(&mut registry);
     let started = Instant::now();
@@ -49,6 +58,7 @@ async fn read_with(fake: &Arc<Fake>, range: Range<u64>, policy: FetchPolicy) -> 
         fake.object(),
         range,
         Arc::new(policy),
+        pace.clone(),
         metrics,
     );
     let mut stream = std::pin::pin!(stream);
@@ -409,4 +419,33 @@ async fn each_part_is_verified_by_its_own_digest() {
         fake.requests(),
         [0..end, 100_000..end, 100_000..end, 200_000..end]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_origin_that_is_far_gets_no_more_for_a_while_once_it_asks_for_fewer_requests() {
+    let late = Answer {
+        head_delay: seconds(0.03),
+        ..Answer::default()
+    };
+    let throttled = OriginError::Throttled {
+        target: "fake://f/key".into(),
+        detail: "503 SlowDown".to_owned(),
+    };
+    let pace = Arc::default();
+    let read = async |answer: Answer| {
+        let fake = Arc::new(Fake::new(MIB, [answer], late.clone()));
+        let outcome = read_at_pace(&fake, 0..MIB, FetchPolicy::default(), &pace).await;
+        assert_eq!(outcome.result.unwrap(), slice(&fake, 0..MIB));
+    };
+    for _ in 0..8 {
+        assert!(!pace.wants_more(), "not known yet");
+        read(late.clone()).await;
+    }
+    assert!(pace.wants_more());
+    read(error(unavailable())).await;
+    assert!(pace.wants_more(), "another error");
+    read(error(throttled)).await;
+    assert!(!pace.wants_more());
+    sleep(seconds(2.0)).await;
+    assert!(pace.wants_more());
 }

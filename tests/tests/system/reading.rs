@@ -277,7 +277,7 @@ fn a_mount_can_be_unmounted_while_it_reads_ahead() {
 
 fn blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader() {
     let lab = Lab::new();
-    let expected = content(1, 80 << 20);
+    let expected = content(1, 160 << 20);
     lab.s3
         .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
     let mount = lab.mount("", &[]);
