@@ -19,9 +19,9 @@ pub const DEFAULT_IDLE_AFTER: Duration = Duration::from_hours(1);
 /// kept for compaction is little of it.
 const LEAST_SEGMENTS: u64 = 96;
 
-/// Holds two of the longest blocks with their headers and the table. A segment size asked for below this is
+/// Holds one of the longest blocks with its header and the table. A segment size asked for below this is
 /// taken as it is, and blocks that do not fit are refused.
-const LEAST_FOR_FULL_BLOCKS: u64 = page_ceil(2 * record_len(MAX_BLOCK_LEN)) + 16 * PAGE;
+const LEAST_FOR_FULL_BLOCKS: u64 = page_ceil(record_len(MAX_BLOCK_LEN)) + 16 * PAGE;
 
 /// No segment is smaller, in bytes.
 const SMALLEST_SEGMENT: u64 = 16 * PAGE;
@@ -82,11 +82,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_is_a_96th_of_a_small_capacity_and_still_holds_two_full_blocks() {
+    fn a_segment_is_a_96th_of_a_small_capacity_and_still_holds_a_full_block() {
         let size = |capacity| SegmentConfig::new("d", capacity).segment_bytes();
         assert_eq!(size(1 << 40).unwrap(), DEFAULT_SEGMENT_SIZE);
         assert_eq!(size(96 << 24).unwrap(), 1 << 24);
-        assert!(size(64 << 20).unwrap() >= 2 * u64::from(MAX_BLOCK_LEN));
+        assert!(size(64 << 20).unwrap() > u64::from(MAX_BLOCK_LEN));
         assert!(matches!(size(16 << 20), Err(SegmentError::Capacity { .. })));
     }
 }
