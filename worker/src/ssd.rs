@@ -196,15 +196,20 @@ impl SsdTier {
         }
     }
 
-    /// Queues a block; waits while the queue is full. Gives the write back when there is no device.
+    /// Queues a block; waits while the queue is full. Gives the write back when there is no device. A device that has
+    /// no room refuses the block at once, so that what is read past a full cache does not wait for its turn.
     pub(crate) async fn write(&self, write: Write) -> Result<(), Write> {
-        let queue = self
-            .device(&write.key)
-            .and_then(|device| device.queue.lock().clone());
-        match queue {
-            None => Err(write),
-            Some(queue) => queue.send(write).await.map_err(|refused| refused.0),
+        let Some(device) = self.device(&write.key) else {
+            return Err(write);
+        };
+        if device.store.is_full() {
+            (write.done)(Ok(device.store.refuse()));
+            return Ok(());
         }
+        let Some(queue) = device.queue.lock().clone() else {
+            return Err(write);
+        };
+        queue.send(write).await.map_err(|refused| refused.0)
     }
 
     /// Drops blocks and gives the bytes that they had.

@@ -22,8 +22,9 @@ use super::store::SegmentStore;
 /// Most bytes of one write, and so of the batch buffer. Two full blocks nearly fit, so each is written by itself.
 pub(super) const WRITE_MAX: u64 = 8 << 20;
 
-/// After the device was full, how long blocks are refused before the next attempt.
-const FULL_FOR: Duration = Duration::from_secs(30);
+/// How long blocks are refused before the next attempt, after the device was full, and after no room was found.
+const DEVICE_FULL_FOR: Duration = Duration::from_secs(30);
+const FULL_FOR: Duration = Duration::from_millis(100);
 
 /// The writer's state, behind the store's one lock for writing and for deleting files.
 #[derive(Debug)]
@@ -32,8 +33,6 @@ pub(super) struct Appender {
     /// Never used before in this directory.
     pub(super) next_id: u64,
     batch: AlignedBuf,
-    /// The clock's time before which blocks are refused because the device was full.
-    pub(super) refuse_until: Duration,
 }
 
 /// The segment being written.
@@ -78,7 +77,6 @@ impl Appender {
             active: None,
             next_id,
             batch: AlignedBuf::zeroed(WRITE_MAX as usize),
-            refuse_until: Duration::ZERO,
         }
     }
 }
@@ -130,6 +128,9 @@ impl SegmentStore {
         let bytes = page_ceil(lens().map(record_len).sum());
         let entries: u64 = lens().map(footer::entry_len).sum();
         if !self.make_room(app, bytes, entries, room) {
+            if room == Room::ForBlocks && batch.len() == 1 {
+                self.be_full(FULL_FOR);
+            }
             return Ok(None);
         }
         if app.active.is_none() {
@@ -162,7 +163,7 @@ impl SegmentStore {
             // What was written of it must not look like records after the next batch.
             let cut = self.disk.truncate(&active.writer, active.end);
             let error = SegmentError::cannot("write", &active.segment.path)(e);
-            self.write_failed(app, &error);
+            self.write_failed(&error);
             if cut.is_err() || !error.is_disk_full() {
                 self.retire_active(app);
             }
@@ -222,7 +223,7 @@ impl SegmentStore {
         });
         let (writer, reader, metadata) = opened.map_err(|e| {
             let error = SegmentError::cannot("create", &path)(e);
-            self.write_failed(app, &error);
+            self.write_failed(&error);
             // Best effort: an empty file is deleted by the next recovery.
             let _ = self.disk.remove(&path);
             error
@@ -244,13 +245,13 @@ impl SegmentStore {
         Ok(())
     }
 
-    fn write_failed(&self, app: &mut Appender, error: &SegmentError) {
+    fn write_failed(&self, error: &SegmentError) {
         count(&self.counters.failed_writes, 1);
         if let SegmentError::Io { source, .. } = error
             && is_disk_full(source)
         {
             tracing::warn!(%error, "the cache's device is full; blocks are refused for a while");
-            app.refuse_until = self.now() + FULL_FOR;
+            self.be_full(DEVICE_FULL_FOR);
         }
     }
 

@@ -77,6 +77,8 @@ pub struct SegmentStore {
     /// Held for writing and for deleting files; taken before any other lock.
     pub(super) appender: Mutex<Appender>,
     used: AtomicU64,
+    /// Until when blocks are refused, in milliseconds of the clock.
+    full_until: AtomicU64,
     pub(super) counters: Counters,
     said_buffered: AtomicBool,
     /// `None` once the directory belongs to another process.
@@ -126,6 +128,7 @@ impl SegmentStore {
             segments: Mutex::default(),
             appender: Mutex::new(Appender::new(found.next_id)),
             used: AtomicU64::new(0),
+            full_until: AtomicU64::new(0),
             counters: Counters::default(),
             said_buffered: AtomicBool::new(false),
             lock: Mutex::new(Some(lock)),
@@ -199,6 +202,14 @@ impl SegmentStore {
             self.check_len(key, data.total() as u64)?;
         }
         let mut admissions = vec![Admission::AlreadyStored; batch.len()];
+        if self.is_full() {
+            for (admission, (key, _)) in admissions.iter_mut().zip(batch) {
+                if !self.index.contains(key) {
+                    *admission = self.refuse();
+                }
+            }
+            return Ok(admissions);
+        }
         let mut places: HashMap<BlockKey, usize> = HashMap::with_capacity(batch.len());
         // Checksums are computed before the lock is taken, so that writers compute theirs side by side.
         let mut staged = Vec::new();
@@ -226,9 +237,10 @@ impl SegmentStore {
         let mut app = self.appender.lock();
         // Another writer may have been first.
         staged.retain(|s| !self.index.contains(&s.key));
-        let refused = disowned || self.now() < app.refuse_until;
-        for group in batches(&staged, self.batch_bytes) {
-            let written = if refused {
+        let mut groups: Vec<_> = batches(&staged, self.batch_bytes).collect();
+        groups.reverse();
+        while let Some(group) = groups.pop() {
+            let written = if disowned || self.is_full() {
                 None
             } else {
                 self.append(&mut app, group, Room::ForBlocks)?
@@ -239,15 +251,37 @@ impl SegmentStore {
                     self.index.insert(record.key, Slot::new(&segment, record));
                 }
                 Admission::Stored
+            } else if group.len() > 1 {
+                let (first, second) = group.split_at(group.len() / 2);
+                groups.extend([second, first]);
+                continue; // there may be room for some of them
             } else {
-                count(&self.counters.refused_blocks, group.len() as u64);
-                Admission::Full
+                self.refuse()
             };
             for place in group.iter().filter_map(|s| places.get(&s.key)) {
                 admissions[*place] = outcome;
             }
         }
         Ok(admissions)
+    }
+
+    /// Whether blocks are refused for now: the device was full, or a search for room in vain, and nothing was given
+    /// back since. Searching again for each block would cost a full store, whose every miss brings one, a look at all
+    /// its segments.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full_until.load(Relaxed) > self.now().as_millis() as u64
+    }
+
+    /// Counts a block that is refused.
+    pub(crate) fn refuse(&self) -> Admission {
+        count(&self.counters.refused_blocks, 1);
+        Admission::Full
+    }
+
+    /// Has blocks refused for so long, unless something is given back before.
+    pub(super) fn be_full(&self, time: Duration) {
+        let until = self.now() + time;
+        self.full_until.store(until.as_millis() as u64, Relaxed);
     }
 
     fn check_len(&self, key: &BlockKey, len: u64) -> Result<(), SegmentError> {
@@ -373,6 +407,9 @@ impl SegmentStore {
 
     /// Buries records that the index no longer refers to, segment by segment.
     fn bury_all(&self, app: &mut Appender, slots: Vec<Slot>) {
+        if !slots.is_empty() {
+            self.full_until.store(0, Relaxed);
+        }
         let mut dead: HashMap<u64, (Arc<Segment>, Vec<u32>)> = HashMap::new();
         for slot in slots {
             dead.entry(slot.segment.id)
@@ -440,6 +477,9 @@ impl SegmentStore {
         let before = segment.charged.swap(bytes, Relaxed);
         self.used.fetch_add(bytes, Relaxed);
         self.used.fetch_sub(before, Relaxed);
+        if bytes < before {
+            self.full_until.store(0, Relaxed);
+        }
     }
 
     /// Says once if the file system refuses direct I/O.

@@ -570,6 +570,43 @@ fn nothing_is_evicted_while_all_is_in_use() {
 }
 
 #[test]
+fn of_a_batch_that_does_not_fit_as_much_is_stored_as_does() {
+    let bed = Bed::new();
+    let store = bed.open();
+    let count = fill_up(&store, 100_000);
+    bed.pass(Duration::from_secs(1)); // until then it is full
+    let blocks: Vec<_> = (count..count + 12)
+        .map(|i| (key(i), data(i, 10_000)))
+        .collect();
+    let admissions = store.put_many(&blocks).unwrap();
+    let stored = admissions.iter().filter(|a| **a == Admission::Stored);
+    let stored = stored.count();
+    assert!((1..12).contains(&stored), "{stored}");
+    for (admission, i) in admissions.iter().zip(count..) {
+        assert_eq!(holds(&store, i, 10_000), *admission == Admission::Stored);
+    }
+}
+
+#[test]
+fn a_full_store_takes_blocks_again_as_soon_as_others_are_removed() {
+    let bed = Bed::new();
+    let store = bed.open();
+    let count = fill_up(&store, 100_000);
+    assert!(store.is_full());
+    assert_eq!(
+        store.put(key(0), &data(0, 10)).unwrap(),
+        Admission::AlreadyStored
+    );
+    assert_eq!(
+        store.put(key(count), &data(count, 10)).unwrap(),
+        Admission::Full
+    );
+    let keys: Vec<_> = (0..20).map(key).collect();
+    assert_eq!(store.remove(&keys), 20 * 100_000);
+    store_blocks(&store, count..count + 10, 100_000);
+}
+
+#[test]
 fn the_segment_idle_longest_makes_room() {
     let bed = Bed::new();
     let store = bed.open();
