@@ -4,6 +4,7 @@
 //! serves it to clients in the same process, on the same machine or over the network. It must not know about
 //! files, paths or the kernel: those are the client's and the mount's.
 
+mod config;
 mod ssd;
 
 pub mod fill;
@@ -20,8 +21,6 @@ pub mod stream;
 pub mod warm;
 mod worker;
 
+pub use config::{FILL_BUDGET, LEAST_FILL_BUDGET, SsdConfig, WorkerConfig};
 pub use metrics::{DatasetReads, WorkerMetrics};
-pub use worker::{
-    Ahead, Cached, Drive, FILL_BUDGET, LEAST_FILL_BUDGET, ReadError, Source, SsdConfig, Worker,
-    WorkerConfig, WorkerError,
-};
+pub use worker::{Ahead, Cached, Drive, ReadError, Source, Worker, WorkerError};

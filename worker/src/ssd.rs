@@ -16,11 +16,11 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use weir_core::BlockKey;
 
+use crate::config::SsdConfig;
 use crate::segment::{
     Admission, Background, BlockData, BlockLocation, Pieces, SegmentConfig, SegmentError,
     SegmentStats, SegmentStore,
 };
-use crate::worker::SsdConfig;
 
 /// Blocks that wait for one device; the byte budget of the fills is the tighter limit for all but tiny blocks.
 const QUEUE_BLOCKS: usize = 4096;

@@ -1,0 +1,54 @@
+//! What a worker is made of.
+
+use std::path::PathBuf;
+
+use weir_core::{BLOCK_SIZE, ByteSize, NodeName, WorkerId};
+use weir_origin::FetchPolicy;
+
+/// Default of [`WorkerConfig::fill_budget`]: eight whole blocks, enough to keep a fast origin busy.
+pub const FILL_BUDGET: ByteSize = ByteSize(8 * BLOCK_SIZE);
+/// The least [`WorkerConfig::fill_budget`]; a smaller one is taken for this.
+pub const LEAST_FILL_BUDGET: ByteSize = ByteSize(2 * BLOCK_SIZE);
+/// The part of the budget that blocks may take which nobody waits for yet: five eighths.
+const AHEAD_SHARE: (u64, u64) = (5, 8);
+
+/// One SSD directory and the most bytes that it takes.
+#[derive(Clone, Debug)]
+pub struct SsdConfig {
+    /// Directory for segment files; made if it is missing.
+    pub dir: PathBuf,
+    /// Most bytes of files in it.
+    pub capacity: ByteSize,
+}
+
+/// What a worker is made of.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// The worker's name.
+    pub id: WorkerId,
+    /// The machine that it runs on.
+    pub node: NodeName,
+    /// Bytes of the memory tier; 0 turns it off.
+    pub memory: ByteSize,
+    /// The SSD tier's devices.
+    pub ssd: Vec<SsdConfig>,
+    /// Most bytes of blocks on their way from an origin or to a device.
+    pub fill_budget: ByteSize,
+    /// Where the list of origins is kept over a restart.
+    pub origins_file: Option<PathBuf>,
+    /// How origins are read.
+    pub fetch: FetchPolicy,
+}
+
+impl WorkerConfig {
+    /// Bytes of the fill budget.
+    pub(crate) fn budget(&self) -> u64 {
+        self.fill_budget.max(LEAST_FILL_BUDGET).0
+    }
+
+    /// Those of it that blocks may take which nobody waits for yet.
+    pub(crate) fn ahead_budget(&self) -> u64 {
+        let (part, of) = AHEAD_SHARE;
+        self.budget() / of * part
+    }
+}

@@ -1,0 +1,289 @@
+//! Fills: begun by a read that misses, by a warm job or for readers to come, fetched within the budget, and offered to the
+//! tiers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures::TryStreamExt;
+use futures::future::{BoxFuture, FutureExt};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+use weir_core::{BLOCK_SIZE, Block, BlockKey};
+use weir_origin::OriginError;
+
+use super::{ReadError, Worker};
+use crate::fill::Fill;
+use crate::metrics::ResultLabel;
+use crate::segment::{Admission, Pieces};
+use crate::ssd::Write;
+
+/// The fills' byte budget is counted in pieces of this size, so that it fits a semaphore's 32 bits.
+pub(super) const BUDGET_UNIT: u64 = 4096;
+/// What even a small block counts against it: the pieces that came from the network lie in buffers of this size.
+const LEAST_TAKEN: u64 = 128 << 10;
+/// What even a small one of those counts that nobody waits for: with many requests under way it is connections that take
+/// memory.
+const LEAST_AHEAD: u64 = 256 << 10;
+/// How long a block that nobody waits for may wait for its place.
+const PLACE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a block counts against a budget in which it counts so many bytes at least.
+fn units_of(block: &Block, least: u64) -> u32 {
+    u64::from(block.len()).max(least).div_ceil(BUDGET_UNIT) as u32
+}
+
+/// What became of a wish to have a block before anybody reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ahead {
+    /// It is being fetched for this.
+    Begun,
+    /// It is here, or on its way.
+    Needless,
+    /// There is no room for guesses, the origin answers as soon as the disk, or whoever would fetch it cannot be asked.
+    Unwanted,
+}
+
+/// The work of a fill: resolves when its block is complete and was given to the tiers, or when it has failed.
+pub type Drive = BoxFuture<'static, ()>;
+
+/// A fill that is listed among those under way. Dropped before its end, which happens when a runtime shuts down, it
+/// fails, so that nobody waits for it for ever.
+struct StartedFill {
+    worker: Arc<Worker>,
+    object: Arc<str>,
+    key: BlockKey,
+    fill: Arc<Fill>,
+    ended: bool,
+}
+
+impl StartedFill {
+    fn fail(&mut self, error: OriginError) {
+        self.ended = true;
+        self.fill.fail(error);
+        self.worker.finish_fill(&self.key);
+    }
+}
+
+impl Drop for StartedFill {
+    fn drop(&mut self) {
+        if !self.ended {
+            let interrupted = OriginError::interrupted(&self.object);
+            self.fail(interrupted);
+        }
+    }
+}
+
+impl Worker {
+    /// Makes sure that a block is held; gives whether it was fetched for this. A fill that this starts is driven by
+    /// the caller, as with [`Self::read_driving`]: to be polled to the end.
+    pub async fn warm(self: &Arc<Self>, block: &Block) -> Result<bool, ReadError> {
+        let key = block.key();
+        if self.holds(&key) {
+            return Ok(false);
+        }
+        let (fill, drive) = self.start_fill(block, key)?;
+        let is_new = drive.is_some();
+        if let Some(drive) = drive {
+            drive.await;
+        }
+        fill.finished().await?;
+        Ok(is_new)
+    }
+
+    /// How many whole blocks that nobody waits for are fetched at once.
+    pub fn blocks_ahead(&self) -> u32 {
+        u32::try_from(self.config.ahead_budget() / BLOCK_SIZE).unwrap_or(u32::MAX)
+    }
+
+    /// Fetches a block before anybody reads it, in the background and once there is a place for it among others that
+    /// nobody waits for.
+    pub async fn fill_ahead(self: &Arc<Self>, block: &Block) -> Ahead {
+        let key = block.key();
+        let refusal = || {
+            if self.holds(&key) || self.fills.lock().contains_key(&key) {
+                Some(Ahead::Needless)
+            } else if self.origins.wants_more(block.origin) && self.has_room() {
+                None
+            } else {
+                Some(Ahead::Unwanted)
+            }
+        };
+        if let Some(refusal) = refusal() {
+            return refusal;
+        }
+        let units = units_of(block, LEAST_AHEAD);
+        let place = self.ahead_budget.clone().acquire_many_owned(units);
+        let Ok(place) = timeout(PLACE_DEADLINE, place).await else {
+            return Ahead::Unwanted;
+        };
+        if let Some(refusal) = refusal() {
+            return refusal;
+        }
+        match self.start_fill(block, key) {
+            Ok((_, Some(drive))) => {
+                tokio::spawn(async move {
+                    drive.await;
+                    drop(place);
+                });
+                Ahead::Begun
+            }
+            Ok((_, None)) => Ahead::Needless,
+            Err(_) => Ahead::Unwanted,
+        }
+    }
+
+    /// Finds the block's fill or starts one, as a task of its own.
+    pub(super) fn spawn_fill(
+        self: &Arc<Self>,
+        block: &Block,
+        key: BlockKey,
+    ) -> Result<Arc<Fill>, ReadError> {
+        let (fill, drive) = self.start_fill(block, key)?;
+        if let Some(drive) = drive {
+            tokio::spawn(drive);
+        }
+        Ok(fill)
+    }
+
+    /// Finds the block's fill or starts one. A new fill comes with the future that does its work.
+    pub(super) fn start_fill(
+        self: &Arc<Self>,
+        block: &Block,
+        key: BlockKey,
+    ) -> Result<(Arc<Fill>, Option<Drive>), ReadError> {
+        if self.stop.is_cancelled() {
+            return Err(ReadError::ShuttingDown);
+        }
+        let fill = Fill::new(block.len());
+        {
+            let mut fills = self.fills.lock();
+            if let Some(running) = fills.get(&key) {
+                return Ok((running.clone(), None));
+            }
+            fills.insert(key, fill.clone());
+        }
+        self.metrics.fills_in_flight.inc();
+        let started = StartedFill {
+            worker: self.clone(),
+            object: block.object.key.clone(),
+            key,
+            fill: fill.clone(),
+            ended: false,
+        };
+        let (worker, block) = (self.clone(), block.clone());
+        let drive = async move { worker.run_fill(&block, started).await };
+        Ok((fill, Some(self.tasks.track_future(drive).boxed())))
+    }
+
+    async fn run_fill(self: Arc<Self>, block: &Block, mut started: StartedFill) {
+        let begun = Instant::now();
+        let units = units_of(block, LEAST_TAKEN);
+        let result = tokio::select! {
+            () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
+            result = self.fetch_block(block, started.key, &started.fill, units) => result,
+        };
+        let labels = ResultLabel {
+            result: if result.is_ok() { "ok" } else { "error" },
+        };
+        self.metrics.fills.get_or_create(&labels).inc();
+        match result {
+            Ok(permit) => {
+                self.metrics
+                    .fill_duration
+                    .observe(begun.elapsed().as_secs_f64());
+                self.keep(started.key, &started.fill, permit).await;
+                started.ended = true;
+            }
+            Err(error) => {
+                tracing::warn!(%error, block = block.index, object = %block.object.key, "a block could not be fetched");
+                started.fail(error);
+            }
+        }
+    }
+
+    /// Fetches a block, unless a tier got it between the caller's look and the start of this fill.
+    async fn fetch_block(
+        self: &Arc<Self>,
+        block: &Block,
+        key: BlockKey,
+        fill: &Arc<Fill>,
+        units: u32,
+    ) -> Result<Option<OwnedSemaphorePermit>, OriginError> {
+        let found = match self.memory.get(&key) {
+            None => self.ssd.read_in_background(key, 0..block.len()).await,
+            found => found,
+        };
+        if let Some(data) = found {
+            fill.push(data);
+            return Ok(None);
+        }
+        let open = match self.origins.get_or_learn(block.origin).await {
+            None => return Err(OriginError::unknown(block.origin)),
+            Some(opened) => opened?,
+        };
+        let interrupted = || OriginError::interrupted(&block.object.key);
+        let permit = self.budget.clone().acquire_many_owned(units).await;
+        let permit = permit.map_err(|_| interrupted())?;
+        let chunks = weir_origin::fetch(
+            open.origin,
+            block.object.clone(),
+            block.range(),
+            self.policy.clone(),
+            open.pace,
+            self.origin_metrics.clone(),
+        );
+        let counted = chunks.inspect_ok(|chunk| {
+            self.metrics.fill_bytes.inc_by(chunk.len() as u64);
+        });
+        fill.take(counted).await?;
+        Ok(Some(permit))
+    }
+
+    /// Offers a fetched block to the tiers. The fill stays findable until the SSD tier has it.
+    async fn keep(
+        self: &Arc<Self>,
+        key: BlockKey,
+        fill: &Arc<Fill>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
+        let data = fill.complete();
+        let (Some(data), Some(permit)) = (data, permit) else {
+            return self.finish_fill(&key); // it was cached already
+        };
+        if !fill.is_discarded() {
+            self.memory.insert(key, &data);
+        }
+        let (worker, kept) = (self.clone(), fill.clone());
+        let write = Write {
+            key,
+            data: Pieces(data),
+            done: Box::new(move |outcome| {
+                if matches!(outcome, Ok(Admission::Full)) {
+                    worker.metrics.refused.inc();
+                }
+                worker.settle(&key, &kept);
+                drop(permit);
+            }),
+        };
+        if self.ssd.write(write).await.is_err() {
+            self.settle(&key, fill); // no SSD tier, or it is closing
+        }
+    }
+
+    /// Ends a fill whose block the tiers were offered. One that was evicted meanwhile is taken from them again.
+    fn settle(&self, key: &BlockKey, fill: &Fill) {
+        self.finish_fill(key);
+        if fill.is_discarded() {
+            self.memory.remove(key);
+            self.ssd.remove(&[*key]);
+        }
+    }
+
+    fn finish_fill(&self, key: &BlockKey) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        if self.fills.lock().remove(key).is_some() {
+            self.metrics.fills_in_flight.dec();
+        }
+    }
+}
