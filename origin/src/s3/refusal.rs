@@ -44,6 +44,16 @@ impl Refusal {
         )
     }
 
+    /// Whether the service wants fewer requests, or less traffic: S3's codes, and OSS's `TotalQpsLimitExceeded`,
+    /// `DownloadTrafficRateLimitExceeded` and the like. MinIO's `SlowDownRead` means that too few of its drives answer.
+    fn asks_for_fewer(&self) -> bool {
+        let code = self.code.as_str();
+        matches!(
+            code,
+            "SlowDown" | "Throttling" | "ThrottlingException" | "PartitionQpsLimitted"
+        ) || code.ends_with("LimitExceeded")
+    }
+
     /// Whether the answer may have come from a region that does not hold the bucket.
     pub(super) fn may_be_another_region(&self) -> bool {
         matches!(
@@ -84,10 +94,8 @@ impl Refusal {
                 origin: origin.clone(),
                 key: key.into(),
             },
-            (429, ..)
-            | (_, "SlowDown" | "Throttling" | "ThrottlingException" | "RequestLimitExceeded", _) => {
-                OriginError::Throttled { target, detail }
-            }
+            (429, ..) => OriginError::Throttled { target, detail },
+            _ if self.asks_for_fewer() => OriginError::Throttled { target, detail },
             (408 | 500.., ..) | (_, "RequestTimeout", _) => {
                 OriginError::Unavailable { target, detail }
             }
@@ -133,6 +141,9 @@ mod tests {
         assert_eq!(kind(403, "AccessDenied", Some("k")), "access_denied");
         assert_eq!(kind(400, "ExpiredToken", Some("k")), "credentials_expired");
         assert_eq!(kind(503, "SlowDown", None), "throttled");
+        let limit = "DownloadTrafficRateLimitExceeded"; // OSS
+        assert_eq!(kind(503, limit, Some("k")), "throttled");
+        assert_eq!(kind(503, "SlowDownRead", Some("k")), "unavailable");
         assert_eq!(kind(503, "", None), "unavailable");
         assert_eq!(kind(400, "InvalidRequest", None), "config");
     }
