@@ -251,8 +251,8 @@ impl Read {
         self.clock.failed();
         self.failures += 1;
         self.metrics.retried(error);
-        if matches!(error, OriginError::Throttled { .. }) {
-            self.pace.throttled();
+        if matches!(error, OriginError::Throttled { .. }) || self.failures > 1 {
+            self.pace.ease();
         }
         if self.failures >= self.policy.max_attempts {
             return Err(self.give_up(error.clone()));

@@ -1,5 +1,5 @@
 //! How an origin keeps pace with its readers: whether it is so far away that more requests at once bring more, and
-//! whether it asks for fewer.
+//! whether it asks for fewer, or fails.
 //!
 //! The time to the first bytes of a single answer does not tell a service that is far from one that is near and busy.
 //! The shortest of many does (as BBR's round-trip time): a busy service answers some at once, one that is far none.
@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// An origin is far when no answer of a window's came sooner, and until one of a window's came sooner than `NEAR`.
+/// An origin is far once a window's soonest answer took `FAR` or more, and near again once one took less than `NEAR`.
 /// 20,000 files read from a service on busy cores of the same machine, by 1 to 64 readers, with and without many requests
 /// for files that nobody waited for: the shortest time of a window was hardly ever longer than 5 ms.
 const FAR: Duration = Duration::from_millis(5);
@@ -18,7 +18,8 @@ const NEAR: Duration = Duration::from_micros(2500);
 /// Answers of a window, at least, and for each request that was under way at once.
 const WINDOW: u32 = 8;
 const WINDOW_FOR_EACH: u32 = 4;
-/// How long an origin that has asked for fewer requests gets no more than somebody waits for.
+/// How long an origin that has asked for fewer requests, or failed again and again, counts as near: nothing is fetched
+/// from it ahead of readers then, and a warm job has fewer requests under way.
 const EASED: Duration = Duration::from_secs(2);
 
 /// What all reads of one origin know together.
@@ -44,7 +45,7 @@ struct Window {
 }
 
 impl Pace {
-    /// Whether more requests at once would bring more: the origin is far away, and does not ask for fewer.
+    /// Whether more requests at once would bring more: the origin is far away, answers, and does not ask for fewer.
     pub fn wants_more(&self) -> bool {
         let state = self.0.lock();
         state.is_far && state.eased.is_none_or(|end| end <= Instant::now())
@@ -59,8 +60,8 @@ impl Pace {
         }
     }
 
-    /// The origin has asked for fewer requests.
-    pub(crate) fn throttled(&self) {
+    /// The origin is to get fewer requests for a while.
+    pub(crate) fn ease(&self) {
         self.0.lock().eased = Some(Instant::now() + EASED);
     }
 }
@@ -133,10 +134,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_origin_that_asks_for_fewer_requests_is_spared_for_a_while() {
+    async fn an_origin_is_spared_for_a_while() {
         let pace = Arc::default();
         answers(&pace, 1, 8, &[30]).await;
-        pace.throttled();
+        pace.ease();
         assert!(!pace.wants_more());
         tokio::time::advance(EASED).await;
         assert!(pace.wants_more());

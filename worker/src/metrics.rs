@@ -174,7 +174,7 @@ impl WorkerMetrics {
         );
         r.register(
             "admissions_refused",
-            "Blocks not kept because the SSD tier is full of blocks in use",
+            "Blocks not kept because the SSD tier, or its device, is full and nothing in it may make room",
             metrics.refused.clone(),
         );
         r.register(

@@ -16,7 +16,7 @@ use crate::worker::{ReadError, Worker};
 
 /// Threads of one warm job.
 const THREADS: usize = 2;
-/// Fills of each that are under way at once, from an origin that is near and from a slow one, and their bytes: a reader's
+/// Fills of each that are under way at once, from an origin that is near (or spared) and from a slow one, and their bytes: a reader's
 /// fill has to wait behind these for its part of the worker's budget.
 const FILLS: usize = 16;
 const FILLS_FROM_AFAR: usize = 48;

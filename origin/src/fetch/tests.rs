@@ -422,7 +422,7 @@ async fn each_part_is_verified_by_its_own_digest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_origin_that_is_far_gets_no_more_for_a_while_once_it_asks_for_fewer_requests() {
+async fn an_origin_that_is_far_gets_no_more_for_a_while_once_it_asks_for_fewer_or_fails_again() {
     let late = Answer {
         head_delay: seconds(0.03),
         ..Answer::default()
@@ -432,20 +432,23 @@ async fn an_origin_that_is_far_gets_no_more_for_a_while_once_it_asks_for_fewer_r
         detail: "503 SlowDown".to_owned(),
     };
     let pace = Arc::default();
-    let read = async |answer: Answer| {
-        let fake = Arc::new(Fake::new(MIB, [answer], late.clone()));
+    let read = async |answers: &[Answer]| {
+        let fake = Arc::new(Fake::new(MIB, answers.to_vec(), late.clone()));
         let outcome = read_at_pace(&fake, 0..MIB, FetchPolicy::default(), &pace).await;
         assert_eq!(outcome.result.unwrap(), slice(&fake, 0..MIB));
     };
     for _ in 0..8 {
         assert!(!pace.wants_more(), "not known yet");
-        read(late.clone()).await;
+        read(&[]).await;
     }
     assert!(pace.wants_more());
-    read(error(unavailable())).await;
-    assert!(pace.wants_more(), "another error");
-    read(error(throttled)).await;
-    assert!(!pace.wants_more());
-    sleep(seconds(2.0)).await;
-    assert!(pace.wants_more());
+    let failure = error(unavailable());
+    read(std::slice::from_ref(&failure)).await;
+    assert!(pace.wants_more(), "one failure says nothing");
+    for answers in [vec![failure.clone(), failure], vec![error(throttled)]] {
+        read(&answers).await;
+        assert!(!pace.wants_more());
+        sleep(seconds(2.0)).await;
+        assert!(pace.wants_more());
+    }
 }

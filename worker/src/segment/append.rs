@@ -128,8 +128,8 @@ impl SegmentStore {
         let bytes = page_ceil(lens().map(record_len).sum());
         let entries: u64 = lens().map(footer::entry_len).sum();
         if !self.make_room(app, bytes, entries, room) {
-            if room == Room::ForBlocks && batch.len() == 1 {
-                self.be_full(FULL_FOR);
+            if let (Room::ForBlocks, [alone]) = (room, batch) {
+                self.be_full(alone.len, FULL_FOR);
             }
             return Ok(None);
         }
@@ -251,7 +251,7 @@ impl SegmentStore {
             && is_disk_full(source)
         {
             tracing::warn!(%error, "the cache's device is full; blocks are refused for a while");
-            self.be_full(DEVICE_FULL_FOR);
+            self.be_full(0, DEVICE_FULL_FOR);
         }
     }
 

@@ -17,7 +17,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use weir_core::BlockKey;
 
+use super::aligned::PAGE;
 use super::faulty::{FaultyDisk, Torn};
+use super::record::record_len;
 use super::store::{Admission, Clock, SegmentStore};
 use super::{Pieces, SegmentConfig, SegmentError};
 
@@ -142,7 +144,15 @@ impl Machine {
                 Admission::AlreadyStored => {
                     assert!(!first || self.held.contains(k), "{k} was not there");
                 }
-                Admission::Full => assert!(!self.held.contains(k), "{k} was there"),
+                Admission::Full => {
+                    assert!(!self.held.contains(k), "{k} was there");
+                    let needed = record_len(content(*k).len() as u32) + 4 * PAGE;
+                    let stats = self.store().stats();
+                    assert!(
+                        stats.used_bytes + needed > CAPACITY - SEGMENT,
+                        "{k} was refused, {stats:?}"
+                    );
+                }
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -40,7 +40,7 @@ pub enum Admission {
     Stored,
     /// It was there.
     AlreadyStored,
-    /// There is no room, and everything that is held is in use.
+    /// There is no room, and everything that is held is in use; or there was none a moment ago, or none on the device.
     Full,
 }
 
@@ -77,8 +77,10 @@ pub struct SegmentStore {
     /// Held for writing and for deleting files; taken before any other lock.
     pub(super) appender: Mutex<Appender>,
     used: AtomicU64,
-    /// Until when blocks are refused, in milliseconds of the clock.
+    /// Until when blocks of a length are refused, in milliseconds of the clock, and from which length on. Changed only
+    /// under the appender's lock.
     full_until: AtomicU64,
+    full_from: AtomicU32,
     pub(super) counters: Counters,
     said_buffered: AtomicBool,
     /// `None` once the directory belongs to another process.
@@ -129,6 +131,7 @@ impl SegmentStore {
             appender: Mutex::new(Appender::new(found.next_id)),
             used: AtomicU64::new(0),
             full_until: AtomicU64::new(0),
+            full_from: AtomicU32::new(0),
             counters: Counters::default(),
             said_buffered: AtomicBool::new(false),
             lock: Mutex::new(Some(lock)),
@@ -202,14 +205,6 @@ impl SegmentStore {
             self.check_len(key, data.total() as u64)?;
         }
         let mut admissions = vec![Admission::AlreadyStored; batch.len()];
-        if self.is_full() {
-            for (admission, (key, _)) in admissions.iter_mut().zip(batch) {
-                if !self.index.contains(key) {
-                    *admission = self.refuse();
-                }
-            }
-            return Ok(admissions);
-        }
         let mut places: HashMap<BlockKey, usize> = HashMap::with_capacity(batch.len());
         // Checksums are computed before the lock is taken, so that writers compute theirs side by side.
         let mut staged = Vec::new();
@@ -218,11 +213,16 @@ impl SegmentStore {
                 && let Entry::Vacant(vacant) = places.entry(*key)
             {
                 vacant.insert(place);
+                let len = data.total() as u32;
+                if self.is_full(len) {
+                    admissions[place] = self.refuse(1);
+                    continue;
+                }
                 let pieces = data.pieces();
                 let pages = page_sums(&pieces);
                 staged.push(Staged {
                     key: *key,
-                    len: data.total() as u32,
+                    len,
                     pieces,
                     sums: Checksums::of_pages(&pages),
                     pages,
@@ -240,7 +240,8 @@ impl SegmentStore {
         let mut groups: Vec<_> = batches(&staged, self.batch_bytes).collect();
         groups.reverse();
         while let Some(group) = groups.pop() {
-            let written = if disowned || self.is_full() {
+            let refused = disowned || group.iter().all(|s| self.is_full(s.len));
+            let written = if refused {
                 None
             } else {
                 self.append(&mut app, group, Room::ForBlocks)?
@@ -251,12 +252,12 @@ impl SegmentStore {
                     self.index.insert(record.key, Slot::new(&segment, record));
                 }
                 Admission::Stored
-            } else if group.len() > 1 {
+            } else if group.len() > 1 && !refused {
                 let (first, second) = group.split_at(group.len() / 2);
                 groups.extend([second, first]);
                 continue; // there may be room for some of them
             } else {
-                self.refuse()
+                self.refuse(group.len() as u64)
             };
             for place in group.iter().filter_map(|s| places.get(&s.key)) {
                 admissions[*place] = outcome;
@@ -265,23 +266,31 @@ impl SegmentStore {
         Ok(admissions)
     }
 
-    /// Whether blocks are refused for now: the device was full, or a search for room in vain, and nothing was given
-    /// back since. Searching again for each block would cost a full store, whose every miss brings one, a look at all
-    /// its segments.
-    pub(crate) fn is_full(&self) -> bool {
+    /// Whether a block of so many bytes is refused for now: the device was full, or a search for room in vain, and
+    /// nothing was given back since. A full store is offered a block with every miss; to search all segments for each
+    /// would be wasted.
+    pub(crate) fn is_full(&self, len: u32) -> bool {
         self.full_until.load(Relaxed) > self.now().as_millis() as u64
+            && len >= self.full_from.load(Relaxed)
     }
 
-    /// Counts a block that is refused.
-    pub(crate) fn refuse(&self) -> Admission {
-        count(&self.counters.refused_blocks, 1);
+    /// Counts blocks that are refused.
+    pub(crate) fn refuse(&self, blocks: u64) -> Admission {
+        count(&self.counters.refused_blocks, blocks);
         Admission::Full
     }
 
-    /// Has blocks refused for so long, unless something is given back before.
-    pub(super) fn be_full(&self, time: Duration) {
-        let until = self.now() + time;
-        self.full_until.store(until.as_millis() as u64, Relaxed);
+    /// Has blocks of so many bytes and more refused for so long, unless something is given back before.
+    pub(super) fn be_full(&self, len: u32, time: Duration) {
+        let now = self.now();
+        let until = (now + time).as_millis() as u64;
+        if self.full_until.load(Relaxed) > now.as_millis() as u64 {
+            self.full_from.fetch_min(len, Relaxed);
+            self.full_until.fetch_max(until, Relaxed);
+        } else {
+            self.full_from.store(len, Relaxed);
+            self.full_until.store(until, Relaxed);
+        }
     }
 
     fn check_len(&self, key: &BlockKey, len: u64) -> Result<(), SegmentError> {

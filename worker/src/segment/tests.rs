@@ -148,7 +148,7 @@ fn every_range_of_a_block_reads_as_it_was_written() {
 #[test]
 fn a_full_sized_block_fits_the_smallest_store_of_default_segments() {
     let dir = tempfile::tempdir().unwrap();
-    let store = SegmentStore::open(SegmentConfig::new(dir.path(), 40 << 20)).unwrap();
+    let store = SegmentStore::open(SegmentConfig::new(dir.path(), 17 << 20)).unwrap();
     let whole = data(1, MAX_BLOCK_LEN as usize);
     assert_eq!(store.put(key(1), &whole).unwrap(), Admission::Stored);
     assert_eq!(store.read(&key(1), 0..MAX_BLOCK_LEN).unwrap(), Some(whole));
@@ -574,15 +574,14 @@ fn of_a_batch_that_does_not_fit_as_much_is_stored_as_does() {
     let bed = Bed::new();
     let store = bed.open();
     let count = fill_up(&store, 100_000);
-    bed.pass(Duration::from_secs(1)); // until then it is full
-    let blocks: Vec<_> = (count..count + 12)
-        .map(|i| (key(i), data(i, 10_000)))
-        .collect();
+    let long = (key(count + 12), data(count + 12, 200_000));
+    let small = (count..count + 12).map(|i| (key(i), data(i, 10_000)));
+    let blocks: Vec<_> = small.chain([long]).collect();
     let admissions = store.put_many(&blocks).unwrap();
     let stored = admissions.iter().filter(|a| **a == Admission::Stored);
     let stored = stored.count();
     assert!((1..12).contains(&stored), "{stored}");
-    for (admission, i) in admissions.iter().zip(count..) {
+    for (admission, i) in admissions.iter().zip(count..count + 12) {
         assert_eq!(holds(&store, i, 10_000), *admission == Admission::Stored);
     }
 }
@@ -592,13 +591,13 @@ fn a_full_store_takes_blocks_again_as_soon_as_others_are_removed() {
     let bed = Bed::new();
     let store = bed.open();
     let count = fill_up(&store, 100_000);
-    assert!(store.is_full());
+    assert!(store.is_full(100_000) && !store.is_full(99_999));
     assert_eq!(
         store.put(key(0), &data(0, 10)).unwrap(),
         Admission::AlreadyStored
     );
     assert_eq!(
-        store.put(key(count), &data(count, 10)).unwrap(),
+        store.put(key(count), &data(count, 100_000)).unwrap(),
         Admission::Full
     );
     let keys: Vec<_> = (0..20).map(key).collect();
@@ -737,7 +736,11 @@ fn a_full_device_is_an_error_once_and_then_a_refusal_for_a_while() {
         store.put(key(2), &data(2, 100_000)).unwrap(),
         Admission::Full
     );
-    bed.pass(Duration::from_secs(31));
+    bed.pass(Duration::from_secs(29));
+    assert!(store.is_full(1));
+    store.be_full(100_000, Duration::from_millis(100)); // no room was found meanwhile
+    bed.pass(Duration::from_secs(1));
+    assert!(!store.is_full(1));
     store_blocks(&store, 2..4, 100_000);
     assert!((0..4).all(|i| holds(&store, i, 100_000)));
 }

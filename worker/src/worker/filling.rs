@@ -276,7 +276,9 @@ impl Worker {
         self.finish_fill(key);
         if fill.is_discarded() {
             self.memory.remove(key);
-            self.ssd.remove(&[*key]);
+            if self.ssd.contains(key) {
+                self.ssd.remove(&[*key]);
+            }
         }
     }
 
