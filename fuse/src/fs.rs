@@ -347,6 +347,10 @@ impl WaitingRead {
         let mut unfinished = Vec::new();
         let outcome = self.reader.read(self.file, start, end, &mut unfinished);
         self.reply(reply, outcome.await);
+        if !unfinished.is_empty() {
+            // The reader may have been woken on this core, and would wait for it until the fill's next pause.
+            std::thread::yield_now();
+        }
         for fill in unfinished {
             fill.await;
         }
