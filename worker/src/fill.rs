@@ -42,6 +42,11 @@ impl Fill {
         })
     }
 
+    /// Bytes of the whole block.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
     /// The tiers are not to keep the block.
     pub(crate) fn discard(&self) {
         self.unwanted.store(true, Ordering::Release);

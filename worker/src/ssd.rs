@@ -29,8 +29,6 @@ const BATCH_BLOCKS: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
 /// Segments of one device that are compacted in one go, so that its writer waits for a moment only.
 const COMPACTIONS: usize = 2;
-/// A block that is read with one request, or hardly more.
-const SMALL: usize = 1 << 20;
 /// A batch of fewer blocks waits for more of them.
 const SMALL_BATCH: usize = 64;
 /// How long a first block waits for others to be written with. Few large writes cost less than many small ones, of
@@ -199,14 +197,12 @@ impl SsdTier {
     }
 
     /// Queues a block; waits while the queue is full. Gives the write back when there is no device. A device that has
-    /// no room refuses a small block at once, so that what is read past a full cache does not wait for its turn. A long
-    /// one takes its turn: it can be read until then by those who read it in parts.
+    /// no room refuses the block at once, so that what is read past a full cache does not wait for its turn.
     pub(crate) async fn write(&self, write: Write) -> Result<(), Write> {
         let Some(device) = self.device(&write.key) else {
             return Err(write);
         };
-        let len = write.data.total();
-        if len <= SMALL && device.store.is_full(len as u32) {
+        if device.store.is_full(write.data.total() as u32) {
             (write.done)(Ok(device.store.refuse(1)));
             return Ok(());
         }

@@ -1,7 +1,8 @@
 //! The worker itself: where a block is looked for, and what happens when it is nowhere.
 //!
-//! Order of a read: memory, a fill under way, SSD, a new fill. Invariant: at any time at most one fill of a block
-//! is under way, and a fill stays findable until its block is readable from a tier (or was refused by all).
+//! Order of a read: memory, a fill under way, one that no tier took a moment ago, SSD, a new fill. Invariant: at any time
+//! at most one fill of a block is under way, and a fill stays findable until its block is readable from a tier (or, when all
+//! refused it, from `recent.rs`).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,6 +24,7 @@ use crate::fill::Fill;
 use crate::memory::MemoryTier;
 use crate::metrics::{EvictionLabels, WorkerMetrics};
 use crate::origins::Origins;
+use crate::recent::Recent;
 use crate::segment::{BlockLocation, SegmentError, SegmentStats};
 use crate::ssd::SsdTier;
 
@@ -102,6 +104,7 @@ pub struct Worker {
     memory: MemoryTier,
     ssd: Arc<SsdTier>,
     fills: Mutex<HashMap<BlockKey, Arc<Fill>>>,
+    recent: Recent,
     budget: Arc<Semaphore>,
     /// What blocks may take of the budget that nobody waits for yet.
     ahead_budget: Arc<Semaphore>,
@@ -135,6 +138,7 @@ impl Worker {
             memory: MemoryTier::new(config.memory.0),
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
             fills: Mutex::default(),
+            recent: Recent::new(config.memory.0),
             budget: units(config.budget()),
             ahead_budget: units(config.ahead_budget()),
             origins: Origins::new(config.origins_file.clone()),
@@ -250,7 +254,8 @@ impl Worker {
             }
         }
         let filling = self.fills.lock().get(key).cloned();
-        let pieces = filling?.try_read(range)?;
+        let found = filling.or_else(|| self.recent.get(key));
+        let pieces = found?.try_read(range)?;
         Some((pieces, Source::Memory))
     }
 
@@ -329,6 +334,9 @@ impl Worker {
             keys.iter()
                 .filter_map(|key| fills.get(key))
                 .for_each(|fill| fill.discard());
+        }
+        for key in keys {
+            self.recent.remove(key);
         }
         let memory: u64 = keys.iter().map(|key| self.memory.remove(key)).sum();
         let ssd = self.ssd.remove(keys);

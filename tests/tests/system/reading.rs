@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
+use rustix::fs::OFlags;
 use weir_s3_server::{Fault, Rule};
 use weir_tests::{BUCKET, Lab, Mount, Readers, content, drop_pages, wait_until};
 
@@ -22,6 +23,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_file_of_100_gib_is_read_anywhere",
         a_file_of_100_gib_is_read_anywhere,
+    ),
+    (
+        "a_block_past_a_full_cache_is_fetched_once_for_a_reader_of_its_parts",
+        a_block_past_a_full_cache_is_fetched_once_for_a_reader_of_its_parts,
     ),
     (
         "small_files_are_filled_ahead_where_the_origin_is_slow",
@@ -178,6 +183,33 @@ fn a_cache_that_is_too_small_still_serves_right_bytes() {
         "{used} bytes on SSD"
     );
     assert!(mount.metric("weir_client_read_bytes_total", "source=\"ssd\"") > 0.0);
+}
+
+fn a_block_past_a_full_cache_is_fetched_once_for_a_reader_of_its_parts() {
+    const PART: usize = 128 << 10;
+    let lab = Lab::new();
+    let expected = content(1, 96 << 20);
+    lab.s3
+        .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
+    let ssd = format!("{}:32MiB", lab.path("ssd").display());
+    let mount = lab.mount("", &["--ssd", &ssd, "--mem", "0"]);
+    let refused = || mount.metric("weir_worker_admissions_refused_total", "");
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlags::DIRECT.bits() as i32)
+        .open(mount.path("file"))
+        .unwrap();
+    for start in (0..expected.len()).step_by(PART) {
+        let mut part = vec![0; PART];
+        file.read_exact_at(&mut part, start as u64).unwrap();
+        assert!(part == expected[start..start + PART], "at {start}");
+        // The fill ends meanwhile.
+        wait_until("no fill is under way", Duration::from_secs(10), || {
+            !start.is_multiple_of(4 << 20) || mount.metric("weir_worker_fills_in_flight", "") < 1.0
+        });
+    }
+    assert!(refused() > 10.0, "{} blocks were refused", refused());
+    assert_eq!(lab.s3.stats().bytes(), expected.len() as u64);
 }
 
 fn small_files_are_filled_ahead_where_the_origin_is_slow() {

@@ -271,10 +271,15 @@ impl Worker {
         }
     }
 
-    /// Ends a fill whose block the tiers were offered. One that was evicted meanwhile is taken from them again.
-    fn settle(&self, key: &BlockKey, fill: &Fill) {
+    /// Ends a fill whose block the tiers were offered. One that none of them took stays readable for a moment; one that
+    /// was evicted meanwhile is taken from them again.
+    fn settle(&self, key: &BlockKey, fill: &Arc<Fill>) {
+        if !self.memory.contains(key) && !self.ssd.contains(key) {
+            self.recent.put(*key, fill);
+        }
         self.finish_fill(key);
         if fill.is_discarded() {
+            self.recent.remove(key);
             self.memory.remove(key);
             if self.ssd.contains(key) {
                 self.ssd.remove(&[*key]);

@@ -1,0 +1,117 @@
+//! Blocks that no tier took, for a moment longer: readers that come for one part after the other would otherwise have each
+//! part's block fetched again, 32 times for parts of 128 KiB.
+//!
+//! First in, first out, bounded by bytes. What lies here is not held: it is in no inventory, and a warm job fetches it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use weir_core::{BLOCK_SIZE, BlockKey};
+
+use crate::fill::Fill;
+
+/// Least bytes of blocks: four readers of big files.
+const LEAST: u64 = 4 * BLOCK_SIZE;
+/// The part of the memory tier's bytes that they may take beside it.
+const SHARE: u64 = 16;
+/// What even a small block counts: its pieces lie in buffers of this size.
+const LEAST_COUNTED: u64 = 128 << 10;
+
+/// The blocks that were refused last.
+#[derive(Debug)]
+pub(crate) struct Recent {
+    capacity: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blocks: HashMap<BlockKey, Arc<Fill>>,
+    /// In the order in which they came, some of which may have been removed since.
+    order: VecDeque<(BlockKey, Arc<Fill>)>,
+    bytes: u64,
+}
+
+fn counted(fill: &Fill) -> u64 {
+    u64::from(fill.len()).max(LEAST_COUNTED)
+}
+
+impl Recent {
+    /// None yet, beside a memory tier of so many bytes.
+    pub(crate) fn new(memory: u64) -> Self {
+        Self {
+            capacity: LEAST.max(memory / SHARE),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The block, if it is one of them.
+    pub(crate) fn get(&self, key: &BlockKey) -> Option<Arc<Fill>> {
+        self.state.lock().blocks.get(key).cloned()
+    }
+
+    /// Adds a complete block in place of the oldest.
+    pub(crate) fn put(&self, key: BlockKey, fill: &Arc<Fill>) {
+        let mut state = self.state.lock();
+        state.blocks.insert(key, fill.clone());
+        state.order.push_back((key, fill.clone()));
+        state.bytes += counted(fill);
+        while state.bytes > self.capacity {
+            let Some((oldest, old)) = state.order.pop_front() else {
+                break;
+            };
+            state.bytes -= counted(&old);
+            // It may have come again since.
+            if state
+                .blocks
+                .get(&oldest)
+                .is_some_and(|fill| Arc::ptr_eq(fill, &old))
+            {
+                state.blocks.remove(&oldest);
+            }
+        }
+    }
+
+    /// Forgets a block.
+    pub(crate) fn remove(&self, key: &BlockKey) {
+        let mut state = self.state.lock();
+        if let Some(fill) = state.blocks.remove(key) {
+            state.bytes -= counted(&fill);
+            state.order.retain(|(_, other)| !Arc::ptr_eq(other, &fill));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_blocks_make_room_and_one_that_came_again_stays() {
+        let recent = Recent::new(0);
+        let key = |n: u8| BlockKey([n; 16]);
+        let block = || Fill::new(BLOCK_SIZE as u32);
+        for n in 0..4 {
+            recent.put(key(n), &block());
+        }
+        assert!((0..4).all(|n| recent.get(&key(n)).is_some()));
+        recent.put(key(1), &block());
+        recent.put(key(4), &block());
+        let held: Vec<u8> = (0..5).filter(|n| recent.get(&key(*n)).is_some()).collect();
+        assert_eq!(held, [1, 2, 3, 4]);
+        assert_eq!(recent.state.lock().bytes, 4 * BLOCK_SIZE);
+    }
+
+    #[test]
+    fn a_block_that_is_forgotten_takes_no_room() {
+        let recent = Recent::new(0);
+        let key = BlockKey([7; 16]);
+        recent.put(key, &Fill::new(100));
+        recent.remove(&key);
+        recent.remove(&key);
+        assert!(recent.get(&key).is_none());
+        let state = recent.state.lock();
+        assert_eq!((state.bytes, state.order.len()), (0, 0));
+    }
+}
