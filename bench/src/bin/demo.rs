@@ -154,7 +154,8 @@ fn header() {
     );
 }
 
-/// One line of the table. What did not come from Weir came from the kernel's page cache.
+/// One line of the table. What did not come from Weir came from the kernel's page cache. What a reader and whoever reads
+/// ahead of it have waited for together counts for both.
 fn row(name: &str, pass: &Pass, sources: Option<Sources>) {
     print!(
         "{name:<21} {:>9.0} {:>8.1} {:>8.2}",
@@ -176,7 +177,7 @@ fn row(name: &str, pass: &Pass, sources: Option<Sources>) {
             memory / 1e6,
             ssd / 1e6,
             origin / 1e6,
-            100.0 * (1.0 - origin / all.max(1.0))
+            100.0 * (1.0 - origin / all.max(1.0)).max(0.0)
         );
     }
     println!();
