@@ -13,6 +13,9 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use weir_origin::OriginError;
 
+/// What even a small block takes: the pieces that came from the network lie in buffers of this size.
+pub(crate) const LEAST_TAKEN: u64 = 128 << 10;
+
 /// A block that is being fetched, or was fetched and is on its way to a tier.
 #[derive(Debug)]
 pub struct Fill {

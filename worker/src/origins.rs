@@ -136,13 +136,10 @@ impl Origins {
 
     /// Closes connections that no read has used for a while.
     pub(crate) fn close_idle(&self) {
-        for open in self
-            .table
-            .read()
-            .values()
-            .filter_map(|(_, open)| open.as_ref())
-        {
-            open.origin.close_idle();
+        for (_, open) in self.table.read().values() {
+            if let Some(open) = open {
+                open.origin.close_idle();
+            }
         }
     }
 

@@ -9,14 +9,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use weir_core::{BLOCK_SIZE, BlockKey};
 
-use crate::fill::Fill;
+use crate::fill::{Fill, LEAST_TAKEN};
 
 /// Least bytes of blocks: four readers of big files.
 const LEAST: u64 = 4 * BLOCK_SIZE;
 /// The part of the memory tier's bytes that they may take beside it.
 const SHARE: u64 = 16;
-/// What even a small block counts: its pieces lie in buffers of this size.
-const LEAST_COUNTED: u64 = 128 << 10;
 
 /// The blocks that were refused last.
 #[derive(Debug)]
@@ -28,13 +26,13 @@ pub(crate) struct Recent {
 #[derive(Debug, Default)]
 struct State {
     blocks: HashMap<BlockKey, Arc<Fill>>,
-    /// In the order in which they came, some of which may have been removed since.
-    order: VecDeque<(BlockKey, Arc<Fill>)>,
+    /// Their keys, in the order in which they came.
+    order: VecDeque<BlockKey>,
     bytes: u64,
 }
 
 fn counted(fill: &Fill) -> u64 {
-    u64::from(fill.len()).max(LEAST_COUNTED)
+    u64::from(fill.len()).max(LEAST_TAKEN)
 }
 
 impl Recent {
@@ -54,31 +52,39 @@ impl Recent {
     /// Adds a complete block in place of the oldest.
     pub(crate) fn put(&self, key: BlockKey, fill: &Arc<Fill>) {
         let mut state = self.state.lock();
+        state.remove(&[key]); // it has come again
         state.blocks.insert(key, fill.clone());
-        state.order.push_back((key, fill.clone()));
+        state.order.push_back(key);
         state.bytes += counted(fill);
         while state.bytes > self.capacity {
-            let Some((oldest, old)) = state.order.pop_front() else {
+            let Some(oldest) = state.order.pop_front() else {
                 break;
             };
-            state.bytes -= counted(&old);
-            // It may have come again since.
-            if state
-                .blocks
-                .get(&oldest)
-                .is_some_and(|fill| Arc::ptr_eq(fill, &old))
-            {
-                state.blocks.remove(&oldest);
-            }
+            state.forget(&oldest);
         }
     }
 
-    /// Forgets a block.
-    pub(crate) fn remove(&self, key: &BlockKey) {
-        let mut state = self.state.lock();
-        if let Some(fill) = state.blocks.remove(key) {
-            state.bytes -= counted(&fill);
-            state.order.retain(|(_, other)| !Arc::ptr_eq(other, &fill));
+    /// Forgets blocks.
+    pub(crate) fn remove(&self, keys: &[BlockKey]) {
+        self.state.lock().remove(keys);
+    }
+}
+
+impl State {
+    fn remove(&mut self, keys: &[BlockKey]) {
+        let before = self.blocks.len();
+        for key in keys {
+            self.forget(key);
+        }
+        if self.blocks.len() < before {
+            self.order.retain(|key| self.blocks.contains_key(key));
+        }
+    }
+
+    /// Takes a block out, but for its place in the order.
+    fn forget(&mut self, key: &BlockKey) {
+        if let Some(fill) = self.blocks.remove(key) {
+            self.bytes -= counted(&fill);
         }
     }
 }
@@ -108,8 +114,8 @@ mod tests {
         let recent = Recent::new(0);
         let key = BlockKey([7; 16]);
         recent.put(key, &Fill::new(100));
-        recent.remove(&key);
-        recent.remove(&key);
+        recent.remove(&[key]);
+        recent.remove(&[key]);
         assert!(recent.get(&key).is_none());
         let state = recent.state.lock();
         assert_eq!((state.bytes, state.order.len()), (0, 0));

@@ -16,8 +16,8 @@ use crate::worker::{ReadError, Worker};
 
 /// Threads of one warm job.
 const THREADS: usize = 2;
-/// Fills of each that are under way at once, from an origin that is near (or spared) and from a slow one, and their bytes: a reader's
-/// fill has to wait behind these for its part of the worker's budget.
+/// Fills of each that are under way at once, from an origin that is near (or spared) and from a slow one, and their
+/// bytes: a reader's fill has to wait behind these for its part of the worker's budget.
 const FILLS: usize = 16;
 const FILLS_FROM_AFAR: usize = 48;
 const BYTES: u64 = 16 * BLOCK_SIZE;

@@ -198,13 +198,18 @@ impl Worker {
 
     /// Whether a tier holds the block, or will as soon as a write has finished.
     pub fn holds(&self, key: &BlockKey) -> bool {
-        self.memory.contains(key)
-            || self.ssd.contains(key)
-            || self
-                .fills
+        let is_complete = |key| {
+            self.fills
                 .lock()
                 .get(key)
                 .is_some_and(|fill| fill.is_complete())
+        };
+        self.is_kept(key) || is_complete(key)
+    }
+
+    /// Whether a tier holds the block.
+    fn is_kept(&self, key: &BlockKey) -> bool {
+        self.memory.contains(key) || self.ssd.contains(key)
     }
 
     /// The bytes of `range`, if they can be had without the origin. May block on the disk, but never waits for
@@ -335,9 +340,7 @@ impl Worker {
                 .filter_map(|key| fills.get(key))
                 .for_each(|fill| fill.discard());
         }
-        for key in keys {
-            self.recent.remove(key);
-        }
+        self.recent.remove(keys);
         let memory: u64 = keys.iter().map(|key| self.memory.remove(key)).sum();
         let ssd = self.ssd.remove(keys);
         self.generation.fetch_add(1, Ordering::Relaxed);

@@ -44,14 +44,16 @@ impl Refusal {
         )
     }
 
-    /// Whether the service wants fewer requests, or less traffic: S3's codes, and OSS's `TotalQpsLimitExceeded`,
+    /// Whether the service wants fewer requests, or less traffic: status 429, S3's codes, and OSS's `TotalQpsLimitExceeded`,
     /// `DownloadTrafficRateLimitExceeded` and the like. MinIO's `SlowDownRead` means that too few of its drives answer.
     fn asks_for_fewer(&self) -> bool {
         let code = self.code.as_str();
-        matches!(
-            code,
-            "SlowDown" | "Throttling" | "ThrottlingException" | "PartitionQpsLimitted"
-        ) || code.ends_with("LimitExceeded")
+        self.status == StatusCode::TOO_MANY_REQUESTS
+            || code.ends_with("LimitExceeded")
+            || matches!(
+                code,
+                "SlowDown" | "Throttling" | "ThrottlingException" | "PartitionQpsLimitted"
+            )
     }
 
     /// Whether the answer may have come from a region that does not hold the bucket.
@@ -94,7 +96,6 @@ impl Refusal {
                 origin: origin.clone(),
                 key: key.into(),
             },
-            (429, ..) => OriginError::Throttled { target, detail },
             _ if self.asks_for_fewer() => OriginError::Throttled { target, detail },
             (408 | 500.., ..) | (_, "RequestTimeout", _) => {
                 OriginError::Unavailable { target, detail }

@@ -13,16 +13,14 @@ use weir_core::{BLOCK_SIZE, Block, BlockKey};
 use weir_origin::OriginError;
 
 use super::{ReadError, Worker};
-use crate::fill::Fill;
+use crate::fill::{Fill, LEAST_TAKEN};
 use crate::metrics::ResultLabel;
 use crate::segment::{Admission, Pieces};
 use crate::ssd::Write;
 
 /// The fills' byte budget is counted in pieces of this size, so that it fits a semaphore's 32 bits.
 pub(super) const BUDGET_UNIT: u64 = 4096;
-/// What even a small block counts against it: the pieces that came from the network lie in buffers of this size.
-const LEAST_TAKEN: u64 = 128 << 10;
-/// What even a small one of those counts that nobody waits for: with many requests under way it is connections that take
+/// What even a small block counts against it that nobody waits for: with many requests under way it is connections that take
 /// memory.
 const LEAST_AHEAD: u64 = 256 << 10;
 /// How long a block that nobody waits for may wait for its place.
@@ -101,7 +99,7 @@ impl Worker {
     pub async fn fill_ahead(self: &Arc<Self>, block: &Block) -> Ahead {
         let key = block.key();
         let refusal = || {
-            if self.holds(&key) || self.fills.lock().contains_key(&key) {
+            if self.is_kept(&key) || self.fills.lock().contains_key(&key) {
                 Some(Ahead::Needless)
             } else if self.origins.wants_more(block.origin) && self.has_room() {
                 None
@@ -274,12 +272,12 @@ impl Worker {
     /// Ends a fill whose block the tiers were offered. One that none of them took stays readable for a moment; one that
     /// was evicted meanwhile is taken from them again.
     fn settle(&self, key: &BlockKey, fill: &Arc<Fill>) {
-        if !self.memory.contains(key) && !self.ssd.contains(key) {
+        if !self.is_kept(key) {
             self.recent.put(*key, fill);
         }
         self.finish_fill(key);
         if fill.is_discarded() {
-            self.recent.remove(key);
+            self.recent.remove(&[*key]);
             self.memory.remove(key);
             if self.ssd.contains(key) {
                 self.ssd.remove(&[*key]);
