@@ -15,7 +15,7 @@ use weir_tests::{
 
 use crate::Case;
 use crate::system::damage::{damage_segments, flip_everywhere};
-use crate::system::reading::read_with_blocks_ahead;
+use crate::system::reading::{put_big_file, read_with_blocks_ahead};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -165,13 +165,11 @@ fn a_mount_on_a_workers_node_takes_the_local_way() {
 
 fn blocks_of_a_big_file_are_fetched_ahead_by_their_owners() {
     let lab = Lab::new();
-    let expected = content(1, 160 << 20);
-    lab.s3
-        .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
+    let expected = put_big_file(&lab);
     let cluster = Cluster::start(&lab, 2);
     cluster.create_dataset("set");
     let mount = mount(&lab, &cluster, "elsewhere");
-    read_with_blocks_ahead(&lab, &mount, &expected, Duration::from_millis(100));
+    read_with_blocks_ahead(&lab, &mount, &expected);
 }
 
 fn parts_of_a_block_on_this_machine_are_read_without_its_worker() {

@@ -309,25 +309,40 @@ fn a_mount_can_be_unmounted_while_it_reads_ahead() {
 
 fn blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader() {
     let lab = Lab::new();
-    let expected = content(1, 160 << 20);
-    lab.s3
-        .edit(BUCKET, |bucket| bucket.put("file", expected.clone()));
+    let expected = put_big_file(&lab);
     let mount = lab.mount("", &[]);
-    read_with_blocks_ahead(&lab, &mount, &expected, Duration::from_millis(50));
+    read_with_blocks_ahead(&lab, &mount, &expected);
 }
 
-/// Reads `file`, which nobody has read, from an origin that stalls so long; some of its bytes must be fetched into tiers
-/// ahead of that, and none twice.
-pub(crate) fn read_with_blocks_ahead(
-    lab: &Lab,
-    mount: &Mount<'_>,
-    expected: &[u8],
-    stall: Duration,
-) {
-    lab.s3.faults().set([Rule::new(Fault::Stall(stall))]);
+/// Files that tell a worker, or two, whether the origin is slow: some answers, one at a time, for each.
+const OTHERS: usize = 48;
+
+/// Puts a big `file` into the bucket, and others that [`read_with_blocks_ahead`] needs; gives its content.
+pub(crate) fn put_big_file(lab: &Lab) -> Vec<u8> {
+    let expected = content(1, 160 << 20);
+    lab.s3.edit(BUCKET, |bucket| {
+        bucket.put("file", expected.clone());
+        for number in 0..OTHERS {
+            // Each in a directory of its own, so that none is read ahead.
+            bucket.put(format!("others/{number}/file"), content(2, 1000));
+        }
+    });
+    expected
+}
+
+/// Reads the big file, which nobody has read, from an origin that is slow, and known to be; some of its bytes must be
+/// fetched into tiers ahead of that, and none twice.
+pub(crate) fn read_with_blocks_ahead(lab: &Lab, mount: &Mount<'_>, expected: &[u8]) {
+    let stall = |millis| Rule::new(Fault::Stall(Duration::from_millis(millis)));
+    lab.s3.faults().set([stall(20)]);
+    for number in 0..OTHERS {
+        mount.read(&format!("others/{number}/file"));
+    }
+    lab.s3.faults().set([stall(50)]);
+    let before = lab.s3.stats().bytes();
     assert!(mount.read("file") == expected);
     assert_eq!(
-        lab.s3.stats().bytes(),
+        lab.s3.stats().bytes() - before,
         expected.len() as u64,
         "a block was fetched twice"
     );
