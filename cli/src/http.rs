@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -9,8 +10,9 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::process::listen;
 
 /// Media type of the text that prometheus-client writes.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -22,13 +24,15 @@ pub(crate) struct Exposed {
     pub(crate) refresh: Box<dyn Fn() + Send + Sync>,
 }
 
-/// Binds `address` and serves until `stop`. Gives the address that was bound.
+/// Binds `address` and serves until `stop`. Gives the address that was bound. It may be taken for as long as `patience`, by
+/// a process that is ending.
 pub(crate) async fn serve(
     address: SocketAddr,
+    patience: Duration,
     exposed: Exposed,
     stop: CancellationToken,
 ) -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
+    let listener = listen(address, patience).await.with_context(|| {
         format!("cannot serve metrics on {address}; choose another with --http")
     })?;
     let bound = listener.local_addr()?;

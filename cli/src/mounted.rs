@@ -197,7 +197,12 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         handover.publish(key, value);
     }
     // The mount works without its metrics, so a taken port is not the end of it.
-    match runtime.block_on(http::serve(config.http, exposed, stop.clone())) {
+    match runtime.block_on(http::serve(
+        config.http,
+        Duration::ZERO,
+        exposed,
+        stop.clone(),
+    )) {
         Ok(address) => handover.publish(crate::connect::HTTP_KEY, &address.to_string()),
         Err(error) => tracing::error!("{error:#}"),
     }

@@ -1,16 +1,21 @@
 //! What the long-running processes share: logging, the runtime, signals, and facts about the machine.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weir_core::{ByteSize, NodeName};
 
 /// Longest time that a process takes to end once it was told to.
 pub(crate) const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+/// How often an address that is taken is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_millis(50);
 /// Default of the memory tier, and the part of the machine's memory that it takes at most.
 const DEFAULT_MEMORY: u64 = 1 << 30;
 const MEMORY_SHARE: u64 = 10;
@@ -64,6 +69,22 @@ pub(crate) fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         told.cancel();
     });
     Ok(stop)
+}
+
+/// Listens on an address, once a process that is ending has given it up; waits at most `deadline`.
+///
+/// # Errors
+/// What the system says of the address.
+pub(crate) async fn listen(address: SocketAddr, deadline: Duration) -> io::Result<TcpListener> {
+    let end = Instant::now() + deadline;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                tokio::time::sleep(LISTEN_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The host's name, as a node name; characters that a name cannot have become `-`.

@@ -1,18 +1,17 @@
 //! Block reads from the workers of a cluster.
 //!
-//! The owner is asked first, then the next workers in the hash order, then the origin itself. A worker that does
-//! not answer is passed over for a moment; one that leaves the cluster map is given up on at once, even in the
-//! middle of a request.
+//! The owner is asked first, then the next workers in the hash order, then the origin itself. A worker that says
+//! nothing is raced (`silence.rs`); one that leaves the cluster map is given up on at once, even in the middle of a
+//! request.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::future::join_all;
-use parking_lot::Mutex;
+use futures::future::{BoxFuture, FutureExt, join_all};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use weir_core::{Block, ClusterMap, NodeName, WorkerId, WorkerInfo};
@@ -20,17 +19,18 @@ use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_worker::Ahead;
 use weir_worker::origins::Origins;
-use weir_worker::stream::FrameError;
+use weir_worker::stream::{Activity, FrameError};
 
 use crate::connection::{Answer, ConnectionError, Connections};
 use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
 use crate::reader::BlockError;
+use crate::silence::{RaceBudget, SILENCE, SUSPICIOUS, Suspects, silent};
 
 /// Workers that are asked for a block before the client reads the origin.
 const MAX_OWNERS: usize = 2;
-/// How long a worker that did not answer is passed over.
-const SUSPECT_FOR: Duration = Duration::from_secs(2);
+/// Silence of a worker that is waited for though nobody else could help.
+const LAST_RESORT: Duration = Duration::from_secs(10);
 
 /// What a cluster reader is made of.
 pub struct ClusterConfig {
@@ -53,7 +53,8 @@ pub struct ClusterReader {
     config: ClusterConfig,
     remote: Connections<TcpStream>,
     local: LocalWorkers,
-    suspects: Mutex<HashMap<WorkerId, Instant>>,
+    suspects: Arc<Suspects>,
+    budget: RaceBudget,
     origins: Origins,
 }
 
@@ -64,6 +65,25 @@ enum Refusal {
     /// The next one is asked, for this reason.
     Next(&'static str, String),
 }
+
+/// Who may have a block's bytes.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Worker(&'a WorkerInfo),
+    Origin,
+}
+
+/// A read of a part of a block.
+struct Wanted<'a> {
+    block: &'a Block,
+    range: Range<u32>,
+    request: BlockRequest,
+    /// The origin's, from the manifest.
+    spec: &'a str,
+}
+
+/// What a read has come to.
+type Outcome = Result<(Vec<Bytes>, ReadSource), BlockError>;
 
 /// What became of a block that was asked for with others.
 pub(crate) enum Whole {
@@ -88,11 +108,12 @@ impl ClusterReader {
     /// A reader without connections.
     pub fn new(config: ClusterConfig) -> Self {
         Self {
-            config,
             remote: Connections::default(),
             local: LocalWorkers::new(),
-            suspects: Mutex::default(),
+            suspects: Suspects::new(config.map.clone()),
+            budget: RaceBudget::default(),
             origins: Origins::new(None),
+            config,
         }
     }
 
@@ -111,29 +132,162 @@ impl ClusterReader {
         range: Range<u32>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         let map = self.config.map.borrow().clone();
-        let request = request(map.epoch, dataset, block, &range);
-        let mut last = String::from("no worker is in the cluster map");
-        for worker in map.owners(&block.key(), MAX_OWNERS) {
-            if self.is_suspect(&worker.id) {
-                last = format!("worker {} did not answer a moment ago", worker.id);
-                continue;
-            }
-            match self.ask(worker, block, &request).await {
-                Ok((bytes, source)) => return Ok((vec![bytes], source)),
-                Err(Refusal::Final(error)) => return Err(error),
-                Err(Refusal::Next(reason, message)) => {
-                    self.passed_over(worker, 1, reason, &message);
-                    last = message;
-                }
+        self.budget.earn();
+        let wanted = Wanted {
+            block,
+            request: request(map.epoch, dataset, block, &range),
+            range,
+            spec,
+        };
+        let owners = map.owners(&block.key(), MAX_OWNERS);
+        let is_suspect = |worker: &&WorkerInfo| self.suspects.contains(&worker.id);
+        let (suspects, trusted): (Vec<_>, Vec<_>) = owners.into_iter().partition(is_suspect);
+        let before = if let Some(suspect) = suspects.first() {
+            format!("worker {} did not answer a moment ago", suspect.id)
+        } else {
+            String::from("no worker is in the cluster map")
+        };
+        let places = trusted.into_iter().map(Place::Worker);
+        let places = places.chain([Place::Origin]);
+        let places: Vec<_> = places
+            .chain(suspects.into_iter().map(Place::Worker))
+            .collect();
+        self.read_from(&places, &wanted, before).await
+    }
+
+    /// Reads from the first place that has the bytes. `before` says what went wrong so far.
+    async fn read_from(
+        &self,
+        places: &[Place<'_>],
+        wanted: &Wanted<'_>,
+        before: String,
+    ) -> Outcome {
+        match places {
+            [] => Err(BlockError::Failed(before)),
+            [Place::Origin, others @ ..] => self.read_origin_first(others, wanted, before).await,
+            [Place::Worker(worker), others @ ..] => {
+                self.read_worker_first(worker, others, wanted).await
             }
         }
-        self.read_origin(spec, block, range)
-            .await
-            .map(|bytes| (bytes, ReadSource::Origin))
-            .map_err(|error| match error {
-                OriginError::Changed { .. } => BlockError::Changed(error.to_string()),
-                error => BlockError::Failed(format!("{error} (and before that: {last})")),
-            })
+    }
+
+    /// [`Self::read_from`], as a future that can hold itself.
+    fn read_others<'a>(
+        &'a self,
+        places: &'a [Place<'_>],
+        wanted: &'a Wanted<'_>,
+        before: String,
+    ) -> BoxFuture<'a, Outcome> {
+        self.read_from(places, wanted, before).boxed()
+    }
+
+    async fn read_worker_first(
+        &self,
+        worker: &WorkerInfo,
+        others: &[Place<'_>],
+        wanted: &Wanted<'_>,
+    ) -> Outcome {
+        let activity = Activity::default();
+        let mut asked = std::pin::pin!(self.ask(worker, wanted, &activity));
+        let silence = silent(worker, &activity, &self.suspects, &self.budget);
+        let answer = tokio::select! {
+            biased;
+            answer = &mut asked => Some(answer),
+            () = silence => None,
+        };
+        if let Some(answer) = answer {
+            return self.or_others(answer, worker, others, wanted).await;
+        }
+        let message = format!("worker {} is silent", worker.id);
+        self.passed_over(worker, 1, "silent", &message);
+        let mut read = self.read_others(others, wanted, message);
+        let mut suspicious = std::pin::pin!(activity.silent_for(SUSPICIOUS));
+        let mut suspected = false;
+        let error = loop {
+            tokio::select! {
+                biased;
+                answer = &mut asked => {
+                    return match answer {
+                        Ok((bytes, source)) => Ok((vec![bytes], source)),
+                        Err(Refusal::Final(error)) => Err(error),
+                        Err(Refusal::Next(..)) => read.await,
+                    };
+                }
+                outcome = &mut read => match outcome {
+                    Ok(read) => {
+                        if activity.silence().is_some_and(|silence| silence >= SILENCE) {
+                            self.suspect(worker);
+                        }
+                        return Ok(read);
+                    }
+                    Err(error) => break error,
+                },
+                () = &mut suspicious, if !suspected => {
+                    suspected = true;
+                    self.suspect(worker);
+                }
+            }
+        };
+        // Nobody else has it, so it is worth more of a wait.
+        tokio::select! {
+            biased;
+            answer = &mut asked => match answer {
+                Ok((bytes, source)) => Ok((vec![bytes], source)),
+                Err(Refusal::Final(error)) => Err(error),
+                Err(Refusal::Next(..)) => Err(error),
+            },
+            () = activity.silent_for(LAST_RESORT) => Err(error),
+        }
+    }
+
+    /// A worker's answer, or what others have in its place.
+    async fn or_others(
+        &self,
+        answer: Result<(Bytes, ReadSource), Refusal>,
+        worker: &WorkerInfo,
+        others: &[Place<'_>],
+        wanted: &Wanted<'_>,
+    ) -> Outcome {
+        match answer {
+            Ok((bytes, source)) => Ok((vec![bytes], source)),
+            Err(Refusal::Final(error)) => Err(error),
+            Err(Refusal::Next(reason, message)) => {
+                self.passed_over(worker, 1, reason, &message);
+                self.read_others(others, wanted, message).await
+            }
+        }
+    }
+
+    async fn read_origin_first(
+        &self,
+        others: &[Place<'_>],
+        wanted: &Wanted<'_>,
+        before: String,
+    ) -> Outcome {
+        let read = self.read_origin(wanted.spec, wanted.block, wanted.range.clone());
+        match read.await {
+            Ok(bytes) => Ok((bytes, ReadSource::Origin)),
+            Err(error @ OriginError::Changed { .. }) => Err(BlockError::Changed(error.to_string())),
+            Err(error) => {
+                let message = format!("{error} (and before that: {before})");
+                if others.is_empty() {
+                    return Err(BlockError::Failed(message));
+                }
+                let read = self.read_others(others, wanted, message.clone()).await;
+                read.map_err(|error| match error {
+                    BlockError::Failed(_) => BlockError::Failed(message),
+                    error @ BlockError::Changed(_) => error,
+                })
+            }
+        }
+    }
+
+    /// Has a worker asked last until it answers again.
+    fn suspect(&self, worker: &WorkerInfo) {
+        self.suspects.add(worker);
+        self.remote.forget(&worker.data_address);
+        self.local.forget(&worker.local_socket);
+        self.config.hurry.notify_one();
     }
 
     /// Wishes that a block's owner fetch it before anybody reads it. What goes wrong has no effect on reads.
@@ -142,15 +296,23 @@ impl ClusterReader {
         let Some(owner) = map.owner(&block.key()) else {
             return Ahead::Unwanted;
         };
-        if self.is_suspect(&owner.id) {
+        if self.suspects.contains(&owner.id) {
             return Ahead::Unwanted;
         }
         let request = BlockRequest {
             ahead: true,
             ..request(map.epoch, dataset, block, &(0..0))
         };
-        let asked = self.remote.request(&owner.data_address, &request);
-        let reply = match self.unless_it_leaves(owner, asked).await {
+        let activity = Activity::default();
+        let asked = self
+            .remote
+            .request(&owner.data_address, &request, &activity);
+        let answer = tokio::select! {
+            biased;
+            answer = self.unless_it_leaves(owner, asked) => answer,
+            () = activity.silent_for(SILENCE) => None,
+        };
+        let reply = match answer {
             Some(Ok((Answer { reply, .. }, _))) => reply,
             Some(Err(error)) => {
                 tracing::debug!(worker = %owner.id, %error, "a wish was not answered");
@@ -182,32 +344,45 @@ impl ClusterReader {
         tracing::debug!(worker = %worker.id, reason, message, "the next worker is asked");
     }
 
-    fn is_suspect(&self, worker: &WorkerId) -> bool {
-        let mut suspects = self.suspects.lock();
-        suspects.retain(|_, until| *until > Instant::now());
-        suspects.contains_key(worker)
-    }
-
     async fn ask(
         &self,
         worker: &WorkerInfo,
-        block: &Block,
-        request: &BlockRequest,
+        wanted: &Wanted<'_>,
+        activity: &Activity,
     ) -> Result<(Bytes, ReadSource), Refusal> {
         let near = self.is_near(worker);
+        let address = &worker.data_address;
         let answer = async {
+            let mut request = wanted.request.clone();
             if near {
-                let (socket, key) = (&worker.local_socket, block.key());
-                let local = self.local.request(socket, key, request.clone());
-                if let Ok(answer) = local.await {
-                    return Ok(answer);
+                let (socket, key) = (&worker.local_socket, wanted.block.key());
+                let local = self.local.request(socket, key, request.clone(), activity);
+                match local.await {
+                    Ok(answer) => return Ok(answer),
+                    Err(ConnectionError::Damaged) => self.note_damage(worker, &mut request),
+                    Err(_) => {}
                 }
             }
-            let remote = self.remote.request(&worker.data_address, request).await;
-            remote.map(|(answer, bytes)| (answer.reply, bytes))
+            let mut answer = self.remote.request(address, &request, activity).await;
+            if matches!(answer, Err(ConnectionError::Damaged)) {
+                // Its memory may have been damaged, and its SSD not.
+                self.note_damage(worker, &mut request);
+                answer = self.remote.request(address, &request, activity).await;
+            }
+            answer.map(|(answer, bytes)| (answer.reply, bytes))
         };
         let (reply, bytes) = self.while_in_the_map(worker, answer).await?;
         Ok((bytes, self.judge(worker, near, reply)?))
+    }
+
+    /// Counts an answer that was damaged; the next request has the worker look at what it holds.
+    fn note_damage(&self, worker: &WorkerInfo, request: &mut BlockRequest) {
+        self.config.metrics.damaged.inc();
+        tracing::warn!(
+            worker = %worker.id, key = %request.key, block = request.block_index,
+            "bytes came damaged from a worker; they are asked for again"
+        );
+        request.report_damaged = true;
     }
 
     /// Reads whole blocks to their places, all of one worker's with one exchange.
@@ -224,7 +399,7 @@ impl ClusterReader {
             let Some(worker) = map.owner(&block.key()) else {
                 continue;
             };
-            if self.is_suspect(&worker.id) {
+            if self.suspects.contains(&worker.id) {
                 continue;
             }
             let group = groups.entry(&worker.id).or_insert_with(|| Together {
@@ -256,12 +431,13 @@ impl ClusterReader {
             mut places,
         } = group;
         let near = self.is_near(worker);
+        let activity = Activity::default();
         let answers = async {
             if near {
                 let socket = &worker.local_socket;
-                let local = self
-                    .local
-                    .request_together(socket, requests.clone(), &mut places);
+                let local =
+                    self.local
+                        .request_together(socket, requests.clone(), &mut places, &activity);
                 if let Ok(replies) = local.await {
                     return Ok(replies);
                 }
@@ -269,11 +445,21 @@ impl ClusterReader {
             let address = &worker.data_address;
             let remote = self
                 .remote
-                .request_together(address, &requests, &mut places)
+                .request_together(address, &requests, &mut places, &activity)
                 .await?;
             Ok(remote.into_iter().map(|answer| answer.reply).collect())
         };
-        let replies = match self.while_in_the_map(worker, answers).await {
+        self.budget.earn();
+        let answered = tokio::select! {
+            biased;
+            answered = self.while_in_the_map(worker, answers) => answered,
+            () = silent(worker, &activity, &self.suspects, &self.budget) => {
+                self.suspect(worker);
+                let message = format!("worker {} is silent", worker.id);
+                Err(Refusal::Next("silent", message))
+            }
+        };
+        let replies = match answered {
             Ok(replies) => replies,
             Err(refusal) => {
                 if let Refusal::Next(reason, message) = refusal {
@@ -322,14 +508,18 @@ impl ClusterReader {
             return Err(Refusal::Next("left", message));
         };
         outcome.map_err(|error| {
-            let until = Instant::now() + SUSPECT_FOR;
-            self.suspects.lock().insert(worker.id.clone(), until);
-            self.config.hurry.notify_one();
+            if matches!(error, ConnectionError::Damaged) {
+                self.config.metrics.damaged.inc();
+                return Refusal::Next("damaged", format!("worker {}: {error}", worker.id));
+            }
+            self.suspect(worker);
             let reason = match error {
                 ConnectionError::Io(_)
                 | ConnectionError::Closed
                 | ConnectionError::Frame(FrameError::Io(_)) => "unreachable",
-                ConnectionError::Frame(_) | ConnectionError::Length(..) => "protocol",
+                ConnectionError::Frame(_)
+                | ConnectionError::Length(..)
+                | ConnectionError::Damaged => "protocol",
             };
             Refusal::Next(reason, format!("worker {}: {error}", worker.id))
         })
@@ -356,10 +546,18 @@ impl ClusterReader {
                 Err(Refusal::Final(BlockError::Failed(message)))
             }
             BlockStatus::UnknownOrigin => Err(Refusal::Next("unknown_origin", reply.message)),
-            BlockStatus::Unavailable => Err(Refusal::Next("unavailable", reply.message)),
-            BlockStatus::BadRequest | BlockStatus::Unspecified => {
-                Err(Refusal::Next("protocol", reply.message))
+            BlockStatus::Unavailable => {
+                self.suspect(worker); // it is stopping
+                Err(Refusal::Next("unavailable", reply.message))
             }
+            BlockStatus::Denied => {
+                let message = format!("worker {}: {}", worker.id, reply.message);
+                Err(Refusal::Next("denied", message))
+            }
+            BlockStatus::BadRequest
+            | BlockStatus::Unspecified
+            | BlockStatus::Filling
+            | BlockStatus::Queued => Err(Refusal::Next("protocol", reply.message)),
         }
     }
 
@@ -421,6 +619,7 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
         reads_before: 0,
         bytes_before: 0,
         ahead: false,
+        stream_version: 0,
     }
 }
 
@@ -441,106 +640,4 @@ impl ClusterReader {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::net::TcpListener;
-    use weir_core::{ObjectRef, OriginId};
-    use weir_worker::stream::{Frame, Link};
-
-    use super::*;
-
-    const LENGTH: usize = 1000;
-
-    /// A worker that answers to requests as their keys say, until one tells it to close the connection. It takes one
-    /// connection.
-    async fn script(listener: TcpListener) {
-        let (socket, _) = listener.accept().await.unwrap();
-        let mut link = Link::of_server(socket);
-        let (outgoing, mut incoming) = link.split();
-        while let Ok(Some(request)) = incoming.message::<BlockRequest>().await {
-            let (status, length) = match request.key.as_str() {
-                "close" => break,
-                "refused" => (BlockStatus::OriginError, 0),
-                "changed" => (BlockStatus::Changed, 0),
-                "leaving" => (BlockStatus::Unavailable, 0),
-                "nothing" => (BlockStatus::Ok, 0),
-                _ => (BlockStatus::Ok, LENGTH),
-            };
-            let reply = BlockReply {
-                status: status.into(),
-                length: length as u32,
-                ..BlockReply::default()
-            };
-            let payload = vec![Bytes::from(vec![7; length])];
-            outgoing.send(&[Frame::new(&reply, payload)]).await.unwrap();
-        }
-    }
-
-    async fn reader() -> ClusterReader {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let worker = WorkerInfo {
-            id: "worker".parse().unwrap(),
-            data_address: listener.local_addr().unwrap().to_string(),
-            control_address: String::new(),
-            node: "there".parse().unwrap(),
-            local_socket: String::new(),
-            weight: 1,
-        };
-        tokio::spawn(script(listener));
-        let map = ClusterMap {
-            epoch: 1,
-            workers: vec![worker],
-        };
-        ClusterReader::of_map(map)
-    }
-
-    /// Reads blocks of these keys together, and tells of each what came of it.
-    async fn read(reader: &ClusterReader, keys: &[&str]) -> Vec<&'static str> {
-        let mut memory = vec![0; keys.len() * LENGTH];
-        let blocks = keys.iter().map(|key| Block {
-            origin: OriginId(1),
-            object: ObjectRef {
-                key: (*key).into(),
-                size: LENGTH as u64,
-                version: "1".into(),
-            },
-            index: 0,
-        });
-        let places = memory.chunks_exact_mut(LENGTH);
-        let outcomes = reader.read_whole("set", blocks.zip(places)).await;
-        let outcomes = outcomes.iter().zip(memory.chunks_exact(LENGTH));
-        let told = outcomes.map(|(outcome, bytes)| match outcome {
-            Whole::Read(ReadSource::Remote) if bytes == [7; LENGTH] => "read",
-            Whole::Read(_) => "wrong",
-            Whole::Refused => "refused",
-            Whole::Alone => "alone",
-        });
-        told.collect()
-    }
-
-    fn failovers(reader: &ClusterReader, reason: &'static str) -> u64 {
-        let failovers = &reader.config.metrics.failovers;
-        failovers.get_or_create(&ReasonLabel { reason }).get()
-    }
-
-    #[tokio::test]
-    async fn each_block_of_a_batch_has_an_answer_of_its_own() {
-        let reader = reader().await;
-        let keys = ["a", "refused", "b", "leaving", "nothing", "changed", "c"];
-        let wanted = [
-            "read", "refused", "read", "alone", "alone", "refused", "read",
-        ];
-        assert_eq!(read(&reader, &keys).await, wanted);
-        // The connection is still of use.
-        assert_eq!(read(&reader, &["d"]).await, ["read"]);
-    }
-
-    #[tokio::test]
-    async fn a_batch_whose_worker_goes_away_is_as_many_fail_overs() {
-        let reader = reader().await;
-        assert_eq!(read(&reader, &["a", "close", "b"]).await, ["alone"; 3]);
-        assert_eq!(failovers(&reader, "unreachable"), 3);
-        // It is passed over for a moment, without being asked.
-        assert_eq!(read(&reader, &["a"]).await, ["alone"]);
-        assert_eq!(failovers(&reader, "unreachable"), 3);
-    }
-}
+mod tests;

@@ -15,6 +15,7 @@ mod prefetch;
 mod readahead;
 mod reader;
 mod sequential;
+mod silence;
 mod stale;
 
 pub mod map;

@@ -20,7 +20,7 @@ use weir_proto::v1::{BlockReply, BlockRequest};
 use weir_worker::segment::{
     Background, BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together,
 };
-use weir_worker::stream::LOCATION_FORMAT;
+use weir_worker::stream::{Activity, LOCATION_FORMAT};
 
 use crate::connection::{Answer, ConnectionError, Connections};
 
@@ -97,10 +97,11 @@ impl LocalWorkers {
         socket: &str,
         key: BlockKey,
         mut request: BlockRequest,
+        activity: &Activity,
     ) -> Result<(BlockReply, Bytes), ConnectionError> {
         request.location_format = LOCATION_FORMAT;
         (request.reads_before, request.bytes_before) = self.untold.take();
-        let answer = self.connections.request(socket, &request).await;
+        let answer = self.connections.request(socket, &request, activity).await;
         let (mut answer, payload) = answer.inspect_err(|_| {
             self.untold.add(request.reads_before, request.bytes_before);
         })?;
@@ -115,7 +116,10 @@ impl LocalWorkers {
             let (pool, here) = (self.pool.clone(), location.clone());
             let part = range.clone();
             let device = self.devices.of(&location.file);
-            match device.run(move || here.read(part, &pool)).await {
+            activity.pause(); // it is this process that reads
+            let read = device.run(move || here.read(part, &pool)).await;
+            activity.resume();
+            match read {
                 Some(Ok(bytes)) => {
                     if range.len() < location.len as usize {
                         self.remember(key, location);
@@ -132,7 +136,8 @@ impl LocalWorkers {
                 None => {}
             }
         }
-        let (answer, payload) = self.connections.request(socket, &request).await?;
+        let asked = self.connections.request(socket, &request, activity);
+        let (answer, payload) = asked.await?;
         Ok((answer.reply, payload))
     }
 
@@ -153,11 +158,14 @@ impl LocalWorkers {
         socket: &str,
         mut requests: Vec<BlockRequest>,
         places: &mut [&mut [u8]],
+        activity: &Activity,
     ) -> Result<Vec<BlockReply>, ConnectionError> {
         for request in &mut requests {
             request.location_format = LOCATION_FORMAT;
         }
-        let answers = self.connections.request_together(socket, &requests, places);
+        let answers = self
+            .connections
+            .request_together(socket, &requests, places, activity);
         let mut replies = Vec::with_capacity(requests.len());
         let mut located: HashMap<u64, (Vec<usize>, Vec<BlockLocation>)> = HashMap::new();
         for (at, mut answer) in answers.await?.into_iter().enumerate() {
@@ -175,6 +183,7 @@ impl LocalWorkers {
             let read = device.run(move || read_together(&locations, &pool));
             (ats, read.await.unwrap_or_default())
         });
+        activity.pause();
         for (ats, read) in join_all(reads).await {
             for (at, bytes) in ats.into_iter().zip(read) {
                 if let Some(bytes) = bytes {
@@ -184,6 +193,11 @@ impl LocalWorkers {
             }
         }
         Ok(replies)
+    }
+
+    /// Forgets the connections to a worker.
+    pub(crate) fn forget(&self, socket: &str) {
+        self.connections.forget(socket);
     }
 
     /// Forgets the connections to workers whose sockets `keep` does not name.

@@ -26,8 +26,11 @@ pub(crate) struct ReasonLabel {
 }
 
 /// Every reason why a read goes on to another worker or the origin.
-const FAILOVER_REASONS: [&str; 5] = [
+const FAILOVER_REASONS: [&str; 8] = [
     "unreachable",
+    "silent",
+    "denied",
+    "damaged",
     "left",
     "unavailable",
     "unknown_origin",
@@ -79,6 +82,7 @@ pub struct ClientMetrics {
     read_bytes: Family<SourceLabels, Counter>,
     stale: Family<DatasetLabel, Counter>,
     pub(crate) failovers: Family<ReasonLabel, Counter>,
+    pub(crate) damaged: Counter,
     pub(crate) prefetched_bytes: Counter,
     pub(crate) prefetch_used_bytes: Counter,
     pub(crate) prefetch_repeated_bytes: Counter,
@@ -93,6 +97,7 @@ impl ClientMetrics {
             read_bytes: Family::default(),
             stale: Family::default(),
             failovers: Family::default(),
+            damaged: Counter::default(),
             prefetched_bytes: Counter::default(),
             prefetch_used_bytes: Counter::default(),
             prefetch_repeated_bytes: Counter::default(),
@@ -125,6 +130,11 @@ impl ClientMetrics {
             "failovers",
             "Block reads that went on to another worker or to the origin, by reason",
             metrics.failovers.clone(),
+        );
+        r.register(
+            "damaged_answers",
+            "Answers of workers whose bytes did not have their checksum; they were asked for again",
+            metrics.damaged.clone(),
         );
         r.register_with_unit(
             "prefetched",

@@ -13,6 +13,7 @@ mod system {
     pub(crate) mod keys;
     pub(crate) mod metrics;
     pub(crate) mod reading;
+    pub(crate) mod silence;
 }
 
 use std::process::ExitCode;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
     if let Some(reason) = &missing {
         eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
     }
-    let suites: [(&str, &[Case]); 9] = [
+    let suites: [(&str, &[Case]); 10] = [
         ("embedded", system::embedded::CASES),
         ("keys", system::keys::CASES),
         ("reading", system::reading::CASES),
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         ("faults", system::faults::CASES),
         ("damage", system::damage::CASES),
         ("cluster", system::cluster::CASES),
+        ("silence", system::silence::CASES),
         ("metrics", system::metrics::CASES),
         ("docs", system::docs::CASES),
     ];

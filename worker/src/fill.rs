@@ -22,6 +22,8 @@ pub struct Fill {
     len: u32,
     /// Evicted while it was under way: its readers get it, the tiers do not.
     unwanted: AtomicBool,
+    /// It has its turn at the origin.
+    fetching: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -41,6 +43,7 @@ impl Fill {
         Arc::new(Self {
             len,
             unwanted: AtomicBool::new(false),
+            fetching: AtomicBool::new(false),
             state: Mutex::default(),
         })
     }
@@ -60,11 +63,17 @@ impl Fill {
         self.unwanted.load(Ordering::Acquire)
     }
 
-    /// Adds all that comes.
+    /// Whether it has had its turn at the origin.
+    pub(crate) fn is_fetching(&self) -> bool {
+        self.fetching.load(Ordering::Relaxed)
+    }
+
+    /// Adds all that comes from the origin.
     pub(crate) async fn take(
         &self,
         chunks: impl Stream<Item = Result<Bytes, OriginError>>,
     ) -> Result<(), OriginError> {
+        self.fetching.store(true, Ordering::Relaxed);
         let mut chunks = std::pin::pin!(chunks);
         while let Some(chunk) = chunks.next().await {
             if self.push(chunk?) && !self.is_complete() {

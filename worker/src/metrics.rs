@@ -207,7 +207,7 @@ impl WorkerMetrics {
         );
         r.register(
             "damaged_blocks",
-            "Blocks on SSD whose checksum was wrong",
+            "Blocks on SSD or in memory whose checksum was wrong",
             metrics.damaged.clone(),
         );
         r.register(

@@ -69,6 +69,7 @@ pub use data::{BlockData, Pieces};
 pub use error::SegmentError;
 pub use location::{BlockLocation, ReadFault};
 pub use record::{CHUNK_SIZE, Checksums, MAX_BLOCK_LEN};
+pub(crate) use record::{chunk_sum, chunk_sum_of, page_sums};
 pub use stats::SegmentStats;
 pub use store::{Admission, Clock, SegmentStore};
 pub use together::read_together;

@@ -5,11 +5,18 @@
 //! reader who is not to wait for another one's blocks has a connection of his own. On the Unix socket a block on SSD
 //! is answered with a descriptor of its segment file: the client then reads the disk itself and checks the checksums
 //! that came along.
+//!
+//! A worker that lets a client wait says so, so the client's deadlines are on silence ([`Activity`]).
 
+mod activity;
+mod checksums;
+mod connections;
 mod link;
 mod server;
 mod socket;
 
+pub use activity::Activity;
+pub use checksums::{checksums, have_checksums};
 pub use link::{Frame, FrameError, Incoming, Link, Outgoing};
-pub use server::{LOCATION_FORMAT, serve_local, serve_tcp};
-pub use socket::Socket;
+pub use server::{LOCATION_FORMAT, STREAM_VERSION, serve_local, serve_tcp};
+pub use socket::{Socket, keep_alive};

@@ -21,11 +21,11 @@ use weir_origin::{FetchPolicy, OriginError, OriginMetrics};
 
 use crate::config::WorkerConfig;
 use crate::fill::Fill;
-use crate::memory::MemoryTier;
+use crate::memory::{Checked, MemoryTier};
 use crate::metrics::{EvictionLabels, WorkerMetrics};
 use crate::origins::Origins;
 use crate::recent::Recent;
-use crate::segment::{BlockLocation, SegmentError, SegmentStats};
+use crate::segment::{BlockLocation, Checksums, SegmentError, SegmentStats};
 use crate::ssd::SsdTier;
 
 mod filling;
@@ -326,8 +326,23 @@ impl Worker {
         self.ssd.locate(key)
     }
 
+    /// The checksums that a tier holds of a block.
+    pub(crate) fn held_checksums(&self, key: &BlockKey) -> Option<Checksums> {
+        let in_memory = self.memory.checksums(key);
+        in_memory.or_else(|| self.ssd.locate(key).map(|location| location.checksums))
+    }
+
+    /// Whether a block is on its way from the origin.
+    pub(crate) fn is_fetching(&self, key: &BlockKey) -> bool {
+        let fills = self.fills.lock();
+        fills.get(key).is_some_and(|fill| fill.is_fetching())
+    }
+
     /// Checks a block that a client found damaged, and drops it if it is.
     pub async fn report_damaged(&self, key: BlockKey) {
+        if self.memory.check(&key) == Checked::Damaged {
+            self.count_damaged(1);
+        }
         self.ssd.report_bad(key).await;
     }
 
@@ -364,11 +379,13 @@ impl Worker {
                 () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
             self.origins.close_idle();
-            let ssd = self.ssd.clone();
+            let worker = self.clone();
             // A panic in the check would be logged by tokio; the next round tries again.
             let upkeep = move || {
-                ssd.check_files();
-                ssd.compact();
+                worker.ssd.check_files();
+                worker.ssd.compact();
+                let damaged = worker.memory.scrub(CHECK_INTERVAL);
+                worker.count_damaged(damaged);
             };
             let _ = tokio::task::spawn_blocking(upkeep).await;
             self.update_gauges();

@@ -1,5 +1,7 @@
 //! `weir master`: the master of a cluster.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -41,7 +43,7 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
         registry,
         refresh: Box::new(|| {}),
     };
-    let http = http::serve(args.http, exposed, stop.clone()).await?;
+    let http = http::serve(args.http, Duration::ZERO, exposed, stop.clone()).await?;
     let control = listener.local_addr()?;
     tracing::info!(%control, %http, "master started");
     weir_master::serve(master, listener, stop)

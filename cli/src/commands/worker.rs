@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
@@ -14,15 +14,16 @@ use tokio_util::sync::CancellationToken;
 use weir_core::{ByteSize, ClusterMap, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::GetClusterMapRequest;
+use weir_worker::segment::SegmentError;
 use weir_worker::snapshots::Snapshots;
-use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerMetrics};
+use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
 
 use crate::args::WorkerArgs;
 use crate::connect;
 use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
 use crate::process::{
-    SHUTDOWN_DEADLINE, default_memory, init_logging, node_name, runtime, stop_on_signal,
+    SHUTDOWN_DEADLINE, default_memory, init_logging, listen, node_name, runtime, stop_on_signal,
 };
 
 /// Part of a directory's free space that the SSD tier takes when no size is given, and its upper limit.
@@ -30,6 +31,9 @@ const DEFAULT_SSD_SHARE: u64 = 5;
 const DEFAULT_SSD_LIMIT: u64 = 100 << 30;
 /// Longest wait for another worker of the same name.
 const NAMESAKE_DEADLINE: Duration = Duration::from_secs(2);
+/// Longest wait for what a predecessor still has that is ending: a little more than it takes.
+const PREDECESSOR_DEADLINE: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
     init_logging();
@@ -74,9 +78,11 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         origins_file: Some(args.dir.join("origins.json")),
         fetch: FetchPolicy::default(),
     };
-    let worker = Worker::open(config, metrics, origin_metrics).map_err(anyhow::Error::from)?;
-    let data = bind(args.listen).await?;
-    let control = bind(args.control).await?;
+    let worker = open(&config, &metrics, &origin_metrics).await?;
+    let data = listen(args.listen, PREDECESSOR_DEADLINE).await;
+    let data = data.with_context(|| in_use(args.listen))?;
+    let control = listen(args.control, PREDECESSOR_DEADLINE).await;
+    let control = control.with_context(|| in_use(args.control))?;
     let socket = args.dir.join("worker.sock");
     let local = bind_local(&socket)?;
     let info = WorkerInfo {
@@ -94,7 +100,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
             move || worker.update_gauges()
         }),
     };
-    let http = http::serve(args.http, exposed, stop.clone()).await?;
+    let http = http::serve(args.http, PREDECESSOR_DEADLINE, exposed, stop.clone()).await?;
     tracing::info!(worker = %info.id, data = %info.data_address, control = %info.control_address, %http, "worker started");
     run_services(
         &worker,
@@ -216,10 +222,25 @@ pub(crate) fn ssd_tiers(
     }])
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}; is another worker running?"))
+fn in_use(address: SocketAddr) -> String {
+    format!("cannot listen on {address}; is another worker running?")
+}
+
+/// Opens the worker, once a predecessor that is ending has given up its directories.
+async fn open(
+    config: &WorkerConfig,
+    metrics: &Arc<WorkerMetrics>,
+    origin_metrics: &Arc<OriginMetrics>,
+) -> anyhow::Result<Arc<Worker>> {
+    let deadline = Instant::now() + PREDECESSOR_DEADLINE;
+    loop {
+        match Worker::open(config.clone(), metrics.clone(), origin_metrics.clone()) {
+            Err(WorkerError::Segment(SegmentError::Locked { .. })) if Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 fn bind_local(socket: &Path) -> anyhow::Result<UnixListener> {

@@ -56,7 +56,7 @@ pub(super) struct Staged<'a> {
     pub(super) len: u32,
     pub(super) sums: Checksums,
     /// The checksums of the pages, from which those of the chunks follow.
-    pub(super) pages: Vec<u32>,
+    pub(super) pages: Arc<[u32]>,
 }
 
 /// What a write may use up.
@@ -311,7 +311,7 @@ mod tests {
                 pieces: vec![&data[..*len]],
                 len: *len as u32,
                 sums: Checksums::of_data(&data[..*len]),
-                pages: Vec::new(),
+                pages: Arc::default(),
             })
             .collect();
         let cut: Vec<Vec<u8>> = batches(&staged, 4096)

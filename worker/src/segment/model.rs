@@ -129,7 +129,7 @@ impl Machine {
             let mut rest = Bytes::from_static(data);
             let first = rest.split_to(rest.len() / 3);
             let second = rest.split_to(rest.len() / 2);
-            Pieces(vec![first, second, rest])
+            Pieces::new(vec![first, second, rest])
         };
         let batch: Vec<_> = keys
             .iter()

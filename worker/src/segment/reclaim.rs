@@ -162,7 +162,7 @@ impl SegmentStore {
                 pieces: vec![data.as_ref()],
                 len: data.len() as u32,
                 sums: slot.checksums(),
-                pages: page_sums(&[data]),
+                pages: page_sums(&[data]).into(),
             })
             .collect();
         let Some((segment, records)) = self.append(app, &staged, Room::ForCompaction)? else {

@@ -104,7 +104,7 @@ pub(super) const fn record_len(len: u32) -> u64 {
 }
 
 /// The CRC-32C of each page of data in pieces, in order.
-pub(super) fn page_sums(pieces: &[&[u8]]) -> Vec<u32> {
+pub(crate) fn page_sums(pieces: &[&[u8]]) -> Vec<u32> {
     const PAGE_LEN: usize = PAGE as usize;
     let length: usize = pieces.iter().map(|piece| piece.len()).sum();
     let mut sums = Vec::with_capacity(length.div_ceil(PAGE_LEN));
@@ -136,7 +136,7 @@ pub(super) fn page_sums(pieces: &[&[u8]]) -> Vec<u32> {
 }
 
 /// The checksum of a chunk whose pages have these.
-pub(super) fn chunk_sum(pages: &[u32]) -> u32 {
+pub(crate) fn chunk_sum(pages: &[u32]) -> u32 {
     let mut bytes = [0; 4 * CHUNK_PAGES];
     for (at, sum) in bytes.chunks_exact_mut(4).zip(pages) {
         at.copy_from_slice(&sum.to_le_bytes());
@@ -145,7 +145,7 @@ pub(super) fn chunk_sum(pages: &[u32]) -> u32 {
 }
 
 /// The checksum of a chunk.
-pub(super) fn chunk_sum_of(data: &[u8]) -> u32 {
+pub(crate) fn chunk_sum_of(data: &[u8]) -> u32 {
     let mut pages = [0; CHUNK_PAGES];
     let count = data.len().div_ceil(PAGE as usize).min(CHUNK_PAGES);
     for (sum, page) in pages.iter_mut().zip(data.chunks(PAGE as usize)) {

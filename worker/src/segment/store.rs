@@ -22,7 +22,7 @@ use super::file::Segment;
 use super::index::{Index, Slot};
 use super::location::{BlockLocation, ReadFault};
 use super::lock::DirLock;
-use super::record::{Checksums, MAX_BLOCK_LEN, page_sums, record_len};
+use super::record::{Checksums, MAX_BLOCK_LEN, record_len};
 use super::recover;
 use super::removed;
 use super::stats::{Counters, SegmentStats, count};
@@ -219,7 +219,7 @@ impl SegmentStore {
                     continue;
                 }
                 let pieces = data.pieces();
-                let pages = page_sums(&pieces);
+                let pages = data.page_sums();
                 staged.push(Staged {
                     key: *key,
                     len,

@@ -13,6 +13,7 @@ use prost::Message;
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::activity::Activity;
 use super::socket::{MAX_DESCRIPTORS, Socket, read_some, write_all};
 
 /// Longest header, in bytes: a key of 1,024 bytes and its version fit many times.
@@ -87,6 +88,7 @@ pub struct Outgoing<'a, S>(&'a S);
 pub struct Incoming<'a, S> {
     socket: &'a S,
     inbox: &'a mut Inbox,
+    activity: Option<&'a Activity>,
 }
 
 /// What was received and not used yet.
@@ -121,6 +123,7 @@ impl<S: Socket> Link<S> {
         let incoming = Incoming {
             socket: &self.socket,
             inbox: &mut self.inbox,
+            activity: None,
         };
         (Outgoing(&self.socket), incoming)
     }
@@ -147,7 +150,21 @@ impl<S: Socket> Outgoing<'_, S> {
     }
 }
 
-impl<S: Socket> Incoming<'_, S> {
+impl<'a, S: Socket> Incoming<'a, S> {
+    /// The same end, which tells `activity` of all that arrives.
+    pub fn noted_in(self, activity: &'a Activity) -> Self {
+        Self {
+            activity: Some(activity),
+            ..self
+        }
+    }
+
+    fn note(&self) {
+        if let Some(activity) = self.activity {
+            activity.note();
+        }
+    }
+
     /// The next header; `None` when the peer closed the connection between two frames, before which an idle
     /// connection waits without limit.
     pub async fn message<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
@@ -174,6 +191,7 @@ impl<S: Socket> Incoming<'_, S> {
                 return if begun { Err(ended().into()) } else { Ok(None) };
             }
             filled.end += read;
+            self.note();
         }
     }
 
@@ -211,7 +229,7 @@ impl<S: Socket> Incoming<'_, S> {
             let missing = length - payload.len();
             match self.socket.try_read(&mut (&mut payload).limit(missing)) {
                 Ok(0) => return Err(ended()),
-                Ok(_) => {}
+                Ok(_) => self.note(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let more = self.socket.ready(Interest::READABLE);
                     timeout(PROGRESS_DEADLINE, more)
@@ -246,6 +264,7 @@ impl<S: Socket> Incoming<'_, S> {
             }
             inbox.filled = 0..read.saturating_sub(missing);
             place = &mut place[read.min(missing)..];
+            self.note();
         }
         Ok(())
     }

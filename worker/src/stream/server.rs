@@ -8,23 +8,28 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_core::{BLOCK_SIZE, Block, ClusterMap, ObjectRef, OriginId};
+use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, ObjectRef, OriginId};
 use weir_origin::OriginError;
 use weir_proto::v1::{BlockLocation, BlockReply, BlockRequest, BlockSource, BlockStatus};
 
-use super::link::{Frame, FrameError, Incoming, Link};
-use super::socket::Socket;
+use super::checksums::checksums;
+use super::connections::{Connections, Limits, Place};
+use super::link::{Frame, FrameError, Incoming, Link, Outgoing};
+use super::socket::{Socket, keep_alive};
 use crate::metrics::ResultLabel;
 use crate::segment::{self, CHUNK_SIZE};
 use crate::worker::{Ahead, Cached, ReadError, Source, Worker};
 
-/// Most connections at once; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 4096;
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often idle connections are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+/// How often a client is told that its requests are worked on: it gives up on a worker that says nothing for some times as
+/// long.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Requests of one connection that are worked on at once.
 const AT_ONCE: usize = 24;
 /// Bytes of requests that are worked on together; the last one may go beyond.
@@ -33,6 +38,9 @@ const MAX_TOGETHER: u64 = BLOCK_SIZE;
 /// The form of a block's location that is written and understood here. Another one has another number: client and
 /// worker may be of different versions.
 pub const LOCATION_FORMAT: u32 = 2;
+
+/// The newest version of the stream that is spoken here; see `proto/weir/v1/worker.proto`.
+pub const STREAM_VERSION: u32 = 1;
 
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
@@ -43,9 +51,10 @@ pub async fn serve_tcp(
     listener: TcpListener,
     stop: CancellationToken,
 ) {
-    accept_loop(worker, map, stop, async || {
+    accept_loop(worker, map, Limits::default(), stop, async || {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
+        keep_alive(&stream)?;
         Ok(stream)
     })
     .await;
@@ -58,49 +67,54 @@ pub async fn serve_local(
     listener: UnixListener,
     stop: CancellationToken,
 ) {
-    accept_loop(worker, map, stop, async || Ok(listener.accept().await?.0)).await;
+    accept_loop(worker, map, Limits::default(), stop, async || {
+        Ok(listener.accept().await?.0)
+    })
+    .await;
 }
 
 async fn accept_loop<S: Socket>(
     worker: Arc<Worker>,
     map: Map,
+    limits: Limits,
     stop: CancellationToken,
     accept: impl AsyncFn() -> io::Result<S>,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let open = Connections::new(limits);
     let connections = TaskTracker::new();
-    loop {
-        // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = accept() => accepted,
-        };
-        let socket = match accepted {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let (worker, map, stop) = (worker.clone(), map.clone(), stop.clone());
-        connections.spawn(async move {
-            let gauge = worker.metrics().stream_connections.clone();
-            gauge.inc();
-            tokio::select! {
-                () = stop.cancelled() => {}
-                result = serve_connection(&worker, &map, socket) => {
-                    if let Err(error) = result {
-                        tracing::debug!(%error, "a client's connection ended");
-                    }
+    let sweep = async {
+        loop {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            open.close_idle();
+        }
+    };
+    let accept = async {
+        loop {
+            let socket = match accept().await {
+                Ok(socket) => socket,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    open.close_idlest(); // its descriptor may be what is missing
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
-            }
-            gauge.dec();
-            drop(slot);
-        });
+            };
+            let place = open.place().await;
+            let (worker, map, stop) = (worker.clone(), map.clone(), stop.clone());
+            connections.spawn(async move {
+                let gauge = worker.metrics().stream_connections.clone();
+                gauge.inc();
+                if let Err(error) = serve_connection(&worker, &map, socket, &place, &stop).await {
+                    tracing::debug!(%error, "a client's connection ended");
+                }
+                gauge.dec();
+            });
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = sweep => {}
+        () = accept => {}
     }
     connections.close();
     connections.wait().await;
@@ -110,38 +124,150 @@ async fn serve_connection<S: Socket>(
     worker: &Arc<Worker>,
     map: &Map,
     socket: S,
+    place: &Place,
+    stop: &CancellationToken,
 ) -> Result<(), FrameError> {
     let mut link = Link::of_server(socket);
     let (outgoing, mut incoming) = link.split();
-    while let Some(first) = incoming.message().await? {
-        let requests = with_others(first, &mut incoming)?;
+    let mut closed = std::pin::pin!(place.close().cancelled());
+    let mut stopped = std::pin::pin!(stop.cancelled());
+    let mut version = 0;
+    loop {
+        place.idle();
+        let first: Option<BlockRequest> = tokio::select! {
+            biased;
+            first = incoming.message() => first?,
+            () = &mut closed => return Ok(()),
+            () = &mut stopped => return Ok(()),
+        };
+        let Some(first) = first else { return Ok(()) };
+        place.busy();
+        if first.stream_version > 0 {
+            version = first.stream_version.min(STREAM_VERSION);
+            let epoch = map.borrow().epoch;
+            outgoing.send(&[hello(epoch)]).await?;
+            continue;
+        }
+        let requests = with_others(first, version, &mut incoming)?;
         let epoch = map.borrow().epoch;
-        let found = find_together(worker, &requests).await;
-        let answers = requests
-            .into_iter()
-            .zip(found)
-            .map(|(request, found)| answer(worker.clone(), request, found, epoch));
-        let answers = stream::iter(answers).buffered(AT_ONCE);
-        let mut answers = std::pin::pin!(answers.ready_chunks(AT_ONCE));
-        while let Some(frames) = answers.next().await {
-            outgoing.send(&frames).await?;
+        let client = Client {
+            outgoing: &outgoing,
+            version,
+            stop,
+        };
+        if !answer_together(worker, requests, epoch, &client).await? {
+            return Ok(()); // the worker is stopping
         }
     }
-    Ok(())
+}
+
+fn hello(epoch: u64) -> Frame {
+    let reply = BlockReply {
+        status: BlockStatus::Ok.into(),
+        epoch,
+        stream_version: STREAM_VERSION,
+        ..BlockReply::default()
+    };
+    Frame::new(&reply, Vec::new())
+}
+
+/// Answers requests in their order. False when the worker stops: those that have no answer yet are told so.
+async fn answer_together<S: Socket>(
+    worker: &Arc<Worker>,
+    requests: Vec<Request>,
+    epoch: u64,
+    client: &Client<'_, S>,
+) -> io::Result<bool> {
+    let keys: Vec<Option<BlockKey>> = requests.iter().map(Request::key).collect();
+    let mut answered = 0;
+    let status = |answered: usize| match keys.get(answered) {
+        Some(Some(key)) if worker.is_fetching(key) => BlockStatus::Filling,
+        _ => BlockStatus::Queued,
+    };
+    let finding = find_together(worker, &requests);
+    let Some(found) = client.wait_for(finding, || status(0)).await? else {
+        return client.stopping(requests.len(), epoch).await;
+    };
+    let answers = requests
+        .into_iter()
+        .zip(found)
+        .map(|(request, found)| answer(worker.clone(), request, found, epoch));
+    let answers = stream::iter(answers).buffered(AT_ONCE);
+    let mut answers = std::pin::pin!(answers.ready_chunks(AT_ONCE));
+    while answered < keys.len() {
+        match client.wait_for(answers.next(), || status(answered)).await? {
+            Some(Some(frames)) => {
+                client.outgoing.send(&frames).await?;
+                answered += frames.len();
+            }
+            Some(None) => break,
+            None => return client.stopping(keys.len() - answered, epoch).await,
+        }
+    }
+    Ok(true)
+}
+
+/// A client that waits for answers.
+struct Client<'a, S> {
+    outgoing: &'a Outgoing<'a, S>,
+    /// The version of the stream that it speaks.
+    version: u32,
+    stop: &'a CancellationToken,
+}
+
+impl<S: Socket> Client<'_, S> {
+    /// Does some work, and tells the client of it for as long as that takes. `None` when the worker stops.
+    async fn wait_for<T>(
+        &self,
+        work: impl Future<Output = T>,
+        status: impl Fn() -> BlockStatus,
+    ) -> io::Result<Option<T>> {
+        let mut work = std::pin::pin!(work);
+        let mut stopped = std::pin::pin!(self.stop.cancelled());
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(Some(done)),
+                () = &mut stopped => return Ok(None),
+                () = tokio::time::sleep(PROGRESS_INTERVAL), if self.version > 0 => {}
+            }
+            let reply = BlockReply {
+                status: status().into(),
+                ..BlockReply::default()
+            };
+            self.outgoing
+                .send(&[Frame::new(&reply, Vec::new())])
+                .await?;
+        }
+    }
+
+    /// Tells the client of so many requests that others have to answer them.
+    async fn stopping(&self, requests: usize, epoch: u64) -> io::Result<bool> {
+        let reply = BlockReply {
+            status: BlockStatus::Unavailable.into(),
+            message: ReadError::ShuttingDown.to_string(),
+            epoch,
+            ..BlockReply::default()
+        };
+        let frames = (0..requests).map(|_| Frame::new(&reply, Vec::new()));
+        self.outgoing.send(&frames.collect::<Vec<_>>()).await?;
+        Ok(false)
+    }
 }
 
 /// A request with those that came together with it, up to a bound of their bytes.
 fn with_others<S: Socket>(
     first: BlockRequest,
+    version: u32,
     incoming: &mut Incoming<'_, S>,
 ) -> Result<Vec<Request>, FrameError> {
     let mut bytes = u64::from(first.length);
-    let mut requests = vec![Request::new::<S>(first)];
+    let mut requests = vec![Request::new::<S>(first, version)];
     while bytes < MAX_TOGETHER
         && let Some(next) = incoming.arrived::<BlockRequest>()?
     {
         bytes += u64::from(next.length);
-        requests.push(Request::new::<S>(next));
+        requests.push(Request::new::<S>(next, version));
     }
     Ok(requests)
 }
@@ -150,17 +276,27 @@ fn with_others<S: Socket>(
 struct Request {
     message: BlockRequest,
     wanted: Option<(Block, Range<u32>)>,
+    /// The version of the stream that the answer is in.
+    version: u32,
 }
 
 impl Request {
-    fn new<S: Socket>(mut message: BlockRequest) -> Self {
+    fn new<S: Socket>(mut message: BlockRequest, version: u32) -> Self {
         if !S::CARRIES_DESCRIPTORS {
             message.location_format = 0;
-            message.report_damaged = false;
+            message.report_damaged &= version > 0;
             (message.reads_before, message.bytes_before) = (0, 0);
         }
         let wanted = parse(&message);
-        Self { message, wanted }
+        Self {
+            message,
+            wanted,
+            version,
+        }
+    }
+
+    fn key(&self) -> Option<BlockKey> {
+        self.wanted.as_ref().map(|(block, _)| block.key())
     }
 }
 
@@ -246,6 +382,12 @@ async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, ep
         Ok((payload, source)) => {
             let length: usize = payload.iter().map(Bytes::len).sum();
             count_read(source, length as u64);
+            let sums = if request.version > 0 {
+                let held = worker.held_checksums(&block.key());
+                checksums(&payload, range.start, block.len(), held.as_ref())
+            } else {
+                Vec::new()
+            };
             let reply = BlockReply {
                 status: BlockStatus::Ok.into(),
                 length: length as u32,
@@ -256,20 +398,30 @@ async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, ep
                 }
                 .into(),
                 epoch,
+                checksums: sums,
                 ..BlockReply::default()
             };
             Frame::new(&reply, payload)
         }
         Err(error) => {
             let status = match &error {
+                ReadError::ShuttingDown | ReadError::Origin(OriginError::Interrupted { .. }) => {
+                    BlockStatus::Unavailable
+                }
                 ReadError::Origin(OriginError::Unknown { .. }) => BlockStatus::UnknownOrigin,
                 ReadError::Origin(OriginError::Changed { .. }) => BlockStatus::Changed,
+                ReadError::Origin(error) if depends_on_the_worker(error) => BlockStatus::Denied,
                 ReadError::Origin(_) => BlockStatus::OriginError,
-                ReadError::ShuttingDown => BlockStatus::Unavailable,
             };
             failed(status, error.to_string())
         }
     }
+}
+
+/// Whether another worker, or the client itself, may have better luck with the origin: credentials, certificates and
+/// profiles are those of a process.
+fn depends_on_the_worker(error: &OriginError) -> bool {
+    ["access_denied", "credentials_expired", "config"].contains(&error.kind())
 }
 
 /// The answer that a block lies in a file.

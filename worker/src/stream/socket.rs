@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use bytes::BufMut;
 use rustix::net::{
@@ -16,6 +17,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// Descriptors that go with one message, at most.
 pub(super) const MAX_DESCRIPTORS: usize = 64;
+/// How long a TCP connection is quiet before the kernel looks whether its peer is still there, how often it looks, and how
+/// many looks without an answer end it; and how long bytes may be unacknowledged.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// Pieces of one write, at most: the kernel's limit.
 const MAX_PIECES: usize = 1024;
 
@@ -60,6 +67,23 @@ macro_rules! socket {
             }
         }
     };
+}
+
+/// Has the kernel find out about a peer that is gone without a word.
+///
+/// # Errors
+/// When the system refuses an option.
+pub fn keep_alive(socket: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt::{
+        set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+        set_tcp_user_timeout,
+    };
+    set_socket_keepalive(socket, true)?;
+    set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    set_tcp_user_timeout(socket, UNACKNOWLEDGED.as_millis() as u32)?;
+    Ok(())
 }
 
 socket!(TcpStream, false);

@@ -249,13 +249,15 @@ impl Worker {
         let (Some(data), Some(permit)) = (data, permit) else {
             return self.finish_fill(&key); // it was cached already
         };
-        if !fill.is_discarded() {
-            self.memory.insert(key, &data);
+        let mut data = Pieces::new(data);
+        if !fill.is_discarded() && self.memory.capacity() > 0 {
+            let sums = data.checksums();
+            self.memory.insert(key, data.bytes(), sums);
         }
         let (worker, kept) = (self.clone(), fill.clone());
         let write = Write {
             key,
-            data: Pieces(data),
+            data,
             done: Box::new(move |outcome| {
                 if matches!(outcome, Ok(Admission::Full)) {
                     worker.metrics.refused.inc();

@@ -45,6 +45,20 @@ impl Worker {
         self.count_store_events();
     }
 
+    /// Counts blocks that were found damaged in memory and dropped.
+    pub(super) fn count_damaged(&self, blocks: u64) {
+        if blocks > 0 {
+            let labels = EvictionLabels {
+                tier: "memory",
+                reason: "damaged",
+            };
+            let evicted = &self.metrics.evicted_blocks;
+            evicted.get_or_create(&labels).inc_by(blocks);
+            self.metrics.damaged.inc_by(blocks);
+            self.generation.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Adds what the stores have counted since the last look to the metrics.
     fn count_store_events(&self) {
         let mut seen = self.seen_stats.lock();

@@ -1,0 +1,288 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use tokio::net::TcpListener;
+use weir_core::{ObjectRef, OriginId};
+use weir_worker::stream::{Frame, Link, STREAM_VERSION, checksums};
+
+use super::*;
+
+const LENGTH: usize = 1000;
+/// What each worker fills its blocks with, so that one tells who answered.
+const BYTES: [u8; 2] = [7, 8];
+
+/// What a worker of a test does with requests.
+#[derive(Default)]
+struct Script {
+    /// It is of a version that answers no hello.
+    is_old: bool,
+    /// Nobody hears from it while this is not 0.
+    is_frozen: AtomicU32,
+    requests: AtomicU32,
+}
+
+fn frame(status: BlockStatus) -> Frame {
+    let reply = BlockReply {
+        status: status.into(),
+        ..BlockReply::default()
+    };
+    Frame::new(&reply, Vec::new())
+}
+
+fn bytes(script: &Script, byte: u8, damaged: bool) -> Frame {
+    let payload = vec![Bytes::from(vec![byte; LENGTH])];
+    let mut sums = checksums(&payload, 0, LENGTH as u32, None);
+    if damaged {
+        sums[0] ^= 1;
+    }
+    let reply = BlockReply {
+        status: BlockStatus::Ok.into(),
+        length: LENGTH as u32,
+        checksums: if script.is_old { Vec::new() } else { sums },
+        ..BlockReply::default()
+    };
+    Frame::new(&reply, payload)
+}
+
+/// Serves a connection of a worker that answers requests as their keys say, until one tells it to close it.
+async fn serve(socket: TcpStream, script: Arc<Script>, byte: u8) {
+    let mut link = Link::of_server(socket);
+    let (outgoing, mut incoming) = link.split();
+    while let Ok(Some(request)) = incoming.message::<BlockRequest>().await {
+        while script.is_frozen.load(Ordering::Relaxed) != 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let frame = if request.stream_version > 0 {
+            let reply = BlockReply {
+                stream_version: STREAM_VERSION,
+                ..BlockReply::default()
+            };
+            if script.is_old {
+                frame(BlockStatus::BadRequest)
+            } else {
+                Frame::new(&reply, Vec::new())
+            }
+        } else {
+            script.requests.fetch_add(1, Ordering::Relaxed);
+            let first = byte == BYTES[0];
+            match request.key.split('.').next().unwrap() {
+                "close" => break,
+                "refused" => frame(BlockStatus::OriginError),
+                "changed" => frame(BlockStatus::Changed),
+                "leaving" => frame(BlockStatus::Unavailable),
+                "nothing" => frame(BlockStatus::Ok),
+                "denied" if first => frame(BlockStatus::Denied),
+                "mute" if first => std::future::pending().await,
+                "late" => {
+                    tokio::time::sleep(2 * SILENCE).await;
+                    bytes(&script, byte, false)
+                }
+                "busy" => {
+                    for status in [BlockStatus::Queued, BlockStatus::Filling].repeat(6) {
+                        tokio::time::sleep(SILENCE / 4).await;
+                        outgoing.send(&[frame(status)]).await.unwrap();
+                    }
+                    bytes(&script, byte, false)
+                }
+                "flipped" => bytes(&script, byte, first),
+                "flipped_in_memory" => bytes(&script, byte, !request.report_damaged),
+                _ => bytes(&script, byte, false),
+            }
+        };
+        outgoing.send(&[frame]).await.unwrap();
+    }
+}
+
+/// A worker; its address.
+async fn worker(script: Arc<Script>, byte: u8) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(serve(socket, script.clone(), byte));
+        }
+    });
+    address
+}
+
+async fn reader_of(scripts: &[Arc<Script>]) -> ClusterReader {
+    let mut workers = Vec::new();
+    for (number, script) in scripts.iter().enumerate() {
+        workers.push(WorkerInfo {
+            id: format!("worker-{number}").parse().unwrap(),
+            data_address: worker(script.clone(), BYTES[number]).await,
+            control_address: String::new(),
+            node: "there".parse().unwrap(),
+            local_socket: String::new(),
+            weight: 1,
+        });
+    }
+    ClusterReader::of_map(ClusterMap { epoch: 1, workers })
+}
+
+async fn reader() -> ClusterReader {
+    reader_of(&[Arc::default()]).await
+}
+
+fn block(key: &str) -> Block {
+    Block {
+        origin: OriginId(1),
+        object: ObjectRef {
+            key: key.into(),
+            size: LENGTH as u64,
+            version: "1".into(),
+        },
+        index: 0,
+    }
+}
+
+/// A block of the first worker's, on which it is to do so.
+fn block_of_first(reader: &ClusterReader, action: &str) -> Block {
+    let map = reader.config.map.borrow().clone();
+    let mut blocks = (0..).map(|number| block(&format!("{action}.{number}")));
+    let is_first = |block: &Block| map.owner(&block.key()).unwrap().id == map.workers[0].id;
+    blocks.find(is_first).unwrap()
+}
+
+/// Reads a block; gives who answered, and in which time.
+async fn read_one(reader: &ClusterReader, block: &Block) -> (u8, Duration) {
+    let start = Instant::now();
+    let read = reader.read("set", "{}", block, 0..LENGTH as u32).await;
+    let read = read.unwrap().0.concat();
+    assert!(read.iter().all(|byte| *byte == read[0]));
+    (read[0], start.elapsed())
+}
+
+/// Reads blocks of these keys together, and tells of each what came of it.
+async fn read(reader: &ClusterReader, keys: &[&str]) -> Vec<&'static str> {
+    let mut memory = vec![0; keys.len() * LENGTH];
+    let blocks = keys.iter().map(|key| block(key));
+    let places = memory.chunks_exact_mut(LENGTH);
+    let outcomes = reader.read_whole("set", blocks.zip(places)).await;
+    let outcomes = outcomes.iter().zip(memory.chunks_exact(LENGTH));
+    let told = outcomes.map(|(outcome, bytes)| match outcome {
+        Whole::Read(ReadSource::Remote) if bytes == [BYTES[0]; LENGTH] => "read",
+        Whole::Read(_) => "wrong",
+        Whole::Refused => "refused",
+        Whole::Alone => "alone",
+    });
+    told.collect()
+}
+
+fn failovers(reader: &ClusterReader, reason: &'static str) -> u64 {
+    let failovers = &reader.config.metrics.failovers;
+    failovers.get_or_create(&ReasonLabel { reason }).get()
+}
+
+#[tokio::test]
+async fn each_block_of_a_batch_has_an_answer_of_its_own() {
+    let reader = reader().await;
+    let keys = ["a", "refused", "b", "nothing", "changed", "leaving", "c"];
+    let wanted = [
+        "read", "refused", "read", "alone", "refused", "alone", "read",
+    ];
+    assert_eq!(read(&reader, &keys).await, wanted);
+}
+
+#[tokio::test]
+async fn a_batch_whose_worker_goes_away_is_as_many_fail_overs() {
+    let reader = reader().await;
+    assert_eq!(read(&reader, &["a", "close", "b"]).await, ["alone"; 3]);
+    assert_eq!(failovers(&reader, "unreachable"), 3);
+    // It is passed over for a moment, without being asked.
+    assert_eq!(read(&reader, &["a"]).await, ["alone"]);
+    assert_eq!(failovers(&reader, "unreachable"), 3);
+}
+
+#[tokio::test]
+async fn a_frozen_owner_costs_one_wait_and_is_trusted_again_once_it_answers() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let block = block_of_first(&reader, "block");
+    assert_eq!(read_one(&reader, &block).await.0, BYTES[0]);
+    scripts[0].is_frozen.store(1, Ordering::Relaxed);
+    let (who, time) = read_one(&reader, &block).await;
+    assert_eq!(who, BYTES[1]);
+    assert!(time >= SILENCE && time < 5 * SILENCE, "{time:?}");
+    for _ in 0..20 {
+        let (who, time) = read_one(&reader, &block).await;
+        assert_eq!(who, BYTES[1]);
+        assert!(time < SILENCE, "a suspect was waited for: {time:?}");
+    }
+    assert_eq!(failovers(&reader, "silent"), 1);
+    scripts[0].is_frozen.store(0, Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while read_one(&reader, &block).await.0 != BYTES[0] {
+        assert!(Instant::now() < deadline, "it is not trusted again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn many_readers_of_a_frozen_owner_all_go_on() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let block = block_of_first(&reader, "mute");
+    let reads = (0..200).map(|_| read_one(&reader, &block));
+    let longest = join_all(reads).await.into_iter().map(|(who, time)| {
+        assert_eq!(who, BYTES[1]);
+        time
+    });
+    let longest = longest.max().unwrap();
+    assert!(longest < Duration::from_secs(4), "{longest:?}");
+}
+
+#[tokio::test]
+async fn an_owner_that_says_that_it_is_busy_is_not_raced() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let (who, time) = read_one(&reader, &block_of_first(&reader, "busy")).await;
+    assert_eq!(who, BYTES[0]);
+    assert!(time > SILENCE);
+    assert_eq!(scripts[1].requests.load(Ordering::Relaxed), 0);
+    assert_eq!(failovers(&reader, "silent"), 0);
+}
+
+#[tokio::test]
+async fn an_owner_of_an_older_version_may_be_silent_while_it_works() {
+    let old = Arc::new(Script {
+        is_old: true,
+        ..Script::default()
+    });
+    let reader = reader_of(&[old, Arc::default()]).await;
+    let late = read_one(&reader, &block_of_first(&reader, "late")).await;
+    assert_eq!(late.0, BYTES[0]);
+    assert_eq!(failovers(&reader, "silent"), 0);
+    // The connection is of use for the next, which has no checksums.
+    assert_eq!(
+        read_one(&reader, &block_of_first(&reader, "flipped"))
+            .await
+            .0,
+        BYTES[0]
+    );
+}
+
+#[tokio::test]
+async fn damaged_bytes_are_asked_for_again_and_then_of_the_next() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let in_memory = block_of_first(&reader, "flipped_in_memory");
+    assert_eq!(read_one(&reader, &in_memory).await.0, BYTES[0]);
+    assert_eq!(reader.config.metrics.damaged.get(), 1);
+    let flipped = block_of_first(&reader, "flipped");
+    assert_eq!(read_one(&reader, &flipped).await.0, BYTES[1]);
+    assert_eq!(reader.config.metrics.damaged.get(), 3);
+    assert_eq!(failovers(&reader, "damaged"), 1);
+    // It answers, so it is no suspect.
+    let block = block_of_first(&reader, "block");
+    assert_eq!(read_one(&reader, &block).await.0, BYTES[0]);
+}
+
+#[tokio::test]
+async fn the_next_owner_is_asked_when_the_first_may_not_read_the_origin() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let denied = block_of_first(&reader, "denied");
+    assert_eq!(read_one(&reader, &denied).await.0, BYTES[1]);
+    assert_eq!(failovers(&reader, "denied"), 1);
+}

@@ -1,0 +1,154 @@
+//! What becomes of a worker that says nothing: how long readers wait for it, who is asked meanwhile, and when it is trusted
+//! again.
+//!
+//! A worker that is busy says so. One that is silent is raced: the next owner is asked beside it, then the origin. Races are
+//! a part of the requests only, so that workers that are slow because they are overloaded do not get more to do. A worker
+//! that lost its race is a suspect: it is asked after all others until it answers a probe.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use weir_core::{ClusterMap, WorkerId, WorkerInfo};
+use weir_worker::stream::Activity;
+
+use crate::connection::Connections;
+
+/// Silence of a worker that starts a race. A busy one says something every 100 ms.
+pub(crate) const SILENCE: Duration = Duration::from_millis(600);
+/// Silence in a race that makes a worker a suspect, whoever wins.
+pub(crate) const SUSPICIOUS: Duration = Duration::from_secs(1);
+/// Silence after which the next is asked though no race may be started.
+const LONGEST: Duration = Duration::from_secs(5);
+/// How often a request that may not race yet looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often a suspect is probed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Races that a request earns, in hundredths, and that may be saved up.
+const EARNED: u64 = 5;
+const MOST_SAVED: u64 = 16 * RACE;
+const RACE: u64 = 100;
+
+/// Waits until a worker has been silent for so long that the next one is to be asked.
+pub(crate) async fn silent(
+    worker: &WorkerInfo,
+    activity: &Activity,
+    suspects: &Suspects,
+    budget: &RaceBudget,
+) {
+    loop {
+        activity.silent_for(SILENCE).await;
+        let long = activity.silence().is_some_and(|silence| silence >= LONGEST);
+        if suspects.contains(&worker.id) || long || budget.take() {
+            return;
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// How many races may be started.
+pub(crate) struct RaceBudget(AtomicU64);
+
+impl Default for RaceBudget {
+    fn default() -> Self {
+        Self(AtomicU64::new(MOST_SAVED))
+    }
+}
+
+impl RaceBudget {
+    /// A request is made.
+    pub(crate) fn earn(&self) {
+        let saved = self.0.load(Relaxed);
+        if saved < MOST_SAVED {
+            // One that is lost to another thread does not matter.
+            let more = (saved + EARNED).min(MOST_SAVED);
+            let _ = self.0.compare_exchange(saved, more, Relaxed, Relaxed);
+        }
+    }
+
+    /// Whether a race may be started.
+    pub(crate) fn take(&self) -> bool {
+        let take = |saved: u64| saved.checked_sub(RACE);
+        self.0.fetch_update(Relaxed, Relaxed, take).is_ok()
+    }
+}
+
+/// Workers that did not answer.
+pub(crate) struct Suspects {
+    map: watch::Receiver<Arc<ClusterMap>>,
+    workers: Mutex<HashSet<WorkerId>>,
+}
+
+impl Suspects {
+    /// None of the workers of a map, so far.
+    pub(crate) fn new(map: watch::Receiver<Arc<ClusterMap>>) -> Arc<Self> {
+        Arc::new(Self {
+            map,
+            workers: Mutex::default(),
+        })
+    }
+
+    /// Whether a worker is to be asked after all others.
+    pub(crate) fn contains(&self, worker: &WorkerId) -> bool {
+        self.workers.lock().contains(worker)
+    }
+
+    /// Suspects a worker until it answers a probe, or leaves the map. Call inside a tokio runtime.
+    pub(crate) fn add(self: &Arc<Self>, worker: &WorkerInfo) {
+        if self.workers.lock().insert(worker.id.clone()) {
+            tracing::debug!(worker = %worker.id, "does not answer; it is asked last until it does");
+            tokio::spawn(probe(Arc::downgrade(self), worker.clone()));
+        }
+    }
+
+    fn has_left(&self, worker: &WorkerInfo) -> bool {
+        let map = self.map.borrow();
+        // One that has moved is another.
+        !map.workers
+            .iter()
+            .any(|known| known.id == worker.id && known.data_address == worker.data_address)
+    }
+}
+
+/// Asks a suspect for a sign of life until there is one.
+async fn probe(suspects: Weak<Suspects>, worker: WorkerInfo) {
+    loop {
+        sleep(PROBE_INTERVAL).await;
+        let Some(suspects) = suspects.upgrade() else {
+            return;
+        };
+        let answered = suspects.has_left(&worker) || {
+            let probe = Connections::<TcpStream>::probe(&worker.data_address);
+            matches!(timeout(SILENCE, probe).await, Ok(Ok(())))
+        };
+        if answered {
+            suspects.workers.lock().remove(&worker.id);
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn races_are_a_twentieth_of_the_requests_and_a_few_more() {
+        let budget = RaceBudget::default();
+        let races = |most| (0..most).filter(|_| budget.take()).count();
+        assert_eq!(races(100), 16);
+        for _ in 0..100 {
+            budget.earn();
+        }
+        assert_eq!(races(100), 5);
+        for _ in 0..100_000 {
+            budget.earn();
+        }
+        assert_eq!(races(100), 16);
+    }
+}
