@@ -11,7 +11,9 @@ pub(crate) mod worker;
 use clap::CommandFactory;
 
 /// `weir completions SHELL`.
-pub(crate) fn completions(shell: clap_complete::Shell) {
+pub(crate) fn completions(shell: clap_complete::Shell) -> Result<(), crate::exit::Failure> {
     let mut command = crate::args::Cli::command();
-    clap_complete::generate(shell, &mut command, "weir", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "weir", &mut script);
+    crate::output::document(&String::from_utf8_lossy(&script))
 }

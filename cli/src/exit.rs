@@ -53,7 +53,7 @@ impl Failure {
     /// Prints the message and gives the code.
     pub(crate) fn report(&self) -> ExitCode {
         if !self.message.is_empty() {
-            eprintln!("weir: {}", self.message);
+            crate::output::note(format_args!("weir: {}", self.message));
         }
         ExitCode::from(self.code())
     }

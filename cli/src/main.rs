@@ -1,5 +1,11 @@
 //! The `weir` binary: arguments, output and exit codes; everything else is in the crates below.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "output.rs prints"
+)]
+
 mod args;
 mod commands;
 mod connect;
@@ -8,6 +14,8 @@ mod http;
 mod mounted;
 mod output;
 mod process;
+
+use std::io::Write;
 
 use clap::Parser;
 
@@ -27,11 +35,24 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 pub static malloc_conf: &[u8] = b"narenas:2,dirty_decay_ms:1000\0";
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => run(cli),
+        Err(instead) => explain(&instead),
+    };
+    match outcome {
         Ok(code) => code,
         Err(failure) => failure.report(),
     }
+}
+
+/// Prints the help that was asked for, or what is wrong with the command line.
+fn explain(instead: &clap::Error) -> Result<std::process::ExitCode, Failure> {
+    let printed = instead.print().and_then(|()| std::io::stdout().flush());
+    if !instead.use_stderr() {
+        output::written(printed)?;
+    }
+    let code = u8::try_from(instead.exit_code()).unwrap_or(1);
+    Ok(std::process::ExitCode::from(code))
 }
 
 fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
@@ -45,7 +66,7 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Warm(args) => commands::job::warm(&args)?,
         Command::Evict(args) => commands::job::evict(&args)?,
         Command::Status(args) => commands::status::run(&args)?,
-        Command::Completions { shell } => commands::completions(shell),
+        Command::Completions { shell } => commands::completions(shell)?,
         Command::Supervise => return Ok(commands::mount::supervise()),
         Command::ServeMount { config } => return Ok(mounted::run(&config)),
         Command::ReadAhead => weir_fuse::ahead::run().map_err(anyhow::Error::from)?,

@@ -130,7 +130,9 @@ pub(crate) fn run(config: &str) -> ExitCode {
     let mut handover = match Handover::from_env() {
         Ok(handover) => handover,
         Err(error) => {
-            eprintln!("weir: {error}; this command is started by `weir mount`");
+            crate::output::note(format_args!(
+                "weir: {error}; this command is started by `weir mount`"
+            ));
             return ExitCode::FAILURE;
         }
     };

@@ -10,6 +10,7 @@ mod daemon;
 mod server;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -130,7 +131,9 @@ pub fn run() -> ExitCode {
     match take_assignment() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("weir: {error}; this command is started by `weir mount`");
+            // Nobody may be there to read it.
+            let text = format!("weir: {error}; this command is started by `weir mount`\n");
+            let _ = std::io::stderr().write_all(text.as_bytes());
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,7 @@ mod system {
     pub(crate) mod faults;
     pub(crate) mod keys;
     pub(crate) mod metrics;
+    pub(crate) mod output;
     pub(crate) mod reading;
     pub(crate) mod silence;
 }
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
     if let Some(reason) = &missing {
         eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
     }
-    let suites: [(&str, &[Case]); 10] = [
+    let suites: [(&str, &[Case]); 11] = [
         ("embedded", system::embedded::CASES),
         ("keys", system::keys::CASES),
         ("reading", system::reading::CASES),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         ("cluster", system::cluster::CASES),
         ("silence", system::silence::CASES),
         ("metrics", system::metrics::CASES),
+        ("output", system::output::CASES),
         ("docs", system::docs::CASES),
     ];
     let trials = suites.into_iter().flat_map(|(suite, cases)| {

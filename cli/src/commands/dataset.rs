@@ -6,7 +6,7 @@ use weir_proto::v1;
 use crate::args::{DatasetCommand, OriginArgs, OutputFormat};
 use crate::connect::{self, CALL_DEADLINE, LISTING_DEADLINE, request};
 use crate::exit::{Failure, Reason};
-use crate::output::{print_json, size, table, time};
+use crate::output::{self, Rows, size, time};
 use crate::process::runtime;
 
 /// `weir dataset list -o json` and friends.
@@ -115,8 +115,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 client
                     .delete_dataset(request(delete, CALL_DEADLINE))
                     .await?;
-                println!("deleted {name}; the origin was not touched");
-                Ok(())
+                output::line(format_args!("deleted {name}; the origin was not touched"))
             }
             DatasetCommand::Refresh { name, master } => {
                 let mut client =
@@ -129,7 +128,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                     .await?;
                 let reply = reply.into_inner();
                 if master.output == OutputFormat::Table && !reply.changed {
-                    println!("nothing changed");
+                    output::line("nothing changed")?;
                 }
                 show(reply.dataset.unwrap_or_default(), master.output)
             }
@@ -181,13 +180,13 @@ pub(crate) fn origin_spec(
 fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
     let view = DatasetView::from(dataset);
     if format == OutputFormat::Json {
-        return print_json(&view);
+        return output::json(&view);
     }
-    println!("dataset {}", view.name);
+    output::line(format_args!("dataset {}", view.name))?;
     for mount in &view.mounts {
-        println!("  {} from {}", mount.path, mount.url);
+        output::line(format_args!("  {} from {}", mount.path, mount.url))?;
     }
-    let mut rows = table(&[
+    let mut rows = Rows::new(&[
         "snapshot",
         "listed (UTC)",
         "files",
@@ -196,7 +195,7 @@ fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
         "stale reads",
     ]);
     for snapshot in &view.snapshots {
-        rows.add_row([
+        rows.add([
             format!("{}@{}", view.name, snapshot.version),
             snapshot.created.clone(),
             snapshot.files.to_string(),
@@ -205,16 +204,16 @@ fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
             snapshot.stale_reads.to_string(),
         ]);
     }
-    println!("{rows}");
+    rows.print()?;
     if let Some(newest) = view.snapshots.last().filter(|s| !s.left_out.is_empty()) {
-        println!(
-            "left out of the newest snapshot, since a file system cannot show them (docs/semantics.md):"
-        );
+        output::line(
+            "left out of the newest snapshot, since a file system cannot show them (docs/semantics.md):",
+        )?;
         for (reason, count) in &newest.left_out {
-            println!("  {count} {reason}");
+            output::line(format_args!("  {count} {reason}"))?;
         }
         for example in &newest.left_out_examples {
-            println!("  for example {example}");
+            output::line(format_args!("  for example {example}"))?;
         }
     }
     Ok(())
@@ -223,13 +222,13 @@ fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
 fn show_list(datasets: Vec<v1::Dataset>, format: OutputFormat) -> Result<(), Failure> {
     let views: Vec<DatasetView> = datasets.into_iter().map(Into::into).collect();
     if format == OutputFormat::Json {
-        return print_json(&views);
+        return output::json(&views);
     }
-    let mut rows = table(&["dataset", "snapshot", "files", "size", "origin"]);
+    let mut rows = Rows::new(&["dataset", "snapshot", "files", "size", "origin"]);
     for view in &views {
         let newest = view.snapshots.last();
         let urls: Vec<&str> = view.mounts.iter().map(|m| m.url.as_str()).collect();
-        rows.add_row([
+        rows.add([
             view.name.clone(),
             newest.map_or("-".to_owned(), |s| s.version.to_string()),
             newest.map_or("-".to_owned(), |s| s.files.to_string()),
@@ -237,6 +236,5 @@ fn show_list(datasets: Vec<v1::Dataset>, format: OutputFormat) -> Result<(), Fai
             urls.join(" "),
         ]);
     }
-    println!("{rows}");
-    Ok(())
+    rows.print()
 }

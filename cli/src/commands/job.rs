@@ -12,7 +12,7 @@ use weir_proto::v1::master_client::MasterClient;
 use crate::args::{EvictArgs, MasterRef, OutputFormat, WarmArgs};
 use crate::connect::{self, CALL_DEADLINE, request};
 use crate::exit::{Failure, Reason};
-use crate::output::print_json;
+use crate::output;
 use crate::process::runtime;
 
 /// Time between two looks at a job.
@@ -146,14 +146,14 @@ impl Progress {
         } else {
             "unknown".to_owned()
         };
-        eprintln!(
+        output::note(format_args!(
             "{} of {}, {} of {} files, {}/s, ETA {eta}",
             HumanBytes(job.done_bytes),
             HumanBytes(job.total_bytes),
             job.done_files,
             job.total_files,
             HumanBytes(rate as u64),
-        );
+        ));
     }
 
     fn end(&self) {
@@ -187,7 +187,7 @@ fn finish(job: &v1::Job, master: &MasterRef) -> Result<(), Failure> {
         v1::JobState::Unspecified => "unknown",
     };
     if master.output == OutputFormat::Json {
-        print_json(&JobView {
+        output::json(&JobView {
             id: job.id,
             state,
             dataset: job.dataset.clone(),
@@ -201,7 +201,7 @@ fn finish(job: &v1::Job, master: &MasterRef) -> Result<(), Failure> {
             message: job.message.clone(),
         })?;
     } else {
-        println!(
+        output::line(format_args!(
             "job {} {state}: {}@{}, {} of {} files, {} of {}, {} from the origin",
             job.id,
             job.dataset,
@@ -211,7 +211,7 @@ fn finish(job: &v1::Job, master: &MasterRef) -> Result<(), Failure> {
             HumanBytes(job.done_bytes),
             HumanBytes(job.total_bytes),
             HumanBytes(job.fetched_bytes),
-        );
+        ))?;
     }
     match job.state() {
         v1::JobState::Failed | v1::JobState::Cancelled => Err(Failure::new(

@@ -16,6 +16,7 @@ use crate::args::MountArgs;
 use crate::connect::STATE_DIR_KEY;
 use crate::exit::{Failure, Reason};
 use crate::mounted::{MountConfig, Source};
+use crate::output;
 use crate::process::{default_memory, init_logging, node_name};
 
 /// Longest dataset name that is made from a URL, before its hash.
@@ -58,8 +59,12 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
     if args.foreground {
         init_logging();
         let text = format!("mounted {} at {}", args.source, args.dir.display());
-        return supervisor::run_foreground(request, move || println!("{text}"))
-            .map_err(|error| explain(&error));
+        let ready = move || {
+            if let Err(failure) = output::line(text) {
+                tracing::warn!("{}", failure.message());
+            }
+        };
+        return supervisor::run_foreground(request, ready).map_err(|error| explain(&error));
     }
     let started = supervisor::start(request, Duration::from_secs(args.timeout))
         .map_err(|error| explain(&error))?;
@@ -68,8 +73,11 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
     } else {
         "mounted"
     };
-    println!("{how} {} at {}", args.source, args.dir.display());
-    Ok(())
+    output::line(format_args!(
+        "{how} {} at {}",
+        args.source,
+        args.dir.display()
+    ))
 }
 
 /// `weir supervise`: the daemon behind a mount.

@@ -7,7 +7,7 @@ use weir_proto::v1;
 use crate::args::{OutputFormat, StatusArgs};
 use crate::connect::{self, CALL_DEADLINE, HTTP_KEY, SNAPSHOT_KEY, request};
 use crate::exit::{Failure, Reason};
-use crate::output::{percent, print_json, ratio, size, table};
+use crate::output::{self, Rows, percent, ratio, size};
 use crate::process::runtime as tokio_runtime;
 
 #[derive(Serialize)]
@@ -70,15 +70,15 @@ struct MountView {
 pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
     let view = tokio_runtime()?.block_on(collect(args))?;
     if args.master.output == OutputFormat::Json {
-        return print_json(&view);
+        return output::json(&view);
     }
     for master in &view.masters {
-        print_master(master);
+        print_master(master)?;
     }
     if !view.mounts.is_empty() {
-        let mut rows = table(&["mount", "source", "snapshot", "metrics", "server pid"]);
+        let mut rows = Rows::new(&["mount", "source", "snapshot", "metrics", "server pid"]);
         for mount in &view.mounts {
-            rows.add_row([
+            rows.add([
                 mount.mountpoint.clone(),
                 mount.source.clone(),
                 mount.snapshot.clone().unwrap_or_else(|| "-".into()),
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
                     .map_or("restarting".into(), |pid| pid.to_string()),
             ]);
         }
-        println!("{rows}");
+        rows.print()?;
     }
     Ok(())
 }
@@ -127,7 +127,7 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
             Ok(status) => masters.push(master_view(address, status)),
             Err(failure) if args.master.master.is_some() => return Err(failure),
             // The mount's server is being started again; what is known without it is still worth showing.
-            Err(failure) => eprintln!("weir: {}", failure.message()),
+            Err(failure) => output::note(format_args!("weir: {}", failure.message())),
         }
     }
     Ok(StatusView { masters, mounts })
@@ -184,17 +184,17 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
     }
 }
 
-fn print_master(master: &MasterView) {
-    println!(
+fn print_master(master: &MasterView) -> Result<(), Failure> {
+    output::line(format_args!(
         "master {} (cluster map epoch {})",
         master.address, master.epoch
-    );
-    let mut rows = table(&[
+    ))?;
+    let mut rows = Rows::new(&[
         "worker", "node", "tier", "used", "capacity", "blocks", "path",
     ]);
     for worker in &master.workers {
         for tier in worker.tiers.iter().filter(|t| t.capacity_bytes > 0) {
-            rows.add_row([
+            rows.add([
                 worker.id.clone(),
                 worker.node.clone(),
                 tier.tier.clone(),
@@ -205,7 +205,7 @@ fn print_master(master: &MasterView) {
             ]);
         }
     }
-    println!("{rows}");
+    rows.print()?;
     let header = [
         "dataset",
         "snapshot",
@@ -215,10 +215,10 @@ fn print_master(master: &MasterView) {
         "cached %",
         "hit ratio",
     ];
-    let mut rows = table(&header);
+    let mut rows = Rows::new(&header);
     for dataset in &master.datasets {
         let hits = dataset.memory_bytes + dataset.ssd_bytes;
-        rows.add_row([
+        rows.add([
             dataset.name.clone(),
             dataset.snapshot.to_string(),
             dataset.files.to_string(),
@@ -228,5 +228,5 @@ fn print_master(master: &MasterView) {
             percent(hits, hits + dataset.origin_bytes),
         ]);
     }
-    println!("{rows}");
+    rows.print()
 }

@@ -23,11 +23,12 @@ impl Environment {
         Self(variables.into_iter().map(owned).collect())
     }
 
-    /// The value of a variable that is set and not empty.
+    /// The value of a variable that is set and not empty, without white space around it: a secret that was made with
+    /// `echo` ends in a line break.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0
             .get(name)
-            .map(String::as_str)
+            .map(|value| value.trim())
             .filter(|value| !value.is_empty())
     }
 }

@@ -183,6 +183,7 @@ impl Client {
                 Credentials::Provider(provider) => self.fetch_credential(provider).await?,
             };
             let region = self.region.read().clone();
+            check_signable(&credential, &region, &self.name)?;
             AwsAuthorizer::new(&credential, "s3", &region)
                 .try_authorize(&mut request, None)
                 .map_err(|error| invalid(&error))?;
@@ -308,6 +309,43 @@ fn credentials(
     Ok(Credentials::Provider(store.credentials().clone()))
 }
 
+/// Refuses what cannot be put into the headers of a signed request, which whoever signs it takes for granted.
+fn check_signable(
+    credential: &AwsCredential,
+    region: &str,
+    origin: &Arc<str>,
+) -> Result<(), OriginError> {
+    let token = credential.token.as_deref().unwrap_or_default();
+    for (value, what, remedy) in [
+        (
+            credential.key_id.as_str(),
+            "the access key",
+            "check AWS_ACCESS_KEY_ID, or the profile's aws_access_key_id",
+        ),
+        (
+            token,
+            "the session token",
+            "check AWS_SESSION_TOKEN, or the profile's aws_session_token",
+        ),
+        (
+            region,
+            "the region",
+            "check --region and AWS_REGION, or the profile's region",
+        ),
+    ] {
+        if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(OriginError::config(
+                origin.clone(),
+                format!(
+                    "{what} has a line break, a space or another character that keys and regions do not have"
+                ),
+                remedy,
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Percent-encodes a key as SigV4 wants it: all but unreserved characters and `/`.
 fn encode_path(key: &str, out: &mut String) {
     encode(key.as_bytes(), |byte| byte == b'/', out);
@@ -359,5 +397,31 @@ mod tests {
         assert_eq!(base(&spec, "bucket"), "http://host:9000/bucket");
         spec.addressing = Addressing::Virtual;
         assert_eq!(base(&spec, "bucket"), "http://bucket.host:9000");
+    }
+
+    #[test]
+    fn keys_that_no_header_can_carry_are_refused_by_name_and_never_shown() {
+        let refused = |key: &str, token: Option<&str>, region: &str| {
+            let credential = AwsCredential {
+                key_id: key.to_owned(),
+                secret_key: "secret".to_owned(),
+                token: token.map(str::to_owned),
+            };
+            check_signable(&credential, region, &"s3://b".into()).map_err(|e| e.to_string())
+        };
+        refused("AKIA", Some("abc/+=="), "us-east-1").unwrap();
+        for (outcome, variable) in [
+            (refused("AK\nIA", None, "r"), "AWS_ACCESS_KEY_ID"),
+            (refused("AKIA", Some("to\nken"), "r"), "AWS_SESSION_TOKEN"),
+            (refused("AKIA", Some("t\u{e9}"), "r"), "AWS_SESSION_TOKEN"),
+            (refused("AKIA", None, "eu\r\nx: y"), "AWS_REGION"),
+        ] {
+            let message = outcome.unwrap_err();
+            assert!(message.contains(variable), "{message}");
+            assert!(
+                !message.contains("\nken") && !message.contains("AK"),
+                "{message}"
+            );
+        }
     }
 }
