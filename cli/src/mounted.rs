@@ -151,8 +151,8 @@ pub(crate) fn run(config: &str) -> ExitCode {
 }
 
 fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Failure> {
-    std::fs::create_dir_all(&config.state_dir)
-        .with_context(|| format!("cannot make {}", config.state_dir.display()))?;
+    let _own = weir_fuse::supervisor::own_state(&config.state_dir)
+        .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
     let runtime = runtime()?;
     let _inside = runtime.enter();
     let stop = CancellationToken::new();

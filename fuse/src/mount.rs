@@ -5,6 +5,7 @@
 //! [`mountpoint`] without touching the last component.
 #![forbid(unsafe_code)]
 
+pub(crate) mod connection;
 mod fusermount;
 pub mod mountpoint;
 pub mod table;
@@ -42,6 +43,20 @@ pub enum MountError {
         mountpoint: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The mount would hide what it needs itself.
+    #[error(
+        "cannot mount at {mountpoint}: {what} {path} lies there and would be hidden by the mount; choose another mountpoint or {remedy}"
+    )]
+    Hides {
+        /// The directory.
+        mountpoint: PathBuf,
+        /// What lies there.
+        what: String,
+        /// Where that is, links followed.
+        path: PathBuf,
+        /// What else can be changed.
+        remedy: String,
     },
     /// There is no usable `/dev/fuse`.
     #[error(
@@ -134,6 +149,14 @@ pub enum MountError {
         /// The directory.
         mountpoint: PathBuf,
         /// What went wrong with it.
+        reason: String,
+    },
+    /// Somebody ended it before it was usable.
+    #[error("{mountpoint} was not mounted: {reason}")]
+    GivenUp {
+        /// The directory.
+        mountpoint: PathBuf,
+        /// Who did.
         reason: String,
     },
     /// The time that the caller gave is over.

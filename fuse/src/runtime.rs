@@ -71,8 +71,8 @@ pub fn same_mountpoint(a: &Path, b: &Path) -> bool {
     resolved(a) == resolved(b)
 }
 
-/// `$WEIR_RUNTIME_DIR`, `/run/weir` for root, `$XDG_RUNTIME_DIR/weir`, or a directory of the user's under `/tmp`.
-fn base() -> PathBuf {
+/// The directory below which each mount has one of its own: `$WEIR_RUNTIME_DIR`, `/run/weir` for root, `$XDG_RUNTIME_DIR/weir`, or a directory of the user's under `/tmp`.
+pub fn base() -> PathBuf {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod made;
 mod server;
 
 use std::fs::File;
@@ -25,10 +26,14 @@ use crate::state::{Assignment, Outcome};
 use crate::{descriptor, runtime, spawn};
 use daemon::Daemon;
 
+pub use made::{Made, own_state};
+
 /// Between attempts to reach a supervisor that is being replaced.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest time in which a dead supervisor is replaced by its server.
 const REPLACED_WITHIN: Duration = Duration::from_secs(3);
+/// Longest wait for a supervisor that was told to give its mount up.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait for the first message to a supervisor.
 const ASSIGNMENT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -37,12 +42,19 @@ const ASSIGNMENT_DEADLINE: Duration = Duration::from_secs(5);
 pub struct StartRequest {
     /// The directory; need not be absolute.
     pub mountpoint: PathBuf,
-    /// What is mounted, in the user's words. A mount can only be taken over by the same source.
+    /// What is mounted, in the user's words.
     pub source: String,
+    /// What that is, however it is written: a mount can only be taken over by the same. Empty when an older version
+    /// has asked, whose words are compared.
+    #[serde(default)]
+    pub identity: String,
     /// Let other users in.
     pub allow_other: bool,
     /// Arguments of `serve-mount`.
     pub server_args: Vec<String>,
+    /// Is removed again should the mount never become usable.
+    #[serde(default)]
+    pub made: Made,
 }
 
 /// A mount that is usable.
@@ -71,9 +83,34 @@ pub(crate) enum Control {
     },
 }
 
+/// Fails when a mount at `mountpoint` would hide `path`, which its processes need. `what` and `remedy` are words for
+/// the user.
+pub fn check_visible(
+    mountpoint: &Path,
+    what: &str,
+    path: &Path,
+    remedy: &str,
+) -> Result<(), MountError> {
+    match mountpoint::hidden_by(mountpoint, path) {
+        None => Ok(()),
+        Some(path) => Err(MountError::Hides {
+            mountpoint: mountpoint.to_owned(),
+            what: what.to_owned(),
+            path,
+            remedy: remedy.to_owned(),
+        }),
+    }
+}
+
 /// Mounts in the background and returns when the mount is usable, or takes over one that this user has there.
 pub fn start(request: StartRequest, deadline: Duration) -> Result<Started, MountError> {
-    let until = Instant::now() + deadline;
+    let made = request.made.clone();
+    let outcome = try_start(request, Instant::now() + deadline);
+    // The supervisor does that too, unless it was killed or never came to it.
+    outcome.inspect_err(|_| made.remove())
+}
+
+fn try_start(request: StartRequest, until: Instant) -> Result<Started, MountError> {
     let request = resolve(request)?;
     let mountpoint = request.mountpoint.clone();
     let dir = runtime::dir_of(&mountpoint);
@@ -96,7 +133,21 @@ pub fn start(request: StartRequest, deadline: Duration) -> Result<Started, Mount
     spawn::spawn_detached(&mut command, theirs.as_fd())
         .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error))?;
     drop(theirs);
-    ready(wait_for(&ours, &mountpoint, until, "mounted")?, false)
+    let outcome = wait_for(&ours, &mountpoint, until, "mounted").inspect_err(|error| {
+        if matches!(error, MountError::Deadline { .. }) {
+            give_up(&ours, &mountpoint);
+        }
+    });
+    ready(outcome?, false)
+}
+
+/// Tells a supervisor that nobody waits for its mount any more, and waits until it has taken the mount away.
+fn give_up(socket: &OwnedFd, mountpoint: &Path) {
+    let told = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+    let until = Instant::now() + GIVEN_UP_WITHIN;
+    if told.is_err() || wait_for::<Outcome>(socket, mountpoint, until, "given up").is_err() {
+        tracing::warn!("{} is still being given up", mountpoint.display());
+    }
 }
 
 fn ready(outcome: Outcome, took_over: bool) -> Result<Started, MountError> {
@@ -176,7 +227,17 @@ fn take_assignment() -> std::io::Result<ExitCode> {
 /// `lazy`, which takes it out of the tree at once and lets those who have files open finish.
 pub fn unmount(dir: &Path, lazy: bool, deadline: Duration) -> Result<(), MountError> {
     let until = Instant::now() + deadline;
-    let mountpoint = mountpoint::resolve(dir)?;
+    let mountpoint = mountpoint::resolve(dir).map_err(|error| {
+        match std::fs::symlink_metadata(dir) {
+            // A mount that failed takes its directory with it.
+            Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => {
+                MountError::NotMounted {
+                    mountpoint: dir.to_owned(),
+                }
+            }
+            _ => error,
+        }
+    })?;
     let runtime_dir = runtime::dir_of(&mountpoint);
     if runtime::is_live(&runtime_dir) {
         let socket = reach(&runtime_dir, &mountpoint)?;

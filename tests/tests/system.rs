@@ -12,6 +12,7 @@ mod system {
     pub(crate) mod faults;
     pub(crate) mod keys;
     pub(crate) mod metrics;
+    pub(crate) mod mounting;
     pub(crate) mod output;
     pub(crate) mod reading;
     pub(crate) mod silence;
@@ -31,8 +32,9 @@ fn main() -> ExitCode {
     if let Some(reason) = &missing {
         eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
     }
-    let suites: [(&str, &[Case]); 11] = [
+    let suites: [(&str, &[Case]); 12] = [
         ("embedded", system::embedded::CASES),
+        ("mounting", system::mounting::CASES),
         ("keys", system::keys::CASES),
         ("reading", system::reading::CASES),
         ("crash", system::crash::CASES),

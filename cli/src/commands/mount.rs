@@ -1,5 +1,8 @@
 //! `weir mount`, and the supervisor that it starts.
 
+mod identity;
+mod place;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,34 +11,26 @@ use anyhow::Context;
 use weir_core::DatasetRef;
 use weir_fuse::mount::MountError;
 use weir_fuse::runtime as mounts;
-use weir_fuse::supervisor::{self, StartRequest};
-use weir_origin::OriginSpec;
+use weir_fuse::supervisor::{self, Made, StartRequest};
 
+use self::place::{cache_home, slug, state_dir};
 use super::worker::ssd_tiers;
 use crate::args::MountArgs;
-use crate::connect::STATE_DIR_KEY;
 use crate::exit::{Failure, Reason};
 use crate::mounted::{MountConfig, Source};
 use crate::output;
 use crate::process::{default_memory, init_logging, node_name};
 
-/// Longest dataset name that is made from a URL, before its hash.
-const MAX_SLUG: usize = 48;
-
 pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
-    make_mountpoint(&args.dir)?;
     let node = match args.node.clone() {
         Some(node) => node,
         None => node_name()?,
     };
-    let (source, state_dir) = if args.source.contains("://") {
-        embedded(&args)?
-    } else {
-        cluster(&args)?
-    };
+    let mut made = Made::default();
+    let planned = plan(&args, &mut made).inspect_err(|_| made.remove())?;
     let config = MountConfig {
-        source,
-        state_dir,
+        source: planned.source,
+        state_dir: planned.state_dir,
         refresh: args.refresh,
         node,
         uid: args
@@ -53,8 +48,10 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
     let request = StartRequest {
         mountpoint: args.dir.clone(),
         source: args.source.clone(),
+        identity: planned.identity,
         allow_other: args.allow_other,
         server_args: vec!["--config".to_owned(), json],
+        made,
     };
     if args.foreground {
         init_logging();
@@ -92,24 +89,77 @@ pub(crate) fn explain(error: &MountError) -> Failure {
         MountError::NotMounted { .. } => Reason::NotFound,
         MountError::Server { code, .. } => Reason::of_code(*code),
         MountError::Busy { .. } | MountError::OtherSource { .. } => Reason::Conflict,
+        MountError::Hides { .. } => Reason::Usage,
+        MountError::GivenUp { .. } => Reason::Interrupted,
         _ => Reason::Other,
     };
     Failure::new(reason, error)
 }
 
-/// Makes the directory when it is missing. One that exists is not looked at: it may be a mount.
-fn make_mountpoint(dir: &Path) -> anyhow::Result<()> {
-    match std::fs::create_dir(dir) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => {
-            Err(error).with_context(|| format!("cannot make the mountpoint {}", dir.display()))
-        }
-    }
+/// What is mounted, and where its state is.
+struct Plan {
+    source: Source,
+    /// What a live mount must be to be taken over.
+    identity: String,
+    state_dir: PathBuf,
 }
 
-fn embedded(args: &MountArgs) -> Result<(Source, PathBuf), Failure> {
+/// Checks what was asked for and makes the directories that it needs.
+fn plan(args: &MountArgs, made: &mut Made) -> Result<Plan, Failure> {
+    let cache = cache_home()?;
+    let visible = |what: &str, path: &Path, remedy: &str| {
+        supervisor::check_visible(&args.dir, what, path, remedy).map_err(|error| explain(&error))
+    };
+    visible(
+        "the cache directory",
+        &cache,
+        "set XDG_CACHE_HOME to another directory",
+    )?;
+    visible(
+        "the runtime directory",
+        &mounts::base(),
+        "set WEIR_RUNTIME_DIR to another directory",
+    )?;
+    for ssd in &args.cache.ssd {
+        visible("the directory of an SSD tier", &ssd.dir, "another --ssd")?;
+    }
+    // Credentials, profiles, certificates: a server that is started anew reads them again.
+    for (name, value) in std::env::vars() {
+        if name.starts_with("AWS_") && Path::new(&value).is_absolute() {
+            visible(
+                &format!("what {name} names,"),
+                Path::new(&value),
+                &format!("set {name} to another path"),
+            )?;
+        }
+    }
+    let plan = if args.source.contains("://") {
+        embedded(args, &cache, made)
+    } else {
+        cluster(args, &cache, made)
+    };
+    let plan = plan?;
+    make_mountpoint(&args.dir, made)?;
+    Ok(plan)
+}
+
+/// Makes the directory when it is missing.
+fn make_mountpoint(dir: &Path, made: &mut Made) -> anyhow::Result<()> {
+    made.directory(dir)
+        .with_context(|| format!("cannot make the mountpoint {}", dir.display()))
+}
+
+fn make_state(dir: &Path, made: &mut Made) -> anyhow::Result<()> {
+    made.state(dir)
+        .with_context(|| format!("cannot make {}", dir.display()))
+}
+
+fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Failure> {
     let origin = super::dataset::origin_spec(&args.source, &args.origin)?;
+    if let Some(dir) = origin.location().strip_prefix("file://") {
+        supervisor::check_visible(&args.dir, "its source", Path::new(dir), "another source")
+            .map_err(|error| explain(&error))?;
+    }
     let name = slug(&origin);
     let dataset = match &args.dataset {
         Some(dataset) => dataset.clone(),
@@ -118,29 +168,34 @@ fn embedded(args: &MountArgs) -> Result<(Source, PathBuf), Failure> {
             version: None,
         },
     };
-    let state_dir = free_slot(&cache_home()?.join(&name), &args.dir);
+    let state_dir = state_dir(&cache.join(&name), &args.dir);
+    make_state(&state_dir, made)?;
     let slot = state_dir.file_name().map(PathBuf::from).unwrap_or_default();
-    let given = ssd_tiers(&args.cache.ssd, &state_dir.join("ssd"))?;
-    let ssd = given.into_iter().map(|ssd| {
+    let mut ssd = Vec::new();
+    for tier in ssd_tiers(&args.cache.ssd, &state_dir.join("ssd"))? {
         // Several mounts may be given the same directory.
         let dir = if args.cache.ssd.is_empty() {
-            ssd.dir
+            tier.dir
         } else {
-            ssd.dir.join(&slot)
+            tier.dir.join(&slot)
         };
-        (dir, ssd.capacity)
-    });
-    let source = Source::Embedded {
-        origin,
-        dataset,
-        memory: args.cache.mem.unwrap_or_else(default_memory),
-        fill_memory: args.cache.fill_memory,
-        ssd: ssd.collect(),
-    };
-    Ok((source, state_dir))
+        make_state(&dir, made)?;
+        ssd.push((dir, tier.capacity));
+    }
+    Ok(Plan {
+        identity: identity::of_origin(&origin, &dataset),
+        source: Source::Embedded {
+            origin,
+            dataset,
+            memory: args.cache.mem.unwrap_or_else(default_memory),
+            fill_memory: args.cache.fill_memory,
+            ssd,
+        },
+        state_dir,
+    })
 }
 
-fn cluster(args: &MountArgs) -> Result<(Source, PathBuf), Failure> {
+fn cluster(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Failure> {
     let dataset: DatasetRef = args.source.parse().map_err(|error| {
         Failure::new(
             Reason::Usage,
@@ -156,100 +211,11 @@ fn cluster(args: &MountArgs) -> Result<(Source, PathBuf), Failure> {
             ),
         ));
     };
-    let state_dir = free_slot(
-        &cache_home()?.join(format!("{master}-{dataset}")),
-        &args.dir,
-    );
-    Ok((Source::Cluster { master, dataset }, state_dir))
-}
-
-/// A dataset name made from a URL: what is readable of it, and a hash of the whole.
-fn slug(origin: &OriginSpec) -> String {
-    let readable: String = origin
-        .url
-        .split_once("://")
-        .map_or("", |(_, rest)| rest)
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect();
-    let readable = readable.trim_matches('-');
-    let readable = &readable[..readable.len().min(MAX_SLUG)];
-    let whole = format!("{}/{}", origin.location(), origin.prefix());
-    let hash = weir_core::OriginId::of_location(&whole).to_string();
-    let start = if readable.is_empty() {
-        "root"
-    } else {
-        readable
-    };
-    format!("{start}-{}", &hash[..8])
-}
-
-/// `$XDG_CACHE_HOME/weir`, or `~/.cache/weir`.
-fn cache_home() -> Result<PathBuf, Failure> {
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|p| p.is_absolute())
-    };
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .map(|cache| cache.join("weir"))
-        .ok_or_else(|| {
-            Failure::new(
-                Reason::Usage,
-                "neither HOME nor XDG_CACHE_HOME is set; set one, the cache lives there",
-            )
-        })
-}
-
-/// `base`, or `base-2` and so on when live mounts elsewhere use it: a cache has one owner.
-fn free_slot(base: &Path, mountpoint: &Path) -> PathBuf {
-    let used: Vec<PathBuf> = mounts::list()
-        .into_iter()
-        .filter(|mount| !mounts::same_mountpoint(&mount.mountpoint, mountpoint))
-        .filter_map(|mount| mount.properties.get(STATE_DIR_KEY).map(PathBuf::from))
-        .collect();
-    let mut slot = base.to_owned();
-    let mut number = 1;
-    while used.contains(&slot) {
-        number += 1;
-        let mut name = base.as_os_str().to_owned();
-        name.push(format!("-{number}"));
-        slot = PathBuf::from(name);
-    }
-    slot
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(url: &str, endpoint: Option<&str>) -> OriginSpec {
-        OriginSpec {
-            url: url.to_owned(),
-            endpoint: endpoint.map(str::to_owned),
-            region: None,
-            addressing: weir_origin::Addressing::Auto,
-            anonymous: false,
-            profile: None,
-        }
-    }
-
-    #[test]
-    fn a_name_made_from_a_url_is_valid_and_differs_by_endpoint_and_prefix() {
-        let names: std::collections::BTreeSet<String> = [
-            spec("s3://bucket/train", None),
-            spec("s3://bucket/trai", None),
-            spec("s3://bucket/train", Some("http://127.0.0.1:9000")),
-            spec("file:///data/é/x", None),
-            spec("file:///", None),
-        ]
-        .iter()
-        .map(slug)
-        .collect();
-        assert_eq!(names.len(), 5, "{names:?}");
-        for name in names {
-            assert!(name.parse::<weir_core::DatasetName>().is_ok(), "{name}");
-        }
-    }
+    let state_dir = state_dir(&cache.join(format!("{master}-{dataset}")), &args.dir);
+    make_state(&state_dir, made)?;
+    Ok(Plan {
+        identity: identity::of_dataset(&master, &dataset),
+        source: Source::Cluster { master, dataset },
+        state_dir,
+    })
 }

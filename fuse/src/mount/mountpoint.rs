@@ -4,7 +4,9 @@
 //! the last component is only asked whether it is a link, which the kernel answers without the server of a mount.
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
@@ -46,6 +48,47 @@ pub fn resolve(dir: &Path) -> Result<PathBuf, MountError> {
     Err(fail("too many symbolic links"))
 }
 
+/// The path with all its links followed, as far as it exists; what is missing is taken as it is written. Neither
+/// `mountpoint` nor anything below it is looked at: a mount there may be one that does not answer.
+fn follow(path: &Path, mountpoint: Option<&Path>) -> PathBuf {
+    let mut rest: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
+    let mut followed = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        match Path::new(&name).components().next() {
+            Some(Component::Normal(_)) => {}
+            Some(Component::ParentDir) => {
+                followed.pop();
+                continue;
+            }
+            _ => continue,
+        }
+        followed.push(&name);
+        if links == MAX_LINKS || mountpoint.is_some_and(|at| followed.starts_with(at)) {
+            continue;
+        }
+        if let Ok(target) = rustix::fs::readlink(&followed, Vec::new()) {
+            links += 1;
+            let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+            if target.is_absolute() {
+                followed = "/".into();
+            } else {
+                followed.pop();
+            }
+            rest.extend(target.iter().rev().map(OsStr::to_owned));
+        }
+    }
+    followed
+}
+
+/// What a path of this mount really is, if it is `mountpoint` or lies below it, so that a mount there hides it. Neither
+/// of the two need exist.
+pub fn hidden_by(mountpoint: &Path, path: &Path) -> Option<PathBuf> {
+    let mountpoint = follow(&std::path::absolute(mountpoint).ok()?, None);
+    let path = follow(&std::path::absolute(path).ok()?, Some(&mountpoint));
+    path.starts_with(&mountpoint).then_some(path)
+}
+
 /// Fails unless a [resolved](resolve) path is a directory. One with content is fine: the mount hides it.
 pub fn check(mountpoint: &Path) -> Result<(), MountError> {
     let fail = |reason: String| MountError::Mountpoint {
@@ -83,6 +126,30 @@ mod tests {
             assert!(resolve(&base.join(bad)).is_err(), "{bad}");
         }
         assert!(resolve(Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn what_a_mount_would_hide_is_found_through_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(base.join("mnt/in")).unwrap();
+        std::fs::create_dir(base.join("beside")).unwrap();
+        std::os::unix::fs::symlink("mnt/in", base.join("link")).unwrap();
+        std::os::unix::fs::symlink(base.join("mnt"), base.join("to-mnt")).unwrap();
+        std::os::unix::fs::symlink("again", base.join("again")).unwrap();
+        for at in ["mnt", "to-mnt", "beside/../mnt"] {
+            let at = base.join(at);
+            let hidden = |path: &str| hidden_by(&at, &base.join(path));
+            assert_eq!(hidden("mnt"), Some(base.join("mnt")));
+            assert_eq!(hidden("mnt/new/x"), Some(base.join("mnt/new/x")));
+            assert_eq!(hidden("link/x"), Some(base.join("mnt/in/x")));
+            assert_eq!(hidden("to-mnt/in"), Some(base.join("mnt/in")));
+            for beside in ["", "mnt2", "beside", "beside/x", "mnt/../beside", "again/x"] {
+                assert_eq!(hidden(beside), None, "{beside}");
+            }
+        }
+        let new = base.join("new");
+        assert!(hidden_by(&new, &new.join("cache")).is_some());
     }
 
     #[test]
