@@ -30,11 +30,13 @@ pub enum LeftOut {
     ShadowedByDirectory,
     /// Another mount of the dataset has a file at the same path.
     ShadowedByMount,
+    /// The origin listed the key more than once, as when an object is replaced between two pages: the newest is served.
+    ListedTwice,
 }
 
 impl LeftOut {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::EmptyComponent,
         Self::DotComponent,
         Self::NameTooLong,
@@ -43,6 +45,7 @@ impl LeftOut {
         Self::DirectoryContent,
         Self::ShadowedByDirectory,
         Self::ShadowedByMount,
+        Self::ListedTwice,
     ];
 
     /// The reason as a label for metrics and JSON.
@@ -56,6 +59,7 @@ impl LeftOut {
             Self::DirectoryContent => "directory_content",
             Self::ShadowedByDirectory => "shadowed_by_directory",
             Self::ShadowedByMount => "shadowed_by_mount",
+            Self::ListedTwice => "listed_twice",
         }
     }
 }

@@ -93,7 +93,8 @@ pub struct Entry<'a> {
     pub parent: u32,
     /// Length in bytes; the number of children for a directory.
     pub size: u64,
-    /// Time of the last change at the origin, in nanoseconds since 1970; a directory has its newest entry's.
+    /// Time of the last change at the origin, in nanoseconds since 1970; a directory has its newest
+    /// entry's, an empty one that of its marker.
     pub mtime_ns: i64,
 }
 

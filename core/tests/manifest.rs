@@ -83,6 +83,41 @@ fn mounts_appear_at_their_paths_and_the_first_wins_a_clash() {
 }
 
 #[test]
+fn a_key_that_is_listed_twice_is_the_newer_one_in_either_order() {
+    for [first, second] in [
+        [("old", 1), ("new", 2)],
+        [("new", 2), ("old", 1)],
+        [("old", 1), ("new", 1)],
+    ] {
+        let mut builder = ManifestBuilder::new();
+        let number = builder.add_mount(mount("", "")).unwrap();
+        for (version, time) in [first, second] {
+            builder.add(number, b"k", 3, time, version).unwrap();
+        }
+        let manifest = builder.build(snapshot(1), 0, None).unwrap();
+        let object = manifest.object(manifest.resolve("k").unwrap());
+        assert_eq!(&*object.version, "new");
+        let left_out = &manifest.summary().left_out;
+        assert_eq!(left_out.get("listed_twice"), Some(&1));
+        assert_eq!(left_out.len(), 1, "{left_out:?}");
+    }
+}
+
+#[test]
+fn a_directory_shows_its_newest_entry_or_the_date_of_its_marker() {
+    let mut builder = ManifestBuilder::new();
+    let number = builder.add_mount(mount("", "")).unwrap();
+    builder.add(number, b"empty/", 0, 7, "v").unwrap();
+    builder.add(number, b"a/b/c/old", 1, 3, "v").unwrap();
+    builder.add(number, b"a/b/new", 1, 5, "v").unwrap();
+    builder.add(number, b"a/b/", 0, 9, "v").unwrap();
+    let manifest = builder.build(snapshot(1), 0, None).unwrap();
+    let date = |path: &str| manifest.entry(manifest.resolve(path).unwrap()).mtime_ns;
+    assert_eq!((date("empty"), date("a/b/c")), (7, 3));
+    assert_eq!((date("a/b"), date("a"), date("")), (5, 5, 7));
+}
+
+#[test]
 fn unchanged_entries_keep_their_inode_over_a_refresh_and_changed_ones_never_reuse_one() {
     let first = build(&[("a/1", 1, "v"), ("a/2", 1, "v"), ("b", 1, "v")], None);
     let second = build(

@@ -3,6 +3,7 @@
 //! Keys may come in any order and may collide; the outcome depends on the set of keys alone. What has no path is
 //! counted, never dropped silently.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
@@ -129,7 +130,10 @@ impl ManifestBuilder {
         match keypath::classify(relative, size) {
             Err(reason) => self.leave_out(reason, key),
             Ok(KeyPath::Directory(path)) => {
-                self.directory(top, path);
+                let directory = self.directory(top, path);
+                // Shown as long as nothing in it has a date.
+                let shown = &mut self.nodes[directory as usize].mtime_ns;
+                *shown = (*shown).max(mtime_ns);
             }
             Ok(KeyPath::File(path)) => {
                 let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -245,12 +249,15 @@ impl ManifestBuilder {
             };
             let mut children = std::mem::take(children);
             let nodes = &self.nodes;
-            // Of one name the directory comes first, then the file of the mount that was given first.
-            children.sort_by(|a, b| {
-                let (a, b) = (&nodes[*a as usize], &nodes[*b as usize]);
-                let file = |n: &Node| matches!(n.kind, NodeKind::File { .. });
-                (a.name.as_bytes(), file(a), a.mount).cmp(&(b.name.as_bytes(), file(b), b.mount))
-            });
+            // Of one name the directory comes first, then the file of the mount that was given first, of one mount the
+            // newest, of one date the one that was listed last.
+            let rank = |index: u32| {
+                let node = &nodes[index as usize];
+                let file = matches!(node.kind, NodeKind::File { .. });
+                let newest = Reverse((node.mtime_ns, index));
+                (node.name.as_bytes(), file, node.mount, newest)
+            };
+            children.sort_unstable_by(|a, b| rank(*a).cmp(&rank(*b)));
             children.dedup_by(|later, kept| {
                 let (later_node, kept_node) = (&nodes[*later as usize], &nodes[*kept as usize]);
                 if later_node.name != kept_node.name {
@@ -258,18 +265,17 @@ impl ManifestBuilder {
                 }
                 let reason = match kept_node.kind {
                     NodeKind::Directory { .. } => LeftOut::ShadowedByDirectory,
+                    NodeKind::File { .. } if kept_node.mount == later_node.mount => {
+                        LeftOut::ListedTwice
+                    }
                     NodeKind::File { .. } => LeftOut::ShadowedByMount,
                 };
                 lost.push((reason, *later));
                 true
             });
-            let newest = children
-                .iter()
-                .map(|child| self.nodes[*child as usize].mtime_ns)
-                .max();
-            self.nodes[index].mtime_ns = newest.unwrap_or(0);
             self.nodes[index].kind = NodeKind::Directory { children };
         }
+        self.date_directories();
         for (reason, node) in lost {
             let node = &self.nodes[node as usize];
             let key = format!(
@@ -278,6 +284,21 @@ impl ManifestBuilder {
                 node.name
             );
             self.leave_out(reason, key.as_bytes());
+        }
+    }
+
+    /// Gives each directory the date of its newest entry. One without entries keeps its marker's.
+    fn date_directories(&mut self) {
+        // A directory is made before what is in it, so from behind each one comes after its entries.
+        for index in (0..self.nodes.len()).rev() {
+            if let NodeKind::Directory { children } = &self.nodes[index].kind {
+                let dates = children
+                    .iter()
+                    .map(|child| self.nodes[*child as usize].mtime_ns);
+                if let Some(newest) = dates.max() {
+                    self.nodes[index].mtime_ns = newest;
+                }
+            }
         }
     }
 }
