@@ -12,13 +12,13 @@ mod low_water;
 pub(crate) mod profile;
 mod refusal;
 mod request;
+mod time;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use weir_core::{ObjectRef, OriginId};
 
@@ -29,9 +29,7 @@ use crate::policy::FetchPolicy;
 use crate::spec::OriginSpec;
 
 use request::Client;
-
-/// What a version starts with when the service lists no ETag: the time of the last change stands in.
-const TIME_VERSION: &str = "mtime-";
+use time::TIME_VERSION;
 
 /// A bucket.
 #[derive(Debug)]
@@ -66,21 +64,7 @@ impl Origin for S3Origin {
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Vec<Listed>, OriginError>> {
-        let prefix = prefix.to_owned();
-        // The state is the token of the next page; `None` when there is none.
-        stream::unfold(Some(String::new()), move |token| {
-            let prefix = prefix.clone();
-            async move {
-                let token = token?;
-                Some(
-                    match listing::patient_page(&self.client, &prefix, &token, &self.policy).await {
-                        Ok(page) => (Ok(page.objects), page.next),
-                        Err(error) => (Err(error), None),
-                    },
-                )
-            }
-        })
-        .boxed()
+        listing::pages(&self.client, prefix.to_owned(), &self.policy)
     }
 
     fn close_idle(&self) {
@@ -148,11 +132,13 @@ struct Head<'a> {
 impl Head<'_> {
     /// A service may ignore If-Match, so its answer is compared.
     fn check_version(&self) -> Result<(), OriginError> {
-        let same = match self.object.version.strip_prefix(TIME_VERSION) {
-            Some(listed) => text(self.headers, header::LAST_MODIFIED.as_str())
-                .is_none_or(|time| seconds(time).is_none_or(|time| time.to_string() == listed)),
-            None => text(self.headers, header::ETAG.as_str())
-                .is_none_or(|etag| listing::plain_etag(etag) == &*self.object.version),
+        let same = if self.object.version.starts_with(TIME_VERSION) {
+            text(self.headers, header::LAST_MODIFIED.as_str())
+                .and_then(|sent| time::agrees(&self.object.version, sent))
+                .unwrap_or(true)
+        } else {
+            text(self.headers, header::ETAG.as_str())
+                .is_none_or(|etag| listing::plain_etag(etag) == &*self.object.version)
         };
         if same { Ok(()) } else { Err(self.changed()) }
     }
@@ -196,12 +182,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Seconds since 1970 of a time as HTTP writes it.
-fn seconds(time: &str) -> Option<i64> {
-    let time = jiff::fmt::rfc2822::parse(time).ok()?;
-    Some(time.timestamp().as_second())
-}
-
 /// The checksum of the whole object, where the service gives one.
 fn digest(headers: &HeaderMap) -> Option<Digest> {
     Digest::HEADERS
@@ -241,11 +221,5 @@ mod tests {
         ] {
             assert_eq!(parse_content_range(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn a_time_of_a_header_is_compared_in_whole_seconds() {
-        assert_eq!(seconds("Thu, 01 Jan 1970 00:00:05 GMT"), Some(5));
-        assert_eq!(seconds("yesterday"), None);
     }
 }

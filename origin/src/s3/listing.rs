@@ -1,182 +1,241 @@
-//! ListObjectsV2 with percent-encoded keys, so that no key can break the document.
+//! Listings that are complete, or refused.
+//!
+//! ListObjectsV2 is asked for; where a service answers in the first version of the API, its markers are followed.
+//! Invariant: the pages of a listing that ends without an error hold all that the service has below the prefix, as far
+//! as the service itself can be believed.
 
+mod cursor;
+mod document;
+mod encoding;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use http::HeaderMap;
-use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::TIME_VERSION;
+use super::refusal::Refusal;
 use super::request::{Client, encode_query};
+use super::time;
 use crate::error::OriginError;
 use crate::origin::Listed;
 use crate::policy::{Backoff, FetchPolicy};
+
+use cursor::{Cursor, Next};
+use document::{Document, Entry, NotAPage};
+use encoding::Encodings;
 
 /// Longest page, in bytes: a thousand keys of 1 KiB, encoded, with room to spare.
 const MAX_PAGE: usize = 16 << 20;
 /// Longest wait for one page; services take up to some seconds for a thousand keys.
 const PAGE_DEADLINE: Duration = Duration::from_secs(20);
+/// How often a page is asked for that is no XML or ends in the middle.
+const MAX_BROKEN: u32 = 3;
 
-/// A page of a listing.
-pub(super) struct Page {
-    pub(super) objects: Vec<Listed>,
-    /// Token of the next page.
-    pub(super) next: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Document {
-    #[serde(default)]
-    contents: Vec<Contents>,
-    #[serde(default)]
-    is_truncated: bool,
-    next_continuation_token: Option<String>,
-    encoding_type: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Contents {
-    key: String,
-    size: u64,
-    last_modified: String,
-    #[serde(rename = "ETag", default)]
-    etag: String,
-}
-
-/// A page, asked for again within the policy's budget while the service cannot answer.
-pub(super) async fn patient_page(
-    client: &Client,
-    prefix: &str,
-    token: &str,
-    policy: &FetchPolicy,
-) -> Result<Page, OriginError> {
-    let start = Instant::now();
-    let mut backoff = Backoff::new(policy);
-    let mut attempts = 0;
-    loop {
-        let outcome = timeout(PAGE_DEADLINE, page(client, prefix, token)).await;
-        let error = match outcome {
-            Ok(Ok(page)) => return Ok(page),
-            Ok(Err(error)) if !error.is_retryable() => return Err(error),
-            Ok(Err(error)) => error,
-            Err(_) => OriginError::Timeout {
-                target: client.bucket_url().into(),
-                after: PAGE_DEADLINE,
-            },
-        };
-        attempts += 1;
-        let wait = backoff.wait(policy);
-        if attempts >= policy.max_attempts || start.elapsed() + wait >= policy.budget {
-            return Err(OriginError::GaveUp {
-                last: error.into(),
-                attempts,
-                after: start.elapsed(),
-            });
-        }
-        tracing::debug!(%error, attempts, "a page of the listing is asked for again");
-        sleep(wait).await;
-    }
-}
-
-/// Asks once for the page behind `token` (the first when it is empty).
-async fn page(client: &Client, prefix: &str, token: &str) -> Result<Page, OriginError> {
-    // Sorted, as signatures want it.
-    let mut query = String::new();
-    if !token.is_empty() {
-        query.push_str("continuation-token=");
-        encode_query(token, &mut query);
-        query.push('&');
-    }
-    query.push_str("encoding-type=url&list-type=2&prefix=");
-    encode_query(prefix, &mut query);
-    let answer = client.get(None, &query, &HeaderMap::new()).await?;
-    let unreadable = |detail: String| OriginError::Unavailable {
-        target: client.bucket_url().into(),
-        detail: format!("its listing is not readable: {detail}"),
+/// The objects whose keys start with `prefix`, page by page. The first error is the last item.
+pub(super) fn pages<'a>(
+    client: &'a Client,
+    prefix: String,
+    policy: &'a FetchPolicy,
+) -> BoxStream<'a, Result<Vec<Listed>, OriginError>> {
+    let walk = Walk {
+        client,
+        prefix,
+        policy,
+        cursor: Cursor::new(),
+        encodings: None,
     };
-    let text = answer
-        .document(MAX_PAGE)
-        .await
-        .map_err(|error| unreadable(error.to_string()))?;
-    let document: Document = quick_xml::de::from_str(&String::from_utf8_lossy(&text))
-        .map_err(|error| unreadable(error.to_string()))?;
-    let encoded = document.encoding_type.as_deref() == Some("url");
-    let objects = document
-        .contents
-        .into_iter()
-        .map(|object| {
-            let mtime_ns = parse_time(&object.last_modified);
-            let version = match plain_etag(&object.etag) {
-                "" => format!("{TIME_VERSION}{}", mtime_ns.div_euclid(1_000_000_000)),
-                etag => etag.to_owned(),
-            };
-            Listed {
-                key: if encoded {
-                    decode(&object.key)
-                } else {
-                    object.key.into_bytes()
-                },
-                size: object.size,
-                mtime_ns,
-                version,
+    stream::try_unfold(walk, |mut walk| async move {
+        Ok(walk.next().await?.map(|page| (page, walk)))
+    })
+    .boxed()
+}
+
+/// A listing under way.
+struct Walk<'a> {
+    client: &'a Client,
+    prefix: String,
+    policy: &'a FetchPolicy,
+    cursor: Cursor,
+    /// How keys are written, once there was a page.
+    encodings: Option<Encodings>,
+}
+
+impl Walk<'_> {
+    async fn next(&mut self) -> Result<Option<Vec<Listed>>, OriginError> {
+        let Some(query) = self.cursor.query(&self.prefix) else {
+            return Ok(None);
+        };
+        let document = self.patient_page(&query).await?;
+        let mut encodings = match self.encodings.take() {
+            Some(encodings) => encodings,
+            None => Encodings::new(document.encoded),
+        };
+        self.settle(&mut encodings, &document.entries).await;
+        let encoding = encodings.likeliest();
+        self.encodings = Some(encodings);
+        let Document {
+            entries,
+            truncated,
+            token,
+            next_marker,
+            first_version,
+            ..
+        } = document;
+        let objects = entries.into_iter().map(|entry| Listed {
+            key: encoding.decode(&entry.key),
+            version: version(&entry),
+            size: entry.size,
+            mtime_ns: entry.modified_ns.unwrap_or(0),
+        });
+        let objects: Vec<Listed> = objects.collect();
+        if truncated {
+            // Without a NextMarker the last key is the marker.
+            let last = || objects.last().map(|object| object.key.clone());
+            let marker = next_marker
+                .map(|marker| encoding.decode(&marker))
+                .or_else(|| first_version.then(last).flatten());
+            let keys = objects.iter().map(|object| &*object.key);
+            self.cursor
+                .advance(keys, Next { token, marker })
+                .map_err(|problem| {
+                    refused(
+                        self.client,
+                        problem,
+                        "update the service, or report this to whoever runs it",
+                    )
+                })?;
+        } else {
+            self.cursor.end();
+        }
+        Ok(Some(objects))
+    }
+
+    /// Asks the service which of its readings a doubtful key is.
+    async fn settle(&self, encodings: &mut Encodings, entries: &[Entry]) {
+        while let Some((key, readings)) = encodings.doubt(entries.iter().map(|e| &*e.key)) {
+            // The longest first: a name that lost an escape can be the beginning of one that has it.
+            let mut names: Vec<&[u8]> = readings.iter().map(|(_, name)| &**name).collect();
+            names.sort_unstable_by_key(|name| (Reverse(name.len()), *name));
+            names.dedup();
+            let mut right = None;
+            for name in names {
+                if self.lists(name, key).await {
+                    right = Some(name);
+                    break;
+                }
             }
-        })
-        .collect();
-    let next = document
-        .next_continuation_token
-        .filter(|token| document.is_truncated && !token.is_empty());
-    Ok(Page { objects, next })
+            if let Some(name) = right {
+                encodings.settle(&readings, name);
+            } else {
+                tracing::warn!(origin = self.client.bucket_url(), key = %key.escape_ascii(), "it is not known whether the service encodes its keys");
+                encodings.give_up();
+            }
+        }
+    }
+
+    /// Whether the first object below `name` is listed as `text`. One that cannot be asked for is not.
+    async fn lists(&self, name: &[u8], text: &[u8]) -> bool {
+        let mut query = "encoding-type=url&list-type=2&max-keys=1&prefix=".to_owned();
+        encode_query(name, &mut query);
+        let page = self.patient_page(&query).await;
+        page.is_ok_and(|page| page.entries.first().is_some_and(|entry| entry.key == text))
+    }
+
+    /// A page, asked for again within the policy's budget while the service cannot answer.
+    async fn patient_page(&self, query: &str) -> Result<Document, OriginError> {
+        let start = Instant::now();
+        let mut backoff = Backoff::new(self.policy);
+        let mut attempts = 0;
+        let mut broken = 0;
+        loop {
+            let error = match timeout(PAGE_DEADLINE, page(self.client, query)).await {
+                Ok(Ok(Ok(page))) => return Ok(page),
+                Ok(Ok(Err(not))) => {
+                    broken += u32::from(matches!(not, NotAPage::Broken(_)));
+                    explain(self.client, not, broken >= MAX_BROKEN)
+                }
+                Ok(Err(error)) => error,
+                Err(_) => OriginError::Timeout {
+                    target: self.client.bucket_url().into(),
+                    after: PAGE_DEADLINE,
+                },
+            };
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            attempts += 1;
+            let wait = backoff.wait(self.policy);
+            if attempts >= self.policy.max_attempts || start.elapsed() + wait >= self.policy.budget
+            {
+                return Err(OriginError::GaveUp {
+                    last: error.into(),
+                    attempts,
+                    after: start.elapsed(),
+                });
+            }
+            tracing::debug!(%error, attempts, "a page of the listing is asked for again");
+            sleep(wait).await;
+        }
+    }
+}
+
+/// Asks once for a page.
+async fn page(client: &Client, query: &str) -> Result<Result<Document, NotAPage>, OriginError> {
+    let answer = client.get(None, query, &HeaderMap::new()).await?;
+    let text = answer.document(MAX_PAGE).await;
+    let text = text.map_err(|error| unreadable(client, &error))?;
+    Ok(document::parse(&text))
+}
+
+fn unreadable(client: &Client, problem: &dyn std::fmt::Display) -> OriginError {
+    OriginError::Unavailable {
+        target: client.bucket_url().into(),
+        detail: format!("its listing is not readable: {problem}"),
+    }
+}
+
+/// The error of an answer that is no page of a listing; one that is broken may pass, unless `persists`.
+fn explain(client: &Client, not: NotAPage, persists: bool) -> OriginError {
+    let origin: Arc<str> = client.bucket_url().into();
+    match not {
+        NotAPage::Broken(problem) if !persists => unreadable(client, &problem),
+        NotAPage::Error(code) => Refusal::of_code(code).explain(&origin, origin.clone(), None),
+        not @ (NotAPage::Broken(_) | NotAPage::Other(_)) => refused(
+            client,
+            &not.to_string(),
+            "check that --endpoint is the address of an S3 service and that no proxy answers for it",
+        ),
+        NotAPage::Incomplete(problem) => refused(
+            client,
+            &problem,
+            "check that --endpoint is the address of an S3 service, and update the service",
+        ),
+    }
+}
+
+fn refused(client: &Client, problem: &str, remedy: &str) -> OriginError {
+    OriginError::Unsupported {
+        target: client.bucket_url().into(),
+        problem: format!(
+            "its listing is of no use, since not all objects may be in it: {problem}; {remedy}"
+        ),
+    }
+}
+
+fn version(entry: &Entry) -> String {
+    match plain_etag(&entry.etag) {
+        "" => time::version(entry.modified_ns, entry.size),
+        etag => etag.to_owned(),
+    }
 }
 
 /// An ETag without its quotes and its mark for weakness.
 pub(super) fn plain_etag(etag: &str) -> &str {
     etag.trim().trim_start_matches("W/").trim_matches('"')
-}
-
-/// Percent-decodes a key; `+` is a space, as in forms, which is what S3 sends.
-fn decode(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let hex = |at: usize| (*bytes.get(at)? as char).to_digit(16);
-        match (byte, hex(at + 1), hex(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                at += 3;
-                continue;
-            }
-            (b'+', ..) => out.push(b' '),
-            _ => out.push(byte),
-        }
-        at += 1;
-    }
-    out
-}
-
-/// `2026-03-01T12:00:00.000Z` as nanoseconds since 1970; 0 for what is not a time.
-fn parse_time(text: &str) -> i64 {
-    text.parse::<jiff::Timestamp>().map_or(0, |time| {
-        i64::try_from(time.as_nanosecond()).unwrap_or_default()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_decoded_to_raw_bytes() {
-        assert_eq!(decode("a%20b%2Fc+d%FF%0a"), b"a b/c d\xff\n");
-        assert_eq!(decode("100%"), b"100%");
-        assert_eq!(decode("%zz"), b"%zz");
-    }
-
-    #[test]
-    fn times_keep_their_fractions() {
-        assert_eq!(parse_time("1970-01-01T00:00:01.500Z"), 1_500_000_000);
-        assert_eq!(parse_time("yesterday"), 0);
-    }
 }

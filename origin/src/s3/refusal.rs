@@ -37,6 +37,20 @@ impl Refusal {
         }
     }
 
+    /// The refusal of an error document that came with the status of a success.
+    pub(super) fn of_code(code: String) -> Self {
+        let status = match code.as_str() {
+            "InternalError" => StatusCode::INTERNAL_SERVER_ERROR,
+            "ServiceUnavailable" | "SlowDown" => StatusCode::SERVICE_UNAVAILABLE,
+            "AccessDenied"
+            | "AllAccessDisabled"
+            | "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch" => StatusCode::FORBIDDEN,
+            _ => StatusCode::OK,
+        };
+        Self { status, code }
+    }
+
     pub(super) fn is_expired(&self) -> bool {
         matches!(
             self.code.as_str(),

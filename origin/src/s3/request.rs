@@ -352,8 +352,8 @@ fn encode_path(key: &str, out: &mut String) {
 }
 
 /// Percent-encodes a value of the query.
-pub(super) fn encode_query(value: &str, out: &mut String) {
-    encode(value.as_bytes(), |_| false, out);
+pub(super) fn encode_query(value: impl AsRef<[u8]>, out: &mut String) {
+    encode(value.as_ref(), |_| false, out);
 }
 
 fn encode(bytes: &[u8], also: impl Fn(u8) -> bool, out: &mut String) {
