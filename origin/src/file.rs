@@ -23,6 +23,7 @@ use weir_core::{ObjectRef, OriginId};
 use crate::error::OriginError;
 use crate::origin::{Fetched, Listed, Origin};
 
+mod mounts;
 mod walk;
 
 /// Bytes of one read: long enough for a disk, short enough that a reader starts early.

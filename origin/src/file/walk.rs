@@ -1,7 +1,8 @@
 //! The listing of a directory: all regular files below it, in the order in which the file system names them.
 //!
 //! The walk runs on a thread of its own and stays at most [`PAGES_AHEAD`] pages ahead of its reader. Symbolic links
-//! are followed as long as they stay inside the directory and do not lead back to a directory on their own path.
+//! are followed as long as they stay inside the directory and do not lead back to a directory on their own path. Mounts of
+//! Weir are not walked into.
 
 use std::fs::DirEntry;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Stat, statat};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{directory_error, is_file, key_of, mtime_ns, version};
+use super::{directory_error, is_file, key_of, mounts, mtime_ns, version};
 use crate::error::OriginError;
 use crate::origin::Listed;
 
@@ -79,6 +80,11 @@ impl Trail {
             depth: self.0.depth + 1,
             parent: Some(self.clone()),
         }))
+    }
+
+    /// The file system of the last directory.
+    fn device(&self) -> u64 {
+        self.0.directory.0
     }
 
     fn passes(&self, directory: (u64, u64)) -> bool {
@@ -169,6 +175,17 @@ impl Walk {
                     tracing::warn!(link = %path.display(), %error, "skipped: the symbolic link leads nowhere");
                     return Ok(None);
                 }
+            }
+        }
+        if !kind.is_file() {
+            match mounts::device(&path) {
+                Ok(device) if device == parent.trail.device() || !mounts::is_weir(device) => {}
+                Ok(_) => {
+                    tracing::warn!(directory = %path.display(), "skipped: it is a mount of Weir");
+                    return Ok(None);
+                }
+                Err(rustix::io::Errno::NOENT) => return Ok(None),
+                Err(errno) => return Err(failed_at(&path, &errno.into())),
             }
         }
         let stat = match statat(CWD, &path, AtFlags::empty()) {
