@@ -4,17 +4,14 @@
 //! nothing is raced (`silence.rs`); one that leaves the cluster map is given up on at once, even in the middle of a
 //! request.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::future::{BoxFuture, FutureExt, join_all};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
-use weir_core::{Block, ClusterMap, NodeName, WorkerId, WorkerInfo};
+use weir_core::{Block, ClusterMap, NodeName, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_worker::Ahead;
@@ -25,12 +22,16 @@ use crate::connection::{Answer, ConnectionError, Connections};
 use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
 use crate::reader::BlockError;
-use crate::silence::{RaceBudget, SILENCE, SUSPICIOUS, Suspects, silent};
+use crate::silence::{RaceBudget, SILENCE, Suspects};
+
+mod race;
+mod together;
+
+use race::{Place, Wanted};
+pub(crate) use together::Whole;
 
 /// Workers that are asked for a block before the client reads the origin.
 const MAX_OWNERS: usize = 2;
-/// Silence of a worker that is waited for though nobody else could help.
-const LAST_RESORT: Duration = Duration::from_secs(10);
 
 /// What a cluster reader is made of.
 pub struct ClusterConfig {
@@ -64,44 +65,6 @@ enum Refusal {
     Final(BlockError),
     /// The next one is asked, for this reason.
     Next(&'static str, String),
-}
-
-/// Who may have a block's bytes.
-#[derive(Clone, Copy)]
-enum Place<'a> {
-    Worker(&'a WorkerInfo),
-    Origin,
-}
-
-/// A read of a part of a block.
-struct Wanted<'a> {
-    block: &'a Block,
-    range: Range<u32>,
-    request: BlockRequest,
-    /// The origin's, from the manifest.
-    spec: &'a str,
-}
-
-/// What a read has come to.
-type Outcome = Result<(Vec<Bytes>, ReadSource), BlockError>;
-
-/// What became of a block that was asked for with others.
-pub(crate) enum Whole {
-    /// It is at its place, and came from there.
-    Read(ReadSource),
-    /// It cannot be read; whoever asks for it is told why.
-    Refused,
-    /// It is to be read alone.
-    Alone,
-}
-
-/// Blocks that are asked of one worker together.
-struct Together<'a, 'p> {
-    worker: &'a WorkerInfo,
-    requests: Vec<BlockRequest>,
-    /// Their numbers, and where their bytes go.
-    numbers: Vec<usize>,
-    places: Vec<&'p mut [u8]>,
 }
 
 impl ClusterReader {
@@ -153,133 +116,6 @@ impl ClusterReader {
             .chain(suspects.into_iter().map(Place::Worker))
             .collect();
         self.read_from(&places, &wanted, before).await
-    }
-
-    /// Reads from the first place that has the bytes. `before` says what went wrong so far.
-    async fn read_from(
-        &self,
-        places: &[Place<'_>],
-        wanted: &Wanted<'_>,
-        before: String,
-    ) -> Outcome {
-        match places {
-            [] => Err(BlockError::Failed(before)),
-            [Place::Origin, others @ ..] => self.read_origin_first(others, wanted, before).await,
-            [Place::Worker(worker), others @ ..] => {
-                self.read_worker_first(worker, others, wanted).await
-            }
-        }
-    }
-
-    /// [`Self::read_from`], as a future that can hold itself.
-    fn read_others<'a>(
-        &'a self,
-        places: &'a [Place<'_>],
-        wanted: &'a Wanted<'_>,
-        before: String,
-    ) -> BoxFuture<'a, Outcome> {
-        self.read_from(places, wanted, before).boxed()
-    }
-
-    async fn read_worker_first(
-        &self,
-        worker: &WorkerInfo,
-        others: &[Place<'_>],
-        wanted: &Wanted<'_>,
-    ) -> Outcome {
-        let activity = Activity::default();
-        let mut asked = std::pin::pin!(self.ask(worker, wanted, &activity));
-        let silence = silent(worker, &activity, &self.suspects, &self.budget);
-        let answer = tokio::select! {
-            biased;
-            answer = &mut asked => Some(answer),
-            () = silence => None,
-        };
-        if let Some(answer) = answer {
-            return self.or_others(answer, worker, others, wanted).await;
-        }
-        let message = format!("worker {} is silent", worker.id);
-        self.passed_over(worker, 1, "silent", &message);
-        let mut read = self.read_others(others, wanted, message);
-        let mut suspicious = std::pin::pin!(activity.silent_for(SUSPICIOUS));
-        let mut suspected = false;
-        let error = loop {
-            tokio::select! {
-                biased;
-                answer = &mut asked => {
-                    return match answer {
-                        Ok((bytes, source)) => Ok((vec![bytes], source)),
-                        Err(Refusal::Final(error)) => Err(error),
-                        Err(Refusal::Next(..)) => read.await,
-                    };
-                }
-                outcome = &mut read => match outcome {
-                    Ok(read) => {
-                        if activity.silence().is_some_and(|silence| silence >= SILENCE) {
-                            self.suspect(worker);
-                        }
-                        return Ok(read);
-                    }
-                    Err(error) => break error,
-                },
-                () = &mut suspicious, if !suspected => {
-                    suspected = true;
-                    self.suspect(worker);
-                }
-            }
-        };
-        // Nobody else has it, so it is worth more of a wait.
-        tokio::select! {
-            biased;
-            answer = &mut asked => match answer {
-                Ok((bytes, source)) => Ok((vec![bytes], source)),
-                Err(Refusal::Final(error)) => Err(error),
-                Err(Refusal::Next(..)) => Err(error),
-            },
-            () = activity.silent_for(LAST_RESORT) => Err(error),
-        }
-    }
-
-    /// A worker's answer, or what others have in its place.
-    async fn or_others(
-        &self,
-        answer: Result<(Bytes, ReadSource), Refusal>,
-        worker: &WorkerInfo,
-        others: &[Place<'_>],
-        wanted: &Wanted<'_>,
-    ) -> Outcome {
-        match answer {
-            Ok((bytes, source)) => Ok((vec![bytes], source)),
-            Err(Refusal::Final(error)) => Err(error),
-            Err(Refusal::Next(reason, message)) => {
-                self.passed_over(worker, 1, reason, &message);
-                self.read_others(others, wanted, message).await
-            }
-        }
-    }
-
-    async fn read_origin_first(
-        &self,
-        others: &[Place<'_>],
-        wanted: &Wanted<'_>,
-        before: String,
-    ) -> Outcome {
-        let read = self.read_origin(wanted.spec, wanted.block, wanted.range.clone());
-        match read.await {
-            Ok(bytes) => Ok((bytes, ReadSource::Origin)),
-            Err(error @ OriginError::Changed { .. }) => Err(BlockError::Changed(error.to_string())),
-            Err(error) => {
-                let message = format!("{error} (and before that: {before})");
-                if others.is_empty() {
-                    return Err(BlockError::Failed(message));
-                }
-                let read = self.read_others(others, wanted, message.clone()).await;
-                read.map_err(|error| match error {
-                    BlockError::Failed(_) => BlockError::Failed(message),
-                    error @ BlockError::Changed(_) => error,
-                })
-            }
-        }
     }
 
     /// Has a worker asked last until it answers again.
@@ -383,102 +219,6 @@ impl ClusterReader {
             "bytes came damaged from a worker; they are asked for again"
         );
         request.report_damaged = true;
-    }
-
-    /// Reads whole blocks to their places, all of one worker's with one exchange.
-    pub(crate) async fn read_whole(
-        &self,
-        dataset: &str,
-        blocks: impl IntoIterator<Item = (Block, &mut [u8])>,
-    ) -> Vec<Whole> {
-        let map = self.config.map.borrow().clone();
-        let mut groups: HashMap<&WorkerId, Together<'_, '_>> = HashMap::new();
-        let mut outcomes = Vec::new();
-        for (number, (block, place)) in blocks.into_iter().enumerate() {
-            outcomes.push(Whole::Alone);
-            let Some(worker) = map.owner(&block.key()) else {
-                continue;
-            };
-            if self.suspects.contains(&worker.id) {
-                continue;
-            }
-            let group = groups.entry(&worker.id).or_insert_with(|| Together {
-                worker,
-                requests: Vec::new(),
-                numbers: Vec::new(),
-                places: Vec::new(),
-            });
-            let whole = 0..block.len();
-            group
-                .requests
-                .push(request(map.epoch, dataset, &block, &whole));
-            group.numbers.push(number);
-            group.places.push(place);
-        }
-        let asked = groups.into_values().map(|group| self.ask_together(group));
-        for (number, outcome) in join_all(asked).await.into_iter().flatten() {
-            outcomes[number] = outcome;
-        }
-        outcomes
-    }
-
-    /// Gives what became of each block, with its number.
-    async fn ask_together(&self, group: Together<'_, '_>) -> Vec<(usize, Whole)> {
-        let Together {
-            worker,
-            requests,
-            numbers,
-            mut places,
-        } = group;
-        let near = self.is_near(worker);
-        let activity = Activity::default();
-        let answers = async {
-            if near {
-                let socket = &worker.local_socket;
-                let local =
-                    self.local
-                        .request_together(socket, requests.clone(), &mut places, &activity);
-                if let Ok(replies) = local.await {
-                    return Ok(replies);
-                }
-            }
-            let address = &worker.data_address;
-            let remote = self
-                .remote
-                .request_together(address, &requests, &mut places, &activity)
-                .await?;
-            Ok(remote.into_iter().map(|answer| answer.reply).collect())
-        };
-        self.budget.earn();
-        let answered = tokio::select! {
-            biased;
-            answered = self.while_in_the_map(worker, answers) => answered,
-            () = silent(worker, &activity, &self.suspects, &self.budget) => {
-                self.suspect(worker);
-                let message = format!("worker {} is silent", worker.id);
-                Err(Refusal::Next("silent", message))
-            }
-        };
-        let replies = match answered {
-            Ok(replies) => replies,
-            Err(refusal) => {
-                if let Refusal::Next(reason, message) = refusal {
-                    self.passed_over(worker, requests.len(), reason, &message);
-                }
-                return Vec::new();
-            }
-        };
-        let answered = numbers.into_iter().zip(&requests).zip(replies);
-        let outcomes = answered.map(|((number, request), reply)| {
-            let is_here = reply.length == request.length;
-            let outcome = match self.judge(worker, near, reply) {
-                Ok(source) if is_here => Whole::Read(source),
-                Err(Refusal::Final(_)) => Whole::Refused,
-                Ok(_) | Err(Refusal::Next(..)) => Whole::Alone,
-            };
-            (number, outcome)
-        });
-        outcomes.collect()
     }
 
     fn is_near(&self, worker: &WorkerInfo) -> bool {

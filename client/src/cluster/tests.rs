@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use tokio::net::TcpListener;
 use weir_core::{ObjectRef, OriginId};
 use weir_worker::stream::{Frame, Link, STREAM_VERSION, checksums};

@@ -30,6 +30,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a client is told that its requests are worked on: it gives up on a worker that says nothing for some times as
 /// long.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// How long requests may be said to be queued, counted anew from each answer: whatever holds them up for longer (a disk that
+/// hangs) is better got around, so the worker falls silent. A fill is bounded by the origin's patience.
+const LONGEST_QUEUED: Duration = Duration::from_secs(5);
 /// Requests of one connection that are worked on at once.
 const AT_ONCE: usize = 24;
 /// Bytes of requests that are worked on together; the last one may go beyond.
@@ -224,6 +227,7 @@ impl<S: Socket> Client<'_, S> {
     ) -> io::Result<Option<T>> {
         let mut work = std::pin::pin!(work);
         let mut stopped = std::pin::pin!(self.stop.cancelled());
+        let mut queued = Duration::ZERO;
         loop {
             tokio::select! {
                 biased;
@@ -231,8 +235,15 @@ impl<S: Socket> Client<'_, S> {
                 () = &mut stopped => return Ok(None),
                 () = tokio::time::sleep(PROGRESS_INTERVAL), if self.version > 0 => {}
             }
+            let status = status();
+            if status == BlockStatus::Queued {
+                queued += PROGRESS_INTERVAL;
+                if queued > LONGEST_QUEUED {
+                    continue;
+                }
+            }
             let reply = BlockReply {
-                status: status().into(),
+                status: status.into(),
                 ..BlockReply::default()
             };
             self.outgoing

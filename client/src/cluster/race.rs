@@ -1,0 +1,167 @@
+//! A read of one block: which places are asked, in which order, and when the next is asked beside one that is silent.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt};
+use weir_core::{Block, WorkerInfo};
+use weir_origin::OriginError;
+use weir_proto::v1::BlockRequest;
+use weir_worker::stream::Activity;
+
+use super::{ClusterReader, Refusal};
+use crate::metrics::ReadSource;
+use crate::reader::BlockError;
+use crate::silence::{SILENCE, SUSPICIOUS, silent};
+
+/// Silence of a worker that is waited for though nobody else could help.
+const LAST_RESORT: Duration = Duration::from_secs(10);
+
+/// Who may have a block's bytes.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    Worker(&'a WorkerInfo),
+    Origin,
+}
+
+/// A read of a part of a block.
+pub(super) struct Wanted<'a> {
+    pub(super) block: &'a Block,
+    pub(super) range: Range<u32>,
+    pub(super) request: BlockRequest,
+    /// The origin's, from the manifest.
+    pub(super) spec: &'a str,
+}
+
+/// What a read has come to.
+pub(super) type Outcome = Result<(Vec<Bytes>, ReadSource), BlockError>;
+
+impl ClusterReader {
+    /// Reads from the first place that has the bytes. `before` says what went wrong so far.
+    pub(super) async fn read_from(
+        &self,
+        places: &[Place<'_>],
+        wanted: &Wanted<'_>,
+        before: String,
+    ) -> Outcome {
+        match places {
+            [] => Err(BlockError::Failed(before)),
+            [Place::Origin, others @ ..] => self.read_origin_first(others, wanted, before).await,
+            [Place::Worker(worker), others @ ..] => {
+                self.read_worker_first(worker, others, wanted).await
+            }
+        }
+    }
+
+    /// [`Self::read_from`], as a future that can hold itself.
+    fn read_others<'a>(
+        &'a self,
+        places: &'a [Place<'_>],
+        wanted: &'a Wanted<'_>,
+        before: String,
+    ) -> BoxFuture<'a, Outcome> {
+        self.read_from(places, wanted, before).boxed()
+    }
+
+    async fn read_worker_first(
+        &self,
+        worker: &WorkerInfo,
+        others: &[Place<'_>],
+        wanted: &Wanted<'_>,
+    ) -> Outcome {
+        let activity = Activity::default();
+        let mut asked = std::pin::pin!(self.ask(worker, wanted, &activity));
+        let silence = silent(worker, &activity, &self.suspects, &self.budget);
+        let answer = tokio::select! {
+            biased;
+            answer = &mut asked => Some(answer),
+            () = silence => None,
+        };
+        if let Some(answer) = answer {
+            return self.or_others(answer, worker, others, wanted).await;
+        }
+        let message = format!("worker {} is silent", worker.id);
+        self.passed_over(worker, 1, "silent", &message);
+        let mut read = self.read_others(others, wanted, message);
+        let mut suspicious = std::pin::pin!(activity.silent_for(SUSPICIOUS));
+        let mut suspected = false;
+        let error = loop {
+            tokio::select! {
+                biased;
+                answer = &mut asked => {
+                    return match answer {
+                        Ok((bytes, source)) => Ok((vec![bytes], source)),
+                        Err(Refusal::Final(error)) => Err(error),
+                        Err(Refusal::Next(..)) => read.await,
+                    };
+                }
+                outcome = &mut read => match outcome {
+                    Ok(read) => {
+                        if activity.silence().is_some_and(|silence| silence >= SILENCE) {
+                            self.suspect(worker);
+                        }
+                        return Ok(read);
+                    }
+                    Err(error) => break error,
+                },
+                () = &mut suspicious, if !suspected => {
+                    suspected = true;
+                    self.suspect(worker);
+                }
+            }
+        };
+        // Nobody else has it, so it is worth more of a wait.
+        tokio::select! {
+            biased;
+            answer = &mut asked => match answer {
+                Ok((bytes, source)) => Ok((vec![bytes], source)),
+                Err(Refusal::Final(error)) => Err(error),
+                Err(Refusal::Next(..)) => Err(error),
+            },
+            () = activity.silent_for(LAST_RESORT) => Err(error),
+        }
+    }
+
+    /// A worker's answer, or what others have in its place.
+    async fn or_others(
+        &self,
+        answer: Result<(Bytes, ReadSource), Refusal>,
+        worker: &WorkerInfo,
+        others: &[Place<'_>],
+        wanted: &Wanted<'_>,
+    ) -> Outcome {
+        match answer {
+            Ok((bytes, source)) => Ok((vec![bytes], source)),
+            Err(Refusal::Final(error)) => Err(error),
+            Err(Refusal::Next(reason, message)) => {
+                self.passed_over(worker, 1, reason, &message);
+                self.read_others(others, wanted, message).await
+            }
+        }
+    }
+
+    async fn read_origin_first(
+        &self,
+        others: &[Place<'_>],
+        wanted: &Wanted<'_>,
+        before: String,
+    ) -> Outcome {
+        let read = self.read_origin(wanted.spec, wanted.block, wanted.range.clone());
+        match read.await {
+            Ok(bytes) => Ok((bytes, ReadSource::Origin)),
+            Err(error @ OriginError::Changed { .. }) => Err(BlockError::Changed(error.to_string())),
+            Err(error) => {
+                let message = format!("{error} (and before that: {before})");
+                if others.is_empty() {
+                    return Err(BlockError::Failed(message));
+                }
+                let read = self.read_others(others, wanted, message.clone()).await;
+                read.map_err(|error| match error {
+                    BlockError::Failed(_) => BlockError::Failed(message),
+                    error @ BlockError::Changed(_) => error,
+                })
+            }
+        }
+    }
+}
