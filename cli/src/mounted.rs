@@ -29,7 +29,7 @@ use weir_origin::{OriginMetrics, OriginSpec};
 use crate::args::ReadAheadArg;
 use crate::exit::Failure;
 use crate::http::{self, Exposed};
-use crate::process::{SHUTDOWN_DEADLINE, init_logging, memory_limit, runtime};
+use crate::process::{SHUTDOWN_DEADLINE, init_logging, memory_limit, serving_runtime};
 
 /// Threads that answer the kernel, and how many of them are kept from waiting for a network: those answer names and
 /// cached reads, and a few more than cores keep the disk busy.
@@ -153,7 +153,7 @@ pub(crate) fn run(config: &str) -> ExitCode {
 fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Failure> {
     let _own = weir_fuse::supervisor::own_state(&config.state_dir)
         .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
-    let runtime = runtime()?;
+    let runtime = serving_runtime()?;
     let _inside = runtime.enter();
     let stop = CancellationToken::new();
     let mut metrics = Metrics::new();

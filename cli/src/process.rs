@@ -19,6 +19,9 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(50);
 /// Default of the memory tier, and the part of the machine's memory that it takes at most.
 const DEFAULT_MEMORY: u64 = 1 << 30;
 const MEMORY_SHARE: u64 = 10;
+/// Open files without which no process serves: those of the runtime, of the mount or the listeners, of a small cache, and
+/// of connections to the origin.
+const LEAST_DESCRIPTORS: u64 = 256;
 /// Where control groups (version 2) are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -33,8 +36,16 @@ pub(crate) fn init_logging() {
 }
 
 /// The runtime of a serving process.
+///
+/// # Errors
+/// When there may be too few open files, or the system gives no threads.
+pub(crate) fn serving_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    raise_descriptor_limit()?;
+    runtime()
+}
+
+/// The runtime of a command.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    raise_descriptor_limit();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("weir")
@@ -43,8 +54,14 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// Allows as many open files as an ordinary process may have: a large cache has thousands of segment files.
-fn raise_descriptor_limit() {
+fn raise_descriptor_limit() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
+    if let Some(most) = limit.maximum.filter(|most| *most < LEAST_DESCRIPTORS) {
+        anyhow::bail!(
+            "at most {most} files may be open at once, and {LEAST_DESCRIPTORS} are needed; raise the hard limit \
+             (`ulimit -Hn`, LimitNOFILE= of a systemd unit, or the container's ulimits)"
+        );
+    }
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
@@ -52,6 +69,7 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "the limit of open files stays as it is");
     }
+    Ok(())
 }
 
 /// A token that SIGTERM or SIGINT cancels.

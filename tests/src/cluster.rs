@@ -11,6 +11,7 @@ pub struct Cluster<'a> {
     /// The workers; `None` those that are down.
     pub workers: Vec<Option<Process>>,
     ports: Vec<Ports>,
+    worker_flags: Vec<Vec<String>>,
     master_ports: Ports,
 }
 
@@ -35,19 +36,32 @@ impl<'a> Cluster<'a> {
     /// Starts a master and `workers` workers, and waits until all are in the cluster map.
     #[track_caller]
     pub fn start(lab: &'a Lab, workers: usize) -> Self {
+        Self::start_with(lab, &vec![&[] as &[&str]; workers])
+    }
+
+    /// The same, with flags for each worker.
+    #[track_caller]
+    pub fn start_with(lab: &'a Lab, worker_flags: &[&[&str]]) -> Self {
+        let owned = |flags: &&[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect();
         let mut cluster = Self {
             lab,
             master: None,
-            workers: (0..workers).map(|_| None).collect(),
-            ports: (0..workers).map(|_| Ports::free()).collect(),
+            workers: worker_flags.iter().map(|_| None).collect(),
+            ports: worker_flags.iter().map(|_| Ports::free()).collect(),
+            worker_flags: worker_flags.iter().map(owned).collect(),
             master_ports: Ports::free(),
         };
         cluster.start_master();
-        for number in 0..workers {
+        for number in 0..worker_flags.len() {
             cluster.start_worker(number);
         }
-        cluster.wait_for_workers(workers);
+        cluster.wait_for_workers(worker_flags.len());
         cluster
+    }
+
+    /// The port of a worker's block stream.
+    pub fn data_port(&self, number: usize) -> u16 {
+        self.ports[number].data
     }
 
     /// The master's address.
@@ -93,7 +107,7 @@ impl<'a> Cluster<'a> {
             address(ports.control),
             address(ports.http),
         );
-        let command = self.lab.command([
+        let mut command = self.lab.command([
             "worker",
             "--master",
             &self.address(),
@@ -112,6 +126,7 @@ impl<'a> Cluster<'a> {
             "--http",
             &http,
         ]);
+        command.args(&self.worker_flags[number]);
         let log = self.lab.path(&format!("{name}.log"));
         self.workers[number] = Some(Process::start(command, log, ports.http));
     }

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -93,13 +94,22 @@ impl Drop for Process {
     }
 }
 
-/// A TCP port that was free a moment ago.
+/// A TCP port that nobody listens on, and that is given to nobody else here: below the ports that the kernel takes for
+/// outgoing connections.
+#[track_caller]
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    const FIRST: u32 = 10_240;
+    const COUNT: u32 = 20_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Two runs side by side begin at different places.
+    let begin = std::process::id().wrapping_mul(997);
+    (0..COUNT)
+        .map(|_| {
+            let number = begin.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed));
+            (FIRST + number % COUNT) as u16
+        })
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("no port is free")
 }
 
 /// GETs an `http://` URL.

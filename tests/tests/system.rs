@@ -11,6 +11,7 @@ mod system {
     pub(crate) mod embedded;
     pub(crate) mod faults;
     pub(crate) mod keys;
+    pub(crate) mod limits;
     pub(crate) mod metrics;
     pub(crate) mod mounting;
     pub(crate) mod output;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     if let Some(reason) = &missing {
         eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
     }
-    let suites: [(&str, &[Case]); 12] = [
+    let suites: &[(&str, &[Case])] = &[
         ("embedded", system::embedded::CASES),
         ("mounting", system::mounting::CASES),
         ("keys", system::keys::CASES),
@@ -42,11 +43,12 @@ fn main() -> ExitCode {
         ("damage", system::damage::CASES),
         ("cluster", system::cluster::CASES),
         ("silence", system::silence::CASES),
+        ("limits", system::limits::CASES),
         ("metrics", system::metrics::CASES),
         ("output", system::output::CASES),
         ("docs", system::docs::CASES),
     ];
-    let trials = suites.into_iter().flat_map(|(suite, cases)| {
+    let trials = suites.iter().flat_map(|(suite, cases)| {
         let skipped = missing.is_some();
         cases.iter().map(move |(name, case)| {
             Trial::test(format!("{suite}::{name}"), move || {

@@ -11,11 +11,11 @@ use weir_origin::OriginMetrics;
 use crate::args::MasterArgs;
 use crate::exit::Failure;
 use crate::http::{self, Exposed};
-use crate::process::{SHUTDOWN_DEADLINE, init_logging, runtime, stop_on_signal};
+use crate::process::{SHUTDOWN_DEADLINE, init_logging, serving_runtime, stop_on_signal};
 
 pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
     init_logging();
-    let runtime = runtime()?;
+    let runtime = serving_runtime()?;
     let outcome = runtime.block_on(serve(args));
     runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
     outcome

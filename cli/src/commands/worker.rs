@@ -23,7 +23,8 @@ use crate::connect;
 use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
 use crate::process::{
-    SHUTDOWN_DEADLINE, default_memory, init_logging, listen, node_name, runtime, stop_on_signal,
+    SHUTDOWN_DEADLINE, default_memory, init_logging, listen, node_name, serving_runtime,
+    stop_on_signal,
 };
 
 /// Part of a directory's free space that the SSD tier takes when no size is given, and its upper limit.
@@ -37,7 +38,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
     init_logging();
-    let runtime = runtime()?;
+    let runtime = serving_runtime()?;
     let outcome = runtime.block_on(serve(args));
     runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
     outcome

@@ -1,12 +1,13 @@
 //! Workers that do not answer, and that stop.
 
 use std::collections::BTreeMap;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use weir_s3_server::{Fault, Rule};
-use weir_tests::{Cluster, Lab, Readers, content};
+use weir_tests::{Cluster, Lab, Mount, Process, Readers, content};
 
 use crate::Case;
 
@@ -14,6 +15,18 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_frozen_worker_costs_its_readers_a_second_once",
         a_frozen_worker_costs_its_readers_a_second_once,
+    ),
+    (
+        "a_frozen_worker_of_the_same_node_costs_its_readers_a_second_once",
+        a_frozen_worker_of_the_same_node_costs_its_readers_a_second_once,
+    ),
+    (
+        "a_worker_that_lives_but_does_not_answer_costs_a_second_once",
+        a_worker_that_lives_but_does_not_answer_costs_a_second_once,
+    ),
+    (
+        "thousands_of_idle_connections_keep_no_mount_out",
+        thousands_of_idle_connections_keep_no_mount_out,
     ),
     (
         "a_worker_that_stops_and_starts_again_fails_no_cold_read",
@@ -32,6 +45,22 @@ fn fill(lab: &Lab, count: u64) -> Files {
     Arc::new(files)
 }
 
+/// Reads files of a mount whose worker does not answer. Fails if that costs more than a second or so, or costs it often.
+#[track_caller]
+fn reads_past_a_silent_worker(mount: &Mount<'_>, files: &Files) {
+    let start = Instant::now();
+    for (name, content) in files.iter() {
+        assert!(mount.read(name) == *content, "{name}");
+    }
+    let took = start.elapsed();
+    let silent = mount.metric("weir_client_failovers_total", "silent");
+    assert!(took < Duration::from_secs(12), "the reads took {took:?}");
+    assert!(
+        (0.5..10.0).contains(&silent),
+        "{silent} reads found it silent"
+    );
+}
+
 fn a_frozen_worker_costs_its_readers_a_second_once() {
     let lab = Lab::new();
     let files = fill(&lab, 60);
@@ -41,19 +70,78 @@ fn a_frozen_worker_costs_its_readers_a_second_once() {
     let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
     // Without a master nobody throws the worker out.
     cluster.master.take().unwrap().kill();
-    cluster.worker(0).signal(Signal::STOP);
+    let _frozen = Frozen::new(cluster.worker(0));
+    reads_past_a_silent_worker(&mount, &files);
+}
+
+fn a_frozen_worker_of_the_same_node_costs_its_readers_a_second_once() {
+    let lab = Lab::new();
+    let files = fill(&lab, 60);
+    let mut cluster = Cluster::start(&lab, 1);
+    cluster.create_dataset("set");
+    let address = cluster.address();
+    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "node-0"]);
+    assert!(mount.read("d0/file") == files["d0/file"]);
+    cluster.master.take().unwrap().kill();
+    let _frozen = Frozen::new(cluster.worker(0));
+    reads_past_a_silent_worker(&mount, &files);
+}
+
+fn a_worker_that_lives_but_does_not_answer_costs_a_second_once() {
+    let lab = Lab::new();
+    let files = fill(&lab, 60);
+    // Its heartbeats name an address at which somebody listens who never says a word.
+    let cluster = Cluster::start_with(&lab, &[&["--advertise", "127.0.0.2"], &[]]);
+    let deaf = TcpListener::bind(("127.0.0.2", cluster.data_port(0))).unwrap();
+    cluster.create_dataset("set");
+    let address = cluster.address();
+    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
+    reads_past_a_silent_worker(&mount, &files);
+    drop(deaf);
+}
+
+/// A process that is stopped until this is dropped.
+struct Frozen<'a>(&'a Process);
+
+impl<'a> Frozen<'a> {
+    fn new(process: &'a Process) -> Self {
+        process.signal(Signal::STOP);
+        Self(process)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
+    }
+}
+
+fn thousands_of_idle_connections_keep_no_mount_out() {
+    let lab = Lab::new();
+    let files = fill(&lab, 20);
+    let cluster = Cluster::start(&lab, 1);
+    cluster.create_dataset("set");
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    // More than a worker takes at once, if as many can be had here.
+    let most = limit.maximum.map_or(4150, |most| 4150.min(most - 200));
+    let connect = || TcpStream::connect(("127.0.0.1", cluster.data_port(0)));
+    let idle: Vec<TcpStream> = (0..most).map_while(|_| connect().ok()).collect();
+    assert!(idle.len() as u64 == most, "only {} of {most}", idle.len());
     let start = Instant::now();
+    let address = cluster.address();
+    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
     for (name, content) in files.iter() {
         assert!(mount.read(name) == *content, "{name}");
     }
     let took = start.elapsed();
-    let silent = mount.metric("weir_client_failovers_total", "silent");
-    cluster.worker(0).signal(Signal::CONT);
-    assert!(took < Duration::from_secs(12), "the reads took {took:?}");
-    assert!(
-        (0.5..10.0).contains(&silent),
-        "{silent} reads found it silent"
-    );
+    assert!(took < Duration::from_secs(8), "the reads took {took:?}");
+    let passed_over = mount.metric("weir_client_failovers_total", "");
+    assert!(passed_over < 3.0, "{passed_over} reads were not answered");
 }
 
 fn a_worker_that_stops_and_starts_again_fails_no_cold_read() {
