@@ -37,6 +37,11 @@ test: setup ## Run all unit, property and whole-system tests
 	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-fuse -p weir-s3-server --bins
 	@$(ROCKSDB) && $(CARGO) test --locked --workspace
 
+.PHONY: chaos
+chaos: setup ## Kill, freeze, lie and fill up as often as docs/testing.md says; puts its table there
+	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-fuse -p weir-s3-server --bins
+	@$(ROCKSDB) && WEIR_CHAOS=full WEIR_CHAOS_PAGE='$(CURDIR)/docs/testing.md' $(CARGO) test --locked -p weir-tests --test chaos -- --nocapture
+
 .PHONY: bench
 bench: setup ## Measure into bench/RESULTS.md; SUITE='small big' picks, QUICK=1 tries out, PEERS='name=command' adds
 	@$(if $(filter builtin,$(SERVER))$(QUICK),true,build-support/bench-setup.sh)
