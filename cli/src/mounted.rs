@@ -223,13 +223,14 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     );
     let serving = serving.map_err(anyhow::Error::from)?;
     let background = runtime.spawn(prepared.background);
-    let code = serving.wait().exit_code();
+    let ended = serving.wait();
     ahead.let_go();
     stop.cancel();
-    let ended = async { tokio::time::timeout(SHUTDOWN_DEADLINE, background).await };
-    if runtime.block_on(ended).is_err() {
+    let closed = async { tokio::time::timeout(SHUTDOWN_DEADLINE, background).await };
+    if runtime.block_on(closed).is_err() {
         tracing::warn!("the services did not end in time");
     }
+    serving.leave();
     runtime.shutdown_timeout(Duration::from_secs(1));
-    Ok(code)
+    Ok(ended.exit_code())
 }

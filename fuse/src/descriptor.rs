@@ -34,11 +34,28 @@ pub(crate) fn inherited() -> Option<OwnedFd> {
     Some(descriptor)
 }
 
-/// Makes `place` refer to the open file of `with`; whoever holds `place` by its number now talks to that.
-pub(crate) fn replace(place: BorrowedFd<'_>, with: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: `place` is open, and `ManuallyDrop` leaves closing it to its owner. dup3 swaps what the number
-    // refers to in one step, so the owner never sees it closed.
-    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) });
-    rustix::io::dup3(with, &mut place, DupFlags::CLOEXEC)?;
-    Ok(())
+/// The number of an open descriptor, kept open by whatever `K` is.
+#[derive(Debug)]
+pub(crate) struct Place<K> {
+    number: RawFd,
+    _keeper: K,
+}
+
+impl<K> Place<K> {
+    /// The place of `descriptor`. It must stay open for as long as `keeper` lives.
+    pub(crate) fn new(descriptor: BorrowedFd<'_>, keeper: K) -> Self {
+        Self {
+            number: descriptor.as_raw_fd(),
+            _keeper: keeper,
+        }
+    }
+
+    /// Makes the number refer to the open file of `with`; whoever holds it now talks to that.
+    pub(crate) fn put(&self, with: BorrowedFd<'_>) -> io::Result<()> {
+        // SAFETY: the number is open while the keeper lives, and `ManuallyDrop` leaves closing it to its owner. dup3
+        // swaps what the number refers to in one step, so the owner never sees it closed.
+        let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(self.number) });
+        rustix::io::dup3(with, &mut place, DupFlags::CLOEXEC)?;
+        Ok(())
+    }
 }

@@ -22,7 +22,9 @@ use parking_lot::Mutex;
 use weir_client::{ReadError, Reader};
 use weir_core::{EntryKind, Manifest};
 
+use crate::duty::Duty;
 use crate::errno::errno;
+use crate::handover::Served;
 use crate::metrics::{ErrorLabel, FuseMetrics};
 use crate::waiting::WaitingReads;
 
@@ -58,6 +60,13 @@ pub struct SnapshotFs {
     waiting: Arc<WaitingReads>,
     metrics: Arc<FuseMetrics>,
     last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
+    duty: Arc<Duty>,
+}
+
+impl Served for SnapshotFs {
+    fn duty(&self) -> Arc<Duty> {
+        self.duty.clone()
+    }
 }
 
 impl SnapshotFs {
@@ -77,6 +86,7 @@ impl SnapshotFs {
             waiting,
             metrics,
             last_logged: Arc::default(),
+            duty: Arc::default(),
         }
     }
 
@@ -207,6 +217,10 @@ impl Filesystem for SnapshotFs {
         }
     }
 
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {
+        self.duty.gather();
+    }
+
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.metrics.getattr.inc();
         match self.index(inode) {
@@ -268,6 +282,7 @@ impl Filesystem for SnapshotFs {
             reader: self.reader.clone(),
             metrics: self.metrics.clone(),
             last_logged: self.last_logged.clone(),
+            duty: self.duty.clone(),
             file: index,
             range: offset..end,
             started,
@@ -335,6 +350,7 @@ struct WaitingRead {
     reader: Arc<Reader>,
     metrics: Arc<FuseMetrics>,
     last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
+    duty: Arc<Duty>,
     file: u32,
     range: Range<u64>,
     started: Instant,
@@ -363,6 +379,8 @@ impl WaitingRead {
                 let length = self.range.end - self.range.start;
                 self.metrics.read_bytes.inc_by(length);
             }
+            // What this server has stopped, such as fills, the next one does.
+            Err(_) if self.duty.is_over() => return std::mem::forget(reply),
             Err(error) => {
                 log_once(&self.last_logged, u64::from(self.file), &error);
                 let label = match error {

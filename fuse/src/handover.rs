@@ -27,8 +27,10 @@ use fuser::{Filesystem, Notifier, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
+use crate::descriptor::{self, Place};
+use crate::duty::Duty;
+use crate::fdpass;
 use crate::state::{EXIT_UNMOUNTED, FromServer, MountState, ServerFailure};
-use crate::{descriptor, fdpass};
 use link::Link;
 
 /// Longest wait for what the supervisor sent before it started this process.
@@ -39,6 +41,8 @@ const DEFAULT_THREADS: usize = 4;
 const RESEND_CODE: u32 = 7;
 /// Longer than any reply to INIT.
 const MAX_INIT_REPLY: usize = 4096;
+/// Longest wait for the threads of a session to start.
+const GATHER_DEADLINE: Duration = Duration::from_secs(10);
 /// Start of the names of the threads on which [`fuser`] calls the file system.
 const SESSION_THREADS: &str = "fuser-";
 
@@ -77,6 +81,13 @@ pub type HealthCheck = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Has whatever belongs to the server close what it holds open in the mount; called before it is unmounted.
 pub type LetGo = Box<dyn Fn() + Send + Sync>;
+
+/// A file system that can be handed over.
+pub trait Served: Filesystem {
+    /// The file system calls [`Duty::gather`] on each FORGET, and leaves requests unanswered that fail when the duty
+    /// is over.
+    fn duty(&self) -> Arc<Duty>;
+}
 
 /// How a file system is served.
 pub struct ServeConfig {
@@ -183,20 +194,28 @@ impl Handover {
     }
 
     /// Serves `fs` on the mount, on threads of its own.
-    pub fn serve<FS: Filesystem>(
+    pub fn serve<FS: Served>(
         &mut self,
         fs: FS,
         config: ServeConfig,
     ) -> Result<Serving, HandoverError> {
+        let duty = fs.duty();
+        let threads = config.threads.max(1);
         let mut options = fuser::Config::default();
-        options.n_threads = Some(config.threads.max(1));
-        let (session, reply) = self.greet(fs, options)?;
+        options.n_threads = Some(threads);
+        let (session, kernel, reply) = self.greet(fs, options)?;
+        let notifier = session.notifier();
+        let place = Place::new(session.as_fd(), notifier.clone());
         let resend = self.answer(reply)?;
-        descriptor::replace(session.as_fd(), self.link.fuse())
+        self.run(session)?;
+        gather(&kernel, &duty, threads)?;
+        place
+            .put(self.link.fuse())
             .map_err(system("take over /dev/fuse"))?;
         if resend {
             send_again(self.link.fuse());
         }
+        self.link.set_duty(duty.clone());
         if let Some(health) = config.health {
             self.link.set_health(health);
         }
@@ -204,7 +223,17 @@ impl Handover {
             self.link.set_let_go(let_go);
         }
         self.end_when_a_session_thread_panics();
-        let notifier = session.notifier();
+        duty.begin();
+        self.link.ready();
+        Ok(Serving {
+            link: self.link.clone(),
+            notifier,
+            place,
+        })
+    }
+
+    /// Starts the session's threads.
+    fn run<FS: Served>(&self, session: Session<FS>) -> Result<(), HandoverError> {
         let link = self.link.clone();
         std::thread::Builder::new()
             .name("session".to_owned())
@@ -217,19 +246,15 @@ impl Handover {
                 link.end(ended);
             })
             .map_err(system("start a thread"))?;
-        self.link.ready();
-        Ok(Serving {
-            link: self.link.clone(),
-            notifier,
-        })
+        Ok(())
     }
 
-    /// Lets a session answer the saved request over a socket.
-    fn greet<FS: Filesystem>(
+    /// Lets a session answer the saved request over a socket. Gives the session, the socket's other end and the answer.
+    fn greet<FS: Served>(
         &self,
         fs: FS,
         options: fuser::Config,
-    ) -> Result<(Session<FS>, Vec<u8>), HandoverError> {
+    ) -> Result<(Session<FS>, OwnedFd, Vec<u8>), HandoverError> {
         let (kernel, session): (OwnedFd, OwnedFd) =
             fdpass::pair().map_err(system("make a socket"))?;
         rustix::net::send(&kernel, &self.init.request, SendFlags::NOSIGNAL)
@@ -241,7 +266,7 @@ impl Handover {
         let (length, _) = rustix::net::recv(&kernel, &mut reply[..], RecvFlags::DONTWAIT)
             .map_err(|error| system("read the INIT reply")(error.into()))?;
         reply.truncate(length);
-        Ok((session, reply))
+        Ok((session, kernel, reply))
     }
 
     /// Gives the kernel its answer unless it has one. Returns whether another server was there before.
@@ -293,6 +318,21 @@ impl Handover {
     }
 }
 
+/// Gives each of the session's threads a message that touches the memory of its buffer; see [`Duty`].
+fn gather(kernel: &OwnedFd, duty: &Duty, threads: usize) -> Result<(), HandoverError> {
+    let message = init::nothing();
+    for _ in 0..threads {
+        rustix::net::send(kernel, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+            .map_err(|error| system("wake a thread")(error.into()))?;
+    }
+    if duty.wait_for(threads, GATHER_DEADLINE) {
+        return Ok(());
+    }
+    Err(HandoverError::Init(
+        "the threads that answer it did not start in time".to_owned(),
+    ))
+}
+
 /// Asks the kernel for the requests that a dead server read and did not answer.
 pub(crate) fn send_again(fuse: impl AsFd) {
     let mut message = [0; 16];
@@ -312,7 +352,8 @@ pub(crate) fn send_again(fuse: impl AsFd) {
 pub enum Ended {
     /// The mount is gone. Nothing is left to do but to exit.
     Unmounted,
-    /// Another server takes over as soon as this process exits. Until then requests are still answered.
+    /// Another server takes over as soon as this process exits. Until then requests are answered as far as that is
+    /// possible; the others are the next server's.
     Replaced,
     /// This server cannot go on; it should exit and will be replaced.
     Failed(String),
@@ -334,9 +375,24 @@ impl Ended {
 pub struct Serving {
     link: Arc<Link>,
     notifier: Notifier,
+    /// Where the session's threads read requests and write answers.
+    place: Place<Notifier>,
 }
 
 impl Serving {
+    /// Cuts this process off from the kernel: what it has not answered is left to the next server. Called before
+    /// anything ends that requests wait for, since each would be answered with an error.
+    pub fn leave(&self) {
+        let cut = fdpass::pair().and_then(|(dead, peer)| {
+            // Nobody reads what is written there, and nobody ever writes what is read.
+            std::mem::forget(peer);
+            self.place.put(dead.as_fd())
+        });
+        if let Err(error) = cut {
+            tracing::warn!("reads that are under way may fail: {error}");
+        }
+    }
+
     /// Tells the kernel of changes.
     pub fn notifier(&self) -> Notifier {
         self.notifier.clone()

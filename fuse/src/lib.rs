@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 pub mod ahead;
+pub mod duty;
 pub mod errno;
 pub mod fs;
 pub mod handover;

@@ -16,6 +16,7 @@ mod system {
     pub(crate) mod mounting;
     pub(crate) mod output;
     pub(crate) mod reading;
+    pub(crate) mod restarts;
     pub(crate) mod silence;
 }
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         ("keys", system::keys::CASES),
         ("reading", system::reading::CASES),
         ("crash", system::crash::CASES),
+        ("restarts", system::restarts::CASES),
         ("faults", system::faults::CASES),
         ("damage", system::damage::CASES),
         ("cluster", system::cluster::CASES),

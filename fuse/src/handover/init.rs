@@ -6,6 +6,20 @@ const HEADER: usize = 16;
 /// `FUSE_INIT_EXT`: the second word of flags is there.
 const INIT_EXT: u64 = 1 << 30;
 
+/// A FORGET of no inode: a request that is not answered and changes nothing. It is as long as any request that a
+/// read-only mount gets.
+pub(super) fn nothing() -> Vec<u8> {
+    /// `struct fuse_in_header` and `struct fuse_forget_in`, and its opcode.
+    const LENGTH: u32 = 48;
+    const FORGET: u32 = 2;
+    /// A header, a file's name and more.
+    const LONGEST: usize = 4096;
+    let mut request = vec![0; LONGEST];
+    request[..4].copy_from_slice(&LENGTH.to_ne_bytes());
+    request[4..8].copy_from_slice(&FORGET.to_ne_bytes());
+    request
+}
+
 /// What a server and the kernel agreed on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InitReply {

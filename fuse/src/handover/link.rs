@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::{Ended, HealthCheck, LetGo};
+use crate::duty::Duty;
 use crate::fdpass::{self, Slot};
 use crate::spawn;
 use crate::state::{Assignment, FromServer, MountState, ToServer};
@@ -29,6 +30,7 @@ pub(super) struct Link {
     changed: Condvar,
     health: Mutex<Option<Arc<HealthCheck>>>,
     let_go: Mutex<Option<Arc<LetGo>>>,
+    duty: OnceLock<Arc<Duty>>,
 }
 
 /// The socket and the state change together: a supervisor that adopts this server starts with all that was said to
@@ -62,6 +64,7 @@ impl Link {
             changed: Condvar::new(),
             health: Mutex::default(),
             let_go: Mutex::default(),
+            duty: OnceLock::new(),
         });
         let thread = link.clone();
         std::thread::Builder::new()
@@ -116,9 +119,20 @@ impl Link {
         *self.let_go.lock() = Some(Arc::new(let_go));
     }
 
+    pub(super) fn set_duty(&self, duty: Arc<Duty>) {
+        // It is set once, by the one who serves.
+        let _ = self.duty.set(duty.clone());
+        if self.ended.lock().is_some() {
+            duty.end();
+        }
+    }
+
     /// Ends the service; the first reason counts.
     pub(super) fn end(&self, ended: Ended) {
         self.ended.lock().get_or_insert(ended);
+        if let Some(duty) = self.duty.get() {
+            duty.end();
+        }
         self.changed.notify_all();
     }
 

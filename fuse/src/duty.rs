@@ -1,0 +1,103 @@
+//! When a server's threads begin to read requests of the kernel, and from when on what fails is its successor's to
+//! answer.
+//!
+//! A server may be killed at any moment, and the kernel then gives to its successor what it has read and not answered.
+//! There is one moment at which that is not so: the kernel fails a request with EIO if it cannot copy it into the
+//! memory of a dying process, and it cannot when the memory was never touched before. So each thread first reads a
+//! message that stands for nothing, which touches its buffer, and waits until all have done so; only then they are
+//! given the connection to the kernel. Otherwise a server that is killed just after its start fails reads.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// Longest time that a thread waits for the others.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// The time in which a server answers the kernel. Shared by its file system and whoever hands the mount over to it.
+#[derive(Debug, Default)]
+pub struct Duty {
+    /// Threads that have come.
+    gathered: Mutex<usize>,
+    changed: Condvar,
+    begun: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Duty {
+    /// One of the session's threads has come, and waits for the others. Costs nothing later.
+    pub(crate) fn gather(&self) {
+        if self.begun.load(Ordering::Acquire) {
+            return;
+        }
+        let until = Instant::now() + LONGEST_WAIT;
+        let mut gathered = self.gathered.lock();
+        *gathered += 1;
+        self.changed.notify_all();
+        while !self.begun.load(Ordering::Acquire) {
+            if self.changed.wait_until(&mut gathered, until).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until so many threads have come; `false` when that takes longer than `most`.
+    pub(crate) fn wait_for(&self, threads: usize, most: Duration) -> bool {
+        let until = Instant::now() + most;
+        let mut gathered = self.gathered.lock();
+        while *gathered < threads {
+            if self.changed.wait_until(&mut gathered, until).timed_out() {
+                return *gathered >= threads;
+            }
+        }
+        true
+    }
+
+    /// Lets all threads go on.
+    pub(crate) fn begin(&self) {
+        let _gathered = self.gathered.lock();
+        self.begun.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// Another server takes over soon.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether a request that fails is better left to the next server.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn threads_go_on_together_and_never_wait_again() {
+        let duty = Arc::new(Duty::default());
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let duty = duty.clone();
+                std::thread::spawn(move || duty.gather())
+            })
+            .collect();
+        assert!(duty.wait_for(3, LONGEST_WAIT));
+        assert!(!duty.wait_for(4, Duration::from_millis(1)));
+        assert!(threads.iter().all(|thread| !thread.is_finished()));
+        duty.begin();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        duty.gather();
+        assert!(!duty.is_over());
+        duty.end();
+        assert!(duty.is_over());
+    }
+}
