@@ -351,6 +351,7 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
         key: block.object.key.to_string(),
         object_size: block.object.size,
         object_version: block.object.version.to_string(),
+        object_modified_ns: block.object.modified_ns,
         block_index: block.index,
         offset: range.start,
         length: range.end - range.start,

@@ -25,6 +25,9 @@ pub struct ObjectRef {
     pub size: u64,
     /// The origin's name for this version: an ETag without its quotes, or `mtime-inode` of a local file.
     pub version: Arc<str>,
+    /// When it was changed last, in nanoseconds since 1970; 0 when nobody knows. A witness where an answer names no
+    /// version, and no part of the block's identity.
+    pub modified_ns: i64,
 }
 
 /// One block of one object version.
@@ -108,6 +111,7 @@ mod tests {
                 key: key.into(),
                 size,
                 version: version.into(),
+                modified_ns: 0,
             },
             index,
         }

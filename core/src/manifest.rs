@@ -251,6 +251,7 @@ impl Manifest {
             key: key.into(),
             size: record.a,
             version: self.version(index).into(),
+            modified_ns: record.mtime_ns,
         }
     }
 

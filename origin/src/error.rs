@@ -75,6 +75,17 @@ pub enum OriginError {
         /// The object's key.
         key: Arc<str>,
     },
+    /// The answer is not what was asked for: too short or too long, another part, unpacked on the way, no listing.
+    /// Passes if a proxy or a server of many is at fault; asked for again a few times, soon after each other.
+    #[error(
+        "origin {target}: the answer is not what was asked for ({detail}); check --endpoint, and that no proxy or setting of the service changes or unpacks what is stored"
+    )]
+    Malformed {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// The origin asks for fewer requests. Passes.
     #[error(
         "origin {target}: too many requests ({detail}); lower the load or ask for a higher limit"
@@ -147,7 +158,7 @@ pub enum OriginError {
 
 impl OriginError {
     /// Every value of [`kind`](Self::kind).
-    pub(crate) const KINDS: [&'static str; 14] = [
+    pub(crate) const KINDS: [&'static str; 15] = [
         "config",
         "access_denied",
         "credentials_expired",
@@ -155,6 +166,7 @@ impl OriginError {
         "not_found",
         "changed",
         "corrupt",
+        "malformed",
         "throttled",
         "unavailable",
         "timeout",
@@ -164,8 +176,13 @@ impl OriginError {
         "unknown",
     ];
     /// Kinds of errors that may pass.
-    pub(crate) const RETRYABLE_KINDS: [&'static str; 4] =
-        ["corrupt", "throttled", "unavailable", "timeout"];
+    pub(crate) const RETRYABLE_KINDS: [&'static str; 5] = [
+        "corrupt",
+        "malformed",
+        "throttled",
+        "unavailable",
+        "timeout",
+    ];
 
     /// The error of a read that a shutdown cut short.
     pub fn interrupted(key: &str) -> Self {
@@ -197,8 +214,12 @@ impl OriginError {
             Self::Throttled { .. }
                 | Self::Unavailable { .. }
                 | Self::Timeout { .. }
-                | Self::Corrupt { .. }
-        )
+        ) || self.is_wrong_answer()
+    }
+
+    /// Whether the origin did answer, but wrongly: an error that is more likely to stay than others that pass.
+    pub(crate) fn is_wrong_answer(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Malformed { .. })
     }
 
     /// The kind of error, as a label of metrics.
@@ -211,6 +232,7 @@ impl OriginError {
             Self::NotFound { .. } => "not_found",
             Self::Changed { .. } => "changed",
             Self::Corrupt { .. } => "corrupt",
+            Self::Malformed { .. } => "malformed",
             Self::Throttled { .. } => "throttled",
             Self::Unavailable { .. } => "unavailable",
             Self::Timeout { .. } => "timeout",

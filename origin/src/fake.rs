@@ -86,6 +86,7 @@ impl Fake {
             key: "key".into(),
             size: self.content.len() as u64,
             version: "v1".into(),
+            modified_ns: 0,
         }
     }
 

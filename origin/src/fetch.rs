@@ -31,9 +31,12 @@ use check::{Check, Checked};
 use clock::Clock;
 use race::{Delivery, Race};
 
-/// How often bytes that do not match their digest are fetched again: a flipped bit on the way goes away, a wrong
-/// checksum at the origin does not.
-const MAX_MISMATCHES: u32 = 3;
+/// How often answers may be wrong: bytes that do not match their digest, another length or part than was asked for. One
+/// proxy or server of many that is broken is got around so, also if seven answers of ten are wrong; what is wrong at the
+/// origin stays so.
+const MAX_WRONG: u32 = 24;
+/// Longest wait after a wrong answer: the origin is not overloaded, and an error that stays is told within two seconds.
+const WRONG_PAUSE: Duration = Duration::from_millis(100);
 
 /// Reads `range` of an object version, with retries, resumption and hedging within `policy`. Yields exactly its
 /// bytes, in order, or one error after which the stream ends. Does nothing until polled; dropping it drops its
@@ -56,7 +59,7 @@ pub fn fetch(
         backoff: Backoff::new(&policy),
         hedge_after: policy.hedge_after,
         failures: 0,
-        mismatches: 0,
+        wrong: 0,
         origin,
         object,
         range,
@@ -99,7 +102,8 @@ struct Read {
     /// Silence before the next hedge.
     hedge_after: Duration,
     failures: u32,
-    mismatches: u32,
+    /// Those of them that were wrong answers.
+    wrong: u32,
 }
 
 impl Read {
@@ -229,10 +233,9 @@ impl Read {
                     origin: self.origin.describe().into(),
                     key: self.object.key.clone(),
                 };
-                let Some(start) = again_from.filter(|_| self.mismatches < MAX_MISMATCHES) else {
+                let Some(start) = again_from else {
                     return Err(error);
                 };
-                self.mismatches += 1;
                 self.position = start;
                 self.check = None;
                 self.race.clear();
@@ -254,7 +257,8 @@ impl Read {
         if matches!(error, OriginError::Throttled { .. }) || self.failures > 1 {
             self.pace.ease();
         }
-        if self.failures >= self.policy.max_attempts {
+        self.wrong += u32::from(error.is_wrong_answer());
+        if self.failures >= self.policy.max_attempts || self.wrong > MAX_WRONG {
             return Err(self.give_up(error.clone()));
         }
         Ok(())
@@ -262,7 +266,10 @@ impl Read {
 
     /// Waits before the next request, unless the budget ends first.
     async fn pause(&mut self, error: OriginError) -> Result<(), OriginError> {
-        let wait = self.backoff.wait(&self.policy);
+        let mut wait = self.backoff.wait(&self.policy);
+        if error.is_wrong_answer() {
+            wait = wait.min(WRONG_PAUSE);
+        }
         if Instant::now() + wait >= self.clock.deadline() {
             return Err(self.give_up(error));
         }

@@ -7,19 +7,23 @@ mod body;
 mod connect;
 pub(crate) mod environment;
 mod exchange;
+mod head;
 mod listing;
 mod low_water;
 pub(crate) mod profile;
 mod refusal;
 mod request;
 mod time;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, header};
 use weir_core::{ObjectRef, OriginId};
 
 use crate::digest::Digest;
@@ -28,6 +32,7 @@ use crate::origin::{Fetched, Listed, Origin};
 use crate::policy::FetchPolicy;
 use crate::spec::OriginSpec;
 
+use head::{Head, Witness, text};
 use request::Client;
 use time::TIME_VERSION;
 
@@ -37,6 +42,8 @@ pub(crate) struct S3Origin {
     id: OriginId,
     client: Arc<Client>,
     policy: FetchPolicy,
+    /// An answer without any witness of its version was reported.
+    unwitnessed: AtomicBool,
 }
 
 impl S3Origin {
@@ -45,7 +52,19 @@ impl S3Origin {
             id: spec.id(),
             client: Arc::new(Client::new(spec)?),
             policy: FetchPolicy::default(),
+            unwitnessed: AtomicBool::new(false),
         })
+    }
+
+    /// Says once that changes can go unseen.
+    fn warn_of_no_witness(&self, key: &str) {
+        if !self.unwitnessed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                origin = self.client.bucket_url(),
+                object = key,
+                "answers of this origin have neither ETag nor Last-Modified: that an object was replaced by another of the same length goes unseen"
+            );
+        }
     }
 }
 
@@ -102,16 +121,16 @@ impl Origin for S3Origin {
             status: response.status,
             headers: &response.headers,
         };
-        head.check_version()?;
-        let sent = head.range()?;
-        if sent.start > range.start || sent.end <= range.start {
-            return Err(head.unavailable("it sent another part than was asked for"));
+        let witness = head.witness()?;
+        if witness == Witness::None {
+            self.warn_of_no_witness(&object.key);
         }
-        let digest = (whole && sent == range)
+        let sent = head.part(witness, &range)?;
+        let digest = (whole && sent.range == range)
             .then(|| digest(head.headers))
             .flatten();
         let target = head.target;
-        let kept = range.start..sent.end.min(range.end);
+        let kept = range.start..sent.range.end.min(range.end);
         Ok(Fetched {
             body: body::exactly(response, sent, kept.clone(), target),
             range: kept,
@@ -120,106 +139,9 @@ impl Origin for S3Origin {
     }
 }
 
-/// The head of an answer to a read.
-struct Head<'a> {
-    target: Arc<str>,
-    origin: Arc<str>,
-    object: &'a ObjectRef,
-    status: StatusCode,
-    headers: &'a HeaderMap,
-}
-
-impl Head<'_> {
-    /// A service may ignore If-Match, so its answer is compared.
-    fn check_version(&self) -> Result<(), OriginError> {
-        let same = if self.object.version.starts_with(TIME_VERSION) {
-            text(self.headers, header::LAST_MODIFIED.as_str())
-                .and_then(|sent| time::agrees(&self.object.version, sent))
-                .unwrap_or(true)
-        } else {
-            text(self.headers, header::ETAG.as_str())
-                .is_none_or(|etag| listing::plain_etag(etag) == &*self.object.version)
-        };
-        if same { Ok(()) } else { Err(self.changed()) }
-    }
-
-    /// The part of the object that the body holds.
-    fn range(&self) -> Result<Range<u64>, OriginError> {
-        if self.status == StatusCode::PARTIAL_CONTENT {
-            let (sent, total) = text(self.headers, header::CONTENT_RANGE.as_str())
-                .and_then(parse_content_range)
-                .ok_or_else(|| self.unavailable("it sent a part without saying which"))?;
-            if total.is_some_and(|total| total != self.object.size) || sent.end > self.object.size {
-                return Err(self.changed());
-            }
-            return Ok(sent);
-        }
-        // A service that does not know ranges sends the whole object.
-        let length =
-            text(self.headers, header::CONTENT_LENGTH.as_str()).and_then(|v| v.parse::<u64>().ok());
-        if length.is_some_and(|length| length != self.object.size) {
-            return Err(self.changed());
-        }
-        Ok(0..self.object.size)
-    }
-
-    fn changed(&self) -> OriginError {
-        OriginError::Changed {
-            origin: self.origin.clone(),
-            key: self.object.key.clone(),
-        }
-    }
-
-    fn unavailable(&self, detail: &str) -> OriginError {
-        OriginError::Unavailable {
-            target: self.target.clone(),
-            detail: detail.to_owned(),
-        }
-    }
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name)?.to_str().ok()
-}
-
 /// The checksum of the whole object, where the service gives one.
 fn digest(headers: &HeaderMap) -> Option<Digest> {
     Digest::HEADERS
         .iter()
         .find_map(|name| Digest::from_header(name, text(headers, name)?))
-}
-
-/// `bytes 0-9/100` as the range and the whole length.
-fn parse_content_range(value: &str) -> Option<(Range<u64>, Option<u64>)> {
-    let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let first = first.parse().ok()?;
-    let end = last.parse::<u64>().ok()?.checked_add(1)?;
-    let total = match total {
-        "*" => None,
-        total => Some(total.parse().ok()?),
-    };
-    (first < end).then_some((first..end, total))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_ranges_that_make_no_sense_are_refused() {
-        assert_eq!(
-            parse_content_range("bytes 0-9/100"),
-            Some((0..10, Some(100)))
-        );
-        assert_eq!(parse_content_range("bytes 5-5/*"), Some((5..6, None)));
-        for bad in [
-            "bytes 9-0/100",
-            "0-9/100",
-            "bytes */100",
-            "bytes 0-18446744073709551615/1",
-        ] {
-            assert_eq!(parse_content_range(bad), None, "{bad}");
-        }
-    }
 }

@@ -81,6 +81,13 @@ impl Bucket {
             .insert(key.into(), Version::of_memory(content.into()));
     }
 
+    /// Says that an object was changed at another time, if it is there.
+    pub fn set_modified(&mut self, key: &str, modified: SystemTime) {
+        if let Some(version) = self.objects.get_mut(key.as_bytes()) {
+            version.modified = modified;
+        }
+    }
+
     /// Removes an object. False when there was none.
     pub fn delete(&mut self, key: &[u8]) -> bool {
         self.objects.remove(key).is_some()

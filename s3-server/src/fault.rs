@@ -28,6 +28,13 @@ pub enum Fault {
     FlipBit,
     /// The object has another ETag than the listing said, and conditions are ignored.
     OtherEtag,
+    /// The object comes unpacked by a service that means well: all of it, whatever range was asked for, in chunks and so
+    /// many bytes longer.
+    Unpacked(usize),
+    /// The head announces so many bytes more than there are.
+    WrongLength(u64),
+    /// The answer has no ETag, and conditions are ignored.
+    NoEtag,
     /// Keys of a listing are not percent-encoded, whatever was asked for.
     RawKeys,
 }

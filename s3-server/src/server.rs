@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -210,6 +210,10 @@ async fn answer(
         .call(request)
         .await
         .map_err(io::Error::other)?;
+    let mut response = response;
+    if let Some(fault) = &fault {
+        bend(response.headers_mut(), fault);
+    }
     Ok(match fault {
         Some(fault) => response.map(|body| {
             let frames = faulty(body, &fault).map(|piece| piece.map(Frame::data));
@@ -217,6 +221,23 @@ async fn answer(
         }),
         None => response.map(Either::Left),
     })
+}
+
+/// The head of an answer with the fault, if it is one of heads.
+fn bend(headers: &mut HeaderMap, fault: &Fault) {
+    match fault {
+        Fault::Unpacked(_) => {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        Fault::WrongLength(more) => {
+            let length = headers.get(header::CONTENT_LENGTH);
+            let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+            if let Some(length) = length {
+                headers.insert(header::CONTENT_LENGTH, (length + more).into());
+            }
+        }
+        _ => {}
+    }
 }
 
 fn refusal(status: u16, code: &str) -> Answer {

@@ -179,7 +179,8 @@ impl S3 for Service {
         let etag = ETag::Strong(version.etag.clone());
         if fault == Some(Fault::OtherEtag) {
             version.etag.push('0');
-        } else if let Some(ETagCondition::ETag(wanted)) = &input.if_match
+        } else if fault != Some(Fault::NoEtag)
+            && let Some(ETagCondition::ETag(wanted)) = &input.if_match
             && *wanted != etag
         {
             return Err(s3_error!(
@@ -188,7 +189,7 @@ impl S3 for Service {
             ));
         }
         let part = match input.range {
-            Some(range) if fault != Some(Fault::IgnoreRange) => {
+            Some(range) if !matches!(fault, Some(Fault::IgnoreRange | Fault::Unpacked(_))) => {
                 let mut part = range.check(version.size)?;
                 if let Some(Fault::ShortRange(most)) = fault {
                     part.end = part.end.min(part.start + most);
@@ -213,7 +214,7 @@ impl S3 for Service {
                 .checksum
                 .clone()
                 .filter(|_| wants_checksum && part.is_none()),
-            e_tag: Some(ETag::Strong(version.etag.clone())),
+            e_tag: Some(ETag::Strong(version.etag.clone())).filter(|_| fault != Some(Fault::NoEtag)),
             last_modified: Some(version.modified.into()),
             body: Some(body(&version, sent, fault == Some(Fault::FlipBit))?),
             ..GetObjectOutput::default()

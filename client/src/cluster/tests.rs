@@ -132,6 +132,7 @@ fn block(key: &str) -> Block {
             key: key.into(),
             size: LENGTH as u64,
             version: "1".into(),
+            modified_ns: 0,
         },
         index: 0,
     }

@@ -41,7 +41,7 @@ impl Body {
     /// The next bytes. A body that ends before its range does is an error that passes.
     async fn deliver(mut self, digest: Option<Digest>) -> Result<Delivery, OriginError> {
         loop {
-            let mut bytes = match self.stream.next().await {
+            let bytes = match self.stream.next().await {
                 Some(bytes) => bytes?,
                 None => {
                     return Err(OriginError::Unavailable {
@@ -56,8 +56,12 @@ impl Body {
             if bytes.is_empty() {
                 continue;
             }
-            let left = self.range.end - self.next;
-            bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            if bytes.len() as u64 > self.range.end - self.next {
+                return Err(OriginError::Malformed {
+                    detail: "it is longer than it said".to_owned(),
+                    target: self.target,
+                });
+            }
             self.next += bytes.len() as u64;
             let range = self.range.clone();
             let body = if self.next < range.end {
@@ -111,7 +115,7 @@ impl Race {
             let target: Arc<str> = format!("{}/{}", origin.describe(), object.key).into();
             let range = answer.range;
             if range.start != wanted.start || range.is_empty() || range.end > wanted.end {
-                return Err(OriginError::Unavailable {
+                return Err(OriginError::Malformed {
                     target,
                     detail: format!("{range:?} was sent for {wanted:?}"),
                 });

@@ -378,9 +378,28 @@ async fn nothing_is_yielded_before_the_digest_is_verified() {
 
     let fake = Arc::new(Fake::new(MIB, [], flipped));
     let outcome = read(&fake, 0..MIB).await;
-    assert!(matches!(outcome.result, Err(OriginError::Corrupt { .. })));
+    assert_eq!(outcome.result.unwrap_err().kind(), "corrupt");
     assert_eq!(outcome.yielded, 0);
-    assert_eq!(fake.requests().len(), 1 + MAX_MISMATCHES as usize);
+    assert_eq!(fake.requests().len(), 1 + MAX_WRONG as usize);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_answers_are_got_around_and_told_soon_when_they_stay() {
+    let malformed = OriginError::Malformed {
+        target: "fake://f/key".into(),
+        detail: "it has 101 bytes, listed were 100".to_owned(),
+    };
+    let wrong = error(malformed);
+    let fake = Arc::new(Fake::new(100, vec![wrong.clone(); 10], Answer::default()));
+    let outcome = read(&fake, 0..100).await;
+    assert_eq!(outcome.result.unwrap(), slice(&fake, 0..100));
+
+    let fake = Arc::new(Fake::new(100, [], wrong));
+    let outcome = read(&fake, 0..100).await;
+    let error = outcome.result.as_ref().unwrap_err();
+    assert_eq!(error.kind(), "malformed");
+    assert!(error.to_string().contains("listed were 100"), "{error}");
+    assert!(outcome.took < seconds(2.5), "{:?}", outcome.took);
 }
 
 #[tokio::test(start_paused = true)]

@@ -34,6 +34,7 @@ async fn object(origin: &dyn Origin, key: &str) -> ObjectRef {
         key: key.into(),
         size: listed.size,
         version: listed.version.as_str().into(),
+        modified_ns: listed.mtime_ns,
     }
 }
 
@@ -139,6 +140,7 @@ async fn no_key_reads_a_file_outside_the_directory() {
             key: key.into(),
             size: 6,
             version: version(&stat).into(),
+            modified_ns: 0,
         };
         assert!(read(&*origin, &object, 0..6).await.is_err(), "{key}");
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use object_store::RetryConfig;
 use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
 use object_store::client::{HttpRequest, HttpRequestBody};
@@ -188,7 +188,10 @@ impl Client {
                 .try_authorize(&mut request, None)
                 .map_err(|error| invalid(&error))?;
         }
-        let (head, _) = request.into_parts();
+        let (mut head, _) = request.into_parts();
+        // Not signed, since there are services and proxies that change it. The bytes wanted are those that are stored.
+        let identity = HeaderValue::from_static("identity");
+        head.headers.insert(header::ACCEPT_ENCODING, identity);
         let answer = self.http.get(&head.uri, head.headers).await;
         answer.map_err(|error| OriginError::Unavailable {
             target: target(),

@@ -1,7 +1,7 @@
 //! What goes wrong on the wire to the origin.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use weir_s3_server::{Fault, Rule, Target};
 use weir_tests::{BUCKET, Lab, Mount, content, drop_pages, wait_until};
@@ -27,6 +27,14 @@ pub(crate) const CASES: &[Case] = &[
         a_flipped_bit_is_never_served,
     ),
     ("a_changed_object_is_estale", a_changed_object_is_estale),
+    (
+        "bodies_of_another_length_are_asked_for_again_and_never_cut",
+        bodies_of_another_length_are_asked_for_again_and_never_cut,
+    ),
+    (
+        "without_an_etag_the_time_tells_a_changed_object",
+        without_an_etag_the_time_tells_a_changed_object,
+    ),
     (
         "what_the_origin_refuses_is_eio_with_one_line",
         what_the_origin_refuses_is_eio_with_one_line,
@@ -180,6 +188,48 @@ fn a_changed_object_is_estale() {
             dataset["snapshots"][0]["stale_reads"].as_u64().unwrap() >= 3
         },
     );
+}
+
+fn bodies_of_another_length_are_asked_for_again_and_never_cut() {
+    for fault in [Fault::Unpacked(500), Fault::WrongLength(1)] {
+        let lab = Lab::new();
+        let files = fill(&lab, 30);
+        lab.s3.edit(BUCKET, |bucket| bucket.put("odd/f", content(7, 10_000)));
+        let mount = lab.mount("", &[]);
+        // One broken server of several costs nothing but time; what is wrong every time is told soon.
+        lab.s3.faults().set([
+            Rule::new(fault.clone()).path("odd/f"),
+            Rule::new(fault.clone()).probability(0.3),
+        ]);
+        let started = Instant::now();
+        let error = std::fs::read(mount.path("odd/f")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(EIO), "{fault:?}: {error}");
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(15), "{fault:?} took {took:?}");
+        let log = mount.log();
+        let told = |line: &str| line.contains("odd/f") && line.contains("not what was asked for");
+        assert!(log.lines().any(told), "{fault:?}: {log}");
+        check_all(&mount, &files);
+        assert!(
+            lab.s3.faults().happened()[1] > 0,
+            "{fault:?} did not happen"
+        );
+    }
+}
+
+fn without_an_etag_the_time_tells_a_changed_object() {
+    let lab = Lab::new();
+    let files = fill(&lab, 3);
+    let mount = lab.mount("", &[]);
+    lab.s3.faults().set([Rule::new(Fault::NoEtag)]);
+    assert!(mount.read("f000") == files["f000"]);
+    let later = SystemTime::now() + Duration::from_mins(1);
+    lab.s3.edit(BUCKET, |bucket| {
+        bucket.put("f002", vec![b'x'; files["f002"].len()]);
+        bucket.set_modified("f002", later);
+    });
+    let error = std::fs::read(mount.path("f002")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(ESTALE), "{error}");
 }
 
 fn what_the_origin_refuses_is_eio_with_one_line() {

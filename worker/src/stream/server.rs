@@ -469,6 +469,7 @@ fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
             key: request.key.as_str().into(),
             size: request.object_size,
             version: request.object_version.as_str().into(),
+            modified_ns: request.object_modified_ns,
         },
         index: request.block_index,
     };

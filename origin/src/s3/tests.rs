@@ -1,0 +1,114 @@
+//! Reads and listings of a bucket over the wire, from a service whose every byte a test decides.
+
+use std::net::SocketAddr;
+
+use futures::TryStreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+type Reply = dyn Fn(&str) -> Vec<u8> + Send + Sync;
+
+/// A service that answers each request by its head, and closes the connection. It ends with the test's runtime.
+async fn service(reply: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let reply: Arc<Reply> = Arc::new(reply);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer(stream, reply.clone()));
+        }
+    });
+    address
+}
+
+async fn answer(mut stream: TcpStream, reply: Arc<Reply>) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    stream.write_all(&reply(&String::from_utf8_lossy(&head))).await?;
+    stream.shutdown().await
+}
+
+/// An answer with these lines in its head.
+fn with_head(status: &str, lines: &[&str], body: &[u8]) -> Vec<u8> {
+    let mut answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\n").into_bytes();
+    for line in lines {
+        answer.extend_from_slice(line.as_bytes());
+        answer.extend_from_slice(b"\r\n");
+    }
+    answer.extend_from_slice(b"\r\n");
+    answer.extend_from_slice(body);
+    answer
+}
+
+fn origin(address: SocketAddr) -> S3Origin {
+    let spec = OriginSpec {
+        endpoint: Some(format!("http://{address}")),
+        anonymous: true,
+        ..OriginSpec::parse("s3://bucket").unwrap()
+    };
+    S3Origin::open(&spec).unwrap()
+}
+
+fn object(size: u64) -> ObjectRef {
+    ObjectRef {
+        key: "k".into(),
+        size,
+        version: "e1".into(),
+        modified_ns: 5_000_000_000,
+    }
+}
+
+async fn read(origin: &S3Origin, size: u64, range: Range<u64>) -> Result<Vec<u8>, OriginError> {
+    let fetched = origin.get(&object(size), range).await?;
+    let pieces: Vec<_> = fetched.body.try_collect().await?;
+    Ok(pieces.concat())
+}
+
+const ETAG: &str = "ETag: \"e1\"";
+const CHUNKED: &str = "Transfer-Encoding: chunked";
+
+#[tokio::test]
+async fn a_body_that_does_not_tell_its_length_is_used_when_it_ends_where_it_should() {
+    for (body, expected) in [
+        ("4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n", Ok(b"2345".to_vec())),
+        ("a\r\n0123456789\r\n1\r\nx\r\n0\r\n\r\n", Err("malformed")),
+        ("b\r\n0123456789x\r\n0\r\n\r\n", Err("malformed")),
+        ("9\r\n012345678\r\n0\r\n\r\n", Err("malformed")),
+        ("a\r\n0123456789\r\n", Err("unavailable")),
+    ] {
+        let address = service(move |_| with_head("200 OK", &[ETAG, CHUNKED], body.as_bytes())).await;
+        let got = read(&origin(address), 10, 2..6).await;
+        assert_eq!(got.map_err(|error| error.kind()), expected, "{body:?}");
+    }
+    let part = "Content-Range: bytes 2-5/10";
+    for (body, expected) in [("2345", Ok(b"2345".to_vec())), ("23456", Err("malformed"))] {
+        let reply = move |_: &str| with_head("206 Partial Content", &[ETAG, part], body.as_bytes());
+        let got = read(&origin(service(reply).await), 10, 2..6).await;
+        assert_eq!(got.map_err(|error| error.kind()), expected, "{body:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_stored_bytes_are_asked_for_and_that_is_not_signed() {
+    let address = service(|head| {
+        let head = head.to_ascii_lowercase();
+        let asked = head.contains("\r\naccept-encoding: identity\r\n");
+        let status = if asked { "200 OK" } else { "400 Bad Request" };
+        with_head(status, &[ETAG, "Content-Length: 3"], b"abc")
+    })
+    .await;
+    assert_eq!(read(&origin(address), 3, 0..3).await.unwrap(), b"abc");
+}
+
+#[tokio::test]
+async fn that_nothing_tells_a_version_is_noticed_once() {
+    let address = service(|_| with_head("200 OK", &["Content-Length: 3"], b"abc")).await;
+    let origin = origin(address);
+    assert!(!origin.unwitnessed.load(Ordering::Relaxed));
+    assert_eq!(read(&origin, 3, 0..3).await.unwrap(), b"abc");
+    assert!(origin.unwitnessed.load(Ordering::Relaxed));
+}
