@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -31,7 +32,10 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Idle connections kept of one runtime to one service, and for how long: shorter than the usual keep-alive of 20 s.
 const MAX_IDLE: usize = 128;
 const IDLE_FOR: Duration = Duration::from_secs(15);
-/// Most bytes of a body that are read at once. A piece keeps a buffer of this size alive.
+/// Lines of a head at most, once an answer had more than the 100 that are read without an allocation. Each piece of an
+/// object's own metadata is one.
+const MAX_HEADERS: usize = 1024;
+/// Most bytes of a head, and of a body that are read at once. A piece keeps a buffer of this size alive.
 const PIECE: usize = 128 << 10;
 /// Bytes that the kernel gathers before it wakes the reader of a body: at first few, so that whoever waits for the
 /// first has it soon, then twice as many each time. And how long it may take over them: a slow body is seen to move.
@@ -77,6 +81,8 @@ type Key = (Id, Scheme, Authority);
 pub(super) struct Http {
     connector: Connector,
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
+    /// Answers have had long heads: new connections read such.
+    long_heads: AtomicBool,
 }
 
 struct Idle {
@@ -91,26 +97,32 @@ impl Http {
         Ok(Self {
             connector: Connector::new(with_tls)?,
             idle: Mutex::default(),
+            long_heads: AtomicBool::new(false),
         })
     }
 
     /// Sends a GET request and waits for the head of its answer. One that fails on a connection that was used before
-    /// is sent again: the service may have closed it meanwhile.
+    /// is sent again: the service may have closed it meanwhile. So is one whose answer's head may have been too long.
     pub(super) async fn get(
         self: &Arc<Self>,
         uri: &Uri,
         headers: HeaderMap,
     ) -> Result<Answer, HttpError> {
         let key = key(uri)?;
+        let mut head_is_long = false;
         loop {
-            let used = self.take(&key);
+            let used = if head_is_long { None } else { self.take(&key) };
             let is_used = used.is_some();
+            let reads_long = head_is_long || self.long_heads.load(Ordering::Relaxed);
             let mut connection = match used {
                 Some(connection) => connection,
-                None => self.connect(uri).await?,
+                None => self.connect(uri, reads_long).await?,
             };
             match connection.send(self.request(uri, headers.clone())?).await {
                 Ok(response) => {
+                    if head_is_long {
+                        self.long_heads.store(true, Ordering::Relaxed);
+                    }
                     let (head, body) = response.into_parts();
                     return Ok(Answer {
                         status: head.status,
@@ -121,6 +133,9 @@ impl Http {
                         connection: Some(connection),
                         home: (self.clone(), key),
                     });
+                }
+                Err(HttpError::Exchange(error)) if error.is_parse() && !is_used && !reads_long => {
+                    head_is_long = true;
                 }
                 Err(error) if is_used => {
                     tracing::debug!(%error, "a kept connection was of no use");
@@ -151,13 +166,15 @@ impl Http {
         Ok(request)
     }
 
-    async fn connect(&self, uri: &Uri) -> Result<Connection, HttpError> {
+    async fn connect(&self, uri: &Uri, reads_long: bool) -> Result<Connection, HttpError> {
         let opened = async {
             let (stream, socket) = self.connector.open(uri).await.map_err(HttpError::Connect)?;
-            let (sender, driver) = http1::Builder::new()
-                .max_buf_size(PIECE)
-                .handshake(stream)
-                .await?;
+            let mut builder = http1::Builder::new();
+            builder.max_buf_size(PIECE);
+            if reads_long {
+                builder.max_headers(MAX_HEADERS);
+            }
+            let (sender, driver) = builder.handshake(stream).await?;
             Ok(Connection {
                 sender,
                 driver: Box::pin(driver),

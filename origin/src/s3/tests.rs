@@ -112,3 +112,25 @@ async fn that_nothing_tells_a_version_is_noticed_once() {
     assert_eq!(read(&origin, 3, 0..3).await.unwrap(), b"abc");
     assert!(origin.unwitnessed.load(Ordering::Relaxed));
 }
+
+#[tokio::test]
+async fn objects_may_have_a_thousand_headers_and_no_more() {
+    let address = service(|head| {
+        let count = if head.starts_with("GET /bucket/k ") { 1000 } else { 1100 };
+        let mut lines: Vec<String> = (0..count).map(|n| format!("x-amz-meta-{n}: v")).collect();
+        lines.extend([ETAG.to_owned(), "Content-Length: 3".to_owned()]);
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        with_head("200 OK", &lines, b"abc")
+    })
+    .await;
+    let origin = origin(address);
+    for _ in 0..3 {
+        assert_eq!(read(&origin, 3, 0..3).await.unwrap(), b"abc");
+    }
+    let other = ObjectRef {
+        key: "other".into(),
+        ..object(3)
+    };
+    let error = origin.get(&other, 0..3).await.unwrap_err();
+    assert!(error.to_string().contains("too large"), "{error}");
+}
