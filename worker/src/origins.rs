@@ -171,24 +171,35 @@ impl Origins {
 
     /// The origin with this id; `None` when it is not in the table.
     pub async fn get(&self, id: OriginId) -> Option<Result<OpenOrigin, OriginError>> {
-        let spec = match self.table.read().get(&id)? {
-            (_, Some(open)) => return Some(Ok(open.clone())),
-            (spec, None) => spec.clone(),
-        };
-        let opening = self
-            .home
-            .spawn(async move { weir_origin::open(&spec).await });
-        let opened = match opening.await {
-            Ok(Ok(origin)) => OpenOrigin {
-                origin,
-                pace: Arc::default(),
-            },
-            Ok(Err(error)) => return Some(Err(error)),
-            Err(_) => return Some(Err(OriginError::interrupted("the origin"))), // shutting down
-        };
+        loop {
+            let spec = match self.table.read().get(&id)? {
+                (_, Some(open)) => return Some(Ok(open.clone())),
+                (spec, None) => spec.clone(),
+            };
+            let opening = spec.clone();
+            let opening = self
+                .home
+                .spawn(async move { weir_origin::open(&opening).await });
+            let opened = match opening.await {
+                Ok(Ok(origin)) => OpenOrigin {
+                    origin,
+                    pace: Arc::default(),
+                },
+                Ok(Err(error)) => return Some(Err(error)),
+                Err(_) => return Some(Err(OriginError::interrupted("the origin"))), // shutting down
+            };
+            if let Some(kept) = self.keep(&spec, opened) {
+                return Some(Ok(kept));
+            }
+        }
+    }
+
+    /// Puts an origin that was opened by `spec` into its place, unless one is there. `None` when its options were replaced
+    /// meanwhile.
+    fn keep(&self, spec: &OriginSpec, opened: OpenOrigin) -> Option<OpenOrigin> {
         let mut table = self.table.write();
-        let (_, slot) = table.get_mut(&id)?;
-        Some(Ok(slot.get_or_insert(opened).clone()))
+        let (current, slot) = table.get_mut(&spec.id())?;
+        same_but_prefix(current, spec).then(|| slot.get_or_insert(opened).clone())
     }
 }
 
@@ -198,4 +209,36 @@ fn same_but_prefix(a: &OriginSpec, b: &OriginSpec) -> bool {
         url: b.url.clone(),
         ..a.clone()
     } == *b
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_origin_that_was_opened_by_replaced_options_is_not_kept() {
+        let old = OriginSpec::parse("s3://bucket/a").unwrap();
+        let new = OriginSpec {
+            region: Some("eu-west-1".to_owned()),
+            anonymous: true,
+            ..old.clone()
+        };
+        let other_prefix = OriginSpec {
+            url: "s3://bucket/b".to_owned(),
+            ..new.clone()
+        };
+        let open = async |spec: &OriginSpec| OpenOrigin {
+            origin: weir_origin::open(spec).await.unwrap(),
+            pace: Arc::default(),
+        };
+        let origins = Origins::new(None);
+        origins.add(old.clone());
+        let opened = open(&new).await; // stands for one by the old options: its making takes no credentials
+        origins.add(new.clone());
+        assert!(origins.keep(&old, opened.clone()).is_none());
+        let kept = origins.keep(&other_prefix, opened.clone()).unwrap();
+        assert!(Arc::ptr_eq(&kept.origin, &opened.origin));
+        let found = origins.get(new.id()).await.unwrap().unwrap();
+        assert!(Arc::ptr_eq(&found.origin, &opened.origin));
+    }
 }
