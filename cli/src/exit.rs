@@ -21,6 +21,8 @@ pub(crate) enum Reason {
     Denied = 5,
     /// The name or the mountpoint is taken.
     Conflict = 6,
+    /// The origin answers, but refuses, is not trusted or is no S3 service.
+    Refused = 7,
     /// Ctrl-C, as a shell reports it.
     Interrupted = 130,
 }
@@ -68,6 +70,7 @@ impl Reason {
             Self::Unavailable,
             Self::Denied,
             Self::Conflict,
+            Self::Refused,
         ];
         let known = known.into_iter().find(|reason| *reason as u8 == code);
         known.unwrap_or(Self::Other)
@@ -78,7 +81,8 @@ impl Reason {
             Code::NotFound => Self::NotFound,
             Code::Unavailable | Code::DeadlineExceeded => Self::Unavailable,
             Code::PermissionDenied | Code::Unauthenticated => Self::Denied,
-            Code::AlreadyExists | Code::FailedPrecondition => Self::Conflict,
+            Code::AlreadyExists => Self::Conflict,
+            Code::FailedPrecondition => Self::Refused,
             Code::InvalidArgument => Self::Usage,
             _ => Self::Other,
         }

@@ -9,6 +9,7 @@
 mod ahead;
 mod cluster;
 mod connection;
+mod failures;
 mod gather;
 mod local;
 mod prefetch;

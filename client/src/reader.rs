@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
@@ -10,6 +11,7 @@ use weir_worker::{DatasetReads, Drive, Worker};
 
 use crate::ahead::Fetcher;
 use crate::cluster::ClusterReader;
+use crate::failures::Failures;
 use crate::metrics::{ClientMetrics, DatasetCounters, ReadSource};
 use crate::prefetch::Prefetcher;
 use crate::readahead::{Batch, Placed, ReadAheadTarget};
@@ -54,6 +56,7 @@ pub struct Reader {
     backend: Backend,
     counters: DatasetCounters,
     stale: Arc<StaleReads>,
+    failures: Failures,
     /// Reads ahead of the readers, where that is possible.
     prefetcher: Option<Arc<Prefetcher>>,
     /// Counters of the worker in this process.
@@ -134,6 +137,7 @@ impl Reader {
             manifest,
             backend,
             stale: Arc::default(),
+            failures: Failures::default(),
             prefetcher,
             worker_counters,
         }
@@ -218,10 +222,18 @@ impl Reader {
             };
             let length = u64::from(piece.range.end - piece.range.start);
             self.reading_block(file, piece.index);
+            let key = (file, piece.index);
+            if let Some(error) = self.failures.get(key) {
+                return Err(self.explain(file, error));
+            }
+            let begun = Instant::now();
             let (found, source) = self
                 .read_block(&block, file, piece.range, unfinished)
                 .await
-                .map_err(|error| self.explain(file, error))?;
+                .map_err(|error| {
+                    self.failures.add(key, &error, begun);
+                    self.explain(file, error)
+                })?;
             self.count(source, length);
             bytes.extend(found);
         }

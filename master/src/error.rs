@@ -67,7 +67,8 @@ impl From<MasterError> for Status {
             MasterError::Origin(error) => match error.kind() {
                 "access_denied" | "credentials_expired" => Code::PermissionDenied,
                 "bucket_missing" | "not_found" => Code::NotFound,
-                "config" | "unsupported" => Code::InvalidArgument,
+                "config" => Code::InvalidArgument,
+                "refused" | "untrusted" | "unsupported" | "malformed" => Code::FailedPrecondition,
                 _ => Code::Unavailable,
             },
         };

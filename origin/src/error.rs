@@ -120,6 +120,36 @@ pub enum OriginError {
         /// What cannot be done, and the remedy.
         problem: String,
     },
+    /// The origin answered that it does not do this: another kind of service, a redirect, an archived object. Final.
+    #[error("origin {target}: {problem}; {remedy}")]
+    Refused {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// What it refused.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The origin's certificate is not one that this machine trusts. Final.
+    #[error(
+        "origin {target}: its certificate is not trusted ({detail}); check the name in --endpoint, or add its authority to the system's certificates, or to a file that SSL_CERT_FILE names"
+    )]
+    Untrusted {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// What the check of the certificate found.
+        detail: String,
+    },
+    /// This process may not open another file or connection. Passes.
+    #[error(
+        "origin {target}: this process has no file descriptor left for a connection ({detail}); raise its limit (`ulimit -n`, LimitNOFILE= of a service)"
+    )]
+    NoDescriptors {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// The system's message.
+        detail: String,
+    },
     /// A read beyond the end of the object: an error of the caller. Final.
     #[error("origin {target}: bytes {start}..{end} are not inside the object of {size} bytes")]
     OutOfRange {
@@ -158,7 +188,7 @@ pub enum OriginError {
 
 impl OriginError {
     /// Every value of [`kind`](Self::kind).
-    pub(crate) const KINDS: [&'static str; 15] = [
+    pub(crate) const KINDS: [&'static str; 18] = [
         "config",
         "access_denied",
         "credentials_expired",
@@ -171,17 +201,21 @@ impl OriginError {
         "unavailable",
         "timeout",
         "unsupported",
+        "refused",
+        "untrusted",
+        "no_descriptors",
         "out_of_range",
         "interrupted",
         "unknown",
     ];
     /// Kinds of errors that may pass.
-    pub(crate) const RETRYABLE_KINDS: [&'static str; 5] = [
+    pub(crate) const RETRYABLE_KINDS: [&'static str; 6] = [
         "corrupt",
         "malformed",
         "throttled",
         "unavailable",
         "timeout",
+        "no_descriptors",
     ];
 
     /// The error of a read that a shutdown cut short.
@@ -214,12 +248,15 @@ impl OriginError {
             Self::Throttled { .. }
                 | Self::Unavailable { .. }
                 | Self::Timeout { .. }
-        ) || self.is_wrong_answer()
+        ) || self.passes_soon_or_never()
     }
 
-    /// Whether the origin did answer, but wrongly: an error that is more likely to stay than others that pass.
-    pub(crate) fn is_wrong_answer(&self) -> bool {
-        matches!(self, Self::Corrupt { .. } | Self::Malformed { .. })
+    /// Whether it is of no use to wait long: the origin did answer, but wrongly, or this process cannot ask.
+    pub(crate) fn passes_soon_or_never(&self) -> bool {
+        matches!(
+            self,
+            Self::Corrupt { .. } | Self::Malformed { .. } | Self::NoDescriptors { .. }
+        )
     }
 
     /// The kind of error, as a label of metrics.
@@ -237,6 +274,9 @@ impl OriginError {
             Self::Unavailable { .. } => "unavailable",
             Self::Timeout { .. } => "timeout",
             Self::Unsupported { .. } => "unsupported",
+            Self::Refused { .. } => "refused",
+            Self::Untrusted { .. } => "untrusted",
+            Self::NoDescriptors { .. } => "no_descriptors",
             Self::OutOfRange { .. } => "out_of_range",
             Self::Interrupted { .. } => "interrupted",
             Self::Unknown { .. } => "unknown",

@@ -19,7 +19,7 @@ use crate::error::OriginError;
 use crate::metrics::OriginMetrics;
 use crate::origin::Origin;
 use crate::pace::Pace;
-use crate::policy::{Backoff, FetchPolicy};
+use crate::policy::{Backoff, FetchPolicy, MAX_WRONG};
 
 mod check;
 mod clock;
@@ -30,13 +30,6 @@ mod tests;
 use check::{Check, Checked};
 use clock::Clock;
 use race::{Delivery, Race};
-
-/// How often answers may be wrong: bytes that do not match their digest, another length or part than was asked for. One
-/// proxy or server of many that is broken is got around so, also if seven answers of ten are wrong; what is wrong at the
-/// origin stays so.
-const MAX_WRONG: u32 = 24;
-/// Longest wait after a wrong answer: the origin is not overloaded, and an error that stays is told within two seconds.
-const WRONG_PAUSE: Duration = Duration::from_millis(100);
 
 /// Reads `range` of an object version, with retries, resumption and hedging within `policy`. Yields exactly its
 /// bytes, in order, or one error after which the stream ends. Does nothing until polled; dropping it drops its
@@ -102,7 +95,7 @@ struct Read {
     /// Silence before the next hedge.
     hedge_after: Duration,
     failures: u32,
-    /// Those of them that were wrong answers.
+    /// Those of them that pass soon or never.
     wrong: u32,
 }
 
@@ -257,7 +250,7 @@ impl Read {
         if matches!(error, OriginError::Throttled { .. }) || self.failures > 1 {
             self.pace.ease();
         }
-        self.wrong += u32::from(error.is_wrong_answer());
+        self.wrong += u32::from(error.passes_soon_or_never());
         if self.failures >= self.policy.max_attempts || self.wrong > MAX_WRONG {
             return Err(self.give_up(error.clone()));
         }
@@ -266,10 +259,7 @@ impl Read {
 
     /// Waits before the next request, unless the budget ends first.
     async fn pause(&mut self, error: OriginError) -> Result<(), OriginError> {
-        let mut wait = self.backoff.wait(&self.policy);
-        if error.is_wrong_answer() {
-            wait = wait.min(WRONG_PAUSE);
-        }
+        let wait = self.backoff.wait_after(&error, &self.policy);
         if Instant::now() + wait >= self.clock.deadline() {
             return Err(self.give_up(error));
         }

@@ -4,6 +4,15 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use crate::error::OriginError;
+
+/// How often one request may fail in a way that passes soon or never: bytes that do not match their digest, another
+/// length or part than was asked for. One proxy or server of many that is broken is got around so, also if seven answers
+/// of ten are wrong; what is wrong at the origin stays so.
+pub(crate) const MAX_WRONG: u32 = 24;
+/// Longest wait after such a failure: the origin is not overloaded, and an error that stays is told within two seconds.
+const WRONG_PAUSE: Duration = Duration::from_millis(100);
+
 /// Limits of one read. The defaults suit a training job: a hiccup of the origin costs a moment, an outage is
 /// reported within half a minute.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,8 +64,17 @@ impl Backoff {
         }
     }
 
-    /// How long to wait now.
-    pub(crate) fn wait(&mut self, policy: &FetchPolicy) -> Duration {
+    /// How long to wait after this error.
+    pub(crate) fn wait_after(&mut self, error: &OriginError, policy: &FetchPolicy) -> Duration {
+        let wait = self.wait(policy);
+        if error.passes_soon_or_never() {
+            wait.min(WRONG_PAUSE)
+        } else {
+            wait
+        }
+    }
+
+    fn wait(&mut self, policy: &FetchPolicy) -> Duration {
         let full = self.next.min(policy.max_backoff);
         self.next = full.saturating_mul(2).min(policy.max_backoff);
         let jitter = policy.jitter.clamp(0.0, 1.0);

@@ -19,6 +19,11 @@ use super::low_water::set_low_water;
 pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// A proxy is of a kind that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy {0} cannot be used; write http://HOST:PORT")]
+pub(super) struct ProxyUnusable(Uri);
+
 /// More than one TLS record: what the TLS layer may hold of bytes that the kernel has handed over.
 const RECORD: u64 = 20 << 10;
 
@@ -65,8 +70,7 @@ impl Connector {
         if let Some(proxy) = &proxy
             && proxy.uri().scheme_str() != Some("http")
         {
-            let proxy = proxy.uri();
-            return Err(format!("the proxy {proxy} cannot be used; write http://HOST:PORT").into());
+            return Err(ProxyUnusable(proxy.uri().clone()).into());
         }
         let stream = match proxy {
             Some(proxy) if uri.scheme_str() == Some("https") => {

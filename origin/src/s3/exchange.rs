@@ -26,9 +26,10 @@ use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, timeout};
 
 use super::connect::{Connector, Socket, Stream};
+use super::failure::{Cause, HttpError};
 
 /// Longest wait for a connection: name, address, proxy and TLS.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Idle connections kept of one runtime to one service, and for how long: shorter than the usual keep-alive of 20 s.
 const MAX_IDLE: usize = 128;
 const IDLE_FOR: Duration = Duration::from_secs(15);
@@ -42,37 +43,6 @@ const PIECE: usize = 128 << 10;
 const FIRST_GATHER: u64 = 16 << 10;
 const GATHER: u64 = 128 << 10;
 const GATHER_FOR: Duration = Duration::from_millis(20);
-
-/// Why an exchange failed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum HttpError {
-    /// No connection was made.
-    #[error("{}", root_cause(.0.as_ref()))]
-    Connect(Box<dyn std::error::Error + Send + Sync>),
-    /// No connection was made in time.
-    #[error("no connection within {CONNECT_DEADLINE:?}")]
-    ConnectTimeout,
-    /// The connection broke, or the answer makes no sense.
-    #[error("{}", root_cause(.0))]
-    Exchange(#[from] hyper::Error),
-    /// The request cannot be written down.
-    #[error("{0}")]
-    Request(#[from] http::Error),
-    /// The body is longer than its kind ever is.
-    #[error("it is longer than {0} bytes")]
-    TooLong(usize),
-    /// The connection was closed in the middle.
-    #[error("the connection was closed")]
-    Closed,
-}
-
-/// The innermost cause of an error, which tells most.
-fn root_cause(mut error: &(dyn std::error::Error + 'static)) -> String {
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
 
 /// Whose connections may stand in for each other.
 type Key = (Id, Scheme, Authority);
@@ -116,7 +86,7 @@ impl Http {
             let reads_long = head_is_long || self.long_heads.load(Ordering::Relaxed);
             let mut connection = match used {
                 Some(connection) => connection,
-                None => self.connect(uri, reads_long).await?,
+                None => self.connect_sparing(uri, reads_long).await?,
             };
             match connection.send(self.request(uri, headers.clone())?).await {
                 Ok(response) => {
@@ -164,6 +134,24 @@ impl Http {
             path.unwrap_or(PathAndQuery::from_static("/")).into()
         };
         Ok(request)
+    }
+
+    /// As [`Self::connect`]. Where no descriptor is left for it, connections that nobody uses give theirs.
+    async fn connect_sparing(&self, uri: &Uri, reads_long: bool) -> Result<Connection, HttpError> {
+        let error = match self.connect(uri, reads_long).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        let spare = if error.cause() == Cause::Descriptors {
+            std::mem::take(&mut *self.idle.lock())
+        } else {
+            HashMap::new()
+        };
+        if spare.is_empty() {
+            return Err(error);
+        }
+        drop(spare);
+        self.connect(uri, reads_long).await
     }
 
     async fn connect(&self, uri: &Uri, reads_long: bool) -> Result<Connection, HttpError> {

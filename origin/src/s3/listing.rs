@@ -4,6 +4,7 @@
 //! Invariant: the pages of a listing that ends without an error hold all that the service has below the prefix, as far
 //! as the service itself can be believed.
 
+mod archived;
 mod cursor;
 mod document;
 mod encoding;
@@ -24,8 +25,9 @@ use super::request::{Client, encode_query};
 use super::time;
 use crate::error::OriginError;
 use crate::origin::Listed;
-use crate::policy::{Backoff, FetchPolicy};
+use crate::policy::{Backoff, FetchPolicy, MAX_WRONG};
 
+use archived::Archived;
 use cursor::{Cursor, Next};
 use document::{Document, Entry, NotAPage};
 use encoding::Encodings;
@@ -49,6 +51,7 @@ pub(super) fn pages<'a>(
         policy,
         cursor: Cursor::new(),
         encodings: None,
+        archived: Archived::default(),
     };
     stream::try_unfold(walk, |mut walk| async move {
         Ok(walk.next().await?.map(|page| (page, walk)))
@@ -64,6 +67,7 @@ struct Walk<'a> {
     cursor: Cursor,
     /// How keys are written, once there was a page.
     encodings: Option<Encodings>,
+    archived: Archived,
 }
 
 impl Walk<'_> {
@@ -87,6 +91,9 @@ impl Walk<'_> {
             first_version,
             ..
         } = document;
+        for entry in &entries {
+            self.archived.add(&entry.key, entry.archive);
+        }
         let objects = entries.into_iter().map(|entry| Listed {
             key: encoding.decode(&entry.key),
             version: version(&entry),
@@ -112,6 +119,7 @@ impl Walk<'_> {
                 })?;
         } else {
             self.cursor.end();
+            self.archived.warn(self.client.bucket_url());
         }
         Ok(Some(objects))
     }
@@ -153,6 +161,7 @@ impl Walk<'_> {
         let mut backoff = Backoff::new(self.policy);
         let mut attempts = 0;
         let mut broken = 0;
+        let mut wrong = 0;
         loop {
             let error = match timeout(PAGE_DEADLINE, page(self.client, query)).await {
                 Ok(Ok(Ok(page))) => return Ok(page),
@@ -170,8 +179,11 @@ impl Walk<'_> {
                 return Err(error);
             }
             attempts += 1;
-            let wait = backoff.wait(self.policy);
-            if attempts >= self.policy.max_attempts || start.elapsed() + wait >= self.policy.budget
+            wrong += u32::from(error.passes_soon_or_never());
+            let wait = backoff.wait_after(&error, self.policy);
+            if attempts >= self.policy.max_attempts
+                || wrong > MAX_WRONG
+                || start.elapsed() + wait >= self.policy.budget
             {
                 return Err(OriginError::GaveUp {
                     last: error.into(),

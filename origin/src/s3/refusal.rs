@@ -3,19 +3,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{StatusCode, header};
 
 use super::exchange::Answer;
+use super::head::text;
 use crate::error::OriginError;
 
 /// Longest error document that is read, in bytes, and how long it is waited for.
 const MAX_DOCUMENT: usize = 64 << 10;
 const DOCUMENT_DEADLINE: Duration = Duration::from_secs(5);
+/// Characters of a service's word that messages repeat.
+const MAX_SHOWN: usize = 200;
 
-/// Status and error code; the message is dropped, since it can repeat what was sent.
+/// Status, error code and what else tells the cause; the message is dropped, since it can repeat what was sent.
+#[derive(Debug, Default)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     code: String,
+    /// The region that the service names.
+    region: Option<String>,
+    /// Where it sends the request instead.
+    location: Option<String>,
+    /// Another host that it names, without a scheme.
+    endpoint: Option<String>,
+    /// The storage class of an archived object.
+    storage_class: String,
+    /// It asks for the key that the object was encrypted with.
+    wants_key: bool,
 }
 
 impl Refusal {
@@ -24,16 +38,29 @@ impl Refusal {
         #[serde(rename_all = "PascalCase", default)]
         struct Document {
             code: String,
+            message: String,
+            region: String,
+            endpoint: String,
+            storage_class: String,
         }
         let status = answer.status;
+        let header = |name: &str| text(&answer.headers, name).map(str::to_owned);
+        let region = header("x-amz-bucket-region");
+        let location = header(header::LOCATION.as_str());
         // Services send it in chunks, without saying how long it is. Without it the status must do.
         let read = tokio::time::timeout(DOCUMENT_DEADLINE, answer.document(MAX_DOCUMENT));
         let body = read.await.ok().and_then(Result::ok).unwrap_or_default();
         let body = String::from_utf8_lossy(&body);
         let document: Document = quick_xml::de::from_str(&body).unwrap_or_default();
+        let given = |text: String| Some(text).filter(|text| !text.is_empty());
         Self {
             status,
             code: document.code,
+            region: region.or(given(document.region)).filter(|r| is_region(r)),
+            location,
+            endpoint: given(document.endpoint),
+            storage_class: document.storage_class,
+            wants_key: document.message.contains("Server Side Encryption"),
         }
     }
 
@@ -48,7 +75,22 @@ impl Refusal {
             | "SignatureDoesNotMatch" => StatusCode::FORBIDDEN,
             _ => StatusCode::OK,
         };
-        Self { status, code }
+        Self {
+            status,
+            code,
+            ..Self::default()
+        }
+    }
+
+    /// The region that the service names for the bucket.
+    pub(super) fn region(&self) -> Option<&str> {
+        self.region.as_deref()
+    }
+
+    /// Where a request is sent instead, if it may be sent there as it is.
+    pub(super) fn redirect(&self) -> Option<&str> {
+        let follow = matches!(self.status.as_u16(), 301 | 302 | 307 | 308);
+        self.location.as_deref().filter(|_| follow)
     }
 
     pub(super) fn is_expired(&self) -> bool {
@@ -91,11 +133,16 @@ impl Refusal {
         let status = self.status.as_u16();
         let detail = match self.code.as_str() {
             "" => status.to_string(),
-            code => format!("{status} {code}"),
+            code => format!("{status} {}", shown(code)),
         };
         if self.is_expired() {
             return OriginError::CredentialsExpired { target, detail };
         }
+        let denied = |target, detail, remedy| OriginError::AccessDenied {
+            target,
+            detail,
+            remedy,
+        };
         match (status, self.code.as_str(), key) {
             (_, "NoSuchBucket", _) | (404, _, None) => OriginError::BucketMissing {
                 origin: origin.clone(),
@@ -111,25 +158,96 @@ impl Refusal {
                 key: key.into(),
             },
             _ if self.asks_for_fewer() => OriginError::Throttled { target, detail },
+            (_, "RequestTimeTooSkewed", _) => {
+                denied(target, detail, "set this machine's clock")
+            }
+            (_, "SignatureDoesNotMatch", _) => {
+                denied(target, detail, "check AWS_SECRET_ACCESS_KEY and --region")
+            }
+            (_, "InvalidToken" | "InvalidClientTokenId", _) => denied(
+                target,
+                detail,
+                "check AWS_SESSION_TOKEN, which belongs to AWS_ACCESS_KEY_ID",
+            ),
+            (_, code, _) if code.starts_with("KMS.") => denied(
+                target,
+                detail,
+                "let these credentials use the KMS key of the object (kms:Decrypt)",
+            ),
+            (501 | 505, ..) | (300..=399 | 407, ..) | (_, "InvalidObjectState", _) => {
+                self.refused(target, &detail)
+            }
             (408 | 500.., ..) | (_, "RequestTimeout", _) => {
                 OriginError::Unavailable { target, detail }
             }
-            (_, "RequestTimeTooSkewed", _) => OriginError::AccessDenied {
-                target,
-                detail,
-                remedy: "set this machine's clock",
-            },
-            (401 | 403, ..) => OriginError::AccessDenied {
-                target,
-                detail,
-                remedy: "check AWS_ACCESS_KEY_ID or --endpoint",
-            },
-            _ => OriginError::Config {
-                origin: target,
-                problem: format!("the service answered {detail}"),
-                remedy: "check --endpoint, --region and --addressing".to_owned(),
-            },
+            (401 | 403, ..) | (_, "InvalidAccessKeyId", _) => {
+                denied(target, detail, "check AWS_ACCESS_KEY_ID or --endpoint")
+            }
+            _ => self.refused(target, &detail),
         }
+    }
+
+    /// An answer that will be the same next time.
+    fn refused(&self, target: Arc<str>, detail: &str) -> OriginError {
+        let elsewhere = self.location.as_ref().or(self.endpoint.as_ref());
+        let (problem, remedy) = match (elsewhere, &self.region) {
+            _ if self.code == "InvalidObjectState" => (
+                format!("the object is archived ({})", shown(&self.storage_class)),
+                "restore it (`aws s3api restore-object`), or copy it to another storage class".into(),
+            ),
+            _ if self.wants_key => (
+                format!("the object is encrypted with its owner's own key, SSE-C ({detail})"),
+                "Weir has no such keys: store it with SSE-S3 or SSE-KMS".into(),
+            ),
+            (Some(location), _) if self.status.is_redirection() => (
+                format!("it sends requests on to {} ({detail})", plain(location)),
+                "if that is the right service, name it with --endpoint".into(),
+            ),
+            (_, Some(region)) => (
+                format!("the service answered {detail}"),
+                format!("it names the region {region}: give that with --region"),
+            ),
+            _ if self.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED => (
+                format!("the proxy answered {detail}"),
+                "write its user and password into HTTP_PROXY or HTTPS_PROXY".into(),
+            ),
+            _ => (
+                format!("the service answered {detail}"),
+                "check that --endpoint is an S3 service, and --region and --addressing".into(),
+            ),
+        };
+        OriginError::Refused {
+            target,
+            problem,
+            remedy,
+        }
+    }
+}
+
+/// Whether a service's word for a region can be one.
+fn is_region(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    !text.is_empty() && text.len() <= 64 && text.chars().all(fits)
+}
+
+/// A service's words in a message: not too many, and without what breaks a line.
+fn shown(text: &str) -> String {
+    text.chars()
+        .take(MAX_SHOWN)
+        .flat_map(char::escape_debug)
+        .collect()
+}
+
+/// An address without what could hold a secret: its user, its query.
+fn plain(location: &str) -> String {
+    let location = location.split(['?', '#']).next().unwrap_or_default();
+    let shown = shown(location);
+    match shown.split_once("://") {
+        Some((scheme, rest)) => {
+            let host_begins = rest.split('/').next().and_then(|host| host.rfind('@'));
+            format!("{scheme}://{}", &rest[host_begins.map_or(0, |at| at + 1)..])
+        }
+        None => shown,
     }
 }
 
@@ -143,6 +261,7 @@ mod tests {
             let refusal = Refusal {
                 status: StatusCode::from_u16(status).unwrap(),
                 code: code.to_owned(),
+                ..Refusal::default()
             };
             refusal
                 .explain(&"s3://b".into(), "s3://b/k".into(), key)
@@ -160,6 +279,48 @@ mod tests {
         assert_eq!(kind(503, limit, Some("k")), "throttled");
         assert_eq!(kind(503, "SlowDownRead", Some("k")), "unavailable");
         assert_eq!(kind(503, "", None), "unavailable");
-        assert_eq!(kind(400, "InvalidRequest", None), "config");
+        assert_eq!(kind(400, "InvalidRequest", None), "refused");
+        for status in [301, 307, 405, 407, 418, 501, 505] {
+            assert_eq!(kind(status, "", None), "refused", "{status}");
+        }
+        assert_eq!(kind(400, "InvalidToken", None), "access_denied");
+        assert_eq!(kind(400, "KMS.DisabledException", Some("k")), "access_denied");
+    }
+
+    #[test]
+    fn the_advice_fits_the_cause() {
+        let told = |refusal: Refusal| {
+            let error = refusal.explain(&"s3://b".into(), "s3://b/k".into(), Some("k"));
+            error.to_string()
+        };
+        let refusal = |status: u16, code: &str| Refusal {
+            status: StatusCode::from_u16(status).unwrap(),
+            code: code.to_owned(),
+            ..Refusal::default()
+        };
+        let archived = told(Refusal {
+            storage_class: "DEEP_ARCHIVE".to_owned(),
+            ..refusal(403, "InvalidObjectState")
+        });
+        assert!(archived.contains("archived (DEEP_ARCHIVE)"), "{archived}");
+        assert!(archived.contains("restore"), "{archived}");
+        let encrypted = told(Refusal {
+            wants_key: true,
+            ..refusal(400, "InvalidRequest")
+        });
+        assert!(encrypted.contains("SSE-C"), "{encrypted}");
+        let elsewhere = told(Refusal {
+            location: Some("https://user:hunter2@other.example/b/k?token=hunter2".to_owned()),
+            ..refusal(307, "TemporaryRedirect")
+        });
+        assert!(elsewhere.contains("to https://other.example/b/k "), "{elsewhere}");
+        assert!(!elsewhere.contains("hunter2"), "{elsewhere}");
+        let region = told(Refusal {
+            region: Some("eu-nl-1".to_owned()),
+            ..refusal(400, "AuthorizationHeaderMalformed")
+        });
+        assert!(region.contains("--region") && region.contains("eu-nl-1"), "{region}");
+        let odd = told(refusal(400, "a\nb"));
+        assert!(!odd.contains('\n'), "{odd}");
     }
 }

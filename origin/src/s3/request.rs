@@ -12,13 +12,15 @@ use tokio::runtime::Handle;
 
 use super::environment::Environment;
 use super::exchange::{Answer, Http};
-use super::profile;
 use super::refusal::Refusal;
+use super::{profile, redirect};
 use crate::error::OriginError;
 use crate::spec::{Addressing, OriginSpec, Place};
 
 /// Region of requests when nobody names one; the service corrects it.
 const DEFAULT_REGION: &str = "us-east-1";
+/// How often one request is sent on.
+const MAX_REDIRECTS: u32 = 3;
 /// Longest wait for credentials from a metadata service.
 const CREDENTIALS_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -107,7 +109,7 @@ impl Client {
     }
 
     /// GETs an object (or the bucket itself) and gives the answer if it is a success. Corrects the region and loads
-    /// expired credentials again, once each.
+    /// expired credentials again, once each, and follows redirects, for each of which the request is signed anew.
     pub(super) async fn get(
         &self,
         key: Option<&str>,
@@ -117,22 +119,35 @@ impl Client {
         let target = || key.map_or_else(|| self.name.clone(), |key| self.object_url(key));
         let mut corrected = false;
         let mut renewed = false;
+        let mut redirects = 0;
+        let mut elsewhere = None;
         loop {
-            let response = self.send(key, query, headers.clone(), &target).await?;
+            let uri = match elsewhere.clone() {
+                Some(uri) => uri,
+                None => self.address(key, query, &target)?,
+            };
+            let response = self.send(uri.clone(), headers.clone(), &target).await?;
             if response.status.is_success() {
                 return Ok(response);
             }
-            let region = response.headers.get("x-amz-bucket-region");
-            let region = region.and_then(|v| v.to_str().ok()).map(str::to_owned);
             let refusal = Refusal::read(response).await;
-            if let Some(region) = region
+            if let Some(region) = refusal.region()
                 && !corrected
                 && *self.region.read() != region
                 && refusal.may_be_another_region()
             {
                 corrected = true;
                 tracing::info!(bucket = %self.bucket, %region, "the bucket's region was corrected; give it with --region");
-                *self.region.write() = region;
+                region.clone_into(&mut self.region.write());
+                elsewhere = None;
+                continue;
+            }
+            if let Some(location) = refusal.redirect()
+                && redirects < MAX_REDIRECTS
+                && let Some(next) = redirect::follow(&uri, location)
+            {
+                redirects += 1;
+                elsewhere = Some(next);
                 continue;
             }
             if refusal.is_expired() && !renewed && self.credentials.read().is_some() {
@@ -151,17 +166,13 @@ impl Client {
         self.http.close_idle();
     }
 
-    async fn send(
+    /// The address of an object, or of the bucket itself.
+    fn address(
         &self,
         key: Option<&str>,
         query: &str,
-        headers: HeaderMap,
         target: &impl Fn() -> Arc<str>,
-    ) -> Result<Answer, OriginError> {
-        let invalid = |error: &dyn std::fmt::Display| OriginError::Unsupported {
-            target: target(),
-            problem: format!("a request for it cannot be made: {error}"),
-        };
+    ) -> Result<Uri, OriginError> {
         let mut url = self.current_base();
         url.push('/');
         if let Some(key) = key {
@@ -171,7 +182,15 @@ impl Client {
             url.push('?');
             url.push_str(query);
         }
-        let uri: Uri = url.parse().map_err(|error| invalid(&error))?;
+        url.parse().map_err(|error| invalid(target(), &error))
+    }
+
+    async fn send(
+        &self,
+        uri: Uri,
+        headers: HeaderMap,
+        target: &impl Fn() -> Arc<str>,
+    ) -> Result<Answer, OriginError> {
         let mut request = HttpRequest::new(HttpRequestBody::empty());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
@@ -186,17 +205,14 @@ impl Client {
             check_signable(&credential, &region, &self.name)?;
             AwsAuthorizer::new(&credential, "s3", &region)
                 .try_authorize(&mut request, None)
-                .map_err(|error| invalid(&error))?;
+                .map_err(|error| invalid(target(), &error))?;
         }
         let (mut head, _) = request.into_parts();
         // Not signed, since there are services and proxies that change it. The bytes wanted are those that are stored.
         let identity = HeaderValue::from_static("identity");
         head.headers.insert(header::ACCEPT_ENCODING, identity);
         let answer = self.http.get(&head.uri, head.headers).await;
-        answer.map_err(|error| OriginError::Unavailable {
-            target: target(),
-            detail: error.to_string(),
-        })
+        answer.map_err(|error| error.explain(target()))
     }
 
     async fn fetch_credential(
@@ -223,6 +239,13 @@ impl Client {
             None => self.base.clone(),
             Some((before, after)) => format!("{before}{}{after}", self.region.read()),
         }
+    }
+}
+
+fn invalid(target: Arc<str>, error: &dyn std::fmt::Display) -> OriginError {
+    OriginError::Unsupported {
+        target,
+        problem: format!("a request for it cannot be made: {error}"),
     }
 }
 

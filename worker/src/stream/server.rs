@@ -432,7 +432,14 @@ async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, ep
 /// Whether another worker, or the client itself, may have better luck with the origin: credentials, certificates and
 /// profiles are those of a process.
 fn depends_on_the_worker(error: &OriginError) -> bool {
-    ["access_denied", "credentials_expired", "config"].contains(&error.kind())
+    [
+        "access_denied",
+        "credentials_expired",
+        "config",
+        "untrusted",
+        "no_descriptors",
+    ]
+    .contains(&error.kind())
 }
 
 /// The answer that a block lies in a file.

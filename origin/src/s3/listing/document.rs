@@ -8,6 +8,7 @@ use quick_xml::escape::resolve_xml_entity;
 use quick_xml::events::{BytesRef, Event};
 
 use super::super::time;
+use super::archived;
 
 /// Bytes of a document that a message repeats at most.
 const MAX_SHOWN: usize = 100;
@@ -37,6 +38,8 @@ pub(super) struct Entry {
     /// Nanoseconds since 1970, if it has a time that can be read.
     pub(super) modified_ns: Option<i64>,
     pub(super) etag: String,
+    /// Its storage class, if that is an archive.
+    pub(super) archive: Option<&'static str>,
 }
 
 /// Why an answer is no page of a listing.
@@ -131,6 +134,7 @@ struct Fields {
     size: Option<u64>,
     modified_ns: Option<i64>,
     etag: String,
+    archive: Option<&'static str>,
 }
 
 impl Page {
@@ -210,6 +214,7 @@ impl Fields {
             }
             b"LastModified" => self.modified_ns = time::parse(&lossy(text)),
             b"ETag" => self.etag = lossy(text),
+            b"StorageClass" => self.archive = archived::class(text),
             _ => {}
         }
         Ok(())
@@ -227,6 +232,7 @@ impl Fields {
             size,
             modified_ns: self.modified_ns,
             etag: self.etag,
+            archive: self.archive,
         })
     }
 }
@@ -292,12 +298,14 @@ mod tests {
                     size: 3,
                     modified_ns: Some(5_000_000_000),
                     etag: "\"e\"".to_owned(),
+                    archive: None,
                 },
                 Entry {
                     key: Vec::new(),
                     size: 0,
                     modified_ns: None,
                     etag: String::new(),
+                    archive: None,
                 }
             ]
         );

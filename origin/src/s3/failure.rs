@@ -1,0 +1,155 @@
+//! Why an exchange failed, and what that means for the caller: most errors of a connection pass, some never do.
+
+use std::io;
+use std::sync::Arc;
+
+use super::connect::ProxyUnusable;
+use super::exchange::CONNECT_DEADLINE;
+use crate::error::OriginError;
+
+/// Why an exchange failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HttpError {
+    /// No connection was made.
+    #[error("{}", root_cause(.0.as_ref()))]
+    Connect(Box<dyn std::error::Error + Send + Sync>),
+    /// No connection was made in time.
+    #[error("no connection within {CONNECT_DEADLINE:?}")]
+    ConnectTimeout,
+    /// The connection broke, or the answer makes no sense.
+    #[error("{}", root_cause(.0))]
+    Exchange(#[from] hyper::Error),
+    /// The request cannot be written down.
+    #[error("{0}")]
+    Request(#[from] http::Error),
+    /// The body is longer than its kind ever is.
+    #[error("it is longer than {0} bytes")]
+    TooLong(usize),
+    /// The connection was closed in the middle.
+    #[error("the connection was closed")]
+    Closed,
+}
+
+impl HttpError {
+    /// What it means for the caller. Most errors of a connection pass.
+    pub(super) fn explain(self, target: Arc<str>) -> OriginError {
+        let detail = self.to_string();
+        match self.cause() {
+            Cause::Descriptors => OriginError::NoDescriptors { target, detail },
+            Cause::Certificate => OriginError::Untrusted { target, detail },
+            Cause::NoTls => OriginError::Refused {
+                target,
+                problem: format!("no connection with TLS can be made ({detail})"),
+                remedy: "check whether --endpoint is http:// or https://".to_owned(),
+            },
+            Cause::Proxy => OriginError::Refused {
+                target,
+                problem: detail,
+                remedy: "check HTTPS_PROXY and HTTP_PROXY".to_owned(),
+            },
+            Cause::Answer => OriginError::Malformed { target, detail },
+            Cause::Other => OriginError::Unavailable { target, detail },
+        }
+    }
+
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            Self::Exchange(error) if error.is_parse() => return Cause::Answer,
+            Self::TooLong(_) => return Cause::Answer,
+            _ => {}
+        }
+        let mut next = std::error::Error::source(self);
+        if let Self::Connect(error) = self {
+            next = Some(error.as_ref());
+        }
+        while let Some(error) = next {
+            if error.is::<ProxyUnusable>() {
+                return Cause::Proxy;
+            }
+            let tls = error.downcast_ref::<io::Error>().map_or_else(
+                || error.downcast_ref(),
+                // Its source is that of the error within.
+                |error| error.get_ref()?.downcast_ref(),
+            );
+            let cause = match (tls, error.downcast_ref::<io::Error>()) {
+                (Some(tls), _) => of_tls(tls),
+                (None, Some(error)) => of_system(error),
+                (None, None) => Cause::Other,
+            };
+            if cause != Cause::Other {
+                return cause;
+            }
+            next = error.source();
+        }
+        Cause::Other
+    }
+}
+
+/// Why an exchange failed, as far as it makes a difference to the caller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cause {
+    /// No descriptor is left.
+    Descriptors,
+    /// The certificate is not trusted.
+    Certificate,
+    /// The other side has no TLS, or none that fits.
+    NoTls,
+    /// The proxy is of a kind that cannot be used.
+    Proxy,
+    /// What came is no answer.
+    Answer,
+    Other,
+}
+
+fn of_tls(error: &rustls::Error) -> Cause {
+    use rustls::{AlertDescription as Alert, Error, InvalidMessage};
+    match error {
+        Error::InvalidCertificate(_) => Cause::Certificate,
+        Error::InvalidMessage(InvalidMessage::InvalidContentType)
+        | Error::PeerIncompatible(_)
+        | Error::AlertReceived(
+            Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::UnrecognizedName,
+        ) => Cause::NoTls,
+        _ => Cause::Other,
+    }
+}
+
+fn of_system(error: &io::Error) -> Cause {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => Cause::Descriptors,
+        _ => Cause::Other,
+    }
+}
+
+/// The innermost cause of an error, which tells most.
+fn root_cause(mut error: &(dyn std::error::Error + 'static)) -> String {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{CertificateError, Error, InvalidMessage};
+
+    use super::*;
+
+    fn connect(error: impl std::error::Error + Send + Sync + 'static) -> &'static str {
+        HttpError::Connect(error.into()).explain("s3://b".into()).kind()
+    }
+
+    #[test]
+    fn what_never_passes_is_told_from_what_does() {
+        let tls = |error: Error| connect(io::Error::new(io::ErrorKind::InvalidData, error));
+        let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        assert_eq!(tls(unknown.clone()), "untrusted");
+        assert_eq!(connect(unknown), "untrusted");
+        let plain = Error::InvalidMessage(InvalidMessage::InvalidContentType);
+        assert_eq!(tls(plain), "refused");
+        assert_eq!(tls(Error::DecryptError), "unavailable");
+        let system = |code| connect(io::Error::from_raw_os_error(code));
+        assert_eq!(system(libc::EMFILE), "no_descriptors");
+        assert_eq!(system(libc::ECONNREFUSED), "unavailable");
+    }
+}
