@@ -68,7 +68,9 @@ mod tests {
         assert!(failures.get((1, 0)).is_none(), "it cost nothing");
         let long_ago = Instant::now().checked_sub(COSTLY).unwrap();
         failures.add((1, 0), &error, long_ago);
-        assert!(matches!(failures.get((1, 0)), Some(BlockError::Failed(text)) if text == "no answer"));
+        assert!(
+            matches!(failures.get((1, 0)), Some(BlockError::Failed(text)) if text == "no answer")
+        );
         assert!(failures.get((1, 1)).is_none());
         for entry in failures.recent.lock().values_mut() {
             entry.0 = entry.0.checked_sub(REMEMBERED).unwrap();

@@ -245,9 +245,7 @@ impl OriginError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Throttled { .. }
-                | Self::Unavailable { .. }
-                | Self::Timeout { .. }
+            Self::Throttled { .. } | Self::Unavailable { .. } | Self::Timeout { .. }
         ) || self.passes_soon_or_never()
     }
 

@@ -23,12 +23,14 @@ use crate::policy::{Backoff, FetchPolicy, MAX_WRONG};
 
 mod check;
 mod clock;
+mod flow;
 mod race;
 #[cfg(test)]
 mod tests;
 
 use check::{Check, Checked};
 use clock::Clock;
+use flow::{Flow, MAX_RACES};
 use race::{Delivery, Race};
 
 /// Reads `range` of an object version, with retries, resumption and hedging within `policy`. Yields exactly its
@@ -51,6 +53,9 @@ pub fn fetch(
         clock: Clock::start(policy.budget),
         backoff: Backoff::new(&policy),
         hedge_after: policy.hedge_after,
+        flow: Flow::default(),
+        races: 0,
+        race_until: None,
         failures: 0,
         wrong: 0,
         origin,
@@ -94,6 +99,12 @@ struct Read {
     backoff: Backoff,
     /// Silence before the next hedge.
     hedge_after: Duration,
+    /// How fast the body comes that the read goes on with.
+    flow: Flow,
+    /// Hedges that were started because it was slow.
+    races: u32,
+    /// How long the last of them may take to overtake it.
+    race_until: Option<Instant>,
     failures: u32,
     /// Those of them that pass soon or never.
     wrong: u32,
@@ -124,12 +135,13 @@ impl Read {
 
     /// Waits until one of the racing requests delivers; starts, repeats and doubles requests as the policy says.
     async fn wait(&mut self) -> Result<Delivery, OriginError> {
+        let mut begun = Instant::now();
         self.clock.wait_begins();
         if self.race.is_empty() {
             self.request(false);
         }
         let mut hedges = 0;
-        let mut hedge_at = Instant::now() + self.hedge_after;
+        let mut hedge_at = begun + self.hedge_after;
         let mut last_error = None;
         loop {
             let deadline = self.clock.deadline();
@@ -138,12 +150,11 @@ impl Read {
                 biased;
                 (is_hedge, outcome) = self.race.next() => match outcome {
                     Ok(delivery) => {
-                        let lost = self.race.clear();
-                        (0..lost).for_each(|_| self.metrics.hedged(false));
-                        if is_hedge {
-                            self.metrics.hedged(true);
-                            self.hedge_after = self.policy.hedge_after;
-                        }
+                        let Some(delivery) = self.ahead(delivery) else {
+                            continue;
+                        };
+                        self.flow.add(delivery.bytes.len(), begun.elapsed());
+                        self.decide(is_hedge, delivery.bytes.len() as u64);
                         self.clock.progress();
                         self.backoff = Backoff::new(&self.policy);
                         self.metrics.received(delivery.bytes.len());
@@ -152,12 +163,16 @@ impl Read {
                     Err(error) => {
                         if is_hedge {
                             self.metrics.hedged(false);
+                            if self.race_until.is_some() && !self.race.is_empty() {
+                                continue; // the slow body is still there
+                            }
                         }
                         self.count(&error)?;
                         if self.race.is_empty() {
                             self.pause(error.clone()).await?;
                             self.request(false);
-                            hedge_at = Instant::now() + self.hedge_after;
+                            begun = Instant::now();
+                            hedge_at = begun + self.hedge_after;
                         }
                         last_error = Some(error);
                     }
@@ -180,9 +195,58 @@ impl Read {
         }
     }
 
+    /// The missing bytes of a delivery. One that has none is of a hedge that is to catch up.
+    fn ahead(&mut self, mut delivery: Delivery) -> Option<Delivery> {
+        let behind = self.position.saturating_sub(delivery.start);
+        if behind == 0 {
+            return Some(delivery);
+        }
+        if behind >= delivery.bytes.len() as u64 {
+            if let Some(body) = delivery.body {
+                self.race.catch_up(body);
+            }
+            return None;
+        }
+        delivery.bytes = delivery.bytes.split_off(behind as usize);
+        delivery.digest = None; // of other bytes than those that go on from here
+        Some(delivery)
+    }
+
+    /// Ends the race that a delivery of so many bytes has won, or starts one against a body that is slow.
+    fn decide(&mut self, is_hedge: bool, delivered: u64) {
+        let racing = self.race_until.is_some_and(|until| Instant::now() < until);
+        if is_hedge && self.race_until.is_none() {
+            self.hedge_after = self.policy.hedge_after;
+        }
+        if is_hedge || !racing {
+            let lost = self.race.clear();
+            (0..lost).for_each(|_| self.metrics.hedged(false));
+            self.race_until = None;
+        }
+        if is_hedge {
+            self.metrics.hedged(true);
+            self.flow = Flow::default();
+        }
+        let next = self.position + delivered;
+        let missing = self.range.end - next;
+        let may_race = self.races < MAX_RACES.min(self.policy.max_hedges);
+        if may_race && self.race_until.is_none() && self.flow.is_slow(self.hedge_after, missing) {
+            tracing::debug!(target = %self.target, flow = ?self.flow, "a body is slow, a second request is started");
+            self.races += 1;
+            self.request_from(next, true);
+            self.hedge_after = self.hedge_after.saturating_mul(2);
+            self.race_until = Some(Instant::now() + self.hedge_after);
+            self.flow = Flow::default();
+        }
+    }
+
     /// Starts a request for all that is missing.
     fn request(&mut self, is_hedge: bool) {
-        let missing = self.position..self.range.end;
+        self.request_from(self.position, is_hedge);
+    }
+
+    fn request_from(&mut self, start: u64, is_hedge: bool) {
+        let missing = start..self.range.end;
         let (origin, object) = (self.origin.clone(), self.object.clone());
         let asked = self.pace.ask();
         self.race
@@ -196,6 +260,7 @@ impl Read {
             digest,
             bytes,
             body,
+            ..
         } = delivery;
         if self.check.is_none()
             && let Some(digest) = digest

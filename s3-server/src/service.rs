@@ -214,7 +214,8 @@ impl S3 for Service {
                 .checksum
                 .clone()
                 .filter(|_| wants_checksum && part.is_none()),
-            e_tag: Some(ETag::Strong(version.etag.clone())).filter(|_| fault != Some(Fault::NoEtag)),
+            e_tag: Some(ETag::Strong(version.etag.clone()))
+                .filter(|_| fault != Some(Fault::NoEtag)),
             last_modified: Some(version.modified.into()),
             body: Some(body(&version, sent, fault == Some(Fault::FlipBit))?),
             ..GetObjectOutput::default()

@@ -1,7 +1,8 @@
 //! Requests under way for the same bytes, and the body that the read goes on with.
 //!
-//! A runner delivers once: the first bytes of its answer, or the next bytes of a body. All but the winner are
-//! dropped, so each delivery starts at the read's position.
+//! A runner delivers once: the first bytes of its answer, or the next bytes of a body. Who brings bytes that are missing
+//! wins, and the others are dropped. A hedge against a slow body may begin behind the read's position, since that body goes
+//! on meanwhile.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub(super) struct Delivery {
     pub(super) range: Range<u64>,
     /// The digest of `range`, with the first bytes of an answer only.
     pub(super) digest: Option<Digest>,
+    /// Where the bytes begin in the object.
+    pub(super) start: u64,
     pub(super) bytes: Bytes,
     /// The rest of the answer; `None` behind its last byte.
     pub(super) body: Option<Body>,
@@ -62,6 +65,7 @@ impl Body {
                     target: self.target,
                 });
             }
+            let start = self.next;
             self.next += bytes.len() as u64;
             let range = self.range.clone();
             let body = if self.next < range.end {
@@ -74,6 +78,7 @@ impl Body {
             return Ok(Delivery {
                 range,
                 digest,
+                start,
                 bytes,
                 body,
             });
@@ -136,8 +141,19 @@ impl Race {
 
     /// Lets a body that has won run on.
     pub(super) fn go_on(&mut self, body: Body) {
+        self.run_on(body, false);
+    }
+
+    /// Lets the body of a hedge that is behind run on.
+    pub(super) fn catch_up(&mut self, body: Body) {
+        self.hedges += 1;
+        self.run_on(body, true);
+    }
+
+    fn run_on(&mut self, body: Body, is_hedge: bool) {
+        let run = body.deliver(None);
         self.runners
-            .push(body.deliver(None).map(|outcome| (false, outcome)).boxed());
+            .push(run.map(move |outcome| (is_hedge, outcome)).boxed());
     }
 
     /// The next outcome, and whether it is a hedge's. Never ends while the race is empty.

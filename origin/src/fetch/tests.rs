@@ -331,8 +331,55 @@ async fn a_uniformly_slow_origin_is_read_to_the_end_and_not_stormed() {
         "the body is longer than the budget: {:?}",
         outcome.took
     );
-    assert_eq!(fake.requests().len(), 2);
-    assert_eq!(outcome.metric("weir_origin_hedges_total{won=\"false\"}"), 1);
+    // One when nothing came, three since the bytes that came were few.
+    assert!(fake.requests().len() <= 5, "{:?}", fake.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_crawls_is_overtaken_by_a_second_request() {
+    // 71 KiB a second: a block would take almost a minute, and is never silent for as long as a hedge waits.
+    let slow = Answer {
+        piece_delay: seconds(0.9),
+        ..Answer::default()
+    };
+    let whole = 4 * MIB;
+    for second in [
+        Answer::default(),
+        Answer {
+            head_delay: seconds(1.5),
+            piece_delay: seconds(0.001),
+            ..Answer::default()
+        },
+    ] {
+        for digest in [false, true] {
+            let slow = Answer {
+                digest,
+                ..slow.clone()
+            };
+            let fake = Arc::new(Fake::new(whole, [slow, second.clone()], Answer::default()));
+            let outcome = read(&fake, 0..whole).await;
+            assert_eq!(outcome.result.as_ref().unwrap(), slice(&fake, 0..whole));
+            assert!(outcome.took < seconds(5.0), "{:?}", outcome.took);
+            assert_eq!(fake.requests().len(), 2, "{:?}", fake.requests());
+            assert_eq!(outcome.metric("weir_origin_hedges_total{won=\"true\"}"), 1);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_race_that_fails_leaves_the_slow_body_alone() {
+    let slow = Answer {
+        piece_delay: seconds(0.9),
+        ..Answer::default()
+    };
+    let denied = error(OriginError::AccessDenied {
+        target: "fake://f/key".into(),
+        detail: String::new(),
+        remedy: "",
+    });
+    let fake = Arc::new(Fake::new(MIB, [slow], denied));
+    let outcome = read(&fake, 0..MIB).await;
+    assert_eq!(outcome.result.as_ref().unwrap(), slice(&fake, 0..MIB));
 }
 
 #[tokio::test(start_paused = true)]

@@ -108,7 +108,7 @@ fn of_tls(error: &rustls::Error) -> Cause {
         Error::InvalidMessage(InvalidMessage::InvalidContentType)
         | Error::PeerIncompatible(_)
         | Error::AlertReceived(
-            Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::UnrecognizedName,
+            Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::UnrecognisedName,
         ) => Cause::NoTls,
         _ => Cause::Other,
     }
@@ -136,7 +136,9 @@ mod tests {
     use super::*;
 
     fn connect(error: impl std::error::Error + Send + Sync + 'static) -> &'static str {
-        HttpError::Connect(error.into()).explain("s3://b".into()).kind()
+        HttpError::Connect(error.into())
+            .explain("s3://b".into())
+            .kind()
     }
 
     #[test]

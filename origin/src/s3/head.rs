@@ -74,11 +74,7 @@ impl Head<'_> {
     }
 
     /// The part of the object that the body holds, which begins where `asked` does or before.
-    pub(super) fn part(
-        &self,
-        witness: Witness,
-        asked: &Range<u64>,
-    ) -> Result<Part, OriginError> {
+    pub(super) fn part(&self, witness: Witness, asked: &Range<u64>) -> Result<Part, OriginError> {
         let size = self.object.size;
         let range = match self.status {
             StatusCode::PARTIAL_CONTENT => {
@@ -200,7 +196,11 @@ mod tests {
     }
 
     /// What becomes of a read of the bytes 10 to 20 of 100: the part, or the kind of error.
-    fn read(object: &ObjectRef, status: u16, headers: &[(&str, &str)]) -> Result<Part, &'static str> {
+    fn read(
+        object: &ObjectRef,
+        status: u16,
+        headers: &[(&str, &str)],
+    ) -> Result<Part, &'static str> {
         let headers: HeaderMap = headers
             .iter()
             .map(|(name, value)| {
@@ -236,23 +236,54 @@ mod tests {
         assert_eq!(read(206, &[etag, RANGE, LENGTH]), part(10..20, true));
         assert_eq!(read(206, &[etag, RANGE]), part(10..20, false));
         let chunks = ("transfer-encoding", "chunked");
-        assert_eq!(read(206, &[etag, RANGE, LENGTH, chunks]), part(10..20, false));
-        assert_eq!(read(200, &[etag, ("content-length", "100")]), part(0..100, true));
+        assert_eq!(
+            read(206, &[etag, RANGE, LENGTH, chunks]),
+            part(10..20, false)
+        );
+        assert_eq!(
+            read(200, &[etag, ("content-length", "100")]),
+            part(0..100, true)
+        );
         assert_eq!(read(200, &[etag]), part(0..100, false));
         for wrong in [
             vec![etag, LENGTH],
             vec![etag, ("content-range", "bytes 10-19/101"), LENGTH],
-            vec![etag, ("content-range", "bytes 10-19/100"), ("content-length", "11")],
-            vec![etag, ("content-range", "bytes 10-19/100"), ("content-length", "x")],
-            vec![etag, ("content-range", "bytes 11-19/100"), ("content-length", "9")],
+            vec![
+                etag,
+                ("content-range", "bytes 10-19/100"),
+                ("content-length", "11"),
+            ],
+            vec![
+                etag,
+                ("content-range", "bytes 10-19/100"),
+                ("content-length", "x"),
+            ],
+            vec![
+                etag,
+                ("content-range", "bytes 11-19/100"),
+                ("content-length", "9"),
+            ],
             vec![etag, ("content-range", "bytes 0-9/100"), LENGTH],
-            vec![etag, ("content-range", "bytes 10-100/*"), ("content-length", "91")],
+            vec![
+                etag,
+                ("content-range", "bytes 10-100/*"),
+                ("content-length", "91"),
+            ],
         ] {
             assert_eq!(read(206, &wrong), Err("malformed"), "{wrong:?}");
         }
-        assert_eq!(read(200, &[etag, ("content-length", "101")]), Err("malformed"));
-        assert_eq!(read(203, &[etag, ("content-length", "100")]), Err("malformed"));
-        assert_eq!(read(206, &[("etag", "\"e2\""), RANGE, LENGTH]), Err("changed"));
+        assert_eq!(
+            read(200, &[etag, ("content-length", "101")]),
+            Err("malformed")
+        );
+        assert_eq!(
+            read(203, &[etag, ("content-length", "100")]),
+            Err("malformed")
+        );
+        assert_eq!(
+            read(206, &[("etag", "\"e2\""), RANGE, LENGTH]),
+            Err("changed")
+        );
     }
 
     #[test]
@@ -266,7 +297,10 @@ mod tests {
             let read = |headers: &[_]| read(object, 206, headers);
             let time = ("last-modified", TIME);
             assert_eq!(read(&[time, RANGE, LENGTH]), part(10..20, true));
-            assert_eq!(read(&[("last-modified", LATER), RANGE, LENGTH]), Err("changed"));
+            assert_eq!(
+                read(&[("last-modified", LATER), RANGE, LENGTH]),
+                Err("changed")
+            );
             let longer = ("content-range", "bytes 10-19/101");
             assert_eq!(read(&[time, longer, LENGTH]), Err("changed"));
             assert_eq!(read(&[RANGE, LENGTH]), part(10..20, true));
@@ -274,8 +308,14 @@ mod tests {
         }
         // A service may round the fraction up.
         let rounded = ("last-modified", "Thu, 01 Jan 1970 00:00:06 GMT");
-        assert_eq!(read(&both[0], 206, &[rounded, RANGE, LENGTH]), part(10..20, true));
-        assert_eq!(read(&untimed, 206, &[rounded, RANGE, LENGTH]), Err("changed"));
+        assert_eq!(
+            read(&both[0], 206, &[rounded, RANGE, LENGTH]),
+            part(10..20, true)
+        );
+        assert_eq!(
+            read(&untimed, 206, &[rounded, RANGE, LENGTH]),
+            Err("changed")
+        );
     }
 
     #[test]

@@ -47,7 +47,10 @@ mod tests {
         };
         let aws = "https://b.s3.us-east-1.amazonaws.com/a%20b?list-type=2";
         for (from, to) in [
-            (aws, "https://b.s3.eu-west-1.amazonaws.com/a%20b?list-type=2"),
+            (
+                aws,
+                "https://b.s3.eu-west-1.amazonaws.com/a%20b?list-type=2",
+            ),
             ("http://127.0.0.1:9000/b/k", "http://127.0.0.1:9001/b/k"),
             ("http://s3.example.com/b/k", "http://eu.s3.example.com/b/k"),
         ] {
@@ -59,7 +62,10 @@ mod tests {
             (aws, "http://b.s3.eu-west-1.amazonaws.com/k"),
             (aws, "https://example.com/k"),
             (aws, "https://evilamazonaws.com/k"),
-            ("http://s3.example.com/b/k", "http://evil-s3.example.com/b/k"),
+            (
+                "http://s3.example.com/b/k",
+                "http://evil-s3.example.com/b/k",
+            ),
             ("http://s3.example.com/b/k", "http://169.254.169.254/latest"),
             ("http://h:9000/b/k", "http://user:pass@h:9000/b/k"),
             ("http://h:9000/b/k", "ftp://h/x"),

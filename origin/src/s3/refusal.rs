@@ -158,9 +158,7 @@ impl Refusal {
                 key: key.into(),
             },
             _ if self.asks_for_fewer() => OriginError::Throttled { target, detail },
-            (_, "RequestTimeTooSkewed", _) => {
-                denied(target, detail, "set this machine's clock")
-            }
+            (_, "RequestTimeTooSkewed", _) => denied(target, detail, "set this machine's clock"),
             (_, "SignatureDoesNotMatch", _) => {
                 denied(target, detail, "check AWS_SECRET_ACCESS_KEY and --region")
             }
@@ -193,7 +191,8 @@ impl Refusal {
         let (problem, remedy) = match (elsewhere, &self.region) {
             _ if self.code == "InvalidObjectState" => (
                 format!("the object is archived ({})", shown(&self.storage_class)),
-                "restore it (`aws s3api restore-object`), or copy it to another storage class".into(),
+                "restore it (`aws s3api restore-object`), or copy it to another storage class"
+                    .into(),
             ),
             _ if self.wants_key => (
                 format!("the object is encrypted with its owner's own key, SSE-C ({detail})"),
@@ -284,7 +283,10 @@ mod tests {
             assert_eq!(kind(status, "", None), "refused", "{status}");
         }
         assert_eq!(kind(400, "InvalidToken", None), "access_denied");
-        assert_eq!(kind(400, "KMS.DisabledException", Some("k")), "access_denied");
+        assert_eq!(
+            kind(400, "KMS.DisabledException", Some("k")),
+            "access_denied"
+        );
     }
 
     #[test]
@@ -313,13 +315,19 @@ mod tests {
             location: Some("https://user:hunter2@other.example/b/k?token=hunter2".to_owned()),
             ..refusal(307, "TemporaryRedirect")
         });
-        assert!(elsewhere.contains("to https://other.example/b/k "), "{elsewhere}");
+        assert!(
+            elsewhere.contains("to https://other.example/b/k "),
+            "{elsewhere}"
+        );
         assert!(!elsewhere.contains("hunter2"), "{elsewhere}");
         let region = told(Refusal {
             region: Some("eu-nl-1".to_owned()),
             ..refusal(400, "AuthorizationHeaderMalformed")
         });
-        assert!(region.contains("--region") && region.contains("eu-nl-1"), "{region}");
+        assert!(
+            region.contains("--region") && region.contains("eu-nl-1"),
+            "{region}"
+        );
         let odd = told(refusal(400, "a\nb"));
         assert!(!odd.contains('\n'), "{odd}");
     }

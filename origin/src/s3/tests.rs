@@ -28,7 +28,9 @@ async fn answer(mut stream: TcpStream, reply: Arc<Reply>) -> std::io::Result<()>
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
     }
-    stream.write_all(&reply(&String::from_utf8_lossy(&head))).await?;
+    stream
+        .write_all(&reply(&String::from_utf8_lossy(&head)))
+        .await?;
     stream.shutdown().await
 }
 
@@ -74,13 +76,17 @@ const CHUNKED: &str = "Transfer-Encoding: chunked";
 #[tokio::test]
 async fn a_body_that_does_not_tell_its_length_is_used_when_it_ends_where_it_should() {
     for (body, expected) in [
-        ("4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n", Ok(b"2345".to_vec())),
+        (
+            "4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n",
+            Ok(b"2345".to_vec()),
+        ),
         ("a\r\n0123456789\r\n1\r\nx\r\n0\r\n\r\n", Err("malformed")),
         ("b\r\n0123456789x\r\n0\r\n\r\n", Err("malformed")),
         ("9\r\n012345678\r\n0\r\n\r\n", Err("malformed")),
         ("a\r\n0123456789\r\n", Err("unavailable")),
     ] {
-        let address = service(move |_| with_head("200 OK", &[ETAG, CHUNKED], body.as_bytes())).await;
+        let address =
+            service(move |_| with_head("200 OK", &[ETAG, CHUNKED], body.as_bytes())).await;
         let got = read(&origin(address), 10, 2..6).await;
         assert_eq!(got.map_err(|error| error.kind()), expected, "{body:?}");
     }
@@ -116,7 +122,11 @@ async fn that_nothing_tells_a_version_is_noticed_once() {
 #[tokio::test]
 async fn objects_may_have_a_thousand_headers_and_no_more() {
     let address = service(|head| {
-        let count = if head.starts_with("GET /bucket/k ") { 1000 } else { 1100 };
+        let count = if head.starts_with("GET /bucket/k ") {
+            1000
+        } else {
+            1100
+        };
         let mut lines: Vec<String> = (0..count).map(|n| format!("x-amz-meta-{n}: v")).collect();
         lines.extend([ETAG.to_owned(), "Content-Length: 3".to_owned()]);
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();

@@ -194,7 +194,8 @@ fn bodies_of_another_length_are_asked_for_again_and_never_cut() {
     for fault in [Fault::Unpacked(500), Fault::WrongLength(1)] {
         let lab = Lab::new();
         let files = fill(&lab, 30);
-        lab.s3.edit(BUCKET, |bucket| bucket.put("odd/f", content(7, 10_000)));
+        lab.s3
+            .edit(BUCKET, |bucket| bucket.put("odd/f", content(7, 10_000)));
         let mount = lab.mount("", &[]);
         // One broken server of several costs nothing but time; what is wrong every time is told soon.
         lab.s3.faults().set([
