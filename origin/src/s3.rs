@@ -15,9 +15,9 @@ pub(crate) mod profile;
 mod redirect;
 mod refusal;
 mod request;
-mod time;
 #[cfg(test)]
 mod tests;
+mod time;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -26,7 +26,7 @@ where
         Fault::Truncate(after) => interrupted(body, after, None).boxed(),
         Fault::StallBody(after, time) => interrupted(body, after, Some(time)).boxed(),
         Fault::SlowBody(rate) => slow(body, rate).boxed(),
-        Fault::Unpacked(more) => body
+        Fault::Unpacked(more) | Fault::WrongLength(more) => body
             .chain(stream::iter([Ok(Bytes::from(vec![b'+'; more]))]))
             .boxed(),
         _ => body.boxed(),

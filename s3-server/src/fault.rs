@@ -31,8 +31,8 @@ pub enum Fault {
     /// The object comes unpacked by a service that means well: all of it, whatever range was asked for, in chunks and so
     /// many bytes longer.
     Unpacked(usize),
-    /// The head announces so many bytes more than there are.
-    WrongLength(u64),
+    /// The answer has so many bytes more than the object or its part, and says so.
+    WrongLength(usize),
     /// The answer has no ETag, and conditions are ignored.
     NoEtag,
     /// Keys of a listing are not percent-encoded, whatever was asked for.

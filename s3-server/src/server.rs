@@ -233,7 +233,7 @@ fn bend(headers: &mut HeaderMap, fault: &Fault) {
             let length = headers.get(header::CONTENT_LENGTH);
             let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
             if let Some(length) = length {
-                headers.insert(header::CONTENT_LENGTH, (length + more).into());
+                headers.insert(header::CONTENT_LENGTH, (length + *more as u64).into());
             }
         }
         _ => {}

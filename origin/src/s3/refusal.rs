@@ -172,7 +172,7 @@ impl Refusal {
                 detail,
                 "let these credentials use the KMS key of the object (kms:Decrypt)",
             ),
-            (501 | 505, ..) | (300..=399 | 407, ..) | (_, "InvalidObjectState", _) => {
+            (300..=399 | 407 | 501 | 505, ..) | (_, "InvalidObjectState", _) => {
                 self.refused(target, &detail)
             }
             (408 | 500.., ..) | (_, "RequestTimeout", _) => {

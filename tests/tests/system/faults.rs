@@ -40,6 +40,10 @@ pub(crate) const CASES: &[Case] = &[
         what_the_origin_refuses_is_eio_with_one_line,
     ),
     ("listings_are_asked_for_again", listings_are_asked_for_again),
+    (
+        "what_the_origin_will_never_do_is_told_at_once_and_with_its_code",
+        what_the_origin_will_never_do_is_told_at_once_and_with_its_code,
+    ),
 ];
 
 const EIO: i32 = 5;
@@ -154,7 +158,10 @@ fn a_flipped_bit_is_never_served() {
     let error = std::fs::read(mount.path("f002")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(EIO), "{error}");
     lab.s3.faults().clear();
-    assert!(mount.read("f002") == files["f002"]);
+    // The failure is remembered for a second, since the kernel asks twice.
+    wait_until("the origin is asked again", Duration::from_secs(10), || {
+        std::fs::read(mount.path("f002")).is_ok_and(|bytes| bytes == files["f002"])
+    });
 }
 
 fn a_changed_object_is_estale() {
@@ -290,4 +297,42 @@ fn listings_are_asked_for_again() {
     let mount = lab.mount("", &[]);
     assert_eq!(lab.s3.faults().happened(), [2, 2, 1]);
     check_all(&mount, &files);
+}
+
+fn what_the_origin_will_never_do_is_told_at_once_and_with_its_code() {
+    let lab = Lab::new();
+    fill(&lab, 1);
+    for (status, code, exit) in [
+        (501, "NotImplemented", 7),
+        (405, "MethodNotAllowed", 7),
+        (400, "InvalidRequest", 7),
+        (301, "PermanentRedirect", 7),
+        (403, "SignatureDoesNotMatch", 5),
+        (404, "NoSuchBucket", 3),
+    ] {
+        let fault = Rule::new(Fault::Status(status, code)).target(Target::List);
+        lab.s3.faults().set([fault]);
+        let mountpoint = lab.path("refused");
+        let [endpoint, url, anonymous] = lab.origin_flags();
+        let started = Instant::now();
+        let outcome = lab.weir([
+            "mount",
+            &lab.url(""),
+            mountpoint.to_str().unwrap(),
+            "--mem",
+            "64MiB",
+            &endpoint,
+            &url,
+            &anonymous,
+        ]);
+        let took = started.elapsed();
+        let message = outcome.fails(exit);
+        assert!(took < Duration::from_secs(10), "{status} took {took:?}");
+        let told = exit == 3 || message.contains(code);
+        assert!(told, "{code} is not in {message}");
+        assert!(
+            lab.s3.faults().happened()[0] <= 3,
+            "{status} was asked for again"
+        );
+    }
 }
