@@ -5,10 +5,12 @@
 
 mod body;
 mod connect;
+mod credentials;
 pub(crate) mod environment;
 mod exchange;
 mod failure;
 mod head;
+mod helper;
 mod listing;
 mod low_water;
 pub(crate) mod profile;

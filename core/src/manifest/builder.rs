@@ -279,7 +279,7 @@ impl ManifestBuilder {
         for (reason, node) in lost {
             let node = &self.nodes[node as usize];
             let key = format!(
-                "{}…/{}",
+                "{}.../{}",
                 self.mounts[usize::from(node.mount)].prefix,
                 node.name
             );

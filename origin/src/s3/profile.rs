@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use super::environment::Environment;
+use super::helper::{DEADLINE, Helper};
 use crate::error::OriginError;
 
 /// Settings of one profile. Deliberately without Debug: some are secrets.
@@ -22,6 +22,14 @@ pub(crate) struct Keys {
     pub(crate) access_key: String,
     pub(crate) secret_key: String,
     pub(crate) token: Option<String>,
+}
+
+/// What a profile says of keys.
+pub(crate) enum Found {
+    /// It has them.
+    Keys(Keys),
+    /// It names a program that prints them.
+    Helper(Helper),
 }
 
 /// Reads the profile that `named` or `AWS_PROFILE` names, which must exist, or the default one, which need not.
@@ -77,20 +85,21 @@ impl Profile {
             .filter(|value| !value.is_empty())
     }
 
-    /// The profile's keys; `None` when it has none.
-    pub(crate) fn keys(&self, origin: &Arc<str>) -> Result<Option<Keys>, OriginError> {
+    /// The profile's keys, or the program that prints them, which is not run; `None` when it has neither.
+    pub(crate) fn keys(&self, origin: &Arc<str>) -> Result<Option<Found>, OriginError> {
         if let (Some(access_key), Some(secret_key)) = (
             self.get("aws_access_key_id"),
             self.get("aws_secret_access_key"),
         ) {
-            return Ok(Some(Keys {
+            return Ok(Some(Found::Keys(Keys {
                 access_key: access_key.to_owned(),
                 secret_key: secret_key.to_owned(),
                 token: self.get("aws_session_token").map(str::to_owned),
-            }));
+            })));
         }
         if let Some(command) = self.get("credential_process") {
-            return self.run(command, origin).map(Some);
+            let helper = Helper::new(&self.name, command, DEADLINE);
+            return Ok(Some(Found::Helper(helper)));
         }
         let unsupported = |key: &&String| key.starts_with("sso_") || *key == "role_arn";
         if let Some(key) = self.settings.keys().find(unsupported) {
@@ -104,35 +113,6 @@ impl Profile {
             ));
         }
         Ok(None)
-    }
-
-    /// Runs a `credential_process` and reads its JSON.
-    fn run(&self, command: &str, origin: &Arc<str>) -> Result<Keys, OriginError> {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Output {
-            access_key_id: String,
-            secret_access_key: String,
-            session_token: Option<String>,
-        }
-        let failed = |what: String| {
-            let problem = format!("the credential_process of profile {:?} {what}", self.name);
-            OriginError::config(origin.clone(), problem, "run it by hand to see why")
-        };
-        let output = Command::new("sh")
-            .args(["-c", command])
-            .output()
-            .map_err(|error| failed(format!("cannot be started: {error}")))?;
-        if !output.status.success() {
-            return Err(failed(format!("failed: {}", output.status)));
-        }
-        let output: Output = serde_json::from_slice(&output.stdout)
-            .map_err(|_| failed("did not print the JSON that AWS documents".to_owned()))?;
-        Ok(Keys {
-            access_key: output.access_key_id,
-            secret_key: output.secret_access_key,
-            token: output.session_token,
-        })
     }
 }
 
@@ -170,7 +150,9 @@ mod tests {
         let other = profile("other").unwrap();
         assert_eq!(other.get("region"), Some("us-west-2"));
         assert_eq!(other.get("endpoint_url"), Some("http://h:1"));
-        let keys = other.keys(&"s3://b".into()).unwrap().unwrap();
+        let Some(Found::Keys(keys)) = other.keys(&"s3://b".into()).unwrap() else {
+            panic!("it has keys");
+        };
         assert_eq!(
             (keys.access_key, keys.secret_key, keys.token),
             ("C".into(), "D".into(), Some("E".into()))
@@ -180,13 +162,10 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_process_is_run_and_single_sign_on_is_refused() {
+    fn a_credential_process_is_found_and_single_sign_on_is_refused() {
         let origin = "s3://b".into();
-        let keys = profile("tool").unwrap().keys(&origin).unwrap().unwrap();
-        assert_eq!(
-            (keys.access_key.as_str(), keys.secret_key.as_str()),
-            ("F", "G")
-        );
+        let found = profile("tool").unwrap().keys(&origin).unwrap();
+        assert!(matches!(found, Some(Found::Helper(_))));
         let error = profile("work")
             .unwrap()
             .keys(&origin)

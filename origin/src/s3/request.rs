@@ -1,19 +1,16 @@
 //! One signed request to a bucket.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
-use object_store::RetryConfig;
-use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
+use object_store::aws::{AwsAuthorizer, AwsCredential};
 use object_store::client::{HttpRequest, HttpRequestBody};
 use parking_lot::RwLock;
-use tokio::runtime::Handle;
 
-use super::environment::Environment;
+use super::credentials::{Credentials, Settings};
 use super::exchange::{Answer, Http};
+use super::redirect;
 use super::refusal::Refusal;
-use super::{profile, redirect};
 use crate::error::OriginError;
 use crate::spec::{Addressing, OriginSpec, Place};
 
@@ -21,16 +18,6 @@ use crate::spec::{Addressing, OriginSpec, Place};
 const DEFAULT_REGION: &str = "us-east-1";
 /// How often one request is sent on.
 const MAX_REDIRECTS: u32 = 3;
-/// Longest wait for credentials from a metadata service.
-const CREDENTIALS_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Where the keys of a request come from.
-#[derive(Clone)]
-enum Credentials {
-    Fixed(Arc<AwsCredential>),
-    /// Asked for each request; it keeps them until shortly before they expire.
-    Provider(AwsCredentialProvider),
-}
 
 /// The connection pool, credentials and address of one bucket.
 pub(super) struct Client {
@@ -41,11 +28,8 @@ pub(super) struct Client {
     name: Arc<str>,
     bucket: String,
     region: RwLock<String>,
-    profile: Option<String>,
     /// `None` when requests are not signed.
-    credentials: RwLock<Option<Credentials>>,
-    /// Where credentials are fetched: a provider keeps connections of its own, which belong to one runtime.
-    home: Handle,
+    credentials: Option<Credentials>,
 }
 
 impl std::fmt::Debug for Client {
@@ -79,12 +63,12 @@ impl Client {
         let credentials = if spec.anonymous {
             None
         } else {
-            Some(credentials(
-                spec.profile.as_deref(),
-                &region,
-                bucket,
-                &name,
-            )?)
+            Some(Credentials::find(Settings {
+                profile: spec.profile.clone(),
+                region: region.clone(),
+                bucket: bucket.to_owned(),
+                name: name.clone(),
+            })?)
         };
         Ok(Self {
             http: Arc::new(http),
@@ -92,9 +76,7 @@ impl Client {
             name,
             bucket: bucket.to_owned(),
             region: RwLock::new(region),
-            profile: spec.profile.clone(),
-            credentials: RwLock::new(credentials),
-            home: Handle::current(),
+            credentials,
         })
     }
 
@@ -126,7 +108,14 @@ impl Client {
                 Some(uri) => uri,
                 None => self.address(key, query, &target)?,
             };
-            let response = self.send(uri.clone(), headers.clone(), &target).await?;
+            let credential = match &self.credentials {
+                Some(credentials) => Some(credentials.get().await?),
+                None => None,
+            };
+            let signer = credential.as_deref();
+            let response = self
+                .send(uri.clone(), headers.clone(), signer, &target)
+                .await?;
             if response.status.is_success() {
                 return Ok(response);
             }
@@ -150,12 +139,12 @@ impl Client {
                 elsewhere = Some(next);
                 continue;
             }
-            if refusal.is_expired() && !renewed && self.credentials.read().is_some() {
+            if refusal.is_expired()
+                && !renewed
+                && let (Some(credentials), Some(refused)) = (&self.credentials, &credential)
+            {
                 renewed = true;
-                let region = self.region.read().clone();
-                let fresh =
-                    credentials(self.profile.as_deref(), &region, &self.bucket, &self.name)?;
-                *self.credentials.write() = Some(fresh);
+                credentials.renew(refused).await?;
                 continue;
             }
             return Err(refusal.explain(&self.name, target(), key));
@@ -189,21 +178,17 @@ impl Client {
         &self,
         uri: Uri,
         headers: HeaderMap,
+        credential: Option<&AwsCredential>,
         target: &impl Fn() -> Arc<str>,
     ) -> Result<Answer, OriginError> {
         let mut request = HttpRequest::new(HttpRequestBody::empty());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        let credentials = self.credentials.read().clone();
-        if let Some(credentials) = credentials {
-            let credential = match credentials {
-                Credentials::Fixed(credential) => credential,
-                Credentials::Provider(provider) => self.fetch_credential(provider).await?,
-            };
+        if let Some(credential) = credential {
             let region = self.region.read().clone();
-            check_signable(&credential, &region, &self.name)?;
-            AwsAuthorizer::new(&credential, "s3", &region)
+            check_signable(credential, &region, &self.name)?;
+            AwsAuthorizer::new(credential, "s3", &region)
                 .try_authorize(&mut request, None)
                 .map_err(|error| invalid(target(), &error))?;
         }
@@ -213,24 +198,6 @@ impl Client {
         head.headers.insert(header::ACCEPT_ENCODING, identity);
         let answer = self.http.get(&head.uri, head.headers).await;
         answer.map_err(|error| error.explain(target()))
-    }
-
-    async fn fetch_credential(
-        &self,
-        provider: AwsCredentialProvider,
-    ) -> Result<Arc<AwsCredential>, OriginError> {
-        let found = self.home.spawn(async move {
-            tokio::time::timeout(CREDENTIALS_DEADLINE, provider.get_credential()).await
-        });
-        // The second deadline is kept by the caller's own runtime, whatever becomes of the other.
-        match tokio::time::timeout(CREDENTIALS_DEADLINE, found).await {
-            Ok(Ok(Ok(Ok(credential)))) => Ok(credential),
-            _ => Err(OriginError::AccessDenied {
-                target: self.name.clone(),
-                detail: "no credentials were found".to_owned(),
-                remedy: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket",
-            }),
-        }
     }
 
     /// AWS names the region in the host, so a corrected region changes the address.
@@ -268,71 +235,6 @@ fn base_url(spec: &OriginSpec, bucket: &str) -> Result<String, OriginError> {
         }
         _ => format!("{endpoint}/{bucket}"),
     })
-}
-
-/// The keys of a profile that was asked for, else those of the environment, else those of the default profile, else
-/// what object_store finds: web identity, container, instance.
-fn credentials(
-    named: Option<&str>,
-    region: &str,
-    bucket: &str,
-    origin: &Arc<str>,
-) -> Result<Credentials, OriginError> {
-    let environment = Environment::of_process();
-    let fixed = |key: &str, secret: &str, token: Option<&str>| {
-        Credentials::Fixed(Arc::new(AwsCredential {
-            key_id: key.to_owned(),
-            secret_key: secret.to_owned(),
-            token: token.map(str::to_owned),
-        }))
-    };
-    let variables = (
-        environment.get("AWS_ACCESS_KEY_ID"),
-        environment.get("AWS_SECRET_ACCESS_KEY"),
-    );
-    if let (None, (Some(key), Some(secret))) = (named, variables) {
-        return Ok(fixed(key, secret, environment.get("AWS_SESSION_TOKEN")));
-    }
-    let profile = profile::load(origin, named, &environment)?;
-    let keys = profile
-        .map(|profile| profile.keys(origin))
-        .transpose()?
-        .flatten();
-    match (keys, named) {
-        (Some(keys), _) => {
-            return Ok(fixed(
-                &keys.access_key,
-                &keys.secret_key,
-                keys.token.as_deref(),
-            ));
-        }
-        (None, Some(name)) => {
-            return Err(OriginError::config(
-                origin.clone(),
-                format!("the profile {name:?} has no keys"),
-                "add aws_access_key_id and aws_secret_access_key, or use the environment",
-            ));
-        }
-        (None, None) => {}
-    }
-    let impatient = RetryConfig {
-        max_retries: 1,
-        retry_timeout: CREDENTIALS_DEADLINE,
-        ..RetryConfig::default()
-    };
-    let store = AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        .with_region(region)
-        .with_retry(impatient)
-        .build()
-        .map_err(|error| {
-            OriginError::config(
-                origin.clone(),
-                error.to_string(),
-                "check the AWS_* variables",
-            )
-        })?;
-    Ok(Credentials::Provider(store.credentials().clone()))
 }
 
 /// Refuses what cannot be put into the headers of a signed request, which whoever signs it takes for granted.

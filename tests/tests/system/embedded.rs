@@ -50,6 +50,10 @@ pub(crate) const CASES: &[Case] = &[
         two_mounts_of_one_bucket_have_caches_of_their_own,
     ),
     ("a_refresh_shows_what_changed", a_refresh_shows_what_changed),
+    (
+        "a_mount_inside_a_directory_is_not_listed_with_it",
+        a_mount_inside_a_directory_is_not_listed_with_it,
+    ),
 ];
 
 /// Files of several sizes: empty, small, one block exactly, several blocks.
@@ -185,8 +189,23 @@ fn requests_are_signed() {
         .fails(5);
     assert!(refused.contains("private"), "{refused}");
 
-    // Keys from a profile, and from the environment before it.
+    // Keys from the program of a profile, which is run once for many requests.
     std::fs::create_dir(lab.path(".aws")).unwrap();
+    let runs = lab.path("runs");
+    let program = format!(
+        "[profile program]\ncredential_process = echo run >> {}; echo '{}'\n",
+        runs.display(),
+        r#"{"Version":1,"AccessKeyId":"the-key","SecretAccessKey":"the-secret"}"#
+    );
+    std::fs::write(lab.path(".aws/config"), program).unwrap();
+    let flags = ["--endpoint", &endpoint, "--profile", "program"];
+    let mount = lab.mount_at(url, "mnt", &flags);
+    assert_eq!(mount.read("a b/ü+c"), b"signed");
+    mount.unmount();
+    let runs = std::fs::read_to_string(runs).unwrap().lines().count();
+    assert!(runs <= 2, "the program was run {runs} times");
+
+    // Keys from a profile, and from the environment before it.
     let profile = "[work]\naws_access_key_id = the-key\naws_secret_access_key = the-secret\n";
     std::fs::write(lab.path(".aws/credentials"), profile).unwrap();
     let mount = lab.mount_at(url, "mnt", &["--endpoint", &endpoint, "--profile", "work"]);
@@ -465,4 +484,33 @@ fn a_refresh_shows_what_changed() {
     mount.unmount();
     let mount = lab.mount("", &["--dataset", "set@1"]);
     assert!(mount.path("empty").exists() && !mount.path("new").exists());
+}
+
+fn a_mount_inside_a_directory_is_not_listed_with_it() {
+    let lab = Lab::new();
+    std::fs::create_dir_all(lab.path("source/sub")).unwrap();
+    std::fs::write(lab.path("source/sub/file"), "content").unwrap();
+    let source = format!("file://{}", lab.path("source").display());
+    lab.s3
+        .edit(weir_tests::BUCKET, |bucket| bucket.put("object", "o"));
+    let inside = lab.mount_at(&source, "source/sub/mnt", &["--dataset", "set"]);
+    let flags = lab.origin_flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let another = lab.mount_at(&lab.url(""), "source/other", &flags);
+    assert_eq!(another.read("object"), b"o");
+    let unchanged = lab.weir(["dataset", "refresh", "set"]).ok();
+    assert!(!unchanged.contains("set@2"), "{unchanged}");
+    std::fs::write(lab.path("source/new"), "").unwrap();
+    let refreshed = lab.weir(["dataset", "refresh", "set"]).ok();
+    assert!(refreshed.contains("set@2"), "{refreshed}");
+    inside.unmount();
+    let again = lab.mount_at(&source, "again", &["--dataset", "set"]);
+    let mut names: Vec<_> = std::fs::read_dir(again.path("sub"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["file"]);
+    assert!(!again.path("other").exists() && again.path("new").exists());
+    assert_eq!(again.read("sub/file"), b"content");
 }

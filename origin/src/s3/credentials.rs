@@ -1,0 +1,431 @@
+//! The keys that requests are signed with.
+//!
+//! They come from the environment, a profile, the program that a profile names, or a service of the platform. Whoever
+//! needs them waits at most for a deadline: loading happens on the process's own runtime, once at a time however many
+//! wait for it, and keys that expire are renewed before they do, while the old ones are still in use.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, Shared};
+use object_store::RetryConfig;
+use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout};
+
+use super::environment::Environment;
+use super::helper::Helper;
+use super::profile::{self, Keys};
+use crate::error::OriginError;
+
+/// Longest wait for credentials from a metadata service.
+const SERVICE_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest time that loading may take: a program's deadline, and some for reading files.
+const LOAD_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a failure counts for those who come after.
+const FAILED_FOR: Duration = Duration::from_secs(2);
+/// Keys are renewed so long before they expire, but not before half their life is over.
+const RENEW_BEFORE: Duration = Duration::from_mins(5);
+/// A service's keys do not tell how long they last, but what it gives out lasts for some minutes. It keeps them, so
+/// asking it again costs nothing mostly.
+const SERVICE_RENEWED_AFTER: Duration = Duration::from_secs(30);
+const SERVICE_STALE_AFTER: Duration = Duration::from_secs(150);
+
+/// Where keys come from.
+#[derive(Clone)]
+enum Source {
+    /// They are written down.
+    Fixed(Arc<AwsCredential>),
+    /// A program prints them.
+    Helper(Arc<Helper>),
+    /// A web identity, a container's or an instance's metadata service.
+    Service(AwsCredentialProvider),
+}
+
+/// How the keys of an origin are found.
+pub(super) struct Settings {
+    pub(super) profile: Option<String>,
+    pub(super) region: String,
+    pub(super) bucket: String,
+    /// The origin in messages.
+    pub(super) name: Arc<str>,
+}
+
+/// The keys of one origin.
+pub(super) struct Credentials {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    /// Where loading happens: a service's client keeps connections, which belong to one runtime.
+    home: Handle,
+    state: Mutex<State>,
+}
+
+struct State {
+    source: Source,
+    keys: Option<Loaded>,
+    /// Loading under way.
+    flight: Option<Flight>,
+    failed: Option<(Instant, OriginError)>,
+}
+
+type Outcome = Result<Arc<AwsCredential>, OriginError>;
+type Flight = Shared<BoxFuture<'static, Outcome>>;
+
+#[derive(Clone)]
+struct Loaded {
+    credential: Arc<AwsCredential>,
+    /// From when on they are renewed in the background, and from when on they are not used any more.
+    lasts: Option<(Instant, Instant)>,
+}
+
+impl Credentials {
+    /// Finds out where keys come from, without waiting for them. Fails on a profile that makes no sense. Call inside
+    /// the process's own runtime.
+    pub(super) fn find(settings: Settings) -> Result<Self, OriginError> {
+        let source = Source::find(&settings, &Environment::of_process())?;
+        Ok(Self::of(settings, source))
+    }
+
+    fn of(settings: Settings, source: Source) -> Self {
+        let state = State {
+            source,
+            keys: None,
+            flight: None,
+            failed: None,
+        };
+        Self {
+            inner: Arc::new(Inner {
+                settings,
+                home: Handle::current(),
+                state: Mutex::new(state),
+            }),
+        }
+    }
+
+    /// Keys that have not expired as far as is known.
+    pub(super) async fn get(&self) -> Outcome {
+        let flight = {
+            let mut state = self.inner.state.lock();
+            if let Source::Fixed(credential) = &state.source {
+                return Ok(credential.clone());
+            }
+            let now = Instant::now();
+            let failed = state
+                .failed
+                .clone()
+                .filter(|(at, _)| now < *at + FAILED_FOR);
+            if let Some(Loaded { credential, lasts }) = state.keys.clone()
+                && lasts.is_none_or(|(_, stale)| now < stale)
+            {
+                if lasts.is_some_and(|(renew, _)| now >= renew) && failed.is_none() {
+                    drop(self.inner.start(&mut state, false));
+                }
+                return Ok(credential);
+            }
+            if let Some((_, error)) = failed {
+                return Err(error);
+            }
+            self.inner.start(&mut state, false)
+        };
+        self.inner.wait(flight).await
+    }
+
+    /// Has the keys loaded from the beginning after the origin has refused `refused` as expired.
+    pub(super) async fn renew(&self, refused: &Arc<AwsCredential>) -> Result<(), OriginError> {
+        let flight = {
+            let mut state = self.inner.state.lock();
+            let current = match (&state.source, &state.keys) {
+                (Source::Fixed(credential), _) => Some(credential),
+                (_, keys) => keys.as_ref().map(|keys| &keys.credential),
+            };
+            if current.is_some_and(|current| !Arc::ptr_eq(current, refused)) {
+                return Ok(()); // others were sooner
+            }
+            self.inner.start(&mut state, true)
+        };
+        self.inner.wait(flight).await.map(drop)
+    }
+}
+
+impl Inner {
+    /// Begins to load, or joins those who wait for it. `anew` looks into the files again.
+    fn start(self: &Arc<Self>, state: &mut State, anew: bool) -> Flight {
+        if let Some(flight) = &state.flight {
+            return flight.clone();
+        }
+        let inner = self.clone();
+        let source = state.source.clone();
+        let task = self.home.spawn(async move {
+            let loaded = timeout(LOAD_DEADLINE, inner.load(source, anew)).await;
+            let loaded = loaded.unwrap_or_else(|_| Err(inner.none(&late(LOAD_DEADLINE))));
+            let mut state = inner.state.lock();
+            state.flight = None;
+            match loaded {
+                Ok((source, loaded)) => {
+                    let credential = loaded.credential.clone();
+                    state.source = source;
+                    state.keys = Some(loaded);
+                    state.failed = None;
+                    Ok(credential)
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no credentials could be loaded");
+                    state.failed = Some((Instant::now(), error.clone()));
+                    Err(error)
+                }
+            }
+        });
+        let inner = self.clone();
+        let flight = task
+            .map(move |done| {
+                done.unwrap_or_else(|_| Err(inner.none("loading them was interrupted")))
+            })
+            .boxed()
+            .shared();
+        state.flight = Some(flight.clone());
+        flight
+    }
+
+    /// The deadline is kept by the caller's own runtime, too, whatever becomes of the other.
+    async fn wait(&self, flight: Flight) -> Outcome {
+        let limit = LOAD_DEADLINE + Duration::from_secs(1);
+        let outcome = timeout(limit, flight).await;
+        outcome.unwrap_or_else(|_| Err(self.none(&late(limit))))
+    }
+
+    async fn load(
+        self: &Arc<Self>,
+        source: Source,
+        anew: bool,
+    ) -> Result<(Source, Loaded), OriginError> {
+        let source = if anew {
+            let inner = self.clone();
+            let find = move || Source::find(&inner.settings, &Environment::of_process());
+            let found = self.home.spawn_blocking(find).await;
+            found.unwrap_or_else(|_| Err(self.none("loading them was interrupted")))?
+        } else {
+            source
+        };
+        let (credential, lasts) = match &source {
+            Source::Fixed(credential) => (credential.clone(), None),
+            Source::Helper(helper) => {
+                let (keys, expires) = helper.run(&self.settings.name).await?;
+                (trimmed(keys), expires.map(until))
+            }
+            Source::Service(service) => {
+                let answer = timeout(SERVICE_DEADLINE, service.get_credential()).await;
+                let credential = answer
+                    .map_err(|_| {
+                        self.none(&format!(
+                            "the metadata service gave {}",
+                            late(SERVICE_DEADLINE)
+                        ))
+                    })?
+                    .map_err(|_| self.none("no credentials were found"))?;
+                let now = Instant::now();
+                let lasts = (now + SERVICE_RENEWED_AFTER, now + SERVICE_STALE_AFTER);
+                (credential, Some(lasts))
+            }
+        };
+        Ok((source, Loaded { credential, lasts }))
+    }
+
+    fn none(&self, detail: &str) -> OriginError {
+        OriginError::AccessDenied {
+            target: self.settings.name.clone(),
+            detail: detail.to_owned(),
+            remedy: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket",
+        }
+    }
+}
+
+fn late(limit: Duration) -> String {
+    format!("no credentials within {limit:?}")
+}
+
+/// When keys that live so long are renewed, and when they are gone.
+fn until(life: Duration) -> (Instant, Instant) {
+    let now = Instant::now();
+    (now + life - RENEW_BEFORE.min(life / 2), now + life)
+}
+
+impl Source {
+    /// The keys of a profile that was asked for, else those of the environment, else those of the default profile,
+    /// else what object_store finds: web identity, container, instance.
+    fn find(settings: &Settings, environment: &Environment) -> Result<Self, OriginError> {
+        let origin = &settings.name;
+        let named = settings.profile.as_deref();
+        let variables = (
+            environment.get("AWS_ACCESS_KEY_ID"),
+            environment.get("AWS_SECRET_ACCESS_KEY"),
+        );
+        if let (None, (Some(access_key), Some(secret_key))) = (named, variables) {
+            let keys = Keys {
+                access_key: access_key.to_owned(),
+                secret_key: secret_key.to_owned(),
+                token: environment.get("AWS_SESSION_TOKEN").map(str::to_owned),
+            };
+            return Ok(Self::Fixed(trimmed(keys)));
+        }
+        let profile = profile::load(origin, named, environment)?;
+        let found = profile.map(|profile| profile.keys(origin)).transpose()?;
+        match (found.flatten(), named) {
+            (Some(profile::Found::Keys(keys)), _) => {
+                return Ok(Self::Fixed(trimmed(keys)));
+            }
+            (Some(profile::Found::Helper(helper)), _) => {
+                return Ok(Self::Helper(Arc::new(helper)));
+            }
+            (None, Some(name)) => {
+                return Err(OriginError::config(
+                    origin.clone(),
+                    format!("the profile {name:?} has no keys"),
+                    "add aws_access_key_id and aws_secret_access_key, or use the environment",
+                ));
+            }
+            (None, None) => {}
+        }
+        let impatient = RetryConfig {
+            max_retries: 1,
+            retry_timeout: SERVICE_DEADLINE,
+            ..RetryConfig::default()
+        };
+        let store = AmazonS3Builder::from_env()
+            .with_bucket_name(&settings.bucket)
+            .with_region(&settings.region)
+            .with_retry(impatient)
+            .build()
+            .map_err(|error| {
+                OriginError::config(
+                    origin.clone(),
+                    error.to_string(),
+                    "check the AWS_* variables",
+                )
+            })?;
+        Ok(Self::Service(store.credentials().clone()))
+    }
+}
+
+/// Keys as requests are signed with: files and secrets of Kubernetes like to end in a line break.
+fn trimmed(keys: Keys) -> Arc<AwsCredential> {
+    let trim = |value: String| value.trim().to_owned();
+    Arc::new(AwsCredential {
+        key_id: trim(keys.access_key),
+        secret_key: trim(keys.secret_key),
+        token: keys.token.map(trim).filter(|token| !token.is_empty()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Keys of a profile whose program is `command`.
+    fn helped(command: &str) -> Credentials {
+        let settings = Settings {
+            profile: None,
+            region: "r".to_owned(),
+            bucket: "b".to_owned(),
+            name: "s3://b".into(),
+        };
+        let helper = Helper::new("work", command, Duration::from_mins(1));
+        Credentials::of(settings, Source::Helper(Arc::new(helper)))
+    }
+
+    /// A program that notes each of its runs in `log`, and prints keys that live for so many seconds.
+    fn prints(log: &Path, seconds: i64) -> String {
+        let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+        let json =
+            format!(r#"{{"AccessKeyId":"A","SecretAccessKey":"S","Expiration":"{expires}"}}"#);
+        format!("echo run >> {}; echo '{json}'", log.display())
+    }
+
+    fn runs(log: &Path) -> usize {
+        std::fs::read_to_string(log)
+            .unwrap_or_default()
+            .lines()
+            .count()
+    }
+
+    #[tokio::test]
+    async fn many_who_need_keys_at_once_run_the_program_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let credentials = helped(&prints(&log, 3600));
+        let all = futures::future::join_all((0..100).map(|_| credentials.get())).await;
+        for found in all {
+            assert_eq!(found.unwrap().key_id, "A");
+        }
+        assert_eq!(runs(&log), 1);
+        // Who was refused with keys that others have renewed since then has nothing to wait for.
+        let refused = trimmed(Keys {
+            access_key: "A".to_owned(),
+            secret_key: "S".to_owned(),
+            token: None,
+        });
+        credentials.renew(&refused).await.unwrap();
+        assert_eq!(runs(&log), 1);
+    }
+
+    #[tokio::test]
+    async fn keys_are_renewed_while_the_old_ones_are_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let credentials = helped(&prints(&log, 3600));
+        credentials.get().await.unwrap();
+        {
+            let now = Instant::now();
+            let mut state = credentials.inner.state.lock();
+            state.keys.as_mut().unwrap().lasts = Some((now, now + Duration::from_mins(10)));
+        }
+        let old = credentials.get().await.unwrap();
+        let flight = credentials.inner.state.lock().flight.clone();
+        let new = flight.unwrap().await.unwrap();
+        assert!(!Arc::ptr_eq(&old, &new));
+        assert!(Arc::ptr_eq(&credentials.get().await.unwrap(), &new));
+        assert_eq!(runs(&log), 2);
+    }
+
+    #[tokio::test]
+    async fn keys_that_have_expired_are_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let credentials = helped(&prints(&log, -1));
+        for _ in 0..2 {
+            credentials.get().await.unwrap();
+        }
+        assert_eq!(runs(&log), 2);
+    }
+
+    #[tokio::test]
+    async fn a_failure_counts_for_a_moment_and_the_program_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let credentials = helped(&format!("echo run >> {}; exit 3", log.display()));
+        let error = credentials.get().await.unwrap_err().to_string();
+        assert!(
+            error.contains("\"work\"") && error.contains("exit status: 3"),
+            "{error}"
+        );
+        assert!(credentials.get().await.is_err());
+        assert_eq!(runs(&log), 1);
+    }
+
+    #[test]
+    fn line_breaks_around_keys_are_taken_off_and_an_empty_token_is_none() {
+        let keys = Keys {
+            access_key: "key\r\n".to_owned(),
+            secret_key: " secret\n".to_owned(),
+            token: Some("\n".to_owned()),
+        };
+        let keys = trimmed(keys);
+        assert_eq!((&*keys.key_id, &*keys.secret_key), ("key", "secret"));
+        assert_eq!(keys.token, None);
+    }
+}
