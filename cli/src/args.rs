@@ -42,6 +42,9 @@ pub(crate) enum Command {
     /// Keep a mount alive (started by `weir mount`)
     #[command(hide = true)]
     Supervise,
+    /// Hold a mount whose other processes may die (started by the supervisor)
+    #[command(hide = true)]
+    Hold,
     /// Serve a mount (started by the supervisor)
     #[command(hide = true)]
     ServeMount {

@@ -32,6 +32,8 @@ pub(crate) enum Slot {
     Link,
     /// The server's process.
     Server,
+    /// The line to the mount's third holder.
+    Holder,
     /// A control client that waits for an answer.
     Client,
     /// Memory that two processes share.

@@ -145,10 +145,12 @@ impl Handover {
         let lock = descriptors
             .need(fdpass::Slot::Lock)
             .map_err(HandoverError::Message)?;
+        let holder = descriptors.take(fdpass::Slot::Holder);
         state.server_pid = Some(std::process::id());
         let (mountpoint, init) = (state.request.mountpoint.clone(), state.init.clone());
         let device = state.device.clone();
-        let link = Link::start(socket, fuse, lock, state).map_err(system("start a thread"))?;
+        let link =
+            Link::start(socket, fuse, lock, holder, state).map_err(system("start a thread"))?;
         Ok(Self {
             link,
             mountpoint,

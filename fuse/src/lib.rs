@@ -3,7 +3,8 @@
 //! Three kinds of process share the work. `weir mount` ([`supervisor::start`]) asks for a mount and returns when
 //! it is usable. The **supervisor** ([`supervisor::run`]) mounts, keeps the `/dev/fuse` descriptor and restarts the
 //! **server**, which answers the kernel ([`handover::Handover::serve`]). Either of the last two may die at any
-//! moment: the other one starts it again from the state that both hold, and no reader notices.
+//! moment: the other one starts it again from the state that both hold, and no reader notices. Should both die together, the
+//! **holder** ([`supervisor::hold`]) starts them, which holds the same state and does nothing else.
 //!
 //! The modules of the mount know nothing of datasets, origins or networks; only [`fs`], [`errno`] and [`ahead`] do.
 

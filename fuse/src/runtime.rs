@@ -42,6 +42,9 @@ pub struct MountInfo {
     pub supervisor_pid: u32,
     /// The server's process; none while it is being restarted.
     pub server_pid: Option<u32>,
+    /// The process that brings both of them back; none while it is being restarted.
+    #[serde(default)]
+    pub holder_pid: Option<u32>,
     /// Taken out of the tree while files in it were open.
     #[serde(default)]
     pub detached: bool,

@@ -54,7 +54,7 @@ pub(crate) struct InitExchange {
 pub(crate) enum Assignment {
     /// Make a mount; say what came of it over the same socket, as an [`Outcome`].
     Start(StartRequest),
-    /// The supervisor before died; its server sends what it knows.
+    /// The supervisor before died; its server, or the third holder if that died too, sends what it knows.
     Adopt(MountState),
     /// This process was the supervisor in an older version and has executed the newer one.
     Resume {
@@ -86,6 +86,8 @@ pub(crate) enum ToServer {
     Stop,
     /// The mount is about to be unmounted: nothing of this server may keep it busy.
     LetGo,
+    /// There is another third holder; the message has the line to it.
+    Holder,
 }
 
 /// From a server to its supervisor.

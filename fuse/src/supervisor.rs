@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod holder;
 mod made;
 mod server;
 
@@ -188,6 +189,11 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The body of `weir hold`: keeps a mount's descriptors for the case that supervisor and server die together.
+pub fn hold() -> std::io::Result<()> {
+    holder::run()
 }
 
 fn take_assignment() -> std::io::Result<ExitCode> {

@@ -83,6 +83,12 @@ impl<'a> Mount<'a> {
         self.pid("supervisor_pid")
     }
 
+    /// The process that brings the other two back.
+    #[track_caller]
+    pub fn holder(&self) -> Pid {
+        self.pid("holder_pid")
+    }
+
     #[track_caller]
     fn pid(&self, name: &str) -> Pid {
         let mut pid = None;

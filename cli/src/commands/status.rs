@@ -65,6 +65,7 @@ struct MountView {
     metrics: Option<String>,
     supervisor_pid: u32,
     server_pid: Option<u32>,
+    holder_pid: Option<u32>,
 }
 
 pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
@@ -113,6 +114,7 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
                 .map(|address| format!("http://{address}/metrics")),
             supervisor_pid: mount.supervisor_pid,
             server_pid: mount.server_pid,
+            holder_pid: mount.holder_pid,
         })
         .collect();
     if addresses.is_empty() && mounts.is_empty() {

@@ -25,6 +25,8 @@ const SHORT_LIFE: Duration = Duration::from_millis(500);
 pub(super) struct Link {
     fuse: OwnedFd,
     lock: OwnedFd,
+    /// The line to the mount's third holder, for the next supervisor.
+    holder: Mutex<Option<OwnedFd>>,
     line: Mutex<Line>,
     ended: Mutex<Option<Ended>>,
     changed: Condvar,
@@ -51,11 +53,13 @@ impl Link {
         socket: OwnedFd,
         fuse: OwnedFd,
         lock: OwnedFd,
+        holder: Option<OwnedFd>,
         state: MountState,
     ) -> io::Result<Arc<Self>> {
         let link = Arc::new(Self {
             fuse,
             lock,
+            holder: Mutex::new(holder),
             line: Mutex::new(Line {
                 socket: Arc::new(socket),
                 state,
@@ -180,6 +184,9 @@ impl Link {
                         self.send(&FromServer::Pong(number));
                     }
                 }
+                Ok(Some((ToServer::Holder, mut descriptors))) => {
+                    *self.holder.lock() = descriptors.take(Slot::Holder);
+                }
                 Ok(Some((ToServer::Stop, _))) => self.end(Ended::Replaced),
                 Ok(Some((ToServer::LetGo, _))) => {
                     let let_go = self.let_go.lock().clone();
@@ -206,16 +213,16 @@ impl Link {
         let (ours, theirs) = fdpass::pair()?;
         let (sender, inherited) = fdpass::pair()?;
         let this = pidfd_open(getpid(), PidfdFlags::empty())?;
-        fdpass::send(
-            sender.as_fd(),
-            &Assignment::Adopt(line.state.clone()),
-            &[
-                (Slot::Fuse, self.fuse.as_fd()),
-                (Slot::Lock, self.lock.as_fd()),
-                (Slot::Link, theirs.as_fd()),
-                (Slot::Server, this.as_fd()),
-            ],
-        )?;
+        let holder = self.holder.lock();
+        let mut descriptors = vec![
+            (Slot::Fuse, self.fuse.as_fd()),
+            (Slot::Lock, self.lock.as_fd()),
+            (Slot::Link, theirs.as_fd()),
+            (Slot::Server, this.as_fd()),
+        ];
+        descriptors.extend(holder.iter().map(|line| (Slot::Holder, line.as_fd())));
+        let assignment = Assignment::Adopt(line.state.clone());
+        fdpass::send(sender.as_fd(), &assignment, &descriptors)?;
         let mut command = Command::new(spawn::OWN_EXE);
         command
             .arg("supervise")

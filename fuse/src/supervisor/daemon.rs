@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::ending::Ending;
 use super::StartRequest;
+use super::holder::Holder;
 use super::server::{PING_INTERVAL, Server};
 use crate::fdpass;
 use crate::mount::{self, MountError};
@@ -43,6 +44,10 @@ pub(super) struct Daemon {
     control: Option<OwnedFd>,
     signals: Signals,
     server: Option<Server>,
+    /// Brings this process and the server back should both die.
+    holder: Option<Holder>,
+    /// When the next holder is started, while there is none.
+    hold_at: Option<Instant>,
     /// When the next server is started, while there is none.
     start_at: Option<Instant>,
     /// Servers in a row that ended without becoming ready.
@@ -73,6 +78,8 @@ impl Daemon {
             control,
             signals,
             server: None,
+            holder: None,
+            hold_at: None,
             start_at: None,
             failures: 0,
             clients: Vec::new(),
@@ -97,9 +104,11 @@ impl Daemon {
                 break;
             }
             self.start_server_when_due();
+            self.start_holder_when_due();
             self.wait(&audience);
             self.hear_server(&mut audience);
             self.reap_server(&mut audience);
+            self.hear_holder();
             self.hear_signals();
             self.hear_clients(&mut audience);
             if let Some(server) = &mut self.server {
@@ -113,7 +122,7 @@ impl Daemon {
     /// Waits until something happens or is due.
     fn wait(&self, audience: &Audience) {
         let mut until = Instant::now() + PING_INTERVAL;
-        for due in [self.start_at, self.stop_by] {
+        for due in [self.start_at, self.stop_by, self.hold_at] {
             until = due.map_or(until, |due| due.min(until));
         }
         let left = until.saturating_duration_since(Instant::now());
@@ -142,6 +151,9 @@ impl Daemon {
                 fds.push(PollFd::new(&server.line, PollFlags::IN));
             }
         }
+        if let Some(holder) = &self.holder {
+            fds.push(PollFd::new(holder.line(), PollFlags::IN));
+        }
         if let (Audience::Requester(socket), None) = (audience, &self.failed) {
             fds.push(PollFd::new(socket, PollFlags::IN));
         }
@@ -165,14 +177,18 @@ impl Daemon {
         }
     }
 
-    /// Shows the mount to others. They can do without; the mount itself goes on.
+    /// Shows the mount to others, and keeps the holder up to date. They can do without; the mount itself goes on.
     fn save(&self) {
+        if let Some(holder) = &self.holder {
+            holder.tell(&self.state);
+        }
         let info = MountInfo {
             mountpoint: self.state.request.mountpoint.clone(),
             source: self.state.request.source.clone(),
             properties: self.state.properties.clone(),
             supervisor_pid: std::process::id(),
             server_pid: self.state.server_pid,
+            holder_pid: self.holder.as_ref().and_then(Holder::pid),
             detached: self.state.detached,
         };
         if let Err(error) = runtime::write_state(&self.state.dir, &info) {

@@ -34,13 +34,16 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts a server and passes it the mount.
-    pub(super) fn start(state: &MountState, fuse: &OwnedFd, lock: &OwnedFd) -> io::Result<Self> {
+    pub(super) fn start(
+        state: &MountState,
+        fuse: &OwnedFd,
+        lock: &OwnedFd,
+        holder: Option<&OwnedFd>,
+    ) -> io::Result<Self> {
         let (ours, theirs) = fdpass::pair()?;
-        fdpass::send(
-            ours.as_fd(),
-            state,
-            &[(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())],
-        )?;
+        let mut descriptors = vec![(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())];
+        descriptors.extend(holder.map(|line| (Slot::Holder, line.as_fd())));
+        fdpass::send(ours.as_fd(), state, &descriptors)?;
         let mut command = Command::new(spawn::OWN_EXE);
         command.arg("serve-mount").args(&state.request.server_args);
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -138,6 +141,13 @@ impl Server {
     pub(super) fn let_go(&self) {
         // One that cannot be reached is dead or hangs, and holds nothing for long.
         let _ = fdpass::send(self.line.as_fd(), &ToServer::LetGo, &[]);
+    }
+
+    /// Gives it the line to a new holder, which it passes on should this supervisor die.
+    pub(super) fn tell_holder(&self, line: &OwnedFd) {
+        let descriptors = [(Slot::Holder, line.as_fd())];
+        // One that does not get it starts a supervisor without a holder, and that one a holder.
+        let _ = fdpass::send(self.line.as_fd(), &ToServer::Holder, &descriptors);
     }
 
     pub(super) fn kill(&self) {

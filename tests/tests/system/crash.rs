@@ -193,11 +193,12 @@ fn a_mount_whose_processes_all_died_is_made_again() {
     wait_until("files are read ahead", Duration::from_secs(10), || {
         mount.metric("weir_client_prefetched_bytes_total", "") > 0.0
     });
-    let (server, supervisor) = (mount.server(), mount.supervisor());
-    // Stopped first, so that neither sees the other die.
+    let all = [mount.server(), mount.supervisor(), mount.holder()];
+    // Stopped first, so that none sees the others die.
     for signal in [Signal::STOP, Signal::KILL] {
-        kill_process(server, signal).unwrap();
-        kill_process(supervisor, signal).unwrap();
+        for process in all {
+            kill_process(process, signal).unwrap();
+        }
         // Time for reads to get stuck, and with them what is being stored ahead.
         std::thread::sleep(Duration::from_millis(200));
     }

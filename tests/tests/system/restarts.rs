@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use weir_s3_server::{Fault, Rule};
 use weir_tests::{Cluster, Lab, Mount, Readers, ReadersReport, content, wait_until};
 
@@ -21,6 +22,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_server_that_is_killed_as_soon_as_it_serves_fails_no_read",
         a_server_that_is_killed_as_soon_as_it_serves_fails_no_read,
+    ),
+    (
+        "processes_that_die_together_fail_no_read",
+        processes_that_die_together_fail_no_read,
     ),
 ];
 
@@ -111,4 +116,33 @@ fn a_server_that_is_killed_as_soon_as_it_serves_fails_no_read() {
         check(&readers.finish(), 4);
         mount.unmount();
     }
+}
+
+fn processes_that_die_together_fail_no_read() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    let readers = Readers::start(&mount.dir, &files, 4);
+    let processes = || [mount.supervisor(), mount.server(), mount.holder()];
+    for round in 0..8 {
+        let before = processes();
+        let [supervisor, server, holder] = before;
+        // Any two of the three, a few milliseconds apart.
+        let killed = match round % 4 {
+            0 | 1 => [supervisor, server],
+            2 => [server, supervisor],
+            _ => [holder, supervisor],
+        };
+        kill_process(killed[0], Signal::KILL).unwrap();
+        std::thread::sleep(Duration::from_millis(round / 2));
+        // It may have ended with the other one.
+        let _ = kill_process(killed[1], Signal::KILL);
+        wait_until("others take their places", REPLACED, || {
+            let now = processes();
+            let replaced = |pid: &Pid| !killed.contains(pid);
+            now.iter().all(replaced)
+        });
+    }
+    check(&readers.finish(), 20);
+    mount.unmount();
 }

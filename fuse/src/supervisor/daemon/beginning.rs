@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Daemon;
 use crate::fdpass::{Descriptors, Slot};
@@ -13,6 +13,7 @@ use crate::mount::{self, MountError, mountpoint, table};
 use crate::runtime;
 use crate::signals::Signals;
 use crate::state::{InitExchange, MountState};
+use crate::supervisor::holder::Holder;
 use crate::supervisor::server::Server;
 use crate::supervisor::{StartRequest, log_to, supervisor_error};
 
@@ -112,17 +113,22 @@ impl Daemon {
         tracing::warn!(mountpoint = %state.request.mountpoint.display(), "the supervisor died; another one takes over");
         let fuse = descriptors.need(Slot::Fuse)?;
         let lock = descriptors.need(Slot::Lock)?;
-        let line = descriptors.need(Slot::Link)?;
-        let process = descriptors.need(Slot::Server)?;
         let control = (!state.detached)
             .then(|| runtime::bind_control(&state.dir))
             .transpose()?;
         let mut daemon = Self::new(state, fuse, lock, control, Signals::watch()?);
-        let (pid, ready) = (
-            daemon.state.server_pid.unwrap_or_default(),
-            daemon.state.was_ready,
-        );
-        daemon.server = Some(Server::known(process, line, pid, ready));
+        daemon.holder = descriptors.take(Slot::Holder).map(Holder::known);
+        if daemon.holder.is_none() && daemon.state.was_ready {
+            daemon.hold_at = Some(Instant::now());
+        }
+        // Without a server it was the holder that has started this process.
+        if let (Some(process), Some(line)) =
+            (descriptors.take(Slot::Server), descriptors.take(Slot::Link))
+        {
+            let pid = daemon.state.server_pid.unwrap_or_default();
+            let ready = daemon.state.was_ready;
+            daemon.server = Some(Server::known(process, line, pid, ready));
+        }
         Ok(daemon)
     }
 

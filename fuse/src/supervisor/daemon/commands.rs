@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{SocketFlags, accept_with};
 
@@ -132,7 +132,13 @@ impl Daemon {
                     .arg("supervise")
                     .stdin(Stdio::null())
                     .stdout(Stdio::null());
-                spawn::exec(&mut command, theirs.as_fd())
+                // The newer version starts its own.
+                if let Some(holder) = self.holder.take() {
+                    holder.dismiss();
+                }
+                let error = spawn::exec(&mut command, theirs.as_fd());
+                self.hold_at = Some(Instant::now());
+                error
             }
             Err(error) => error,
         };

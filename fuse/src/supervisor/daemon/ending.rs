@@ -43,6 +43,9 @@ impl Daemon {
 
     pub(super) fn finish(mut self, audience: Audience) -> Result<(), MountError> {
         let failed = self.failed.take().map(|(error, _)| error);
+        if let Some(holder) = &self.holder {
+            holder.dismiss();
+        }
         // Were it the last one, the kernel lets go of those who still wait for the mount.
         drop(self.fuse);
         if failed.is_some() {

@@ -7,6 +7,7 @@ use super::{Audience, Daemon, STOP_DEADLINE, answer};
 use crate::fdpass;
 use crate::mount::{self, MountError, table};
 use crate::state::{FromServer, Outcome, ServerFailure};
+use crate::supervisor::holder::Holder;
 use crate::supervisor::server::Server;
 
 /// How far the kernel reads ahead, in bytes; it splits this into requests of 1 MiB, so that several are under way.
@@ -14,6 +15,8 @@ const READ_AHEAD: u64 = 8 << 20;
 /// Wait before a server that failed to start is started again: doubled each time up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Wait before a holder that died is followed by another one.
+const HOLDER_PAUSE: Duration = Duration::from_millis(500);
 
 impl Daemon {
     pub(super) fn start_server_when_due(&mut self) {
@@ -24,7 +27,8 @@ impl Daemon {
             return;
         }
         self.start_at = None;
-        match Server::start(&self.state, &self.fuse, &self.lock) {
+        let holder = self.holder.as_ref().map(Holder::line);
+        match Server::start(&self.state, &self.fuse, &self.lock, holder) {
             Ok(server) => {
                 self.state.server_pid = Some(server.pid);
                 self.server = Some(server);
@@ -78,6 +82,11 @@ impl Daemon {
             && let Err(error) = table::set_read_ahead(&self.state.device, READ_AHEAD)
         {
             tracing::info!("the kernel reads ahead as far as it does by default: {error}");
+        }
+        // Before anybody is told that the mount is usable.
+        if self.holder.is_none() {
+            self.hold_at = Some(Instant::now());
+            self.start_holder_when_due();
         }
         // Whoever is told that the mount is usable may ask about it at once.
         self.save();
@@ -147,6 +156,39 @@ impl Daemon {
         }
         self.start_later();
         self.save();
+    }
+
+    pub(super) fn start_holder_when_due(&mut self) {
+        if self.holder.is_some() || self.hold_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        self.hold_at = None;
+        match Holder::start(&self.state, &self.fuse, &self.lock) {
+            Ok(holder) => {
+                if let Some(server) = &self.server {
+                    server.tell_holder(holder.line());
+                }
+                self.holder = Some(holder);
+            }
+            Err(error) => {
+                tracing::warn!("the mount's third holder could not be started: {error}");
+                self.hold_at = Some(Instant::now() + LONGEST_PAUSE);
+            }
+        }
+    }
+
+    pub(super) fn hear_holder(&mut self) {
+        let Some(holder) = &mut self.holder else {
+            return;
+        };
+        let before = holder.pid();
+        if !holder.listen() {
+            tracing::warn!("the mount's third holder died; starting another one");
+            self.holder = None;
+            self.hold_at = Some(Instant::now() + HOLDER_PAUSE);
+        } else if holder.pid() != before {
+            self.save();
+        }
     }
 
     pub(super) fn stop_server(&mut self) {
