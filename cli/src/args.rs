@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
 use weir_origin::Addressing;
-use weir_worker::{FILL_BUDGET, LEAST_FILL_BUDGET};
+use weir_worker::LEAST_FILL_BUDGET;
 
 /// A distributed cache for AI training data: mount object stores at the speed of the local disk.
 #[derive(Parser)]
@@ -109,7 +109,8 @@ pub(crate) enum ReadAheadArg {
 /// The cache of a worker, or of a mount with its own worker.
 #[derive(Args, Clone)]
 pub(crate) struct CacheArgs {
-    /// Size of the memory tier; 0 turns it off [default: 1GiB, at most a tenth of the memory]
+    /// Size of the memory tier; 0 turns it off [default: 1GiB, at most a tenth of the memory that is left beside
+    /// 128MiB; control groups' limits count]
     #[arg(long, value_name = "SIZE", env = "WEIR_MEM")]
     pub(crate) mem: Option<ByteSize>,
     /// Directory and size of an SSD tier; may be repeated [default: a directory under the user's cache
@@ -117,9 +118,9 @@ pub(crate) struct CacheArgs {
     #[arg(long, value_name = "DIR:SIZE")]
     pub(crate) ssd: Vec<SsdArg>,
     /// Most memory for blocks on their way from an origin or to SSD; with more, more requests for big files are under
-    /// way at once to a service that is far away
-    #[arg(long, value_name = "SIZE", default_value_t = FILL_BUDGET, value_parser = fill_memory)]
-    pub(crate) fill_memory: ByteSize,
+    /// way at once to a service that is far away [default: 32MiB, at most a sixteenth of the memory, at least 8MiB]
+    #[arg(long, value_name = "SIZE", value_parser = fill_memory)]
+    pub(crate) fill_memory: Option<ByteSize>,
 }
 
 fn fill_memory(text: &str) -> Result<ByteSize, String> {

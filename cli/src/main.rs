@@ -11,6 +11,7 @@ mod commands;
 mod connect;
 mod exit;
 mod http;
+mod memory;
 mod mounted;
 mod output;
 mod process;

@@ -29,7 +29,8 @@ use weir_origin::{OriginMetrics, OriginSpec};
 use crate::args::ReadAheadArg;
 use crate::exit::Failure;
 use crate::http::{self, Exposed};
-use crate::process::{SHUTDOWN_DEADLINE, init_logging, memory_limit, serving_runtime};
+use crate::memory;
+use crate::process::{SHUTDOWN_DEADLINE, init_logging, serving_runtime};
 
 /// Threads that answer the kernel, and how many of them are kept from waiting for a network: those answer names and
 /// cached reads, and a few more than cores keep the disk busy.
@@ -115,7 +116,7 @@ type Background = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Where files go ahead of their readers. A snapshot that the page cache cannot hold with room to spare would push
 /// its own files out before anybody reads them.
 fn read_ahead(config: &MountConfig, kernel: &Arc<Ahead>, manifest: &Manifest) -> ReadAheadTarget {
-    let fits = || manifest.summary().bytes <= memory_limit() / PAGE_CACHE_SHARE;
+    let fits = || manifest.summary().bytes <= memory::limit() / PAGE_CACHE_SHARE;
     match config.read_ahead {
         ReadAheadArg::Off => ReadAheadTarget::Off,
         ReadAheadArg::PageCache => ReadAheadTarget::PageCache(kernel.clone()),

@@ -1,8 +1,7 @@
-//! What the long-running processes share: logging, the runtime, signals, and facts about the machine.
+//! What the long-running processes share: logging, the runtime, signals, and the host's name.
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -10,20 +9,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
-use weir_core::{ByteSize, NodeName};
+use weir_core::NodeName;
 
 /// Longest time that a process takes to end once it was told to.
 pub(crate) const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 /// How often an address that is taken is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_millis(50);
-/// Default of the memory tier, and the part of the machine's memory that it takes at most.
-const DEFAULT_MEMORY: u64 = 1 << 30;
-const MEMORY_SHARE: u64 = 10;
 /// Open files without which no process serves: those of the runtime, of the mount or the listeners, of a small cache, and
 /// of connections to the origin.
 const LEAST_DESCRIPTORS: u64 = 256;
-/// Where control groups (version 2) are mounted.
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Logs to standard error; `WEIR_LOG` chooses what (`info`, `weir_worker=debug`, …).
 pub(crate) fn init_logging() {
@@ -121,30 +115,4 @@ pub(crate) fn node_name() -> anyhow::Result<NodeName> {
         .collect();
     name.parse()
         .with_context(|| format!("the host's name {host:?} cannot be a node name; use --node"))
-}
-
-/// The memory tier's size when none is given.
-pub(crate) fn default_memory() -> ByteSize {
-    ByteSize((memory_limit() / MEMORY_SHARE).min(DEFAULT_MEMORY))
-}
-
-/// Bytes of memory that this process may use, its page cache included: the machine's, or what its control group or
-/// one above it allows.
-pub(crate) fn memory_limit() -> u64 {
-    let total = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        })
-        .map_or(DEFAULT_MEMORY * MEMORY_SHARE, |kib| kib * 1024);
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-    let limits = Path::new(own.unwrap_or_default())
-        .ancestors()
-        .filter_map(|group| {
-            let file = Path::new(CGROUPS).join(group).join("memory.max");
-            std::fs::read_to_string(file).ok()?.trim().parse().ok() // "max" is no limit
-        });
-    limits.fold(total, u64::min)
 }

@@ -6,6 +6,7 @@
 mod cluster;
 mod data;
 mod lab;
+mod memory_group;
 mod mount;
 mod process;
 mod readers;
@@ -13,6 +14,7 @@ mod readers;
 pub use cluster::Cluster;
 pub use data::{content, write_tree};
 pub use lab::{BUCKET, Lab, Outcome};
+pub use memory_group::MemoryGroup;
 pub use mount::{Mount, is_mountpoint};
 pub use process::{Process, free_port, get};
 pub use readers::{Readers, ReadersReport, drop_pages, read_at_random, read_evicted};

@@ -12,6 +12,7 @@ mod system {
     pub(crate) mod faults;
     pub(crate) mod keys;
     pub(crate) mod limits;
+    pub(crate) mod memory;
     pub(crate) mod metrics;
     pub(crate) mod mounting;
     pub(crate) mod output;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         ("cluster", system::cluster::CASES),
         ("silence", system::silence::CASES),
         ("limits", system::limits::CASES),
+        ("memory", system::memory::CASES),
         ("metrics", system::metrics::CASES),
         ("output", system::output::CASES),
         ("docs", system::docs::CASES),

@@ -17,9 +17,10 @@ use self::place::{cache_home, slug, state_dir};
 use super::worker::ssd_tiers;
 use crate::args::MountArgs;
 use crate::exit::{Failure, Reason};
+use crate::memory::{default_fill_memory, default_memory};
 use crate::mounted::{MountConfig, Source};
 use crate::output;
-use crate::process::{default_memory, init_logging, node_name};
+use crate::process::{init_logging, node_name};
 
 pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
     let node = match args.node.clone() {
@@ -188,7 +189,7 @@ fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fai
             origin,
             dataset,
             memory: args.cache.mem.unwrap_or_else(default_memory),
-            fill_memory: args.cache.fill_memory,
+            fill_memory: args.cache.fill_memory.unwrap_or_else(default_fill_memory),
             ssd,
         },
         state_dir,

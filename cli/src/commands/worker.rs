@@ -22,9 +22,9 @@ use crate::args::WorkerArgs;
 use crate::connect;
 use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
+use crate::memory::{default_fill_memory, default_memory};
 use crate::process::{
-    SHUTDOWN_DEADLINE, default_memory, init_logging, listen, node_name, serving_runtime,
-    stop_on_signal,
+    SHUTDOWN_DEADLINE, init_logging, listen, node_name, serving_runtime, stop_on_signal,
 };
 
 /// Part of a directory's free space that the SSD tier takes when no size is given, and its upper limit.
@@ -75,7 +75,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         node: node.clone(),
         memory: args.cache.mem.unwrap_or_else(default_memory),
         ssd,
-        fill_budget: args.cache.fill_memory,
+        fill_budget: args.cache.fill_memory.unwrap_or_else(default_fill_memory),
         origins_file: Some(args.dir.join("origins.json")),
         fetch: FetchPolicy::default(),
     };
