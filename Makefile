@@ -14,6 +14,7 @@ QUICK ?=
 RUNS ?=
 SERVER ?=
 PEERS ?=
+AGAINST ?=
 
 .PHONY: help
 help: ## List the targets
@@ -48,6 +49,14 @@ bench: setup ## Measure into bench/RESULTS.md; SUITE='small big' picks, QUICK=1 
 	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
 	@target/release/weir-bench $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(if $(SERVER),--server $(SERVER)) \
 		$(foreach suite,$(SUITE),--suite $(suite)) $(if $(PEERS),--peers '$(PEERS)')
+
+.PHONY: bench-pairs
+bench-pairs: setup ## Compare with an earlier build in turns: AGAINST=path/to/weir; SUITE, RUNS (15 pairs), QUICK=1, SERVER as above
+	@test -x '$(AGAINST)' || { echo 'which build to compare with? make bench-pairs AGAINST=path/to/weir' >&2; exit 2; }
+	@$(if $(filter builtin,$(SERVER))$(QUICK),true,build-support/bench-setup.sh)
+	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
+	@target/release/weir-bench --against '$(AGAINST)' $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) \
+		$(if $(SERVER),--server $(SERVER)) $(foreach suite,$(SUITE),--suite $(suite))
 
 .PHONY: lint
 lint: setup ## Check formatting, lints and documentation

@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod loopback;
 pub mod metrics;
 pub mod offsets;
+pub mod pairs;
 pub mod process;
 pub mod readers;
 pub mod report;

@@ -11,7 +11,7 @@ use crate::stats::machine;
 use crate::system::{self, PeerCommand};
 use crate::table::Table;
 
-mod big;
+pub(crate) mod big;
 mod epochs;
 mod far;
 mod first_byte;
@@ -19,7 +19,7 @@ mod half;
 mod manifest;
 mod memory;
 mod random;
-mod small;
+pub(crate) mod small;
 mod stream;
 mod tiny;
 mod walk;
@@ -76,10 +76,7 @@ impl Suite {
 
     /// Measures.
     pub fn run(self, bench: &Bench) -> anyhow::Result<Section> {
-        let scratch = bench.scratch();
-        crate::kernel::unmount_below(&scratch); // left over from an interrupted run
-        let _ = std::fs::remove_dir_all(&scratch);
-        std::fs::create_dir_all(&scratch)?;
+        bench.clear_scratch()?;
         let measured = match self {
             Self::Small => small::run(bench),
             Self::Tiny => tiny::run(bench),
@@ -93,7 +90,7 @@ impl Suite {
             Self::FirstByte => first_byte::run(bench),
         }?;
         // Caches of many gigabytes are of no more use.
-        let _ = std::fs::remove_dir_all(&scratch);
+        bench.clear_scratch()?;
         let quick = if bench.quick {
             ", quick run with less data"
         } else {
@@ -127,23 +124,38 @@ struct Measured {
 
 impl Bench {
     /// Directory of caches and mounts, emptied before each suite. Short: sockets live there.
-    fn scratch(&self) -> PathBuf {
+    pub(crate) fn scratch(&self) -> PathBuf {
         self.out.join("run")
     }
 
+    /// Empties it, also of what an interrupted run has left mounted.
+    pub(crate) fn clear_scratch(&self) -> anyhow::Result<()> {
+        let scratch = self.scratch();
+        crate::kernel::unmount_below(&scratch);
+        let _ = std::fs::remove_dir_all(&scratch);
+        std::fs::create_dir_all(&scratch)?;
+        Ok(())
+    }
+
     /// `full`, or a part of it in a quick run.
-    fn scaled(&self, full: u64) -> u64 {
+    pub(crate) fn scaled(&self, full: u64) -> u64 {
         if self.quick { full / QUICK_PART } else { full }
     }
 
     /// Files of random bytes, kept for the next run.
-    fn data(&self, name: &str, count: u64, size: u64, directories: usize) -> anyhow::Result<Tree> {
+    pub(crate) fn data(
+        &self,
+        name: &str,
+        count: u64,
+        size: u64,
+        directories: usize,
+    ) -> anyhow::Result<Tree> {
         let root = self.out.join("data").join(name);
         generated(&root, count as usize, size, directories)
     }
 
     /// A server with these buckets.
-    fn serve(&self, buckets: &[Bucket<'_>]) -> anyhow::Result<Server> {
+    pub(crate) fn serve(&self, buckets: &[Bucket<'_>]) -> anyhow::Result<Server> {
         Server::start(self.server, &self.out, buckets)
     }
 

@@ -104,8 +104,23 @@ impl Kind {
         bucket: &str,
         tiers: Tiers,
     ) -> anyhow::Result<System> {
+        self.start_build(None, scratch, endpoint, bucket, tiers)
+    }
+
+    /// As [`Self::start`], with another build's `weir`, if one is given.
+    pub fn start_build(
+        &self,
+        weir: Option<&Path>,
+        scratch: &Path,
+        endpoint: &str,
+        bucket: &str,
+        tiers: Tiers,
+    ) -> anyhow::Result<System> {
         let _ = std::fs::remove_dir_all(scratch); // a cache of an earlier run would not be empty
         std::fs::create_dir_all(scratch)?;
+        if let Some(weir) = weir {
+            std::os::unix::fs::symlink(weir, mount::program_of(scratch))?;
+        }
         let dir = scratch.join("mnt");
         let inner = match self {
             Self::Embedded => {
@@ -191,6 +206,13 @@ impl System {
             return Ok(false);
         }
         // Blocks that are still on their way to the SSD tier would come to it after the eviction.
+        self.wait_for_fills()?;
+        self.weir(&["evict", DATASET])?;
+        Ok(true)
+    }
+
+    /// Waits until everything that was read is in Weir's tiers.
+    pub fn wait_for_fills(&self) -> anyhow::Result<()> {
         let urls = self.metrics()?;
         wait_for("the last fills", FILL_DEADLINE, || {
             let mut fills = 0.0;
@@ -198,9 +220,7 @@ impl System {
                 fills += Scrape::fetch(url)?.sum("weir_worker_fills_in_flight", "");
             }
             Ok((fills <= 0.0).then_some(()))
-        })?;
-        self.weir(&["evict", DATASET])?;
-        Ok(true)
+        })
     }
 
     /// Unmounts, which must work, and ends its processes.

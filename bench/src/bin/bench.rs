@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use weir_bench::pairs::{self, Pairs};
 use weir_bench::report::{merge_json, merge_markdown};
 use weir_bench::server::Kind;
 use weir_bench::suite::{Bench, Suite};
@@ -26,6 +27,10 @@ struct Args {
     /// Another mount to measure, in the foreground: NAME=COMMAND with {endpoint}, {bucket}, {cache} and {dir}
     #[arg(long, value_name = "NAME=COMMAND")]
     peers: Vec<PeerCommand>,
+    /// Compare with another build's `weir`, pass by pass in turns: small, big, random and stream, 15 pairs unless --runs
+    /// says otherwise, 3 for a quick run
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
     /// Scratch directory; keeps the data for the next run
     #[arg(long, default_value = "bench/out")]
     dir: PathBuf,
@@ -41,6 +46,11 @@ fn main() -> anyhow::Result<()> {
         (args.dir.join("quick"), Kind::Builtin, 1)
     } else {
         (args.dir.clone(), Kind::Minio, 3)
+    };
+    let runs = match (&args.against, args.quick) {
+        (None, _) => runs,
+        (Some(_), true) => 3,
+        (Some(_), false) => 15,
     };
     std::fs::create_dir_all(&out)?;
     let out = std::path::absolute(&out)?;
@@ -58,15 +68,26 @@ fn main() -> anyhow::Result<()> {
         peers: PeerCommand::known().into_iter().chain(args.peers).collect(),
         out,
     };
-    let suites = if args.suite.is_empty() {
-        Suite::value_variants().to_vec()
-    } else {
-        args.suite
+    let suites = match (args.suite.is_empty(), &args.against) {
+        (false, _) => args.suite,
+        (true, None) => Suite::value_variants().to_vec(),
+        (true, Some(_)) => pairs::SUITES.to_vec(),
     };
     let json = results.with_file_name("results.json");
     for suite in suites {
-        let section = suite.run(&bench)?;
-        let markdown = section.markdown();
+        let (section, markdown) = match &args.against {
+            None => {
+                let section = suite.run(&bench)?;
+                let markdown = section.markdown();
+                (section, markdown)
+            }
+            Some(against) => {
+                let bench = &bench;
+                let section = Pairs { bench, against }.run(suite)?;
+                let markdown = pairs::markdown(&section);
+                (section, markdown)
+            }
+        };
         println!("{markdown}");
         // After each suite: a later one that fails does not take its figures along.
         let page = std::fs::read_to_string(&results).unwrap_or_default();

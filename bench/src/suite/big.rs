@@ -6,11 +6,11 @@ use super::{Bench, Measured};
 use crate::table::Unit;
 
 /// Files, and those that other programs read.
-pub(super) const FILES: u64 = 8;
+pub(crate) const FILES: u64 = 8;
 const PEER_FILES: u64 = 2;
 
 /// Bytes of each file.
-pub(super) fn size(bench: &Bench) -> u64 {
+pub(crate) fn size(bench: &Bench) -> u64 {
     bench.scaled(256 << 20) / (1 << 20) * (1 << 20)
 }
 

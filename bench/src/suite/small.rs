@@ -9,14 +9,14 @@ use crate::table::Unit;
 const FAR_FILES: usize = 4000;
 
 /// Files; in a quick run as many as leave a cache of half of them its least size.
-pub(super) fn files(bench: &Bench) -> u64 {
+pub(crate) fn files(bench: &Bench) -> u64 {
     bench.scaled(20_000).max(2000)
 }
 
 /// Bytes of each file.
-pub(super) const SIZE: u64 = 100 << 10;
+pub(crate) const SIZE: u64 = 100 << 10;
 /// Their directories.
-pub(super) const DIRECTORIES: usize = 100;
+pub(crate) const DIRECTORIES: usize = 100;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let plan = Plan {

@@ -13,9 +13,20 @@ use crate::wait::wait_for;
 /// Longest wait for a mount to tell about itself.
 const STATUS_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Where the program of a home is linked that is not to use this build's.
+pub(super) fn program_of(home: &Path) -> PathBuf {
+    home.join("weir")
+}
+
 /// A `weir` command that keeps everything below `home` and knows nothing of the machine's own settings.
 pub(super) fn weir(home: &Path) -> anyhow::Result<Command> {
-    let mut command = Command::new(binary("weir")?);
+    let other = program_of(home);
+    let program = if other.exists() {
+        other
+    } else {
+        binary("weir")?
+    };
+    let mut command = Command::new(program);
     forget_settings(&mut command, "AWS_");
     forget_settings(&mut command, "WEIR_");
     command
