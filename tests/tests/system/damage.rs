@@ -19,6 +19,10 @@ pub(crate) const CASES: &[Case] = &[
         "damage_done_while_unmounted_is_found",
         damage_done_while_unmounted_is_found,
     ),
+    (
+        "damage_costs_as_many_bytes_as_the_damaged_blocks_have",
+        damage_costs_as_many_bytes_as_the_damaged_blocks_have,
+    ),
 ];
 
 fn fill(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
@@ -153,4 +157,39 @@ fn damage_done_while_unmounted_is_found() {
         let gets = lab.s3.stats().gets();
         assert!(gets > before, "{what}: nothing was filled again");
     }
+}
+
+fn damage_costs_as_many_bytes_as_the_damaged_blocks_have() {
+    const BLOCK: usize = 4 << 20;
+    let lab = Lab::new();
+    let files: BTreeMap<String, Vec<u8>> = (0..12)
+        .map(|n| (format!("f{n:02}"), content(n, 3 * BLOCK)))
+        .collect();
+    lab.put_all(&files);
+    let mount = mount(&lab);
+    check_all(&mount, &files, "at first");
+    wait_until("all blocks are on SSD", Duration::from_secs(20), || {
+        mount.metric("weir_worker_tier_blocks", "tier=\"ssd\"") as usize == 3 * files.len()
+    });
+    let fetched = || mount.metric("weir_origin_read_bytes_total", "");
+    let before = fetched();
+    damage_segments(&lab.path("ssd"), |path| {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        for at in [1 << 20, 3 << 20] {
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        }
+    });
+    for pass in 0..3 {
+        drop_pages(files.keys().map(|name| mount.path(name)));
+        check_all(&mount, &files, &format!("in pass {pass} after the damage"));
+    }
+    let damaged = mount.metric("weir_worker_damaged_blocks_total", "");
+    let (again, most) = (fetched() - before, damaged * BLOCK as f64);
+    assert!(damaged > 3.5, "{damaged} blocks were found damaged");
+    assert!(
+        again <= most,
+        "{again} bytes were fetched for {damaged} blocks"
+    );
 }

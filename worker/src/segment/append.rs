@@ -33,6 +33,8 @@ pub(super) struct Appender {
     /// Never used before in this directory.
     pub(super) next_id: u64,
     batch: AlignedBuf,
+    /// When a segment was last compacted for the sake of one write.
+    pub(super) compacted_for_little: Option<Duration>,
 }
 
 /// The segment being written.
@@ -77,6 +79,7 @@ impl Appender {
             active: None,
             next_id,
             batch: AlignedBuf::zeroed(WRITE_MAX as usize),
+            compacted_for_little: None,
         }
     }
 }
@@ -205,7 +208,7 @@ impl SegmentStore {
             if self.used() + sealed - charged <= limit {
                 return true;
             }
-            if room == Room::ForCompaction || !self.reclaim(app) {
+            if room == Room::ForCompaction || !self.reclaim(app, bytes) {
                 return false;
             }
         }

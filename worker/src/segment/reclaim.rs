@@ -1,19 +1,21 @@
 //! Getting space back: whole files are deleted, and nothing else.
 //!
-//! In this order: segments without a live block; compaction of the segment with the most dead bytes; and the
-//! segment idle longest, if nothing in it was used for the configured time. If none of these is there, new blocks
-//! are refused: under shuffled epochs, evicting something that is in use for something else that is in use only
-//! adds work.
+//! In this order: segments without a live block; compaction of the segment with the most dead bytes; the segment idle
+//! longest, if nothing in it was used for the configured time; and now and then compaction for little, as when a block
+//! here and there was damaged. If none of these is there, new blocks are refused: under shuffled epochs, evicting
+//! something that is in use for something else that is in use only adds work.
 //!
 //! Compaction copies before it deletes, within the capacity. That always fits, since one segment's worth of the
 //! capacity is never given to blocks.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use weir_core::BlockKey;
 
+use super::aligned::PAGE;
 use super::append::{Appender, Room, Staged, WRITE_MAX};
 use super::error::SegmentError;
 use super::file::Segment;
@@ -28,10 +30,12 @@ use super::store::SegmentStore;
 
 /// With space short, compaction must win at least this part of a segment.
 const LEAST_GAIN: u64 = 16;
+/// Time between two compactions that win less, but as much as is needed: each copies nearly a whole segment.
+const COMPACT_FOR_LITTLE_EVERY: Duration = Duration::from_secs(10);
 
 impl SegmentStore {
-    /// Frees some space; false if there is none to be freed.
-    pub(super) fn reclaim(&self, app: &mut Appender) -> bool {
+    /// Frees some space for a write of so many bytes; false if there is none to be freed.
+    pub(super) fn reclaim(&self, app: &mut Appender, bytes: u64) -> bool {
         let dead = |s: &Segment| s.is_sealed() && s.live_blocks() == 0;
         if let Some(segment) = self.segment_where(dead) {
             self.drop_segment(app, &segment);
@@ -43,7 +47,25 @@ impl SegmentStore {
         {
             return true;
         }
-        self.evict_idle(app)
+        self.evict_idle(app) || self.compact_for_little(app, bytes)
+    }
+
+    /// Compacts a segment for the sake of one write; false if none has as much dead, or one was compacted a moment ago.
+    fn compact_for_little(&self, app: &mut Appender, bytes: u64) -> bool {
+        let now = self.now();
+        if app
+            .compacted_for_little
+            .is_some_and(|last| now < last + COMPACT_FOR_LITTLE_EVERY)
+        {
+            return false;
+        }
+        // Nearly a whole segment is copied, and one segment's worth is free: only what such a copy takes may be beside it.
+        let has_enough = |s: &Segment| s.dead_bytes() + PAGE > bytes;
+        let Some(segment) = self.most_dead_with(has_enough, |live| live / 128 + 8 * PAGE) else {
+            return false;
+        };
+        app.compacted_for_little = Some(now);
+        self.compact_logged(app, &segment) > 0
     }
 
     /// Evicts the segment idle longest; false if all are in use.
@@ -77,13 +99,22 @@ impl SegmentStore {
 
     /// The sealed segment with the most dead bytes, among those that `pick` takes and whose copy fits.
     fn most_dead(&self, pick: impl Fn(&Segment) -> bool) -> Option<Arc<Segment>> {
-        let free = self.capacity.saturating_sub(self.used());
         // Tables and padding of what is copied; append() keeps to the capacity exactly.
-        let copy = |s: &Segment| s.live_bytes() + s.live_bytes() / 16 + self.segment_bytes / 32;
+        self.most_dead_with(pick, |live| live / 16 + self.segment_bytes / 32)
+    }
+
+    /// As [`Self::most_dead`], where a copy of so many live bytes takes `beside` beside them.
+    fn most_dead_with(
+        &self,
+        pick: impl Fn(&Segment) -> bool,
+        beside: impl Fn(u64) -> u64,
+    ) -> Option<Arc<Segment>> {
+        let free = self.capacity.saturating_sub(self.used());
+        let fits = |live: u64| live + beside(live) <= free;
         self.segments
             .lock()
             .values()
-            .filter(|s| s.is_sealed() && pick(s) && copy(s) <= free)
+            .filter(|s| s.is_sealed() && pick(s) && fits(s.live_bytes()))
             .max_by_key(|s| s.dead_bytes())
             .cloned()
     }

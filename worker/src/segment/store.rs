@@ -416,9 +416,6 @@ impl SegmentStore {
 
     /// Buries records that the index no longer refers to, segment by segment.
     fn bury_all(&self, app: &mut Appender, slots: Vec<Slot>) {
-        if !slots.is_empty() {
-            self.full_until.store(0, Relaxed);
-        }
         let mut dead: HashMap<u64, (Arc<Segment>, Vec<u32>)> = HashMap::new();
         for slot in slots {
             dead.entry(slot.segment.id)
@@ -434,6 +431,7 @@ impl SegmentStore {
     /// Sees to it that records which the index no longer refers to do not come back, and deletes a segment
     /// without any left.
     fn bury(&self, app: &mut Appender, segment: &Arc<Segment>, units: &[u32]) {
+        self.full_until.store(0, Relaxed); // what follows may find their space
         if segment.live_blocks() == 0 {
             self.drop_segment(app, segment);
             return;

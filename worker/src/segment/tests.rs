@@ -717,6 +717,30 @@ fn dead_space_spread_over_all_segments_is_won_back_when_it_is_needed() {
 }
 
 #[test]
+fn damaged_blocks_of_a_full_store_are_stored_again() {
+    const LEN: usize = 20_000; // far less than what is worth a compaction otherwise
+    let bed = Bed::new();
+    let store = bed.open();
+    let count = fill_up(&store, LEN);
+    store.seal().unwrap();
+    let paths = bed.segments();
+    for path in &paths {
+        flip(path, 10_000);
+    }
+    let damaged: Vec<u32> = (0..count).filter(|i| !holds(&store, *i, LEN)).collect();
+    assert_eq!(damaged.len(), paths.len());
+    for i in damaged {
+        // One at once, and another one whenever some time has passed.
+        let block = data(i, LEN);
+        assert_eq!(store.put(key(i), &block).unwrap(), Admission::Stored);
+        bed.pass(Duration::from_secs(10));
+    }
+    assert!((0..count).all(|i| holds(&store, i, LEN)));
+    let stats = store.stats();
+    assert!(stats.used_bytes <= CAPACITY && stats.evicted_blocks == 0);
+}
+
+#[test]
 fn a_full_device_is_an_error_once_and_then_a_refusal_for_a_while() {
     let disk = FaultyDisk::new();
     let bed = Bed::on(Arc::clone(&disk) as _);
