@@ -6,20 +6,33 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
 use rustix::fs::{Advice, fadvise};
 
-/// Longest wait for readers to end.
+use crate::wait_until;
+
+/// Longest wait for readers to end, and for them to get on.
 const END_DEADLINE: Duration = Duration::from_mins(1);
+const PROGRESS_DEADLINE: Duration = Duration::from_mins(1);
+/// Readers of whom none has read a file for so long are stuck.
+const STUCK: Duration = Duration::from_millis(200);
 
 /// Readers of random files.
 pub struct Readers {
     stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
     threads: Vec<JoinHandle<ReadersReport>>,
+}
+
+/// How far readers have come, all together.
+#[derive(Debug, Default)]
+struct Progress {
+    reads: AtomicUsize,
+    errors: AtomicUsize,
 }
 
 /// What readers saw.
@@ -37,13 +50,47 @@ impl Readers {
     /// Starts `count` readers of the files below `root`. Each file is compared with what it must hold.
     pub fn start(root: &Path, files: &Arc<BTreeMap<String, Vec<u8>>>, count: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let progress = Arc::<Progress>::default();
         let threads = (0..count)
             .map(|_| {
                 let (root, files, stop) = (root.to_owned(), files.clone(), stop.clone());
-                std::thread::spawn(move || read_until(&root, &files, &stop))
+                let progress = progress.clone();
+                std::thread::spawn(move || read_until(&root, &files, &stop, &progress))
             })
             .collect();
-        Self { stop, threads }
+        Self {
+            stop,
+            progress,
+            threads,
+        }
+    }
+
+    /// Waits until so many more files were read, well or not.
+    #[track_caller]
+    pub fn read_more(&self, files: usize) {
+        let reads = || self.progress.reads.load(Ordering::Relaxed);
+        let goal = reads() + files;
+        wait_until("the readers get on", PROGRESS_DEADLINE, || reads() >= goal);
+    }
+
+    /// Waits until a read has failed.
+    #[track_caller]
+    pub fn wait_for_error(&self) {
+        let errors = || self.progress.errors.load(Ordering::Relaxed);
+        wait_until("a read fails", PROGRESS_DEADLINE, || errors() > 0);
+    }
+
+    /// Waits until no reader gets on.
+    #[track_caller]
+    pub fn wait_until_stuck(&self) {
+        let mut last = (0, Instant::now());
+        wait_until("the readers are stuck", PROGRESS_DEADLINE, || {
+            let reads = self.progress.reads.load(Ordering::Relaxed);
+            if reads != last.0 {
+                last = (reads, Instant::now());
+            }
+            last.1.elapsed() > STUCK
+        });
     }
 
     /// Ends the readers. Panics when one of them hangs.
@@ -66,7 +113,12 @@ impl Readers {
     }
 }
 
-fn read_until(root: &Path, files: &BTreeMap<String, Vec<u8>>, stop: &AtomicBool) -> ReadersReport {
+fn read_until(
+    root: &Path,
+    files: &BTreeMap<String, Vec<u8>>,
+    stop: &AtomicBool,
+    progress: &Progress,
+) -> ReadersReport {
     let names: Vec<&String> = files.keys().collect();
     let mut report = ReadersReport::default();
     let mut random = rand::rng();
@@ -83,6 +135,10 @@ fn read_until(root: &Path, files: &BTreeMap<String, Vec<u8>>, stop: &AtomicBool)
         }
         report.longest = report.longest.max(started.elapsed());
         report.reads += 1;
+        progress
+            .errors
+            .fetch_max(report.errors.len(), Ordering::Relaxed);
+        progress.reads.fetch_add(1, Ordering::Relaxed);
     }
     report
 }

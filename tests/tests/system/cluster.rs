@@ -1,6 +1,7 @@
 //! Master, workers and mounts as separate processes.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -208,8 +209,7 @@ fn parts_of_a_block_on_this_machine_are_read_without_its_worker() {
         worker.metric("weir_worker_block_reads_total", &label)
     };
     let told = || {
-        // Of the latest reads the worker hears with the next request.
-        std::thread::sleep(Duration::from_secs(1));
+        // Of the latest reads the worker hears with the next request, a second later at the soonest.
         drop_pages([path.clone()]);
         read_at_random(&path, 0, 100).unwrap();
         counted("ssd") + counted("memory") >= PARTS as f64
@@ -238,7 +238,7 @@ fn no_read_fails_when_workers_and_the_master_die() {
     let mount = mount(&lab, &cluster, "elsewhere");
     check_all(&mount, &files);
     let readers = Readers::start(&mount.dir, &files, 3);
-    let pause = || std::thread::sleep(Duration::from_millis(700));
+    let pause = || readers.read_more(30);
     pause();
     cluster.workers[0].take().unwrap().kill();
     pause();
@@ -334,18 +334,27 @@ fn a_warm_job_is_stopped_and_resumed() {
     command
         .stderr(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null());
-    let child = command.spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
+    let mut child = command.spawn().unwrap();
+    let mut errors = child.stderr.take().unwrap();
+    let (mut text, mut piece) = (String::new(), [0; 4096]);
+    let shows_progress =
+        |text: &str| text.contains(" of ") && text.contains("files") && text.contains("ETA");
+    while !shows_progress(&text) {
+        let read = errors.read(&mut piece).unwrap();
+        assert!(read > 0, "no progress: {text}");
+        text += &String::from_utf8_lossy(&piece[..read]);
+    }
+    wait_until("some files are fetched", Duration::from_secs(20), || {
+        lab.s3.stats().bytes() > 0
+    });
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{text}");
-    assert!(
-        text.contains(" of ") && text.contains("files") && text.contains("ETA"),
-        "no progress: {text}"
-    );
+    errors.read_to_string(&mut text).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130), "{text}");
     // What was on its way when the job was stopped still arrives.
-    std::thread::sleep(Duration::from_millis(600));
+    wait_until("nothing is on its way", Duration::from_secs(20), || {
+        cluster.worker(0).metric("weir_worker_fills_in_flight", "") < 0.5
+    });
     lab.s3.faults().clear();
     let fetched = lab.s3.stats().bytes();
     assert!(

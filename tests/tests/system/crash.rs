@@ -76,9 +76,9 @@ fn check(report: &ReadersReport, least: usize) {
 }
 
 /// Kills the server once it serves, `times` times in a row.
-fn kill_servers(mount: &Mount<'_>, times: usize) {
+fn kill_servers(mount: &Mount<'_>, readers: &Readers, times: usize) {
     for _ in 0..times {
-        std::thread::sleep(Duration::from_millis(400));
+        readers.read_more(100);
         let old = mount.kill_server();
         wait_until("another server starts", Duration::from_secs(10), || {
             let pid = mount.status()["server_pid"].as_i64();
@@ -95,9 +95,9 @@ fn killing_the_server_again_and_again_fails_no_read() {
         mount.read(name);
     }
     let readers = Readers::start(&mount.dir, &files, 4);
-    kill_servers(&mount, 10);
-    std::thread::sleep(Duration::from_millis(500));
-    check(&readers.finish(), 1000);
+    kill_servers(&mount, &readers, 10);
+    readers.read_more(20);
+    check(&readers.finish(), 500);
 }
 
 fn killing_the_server_while_it_fills_fails_no_read() {
@@ -105,8 +105,8 @@ fn killing_the_server_while_it_fills_fails_no_read() {
     let files = fill(&lab);
     let mount = lab.mount("", &["--mem", "0"]);
     let readers = Readers::start(&mount.dir, &files, 4);
-    kill_servers(&mount, 5);
-    std::thread::sleep(Duration::from_millis(500));
+    kill_servers(&mount, &readers, 5);
+    readers.read_more(20);
     check(&readers.finish(), 100);
     // Names and attributes survive too.
     let listed = std::fs::read_dir(mount.path("d3")).unwrap().count();
@@ -144,7 +144,7 @@ fn killing_the_supervisor_fails_no_read() {
             mount.supervisor() != supervisor
         });
         // The new one keeps the mount alive as the old one did.
-        kill_servers(&mount, 1);
+        kill_servers(&mount, &readers, 1);
     }
     check(&readers.finish(), 100);
     mount.unmount();
@@ -199,11 +199,12 @@ fn a_mount_whose_processes_all_died_is_made_again() {
         for process in all {
             kill_process(process, signal).unwrap();
         }
-        // Time for reads to get stuck, and with them what is being stored ahead.
-        std::thread::sleep(Duration::from_millis(200));
+        if signal == Signal::STOP {
+            readers.wait_until_stuck(); // and with them what is being stored ahead
+        }
     }
     // The kernel gives the mount up: reads fail, and none hangs.
-    std::thread::sleep(Duration::from_secs(1));
+    readers.wait_for_error();
     assert!(!readers.finish().errors.is_empty());
     let gone = read_evicted(&mount.path("d1/f1")).unwrap_err();
     assert_eq!(gone.raw_os_error(), Some(Errno::NOTCONN.raw_os_error()));
@@ -228,7 +229,7 @@ fn a_newer_binary_takes_a_live_mount_over() {
             mount.read(name);
         }
         readers = Readers::start(&mount.dir, &files, 4);
-        std::thread::sleep(Duration::from_millis(300));
+        readers.read_more(20);
         std::mem::forget(mount); // the newer binary ends it
     }
     lab.use_binary(&newer);
@@ -241,8 +242,8 @@ fn a_newer_binary_takes_a_live_mount_over() {
             exe == newer || runs_image_of(pid, &newer)
         });
     }
-    std::thread::sleep(Duration::from_millis(500));
-    check(&readers.finish(), 100);
+    readers.read_more(20);
+    check(&readers.finish(), 40);
     mount.unmount();
 }
 
@@ -305,10 +306,13 @@ fn an_ordinary_user_mounts_and_survives_a_crash() {
     let unmount = Unmount(&as_nobody, [weir, "unmount", &mnt]);
     let file = format!("{mnt}/d1/f1");
     assert!(as_nobody(&["cat", &file]) == files["d1/f1"]);
-    for kill in 0..3 {
+    let server_pid = || {
         let status = as_nobody(&[weir, "status", "-o", "json"]);
         let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
-        let server = status["mounts"][0]["server_pid"].as_i64().unwrap() as i32;
+        status["mounts"][0]["server_pid"].as_i64()
+    };
+    for kill in 0..3 {
+        let server = server_pid().unwrap() as i32;
         kill_process(
             rustix::process::Pid::from_raw(server).unwrap(),
             Signal::KILL,
@@ -316,7 +320,9 @@ fn an_ordinary_user_mounts_and_survives_a_crash() {
         .unwrap();
         let file = format!("{mnt}/d{kill}/f{}", 10 + kill);
         assert!(as_nobody(&["cat", &file]) == files[&format!("d{kill}/f{}", 10 + kill)]);
-        std::thread::sleep(Duration::from_millis(300));
+        wait_until("another server serves", Duration::from_secs(10), || {
+            server_pid().is_some_and(|pid| pid != i64::from(server))
+        });
     }
     drop(unmount);
     assert!(!weir_tests::is_mountpoint(&lab.path("mnt")));

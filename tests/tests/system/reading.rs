@@ -173,7 +173,7 @@ fn a_cache_that_is_too_small_still_serves_right_bytes() {
     let mount = lab.mount("", &["--ssd", &ssd, "--mem", "0"]);
     let files = Arc::new(files);
     let readers = Readers::start(&mount.dir, &files, 4);
-    std::thread::sleep(Duration::from_secs(5));
+    readers.read_more(files.len() + 4);
     let report = readers.finish();
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     assert!(report.reads > files.len(), "{} reads", report.reads);

@@ -155,7 +155,7 @@ fn a_worker_that_stops_and_starts_again_fails_no_cold_read() {
     lab.s3.faults().set([Rule::new(stall)]);
     let readers = Readers::start(&mount.dir, &files, 4);
     for number in [0, 1, 0] {
-        std::thread::sleep(Duration::from_millis(400));
+        readers.read_more(10);
         let stopping = cluster.workers[number].take().unwrap();
         stopping.signal(Signal::TERM);
         // Its successor does not wait for its end.
