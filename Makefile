@@ -15,6 +15,7 @@ RUNS ?=
 SERVER ?=
 PEERS ?=
 AGAINST ?=
+FUZZ_SECONDS ?= 60
 
 .PHONY: help
 help: ## List the targets
@@ -42,6 +43,12 @@ test: setup ## Run all unit, property and whole-system tests
 chaos: setup ## Kill, freeze, lie and fill up as often as docs/testing.md says; puts its table there
 	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-fuse -p weir-s3-server --bins
 	@$(ROCKSDB) && WEIR_CHAOS=full WEIR_CHAOS_PAGE='$(CURDIR)/docs/testing.md' $(CARGO) test --locked -p weir-tests --test chaos -- --nocapture
+
+.PHONY: fuzz
+fuzz: setup ## Give mutated inputs to each parser for FUZZ_SECONDS, from a new seed
+	@export WEIR_FUZZ_SECONDS=$(FUZZ_SECONDS) WEIR_FUZZ_SEED="$${WEIR_FUZZ_SEED:-$$RANDOM}" && $(ROCKSDB) && \
+		$(CARGO) test --locked -p weir-core -p weir-worker --test fuzz -- --nocapture && \
+		$(CARGO) test --locked -p weir-origin --lib fuzz_ -- --nocapture
 
 .PHONY: bench
 bench: setup ## Measure into bench/RESULTS.md; SUITE='small big' picks, QUICK=1 tries out, PEERS='name=command' adds

@@ -9,6 +9,8 @@ mod cursor;
 mod document;
 mod encoding;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;

@@ -191,4 +191,31 @@ mod tests {
             .unwrap();
         assert!(error.to_string().contains("\"gone\""), "{error}");
     }
+
+    #[test]
+    fn fuzz_profiles_of_any_bytes() {
+        weir_fuzz::Target::new("profile")
+            .seed(CREDENTIALS)
+            .seed(CONFIG)
+            .words(&[
+                "[",
+                "]",
+                "[default]",
+                "[profile other]",
+                "=",
+                "#",
+                ";",
+                "\r\n",
+                "region",
+            ])
+            .run(|text| {
+                let text = String::from_utf8_lossy(text);
+                let (first, second) = text.split_at(text.floor_char_boundary(text.len() / 2));
+                let found = ["default", "other", ""].map(|name| {
+                    let profile = Profile::parse(name, first, second);
+                    profile.map(|profile| profile.settings.len())
+                });
+                (found, text.lines().count().min(3))
+            });
+    }
 }

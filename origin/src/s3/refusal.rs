@@ -34,6 +34,23 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) async fn read(answer: Answer) -> Self {
+        let status = answer.status;
+        let header = |name: &str| text(&answer.headers, name).map(str::to_owned);
+        let region = header("x-amz-bucket-region");
+        let location = header(header::LOCATION.as_str());
+        // Services send it in chunks, without saying how long it is. Without it the status must do.
+        let read = tokio::time::timeout(DOCUMENT_DEADLINE, answer.document(MAX_DOCUMENT));
+        let body = read.await.ok().and_then(Result::ok).unwrap_or_default();
+        Self::of(status, region, location, &body)
+    }
+
+    /// The refusal of an answer with this status, these headers and this document.
+    fn of(
+        status: StatusCode,
+        region: Option<String>,
+        location: Option<String>,
+        document: &[u8],
+    ) -> Self {
         #[derive(serde::Deserialize, Default)]
         #[serde(rename_all = "PascalCase", default)]
         struct Document {
@@ -43,14 +60,7 @@ impl Refusal {
             endpoint: String,
             storage_class: String,
         }
-        let status = answer.status;
-        let header = |name: &str| text(&answer.headers, name).map(str::to_owned);
-        let region = header("x-amz-bucket-region");
-        let location = header(header::LOCATION.as_str());
-        // Services send it in chunks, without saying how long it is. Without it the status must do.
-        let read = tokio::time::timeout(DOCUMENT_DEADLINE, answer.document(MAX_DOCUMENT));
-        let body = read.await.ok().and_then(Result::ok).unwrap_or_default();
-        let body = String::from_utf8_lossy(&body);
+        let body = String::from_utf8_lossy(document);
         let document: Document = quick_xml::de::from_str(&body).unwrap_or_default();
         let given = |text: String| Some(text).filter(|text| !text.is_empty());
         Self {
@@ -253,6 +263,40 @@ fn plain(location: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fuzz_error_documents_of_any_bytes() {
+        let document = "<?xml version=\"1.0\"?><Error><Code>PermanentRedirect</Code><Message>Use this.</Message><Region>eu-west-1</Region><Endpoint>b.s3.eu-west-1.amazonaws.com</Endpoint><StorageClass>GLACIER</StorageClass></Error>";
+        weir_fuzz::Target::new("error-document")
+            .seed(document)
+            .seed("<Error><Code>InvalidObjectState</Code></Error>")
+            .seed("<html><body>503</body></html>")
+            .words(&[
+                "<Code>",
+                "</Code>",
+                "<Region>",
+                "<![CDATA[",
+                "]]>",
+                "<!--",
+                "&lt;",
+                "&#x1;",
+                "<a>",
+                "https://u@h:1/p?q#f",
+                "@",
+                "/",
+                "?",
+            ])
+            .run(|document| {
+                [301, 400, 403, 503].map(|status| {
+                    let status = StatusCode::from_u16(status).unwrap();
+                    let text = String::from_utf8_lossy(document).into_owned();
+                    let refusal = Refusal::of(status, None, Some(text), document);
+                    let code = refusal.code.len().min(40);
+                    let error = refusal.explain(&"s3://b".into(), "s3://b/k".into(), Some("k"));
+                    (error.kind(), code, error.to_string().lines().count().min(3))
+                })
+            });
+    }
 
     #[test]
     fn a_status_and_a_code_become_what_the_caller_can_do() {
