@@ -340,3 +340,6 @@ fn gather(writes: &mut mpsc::Receiver<Write>, batch: &mut Vec<Write>) {
 fn bytes_of(batch: &[Write]) -> usize {
     batch.iter().map(|write| write.data.total()).sum()
 }
+
+#[cfg(test)]
+mod tests;

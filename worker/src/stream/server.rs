@@ -484,3 +484,6 @@ fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
     let has_length = (request.length == 0) == request.ahead && block.len() > 0;
     (has_length && end <= block.len()).then_some((block, request.offset..end))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,377 @@
+//! What clients get on a connection, whatever they send.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use prometheus_client::registry::Registry;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::LocalSet;
+use weir_core::ByteSize;
+use weir_origin::{Addressing, FetchPolicy, OriginMetrics, OriginSpec};
+
+use super::*;
+use crate::config::{SsdConfig, WorkerConfig};
+use crate::metrics::WorkerMetrics;
+use crate::stream::have_checksums;
+
+/// Longest wait for anything. Generous: other tests run on the same cores.
+const DEADLINE: Duration = Duration::from_mins(1);
+const LENGTH: usize = 200_000;
+const EPOCH: u64 = 7;
+
+/// A worker of a directory with files `0`, `1`…, served over TCP and a Unix socket.
+struct Bed {
+    dir: TempDir,
+    worker: Arc<Worker>,
+    origin: u64,
+    versions: Vec<String>,
+    address: std::net::SocketAddr,
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+    _map: watch::Sender<Arc<ClusterMap>>,
+}
+
+fn content(n: usize) -> Vec<u8> {
+    (0..LENGTH).map(|at| (at * 31 + n) as u8).collect()
+}
+
+impl Bed {
+    /// Call inside a [`LocalSet`].
+    async fn new(files: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        for n in 0..files {
+            std::fs::write(data.join(n.to_string()), content(n)).unwrap();
+        }
+        let spec = OriginSpec {
+            url: format!("file://{}", data.display()),
+            endpoint: None,
+            region: None,
+            addressing: Addressing::Auto,
+            anonymous: false,
+            profile: None,
+        };
+        let (origin, versions) = Self::list(&spec, files).await;
+        let mut registry = Registry::default();
+        let config = WorkerConfig {
+            id: "w".parse().unwrap(),
+            node: "n".parse().unwrap(),
+            memory: ByteSize(0),
+            ssd: vec![SsdConfig {
+                dir: dir.path().join("ssd"),
+                capacity: ByteSize(64 << 20),
+            }],
+            fill_budget: ByteSize(0),
+            origins_file: None,
+            fetch: FetchPolicy::default(),
+        };
+        let metrics = WorkerMetrics::register(&mut registry);
+        let origin_metrics = OriginMetrics::register(&mut registry);
+        let worker = Worker::open(config, metrics, origin_metrics).unwrap();
+        worker.origins().add(spec);
+        let map = ClusterMap {
+            epoch: EPOCH,
+            ..ClusterMap::default()
+        };
+        let (sender, map) = watch::channel(Arc::new(map));
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let unix = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::task::spawn_local({
+            let (worker, stop) = (worker.clone(), stop.clone());
+            async move {
+                tokio::join!(
+                    serve_tcp(worker.clone(), map.clone(), tcp, stop.clone()),
+                    serve_local(worker, map, unix, stop),
+                );
+            }
+        });
+        Self {
+            dir,
+            worker,
+            origin,
+            versions,
+            address,
+            stop,
+            serving,
+            _map: sender,
+        }
+    }
+
+    /// The origin's number, and the versions of its files in the order of their numbers.
+    async fn list(spec: &OriginSpec, files: usize) -> (u64, Vec<String>) {
+        let opened = weir_origin::open(spec).await.unwrap();
+        let mut pages = opened.list("");
+        let mut versions = vec![String::new(); files];
+        while let Some(page) = pages.next().await {
+            for listed in page.unwrap() {
+                let key = String::from_utf8(listed.key).unwrap();
+                versions[key.parse::<usize>().unwrap()] = listed.version;
+            }
+        }
+        (opened.id().0, versions)
+    }
+
+    fn request(&self, n: usize, range: Range<u32>) -> BlockRequest {
+        BlockRequest {
+            epoch: EPOCH,
+            dataset: "set".to_owned(),
+            origin: self.origin,
+            key: n.to_string(),
+            object_size: LENGTH as u64,
+            object_version: self.versions[n].clone(),
+            offset: range.start,
+            length: range.end - range.start,
+            ..BlockRequest::default()
+        }
+    }
+
+    async fn tcp(&self) -> Link<TcpStream> {
+        Link::of_client(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    async fn unix(&self) -> Link<UnixStream> {
+        let path = self.dir.path().join("socket");
+        Link::of_client(UnixStream::connect(path).await.unwrap())
+    }
+
+    /// Waits until the SSD tier has the first `files` files.
+    async fn until_stored(&self, files: usize) {
+        let stored = async {
+            let stored = |n: usize| {
+                let (block, _) = parse(&self.request(n, 0..1)).unwrap();
+                self.worker.locate(&block.key()).is_some()
+            };
+            while !(0..files).all(stored) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, stored).await.unwrap();
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        tokio::time::timeout(DEADLINE, self.serving)
+            .await
+            .unwrap()
+            .unwrap();
+        self.worker.close(DEADLINE).await;
+    }
+}
+
+fn hello_of(version: u32) -> BlockRequest {
+    BlockRequest {
+        stream_version: version,
+        ..BlockRequest::default()
+    }
+}
+
+async fn send<S: Socket>(link: &mut Link<S>, requests: &[BlockRequest]) {
+    let frames = requests
+        .iter()
+        .map(|request| Frame::new(request, Vec::new()));
+    let frames: Vec<Frame> = frames.collect();
+    link.split().0.send(&frames).await.unwrap();
+}
+
+/// The next answer that is one, with its bytes.
+async fn receive<S: Socket>(link: &mut Link<S>) -> (BlockReply, Bytes) {
+    let receive = async {
+        let (_, mut incoming) = link.split();
+        loop {
+            let reply: BlockReply = incoming.message().await.unwrap().unwrap();
+            if !matches!(reply.status(), BlockStatus::Filling | BlockStatus::Queued) {
+                let bytes = incoming.payload(reply.length as usize).await.unwrap();
+                return (reply, bytes);
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, receive).await.unwrap()
+}
+
+/// Runs a test where tasks need not move between threads.
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, test);
+}
+
+#[test]
+fn a_hello_is_answered_and_what_follows_has_checksums() {
+    run(async {
+        let bed = Bed::new(1).await;
+        for client in [0, 1, 99] {
+            let mut link = bed.tcp().await;
+            if client > 0 {
+                send(&mut link, &[hello_of(client)]).await;
+                let (reply, _) = receive(&mut link).await;
+                assert_eq!((reply.stream_version, reply.epoch), (STREAM_VERSION, EPOCH));
+            }
+            send(&mut link, &[bed.request(0, 70_000..150_000)]).await;
+            let (reply, bytes) = receive(&mut link).await;
+            assert_eq!((reply.status(), reply.epoch), (BlockStatus::Ok, EPOCH));
+            assert_eq!(bytes, content(0)[70_000..150_000]);
+            let checked = have_checksums(&bytes, 70_000, &reply.checksums);
+            assert_eq!(checked, client > 0, "client of version {client}");
+        }
+        bed.end().await;
+    });
+}
+
+#[test]
+fn requests_that_came_together_are_answered_in_their_order() {
+    run(async {
+        let bed = Bed::new(40).await;
+        for round in 0..2 {
+            let mut link = bed.tcp().await;
+            let whole = |n: usize| bed.request(n, 0..LENGTH as u32);
+            let requests: Vec<BlockRequest> = (0..40).rev().map(whole).collect();
+            send(&mut link, &requests).await;
+            for n in (0..40).rev() {
+                let (reply, bytes) = receive(&mut link).await;
+                assert_eq!(reply.status(), BlockStatus::Ok, "{}", reply.message);
+                assert_eq!(bytes, content(n), "file {n} in round {round}");
+            }
+            bed.until_stored(40).await;
+        }
+        bed.end().await;
+    });
+}
+
+#[test]
+fn a_request_that_makes_no_sense_is_refused_and_the_next_one_answered() {
+    run(async {
+        let bed = Bed::new(2).await;
+        let good = bed.request(0, 0..100);
+        let change = |change: fn(&mut BlockRequest)| {
+            let mut request = good.clone();
+            change(&mut request);
+            request
+        };
+        let bad = [
+            change(|r| r.length = 0),
+            change(|r| r.offset = LENGTH as u32),
+            change(|r| (r.offset, r.length) = (u32::MAX, u32::MAX)),
+            change(|r| r.block_index = 1),
+            change(|r| r.block_index = u32::MAX),
+            change(|r| r.object_size = 0),
+            change(|r| r.dataset = String::new()),
+            change(|r| r.ahead = true), // with a length
+        ];
+        let mut link = bed.tcp().await;
+        for bad in &bad {
+            send(&mut link, &[bad.clone(), good.clone()]).await;
+            let (reply, bytes) = receive(&mut link).await;
+            assert_eq!(reply.status(), BlockStatus::BadRequest, "{bad:?}");
+            assert!(bytes.is_empty() && !reply.message.is_empty());
+            assert_eq!(receive(&mut link).await.1, content(0)[..100]);
+        }
+        let mut gone = bed.request(1, 0..100);
+        gone.object_version = "another".to_owned();
+        send(&mut link, &[gone, good]).await;
+        let (reply, _) = receive(&mut link).await;
+        assert_eq!(reply.status(), BlockStatus::Changed, "{}", reply.message);
+        assert_eq!(receive(&mut link).await.1, content(0)[..100]);
+        bed.end().await;
+    });
+}
+
+#[test]
+fn a_block_on_ssd_is_told_by_its_place_on_a_unix_socket_and_as_bytes_over_tcp() {
+    run(async {
+        let bed = Bed::new(1).await;
+        let mut request = bed.request(0, 0..LENGTH as u32);
+        let (mut tcp, mut unix) = (bed.tcp().await, bed.unix().await);
+        request.location_format = LOCATION_FORMAT;
+        send(&mut unix, &[request.clone()]).await;
+        let (reply, bytes) = receive(&mut unix).await;
+        assert!(reply.location.is_none(), "it is not on SSD yet");
+        assert_eq!(bytes, content(0));
+        bed.until_stored(1).await;
+        send(&mut unix, &[request.clone()]).await;
+        let (reply, bytes) = receive(&mut unix).await;
+        let location = reply.location.unwrap();
+        assert_eq!((bytes.len(), location.block_length), (0, LENGTH as u32));
+        let descriptor = unix.split().1.descriptor().unwrap();
+        drop(descriptor);
+        let mut stored = vec![0; LENGTH];
+        let file = File::open(segment(&bed.dir.path().join("ssd"))).unwrap();
+        file.read_exact_at(&mut stored, location.file_offset)
+            .unwrap();
+        assert_eq!(stored, content(0));
+        send(&mut tcp, &[request.clone()]).await;
+        let (reply, bytes) = receive(&mut tcp).await;
+        assert!(reply.location.is_none() && tcp.split().1.descriptor().is_none());
+        assert_eq!(bytes, content(0));
+        request.location_format = LOCATION_FORMAT + 1;
+        send(&mut unix, &[request]).await;
+        assert_eq!(
+            receive(&mut unix).await.1,
+            content(0),
+            "a format of the future"
+        );
+        bed.end().await;
+    });
+}
+
+fn segment(ssd: &Path) -> std::path::PathBuf {
+    let mut files = std::fs::read_dir(ssd)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    files
+        .find(|path| path.extension().is_some_and(|e| e == "segment"))
+        .unwrap()
+}
+
+#[test]
+fn a_client_that_breaks_off_or_sends_garbage_disturbs_no_other() {
+    run(async {
+        let bed = Bed::new(1).await;
+        for garbage in [
+            &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+            &[5, 0, 0, 0, 1],
+            &[3, 0, 0, 0, 0xff, 0xff, 0xff],
+            &[0; 64],
+            &[0xff; 64],
+        ] {
+            let mut broken = TcpStream::connect(bed.address).await.unwrap();
+            broken.write_all(garbage).await.unwrap();
+            broken.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            // It is closed, with an answer or without, and perhaps before all was read.
+            let _ = tokio::time::timeout(DEADLINE, broken.read_to_end(&mut rest))
+                .await
+                .unwrap();
+        }
+        for _ in 0..20 {
+            // Asks for much and never reads it.
+            let mut link = bed.tcp().await;
+            let all = vec![bed.request(0, 0..LENGTH as u32); 30];
+            send(&mut link, &all).await;
+        }
+        let mut link = bed.tcp().await;
+        send(&mut link, &[bed.request(0, 0..100)]).await;
+        assert_eq!(receive(&mut link).await.1, content(0)[..100]);
+        bed.end().await;
+    });
+}
+
+#[test]
+fn when_the_worker_stops_its_idle_connections_end_and_new_requests_get_no_answer() {
+    run(async {
+        let bed = Bed::new(1).await;
+        let mut idle = bed.tcp().await;
+        send(&mut idle, &[bed.request(0, 0..100)]).await;
+        receive(&mut idle).await;
+        bed.end().await;
+        let end = idle.split().1.message::<BlockReply>().await;
+        assert!(matches!(end, Ok(None) | Err(_)), "{end:?}");
+    });
+}
