@@ -13,6 +13,7 @@ mod head;
 mod helper;
 mod listing;
 mod low_water;
+mod names;
 pub(crate) mod profile;
 mod redirect;
 mod refusal;

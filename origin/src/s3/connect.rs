@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::low_water::set_low_water;
+use super::names::Names;
 
 /// A connection's bytes, deciphered.
 pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -29,7 +30,7 @@ const RECORD: u64 = 20 << 10;
 
 /// Opens connections as the environment says (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`).
 pub(super) struct Connector {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Names>,
     tls: ClientConfig,
     proxies: Matcher,
 }
@@ -39,7 +40,7 @@ impl Connector {
     pub(super) fn new(with_tls: bool) -> Result<Self, rustls::Error> {
         // A second installation is refused, which is fine: the first is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Names::of_system());
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
         let tls = if with_tls {
@@ -89,7 +90,7 @@ impl Connector {
         Ok((stream, socket))
     }
 
-    fn tls_over_tcp(&self) -> HttpsConnector<HttpConnector> {
+    fn tls_over_tcp(&self) -> HttpsConnector<HttpConnector<Names>> {
         HttpsConnector::from((self.tcp.clone(), self.tls.clone()))
     }
 }
