@@ -1,5 +1,6 @@
 //! Identifiers. Each is a type of its own, so that one cannot be passed where another is meant.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -63,6 +64,13 @@ macro_rules! name_type {
             fn from_str(name: &str) -> Result<Self, NameError> {
                 check_name($what, name)?;
                 Ok(Self(name.into()))
+            }
+        }
+
+        // Equality, order and hash are the text's.
+        impl Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
             }
         }
 

@@ -10,6 +10,7 @@
 
 mod builder;
 mod format;
+mod kept;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use builder::{BuildError, MAX_EXAMPLES, MAX_OBJECT, MAX_VERSION, ManifestBuilder};
+pub use kept::KeptManifests;
 
 use crate::block::{Block, ObjectRef, block_count};
 use crate::id::{OriginId, SnapshotId};

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use prost::Message;
@@ -16,16 +17,24 @@ use weir_proto::v1;
 
 use crate::error::MasterError;
 use crate::manifests::Manifests;
-use crate::master::{Master, decode, newest};
+use crate::master::{Master, decode, newest, now_ns};
 use crate::metrics::{DatasetLabel, MasterMetrics};
 use crate::store::{Change, MetaStore, StoreError};
 
 const DATASET_KEY: &str = "dataset/";
 /// Holds the highest snapshot number that a dataset's name has had.
 const VERSION_KEY: &str = "version/";
+/// Holds a number that no dataset without such a record has had a higher one of.
+const FLOOR_KEY: &str = "version-floor";
 /// Most datasets of one master, and mounts of one dataset.
 const MAX_DATASETS: usize = 10_000;
 const MAX_MOUNTS: usize = 1_000;
+/// Longest request for a dataset, in bytes: each is kept in memory.
+const MAX_REQUEST: usize = 1 << 20;
+/// Names of deleted datasets whose last snapshot number is remembered one by one.
+const MAX_DELETED: usize = 10_000;
+/// Longest wait for workers to evict the blocks of a dataset that is deleted.
+const EVICT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The datasets in the store.
 pub(crate) fn load(
@@ -57,8 +66,12 @@ impl Master {
                 "a dataset has 1 to {MAX_MOUNTS} mounts"
             )));
         }
-        let lock = self.listing_lock(&name);
-        let _one_at_a_time = lock.lock().await;
+        if request.encoded_len() > MAX_REQUEST {
+            return Err(MasterError::Invalid(format!(
+                "a dataset's mounts take at most {MAX_REQUEST} bytes"
+            )));
+        }
+        let _one_at_a_time = self.listing(&name).await;
         let known = self.datasets.lock().get(&name).cloned();
         if let Some(mut dataset) = known {
             if places(&dataset.mounts)? != places(&request.mounts)? {
@@ -83,7 +96,7 @@ impl Master {
             snapshots: Vec::new(),
             created_ns: now_ns(),
         };
-        let version = self.last_version(&name)? + 1;
+        let version = self.last_version(&name).await? + 1;
         let manifest = self
             .list(
                 &dataset.mounts,
@@ -119,10 +132,9 @@ impl Master {
     /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
     pub async fn refresh_dataset(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
         let name: DatasetName = name.parse()?;
-        let lock = self.listing_lock(&name);
-        let _one_at_a_time = lock.lock().await;
+        let _one_at_a_time = self.listing(&name).await;
         let dataset = self.dataset(&name)?;
-        let version = self.last_version(&name)? + 1;
+        let version = self.last_version(&name).await? + 1;
         let previous = match newest(&name, &dataset) {
             None => None,
             // One that cannot be read any more is replaced.
@@ -160,19 +172,31 @@ impl Master {
     /// Forgets a dataset. Its blocks are evicted as far as workers can be reached; what stays is evicted as idle.
     pub(crate) async fn delete_dataset(self: &Arc<Self>, name: &str) -> Result<(), MasterError> {
         let name: DatasetName = name.parse()?;
-        let lock = self.listing_lock(&name);
-        let _one_at_a_time = lock.lock().await;
+        let _one_at_a_time = self.listing(&name).await;
         let dataset = self.dataset(&name)?;
         self.cancel_jobs_of(&name);
-        if let Err(error) = self.evict_now(&dataset, &[]).await {
-            tracing::warn!(dataset = %name, "not all blocks of the deleted dataset were evicted: {error}");
+        let evicted = tokio::time::timeout(EVICT_DEADLINE, self.evict_now(&dataset, &[])).await;
+        let failed = match evicted {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!(
+                "some workers did not answer within {EVICT_DEADLINE:?}"
+            )),
+        };
+        if let Some(failed) = failed {
+            tracing::warn!(dataset = %name, "not all blocks of the deleted dataset were evicted: {failed}");
         }
-        self.write(vec![Change::Delete(format!("{DATASET_KEY}{name}"))])
-            .await?;
-        self.datasets.lock().remove(&name);
-        self.metrics.datasets.set(self.datasets.lock().len() as i64);
+        let mut changes = vec![Change::Delete(format!("{DATASET_KEY}{name}"))];
+        changes.extend(self.merged_versions().await?);
+        self.write(changes).await?;
+        {
+            let mut datasets = self.datasets.lock();
+            datasets.remove(&name);
+            self.metrics.datasets.set(datasets.len() as i64);
+        }
+        self.version.fetch_add(1, Ordering::Release);
+        self.inventories.forget_dataset(&name);
         self.metrics.forget(name.as_str());
-        self.listings.lock().remove(&name);
         let manifests = self.manifests.clone();
         tokio::task::spawn_blocking(move || manifests.remove_all(&name)).await?;
         Ok(())
@@ -235,7 +259,7 @@ impl Master {
                 "objects have changed since the snapshot was listed; `weir dataset refresh` lists them again"
             );
         }
-        snapshot.stale_reads += report.count;
+        snapshot.stale_reads = snapshot.stale_reads.saturating_add(report.count);
         let label = DatasetLabel {
             dataset: name.to_string(),
         };
@@ -246,17 +270,6 @@ impl Master {
         Ok(())
     }
 
-    /// The origins that workers may read, and the snapshots whose inventories are wanted.
-    pub(crate) fn origins_and_snapshots(&self) -> (Vec<v1::OriginSpec>, Vec<SnapshotId>) {
-        let datasets = self.datasets.lock();
-        let mounts = datasets.values().flat_map(|dataset| &dataset.mounts);
-        let origins = mounts.filter_map(|mount| mount.origin.clone()).collect();
-        let snapshots = datasets
-            .iter()
-            .filter_map(|(name, dataset)| Some(newest(name, dataset)?.0));
-        (origins, snapshots.collect())
-    }
-
     pub(crate) async fn load_manifest(
         &self,
         snapshot: SnapshotId,
@@ -265,12 +278,22 @@ impl Master {
         tokio::task::spawn_blocking(move || manifests.load(&snapshot)).await?
     }
 
-    fn listing_lock(&self, name: &DatasetName) -> Arc<tokio::sync::Mutex<()>> {
-        self.listings
+    /// Waits for the right to list a dataset, or to delete it.
+    async fn listing(&self, name: &DatasetName) -> Listing<'_> {
+        let lock = self
+            .listings
             .lock()
             .entry(name.clone())
             .or_default()
-            .clone()
+            .clone();
+        // Made before the wait, so that the table is tidied also if that is given up.
+        let mut listing = Listing {
+            master: self,
+            name: name.clone(),
+            held: None,
+        };
+        listing.held = Some(lock.lock_owned().await);
+        listing
     }
 
     /// Lists all mounts into a manifest. Entries that did not change keep the inodes of `previous`.
@@ -385,23 +408,86 @@ impl Master {
             ));
         }
         self.write(changes).await?;
-        let mut datasets = self.datasets.lock();
-        datasets.insert(name.clone(), dataset.clone());
-        self.metrics.datasets.set(datasets.len() as i64);
+        {
+            let mut datasets = self.datasets.lock();
+            datasets.insert(name.clone(), dataset.clone());
+            self.metrics.datasets.set(datasets.len() as i64);
+        }
+        self.version.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
-    fn last_version(&self, name: &DatasetName) -> Result<u64, StoreError> {
-        let key = format!("{VERSION_KEY}{name}");
-        let Some(bytes) = self.store.get(&key)? else {
-            return Ok(0);
+    /// The highest snapshot number that a dataset of this name has had.
+    async fn last_version(&self, name: &DatasetName) -> Result<u64, MasterError> {
+        let (store, key) = (self.store.clone(), format!("{VERSION_KEY}{name}"));
+        let read = move || {
+            let of_name = store.get(&key)?.map(|bytes| number(&key, &bytes));
+            match of_name {
+                Some(version) => version,
+                None => floor(&*store),
+            }
         };
-        let number = bytes.try_into().map_err(|_| StoreError::Damaged {
-            key,
-            reason: "it is no number".to_owned(),
-        })?;
-        Ok(u64::from_le_bytes(number))
+        Ok(tokio::task::spawn_blocking(read).await??)
     }
+
+    /// What is to be changed so that the numbers of no more than [`MAX_DELETED`] deleted datasets are remembered: of more,
+    /// only the highest is, and new names begin above it.
+    async fn merged_versions(&self) -> Result<Vec<Change>, MasterError> {
+        let store = self.store.clone();
+        let records = tokio::task::spawn_blocking(move || store.scan(VERSION_KEY)).await??;
+        let deleted: Vec<(String, Vec<u8>)> = {
+            let datasets = self.datasets.lock();
+            let is_live = |key: &str| datasets.contains_key(&key[VERSION_KEY.len()..]);
+            records
+                .into_iter()
+                .filter(|(key, _)| !is_live(key))
+                .collect()
+        };
+        if deleted.len() < MAX_DELETED {
+            return Ok(Vec::new());
+        }
+        let store = self.store.clone();
+        let mut highest = tokio::task::spawn_blocking(move || floor(&*store)).await??;
+        for (key, bytes) in &deleted {
+            highest = highest.max(number(key, bytes)?);
+        }
+        let floor = Change::Put(FLOOR_KEY.to_owned(), highest.to_le_bytes().to_vec());
+        let deleted = deleted.into_iter().map(|(key, _)| Change::Delete(key));
+        Ok(deleted.chain([floor]).collect())
+    }
+}
+
+/// The right to list a dataset, or to delete it.
+struct Listing<'a> {
+    master: &'a Master,
+    name: DatasetName,
+    held: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl Drop for Listing<'_> {
+    fn drop(&mut self) {
+        self.held = None;
+        // Callers may name any dataset, so what nobody waits for is forgotten.
+        let mut listings = self.master.listings.lock();
+        if let Some(lock) = listings.get(&self.name)
+            && Arc::strong_count(lock) == 1
+        {
+            listings.remove(&self.name);
+        }
+    }
+}
+
+fn floor(store: &dyn MetaStore) -> Result<u64, StoreError> {
+    let floor = store.get(FLOOR_KEY)?;
+    floor.map_or(Ok(0), |bytes| number(FLOOR_KEY, &bytes))
+}
+
+fn number(key: &str, bytes: &[u8]) -> Result<u64, StoreError> {
+    let number = bytes.try_into().map_err(|_| StoreError::Damaged {
+        key: key.to_owned(),
+        reason: "it is no number".to_owned(),
+    })?;
+    Ok(u64::from_le_bytes(number))
 }
 
 /// The valid origin of a mount.
@@ -425,12 +511,4 @@ fn places(mounts: &[v1::MountSpec]) -> Result<Vec<(String, String, String)>, Mas
             Ok((spec.location(), spec.prefix().into_owned(), path))
         })
         .collect()
-}
-
-fn now_ns() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-        })
 }

@@ -5,21 +5,73 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 use weir_core::blocknumber::numbered_files;
-use weir_core::{Manifest, SnapshotId, WorkerId};
+use weir_core::{DatasetName, Manifest, SnapshotId, WorkerId};
 use weir_proto::v1;
 
 use crate::error::MasterError;
 
+/// What a worker holds of a snapshot.
 #[derive(Clone, Debug)]
-struct Held {
+pub(crate) struct Held {
     blocks: RoaringBitmap,
     bytes: u64,
+}
+
+impl Held {
+    /// Reads a report on a snapshot of so many blocks and bytes.
+    pub(crate) fn read(
+        report: &v1::Inventory,
+        blocks: u64,
+        bytes: u64,
+    ) -> Result<Self, MasterError> {
+        let invalid = |what: &str| {
+            let (name, version) = (&report.dataset, report.version);
+            MasterError::Invalid(format!("the inventory of {name}@{version} {what}"))
+        };
+        if containers(&report.blocks).is_none_or(|number| number > blocks.div_ceil(CONTAINER)) {
+            return Err(invalid("has more blocks than the snapshot"));
+        }
+        let held = RoaringBitmap::deserialize_from(&report.blocks[..])
+            .map_err(|error| invalid(&format!("is not readable: {error}")))?;
+        if held.max().is_some_and(|last| u64::from(last) >= blocks) {
+            return Err(invalid("has blocks that the snapshot does not have"));
+        }
+        Ok(Self {
+            blocks: held,
+            bytes: report.bytes.min(bytes),
+        })
+    }
+}
+
+/// Numbers that one container of a serialized bitmap holds at most.
+const CONTAINER: u64 = 1 << 16;
+
+/// How many containers a serialized bitmap says it has; each takes 8 KiB of memory, however short it is written. Source:
+/// the Roaring format specification.
+fn containers(bitmap: &[u8]) -> Option<u64> {
+    const WITH_RUNS: u32 = 0x303b;
+    let number = |at: usize| {
+        let bytes = bitmap.get(at..at + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let cookie = number(0)?;
+    if cookie & 0xffff == WITH_RUNS {
+        return Some(u64::from(cookie >> 16) + 1);
+    }
+    number(4).map(u64::from)
 }
 
 /// The last report of each worker for each snapshot.
 #[derive(Debug, Default)]
 pub(crate) struct Inventories {
-    held: Mutex<HashMap<SnapshotId, HashMap<WorkerId, Held>>>,
+    held: Mutex<HashMap<DatasetName, OfDataset>>,
+}
+
+/// The reports on the newest snapshot of a dataset.
+#[derive(Debug, Default)]
+struct OfDataset {
+    version: u64,
+    workers: HashMap<WorkerId, Held>,
 }
 
 /// How much of a snapshot is cached somewhere.
@@ -31,61 +83,67 @@ pub(crate) enum Cached {
 }
 
 impl Inventories {
-    /// Takes in a worker's report.
-    pub(crate) fn report(
+    /// Takes in a worker's report on a newest snapshot.
+    pub(crate) fn set(&self, snapshot: SnapshotId, worker: &WorkerId, held: Held) {
+        let mut all = self.held.lock();
+        let reports = all.entry(snapshot.dataset).or_default();
+        if reports.version != snapshot.version {
+            *reports = OfDataset {
+                version: snapshot.version,
+                workers: HashMap::new(),
+            };
+        }
+        reports.workers.insert(worker.clone(), held);
+    }
+
+    /// Some of these snapshots of which there is no report of the worker.
+    pub(crate) fn missing<'a>(
         &self,
         worker: &WorkerId,
-        report: v1::Inventory,
-    ) -> Result<(), MasterError> {
-        let snapshot = SnapshotId {
-            dataset: report.dataset.parse()?,
-            version: report.version,
+        newest: impl Iterator<Item = (&'a DatasetName, u64)>,
+        most: usize,
+    ) -> Vec<SnapshotId> {
+        let all = self.held.lock();
+        let missing = newest.filter(|(dataset, version)| {
+            all.get(*dataset).is_none_or(|reports| {
+                reports.version != *version || !reports.workers.contains_key(worker)
+            })
+        });
+        let id = |(dataset, version): (&DatasetName, u64)| SnapshotId {
+            dataset: dataset.clone(),
+            version,
         };
-        let blocks = RoaringBitmap::deserialize_from(&report.blocks[..]).map_err(|error| {
-            MasterError::Invalid(format!(
-                "the inventory of {snapshot} is not readable: {error}"
-            ))
-        })?;
-        let held = Held {
-            blocks,
-            bytes: report.bytes,
-        };
-        self.held
-            .lock()
-            .entry(snapshot)
-            .or_default()
-            .insert(worker.clone(), held);
-        Ok(())
+        missing.take(most).map(id).collect()
     }
 
     /// Forgets a worker that left.
     pub(crate) fn forget_worker(&self, worker: &WorkerId) {
-        for workers in self.held.lock().values_mut() {
-            workers.remove(worker);
+        for reports in self.held.lock().values_mut() {
+            reports.workers.remove(worker);
         }
     }
 
-    /// Forgets every snapshot but `wanted`.
-    pub(crate) fn retain(&self, wanted: &[SnapshotId]) {
-        self.held
-            .lock()
-            .retain(|snapshot, _| wanted.contains(snapshot));
+    /// Forgets a dataset.
+    pub(crate) fn forget_dataset(&self, dataset: &DatasetName) {
+        self.held.lock().remove(dataset);
     }
 
     /// How much of a snapshot at least one worker holds.
     pub(crate) fn cached(&self, snapshot: &SnapshotId) -> Cached {
-        let held = self.held.lock();
-        let Some(workers) = held.get(snapshot) else {
+        let all = self.held.lock();
+        let reports = all.get(&snapshot.dataset);
+        let Some(reports) = reports.filter(|reports| reports.version == snapshot.version) else {
             return Cached::Bytes(0);
         };
         let mut union = RoaringBitmap::new();
         let mut blocks = 0;
-        for held in workers.values() {
+        for held in reports.workers.values() {
             union |= &held.blocks;
             blocks += held.blocks.len();
         }
         if blocks == union.len() {
-            return Cached::Bytes(workers.values().map(|held| held.bytes).sum());
+            let bytes = reports.workers.values().map(|held| held.bytes);
+            return Cached::Bytes(bytes.fold(0, u64::saturating_add));
         }
         Cached::Blocks(union)
     }
@@ -116,36 +174,78 @@ mod tests {
         }
     }
 
-    #[test]
-    fn blocks_that_two_workers_hold_count_once() {
-        let inventories = Inventories::default();
-        let snapshot = SnapshotId {
+    fn snapshot(version: u64) -> SnapshotId {
+        SnapshotId {
             dataset: "set".parse().unwrap(),
-            version: 1,
-        };
-        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
-        inventories.report(&a, report([0, 1], 20)).unwrap();
-        inventories.report(&b, report([2], 7)).unwrap();
-        assert!(matches!(inventories.cached(&snapshot), Cached::Bytes(27)));
-        inventories.report(&b, report([1, 2], 17)).unwrap();
-        let Cached::Blocks(blocks) = inventories.cached(&snapshot) else {
-            panic!("block 1 is held twice");
-        };
-        assert_eq!(blocks.len(), 3);
-        inventories.forget_worker(&b);
-        assert!(matches!(inventories.cached(&snapshot), Cached::Bytes(20)));
+            version,
+        }
     }
 
     #[test]
-    fn a_report_that_is_no_bitmap_is_refused() {
-        let broken = v1::Inventory {
-            blocks: vec![1, 2, 3],
+    fn blocks_that_two_workers_hold_count_once() {
+        let inventories = Inventories::default();
+        let set = |worker: &str, report: v1::Inventory| {
+            let held = Held::read(&report, 3, 27).unwrap();
+            inventories.set(snapshot(1), &worker.parse().unwrap(), held);
+        };
+        set("a", report([0, 1], 20));
+        set("b", report([2], 7));
+        assert!(matches!(
+            inventories.cached(&snapshot(1)),
+            Cached::Bytes(27)
+        ));
+        set("b", report([1, 2], 17));
+        let Cached::Blocks(blocks) = inventories.cached(&snapshot(1)) else {
+            panic!("block 1 is held twice");
+        };
+        assert_eq!(blocks.len(), 3);
+        inventories.forget_worker(&"b".parse().unwrap());
+        assert!(matches!(
+            inventories.cached(&snapshot(1)),
+            Cached::Bytes(20)
+        ));
+    }
+
+    #[test]
+    fn what_no_worker_has_told_is_missing() {
+        let inventories = Inventories::default();
+        let (set, other) = ("set".parse().unwrap(), "other".parse().unwrap());
+        let missing = |worker: &str, version| {
+            let newest = [(&set, version), (&other, 1)];
+            let worker = worker.parse().unwrap();
+            let missing = inventories.missing(&worker, newest.into_iter(), 10);
+            missing.into_iter().map(|id| id.to_string()).collect()
+        };
+        let missing: &dyn Fn(&str, u64) -> Vec<String> = &missing;
+        assert_eq!(missing("a", 1), ["set@1", "other@1"]);
+        let held = Held::read(&report([0], 1), 1, 1).unwrap();
+        inventories.set(snapshot(1), &"a".parse().unwrap(), held);
+        assert_eq!(missing("a", 1), ["other@1"]);
+        assert_eq!(missing("b", 1), ["set@1", "other@1"]);
+        assert_eq!(missing("a", 2), ["set@2", "other@1"], "a newer snapshot");
+        inventories.forget_dataset(&set);
+        assert_eq!(missing("a", 1), ["set@1", "other@1"]);
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_true_is_refused() {
+        let broken = |blocks: &[u8]| v1::Inventory {
+            blocks: blocks.to_vec(),
             ..report([], 0)
         };
-        assert!(
-            Inventories::default()
-                .report(&"a".parse().unwrap(), broken)
-                .is_err()
-        );
+        // 65,536 containers in four bytes.
+        let many = 0xffff_303b_u32.to_le_bytes();
+        for (what, report, blocks) in [
+            ("no bitmap", broken(&[1, 2, 3]), 10),
+            ("no bitmap", broken(&[0; 64]), 10),
+            ("memory for 512 MiB", broken(&many), 1_000_000),
+            ("a block too many", report([10], 0), 10),
+            ("far too many", report((0..100).map(|n| n << 20), 0), 10),
+        ] {
+            assert!(Held::read(&report, blocks, 10).is_err(), "{what}");
+        }
+        let boastful = Held::read(&report([9], u64::MAX), 10, 7).unwrap();
+        assert_eq!(boastful.bytes, 7);
+        assert_eq!(Held::read(&report([], 0), 0, 0).unwrap().bytes, 0);
     }
 }

@@ -5,22 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use weir_core::DatasetName;
 use weir_core::manifest::ROOT;
 use weir_proto::v1;
-use weir_proto::v1::worker_client::WorkerClient;
 
 use crate::error::MasterError;
-use crate::master::{Master, decode};
+use crate::master::{Master, decode, now_ns};
 use crate::store::{Change, MetaStore};
 
 const JOB_KEY: &str = "job/";
@@ -28,17 +22,9 @@ const JOB_KEY: &str = "job/";
 const MAX_RUNNING: usize = 64;
 /// Ended jobs that are remembered.
 const MAX_ENDED: usize = 256;
-/// Most paths of one job.
+/// Most paths of one job, and most bytes of its request: each is kept in memory.
 const MAX_PATHS: usize = 10_000;
-/// Longest wait for the first worker to appear.
-const WORKER_DEADLINE: Duration = Duration::from_secs(15);
-/// Longest wait for a connection, for the next report of a warming worker, and for an eviction.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-const REPORT_DEADLINE: Duration = Duration::from_secs(30);
-const EVICT_DEADLINE: Duration = Duration::from_mins(2);
-/// Rounds in a row that may fail without any progress before the job does, and the wait between them.
-const MAX_FAILED_ROUNDS: u32 = 6;
-const ROUND_PAUSE: Duration = Duration::from_secs(2);
+const MAX_REQUEST: usize = 1 << 20;
 
 /// All jobs that are known.
 #[derive(Debug, Default)]
@@ -75,7 +61,7 @@ impl Jobs {
         })
     }
 
-    fn update(&self, id: u64, change: impl FnOnce(&mut v1::Job)) {
+    pub(crate) fn update(&self, id: u64, change: impl FnOnce(&mut v1::Job)) {
         if let Some(entry) = self.known.lock().jobs.get_mut(&id) {
             change(&mut entry.job);
         }
@@ -111,6 +97,11 @@ impl Master {
                 "a job has at most {MAX_PATHS} paths; name their directory"
             )));
         }
+        if request.encoded_len() > MAX_REQUEST {
+            return Err(MasterError::Invalid(format!(
+                "the paths of a job take at most {MAX_REQUEST} bytes; name their directory"
+            )));
+        }
         let manifest = self.manifest(&request.dataset, None).await?;
         let version = manifest.summary().snapshot.version;
         let (total_files, total_bytes) = {
@@ -142,11 +133,7 @@ impl Master {
                 paths: request.paths,
                 total_files,
                 total_bytes,
-                started_ns: SystemTime::now()
-                    .duration_since(SystemTime::UNIX_EPOCH)
-                    .map_or(0, |since| {
-                        i64::try_from(since.as_nanos()).unwrap_or_default()
-                    }),
+                started_ns: now_ns(),
                 ..Default::default()
             };
             known.next_id += 1;
@@ -172,7 +159,11 @@ impl Master {
         };
         let mut changes = vec![Change::Put(key(job.id), job.encode_to_vec())];
         changes.extend(old.into_iter().map(|id| Change::Delete(key(id))));
-        self.write(changes).await?;
+        if let Err(error) = self.write(changes).await {
+            // Another caller may have been told of it.
+            self.jobs.update(job.id, |job| fail(job, &error));
+            return Err(error);
+        }
         self.spawn_job(job.id);
         Ok(job)
     }
@@ -186,14 +177,25 @@ impl Master {
     }
 
     /// Stops a running job; what it did stays.
-    pub(crate) fn cancel_job(&self, id: u64) -> Result<v1::Job, MasterError> {
-        if let Some(entry) = self.jobs.known.lock().jobs.get_mut(&id)
-            && entry.job.state() == v1::JobState::Running
-        {
-            entry.stop.cancel();
-            entry.job.set_state(v1::JobState::Cancelled);
+    pub(crate) async fn cancel_job(&self, id: u64) -> Result<v1::Job, MasterError> {
+        if self.stop_job(id) {
+            let job = self.job(id)?;
+            self.write(vec![Change::Put(key(id), job.encode_to_vec())])
+                .await?;
         }
         self.job(id)
+    }
+
+    /// Whether it was running.
+    fn stop_job(&self, id: u64) -> bool {
+        let mut known = self.jobs.known.lock();
+        let entry = known.jobs.get_mut(&id);
+        let Some(entry) = entry.filter(|entry| entry.job.state() == v1::JobState::Running) else {
+            return false;
+        };
+        entry.job.set_state(v1::JobState::Cancelled);
+        entry.stop.cancel();
+        true
     }
 
     pub(crate) fn cancel_jobs_of(&self, dataset: &DatasetName) {
@@ -206,8 +208,7 @@ impl Master {
                 .collect()
         };
         for id in ids {
-            // It was found a moment ago, and one that has ended since is as good.
-            let _ = self.cancel_job(id);
+            self.stop_job(id);
         }
     }
 
@@ -225,40 +226,33 @@ impl Master {
         }
     }
 
-    /// Runs a job in the background. The task holds the master weakly: a master that is dropped ends it.
+    /// Runs a job in the background. However its task ends, the job ends too.
     fn spawn_job(self: &Arc<Self>, id: u64) {
-        let master = Arc::downgrade(self);
-        let Some(stop) = self
-            .jobs
-            .known
-            .lock()
-            .jobs
-            .get(&id)
-            .map(|entry| entry.stop.clone())
-        else {
-            return;
+        let stop = {
+            let known = self.jobs.known.lock();
+            let Some(entry) = known.jobs.get(&id) else {
+                return;
+            };
+            entry.stop.clone()
         };
+        let master = self.clone();
+        let mut work = tokio::spawn(async move { master.run_job(id).await });
+        let master = Arc::downgrade(self);
         tokio::spawn(async move {
-            let outcome = {
-                let Some(master) = master.upgrade() else {
-                    return;
-                };
-                tokio::select! {
-                    outcome = master.run_job(id) => outcome,
-                    () = stop.cancelled() => Ok(()),
+            let outcome = tokio::select! {
+                outcome = &mut work => outcome.unwrap_or_else(|died| Err(died.into())),
+                () = stop.cancelled() => {
+                    work.abort();
+                    Ok(())
                 }
             };
             let Some(master) = master.upgrade() else {
                 return;
             };
-            master.jobs.update(id, |job| match outcome {
+            master.jobs.update(id, |job| match &outcome {
                 _ if job.state() == v1::JobState::Cancelled => {}
                 Ok(()) => job.set_state(v1::JobState::Done),
-                Err(error) => {
-                    tracing::warn!(job = id, "a job failed: {error}");
-                    job.set_state(v1::JobState::Failed);
-                    job.message = error.to_string();
-                }
+                Err(error) => fail(job, error),
             });
             let Ok(job) = master.job(id) else { return };
             master.metrics.job_ended(&job);
@@ -270,130 +264,12 @@ impl Master {
             }
         });
     }
+}
 
-    async fn run_job(&self, id: u64) -> Result<(), MasterError> {
-        let job = self.job(id)?;
-        if job.kind() == v1::JobKind::Evict {
-            let dataset = self.dataset(&job.dataset.parse()?)?;
-            let evicted = self.evict_now(&dataset, &job.paths).await?;
-            self.jobs.update(id, |job| {
-                job.done_bytes = evicted;
-                job.total_bytes = evicted;
-                job.done_files = job.total_files;
-            });
-            return Ok(());
-        }
-        let mut failed = 0;
-        let mut best = 0;
-        loop {
-            let error = match self.warm_round(&job).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            // A worker left: the next round asks those that are there now.
-            let done = self.job(id)?.done_bytes;
-            failed = if done > best { 0 } else { failed + 1 };
-            best = best.max(done);
-            if failed >= MAX_FAILED_ROUNDS {
-                return Err(error);
-            }
-            tracing::info!(
-                job = id,
-                "a worker did not finish, the job goes on: {error}"
-            );
-            tokio::time::sleep(ROUND_PAUSE).await;
-        }
-    }
-
-    /// Lets all workers of the map warm what they own. Fails with the first that does not finish.
-    async fn warm_round(&self, job: &v1::Job) -> Result<(), MasterError> {
-        let map = self.map_with_workers().await?;
-        let reports = Mutex::new(vec![v1::WarmProgress::default(); map.workers.len()]);
-        let mut workers: FuturesUnordered<_> = map
-            .workers
-            .iter()
-            .enumerate()
-            .map(|(number, worker)| {
-                let request = v1::WarmRequest {
-                    dataset: job.dataset.clone(),
-                    version: job.version,
-                    paths: job.paths.clone(),
-                    map: Some(map.clone()),
-                };
-                let reports = &reports;
-                warm_on(worker, request, move |report| {
-                    let mut reports = reports.lock();
-                    reports[number] = report;
-                    self.show_progress(job.id, &reports);
-                })
-            })
-            .collect();
-        while let Some(outcome) = workers.next().await {
-            outcome?;
-        }
-        Ok(())
-    }
-
-    fn show_progress(&self, id: u64, reports: &[v1::WarmProgress]) {
-        let sum = |field: fn(&v1::WarmProgress) -> u64| reports.iter().map(field).sum();
-        self.jobs.update(id, |job| {
-            job.done_bytes = sum(|r| r.done_bytes);
-            job.done_files = sum(|r| r.done_files);
-            job.fetched_bytes = job.fetched_bytes.max(sum(|r| r.fetched_bytes));
-            job.failed_files = sum(|r| r.failed_files);
-            let first = reports
-                .iter()
-                .map(|r| &r.message)
-                .find(|message| !message.is_empty());
-            job.message = first.cloned().unwrap_or_default();
-        });
-    }
-
-    /// Drops the blocks of a dataset, or of some of its paths, from all workers; gives the bytes that were held.
-    pub(crate) async fn evict_now(
-        &self,
-        dataset: &v1::Dataset,
-        paths: &[String],
-    ) -> Result<u64, MasterError> {
-        let map = self.cluster_map().await?;
-        let mut evicted = 0;
-        for worker in &map.workers {
-            let mut client = connect(worker).await?;
-            for snapshot in &dataset.snapshots {
-                let mut request = tonic::Request::new(v1::EvictRequest {
-                    dataset: dataset.name.clone(),
-                    version: snapshot.version,
-                    paths: paths.to_vec(),
-                });
-                request.set_timeout(EVICT_DEADLINE);
-                match client.evict(request).await {
-                    Ok(reply) => evicted += reply.into_inner().evicted_bytes,
-                    // An older snapshot need not have the path.
-                    Err(status) if status.code() == tonic::Code::NotFound && !paths.is_empty() => {}
-                    Err(status) => return Err(worker_failed(worker, status.message())),
-                }
-            }
-        }
-        Ok(evicted)
-    }
-
-    /// The cluster map as soon as it has a worker.
-    async fn map_with_workers(&self) -> Result<v1::ClusterMap, MasterError> {
-        let wait = async {
-            loop {
-                let map = self.cluster_map().await?;
-                if !map.workers.is_empty() {
-                    return Ok(map);
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(WORKER_DEADLINE, wait).await.unwrap_or_else(|_| {
-            Err(MasterError::Invalid(
-                "the cluster has no worker; start one with `weir worker`".to_owned(),
-            ))
-        })
-    }
+fn fail(job: &mut v1::Job, error: &MasterError) {
+    tracing::warn!(job = job.id, "a job failed: {error}");
+    job.set_state(v1::JobState::Failed);
+    job.message = error.to_string();
 }
 
 /// Files and bytes below the paths.
@@ -415,43 +291,4 @@ fn totals(manifest: &weir_core::Manifest, paths: &[String]) -> Result<(u64, u64)
     Ok(files.fold((0, 0), |(files, bytes), index| {
         (files + 1, bytes + manifest.entry(index).size)
     }))
-}
-
-fn worker_failed(worker: &v1::WorkerInfo, what: &str) -> MasterError {
-    MasterError::Ended(format!(
-        "worker {} at {}: {what}",
-        worker.id, worker.control_address
-    ))
-}
-
-async fn connect(worker: &v1::WorkerInfo) -> Result<WorkerClient<Channel>, MasterError> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", worker.control_address))
-        .map_err(|error| worker_failed(worker, &error.to_string()))?;
-    let channel = endpoint.connect_timeout(CONNECT_DEADLINE).connect().await;
-    Ok(WorkerClient::new(channel.map_err(|error| {
-        worker_failed(worker, &error.to_string())
-    })?))
-}
-
-async fn warm_on(
-    worker: &v1::WorkerInfo,
-    request: v1::WarmRequest,
-    report: impl Fn(v1::WarmProgress),
-) -> Result<(), MasterError> {
-    let failed = |what: &str| worker_failed(worker, what);
-    let mut client = connect(worker).await?;
-    let late = |_| failed("it sends no reports");
-    let mut reports = timeout(REPORT_DEADLINE, client.warm(request))
-        .await
-        .map_err(late)?
-        .map_err(|status| failed(status.message()))?
-        .into_inner();
-    while let Some(progress) = timeout(REPORT_DEADLINE, reports.message())
-        .await
-        .map_err(late)?
-        .map_err(|status| failed(status.message()))?
-    {
-        report(progress);
-    }
-    Ok(())
 }

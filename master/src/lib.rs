@@ -9,6 +9,7 @@
 
 mod datasets;
 mod error;
+mod heartbeats;
 mod inventory;
 mod jobs;
 mod manifests;
@@ -17,6 +18,7 @@ mod members;
 mod metrics;
 mod service;
 pub mod store;
+mod work;
 
 pub use error::MasterError;
 pub use manifests::manifest_path;

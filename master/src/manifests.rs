@@ -1,17 +1,14 @@
 //! Manifests as files: one for each snapshot, whole or not there.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use weir_core::manifest::KeptManifests;
 use weir_core::{DatasetName, Manifest, SnapshotId};
 
 use crate::error::MasterError;
-
-/// Manifests kept in memory; the least recently used goes first.
-const KEPT: usize = 4;
 
 /// The file of a snapshot's manifest below the master's directory.
 pub fn manifest_path(dir: &Path, dataset: &DatasetName, version: u64) -> PathBuf {
@@ -27,7 +24,7 @@ fn dataset_dir(dir: &Path, dataset: &DatasetName) -> PathBuf {
 #[derive(Debug)]
 pub(crate) struct Manifests {
     dir: PathBuf,
-    kept: Mutex<VecDeque<Arc<Manifest>>>,
+    kept: Mutex<KeptManifests>,
 }
 
 impl Manifests {
@@ -40,14 +37,8 @@ impl Manifests {
 
     /// Reads a manifest; blocks on the disk.
     pub(crate) fn load(&self, snapshot: &SnapshotId) -> Result<Arc<Manifest>, MasterError> {
-        {
-            let mut kept = self.kept.lock();
-            if let Some(at) = kept.iter().position(|m| m.summary().snapshot == *snapshot)
-                && let Some(manifest) = kept.remove(at)
-            {
-                kept.push_back(manifest.clone());
-                return Ok(manifest);
-            }
+        if let Some(kept) = self.kept.lock().get(snapshot) {
+            return Ok(kept);
         }
         let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
         let bytes = std::fs::read(&path).map_err(|error| failed(&path, &error))?;
@@ -76,35 +67,31 @@ impl Manifests {
             std::fs::rename(&new, &path)?;
             std::fs::File::open(dataset_dir(&self.dir, &snapshot.dataset))?.sync_all()
         };
-        write().map_err(|error| failed(&path, &error))?;
+        if let Err(error) = write() {
+            // On a full disk, half a manifest would be in the way of all that is written next.
+            warn_unless_gone(&new, std::fs::remove_file(&new));
+            return Err(failed(&path, &error));
+        }
         Ok(self.keep(manifest))
     }
 
     /// Removes the manifest of an old snapshot.
     pub(crate) fn remove(&self, snapshot: &SnapshotId) {
-        self.kept
-            .lock()
-            .retain(|m| m.summary().snapshot != *snapshot);
+        self.kept.lock().forget(|kept| kept == snapshot);
         let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
         warn_unless_gone(&path, std::fs::remove_file(&path));
     }
 
     /// Removes all manifests of a dataset.
     pub(crate) fn remove_all(&self, dataset: &DatasetName) {
-        self.kept
-            .lock()
-            .retain(|m| m.summary().snapshot.dataset != *dataset);
+        self.kept.lock().forget(|kept| kept.dataset == *dataset);
         let dir = dataset_dir(&self.dir, dataset);
         warn_unless_gone(&dir, std::fs::remove_dir_all(&dir));
     }
 
     fn keep(&self, manifest: Manifest) -> Arc<Manifest> {
         let manifest = Arc::new(manifest);
-        let mut kept = self.kept.lock();
-        kept.push_back(manifest.clone());
-        if kept.len() > KEPT {
-            kept.pop_front();
-        }
+        self.kept.lock().keep(manifest.clone());
         manifest
     }
 }

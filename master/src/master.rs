@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 use prost::Message;
-use weir_core::{DatasetName, SnapshotId, WorkerId};
+use weir_core::{DatasetName, SnapshotId};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
 
@@ -15,11 +16,11 @@ use crate::error::MasterError;
 use crate::inventory::{Cached, Inventories, bytes_of};
 use crate::jobs::Jobs;
 use crate::manifests::Manifests;
-use crate::members::{Changed, Member, Members};
+use crate::members::Members;
 use crate::metrics::MasterMetrics;
 use crate::store::{Change, MetaStore, RocksStore, StoreError};
 
-const MAP_KEY: &str = "cluster-map";
+pub(crate) const MAP_KEY: &str = "cluster-map";
 
 /// How a master runs.
 #[derive(Clone, Debug)]
@@ -49,13 +50,17 @@ pub struct Master {
     pub(crate) store: Arc<dyn MetaStore>,
     pub(crate) manifests: Arc<Manifests>,
     pub(crate) datasets: Mutex<HashMap<DatasetName, v1::Dataset>>,
+    /// Grows with each change of `datasets`, also from one master to the next.
+    pub(crate) version: AtomicU64,
     /// One listing of a dataset at a time.
     pub(crate) listings: Mutex<HashMap<DatasetName, Arc<tokio::sync::Mutex<()>>>>,
     pub(crate) inventories: Inventories,
     pub(crate) jobs: Jobs,
-    members: Mutex<Members>,
+    pub(crate) members: Mutex<Members>,
     /// Maps are stored in the order of their epochs.
-    map_writes: tokio::sync::Mutex<()>,
+    pub(crate) map_writes: tokio::sync::Mutex<()>,
+    /// The last map could not be stored.
+    pub(crate) map_not_stored: AtomicBool,
 }
 
 impl Master {
@@ -90,6 +95,7 @@ impl Master {
             Some(bytes) => decode(MAP_KEY, &bytes)?,
         };
         metrics.epoch.set(map.epoch as i64);
+        metrics.workers.set(map.workers.len() as i64);
         let datasets = crate::datasets::load(&*store, &metrics)?;
         let jobs = Jobs::load(&*store)?;
         let master = Arc::new(Self {
@@ -98,80 +104,26 @@ impl Master {
             metrics,
             origin_metrics,
             datasets: Mutex::new(datasets),
+            version: AtomicU64::new(now_ns().unsigned_abs()),
             listings: Mutex::default(),
             inventories: Inventories::default(),
             jobs,
             members: Mutex::new(Members::restored(map, Instant::now())),
             map_writes: tokio::sync::Mutex::default(),
+            map_not_stored: AtomicBool::new(false),
             store,
         });
         master.resume_jobs();
+        master.watch_members();
         Ok(master)
-    }
-
-    /// The cluster map of this moment.
-    pub async fn cluster_map(&self) -> Result<v1::ClusterMap, MasterError> {
-        let changed = self.members.lock().expire(Instant::now());
-        self.settle(changed).await?;
-        Ok(self.members.lock().map())
-    }
-
-    /// Takes in a heartbeat and tells the worker what it must know.
-    pub(crate) async fn heartbeat(
-        &self,
-        beat: v1::HeartbeatRequest,
-    ) -> Result<v1::HeartbeatReply, MasterError> {
-        self.metrics.heartbeats.inc();
-        let info = beat
-            .worker
-            .ok_or_else(|| MasterError::Invalid("a heartbeat without its worker".to_owned()))?;
-        let id: WorkerId = info.id.parse()?;
-        let _: weir_core::NodeName = info.node.parse()?;
-        let member = Member {
-            info,
-            tiers: beat.tiers,
-            reads: beat.reads,
-            last_seen: Instant::now(),
-        };
-        let changed = self.members.lock().heard(&id, member, beat.leaving)?;
-        self.settle(changed).await?;
-        let (origins, newest) = self.origins_and_snapshots();
-        self.inventories.retain(&newest);
-        for inventory in beat.inventories {
-            self.inventories.report(&id, inventory)?;
-        }
-        let snapshots = newest.into_iter().map(|snapshot| v1::SnapshotName {
-            dataset: snapshot.dataset.into(),
-            version: snapshot.version,
-        });
-        Ok(v1::HeartbeatReply {
-            map: Some(self.members.lock().map()),
-            origins,
-            snapshots: snapshots.collect(),
-        })
-    }
-
-    /// Makes a change of the members durable before anybody hears of it.
-    async fn settle(&self, changed: Changed) -> Result<(), MasterError> {
-        for worker in &changed.gone {
-            tracing::warn!(%worker, "a worker left the cluster map");
-            self.inventories.forget_worker(worker);
-        }
-        if changed.map.is_none() {
-            return Ok(());
-        }
-        let _in_order = self.map_writes.lock().await;
-        let map = self.members.lock().map();
-        self.metrics.epoch.set(map.epoch as i64);
-        self.metrics.workers.set(map.workers.len() as i64);
-        self.write(vec![Change::Put(MAP_KEY.to_owned(), map.encode_to_vec())])
-            .await
     }
 
     /// Workers, tiers and datasets, for people.
     pub(crate) async fn status(&self) -> Result<v1::Status, MasterError> {
-        let epoch = self.cluster_map().await?.epoch;
-        let members: Vec<Member> = self.members.lock().all().cloned().collect();
+        let (epoch, members) = {
+            let members = self.members.lock();
+            (members.map().epoch, members.published())
+        };
         let now = Instant::now();
         let newest: Vec<(SnapshotId, v1::Snapshot)> = {
             let datasets = self.datasets.lock();
@@ -182,22 +134,31 @@ impl Master {
             newest.sort_by(|a, b| a.0.cmp(&b.0));
             newest
         };
+        let mut reads: HashMap<&str, v1::DatasetReads> = HashMap::new();
+        for of_worker in members.iter().flat_map(|member| &member.reads) {
+            add(
+                reads.entry(of_worker.dataset.as_str()).or_default(),
+                of_worker,
+            );
+        }
         let mut datasets = Vec::with_capacity(newest.len());
         for (id, snapshot) in newest {
-            let reads = members.iter().flat_map(|member| &member.reads);
-            let reads = reads.filter(|reads| reads.dataset == id.dataset.as_str());
+            let reads = v1::DatasetReads {
+                dataset: id.dataset.to_string(),
+                ..reads.remove(id.dataset.as_str()).unwrap_or_default()
+            };
             datasets.push(v1::DatasetStatus {
                 name: id.dataset.to_string(),
                 version: id.version,
                 files: snapshot.files,
                 bytes: snapshot.bytes,
                 cached_bytes: self.cached_bytes(&id).await?,
-                reads: Some(sum(id.dataset.as_str(), reads)),
+                reads: Some(reads),
             });
         }
-        let workers = members.into_iter().map(|member| v1::WorkerStatus {
-            worker: Some(member.info),
-            tiers: member.tiers,
+        let workers = members.iter().map(|member| v1::WorkerStatus {
+            worker: Some(member.info.clone()),
+            tiers: member.tiers.clone(),
             last_seen_ms: now.saturating_duration_since(member.last_seen).as_millis() as u64,
         });
         Ok(v1::Status {
@@ -237,19 +198,26 @@ pub(crate) fn newest(
     Some((id, newest.clone()))
 }
 
-fn sum<'a>(dataset: &str, reads: impl Iterator<Item = &'a v1::DatasetReads>) -> v1::DatasetReads {
-    let none = v1::DatasetReads {
-        dataset: dataset.to_owned(),
-        ..Default::default()
-    };
-    reads.fold(none, |sum, reads| v1::DatasetReads {
-        dataset: sum.dataset,
-        memory_bytes: sum.memory_bytes + reads.memory_bytes,
-        ssd_bytes: sum.ssd_bytes + reads.ssd_bytes,
-        origin_bytes: sum.origin_bytes + reads.origin_bytes,
-        hits: sum.hits + reads.hits,
-        misses: sum.misses + reads.misses,
-    })
+/// Workers may report any number.
+fn add(sum: &mut v1::DatasetReads, reads: &v1::DatasetReads) {
+    for (sum, more) in [
+        (&mut sum.memory_bytes, reads.memory_bytes),
+        (&mut sum.ssd_bytes, reads.ssd_bytes),
+        (&mut sum.origin_bytes, reads.origin_bytes),
+        (&mut sum.hits, reads.hits),
+        (&mut sum.misses, reads.misses),
+    ] {
+        *sum = sum.saturating_add(more);
+    }
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn now_ns() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+        })
 }
 
 /// Reads a record.

@@ -1,22 +1,33 @@
 //! The `weir.v1.Master` service.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use weir_core::placement::MAX_WORKERS;
 use weir_proto::v1;
 use weir_proto::v1::master_server::{Master as MasterApi, MasterServer};
 
+use crate::error::MasterError;
 use crate::master::Master;
 
 /// Bytes of a manifest in one message.
 const CHUNK: usize = 1 << 20;
-/// Longest message that is taken: a heartbeat with the inventories of many datasets.
+/// Longest message that is taken: the inventory of a large snapshot.
 const MAX_MESSAGE: usize = 64 << 20;
+/// Calls that change something, and heartbeats, under way at once. Callers that gave up leave theirs to go on, and no
+/// listing keeps a worker from being heard.
+const MAX_CALLS: usize = 1024;
+const MAX_HEARTBEATS: usize = 2 * MAX_WORKERS;
+/// A connection whose other end does not answer for this long is closed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves `weir.v1.Master` on `listener` until `stop`.
 pub async fn serve(
@@ -24,8 +35,15 @@ pub async fn serve(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let service = MasterServer::new(Service { master }).max_decoding_message_size(MAX_MESSAGE);
+    let service = Service {
+        master,
+        calls: Arc::new(Semaphore::new(MAX_CALLS)),
+        heartbeats: Arc::new(Semaphore::new(MAX_HEARTBEATS)),
+    };
+    let service = MasterServer::new(service).max_decoding_message_size(MAX_MESSAGE);
     tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(service)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
         .await
@@ -33,6 +51,34 @@ pub async fn serve(
 
 struct Service {
     master: Arc<Master>,
+    calls: Arc<Semaphore>,
+    heartbeats: Arc<Semaphore>,
+}
+
+impl Service {
+    /// Runs a call that changes something as a task of its own: a caller that goes away drops the handler at any await, and
+    /// half a change must not be left, nor a listing end that another one waits for.
+    async fn run<T, F>(
+        &self,
+        places: &Arc<Semaphore>,
+        call: impl FnOnce(Arc<Master>) -> F,
+    ) -> Result<Response<T>, Status>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, MasterError>> + Send + 'static,
+    {
+        let Ok(permit) = places.clone().try_acquire_owned() else {
+            return Err(Status::resource_exhausted(
+                "too many calls are under way; try again in a moment",
+            ));
+        };
+        let call = call(self.master.clone());
+        let outcome = tokio::spawn(async move {
+            let _permit = permit;
+            call.await
+        });
+        Ok(Response::new(outcome.await.map_err(MasterError::from)??))
+    }
 }
 
 #[tonic::async_trait]
@@ -43,12 +89,11 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::CreateDatasetRequest>,
     ) -> Result<Response<v1::Dataset>, Status> {
-        // A caller that goes away must not stop a listing that another one waits for.
-        let master = self.master.clone();
-        let made = tokio::spawn(async move { master.create_dataset(request.into_inner()).await });
-        Ok(Response::new(
-            made.await.map_err(crate::MasterError::from)??,
-        ))
+        let request = request.into_inner();
+        self.run(&self.calls, |master| async move {
+            master.create_dataset(request).await
+        })
+        .await
     }
 
     async fn list_datasets(
@@ -64,11 +109,8 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::GetDatasetRequest>,
     ) -> Result<Response<v1::Dataset>, Status> {
-        let name = request
-            .into_inner()
-            .name
-            .parse()
-            .map_err(crate::MasterError::from)?;
+        let name = request.into_inner().name;
+        let name = name.parse().map_err(MasterError::from)?;
         Ok(Response::new(self.master.dataset(&name)?))
     }
 
@@ -76,24 +118,27 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::DeleteDatasetRequest>,
     ) -> Result<Response<v1::DeleteDatasetReply>, Status> {
-        self.master
-            .delete_dataset(&request.into_inner().name)
-            .await?;
-        Ok(Response::new(v1::DeleteDatasetReply {}))
+        let name = request.into_inner().name;
+        self.run(&self.calls, |master| async move {
+            master.delete_dataset(&name).await?;
+            Ok(v1::DeleteDatasetReply {})
+        })
+        .await
     }
 
     async fn refresh_dataset(
         &self,
         request: Request<v1::RefreshDatasetRequest>,
     ) -> Result<Response<v1::RefreshDatasetReply>, Status> {
-        let master = self.master.clone();
-        let refreshed =
-            tokio::spawn(async move { master.refresh_dataset(&request.into_inner().name).await });
-        let (dataset, changed) = refreshed.await.map_err(crate::MasterError::from)??;
-        Ok(Response::new(v1::RefreshDatasetReply {
-            dataset: Some(dataset),
-            changed,
-        }))
+        let name = request.into_inner().name;
+        self.run(&self.calls, |master| async move {
+            let (dataset, changed) = master.refresh_dataset(&name).await?;
+            Ok(v1::RefreshDatasetReply {
+                dataset: Some(dataset),
+                changed,
+            })
+        })
+        .await
     }
 
     async fn get_manifest(
@@ -117,17 +162,31 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatReply>, Status> {
-        Ok(Response::new(
-            self.master.heartbeat(request.into_inner()).await?,
-        ))
+        let beat = request.into_inner();
+        self.run(&self.heartbeats, |master| async move {
+            master.heartbeat(beat).await
+        })
+        .await
+    }
+
+    async fn report_inventory(
+        &self,
+        request: Request<v1::ReportInventoryRequest>,
+    ) -> Result<Response<v1::ReportInventoryReply>, Status> {
+        let report = request.into_inner();
+        let master = self.master.clone();
+        // Reading a large bitmap takes a while, and others use this thread.
+        let taken = tokio::task::spawn_blocking(move || master.report_inventory(report));
+        taken.await.map_err(MasterError::from)??;
+        Ok(Response::new(v1::ReportInventoryReply {}))
     }
 
     async fn get_cluster_map(
         &self,
         _: Request<v1::GetClusterMapRequest>,
     ) -> Result<Response<v1::GetClusterMapReply>, Status> {
-        let map = self.master.cluster_map().await?;
-        Ok(Response::new(v1::GetClusterMapReply { map: Some(map) }))
+        let map = Some(self.master.cluster_map());
+        Ok(Response::new(v1::GetClusterMapReply { map }))
     }
 
     async fn report_stale(
@@ -142,9 +201,11 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::StartJobRequest>,
     ) -> Result<Response<v1::Job>, Status> {
-        Ok(Response::new(
-            self.master.start_job(request.into_inner()).await?,
-        ))
+        let request = request.into_inner();
+        self.run(&self.calls, |master| async move {
+            master.start_job(request).await
+        })
+        .await
     }
 
     async fn get_job(
@@ -158,9 +219,12 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::Job>, Status> {
-        Ok(Response::new(
-            self.master.cancel_job(request.into_inner().id)?,
-        ))
+        let id = request.into_inner().id;
+        self.run(
+            &self.calls,
+            |master| async move { master.cancel_job(id).await },
+        )
+        .await
     }
 
     async fn get_status(

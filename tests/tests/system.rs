@@ -13,6 +13,7 @@ mod system {
     pub(crate) mod keys;
     pub(crate) mod limits;
     pub(crate) mod memory;
+    pub(crate) mod many;
     pub(crate) mod metrics;
     pub(crate) mod mounting;
     pub(crate) mod output;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         ("silence", system::silence::CASES),
         ("limits", system::limits::CASES),
         ("memory", system::memory::CASES),
+        ("many", system::many::CASES),
         ("metrics", system::metrics::CASES),
         ("output", system::output::CASES),
         ("docs", system::docs::CASES),

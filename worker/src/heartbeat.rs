@@ -1,12 +1,14 @@
 //! The worker's tie to the master: it announces itself and learns the cluster map and the origins.
 //!
-//! A master that is away costs nothing but freshness: the worker goes on with the last map and origins.
+//! Heartbeats carry liveness and wait for nothing else: which blocks are held is reported beside them
+//! (`inventory/reports.rs`). A master that is away costs nothing but freshness: the worker goes on with the last map and
+//! origins.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use weir_core::{ClusterMap, SnapshotId, WorkerInfo};
@@ -14,23 +16,20 @@ use weir_origin::OriginSpec;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 
-use crate::inventory::Inventory;
-use crate::metrics::DatasetLabel;
+use crate::inventory::reports::{self, Wanted};
 use crate::service::cluster_map;
 use crate::snapshots::Snapshots;
 use crate::worker::{Source, Worker};
 
-/// Time between two heartbeats.
+/// Time from one heartbeat to the next.
 pub const INTERVAL: Duration = Duration::from_secs(2);
 /// Least time between two heartbeats when an origin is wanted.
 const HURRY: Duration = Duration::from_millis(50);
-/// Longest wait for the master's answer.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// An inventory is taken again at most this often, and at most for a twentieth of the time.
-const INVENTORY_INTERVAL: Duration = Duration::from_secs(2);
-const INVENTORY_SHARE: u32 = 20;
+/// Longest wait for the master's answer: it takes a worker out of the map after 10 s, so there is time for three.
+const DEADLINE: Duration = Duration::from_secs(3);
 
-/// Sends heartbeats until `stop`, then says goodbye. The newest cluster map is published in `map`.
+/// Sends heartbeats until `stop`, then says goodbye. The newest cluster map is published in `map`. `master` should have a
+/// connection that `snapshots` does not use: a manifest of 100 MB would hold the heartbeats up.
 pub async fn run(
     worker: Arc<Worker>,
     info: WorkerInfo,
@@ -39,16 +38,26 @@ pub async fn run(
     map: watch::Sender<Arc<ClusterMap>>,
     stop: CancellationToken,
 ) {
+    let (wanted, wanted_seen) = watch::channel(Wanted::default());
+    let mut beside = JoinSet::new();
+    beside.spawn(reports::run(
+        worker.clone(),
+        info.id.clone(),
+        snapshots.master(),
+        snapshots,
+        wanted_seen,
+        stop.clone(),
+    ));
     let mut beat = Heartbeat {
         worker,
         info,
         master,
-        snapshots,
-        inventories: HashMap::new(),
-        wanted: Vec::new(),
+        wanted,
+        version: 0,
     };
     let mut reachable = true;
     loop {
+        let began = Instant::now();
         let result = beat.send(false).await;
         match result {
             Ok(new) => {
@@ -75,8 +84,8 @@ pub async fn run(
         }
         tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(INTERVAL) => {}
-            () = wanted(&beat.worker) => {}
+            () = tokio::time::sleep_until((began + INTERVAL).into()) => {}
+            () = origin_wanted(&beat.worker) => {}
         }
     }
     // The master finds out by itself if it does not hear this.
@@ -84,7 +93,7 @@ pub async fn run(
 }
 
 /// Ends when an origin is wanted that the master may know, but not at once: others may come to want it too.
-async fn wanted(worker: &Worker) {
+async fn origin_wanted(worker: &Worker) {
     tokio::time::sleep(HURRY).await;
     worker.origins().wanted().await;
 }
@@ -93,97 +102,44 @@ struct Heartbeat {
     worker: Arc<Worker>,
     info: WorkerInfo,
     master: MasterClient<Channel>,
-    snapshots: Arc<Snapshots>,
-    inventories: HashMap<SnapshotId, Taken>,
-    wanted: Vec<SnapshotId>,
-}
-
-struct Taken {
-    generation: u64,
-    next: Instant,
+    wanted: watch::Sender<Wanted>,
+    /// Version of the origins and snapshots that the master sent last.
+    version: u64,
 }
 
 impl Heartbeat {
     async fn send(&mut self, leaving: bool) -> Result<ClusterMap, tonic::Status> {
-        let inventories = if leaving {
-            Vec::new()
-        } else {
-            self.take_inventories().await
-        };
         let mut request = tonic::Request::new(v1::HeartbeatRequest {
             worker: Some(worker_to_proto(&self.info)),
             tiers: self.tiers(),
             reads: self.reads(),
             leaving,
-            inventories,
+            inventories: Vec::new(),
+            known_version: self.version,
         });
         request.set_timeout(DEADLINE);
-        let reply = self.master.heartbeat(request).await;
-        if reply.is_err() {
-            self.inventories.clear(); // a restarted master knows none of them
+        // The deadline is the worker's own, too: a master that is stopped keeps none.
+        let reply = tokio::time::timeout(DEADLINE, self.master.heartbeat(request)).await;
+        let late = |_| tonic::Status::deadline_exceeded(format!("no answer within {DEADLINE:?}"));
+        let reply = reply.map_err(late)??.into_inner();
+        let missing = reply.missing.into_iter().filter_map(snapshot_id).collect();
+        if reply.version == 0 || reply.version != self.version {
+            let specs = reply.origins.into_iter().map(OriginSpec::from).collect();
+            self.worker.origins().set(specs);
+            let snapshots = reply.snapshots.into_iter().filter_map(snapshot_id);
+            self.wanted.send_replace(Wanted {
+                snapshots: snapshots.collect(),
+                missing,
+            });
+            self.version = reply.version;
+        } else {
+            self.worker.origins().confirm();
+            self.wanted.send_if_modified(|wanted| {
+                wanted.missing = missing;
+                !wanted.missing.is_empty()
+            });
         }
-        let reply = reply?.into_inner();
-        let specs = reply.origins.into_iter().map(OriginSpec::from).collect();
-        self.worker.origins().set(specs);
-        self.wanted = reply
-            .snapshots
-            .into_iter()
-            .filter_map(|name| {
-                Some(SnapshotId {
-                    dataset: name.dataset.parse().ok()?,
-                    version: name.version,
-                })
-            })
-            .collect();
-        self.inventories.retain(|id, _| self.wanted.contains(id));
         cluster_map(reply.map.unwrap_or_default())
-    }
-
-    /// Inventories of the snapshots that the master wants, where something may have changed.
-    async fn take_inventories(&mut self) -> Vec<v1::Inventory> {
-        let mut changed = Vec::new();
-        for id in self.wanted.clone() {
-            let generation = self.worker.generation();
-            let started = Instant::now();
-            if self
-                .inventories
-                .get(&id)
-                .is_some_and(|t| t.generation == generation || started < t.next)
-            {
-                continue;
-            }
-            let manifest = match self.snapshots.get(&id).await {
-                Ok(manifest) => manifest,
-                Err(error) => {
-                    tracing::debug!(%error, "no inventory");
-                    continue;
-                }
-            };
-            let worker = self.worker.clone();
-            let taken =
-                tokio::task::spawn_blocking(move || Inventory::take(&worker, &manifest)).await;
-            let Ok(inventory) = taken else { continue };
-            let label = DatasetLabel {
-                dataset: id.dataset.to_string(),
-            };
-            let gauge = self
-                .worker
-                .metrics()
-                .cached_bytes
-                .get_or_create(&label)
-                .clone();
-            gauge.set(inventory.bytes as i64);
-            changed.push(inventory.to_proto());
-            let pause = INVENTORY_INTERVAL.max(started.elapsed() * INVENTORY_SHARE);
-            self.inventories.insert(
-                id,
-                Taken {
-                    generation,
-                    next: Instant::now() + pause,
-                },
-            );
-        }
-        changed
     }
 
     fn tiers(&self) -> Vec<v1::TierUsage> {
@@ -215,6 +171,13 @@ impl Heartbeat {
             })
             .collect()
     }
+}
+
+fn snapshot_id(name: v1::SnapshotName) -> Option<SnapshotId> {
+    Some(SnapshotId {
+        dataset: name.dataset.parse().ok()?,
+        version: name.version,
+    })
 }
 
 fn worker_to_proto(info: &WorkerInfo) -> v1::WorkerInfo {

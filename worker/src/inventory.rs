@@ -1,5 +1,7 @@
 //! Which blocks of a snapshot this worker holds, as a bitmap over the blocks' numbers.
 
+pub(crate) mod reports;
+
 use roaring::RoaringBitmap;
 use weir_core::blocknumber::numbered_files;
 use weir_core::{Manifest, SnapshotId};

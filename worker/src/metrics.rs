@@ -1,10 +1,10 @@
 //! What a worker counts. `docs/metrics.md` is the list for users; a test compares the two.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -51,6 +51,10 @@ pub struct ResultLabel {
     /// `ok` or `error`.
     pub result: &'static str,
 }
+
+/// Datasets with counters of their own, and the name of all others.
+const MAX_DATASETS: usize = 10_000;
+const OTHER_DATASETS: &str = "others";
 
 /// Counters of the reads of one dataset; got once, so that a read touches atomics only.
 #[derive(Clone, Debug)]
@@ -100,7 +104,8 @@ pub struct WorkerMetrics {
     pub(crate) tier_blocks: Family<TierLabels, Gauge>,
     pub(crate) damaged: Counter,
     pub(crate) lost_segments: Counter,
-    pub(crate) cached_bytes: Family<DatasetLabel, Gauge>,
+    cached_bytes: Family<DatasetLabel, Gauge>,
+    shown_cached: Mutex<HashSet<DatasetLabel>>,
     pub(crate) stream_requests: Family<ResultLabel, Counter>,
     pub(crate) stream_connections: Gauge,
 }
@@ -125,6 +130,7 @@ impl WorkerMetrics {
             damaged: Counter::default(),
             lost_segments: Counter::default(),
             cached_bytes: Family::default(),
+            shown_cached: Mutex::default(),
             stream_requests: Family::default(),
             stream_connections: Gauge::default(),
         };
@@ -234,10 +240,17 @@ impl WorkerMetrics {
         Arc::new(metrics)
     }
 
-    /// The counters of one dataset.
+    /// The counters of one dataset. Callers name datasets as they like: those past [`MAX_DATASETS`] share their counters.
     pub fn dataset(&self, name: &str) -> Arc<DatasetReads> {
-        if let Some(found) = self.by_dataset.read().get(name) {
-            return found.clone();
+        let mut name = name;
+        {
+            let known = self.by_dataset.read();
+            if let Some(found) = known.get(name) {
+                return found.clone();
+            }
+            if known.len() >= MAX_DATASETS {
+                name = OTHER_DATASETS;
+            }
         }
         let labels = |source: Source| ReadLabels {
             dataset: name.to_owned(),
@@ -252,6 +265,34 @@ impl WorkerMetrics {
             .entry(name.to_owned())
             .or_insert(made)
             .clone()
+    }
+
+    /// Shows what is held of no other datasets than these.
+    pub(crate) fn retain_cached(&self, wanted: impl Fn(&str) -> bool) {
+        let mut shown = self.shown_cached.lock();
+        shown.retain(|dataset| {
+            let wanted = wanted(&dataset.dataset);
+            if !wanted {
+                self.cached_bytes.remove(dataset);
+            }
+            wanted
+        });
+    }
+
+    /// Shows how many bytes are held of a dataset.
+    pub(crate) fn show_cached(&self, dataset: &str, bytes: u64) {
+        let label = DatasetLabel {
+            dataset: dataset.to_owned(),
+        };
+        self.cached_bytes.get_or_create(&label).set(bytes as i64);
+        self.shown_cached.lock().insert(label);
+    }
+
+    /// Block reads of a dataset so far.
+    pub(crate) fn reads_of(&self, dataset: &str) -> u64 {
+        let known = self.by_dataset.read();
+        let reads = known.get(dataset);
+        reads.map_or(0, |reads| Source::ALL.map(|s| reads.reads(s)).iter().sum())
     }
 
     /// The counters of every dataset that was read, by name.

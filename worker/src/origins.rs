@@ -18,6 +18,9 @@ use weir_origin::{Origin, OriginError, OriginSpec, Pace};
 /// Longest wait for the master to name an origin that a block request names, and how long it stays unknown after.
 const LEARN_DEADLINE: Duration = Duration::from_secs(3);
 
+/// Unknown origins that are remembered: callers may name any.
+const MAX_UNKNOWN: usize = 1024;
+
 /// An origin that is open.
 #[derive(Clone, Debug)]
 pub struct OpenOrigin {
@@ -32,6 +35,8 @@ pub struct OpenOrigin {
 pub struct Origins {
     table: RwLock<HashMap<OriginId, (OriginSpec, Option<OpenOrigin>)>>,
     file: Option<PathBuf>,
+    /// Those that this process needs itself, whatever the master says.
+    own: Mutex<Vec<OriginSpec>>,
     /// Somebody waits for an origin that is not in the table: the master should be asked now.
     wanted: Notify,
     /// The master was asked.
@@ -49,6 +54,7 @@ impl Origins {
         let origins = Self {
             table: RwLock::default(),
             file,
+            own: Mutex::default(),
             wanted: Notify::new(),
             learned: Notify::new(),
             unknown: Mutex::default(),
@@ -61,8 +67,14 @@ impl Origins {
         origins
     }
 
-    /// Makes `specs` the whole table. Origins that stay keep their connections.
-    pub fn set(&self, specs: Vec<OriginSpec>) {
+    /// Makes `specs`, and what was added, the whole table. Origins that stay keep their connections.
+    pub fn set(&self, mut specs: Vec<OriginSpec>) {
+        for own in &*self.own.lock() {
+            let id = own.id();
+            if specs.iter().all(|spec| spec.id() != id) {
+                specs.push(own.clone());
+            }
+        }
         if self.replace(specs.clone())
             && let Some(file) = &self.file
             && let Ok(json) = serde_json::to_vec(&specs)
@@ -74,6 +86,11 @@ impl Origins {
                 tracing::warn!(%error, file = %file.display(), "the list of origins could not be saved");
             }
         }
+        self.confirm();
+    }
+
+    /// The master has answered, and the table is as it says.
+    pub(crate) fn confirm(&self) {
         self.learned.notify_waiters();
     }
 
@@ -108,7 +125,9 @@ impl Origins {
                 .is_err()
             {
                 let mut unknown = self.unknown.lock();
-                unknown.insert(id, Instant::now() + LEARN_DEADLINE);
+                if unknown.len() < MAX_UNKNOWN {
+                    unknown.insert(id, Instant::now() + LEARN_DEADLINE);
+                }
                 return None;
             }
         }
@@ -157,9 +176,14 @@ impl Origins {
         open.any(|open| open.pace.wants_more())
     }
 
-    /// Adds one origin, or replaces the options of a known one.
+    /// Adds one origin that stays, or replaces the options of a known one.
     pub fn add(&self, spec: OriginSpec) {
         let id = spec.id();
+        {
+            let mut own = self.own.lock();
+            own.retain(|own| own.id() != id);
+            own.push(spec.clone());
+        }
         let mut table = self.table.write();
         if table
             .get(&id)

@@ -79,9 +79,13 @@ impl WorkerApi for Service {
         let tops = tops(&manifest, &request.paths)?;
         let map = cluster_map(request.map.unwrap_or_default())?;
         let worker = self.worker.clone();
+        let job = self
+            .snapshots
+            .begin_job(&manifest.summary().snapshot.dataset);
         let (reports, stream) = tokio::sync::mpsc::channel(REPORT_QUEUE);
         // The task ends when the master drops the stream.
         tokio::spawn(async move {
+            let _job = job;
             let (progress, mut seen) = watch::channel(WarmProgress::default());
             let work = warm(worker, manifest, tops, map, progress.clone());
             let report = async {
@@ -115,7 +119,14 @@ impl WorkerApi for Service {
         let manifest = self.find(&request.dataset, request.version).await?;
         let tops = tops(&manifest, &request.paths)?;
         let worker = self.worker.clone();
-        let evicted = tokio::task::spawn_blocking(move || evict(&worker, &manifest, &tops))
+        let job = self
+            .snapshots
+            .begin_job(&manifest.summary().snapshot.dataset);
+        let evict = move || {
+            let _job = job;
+            evict(&worker, &manifest, &tops)
+        };
+        let evicted = tokio::task::spawn_blocking(evict)
             .await
             .map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(v1::EvictReply {

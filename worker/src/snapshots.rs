@@ -1,6 +1,6 @@
 //! Manifests that the worker needs for warming, evicting and its inventory, fetched from the master.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +8,11 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 use tonic::Code;
 use tonic::transport::Channel;
-use weir_core::{Manifest, SnapshotId};
+use weir_core::manifest::KeptManifests;
+use weir_core::{DatasetName, Manifest, SnapshotId};
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 
-/// Manifests kept in memory; the least recently used goes first.
-const KEPT: usize = 4;
 /// Longest manifest that is taken from a master, in bytes.
 const MAX_MANIFEST: usize = 8 << 30;
 /// Longest wait for the next piece of a manifest.
@@ -86,17 +85,37 @@ pub async fn fetch_manifest(
         }
         bytes.extend_from_slice(&chunk.data);
     }
-    Manifest::from_bytes(bytes.freeze()).map_err(|error| SnapshotError::Damaged {
+    // It takes a while to check a big one, and others use this thread.
+    let checked = tokio::task::spawn_blocking(move || Manifest::from_bytes(bytes.freeze()));
+    let checked = checked
+        .await
+        .map_err(|error| failed(Code::Aborted, error.to_string()))?;
+    checked.map_err(|error| SnapshotError::Damaged {
         snapshot: name,
         error,
     })
 }
 
-/// The manifests that this worker used last.
+/// The manifests that this worker used last, and the datasets that jobs work on.
 #[derive(Debug)]
 pub struct Snapshots {
     master: MasterClient<Channel>,
-    kept: Mutex<VecDeque<Arc<Manifest>>>,
+    kept: Mutex<KeptManifests>,
+    jobs: Mutex<HashMap<DatasetName, JobsOfDataset>>,
+}
+
+/// Warm and evict jobs of one dataset.
+#[derive(Clone, Copy, Debug, Default)]
+struct JobsOfDataset {
+    running: u32,
+    ended: u64,
+}
+
+/// A job that runs for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct RunningJob {
+    snapshots: Arc<Snapshots>,
+    dataset: DatasetName,
 }
 
 impl Snapshots {
@@ -105,29 +124,55 @@ impl Snapshots {
         Self {
             master,
             kept: Mutex::default(),
+            jobs: Mutex::default(),
         }
+    }
+
+    /// The master that it asks.
+    pub(crate) fn master(&self) -> MasterClient<Channel> {
+        self.master.clone()
     }
 
     /// The manifest of a snapshot.
     pub async fn get(&self, snapshot: &SnapshotId) -> Result<Arc<Manifest>, SnapshotError> {
-        {
-            let mut kept = self.kept.lock();
-            if let Some(at) = kept.iter().position(|m| m.summary().snapshot == *snapshot)
-                && let Some(manifest) = kept.remove(at)
-            {
-                kept.push_back(manifest.clone());
-                return Ok(manifest);
-            }
+        if let Some(kept) = self.kept.lock().get(snapshot) {
+            return Ok(kept);
         }
         let mut master = self.master.clone();
         let fetched =
             fetch_manifest(&mut master, snapshot.dataset.as_str(), snapshot.version).await?;
         let manifest = Arc::new(fetched);
-        let mut kept = self.kept.lock();
-        kept.push_back(manifest.clone());
-        if kept.len() > KEPT {
-            kept.pop_front();
-        }
+        self.kept.lock().keep(manifest.clone());
         Ok(manifest)
+    }
+
+    /// Notes that a job begins to change what is held of a dataset.
+    pub(crate) fn begin_job(self: &Arc<Self>, dataset: &DatasetName) -> RunningJob {
+        self.jobs.lock().entry(dataset.clone()).or_default().running += 1;
+        RunningJob {
+            snapshots: self.clone(),
+            dataset: dataset.clone(),
+        }
+    }
+
+    /// Whether a job runs on a dataset, and how many have ended.
+    pub(crate) fn jobs(&self, dataset: &DatasetName) -> (bool, u64) {
+        let jobs = self.jobs.lock().get(dataset).copied().unwrap_or_default();
+        (jobs.running > 0, jobs.ended)
+    }
+
+    /// Forgets the jobs of all datasets but these.
+    pub(crate) fn retain_jobs(&self, wanted: impl Fn(&DatasetName) -> bool) {
+        let mut jobs = self.jobs.lock();
+        jobs.retain(|dataset, jobs| jobs.running > 0 || wanted(dataset));
+    }
+}
+
+impl Drop for RunningJob {
+    fn drop(&mut self) {
+        if let Some(jobs) = self.snapshots.jobs.lock().get_mut(&self.dataset) {
+            jobs.running -= 1;
+            jobs.ended += 1;
+        }
     }
 }

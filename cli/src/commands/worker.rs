@@ -169,8 +169,8 @@ async fn run_services(
     listeners: Listeners,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
+    let snapshots = Arc::new(Snapshots::new(connect::lazy(master)?));
     let master = connect::lazy(master)?;
-    let snapshots = Arc::new(Snapshots::new(master.clone()));
     let (map, map_seen) = watch::channel(Arc::new(ClusterMap::default()));
     let Listeners {
         data,

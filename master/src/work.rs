@@ -1,0 +1,234 @@
+//! The work of jobs: what the master asks of the workers, and how it follows them.
+//!
+//! Each wait has an end: a worker that is silent, or that reports without getting anywhere, does not keep a job for ever.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use weir_proto::v1;
+use weir_proto::v1::worker_client::WorkerClient;
+
+use crate::error::MasterError;
+use crate::master::Master;
+
+/// Longest wait for the first worker to appear.
+const WORKER_DEADLINE: Duration = Duration::from_secs(15);
+/// Longest wait for a connection, for the next report of a warming worker, for one that tells of progress, and for an
+/// eviction.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+const REPORT_DEADLINE: Duration = Duration::from_secs(30);
+const PROGRESS_DEADLINE: Duration = Duration::from_mins(30);
+const EVICT_DEADLINE: Duration = Duration::from_mins(2);
+/// Rounds in a row that may fail without any progress before the job does, and the wait between them.
+const MAX_FAILED_ROUNDS: u32 = 6;
+const ROUND_PAUSE: Duration = Duration::from_secs(2);
+
+impl Master {
+    /// Does a job's work.
+    pub(crate) async fn run_job(&self, id: u64) -> Result<(), MasterError> {
+        let job = self.job(id)?;
+        if job.kind() == v1::JobKind::Evict {
+            let dataset = self.dataset(&job.dataset.parse()?)?;
+            let evicted = self.evict_now(&dataset, &job.paths).await?;
+            self.jobs.update(id, |job| {
+                job.done_bytes = evicted;
+                job.total_bytes = evicted;
+                job.done_files = job.total_files;
+            });
+            return Ok(());
+        }
+        let mut failed = 0;
+        let mut best = 0;
+        loop {
+            let error = match self.warm_round(&job).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            // A worker left: the next round asks those that are there now.
+            let done = self.job(id)?.done_bytes;
+            failed = if done > best { 0 } else { failed + 1 };
+            best = best.max(done);
+            if failed >= MAX_FAILED_ROUNDS {
+                return Err(error);
+            }
+            tracing::info!(
+                job = id,
+                "a worker did not finish, the job goes on: {error}"
+            );
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Lets all workers of the map warm what they own. Fails with the first that does not finish.
+    async fn warm_round(&self, job: &v1::Job) -> Result<(), MasterError> {
+        let map = self.map_with_workers().await?;
+        let reports = Mutex::new(vec![v1::WarmProgress::default(); map.workers.len()]);
+        let mut workers: FuturesUnordered<_> = map
+            .workers
+            .iter()
+            .enumerate()
+            .map(|(number, worker)| {
+                let request = v1::WarmRequest {
+                    dataset: job.dataset.clone(),
+                    version: job.version,
+                    paths: job.paths.clone(),
+                    map: Some(map.clone()),
+                };
+                let reports = &reports;
+                warm_on(worker, request, move |report| {
+                    let mut reports = reports.lock();
+                    reports[number] = report;
+                    self.show_progress(job.id, &reports);
+                })
+            })
+            .collect();
+        while let Some(outcome) = workers.next().await {
+            outcome?;
+        }
+        Ok(())
+    }
+
+    fn show_progress(&self, id: u64, reports: &[v1::WarmProgress]) {
+        let sum = |field: fn(&v1::WarmProgress) -> u64| {
+            let reports = reports.iter().map(field);
+            reports.fold(0, u64::saturating_add)
+        };
+        self.jobs.update(id, |job| {
+            job.done_bytes = sum(|r| r.done_bytes);
+            job.done_files = sum(|r| r.done_files);
+            job.fetched_bytes = job.fetched_bytes.max(sum(|r| r.fetched_bytes));
+            job.failed_files = sum(|r| r.failed_files);
+            let first = reports
+                .iter()
+                .map(|r| &r.message)
+                .find(|message| !message.is_empty());
+            job.message = first.cloned().unwrap_or_default();
+        });
+    }
+
+    /// Drops the blocks of a dataset, or of some of its paths, from all workers; gives the bytes that were held.
+    pub(crate) async fn evict_now(
+        &self,
+        dataset: &v1::Dataset,
+        paths: &[String],
+    ) -> Result<u64, MasterError> {
+        let map = self.cluster_map();
+        let workers = map.workers.iter();
+        let mut workers: FuturesUnordered<_> = workers
+            .map(|worker| evict_on(worker, dataset, paths))
+            .collect();
+        let mut evicted: u64 = 0;
+        let mut failed = None;
+        while let Some(outcome) = workers.next().await {
+            match outcome {
+                Ok(bytes) => evicted = evicted.saturating_add(bytes),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(evicted), Err)
+    }
+
+    /// The cluster map as soon as it has a worker.
+    async fn map_with_workers(&self) -> Result<v1::ClusterMap, MasterError> {
+        let wait = async {
+            loop {
+                let map = self.cluster_map();
+                if !map.workers.is_empty() {
+                    return Ok(map);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(WORKER_DEADLINE, wait).await.unwrap_or_else(|_| {
+            Err(MasterError::Invalid(
+                "the cluster has no worker; start one with `weir worker`".to_owned(),
+            ))
+        })
+    }
+}
+
+fn worker_failed(worker: &v1::WorkerInfo, what: &str) -> MasterError {
+    MasterError::Ended(format!(
+        "worker {} at {}: {what}",
+        worker.id, worker.control_address
+    ))
+}
+
+async fn connect(worker: &v1::WorkerInfo) -> Result<WorkerClient<Channel>, MasterError> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", worker.control_address))
+        .map_err(|error| worker_failed(worker, &error.to_string()))?;
+    let channel = endpoint.connect_timeout(CONNECT_DEADLINE).connect().await;
+    Ok(WorkerClient::new(channel.map_err(|error| {
+        worker_failed(worker, &error.to_string())
+    })?))
+}
+
+/// Drops the blocks of all snapshots of a dataset from one worker.
+async fn evict_on(
+    worker: &v1::WorkerInfo,
+    dataset: &v1::Dataset,
+    paths: &[String],
+) -> Result<u64, MasterError> {
+    let work = async {
+        let mut client = connect(worker).await?;
+        let mut evicted: u64 = 0;
+        for snapshot in &dataset.snapshots {
+            let request = v1::EvictRequest {
+                dataset: dataset.name.clone(),
+                version: snapshot.version,
+                paths: paths.to_vec(),
+            };
+            match client.evict(request).await {
+                Ok(reply) => evicted = evicted.saturating_add(reply.into_inner().evicted_bytes),
+                // An older snapshot need not have the path.
+                Err(status) if status.code() == tonic::Code::NotFound && !paths.is_empty() => {}
+                Err(status) => return Err(worker_failed(worker, status.message())),
+            }
+        }
+        Ok(evicted)
+    };
+    let late = |_| {
+        Err(worker_failed(
+            worker,
+            &format!("it did not evict within {EVICT_DEADLINE:?}"),
+        ))
+    };
+    timeout(EVICT_DEADLINE, work).await.unwrap_or_else(late)
+}
+
+async fn warm_on(
+    worker: &v1::WorkerInfo,
+    request: v1::WarmRequest,
+    report: impl Fn(v1::WarmProgress),
+) -> Result<(), MasterError> {
+    let failed = |what: &str| worker_failed(worker, what);
+    let mut client = connect(worker).await?;
+    let late = |_| failed("it sends no reports");
+    let mut reports = timeout(REPORT_DEADLINE, client.warm(request))
+        .await
+        .map_err(late)?
+        .map_err(|status| failed(status.message()))?
+        .into_inner();
+    let mut last = v1::WarmProgress::default();
+    let mut since = Instant::now();
+    while let Some(progress) = timeout(REPORT_DEADLINE, reports.message())
+        .await
+        .map_err(late)?
+        .map_err(|status| failed(status.message()))?
+    {
+        if progress != last {
+            since = Instant::now();
+            last.clone_from(&progress);
+        } else if since.elapsed() > PROGRESS_DEADLINE {
+            return Err(failed(&format!(
+                "it has got nowhere for {PROGRESS_DEADLINE:?}"
+            )));
+        }
+        report(progress);
+    }
+    Ok(())
+}

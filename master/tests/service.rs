@@ -1,0 +1,408 @@
+//! The master as its callers meet it: over the wire, with a store that can be full or slow, and with workers that hang or
+//! are gone.
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+use weir_master::store::{Change, MetaStore, StoreError};
+use weir_master::{Master, MasterConfig, MasterMetrics};
+use weir_origin::OriginMetrics;
+use weir_proto::v1;
+use weir_proto::v1::master_client::MasterClient;
+use weir_proto::v1::worker_server::{Worker, WorkerServer};
+
+/// Longest wait for what should come soon.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A store in memory that can be full, or keep writers waiting.
+#[derive(Debug, Default)]
+struct Store {
+    records: Mutex<BTreeMap<String, Vec<u8>>>,
+    full: AtomicBool,
+    held: Mutex<bool>,
+    released: Condvar,
+}
+
+impl Store {
+    fn hold(&self, hold: bool) {
+        *self.held.lock() = hold;
+        self.released.notify_all();
+    }
+
+    fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+}
+
+impl MetaStore for Store {
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.records.lock().get(key).cloned())
+    }
+
+    fn scan(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let records = self.records.lock();
+        let matching = records.iter().filter(|(key, _)| key.starts_with(prefix));
+        Ok(matching.map(|(k, v)| (k.clone(), v.clone())).collect())
+    }
+
+    fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut held = self.held.lock();
+        while *held {
+            self.released.wait(&mut held);
+        }
+        if self.full.load(Ordering::SeqCst) {
+            return Err(StoreError::Engine("no space left on device".to_owned()));
+        }
+        let mut records = self.records.lock();
+        for change in changes.iter().cloned() {
+            match change {
+                Change::Put(key, value) => records.insert(key, value),
+                Change::Delete(key) => records.remove(&key),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// A master that is served.
+struct Served {
+    client: MasterClient<Channel>,
+    store: Arc<Store>,
+    data: tempfile::TempDir,
+    _dir: tempfile::TempDir,
+    _stop: DropGuard,
+}
+
+impl Served {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            std::fs::write(data.path().join(name), name).unwrap();
+        }
+        let store = Arc::new(Store::default());
+        let mut registry = Registry::default();
+        let config = MasterConfig {
+            dir: dir.path().to_owned(),
+            ..MasterConfig::default()
+        };
+        let metrics = MasterMetrics::register(&mut registry);
+        let origin = OriginMetrics::register(&mut registry);
+        let master = Master::with_store(config, store.clone(), metrics, origin).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(weir_master::serve(master, listener, stop.clone()));
+        let channel = Endpoint::from_shared(format!("http://{address}"));
+        Self {
+            client: MasterClient::new(channel.unwrap().connect_lazy()),
+            store,
+            data,
+            _dir: dir,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    async fn create(&self, name: &str) -> Result<v1::Dataset, Status> {
+        let origin = v1::OriginSpec {
+            url: format!("file://{}", self.data.path().display()),
+            ..Default::default()
+        };
+        let request = v1::CreateDatasetRequest {
+            name: name.to_owned(),
+            mounts: vec![v1::MountSpec {
+                origin: Some(origin),
+                path: String::new(),
+            }],
+        };
+        let made = self.client.clone().create_dataset(request).await?;
+        Ok(made.into_inner())
+    }
+
+    async fn datasets(&self) -> Vec<String> {
+        let list = v1::ListDatasetsRequest {};
+        let list = self.client.clone().list_datasets(list).await.unwrap();
+        let datasets = list.into_inner().datasets;
+        datasets.into_iter().map(|dataset| dataset.name).collect()
+    }
+
+    async fn beat(&self, worker: &str, control: &str) -> Result<v1::HeartbeatReply, Status> {
+        let beat = v1::HeartbeatRequest {
+            worker: Some(v1::WorkerInfo {
+                id: worker.to_owned(),
+                node: worker.to_owned(),
+                control_address: control.to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        Ok(self.client.clone().heartbeat(beat).await?.into_inner())
+    }
+
+    /// Epoch and workers of the map.
+    async fn map(&self) -> (u64, Vec<String>) {
+        let map = v1::GetClusterMapRequest {};
+        let map = self.client.clone().get_cluster_map(map).await.unwrap();
+        let map = map.into_inner().map.unwrap();
+        (map.epoch, map.workers.into_iter().map(|w| w.id).collect())
+    }
+
+    async fn start_job(&self, kind: v1::JobKind, dataset: &str) -> Result<v1::Job, Status> {
+        let request = v1::StartJobRequest {
+            kind: kind.into(),
+            dataset: dataset.to_owned(),
+            paths: Vec::new(),
+        };
+        Ok(self.client.clone().start_job(request).await?.into_inner())
+    }
+
+    async fn job(&self, id: u64) -> Result<v1::Job, Status> {
+        let request = v1::GetJobRequest { id };
+        Ok(self.client.clone().get_job(request).await?.into_inner())
+    }
+
+    /// The job once it has ended.
+    async fn ended(&self, id: u64) -> v1::Job {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let job = self.job(id).await.unwrap();
+            if job.state() != v1::JobState::Running {
+                return job;
+            }
+            assert!(Instant::now() < deadline, "it is still running: {job:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// A worker that warms at once, and evicts at once or never. Its control address.
+struct Fake {
+    hangs: bool,
+}
+
+impl Fake {
+    async fn start(self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = tonic::transport::Server::builder().add_service(WorkerServer::new(self));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        address
+    }
+}
+
+#[tonic::async_trait]
+impl Worker for Fake {
+    type WarmStream = ReceiverStream<Result<v1::WarmProgress, Status>>;
+
+    async fn warm(
+        &self,
+        _: Request<v1::WarmRequest>,
+    ) -> Result<Response<Self::WarmStream>, Status> {
+        let (_, reports) = tokio::sync::mpsc::channel(1);
+        Ok(Response::new(ReceiverStream::new(reports)))
+    }
+
+    async fn evict(
+        &self,
+        _: Request<v1::EvictRequest>,
+    ) -> Result<Response<v1::EvictReply>, Status> {
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(v1::EvictReply { evicted_bytes: 7 }))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_is_durable_before_anybody_is_told() {
+    let master = Served::start().await;
+    master.beat("a", "x:1").await.unwrap();
+    assert_eq!(master.map().await, (1, vec!["a".to_owned()]));
+    master.store.hold(true);
+    let client = master.client.clone();
+    let new = async {
+        let mut beat = Request::new(v1::HeartbeatRequest {
+            worker: Some(v1::WorkerInfo {
+                id: "b".to_owned(),
+                node: "b".to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        beat.set_timeout(Duration::from_millis(300));
+        client.clone().heartbeat(beat).await
+    };
+    // The new worker gives up before the store has its map, and nobody has heard of it meanwhile.
+    assert!(new.await.is_err());
+    assert_eq!(master.map().await.0, 1);
+    // Those that are known are heard all the same.
+    let reply = master.beat("a", "x:1").await.unwrap();
+    assert_eq!(reply.map.unwrap().epoch, 1);
+    master.store.hold(false);
+    let deadline = Instant::now() + SOON;
+    while master.map().await != (2, vec!["a".to_owned(), "b".to_owned()]) {
+        assert!(Instant::now() < deadline, "{:?}", master.map().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_store_is_a_clear_error_and_nothing_is_lost() {
+    let master = Served::start().await;
+    master.create("before").await.unwrap();
+    master.beat("a", "x:1").await.unwrap();
+    master.store.set_full(true);
+    let refused = master.create("during").await.unwrap_err();
+    assert!(refused.message().contains("free space"), "{refused:?}");
+    assert_eq!(master.datasets().await, ["before"]);
+    let refused = master.start_job(v1::JobKind::Evict, "before").await;
+    assert!(refused.unwrap_err().message().contains("free space"));
+    // The job that could not be stored has ended.
+    assert_eq!(master.job(1).await.unwrap().state(), v1::JobState::Failed);
+    // Workers live on; a new one waits for its place in the map.
+    for worker in ["a", "b"] {
+        let reply = master.beat(worker, "x:1").await.unwrap();
+        assert_eq!(reply.map.unwrap().epoch, 1);
+    }
+    let gone = v1::DeleteDatasetRequest {
+        name: "before".to_owned(),
+    };
+    assert!(master.client.clone().delete_dataset(gone).await.is_err());
+    assert_eq!(master.datasets().await, ["before"]);
+
+    master.store.set_full(false);
+    let deadline = Instant::now() + SOON;
+    while master.map().await.1.len() < 2 {
+        assert!(Instant::now() < deadline, "{:?}", master.map().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    master.create("during").await.unwrap();
+    assert_eq!(master.datasets().await, ["before", "during"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_given_up_leave_no_job_behind() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    let control = Fake { hangs: false }.start().await;
+    master.beat("a", &control).await.unwrap();
+    for round in 0..60 {
+        master.store.hold(round % 3 == 0);
+        let call = master.start_job(v1::JobKind::Warm, "set");
+        // Dropped at one await or another.
+        let given_up = Duration::from_micros(100 * round);
+        let _ = tokio::time::timeout(given_up, call).await;
+        if round % 7 == 0 {
+            let cancel = v1::CancelJobRequest { id: round / 2 };
+            let mut client = master.client.clone();
+            let _ = tokio::time::timeout(given_up, client.cancel_job(cancel)).await;
+        }
+        master.store.hold(false);
+    }
+    let last = master.start_job(v1::JobKind::Warm, "set").await.unwrap();
+    for id in 1..=last.id {
+        let job = master.ended(id).await;
+        let is_good = matches!(job.state(), v1::JobState::Done | v1::JobState::Cancelled);
+        assert!(is_good, "{job:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_worker_is_gone_ends_with_an_error() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    master.beat("gone", "127.0.0.1:1").await.unwrap();
+    let job = master.start_job(v1::JobKind::Evict, "set").await.unwrap();
+    let job = master.ended(job.id).await;
+    assert_eq!(job.state(), v1::JobState::Failed);
+    assert!(job.message.contains("worker gone"), "{}", job.message);
+    // It can be tried again, and the others are asked whatever becomes of that one.
+    let control = Fake { hangs: false }.start().await;
+    master.beat("gone", &control).await.unwrap();
+    let job = master.start_job(v1::JobKind::Evict, "set").await.unwrap();
+    let job = master.ended(job.id).await;
+    assert_eq!((job.state(), job.done_bytes), (v1::JobState::Done, 7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_is_deleted_also_while_a_worker_hangs() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    let control = Fake { hangs: true }.start().await;
+    master.beat("frozen", &control).await.unwrap();
+    let job = master.start_job(v1::JobKind::Evict, "set").await.unwrap();
+    let mut delete = Request::new(v1::DeleteDatasetRequest {
+        name: "set".to_owned(),
+    });
+    // As the command waits.
+    delete.set_timeout(Duration::from_secs(10));
+    master.client.clone().delete_dataset(delete).await.unwrap();
+    assert_eq!(master.datasets().await, [""; 0]);
+    assert_eq!(master.ended(job.id).await.state(), v1::JobState::Cancelled);
+    // A dataset of the same name is another one.
+    let again = master.create("set").await.unwrap();
+    assert_eq!(again.snapshots[0].version, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn origins_are_told_once_and_inventories_are_taken_from_members_alone() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    let first = master.beat("a", "x:1").await.unwrap();
+    assert_eq!((first.origins.len(), first.snapshots.len()), (1, 1));
+    assert_eq!(first.missing.len(), 1);
+    let known = |version| {
+        let beat = v1::HeartbeatRequest {
+            worker: Some(v1::WorkerInfo {
+                id: "a".to_owned(),
+                node: "a".to_owned(),
+                control_address: "x:1".to_owned(),
+                ..Default::default()
+            }),
+            known_version: version,
+            ..Default::default()
+        };
+        let mut client = master.client.clone();
+        async move { client.heartbeat(beat).await.unwrap().into_inner() }
+    };
+    let second = known(first.version).await;
+    assert_eq!((second.origins.len(), second.snapshots.len()), (0, 0));
+    let report = |worker: &str, version, blocks: &[u8]| {
+        let report = v1::ReportInventoryRequest {
+            worker: worker.to_owned(),
+            inventory: Some(v1::Inventory {
+                dataset: "set".to_owned(),
+                version,
+                blocks: blocks.to_vec(),
+                bytes: 1,
+            }),
+        };
+        let mut client = master.client.clone();
+        async move { client.report_inventory(report).await.map(|_| ()) }
+    };
+    // An empty bitmap: no containers.
+    let empty = [0x3a, 0x30, 0, 0, 0, 0, 0, 0];
+    let refused = |outcome: Result<(), Status>| outcome.unwrap_err().code();
+    assert_eq!(refused(report("b", 1, &empty).await), Code::NotFound);
+    assert_eq!(refused(report("a", 9, &empty).await), Code::NotFound);
+    assert_eq!(
+        refused(report("a", 1, &[1; 9]).await),
+        Code::InvalidArgument
+    );
+    report("a", 1, &empty).await.unwrap();
+    assert_eq!(known(first.version).await.missing.len(), 0);
+    master.create("more").await.unwrap();
+    let third = known(first.version).await;
+    assert_eq!((third.origins.len(), third.snapshots.len()), (1, 2));
+    assert_eq!(third.missing.len(), 1);
+}
