@@ -1,11 +1,12 @@
 //! The process that serves a mount: the file system, and in embedded mode master and worker too.
 //!
 //! It is started by the supervisor, and started again whenever it dies. What the kernel has cached must stay true
-//! over that, so a restarted server serves the very snapshot that the first one did: its number, or for a cluster
-//! mount the manifest itself, is kept in the state directory.
+//! over that, so a restarted server serves the very snapshot that the first one did: its manifest is kept in the state
+//! directory.
 
 mod cluster;
 mod embedded;
+mod pinned;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -12,11 +12,12 @@ mod system {
     pub(crate) mod faults;
     pub(crate) mod keys;
     pub(crate) mod limits;
-    pub(crate) mod memory;
     pub(crate) mod many;
+    pub(crate) mod memory;
     pub(crate) mod metrics;
     pub(crate) mod mounting;
     pub(crate) mod output;
+    pub(crate) mod pinned;
     pub(crate) mod reading;
     pub(crate) mod restarts;
     pub(crate) mod silence;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         ("many", system::many::CASES),
         ("metrics", system::metrics::CASES),
         ("output", system::output::CASES),
+        ("pinned", system::pinned::CASES),
         ("docs", system::docs::CASES),
     ];
     let trials = suites.iter().flat_map(|(suite, cases)| {

@@ -6,21 +6,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
-use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use weir_client::{Backend, ClusterConfig, ClusterReader, Reader};
-use weir_core::{ClusterMap, Manifest};
+use weir_core::ClusterMap;
 use weir_fuse::ahead::Ahead;
 use weir_origin::FetchPolicy;
 use weir_worker::snapshots::fetch_manifest;
 
-use super::{Metrics, MountConfig, Prepared, Source, read_ahead};
+use super::{Metrics, MountConfig, Prepared, Source, pinned, read_ahead};
 use crate::connect::{self, SNAPSHOT_KEY};
 use crate::exit::Failure;
 
-const MANIFEST_FILE: &str = "manifest";
 const MAP_FILE: &str = "cluster-map.json";
 
 pub(super) async fn prepare(
@@ -34,12 +31,9 @@ pub(super) async fn prepare(
         unreachable!("called for cluster mounts only");
     };
     let mut client = connect::lazy(master)?;
-    let manifest_file = config.state_dir.join(MANIFEST_FILE);
     let map_file = config.state_dir.join(MAP_FILE);
     let manifest = if restarted {
-        let bytes = std::fs::read(&manifest_file)
-            .with_context(|| format!("cannot read {}", manifest_file.display()))?;
-        Manifest::from_bytes(Bytes::from(bytes)).map_err(anyhow::Error::from)?
+        pinned::load(&config.state_dir)?
     } else {
         let name = dataset.dataset.as_str();
         if config.refresh {
@@ -51,7 +45,7 @@ pub(super) async fn prepare(
         }
         let manifest =
             fetch_manifest(&mut client, name, dataset.version.unwrap_or_default()).await?;
-        save(&manifest_file, manifest.as_bytes())?;
+        pinned::keep(&config.state_dir, &manifest, None)?;
         manifest
     };
     let known = weir_client::map::fetch(&mut client).await;
@@ -100,7 +94,7 @@ async fn save_maps(
         let current = map.borrow_and_update().clone();
         let saved = serde_json::to_vec(&*current)
             .map_err(anyhow::Error::from)
-            .and_then(|json| save(file, &json));
+            .and_then(|json| pinned::save(file, &json));
         if let Err(error) = saved {
             tracing::warn!("the cluster map could not be saved: {error:#}");
         }
@@ -109,12 +103,4 @@ async fn save_maps(
             changed = map.changed() => if changed.is_err() { return },
         }
     }
-}
-
-/// Writes a file so that a reader sees the old one or the new one.
-fn save(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let temporary = file.with_extension("new");
-    std::fs::write(&temporary, bytes)
-        .and_then(|()| std::fs::rename(&temporary, file))
-        .with_context(|| format!("cannot write {}", file.display()))
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +19,7 @@ use weir_proto::v1;
 use weir_worker::snapshots::Snapshots;
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerMetrics};
 
-use super::{Metrics, MountConfig, Prepared, Source, read_ahead};
+use super::{Metrics, MountConfig, Prepared, Source, pinned, read_ahead};
 use crate::connect::{CONTROL_KEY, SNAPSHOT_KEY};
 use crate::exit::Failure;
 use crate::process::SHUTDOWN_DEADLINE;
@@ -55,10 +54,9 @@ pub(super) async fn prepare(
         dir: config.state_dir.join("master"),
         ..MasterConfig::default()
     };
-    let serving_file = config.state_dir.join(SERVING_FILE);
     let (manifest, master) = if restarted {
-        let manifest = load_served(&serving_file, &master_config, dataset)?;
-        (manifest, None)
+        let manifest = load_served(&config.state_dir, &master_config, dataset)?;
+        (Arc::new(manifest), None)
     } else {
         let master = Master::open(
             master_config.clone(),
@@ -68,8 +66,11 @@ pub(super) async fn prepare(
         .await?;
         let manifest = choose_snapshot(&master, dataset, origin, config.refresh).await?;
         let version = manifest.summary().snapshot.version;
+        let serving_file = config.state_dir.join(SERVING_FILE);
         std::fs::write(&serving_file, version.to_string())
             .with_context(|| format!("cannot write {}", serving_file.display()))?;
+        let original = weir_master::manifest_path(&master_config.dir, &dataset.dataset, version);
+        pinned::keep(&config.state_dir, &manifest, Some(&original))?;
         (manifest, Some(master))
     };
     let listener = TcpListener::bind(LOOPBACK).await?;
@@ -135,19 +136,30 @@ fn open_worker(
     )?)
 }
 
-/// The manifest that the server before this one mounted.
+/// The manifest that the server before this one mounted. A server of an earlier version kept its number alone.
 fn load_served(
-    serving_file: &Path,
+    state_dir: &Path,
     master: &MasterConfig,
     dataset: &DatasetRef,
-) -> anyhow::Result<Arc<Manifest>> {
-    let version = std::fs::read_to_string(serving_file)
+) -> anyhow::Result<Manifest> {
+    let serving_file = state_dir.join(SERVING_FILE);
+    let version = std::fs::read_to_string(&serving_file)
         .ok()
         .and_then(|text| text.parse::<u64>().ok())
         .ok_or_else(|| anyhow!("{} is not readable", serving_file.display()))?;
-    let path: PathBuf = weir_master::manifest_path(&master.dir, &dataset.dataset, version);
-    let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Arc::new(Manifest::from_bytes(Bytes::from(bytes))?))
+    let is_served = |manifest: &Manifest| {
+        let snapshot = &manifest.summary().snapshot;
+        snapshot.dataset == dataset.dataset && snapshot.version == version
+    };
+    match pinned::load(state_dir) {
+        Ok(manifest) if is_served(&manifest) => Ok(manifest),
+        _ => {
+            let original = weir_master::manifest_path(&master.dir, &dataset.dataset, version);
+            let manifest = pinned::read(original.clone())?;
+            pinned::keep(state_dir, &manifest, Some(&original))?;
+            Ok(manifest)
+        }
+    }
 }
 
 /// Makes the dataset if it is new, lists it again if asked to, and gives the manifest to mount.
@@ -218,9 +230,13 @@ async fn run(services: Services) {
             local_socket: String::new(),
             weight: worker.capacity(),
         };
-        let client = crate::connect::lazy(&listener.local_addr()?.to_string())
-            .map_err(|failure| anyhow!("{failure:?}"))?;
-        let snapshots = Arc::new(Snapshots::new(client.clone()));
+        let address = listener.local_addr()?.to_string();
+        let connect = || {
+            let client = crate::connect::lazy(&address);
+            client.map_err(|failure| anyhow!("{}", failure.message()))
+        };
+        let client = connect()?;
+        let snapshots = Arc::new(Snapshots::new(connect()?));
         let (map, _) = watch::channel(Arc::new(ClusterMap::default()));
         let (s, w) = (stop.clone(), worker.clone());
         let (master_served, worker_served, (), ()) = tokio::join!(
