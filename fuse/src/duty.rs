@@ -5,8 +5,10 @@
 //! There is one moment at which that is not so: the kernel fails a request with EIO if it cannot copy it into the
 //! memory of a dying process, and it cannot when the memory was never touched before. So each thread first reads a
 //! message that stands for nothing, which touches its buffer, and waits until all have done so; only then they are
-//! given the connection to the kernel. Otherwise a server that is killed just after its start fails reads.
-#![forbid(unsafe_code)]
+//! given the connection to the kernel. And a process that this one starts must not share the buffers for a moment, as
+//! it would after a fork: to write to them takes a page fault, too ([`buffer`]).
+
+mod buffer;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -27,10 +29,16 @@ pub struct Duty {
 }
 
 impl Duty {
-    /// One of the session's threads has come, and waits for the others. Costs nothing later.
-    pub(crate) fn gather(&self) {
+    /// One of the session's threads has come, and waits for the others. `request` lies at the beginning of the thread's
+    /// buffer. Costs nothing later.
+    pub(crate) fn gather<T>(&self, request: &T) {
         if self.begun.load(Ordering::Acquire) {
             return;
+        }
+        if let Err(error) = buffer::keep_from_children(request) {
+            tracing::warn!(
+                "a read may fail if this server is killed while it starts a process: {error}"
+            );
         }
         let until = Instant::now() + LONGEST_WAIT;
         let mut gathered = self.gathered.lock();
@@ -79,13 +87,16 @@ mod tests {
 
     use super::*;
 
+    /// Its middle shares no page with anything else.
+    static BUFFER: [u8; 4 << 20] = [0; 4 << 20];
+
     #[test]
     fn threads_go_on_together_and_never_wait_again() {
         let duty = Arc::new(Duty::default());
         let threads: Vec<_> = (0..3)
             .map(|_| {
                 let duty = duty.clone();
-                std::thread::spawn(move || duty.gather())
+                std::thread::spawn(move || duty.gather(&BUFFER[BUFFER.len() / 2]))
             })
             .collect();
         assert!(duty.wait_for(3, LONGEST_WAIT));
@@ -95,7 +106,7 @@ mod tests {
         for thread in threads {
             thread.join().unwrap();
         }
-        duty.gather();
+        duty.gather(&BUFFER[BUFFER.len() / 2]);
         assert!(!duty.is_over());
         duty.end();
         assert!(duty.is_over());

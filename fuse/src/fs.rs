@@ -217,8 +217,8 @@ impl Filesystem for SnapshotFs {
         }
     }
 
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {
-        self.duty.gather();
+    fn forget(&self, request: &Request, _: INodeNo, _: u64) {
+        self.duty.gather(request);
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
