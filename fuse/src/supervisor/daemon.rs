@@ -8,6 +8,8 @@ mod beginning;
 mod commands;
 mod ending;
 mod servers;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -52,7 +54,8 @@ pub(super) struct Daemon {
     start_at: Option<Instant>,
     /// Servers in a row that ended without becoming ready.
     failures: u32,
-    clients: Vec<OwnedFd>,
+    /// Commands that have not asked yet, and since when they are connected.
+    clients: Vec<(OwnedFd, Instant)>,
     /// The mount has been taken out of the tree; who waits for its end.
     ending: Option<Ending>,
     /// The request to go back to if no server starts with the new one.
@@ -143,7 +146,7 @@ impl Daemon {
         fds.extend(
             self.clients
                 .iter()
-                .map(|client| PollFd::new(client, PollFlags::IN)),
+                .map(|(client, _)| PollFd::new(client, PollFlags::IN)),
         );
         if let Some(server) = &self.server {
             fds.push(PollFd::new(&server.process, PollFlags::IN));

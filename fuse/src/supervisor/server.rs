@@ -169,3 +169,64 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process that answers nothing.
+    fn silent() -> (Server, OwnedFd, std::process::Child) {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let (ours, theirs) = fdpass::pair().unwrap();
+        (
+            Server::known(process, ours, child.id(), true),
+            theirs,
+            child,
+        )
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_killed() {
+        let (mut server, line, mut child) = silent();
+        server.last_ping -= PING_INTERVAL;
+        server.last_pong -= HUNG_AFTER / 2;
+        server.check();
+        let asked = fdpass::try_receive::<ToServer>(line.as_fd()).unwrap();
+        assert!(matches!(asked, Some((ToServer::Ping(1), _))));
+        assert!(child.try_wait().unwrap().is_none(), "it has time left");
+        server.last_ping -= PING_INTERVAL;
+        server.last_pong -= HUNG_AFTER;
+        server.check();
+        assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_supervisor_that_was_stopped_itself_gives_its_server_time() {
+        let (mut server, _line, mut child) = silent();
+        server.last_ping -= 10 * HUNG_AFTER;
+        server.last_pong -= 10 * HUNG_AFTER;
+        server.check();
+        assert!(child.try_wait().unwrap().is_none());
+        assert!(server.last_pong.elapsed() < HUNG_AFTER);
+        server.kill();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_servers_last_words_are_heard_before_its_end() {
+        let (mut server, line, mut child) = silent();
+        let failure = ServerFailure {
+            reason: "why".to_owned(),
+            code: 4,
+        };
+        fdpass::send(line.as_fd(), &FromServer::Pong(1), &[]).unwrap();
+        fdpass::send(line.as_fd(), &FromServer::Failed(failure.clone()), &[]).unwrap();
+        drop(line);
+        assert!(server.receive().is_none());
+        assert_eq!(server.failure, Some(failure));
+        assert!(!server.listens());
+        server.kill();
+        child.wait().unwrap();
+    }
+}

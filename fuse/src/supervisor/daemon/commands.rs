@@ -17,7 +17,9 @@ use crate::state::{Assignment, Outcome};
 use crate::supervisor::{Control, StartRequest, supervisor_error};
 
 /// Commands that may be connected and have not asked yet.
-const MAX_CLIENTS: usize = 8;
+pub(super) const MAX_CLIENTS: usize = 8;
+/// Longest time that a command takes to ask; it does so at once, unless it is stopped.
+pub(super) const ASKED_WITHIN: Duration = Duration::from_secs(5);
 
 impl Daemon {
     pub(super) fn hear_signals(&mut self) {
@@ -48,12 +50,12 @@ impl Daemon {
         if let Some(listener) = &self.control {
             while self.clients.len() < MAX_CLIENTS {
                 match accept_with(listener, SocketFlags::CLOEXEC) {
-                    Ok(client) => self.clients.push(client),
+                    Ok(client) => self.clients.push((client, Instant::now())),
                     Err(_) => break,
                 }
             }
         }
-        for client in std::mem::take(&mut self.clients) {
+        for (client, since) in std::mem::take(&mut self.clients) {
             match fdpass::try_receive::<Control>(client.as_fd()) {
                 Ok(Some((Control::Unmount { lazy }, _))) => self.answer_unmount(client, lazy),
                 Ok(Some((Control::TakeOver { request, exe }, _))) => {
@@ -61,7 +63,10 @@ impl Daemon {
                     answer(&client, &Outcome::Failed(error));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.clients.push(client);
+                    // Others may want its place.
+                    if since.elapsed() < ASKED_WITHIN {
+                        self.clients.push((client, since));
+                    }
                 }
                 Ok(None) => {}
                 Err(error) => tracing::warn!("a command could not be understood: {error}"),
@@ -148,7 +153,7 @@ impl Daemon {
 }
 
 /// The error of a take-over by something else than what is mounted.
-fn other_source(mounted: &StartRequest, wanted: &StartRequest) -> Option<MountError> {
+pub(super) fn other_source(mounted: &StartRequest, wanted: &StartRequest) -> Option<MountError> {
     // An older version knows the user's words alone.
     let by_words = mounted.identity.is_empty() || wanted.identity.is_empty();
     let (mounted_is, wanted_is) = if by_words {
