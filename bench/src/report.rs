@@ -110,6 +110,7 @@ fn show(row: &Row, cell: &Cell) -> String {
 fn number(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Share => format!("{value:.3}"),
+        Unit::Count => format!("{value:.0}"),
         _ if value.abs() >= 100.0 => format!("{value:.0}"),
         _ if value.abs() >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),

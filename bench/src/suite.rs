@@ -16,6 +16,7 @@ mod epochs;
 mod far;
 mod first_byte;
 mod half;
+mod limited;
 mod manifest;
 mod memory;
 mod random;

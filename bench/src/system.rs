@@ -13,6 +13,7 @@ mod mount;
 mod peer;
 
 pub use cluster::Cluster;
+pub(crate) use mount::program_of;
 pub use mount::{Mount, MountStatus};
 pub use peer::{Peer, PeerCommand};
 

@@ -25,6 +25,8 @@ pub enum Unit {
     CpuSecondsPerGib,
     /// A part of all.
     Share,
+    /// How many there were.
+    Count,
 }
 
 impl Unit {
@@ -39,6 +41,7 @@ impl Unit {
             Self::BytesPerFile => "B/file",
             Self::CpuSecondsPerGib => "CPU s/GiB",
             Self::Share => "share",
+            Self::Count => "number",
         }
     }
 

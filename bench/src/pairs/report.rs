@@ -35,6 +35,7 @@ fn line(row: &Row) -> Option<String> {
         Verdict::Faster => "faster",
         Verdict::Slower => "**slower**",
         Verdict::Same => "the same",
+        Verdict::Unknown => "too few pairs",
     };
     let cpu = |cell: &crate::table::Cell| median(&cell.cpu_seconds_per_gib);
     Some(format!(

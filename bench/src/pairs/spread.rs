@@ -12,6 +12,8 @@ pub(super) struct Spread {
     pub(super) median: f64,
     pub(super) low: f64,
     pub(super) high: f64,
+    /// There are too few values for an interval; it is the whole of their range.
+    pub(super) too_few: bool,
 }
 
 /// What a ratio of speeds says.
@@ -20,6 +22,7 @@ pub(super) enum Verdict {
     Faster,
     Slower,
     Same,
+    Unknown,
 }
 
 impl Spread {
@@ -32,11 +35,14 @@ impl Spread {
             median: median(values),
             low: *sorted.get(cut)?,
             high: *sorted.get(sorted.len().checked_sub(1 + cut)?)?,
+            too_few: 2.0 / 2_f64.powi(sorted.len() as i32) > ERROR,
         })
     }
 
     pub(super) fn verdict(self) -> Verdict {
-        if self.high < 1.0 {
+        if self.too_few {
+            Verdict::Unknown
+        } else if self.high < 1.0 {
             Verdict::Slower
         } else if self.low > 1.0 {
             Verdict::Faster
@@ -76,7 +82,8 @@ mod tests {
             Spread {
                 median: 8.0,
                 low: 4.0,
-                high: 12.0
+                high: 12.0,
+                too_few: false,
             }
         );
         assert_eq!(
@@ -89,16 +96,20 @@ mod tests {
 
     #[test]
     fn only_an_interval_on_one_side_of_1_says_something() {
-        let of = |low, high| {
-            Spread {
+        let of = |low, high, too_few| {
+            let spread = Spread {
                 median: 1.0,
                 low,
                 high,
-            }
-            .verdict()
+                too_few,
+            };
+            spread.verdict()
         };
-        assert_eq!(of(0.9, 0.99), Verdict::Slower);
-        assert_eq!(of(0.9, 1.01), Verdict::Same);
-        assert_eq!(of(1.01, 1.2), Verdict::Faster);
+        assert_eq!(of(0.9, 0.99, false), Verdict::Slower);
+        assert_eq!(of(0.9, 1.01, false), Verdict::Same);
+        assert_eq!(of(1.01, 1.2, false), Verdict::Faster);
+        assert_eq!(of(1.01, 1.2, true), Verdict::Unknown);
+        let few = |count: usize| Spread::of(&vec![1.0; count]).unwrap().too_few;
+        assert_eq!([5, 6].map(few), [true, false]);
     }
 }

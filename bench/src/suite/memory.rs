@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Bench, Measured};
+use super::{Bench, Measured, limited};
 use crate::data::Tree;
 use crate::readers::compare_files;
 use crate::server::Bucket;
@@ -34,6 +34,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     }])?;
     let tier = bench.scaled(TIER);
     let mut table = Table::default();
+    let mut notes = Vec::new();
     for kind in [Kind::Embedded, Kind::Cluster] {
         eprintln!("memory: {}", kind.name());
         let tiers = Tiers {
@@ -46,6 +47,14 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         compare_files(&system.dir, &tree.root, &tree.files, 1, 1)?;
         system.end()?;
     }
+    let weir = Kind::Embedded;
+    notes.extend(limited::measure(
+        bench,
+        &server,
+        &tree,
+        weir.name(),
+        &mut table,
+    )?);
     Ok(Measured {
         title: format!(
             "One file of {:.1} GiB, two readers",
@@ -53,10 +62,13 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         ),
         source: format!("data from {}", server.name()),
         runs: 1,
-        notes: vec![format!(
+        notes: [format!(
             "Memory tier: {} MiB, shared by the workers of the cluster. One reader begins at the start, one in the middle; the peak is that of the largest process beside its tier. Every byte was compared in an extra pass.",
             tier >> 20
-        )],
+        )]
+        .into_iter()
+        .chain(notes)
+        .collect(),
         table,
     })
 }
@@ -126,7 +138,7 @@ fn growth(samples: &[f64]) -> f64 {
 }
 
 /// Reads a whole file from `start` to its end and then from its beginning.
-fn read_from(path: &std::path::Path, start: u64, size: u64) -> anyhow::Result<()> {
+pub(super) fn read_from(path: &std::path::Path, start: u64, size: u64) -> anyhow::Result<()> {
     let file = std::fs::File::open(path)?;
     let mut buffer = vec![0; BUFFER];
     for (mut offset, end) in [(start, size), (0, start)] {

@@ -14,8 +14,8 @@ use crate::wait::wait_for;
 const STATUS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where the program of a home is linked that is not to use this build's.
-pub(super) fn program_of(home: &Path) -> PathBuf {
-    home.join("weir")
+pub(crate) fn program_of(home: &Path) -> PathBuf {
+    home.join("program")
 }
 
 /// A `weir` command that keeps everything below `home` and knows nothing of the machine's own settings.

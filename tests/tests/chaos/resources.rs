@@ -1,14 +1,16 @@
 //! Disks that are full or lose what they held, and peers that take all there is.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use weir_tests::Lab;
+use weir_tests::{Lab, MemoryGroup, content};
 
 use super::table::{Allowed, Outcome, Row};
 use super::world::{Effort, cluster, fill, mount_of, under_readers};
@@ -31,6 +33,12 @@ pub(crate) const ROWS: &[Row] = &[
         what: "a worker is given 5,000 connections that say nothing",
         allowed: Allowed::Longest(Duration::from_secs(4)),
         run: idle_connections,
+    },
+    Row {
+        name: "little_memory",
+        what: "a mount with all defaults has 256 MiB of memory, and reads more than that",
+        allowed: Allowed::Longest(Duration::from_secs(10)),
+        run: little_memory,
     },
 ];
 
@@ -108,5 +116,32 @@ fn idle_connections(effort: Effort) -> Outcome {
         std::thread::sleep(Duration::from_secs(effort.of(1, 10) as u64));
     });
     outcome.times = idle.len();
+    outcome
+}
+
+fn little_memory(effort: Effort) -> Outcome {
+    let group = MemoryGroup::new(256 << 20);
+    let group = group.inspect_err(|reason| {
+        eprintln!("no limit of memory, since no control group can be made here: {reason}");
+    });
+    let mut lab = Lab::new();
+    let big = (0..8).map(|n| (format!("big/{n}"), content(n, 40 << 20)));
+    let small = (0..100).map(|n| (format!("small/{n}"), content(n, 90_000)));
+    let files: BTreeMap<String, Vec<u8>> = big.chain(small).collect();
+    lab.put_all(&files);
+    if let Ok(group) = &group {
+        let limited = lab.path("weir-limited");
+        group.wrap(lab.binary(), &limited);
+        lab.use_binary(&limited);
+    }
+    let mount = lab.mount("", &[]);
+    let pause = Duration::from_secs(effort.of(1, 20) as u64);
+    let mut outcome = under_readers(&mount, &Arc::new(files), (1, pause), |_| ());
+    let kills = group.as_ref().map_or(0, MemoryGroup::kills);
+    if kills > 0 {
+        let killed = format!("the kernel killed {kills} processes for their memory");
+        outcome.readers.errors.push(killed);
+    }
+    mount.unmount();
     outcome
 }
