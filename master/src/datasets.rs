@@ -6,33 +6,26 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures::StreamExt;
 use prost::Message;
-use weir_core::manifest::Mount;
-use weir_core::{DatasetName, Manifest, ManifestBuilder, SnapshotId};
-use weir_origin::OriginSpec;
+use weir_core::{DatasetName, Manifest, SnapshotId};
 use weir_proto::v1;
 
 use crate::error::MasterError;
+use crate::listing::places;
 use crate::manifests::Manifests;
 use crate::master::{Master, decode, newest, now_ns};
 use crate::metrics::{DatasetLabel, MasterMetrics};
-use crate::store::{Change, MetaStore, StoreError};
+use crate::store::{Change, MetaStore};
+use crate::versions::VERSION_KEY;
 
 const DATASET_KEY: &str = "dataset/";
-/// Holds the highest snapshot number that a dataset's name has had.
-const VERSION_KEY: &str = "version/";
-/// Holds a number that no dataset without such a record has had a higher one of.
-const FLOOR_KEY: &str = "version-floor";
 /// Most datasets of one master, and mounts of one dataset.
 const MAX_DATASETS: usize = 10_000;
 const MAX_MOUNTS: usize = 1_000;
 /// Longest request for a dataset, in bytes: each is kept in memory.
 const MAX_REQUEST: usize = 1 << 20;
-/// Names of deleted datasets whose last snapshot number is remembered one by one.
-const MAX_DELETED: usize = 10_000;
 /// Longest wait for workers to evict the blocks of a dataset that is deleted.
 const EVICT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -278,69 +271,6 @@ impl Master {
         tokio::task::spawn_blocking(move || manifests.load(&snapshot)).await?
     }
 
-    /// Waits for the right to list a dataset, or to delete it.
-    async fn listing(&self, name: &DatasetName) -> Listing<'_> {
-        let lock = self
-            .listings
-            .lock()
-            .entry(name.clone())
-            .or_default()
-            .clone();
-        // Made before the wait, so that the table is tidied also if that is given up.
-        let mut listing = Listing {
-            master: self,
-            name: name.clone(),
-            held: None,
-        };
-        listing.held = Some(lock.lock_owned().await);
-        listing
-    }
-
-    /// Lists all mounts into a manifest. Entries that did not change keep the inodes of `previous`.
-    async fn list(
-        &self,
-        mounts: &[v1::MountSpec],
-        snapshot: SnapshotId,
-        previous: Option<Arc<Manifest>>,
-    ) -> Result<Manifest, MasterError> {
-        let started = Instant::now();
-        let mut builder = ManifestBuilder::new();
-        for mount in mounts {
-            let spec = origin_of(mount)?;
-            let prefix = spec.prefix().into_owned();
-            let number = builder.add_mount(Mount {
-                origin: spec.id(),
-                spec: serde_json::to_string(&spec)
-                    .map_err(|error| MasterError::Invalid(error.to_string()))?,
-                prefix: prefix.clone(),
-                path: mount.path.clone(),
-            })?;
-            let origin = weir_origin::open(&spec).await?;
-            let mut pages =
-                std::pin::pin!(weir_origin::list(&*origin, &prefix, &self.origin_metrics));
-            while let Some(page) = pages.next().await {
-                for object in page? {
-                    builder.add(
-                        number,
-                        &object.key,
-                        object.size,
-                        object.mtime_ns,
-                        &object.version,
-                    )?;
-                }
-            }
-        }
-        let manifest = tokio::task::spawn_blocking(move || {
-            builder.build(snapshot, now_ns(), previous.as_deref())
-        })
-        .await??;
-        let summary = manifest.summary();
-        let left_out: u64 = summary.left_out.values().sum();
-        tracing::info!(snapshot = %summary.snapshot, files = summary.files, bytes = summary.bytes, left_out, took = ?started.elapsed(), "listed");
-        self.metrics.listed(started.elapsed());
-        Ok(manifest)
-    }
-
     /// Makes a listed manifest the newest snapshot of its dataset.
     async fn add_snapshot(
         &self,
@@ -416,99 +346,4 @@ impl Master {
         self.version.fetch_add(1, Ordering::Release);
         Ok(())
     }
-
-    /// The highest snapshot number that a dataset of this name has had.
-    async fn last_version(&self, name: &DatasetName) -> Result<u64, MasterError> {
-        let (store, key) = (self.store.clone(), format!("{VERSION_KEY}{name}"));
-        let read = move || {
-            let of_name = store.get(&key)?.map(|bytes| number(&key, &bytes));
-            match of_name {
-                Some(version) => version,
-                None => floor(&*store),
-            }
-        };
-        Ok(tokio::task::spawn_blocking(read).await??)
-    }
-
-    /// What is to be changed so that the numbers of no more than [`MAX_DELETED`] deleted datasets are remembered: of more,
-    /// only the highest is, and new names begin above it.
-    async fn merged_versions(&self) -> Result<Vec<Change>, MasterError> {
-        let store = self.store.clone();
-        let records = tokio::task::spawn_blocking(move || store.scan(VERSION_KEY)).await??;
-        let deleted: Vec<(String, Vec<u8>)> = {
-            let datasets = self.datasets.lock();
-            let is_live = |key: &str| datasets.contains_key(&key[VERSION_KEY.len()..]);
-            records
-                .into_iter()
-                .filter(|(key, _)| !is_live(key))
-                .collect()
-        };
-        if deleted.len() < MAX_DELETED {
-            return Ok(Vec::new());
-        }
-        let store = self.store.clone();
-        let mut highest = tokio::task::spawn_blocking(move || floor(&*store)).await??;
-        for (key, bytes) in &deleted {
-            highest = highest.max(number(key, bytes)?);
-        }
-        let floor = Change::Put(FLOOR_KEY.to_owned(), highest.to_le_bytes().to_vec());
-        let deleted = deleted.into_iter().map(|(key, _)| Change::Delete(key));
-        Ok(deleted.chain([floor]).collect())
-    }
-}
-
-/// The right to list a dataset, or to delete it.
-struct Listing<'a> {
-    master: &'a Master,
-    name: DatasetName,
-    held: Option<tokio::sync::OwnedMutexGuard<()>>,
-}
-
-impl Drop for Listing<'_> {
-    fn drop(&mut self) {
-        self.held = None;
-        // Callers may name any dataset, so what nobody waits for is forgotten.
-        let mut listings = self.master.listings.lock();
-        if let Some(lock) = listings.get(&self.name)
-            && Arc::strong_count(lock) == 1
-        {
-            listings.remove(&self.name);
-        }
-    }
-}
-
-fn floor(store: &dyn MetaStore) -> Result<u64, StoreError> {
-    let floor = store.get(FLOOR_KEY)?;
-    floor.map_or(Ok(0), |bytes| number(FLOOR_KEY, &bytes))
-}
-
-fn number(key: &str, bytes: &[u8]) -> Result<u64, StoreError> {
-    let number = bytes.try_into().map_err(|_| StoreError::Damaged {
-        key: key.to_owned(),
-        reason: "it is no number".to_owned(),
-    })?;
-    Ok(u64::from_le_bytes(number))
-}
-
-/// The valid origin of a mount.
-fn origin_of(mount: &v1::MountSpec) -> Result<OriginSpec, MasterError> {
-    let spec = mount
-        .origin
-        .clone()
-        .ok_or_else(|| MasterError::Invalid("a mount without an origin".to_owned()))?;
-    let spec = OriginSpec::from(spec);
-    spec.validate()?;
-    Ok(spec)
-}
-
-/// What makes mounts the same: where the data is and where it appears, not how it is reached.
-fn places(mounts: &[v1::MountSpec]) -> Result<Vec<(String, String, String)>, MasterError> {
-    mounts
-        .iter()
-        .map(|mount| {
-            let spec = origin_of(mount)?;
-            let path = mount.path.trim_matches('/').to_owned();
-            Ok((spec.location(), spec.prefix().into_owned(), path))
-        })
-        .collect()
 }

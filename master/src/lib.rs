@@ -12,12 +12,14 @@ mod error;
 mod heartbeats;
 mod inventory;
 mod jobs;
+mod listing;
 mod manifests;
 mod master;
 mod members;
 mod metrics;
 mod service;
 pub mod store;
+mod versions;
 mod work;
 
 pub use error::MasterError;

@@ -78,19 +78,26 @@ impl MetaStore for Store {
 struct Served {
     client: MasterClient<Channel>,
     store: Arc<Store>,
-    data: tempfile::TempDir,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     _stop: DropGuard,
 }
 
 impl Served {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let data = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("data")).unwrap();
         for name in ["a", "b"] {
-            std::fs::write(data.path().join(name), name).unwrap();
+            std::fs::write(dir.path().join("data").join(name), name).unwrap();
         }
-        let store = Arc::new(Store::default());
+        Self::start_with(Arc::default(), dir).await
+    }
+
+    /// Starts another one on what this one has stored.
+    async fn restart(self) -> Self {
+        Self::start_with(self.store, self.dir).await
+    }
+
+    async fn start_with(store: Arc<Store>, dir: tempfile::TempDir) -> Self {
         let mut registry = Registry::default();
         let config = MasterConfig {
             dir: dir.path().to_owned(),
@@ -107,15 +114,14 @@ impl Served {
         Self {
             client: MasterClient::new(channel.unwrap().connect_lazy()),
             store,
-            data,
-            _dir: dir,
+            dir,
             _stop: stop.drop_guard(),
         }
     }
 
     async fn create(&self, name: &str) -> Result<v1::Dataset, Status> {
         let origin = v1::OriginSpec {
-            url: format!("file://{}", self.data.path().display()),
+            url: format!("file://{}/data", self.dir.path().display()),
             ..Default::default()
         };
         let request = v1::CreateDatasetRequest {
@@ -332,6 +338,71 @@ async fn a_job_whose_worker_is_gone_ends_with_an_error() {
     let job = master.start_job(v1::JobKind::Evict, "set").await.unwrap();
     let job = master.ended(job.id).await;
     assert_eq!((job.state(), job.done_bytes), (v1::JobState::Done, 7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_is_there_after_a_restart_and_jobs_go_on() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    master.beat("a", "127.0.0.1:1").await.unwrap();
+    let job = master.start_job(v1::JobKind::Warm, "set").await.unwrap();
+    assert_eq!(
+        master.job(job.id).await.unwrap().state(),
+        v1::JobState::Running
+    );
+    let evict = master.start_job(v1::JobKind::Evict, "set").await.unwrap();
+    let evict = master.ended(evict.id).await;
+
+    let master = master.restart().await;
+    assert_eq!(master.datasets().await, ["set"]);
+    assert_eq!(master.map().await, (1, vec!["a".to_owned()]));
+    assert_eq!(master.job(evict.id).await.unwrap().state(), evict.state());
+    let control = Fake { hangs: false }.start().await;
+    master.beat("a", &control).await.unwrap();
+    assert_eq!(master.map().await.0, 2, "the worker has moved");
+    assert_eq!(master.ended(job.id).await.state(), v1::JobState::Done);
+    // Numbers go on where they were.
+    let next = master.start_job(v1::JobKind::Warm, "set").await.unwrap();
+    assert_eq!(next.id, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_without_bounds_are_refused() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    let long = "x".repeat(2 << 20);
+    let request = v1::StartJobRequest {
+        kind: v1::JobKind::Warm.into(),
+        dataset: "set".to_owned(),
+        paths: vec![long.clone()],
+    };
+    let refused = master.client.clone().start_job(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let refused = master.beat("a", &long).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let request = v1::CreateDatasetRequest {
+        name: "long".to_owned(),
+        mounts: vec![v1::MountSpec {
+            origin: Some(v1::OriginSpec {
+                url: "file:///tmp".to_owned(),
+                ..Default::default()
+            }),
+            path: long,
+        }],
+    };
+    let refused = master.client.clone().create_dataset(request).await;
+    assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+    let request = v1::StartJobRequest {
+        kind: 77,
+        dataset: "set".to_owned(),
+        paths: Vec::new(),
+    };
+    let refused = master.client.clone().start_job(request).await.unwrap_err();
+    assert_eq!(
+        refused.code(),
+        Code::InvalidArgument,
+        "a kind of later versions"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
