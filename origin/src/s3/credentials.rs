@@ -4,10 +4,12 @@
 //! needs them waits at most for a deadline: loading happens on the process's own runtime, once at a time however many
 //! wait for it, and keys that expire are renewed before they do, while the old ones are still in use.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, Shared};
+use http::HeaderValue;
 use object_store::RetryConfig;
 use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
 use parking_lot::Mutex;
@@ -41,6 +43,8 @@ enum Source {
     Helper(Arc<Helper>),
     /// A web identity, a container's or an instance's metadata service.
     Service(AwsCredentialProvider),
+    /// Nowhere.
+    Nothing,
 }
 
 /// How the keys of an origin are found.
@@ -160,8 +164,13 @@ impl Inner {
         let inner = self.clone();
         let source = state.source.clone();
         let task = self.home.spawn(async move {
-            let loaded = timeout(LOAD_DEADLINE, inner.load(source, anew)).await;
-            let loaded = loaded.unwrap_or_else(|_| Err(inner.none(&late(LOAD_DEADLINE))));
+            let loaded = timeout(LOAD_DEADLINE, inner.load(source, anew));
+            // A panic must not leave those who come later waiting for it.
+            let loaded = match AssertUnwindSafe(loaded).catch_unwind().await {
+                Ok(Ok(loaded)) => loaded,
+                Ok(Err(_)) => Err(inner.none(&late(LOAD_DEADLINE))),
+                Err(_) => Err(inner.none("loading them failed")),
+            };
             let mut state = inner.state.lock();
             state.flight = None;
             match loaded {
@@ -216,6 +225,7 @@ impl Inner {
                 let (keys, expires) = helper.run(&self.settings.name).await?;
                 (trimmed(keys), expires.map(until))
             }
+            Source::Nothing => return Err(self.none("no credentials were found")),
             Source::Service(service) => {
                 let answer = timeout(SERVICE_DEADLINE, service.get_credential()).await;
                 let credential = answer
@@ -289,6 +299,10 @@ impl Source {
             }
             (None, None) => {}
         }
+        check_container(environment, origin)?;
+        if !asks_a_service(environment) {
+            return Ok(Self::Nothing);
+        }
         let impatient = RetryConfig {
             max_retries: 1,
             retry_timeout: SERVICE_DEADLINE,
@@ -310,6 +324,43 @@ impl Source {
     }
 }
 
+/// Refuses a container's token that no request can carry, or that is not where it is looked for.
+fn check_container(environment: &Environment, origin: &Arc<str>) -> Result<(), OriginError> {
+    const FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+    const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";
+    if environment
+        .get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+        .is_none()
+    {
+        return Ok(());
+    }
+    let refused = |problem: &str| {
+        let remedy = format!("write the token alone into a file and name that in {FILE}");
+        Err(OriginError::config(origin.clone(), problem, remedy))
+    };
+    match environment.get(FILE) {
+        // One that cannot be read is told by who reads it.
+        Some(path) => match std::fs::read(path) {
+            Ok(token) if HeaderValue::from_bytes(&token).is_err() => refused(&format!(
+                "the file that {FILE} names has a line break or another character that no token has"
+            )),
+            _ => Ok(()),
+        },
+        None if environment.get(TOKEN).is_some() => refused(&format!("{TOKEN} is not supported")),
+        None => Ok(()),
+    }
+}
+
+/// Whether there is a service that may have keys: an instance's can be turned off.
+fn asks_a_service(environment: &Environment) -> bool {
+    let has = |name| environment.get(name).is_some();
+    let instance = environment.get("AWS_EC2_METADATA_DISABLED");
+    instance.is_none_or(|off| !off.trim().eq_ignore_ascii_case("true"))
+        || has("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
+        || has("AWS_CONTAINER_CREDENTIALS_FULL_URI")
+        || has("AWS_WEB_IDENTITY_TOKEN_FILE")
+}
+
 /// Keys as requests are signed with: files and secrets of Kubernetes like to end in a line break.
 fn trimmed(keys: Keys) -> Arc<AwsCredential> {
     let trim = |value: String| value.trim().to_owned();
@@ -321,111 +372,4 @@ fn trimmed(keys: Keys) -> Arc<AwsCredential> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    /// Keys of a profile whose program is `command`.
-    fn helped(command: &str) -> Credentials {
-        let settings = Settings {
-            profile: None,
-            region: "r".to_owned(),
-            bucket: "b".to_owned(),
-            name: "s3://b".into(),
-        };
-        let helper = Helper::new("work", command, Duration::from_mins(1));
-        Credentials::of(settings, Source::Helper(Arc::new(helper)))
-    }
-
-    /// A program that notes each of its runs in `log`, and prints keys that live for so many seconds.
-    fn prints(log: &Path, seconds: i64) -> String {
-        let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
-        let json =
-            format!(r#"{{"AccessKeyId":"A","SecretAccessKey":"S","Expiration":"{expires}"}}"#);
-        format!("echo run >> {}; echo '{json}'", log.display())
-    }
-
-    fn runs(log: &Path) -> usize {
-        std::fs::read_to_string(log)
-            .unwrap_or_default()
-            .lines()
-            .count()
-    }
-
-    #[tokio::test]
-    async fn many_who_need_keys_at_once_run_the_program_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let credentials = helped(&prints(&log, 3600));
-        let all = futures::future::join_all((0..100).map(|_| credentials.get())).await;
-        for found in all {
-            assert_eq!(found.unwrap().key_id, "A");
-        }
-        assert_eq!(runs(&log), 1);
-        // Who was refused with keys that others have renewed since then has nothing to wait for.
-        let refused = trimmed(Keys {
-            access_key: "A".to_owned(),
-            secret_key: "S".to_owned(),
-            token: None,
-        });
-        credentials.renew(&refused).await.unwrap();
-        assert_eq!(runs(&log), 1);
-    }
-
-    #[tokio::test]
-    async fn keys_are_renewed_while_the_old_ones_are_in_use() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let credentials = helped(&prints(&log, 3600));
-        credentials.get().await.unwrap();
-        {
-            let now = Instant::now();
-            let mut state = credentials.inner.state.lock();
-            state.keys.as_mut().unwrap().lasts = Some((now, now + Duration::from_mins(10)));
-        }
-        let old = credentials.get().await.unwrap();
-        let flight = credentials.inner.state.lock().flight.clone();
-        let new = flight.unwrap().await.unwrap();
-        assert!(!Arc::ptr_eq(&old, &new));
-        assert!(Arc::ptr_eq(&credentials.get().await.unwrap(), &new));
-        assert_eq!(runs(&log), 2);
-    }
-
-    #[tokio::test]
-    async fn keys_that_have_expired_are_not_used() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let credentials = helped(&prints(&log, -1));
-        for _ in 0..2 {
-            credentials.get().await.unwrap();
-        }
-        assert_eq!(runs(&log), 2);
-    }
-
-    #[tokio::test]
-    async fn a_failure_counts_for_a_moment_and_the_program_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let credentials = helped(&format!("echo run >> {}; exit 3", log.display()));
-        let error = credentials.get().await.unwrap_err().to_string();
-        assert!(
-            error.contains("\"work\"") && error.contains("exit status: 3"),
-            "{error}"
-        );
-        assert!(credentials.get().await.is_err());
-        assert_eq!(runs(&log), 1);
-    }
-
-    #[test]
-    fn line_breaks_around_keys_are_taken_off_and_an_empty_token_is_none() {
-        let keys = Keys {
-            access_key: "key\r\n".to_owned(),
-            secret_key: " secret\n".to_owned(),
-            token: Some("\n".to_owned()),
-        };
-        let keys = trimmed(keys);
-        assert_eq!((&*keys.key_id, &*keys.secret_key), ("key", "secret"));
-        assert_eq!(keys.token, None);
-    }
-}
+mod tests;

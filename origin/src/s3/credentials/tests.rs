@@ -1,0 +1,170 @@
+//! Keys of programs and services that fail, hang or expire.
+
+use std::path::Path;
+
+use super::*;
+
+fn settings() -> Settings {
+    Settings {
+        profile: None,
+        region: "r".to_owned(),
+        bucket: "b".to_owned(),
+        name: "s3://b".into(),
+    }
+}
+
+/// Keys of a profile whose program is `command`.
+fn helped(command: &str) -> Credentials {
+    let helper = Helper::new("work", command, Duration::from_mins(1));
+    Credentials::of(settings(), Source::Helper(Arc::new(helper)))
+}
+
+/// A program that notes each of its runs in `log`, and prints keys that live for so many seconds.
+fn prints(log: &Path, seconds: i64) -> String {
+    let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+    let json = format!(r#"{{"AccessKeyId":"A","SecretAccessKey":"S","Expiration":"{expires}"}}"#);
+    format!("echo run >> {}; echo '{json}'", log.display())
+}
+
+fn runs(log: &Path) -> usize {
+    std::fs::read_to_string(log)
+        .unwrap_or_default()
+        .lines()
+        .count()
+}
+
+#[tokio::test]
+async fn many_who_need_keys_at_once_run_the_program_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let credentials = helped(&prints(&log, 3600));
+    let all = futures::future::join_all((0..100).map(|_| credentials.get())).await;
+    for found in all {
+        assert_eq!(found.unwrap().key_id, "A");
+    }
+    assert_eq!(runs(&log), 1);
+    // Who was refused with keys that others have renewed since then has nothing to wait for.
+    let refused = trimmed(Keys {
+        access_key: "A".to_owned(),
+        secret_key: "S".to_owned(),
+        token: None,
+    });
+    credentials.renew(&refused).await.unwrap();
+    assert_eq!(runs(&log), 1);
+}
+
+#[tokio::test]
+async fn keys_are_renewed_while_the_old_ones_are_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let credentials = helped(&prints(&log, 3600));
+    credentials.get().await.unwrap();
+    {
+        let now = Instant::now();
+        let mut state = credentials.inner.state.lock();
+        state.keys.as_mut().unwrap().lasts = Some((now, now + Duration::from_mins(10)));
+    }
+    let old = credentials.get().await.unwrap();
+    let flight = credentials.inner.state.lock().flight.clone();
+    let new = flight.unwrap().await.unwrap();
+    assert!(!Arc::ptr_eq(&old, &new));
+    assert!(Arc::ptr_eq(&credentials.get().await.unwrap(), &new));
+    assert_eq!(runs(&log), 2);
+}
+
+#[tokio::test]
+async fn keys_that_have_expired_are_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let credentials = helped(&prints(&log, -1));
+    for _ in 0..2 {
+        credentials.get().await.unwrap();
+    }
+    assert_eq!(runs(&log), 2);
+}
+
+#[tokio::test]
+async fn a_failure_counts_for_a_moment_and_the_program_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let credentials = helped(&format!("echo run >> {}; exit 3", log.display()));
+    let error = credentials.get().await.unwrap_err().to_string();
+    assert!(
+        error.contains("\"work\"") && error.contains("exit status: 3"),
+        "{error}"
+    );
+    assert!(credentials.get().await.is_err());
+    assert_eq!(runs(&log), 1);
+}
+
+/// A service that fails the first time, as badly as can be.
+#[derive(Debug, Default)]
+struct Fragile(std::sync::atomic::AtomicBool);
+
+#[async_trait::async_trait]
+impl object_store::CredentialProvider for Fragile {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        assert!(
+            self.0.swap(true, std::sync::atomic::Ordering::Relaxed),
+            "the first time"
+        );
+        Ok(trimmed(Keys {
+            access_key: "A".to_owned(),
+            secret_key: "S".to_owned(),
+            token: None,
+        }))
+    }
+}
+
+#[tokio::test]
+async fn loading_that_panics_is_tried_again() {
+    let fragile = Source::Service(Arc::new(Fragile::default()));
+    let credentials = Credentials::of(settings(), fragile);
+    assert!(credentials.get().await.is_err());
+    credentials.inner.state.lock().failed = None;
+    assert_eq!(credentials.get().await.unwrap().key_id, "A");
+}
+
+#[test]
+fn what_the_environment_says_of_services_is_heeded() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    let file = token.to_str().unwrap();
+    let settings = settings();
+    // Connections with TLS want it; another test may have been sooner.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let find = |variables: &[(&str, &str)]| {
+        let all = variables.iter().copied().chain([("HOME", "/nonexistent")]);
+        Source::find(&settings, &Environment::of(all))
+    };
+    let off = ("AWS_EC2_METADATA_DISABLED", "True");
+    assert!(matches!(find(&[off]), Ok(Source::Nothing)));
+    assert!(matches!(find(&[]), Ok(Source::Service(_))));
+    let uri = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/");
+    let named = ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", file);
+    for (text, good) in [("token", true), ("token\n", false)] {
+        std::fs::write(&token, text).unwrap();
+        let found = find(&[off, uri, named]);
+        match found {
+            Ok(source) => assert!(good && matches!(source, Source::Service(_))),
+            Err(error) => assert!(!good && error.to_string().contains(named.0), "{error}"),
+        }
+    }
+    let token = ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "token");
+    let error = find(&[uri, token]).err().unwrap().to_string();
+    assert!(error.contains(token.0), "{error}");
+}
+
+#[test]
+fn line_breaks_around_keys_are_taken_off_and_an_empty_token_is_none() {
+    let keys = Keys {
+        access_key: "key\r\n".to_owned(),
+        secret_key: " secret\n".to_owned(),
+        token: Some("\n".to_owned()),
+    };
+    let keys = trimmed(keys);
+    assert_eq!((&*keys.key_id, &*keys.secret_key), ("key", "secret"));
+    assert_eq!(keys.token, None);
+}
