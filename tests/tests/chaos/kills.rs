@@ -24,6 +24,12 @@ pub(crate) const ROWS: &[Row] = &[
         run: supervisor,
     },
     Row {
+        name: "server_and_supervisor_are_killed",
+        what: "server and supervisor of a mount are killed 0 to 4 ms apart, under cold reads",
+        allowed: Allowed::Longest(Duration::from_secs(3)),
+        run: server_and_supervisor,
+    },
+    Row {
         name: "a_worker_is_killed",
         what: "one of two workers is killed and started again",
         allowed: Allowed::Longest(Duration::from_secs(4)),
@@ -66,6 +72,25 @@ fn supervisor(effort: Effort) -> Outcome {
         kill_process(old, Signal::KILL).unwrap();
         wait_until("another supervisor starts", ANOTHER_STARTS, || {
             mount.supervisor() != old
+        });
+    })
+}
+
+fn server_and_supervisor(effort: Effort) -> Outcome {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    let times = (effort.of(3, 20), effort.pause());
+    under_readers(&mount, &files, times, |number| {
+        let killed = [mount.server(), mount.supervisor()];
+        let order = if number % 2 == 0 { [0, 1] } else { [1, 0] };
+        kill_process(killed[order[0]], Signal::KILL).unwrap();
+        std::thread::sleep(Duration::from_millis(number as u64 / 2 % 5));
+        // It may have ended with the other one.
+        let _ = kill_process(killed[order[1]], Signal::KILL);
+        wait_until("others take their places", ANOTHER_STARTS, || {
+            let now = [mount.server(), mount.supervisor()];
+            now.iter().all(|pid| !killed.contains(pid))
         });
     })
 }

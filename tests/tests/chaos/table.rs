@@ -39,9 +39,20 @@ pub(crate) struct Outcome {
     pub(crate) times: usize,
     /// What the readers saw.
     pub(crate) readers: ReadersReport,
+    /// Why it cannot be done here.
+    pub(crate) skipped: Option<String>,
 }
 
 impl Outcome {
+    /// Nothing was done.
+    pub(crate) fn skipped(reason: impl Into<String>) -> Self {
+        Self {
+            times: 0,
+            readers: ReadersReport::default(),
+            skipped: Some(reason.into()),
+        }
+    }
+
     fn wrong(&self) -> usize {
         let errors = self.readers.errors.iter();
         errors.filter(|error| error.contains("wrong bytes")).count()
@@ -53,6 +64,9 @@ impl Outcome {
 
     /// The row of the table.
     pub(crate) fn line(&self, row: &Row) -> String {
+        if let Some(reason) = &self.skipped {
+            return format!("| {} | cannot be done here: {reason} | | | | |", row.what);
+        }
         format!(
             "| {} | {} | {} | {} | {} | {:.2} s |",
             row.what,
@@ -66,6 +80,9 @@ impl Outcome {
 
     /// What is wrong with it, if something is.
     pub(crate) fn judge(&self, row: &Row) -> Result<(), String> {
+        if self.skipped.is_some() {
+            return Ok(());
+        }
         let ReadersReport {
             reads,
             longest,

@@ -78,6 +78,7 @@ pub(crate) fn under_readers(
     Outcome {
         times,
         readers: readers.finish(),
+        skipped: None,
     }
 }
 

@@ -16,7 +16,7 @@ use weir_tests::{
 
 use crate::Case;
 use crate::system::damage::{damage_segments, flip_everywhere};
-use crate::system::reading::{put_big_file, read_with_blocks_ahead};
+use crate::system::reading::{put_big_file, races, read_with_blocks_ahead};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -170,7 +170,10 @@ fn blocks_of_a_big_file_are_fetched_ahead_by_their_owners() {
     let cluster = Cluster::start(&lab, 2);
     cluster.create_dataset("set");
     let mount = mount(&lab, &cluster, "elsewhere");
-    read_with_blocks_ahead(&lab, &mount, &expected);
+    read_with_blocks_ahead(&lab, &mount, &expected, || {
+        let workers = (0..2).map(|number| races(&cluster.worker(number).metrics()));
+        races(&mount.metrics()) + workers.sum::<f64>()
+    });
 }
 
 fn parts_of_a_block_on_this_machine_are_read_without_its_worker() {

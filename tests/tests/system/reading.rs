@@ -311,11 +311,22 @@ fn blocks_of_a_big_file_are_fetched_ahead_of_a_sequential_reader() {
     let lab = Lab::new();
     let expected = put_big_file(&lab);
     let mount = lab.mount("", &[]);
-    read_with_blocks_ahead(&lab, &mount, &expected);
+    read_with_blocks_ahead(&lab, &mount, &expected, || races(&mount.metrics()));
+}
+
+/// Requests of a process that were made beside others, which a machine with much to do has it make.
+pub(crate) fn races(metrics: &BTreeMap<String, f64>) -> f64 {
+    let is_race = |name: &str| {
+        name.starts_with("weir_origin_hedges_total")
+            || (name.starts_with("weir_client_failovers_total") && name.contains("silent"))
+    };
+    let races = metrics.iter().filter(|(name, _)| is_race(name));
+    races.map(|(_, count)| count).sum()
 }
 
 /// Files that tell a worker, or two, whether the origin is slow: some answers, one at a time, for each.
 const OTHERS: usize = 48;
+const BLOCK_SIZE: u64 = 4 << 20;
 
 /// Puts a big `file` into the bucket, and others that [`read_with_blocks_ahead`] needs; gives its content.
 pub(crate) fn put_big_file(lab: &Lab) -> Vec<u8> {
@@ -331,21 +342,24 @@ pub(crate) fn put_big_file(lab: &Lab) -> Vec<u8> {
 }
 
 /// Reads the big file, which nobody has read, from an origin that is slow, and known to be; some of its bytes must be
-/// fetched into tiers ahead of that, and none twice.
-pub(crate) fn read_with_blocks_ahead(lab: &Lab, mount: &Mount<'_>, expected: &[u8]) {
+/// fetched into tiers ahead of that, and none twice but in as many races as `races` tells.
+pub(crate) fn read_with_blocks_ahead(
+    lab: &Lab,
+    mount: &Mount<'_>,
+    expected: &[u8],
+    races: impl Fn() -> f64,
+) {
     let stall = |millis| Rule::new(Fault::Stall(Duration::from_millis(millis)));
     lab.s3.faults().set([stall(20)]);
     for number in 0..OTHERS {
         mount.read(&format!("others/{number}/file"));
     }
     lab.s3.faults().set([stall(50)]);
-    let before = lab.s3.stats().bytes();
+    let (before, races_before) = (lab.s3.stats().bytes(), races());
     assert!(mount.read("file") == expected);
-    assert_eq!(
-        lab.s3.stats().bytes() - before,
-        expected.len() as u64,
-        "a block was fetched twice"
-    );
+    let twice = lab.s3.stats().bytes() - before - expected.len() as u64;
+    let raced = (races() - races_before) as u64 * BLOCK_SIZE;
+    assert!(twice <= raced, "{twice} bytes were fetched twice");
     let fetched = mount.metric("weir_client_prefetched_bytes_total", "");
     let used = mount.metric("weir_client_prefetch_used_bytes_total", "");
     assert!(
