@@ -74,6 +74,24 @@ pub(crate) struct OriginArgs {
     /// Where the bucket's name goes: `path` (HOST/BUCKET), `virtual` (BUCKET.HOST), or `auto`
     #[arg(long, value_enum, default_value_t)]
     pub(crate) addressing: AddressingArg,
+    /// How long a read waits for an origin that fails or is silent before it is an error, such as 90s or 10m [default:
+    /// 30s]
+    #[arg(long, value_name = "TIME", env = "WEIR_PATIENCE", value_parser = parse_seconds)]
+    pub(crate) patience: Option<u32>,
+}
+
+/// `30`, `30s`, `10m` or `2h` in seconds.
+fn parse_seconds(text: &str) -> Result<u32, String> {
+    let wrong = || format!("{text:?} is not a time: write 30s, 10m or 2h");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).ok_or_else(wrong)
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]

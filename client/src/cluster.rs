@@ -75,7 +75,7 @@ impl ClusterReader {
             local: LocalWorkers::new(),
             suspects: Suspects::new(config.map.clone()),
             budget: RaceBudget::default(),
-            origins: Origins::new(None),
+            origins: Origins::new(None, config.fetch.clone()),
             config,
         }
     }
@@ -331,7 +331,7 @@ impl ClusterReader {
             open.origin,
             block.object.clone(),
             wanted,
-            self.config.fetch.clone(),
+            open.policy,
             open.pace,
             self.config.origin_metrics.clone(),
         ));

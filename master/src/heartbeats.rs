@@ -64,6 +64,7 @@ impl Master {
             info,
             tiers,
             reads,
+            waiting_reads: beat.waiting_reads,
             last_seen: Instant::now(),
         };
         let gone = self.members.lock().heard(&id, member, beat.leaving)?;

@@ -159,6 +159,7 @@ impl Master {
         let workers = members.iter().map(|member| v1::WorkerStatus {
             worker: Some(member.info.clone()),
             tiers: member.tiers.clone(),
+            waiting_reads: member.waiting_reads,
             last_seen_ms: now.saturating_duration_since(member.last_seen).as_millis() as u64,
         });
         Ok(v1::Status {

@@ -24,6 +24,7 @@ pub(crate) struct Member {
     pub(crate) info: v1::WorkerInfo,
     pub(crate) tiers: Vec<v1::TierUsage>,
     pub(crate) reads: Vec<v1::DatasetReads>,
+    pub(crate) waiting_reads: u64,
     pub(crate) last_seen: Instant,
 }
 
@@ -46,6 +47,7 @@ impl Members {
                 info: info.clone(),
                 tiers: Vec::new(),
                 reads: Vec::new(),
+                waiting_reads: 0,
                 last_seen: now,
             };
             Some((id, (member, now)))
@@ -156,6 +158,7 @@ mod tests {
             },
             tiers: Vec::new(),
             reads: Vec::new(),
+            waiting_reads: 0,
             last_seen,
         }
     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use weir_core::ObjectRef;
 
 use crate::error::OriginError;
-use crate::metrics::OriginMetrics;
+use crate::metrics::{OriginMetrics, Waiting};
 use crate::origin::Origin;
 use crate::pace::Pace;
 use crate::policy::{Backoff, FetchPolicy, MAX_WRONG};
@@ -56,6 +56,7 @@ pub fn fetch(
         flow: Flow::default(),
         races: 0,
         race_until: None,
+        waiting: None,
         failures: 0,
         wrong: 0,
         origin,
@@ -105,6 +106,8 @@ struct Read {
     races: u32,
     /// How long the last of them may take to overtake it.
     race_until: Option<Instant>,
+    /// Counts this read among those that wait, from a failure or a silence to the next bytes.
+    waiting: Option<Waiting>,
     failures: u32,
     /// Those of them that pass soon or never.
     wrong: u32,
@@ -155,6 +158,7 @@ impl Read {
                         };
                         self.flow.add(delivery.bytes.len(), begun.elapsed());
                         self.decide(is_hedge, delivery.bytes.len() as u64);
+                        self.waiting = None;
                         self.clock.progress();
                         self.backoff = Backoff::new(&self.policy);
                         self.metrics.received(delivery.bytes.len());
@@ -180,6 +184,7 @@ impl Read {
                 () = sleep_until(hedge_at), if may_hedge => {
                     tracing::debug!(target = %self.target, after = ?self.hedge_after, "no bytes came, a second request is started");
                     self.request(true);
+                    self.waiting.get_or_insert_with(|| self.metrics.wait());
                     hedges += 1;
                     self.hedge_after = self.hedge_after.saturating_mul(2);
                     hedge_at = Instant::now() + self.hedge_after;
@@ -310,6 +315,7 @@ impl Read {
         }
         tracing::debug!(%error, failures = self.failures, "a request failed");
         self.clock.failed();
+        self.waiting.get_or_insert_with(|| self.metrics.wait());
         self.failures += 1;
         self.metrics.retried(error);
         if matches!(error, OriginError::Throttled { .. }) || self.failures > 1 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
@@ -63,6 +64,7 @@ pub struct OriginMetrics {
     hedges: Family<WonLabel, Counter>,
     duration: Family<OperationLabel, Histogram>,
     errors: Family<KindLabel, Counter>,
+    waiting: Gauge,
 }
 
 impl OriginMetrics {
@@ -78,6 +80,7 @@ impl OriginMetrics {
                 Histogram::new(exponential_buckets(0.001, 2.0, 16))
             }),
             errors: Family::default(),
+            waiting: Gauge::default(),
         };
         // A counter that appears only with its first event hides that event from rate().
         for kind in OriginError::KINDS {
@@ -138,7 +141,23 @@ impl OriginMetrics {
             "Reads and listings that failed, by kind of error",
             metrics.errors.clone(),
         );
+        r.register(
+            "waiting_reads",
+            "Reads that wait for an origin that has failed or was silent",
+            metrics.waiting.clone(),
+        );
         Arc::new(metrics)
+    }
+
+    /// Reads that wait for an origin that has failed or was silent.
+    pub fn waiting_reads(&self) -> u64 {
+        u64::try_from(self.waiting.get()).unwrap_or(0)
+    }
+
+    /// A read waits for its origin until this is dropped.
+    pub(crate) fn wait(&self) -> Waiting {
+        self.waiting.inc();
+        Waiting(self.waiting.clone())
     }
 
     /// Starts to measure a request.
@@ -175,6 +194,15 @@ impl OriginMetrics {
     pub(crate) fn failed(&self, error: &OriginError) {
         let kind = error.kind();
         self.errors.get_or_create(&KindLabel { kind }).inc();
+    }
+}
+
+/// A read that waits.
+pub(crate) struct Waiting(Gauge);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -215,6 +243,9 @@ mod tests {
         metrics.retried(&error);
         metrics.hedged(true);
         metrics.failed(&error);
+        drop(metrics.wait());
+        let waiting = metrics.wait();
+        assert_eq!(metrics.waiting_reads(), 1);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
@@ -225,11 +256,14 @@ mod tests {
             "weir_origin_hedges_total{won=\"true\"} 1",
             "weir_origin_request_duration_seconds_count{operation=\"get\"} 1",
             "weir_origin_errors_total{kind=\"interrupted\"} 1",
+            "weir_origin_waiting_reads 1",
         ] {
             assert!(
                 text.lines().any(|l| l == line),
                 "{line} is missing in\n{text}"
             );
         }
+        drop(waiting);
+        assert_eq!(metrics.waiting_reads(), 0);
     }
 }

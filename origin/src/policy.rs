@@ -5,6 +5,7 @@ use std::time::Duration;
 use rand::Rng;
 
 use crate::error::OriginError;
+use crate::spec::OriginSpec;
 
 /// How often one request may fail in a way that passes soon or never: bytes that do not match their digest, another
 /// length or part than was asked for. One proxy or server of many that is broken is got around so, also if seven answers
@@ -18,7 +19,7 @@ const WRONG_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq)]
 pub struct FetchPolicy {
     /// Most time that one read loses to failures and silence. Bytes that arrive, however slowly, cost none of it.
-    /// Default 30 s: longer than a load balancer's failover, shorter than a job's watchdog.
+    /// A setting of the origin ([`OriginSpec::patience_seconds`]). Default 30 s: longer than a load balancer's failover, shorter than a job's watchdog.
     pub budget: Duration,
     /// Most failed requests of one read. Default 100, more than fit into the budget unless each makes some progress.
     pub max_attempts: u32,
@@ -47,6 +48,25 @@ impl Default for FetchPolicy {
             jitter: 0.5,
             hedge_after: Duration::from_secs(1),
             max_hedges: 3,
+        }
+    }
+}
+
+impl FetchPolicy {
+    /// This policy, but for an origin that is waited for so long, if that is said.
+    #[must_use]
+    pub fn with_patience(&self, spec: &OriginSpec) -> Self {
+        let Some(seconds) = spec.patience_seconds else {
+            return self.clone();
+        };
+        let budget = Duration::from_secs(seconds.into());
+        // Requests that fail at once must not use up a long patience before its time: a wait is half a second at least.
+        let by_time = self.max_backoff.mul_f64(1.0 - self.jitter.clamp(0.0, 0.9));
+        let needed = budget.as_secs_f64() / by_time.as_secs_f64().max(0.001);
+        Self {
+            budget,
+            max_attempts: self.max_attempts.max(needed as u32),
+            ..self.clone()
         }
     }
 }
@@ -85,6 +105,21 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_patience_is_not_cut_short_by_the_number_of_requests() {
+        let spec = OriginSpec {
+            patience_seconds: Some(600),
+            ..OriginSpec::parse("s3://bucket").unwrap()
+        };
+        let policy = FetchPolicy::default().with_patience(&spec);
+        let mut backoff = Backoff::new(&policy);
+        let waits: Duration = (0..policy.max_attempts)
+            .map(|_| backoff.wait(&policy))
+            .sum();
+        assert_eq!(policy.budget, Duration::from_mins(10));
+        assert!(waits > policy.budget, "{waits:?}");
+    }
 
     #[test]
     fn waits_double_up_to_the_longest_and_keep_their_fixed_part() {

@@ -46,6 +46,7 @@ use time::TIME_VERSION;
 pub(crate) struct S3Origin {
     id: OriginId,
     client: Arc<Client>,
+    /// Of listings.
     policy: FetchPolicy,
     /// An answer without any witness of its version was reported.
     unwitnessed: AtomicBool,
@@ -53,10 +54,16 @@ pub(crate) struct S3Origin {
 
 impl S3Origin {
     pub(crate) fn open(spec: &OriginSpec) -> Result<Self, OriginError> {
+        let usual = FetchPolicy::default();
+        let patient = usual.with_patience(spec);
         Ok(Self {
             id: spec.id(),
             client: Arc::new(Client::new(spec)?),
-            policy: FetchPolicy::default(),
+            policy: FetchPolicy {
+                // Somebody waits at the command line.
+                budget: patient.budget.min(usual.budget),
+                ..usual
+            },
             unwitnessed: AtomicBool::new(false),
         })
     }

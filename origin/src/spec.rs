@@ -21,6 +21,9 @@ mod wire;
 /// Longest bucket name that is accepted, in bytes; S3 allows 63, old buckets had up to 255.
 const MAX_BUCKET: usize = 255;
 
+/// Longest patience, in seconds.
+const MAX_PATIENCE: u32 = 24 * 60 * 60;
+
 /// How a bucket is put into a request's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,6 +57,9 @@ pub struct OriginSpec {
     /// Profile of the shared AWS configuration files.
     #[serde(default)]
     pub profile: Option<String>,
+    /// Seconds for which a read waits for an origin that fails or is silent; 30 when absent.
+    #[serde(default)]
+    pub patience_seconds: Option<u32>,
 }
 
 /// The URL, taken apart.
@@ -75,6 +81,7 @@ impl OriginSpec {
             addressing: Addressing::Auto,
             anonymous: false,
             profile: None,
+            patience_seconds: None,
         };
         spec.validate()?;
         Ok(spec)
@@ -91,6 +98,15 @@ impl OriginSpec {
                 ));
             }
             self.endpoint_url(endpoint)?;
+        }
+        if self
+            .patience_seconds
+            .is_some_and(|seconds| !(1..=MAX_PATIENCE).contains(&seconds))
+        {
+            return Err(self.wrong(
+                "the patience is not between one second and a day",
+                "write for instance --patience 10m",
+            ));
         }
         if let Some(region) = &self.region {
             let valid = !region.is_empty()
@@ -344,6 +360,20 @@ mod tests {
                 "{endpoint}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn a_patience_is_no_more_than_a_day_and_no_part_of_the_identity() {
+        let patient = |seconds| OriginSpec {
+            patience_seconds: Some(seconds),
+            ..OriginSpec::parse("s3://bucket").unwrap()
+        };
+        patient(600).validate().unwrap();
+        for wrong in [0, MAX_PATIENCE + 1] {
+            let error = patient(wrong).validate().unwrap_err();
+            assert!(error.to_string().contains("--patience"), "{error}");
+        }
+        assert_eq!(patient(600).id(), patient(1).id());
     }
 
     #[test]

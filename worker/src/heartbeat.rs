@@ -116,6 +116,7 @@ impl Heartbeat {
             leaving,
             inventories: Vec::new(),
             known_version: self.version,
+            waiting_reads: self.worker.waiting_reads(),
         });
         request.set_timeout(DEADLINE);
         // The deadline is the worker's own, too: a master that is stopped keeps none.

@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use weir_core::OriginId;
-use weir_origin::{Origin, OriginError, OriginSpec, Pace};
+use weir_origin::{FetchPolicy, Origin, OriginError, OriginSpec, Pace};
 
 /// Longest wait for the master to name an origin that a block request names, and how long it stays unknown after.
 const LEARN_DEADLINE: Duration = Duration::from_secs(3);
@@ -28,15 +28,19 @@ pub struct OpenOrigin {
     pub origin: Arc<dyn Origin>,
     /// What its reads know of each other.
     pub pace: Arc<Pace>,
+    /// How patient they are.
+    pub policy: Arc<FetchPolicy>,
 }
 
 /// Known origins, opened at first use.
 #[derive(Debug)]
 pub struct Origins {
-    table: RwLock<HashMap<OriginId, (OriginSpec, Option<OpenOrigin>)>>,
+    table: RwLock<HashMap<OriginId, Slot>>,
     file: Option<PathBuf>,
     /// Those that this process needs itself, whatever the master says.
     own: Mutex<Vec<OriginSpec>>,
+    /// How patient reads are where the origin does not say it.
+    policy: Arc<FetchPolicy>,
     /// Somebody waits for an origin that is not in the table: the master should be asked now.
     wanted: Notify,
     /// The master was asked.
@@ -48,10 +52,36 @@ pub struct Origins {
     home: Handle,
 }
 
+/// A known origin.
+#[derive(Debug)]
+struct Slot {
+    spec: OriginSpec,
+    open: Option<OpenOrigin>,
+}
+
+impl Slot {
+    fn of(spec: OriginSpec) -> Self {
+        Self { spec, open: None }
+    }
+
+    /// Reads that begin from now on wait for so long. Gives whether that is new.
+    fn set_patience(&mut self, seconds: Option<u32>, usual: &FetchPolicy) -> bool {
+        if self.spec.patience_seconds == seconds {
+            return false;
+        }
+        self.spec.patience_seconds = seconds;
+        if let Some(open) = &mut self.open {
+            open.policy = Arc::new(usual.with_patience(&self.spec));
+        }
+        true
+    }
+}
+
 impl Origins {
     /// An empty table, or what `file` holds; the file is kept up to date. Call inside the process's own runtime.
-    pub fn new(file: Option<PathBuf>) -> Self {
+    pub fn new(file: Option<PathBuf>, policy: Arc<FetchPolicy>) -> Self {
         let origins = Self {
+            policy,
             table: RwLock::default(),
             file,
             own: Mutex::default(),
@@ -135,18 +165,25 @@ impl Origins {
 
     fn replace(&self, specs: Vec<OriginSpec>) -> bool {
         let mut table = self.table.write();
-        let mut next = HashMap::new();
+        let mut next: HashMap<OriginId, Slot> = HashMap::new();
+        let mut patience: HashMap<OriginId, Option<u32>> = HashMap::new();
         let mut changed = false;
         for spec in specs {
             let id = spec.id();
+            // Several prefixes of one bucket: the longest patience is that of all.
+            let longest = patience.entry(id).or_default();
+            *longest = (*longest).max(spec.patience_seconds);
             if next.contains_key(&id) {
-                continue; // another prefix of the same bucket
+                continue;
             }
-            let entry = table
+            let slot = table
                 .remove(&id)
-                .filter(|(old, _)| same_but_prefix(old, &spec));
-            changed |= entry.is_none();
-            next.insert(id, entry.unwrap_or((spec, None)));
+                .filter(|slot| is_same_place(&slot.spec, &spec));
+            changed |= slot.is_none();
+            next.insert(id, slot.unwrap_or_else(|| Slot::of(spec)));
+        }
+        for (id, slot) in &mut next {
+            changed |= slot.set_patience(patience[id], &self.policy);
         }
         changed |= !table.is_empty();
         *table = next;
@@ -155,8 +192,8 @@ impl Origins {
 
     /// Closes connections that no read has used for a while.
     pub(crate) fn close_idle(&self) {
-        for (_, open) in self.table.read().values() {
-            if let Some(open) = open {
+        for slot in self.table.read().values() {
+            if let Some(open) = &slot.open {
                 open.origin.close_idle();
             }
         }
@@ -165,14 +202,14 @@ impl Origins {
     /// Whether more requests to this origin at once would bring more.
     pub(crate) fn wants_more(&self, id: OriginId) -> bool {
         let table = self.table.read();
-        let open = table.get(&id).and_then(|(_, open)| open.as_ref());
+        let open = table.get(&id).and_then(|slot| slot.open.as_ref());
         open.is_some_and(|open| open.pace.wants_more())
     }
 
     /// Whether there is an origin of which [`Self::wants_more`] is true.
     pub(crate) fn any_wants_more(&self) -> bool {
         let table = self.table.read();
-        let mut open = table.values().filter_map(|(_, open)| open.as_ref());
+        let mut open = table.values().filter_map(|slot| slot.open.as_ref());
         open.any(|open| open.pace.wants_more())
     }
 
@@ -184,21 +221,28 @@ impl Origins {
             own.retain(|own| own.id() != id);
             own.push(spec.clone());
         }
+        let patience = spec.patience_seconds;
         let mut table = self.table.write();
-        if table
-            .get(&id)
-            .is_none_or(|(old, _)| !same_but_prefix(old, &spec))
-        {
-            table.insert(id, (spec, None));
+        match table.get_mut(&id) {
+            Some(slot) if is_same_place(&slot.spec, &spec) => {
+                slot.set_patience(patience, &self.policy);
+            }
+            _ => {
+                table.insert(id, Slot::of(spec));
+            }
         }
     }
 
     /// The origin with this id; `None` when it is not in the table.
     pub async fn get(&self, id: OriginId) -> Option<Result<OpenOrigin, OriginError>> {
         loop {
-            let spec = match self.table.read().get(&id)? {
-                (_, Some(open)) => return Some(Ok(open.clone())),
-                (spec, None) => spec.clone(),
+            let spec = {
+                let table = self.table.read();
+                let slot = table.get(&id)?;
+                if let Some(open) = &slot.open {
+                    return Some(Ok(open.clone()));
+                }
+                slot.spec.clone()
             };
             let opening = spec.clone();
             let opening = self
@@ -208,6 +252,7 @@ impl Origins {
                 Ok(Ok(origin)) => OpenOrigin {
                     origin,
                     pace: Arc::default(),
+                    policy: Arc::new(self.policy.with_patience(&spec)),
                 },
                 Ok(Err(error)) => return Some(Err(error)),
                 Err(_) => return Some(Err(OriginError::interrupted("the origin"))), // shutting down
@@ -222,15 +267,25 @@ impl Origins {
     /// meanwhile.
     fn keep(&self, spec: &OriginSpec, opened: OpenOrigin) -> Option<OpenOrigin> {
         let mut table = self.table.write();
-        let (current, slot) = table.get_mut(&spec.id())?;
-        same_but_prefix(current, spec).then(|| slot.get_or_insert(opened).clone())
+        let slot = table.get_mut(&spec.id())?;
+        if !is_same_place(&slot.spec, spec) {
+            return None;
+        }
+        let patience = slot.spec.patience_seconds;
+        let policy = self.policy.with_patience(&slot.spec);
+        let open = slot.open.get_or_insert(opened);
+        if patience != spec.patience_seconds {
+            open.policy = Arc::new(policy);
+        }
+        Some(open.clone())
     }
 }
 
-/// Two datasets may name two prefixes of one bucket: that is one origin.
-fn same_but_prefix(a: &OriginSpec, b: &OriginSpec) -> bool {
+/// Two datasets may name two prefixes of one bucket, and wait for it for longer or shorter: that is one origin.
+fn is_same_place(a: &OriginSpec, b: &OriginSpec) -> bool {
     OriginSpec {
         url: b.url.clone(),
+        patience_seconds: b.patience_seconds,
         ..a.clone()
     } == *b
 }
@@ -254,8 +309,9 @@ mod tests {
         let open = async |spec: &OriginSpec| OpenOrigin {
             origin: weir_origin::open(spec).await.unwrap(),
             pace: Arc::default(),
+            policy: Arc::default(),
         };
-        let origins = Origins::new(None);
+        let origins = Origins::new(None, Arc::default());
         origins.add(old.clone());
         let opened = open(&new).await; // stands for one by the old options: its making takes no credentials
         origins.add(new.clone());
@@ -264,5 +320,34 @@ mod tests {
         assert!(Arc::ptr_eq(&kept.origin, &opened.origin));
         let found = origins.get(new.id()).await.unwrap().unwrap();
         assert!(Arc::ptr_eq(&found.origin, &opened.origin));
+    }
+
+    #[tokio::test]
+    async fn the_longest_patience_of_a_buckets_datasets_holds_and_may_change() {
+        let spec = |url: &str, patience_seconds| OriginSpec {
+            anonymous: true,
+            patience_seconds,
+            ..OriginSpec::parse(url).unwrap()
+        };
+        let id = spec("s3://bucket", None).id();
+        let origins = Origins::new(None, Arc::default());
+        let budget = async || {
+            let open = origins.get(id).await.unwrap().unwrap();
+            (open.policy.budget.as_secs(), open.origin)
+        };
+        let datasets = [
+            spec("s3://bucket/a", Some(5)),
+            spec("s3://bucket/b", Some(600)),
+        ];
+        assert!(origins.replace(datasets.to_vec()));
+        let (seconds, first) = budget().await;
+        assert_eq!(seconds, 600);
+        assert!(!origins.replace(datasets.to_vec()), "nothing changed");
+        assert!(origins.replace(datasets[..1].to_vec()));
+        let (seconds, same) = budget().await;
+        assert_eq!(seconds, 5);
+        assert!(Arc::ptr_eq(&first, &same), "it was not opened anew");
+        origins.add(spec("s3://bucket", None));
+        assert_eq!(budget().await.0, 30);
     }
 }

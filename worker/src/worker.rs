@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::{Block, BlockKey};
-use weir_origin::{FetchPolicy, OriginError, OriginMetrics};
+use weir_origin::{OriginError, OriginMetrics};
 
 use crate::config::WorkerConfig;
 use crate::fill::Fill;
@@ -109,7 +109,6 @@ pub struct Worker {
     /// What blocks may take of the budget that nobody waits for yet.
     ahead_budget: Arc<Semaphore>,
     origins: Origins,
-    policy: Arc<FetchPolicy>,
     metrics: Arc<WorkerMetrics>,
     origin_metrics: Arc<OriginMetrics>,
     tasks: TaskTracker,
@@ -141,8 +140,7 @@ impl Worker {
             recent: Recent::new(config.memory.0),
             budget: units(config.budget()),
             ahead_budget: units(config.ahead_budget()),
-            origins: Origins::new(config.origins_file.clone()),
-            policy: Arc::new(config.fetch.clone()),
+            origins: Origins::new(config.origins_file.clone(), Arc::new(config.fetch.clone())),
             metrics,
             origin_metrics,
             tasks: TaskTracker::new(),
@@ -154,6 +152,11 @@ impl Worker {
         let checks = worker.clone();
         worker.tasks.spawn(async move { checks.check_loop().await });
         Ok(worker)
+    }
+
+    /// Reads that wait for an origin that has failed or was silent.
+    pub(crate) fn waiting_reads(&self) -> u64 {
+        self.origin_metrics.waiting_reads()
     }
 
     /// What the worker was made with.

@@ -172,6 +172,7 @@ pub(crate) fn origin_spec(
         addressing: args.addressing.into(),
         anonymous: args.anonymous,
         profile: args.profile.clone(),
+        patience_seconds: args.patience,
     };
     spec.with_environment()
         .map_err(|error| Failure::new(Reason::Usage, error))

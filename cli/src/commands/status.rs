@@ -30,6 +30,7 @@ struct WorkerView {
     node: String,
     data_address: String,
     last_seen_ms: u64,
+    waiting_reads: u64,
     tiers: Vec<TierView>,
 }
 
@@ -149,6 +150,7 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
             node: info.node,
             data_address: info.data_address,
             last_seen_ms: worker.last_seen_ms,
+            waiting_reads: worker.waiting_reads,
             tiers: worker
                 .tiers
                 .into_iter()
@@ -208,6 +210,12 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
         }
     }
     rows.print()?;
+    for worker in master.workers.iter().filter(|w| w.waiting_reads > 0) {
+        output::line(format_args!(
+            "worker {}: {} reads wait for an origin that fails or is silent",
+            worker.id, worker.waiting_reads
+        ))?;
+    }
     let header = [
         "dataset",
         "snapshot",

@@ -518,3 +518,37 @@ async fn an_origin_that_is_far_gets_no_more_for_a_while_once_it_asks_for_fewer_o
         assert!(pace.wants_more());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_read_waits_as_long_as_its_origin_is_to_be_waited_for_and_is_counted_meanwhile() {
+    let spec = crate::OriginSpec {
+        patience_seconds: Some(600),
+        ..crate::OriginSpec::parse("s3://bucket").unwrap()
+    };
+    let policy = FetchPolicy::default().with_patience(&spec);
+    let outage = |answers: usize| {
+        let answers = vec![error(unavailable()); answers];
+        Arc::new(Fake::new(100, answers, Answer::default()))
+    };
+    let outcome = read_with(&outage(500), 0..100, policy.clone()).await;
+    assert!(outcome.result.is_ok(), "{:?}", outcome.result);
+    assert!(outcome.took > seconds(300.0), "{:?}", outcome.took);
+
+    let mut registry = Registry::default();
+    let metrics = OriginMetrics::register(&mut registry);
+    let fake = outage(20);
+    let stream = fetch(
+        fake.clone(),
+        fake.object(),
+        0..100,
+        Arc::new(policy),
+        Arc::default(),
+        metrics.clone(),
+    );
+    let mut stream = std::pin::pin!(stream);
+    let soon = tokio::time::timeout(seconds(1.0), stream.next()).await;
+    assert!(soon.is_err(), "it is still waiting");
+    assert_eq!(metrics.waiting_reads(), 1);
+    stream.next().await.unwrap().unwrap();
+    assert_eq!(metrics.waiting_reads(), 0);
+}

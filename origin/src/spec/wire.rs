@@ -19,6 +19,7 @@ impl From<v1::OriginSpec> for OriginSpec {
             addressing,
             anonymous: message.anonymous,
             profile: some(message.profile),
+            patience_seconds: Some(message.patience_seconds).filter(|seconds| *seconds != 0),
         }
     }
 }
@@ -37,6 +38,7 @@ impl From<OriginSpec> for v1::OriginSpec {
             addressing: addressing.into(),
             anonymous: spec.anonymous,
             profile: spec.profile.unwrap_or_default(),
+            patience_seconds: spec.patience_seconds.unwrap_or_default(),
         }
     }
 }
@@ -55,6 +57,7 @@ mod tests {
                 addressing,
                 anonymous: true,
                 profile: Some("dev".to_owned()),
+                patience_seconds: Some(600),
             };
             assert_eq!(OriginSpec::from(v1::OriginSpec::from(spec.clone())), spec);
             let json = serde_json::to_string(&spec).unwrap();

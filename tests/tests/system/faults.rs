@@ -44,6 +44,10 @@ pub(crate) const CASES: &[Case] = &[
         "what_the_origin_will_never_do_is_told_at_once_and_with_its_code",
         what_the_origin_will_never_do_is_told_at_once_and_with_its_code,
     ),
+    (
+        "an_outage_costs_a_reader_its_patience_once_and_shows_meanwhile",
+        an_outage_costs_a_reader_its_patience_once_and_shows_meanwhile,
+    ),
 ];
 
 const EIO: i32 = 5;
@@ -335,4 +339,30 @@ fn what_the_origin_will_never_do_is_told_at_once_and_with_its_code() {
             "{status} was asked for again"
         );
     }
+}
+
+fn an_outage_costs_a_reader_its_patience_once_and_shows_meanwhile() {
+    const PATIENCE: Duration = Duration::from_secs(8);
+    let lab = Lab::new();
+    fill(&lab, 2);
+    let mount = lab.mount("", &["--patience", "8s"]);
+    lab.s3
+        .faults()
+        .set([Rule::new(Fault::Status(503, "ServiceUnavailable"))]);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let started = Instant::now();
+            // Several pages: when they fail, the kernel asks for the first of them again.
+            let error = std::fs::read(mount.path("large")).unwrap_err();
+            (error.raw_os_error(), started.elapsed())
+        });
+        wait_until("the status shows it", PATIENCE, || {
+            let status = lab.weir(["status", "-o", "json"]).ok();
+            let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+            status["masters"][0]["workers"][0]["waiting_reads"].as_u64() >= Some(1)
+        });
+        let (error, took) = reader.join().unwrap();
+        assert_eq!(error, Some(EIO));
+        assert!(took < PATIENCE.mul_f64(1.75), "it took {took:?}");
+    });
 }

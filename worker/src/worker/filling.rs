@@ -227,7 +227,7 @@ impl Worker {
             open.origin,
             block.object.clone(),
             block.range(),
-            self.policy.clone(),
+            open.policy,
             open.pace,
             self.origin_metrics.clone(),
         );

@@ -86,6 +86,7 @@ mod tests {
             addressing: weir_origin::Addressing::Auto,
             anonymous: false,
             profile: None,
+            patience_seconds: None,
         }
     }
 

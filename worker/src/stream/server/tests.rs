@@ -54,6 +54,7 @@ impl Bed {
             addressing: Addressing::Auto,
             anonymous: false,
             profile: None,
+            patience_seconds: None,
         };
         let (origin, versions) = Self::list(&spec, files).await;
         let mut registry = Registry::default();
