@@ -58,28 +58,26 @@ impl HttpError {
             Self::TooLong(_) => return Cause::Answer,
             _ => {}
         }
-        let mut next = std::error::Error::source(self);
-        if let Self::Connect(error) = self {
-            next = Some(error.as_ref());
-        }
+        let mut next: Option<&(dyn std::error::Error + 'static)> = match self {
+            Self::Connect(error) => Some(error.as_ref()),
+            other => std::error::Error::source(other),
+        };
         while let Some(error) = next {
-            if error.is::<ProxyUnusable>() {
-                return Cause::Proxy;
-            }
-            let tls = error.downcast_ref::<io::Error>().map_or_else(
-                || error.downcast_ref(),
-                // Its source is that of the error within.
-                |error| error.get_ref()?.downcast_ref(),
-            );
-            let cause = match (tls, error.downcast_ref::<io::Error>()) {
+            let system = error.downcast_ref::<io::Error>();
+            let cause = match (error.downcast_ref(), system) {
+                _ if error.is::<ProxyUnusable>() => Cause::Proxy,
                 (Some(tls), _) => of_tls(tls),
-                (None, Some(error)) => of_system(error),
+                (None, Some(system)) => of_system(system),
                 (None, None) => Cause::Other,
             };
             if cause != Cause::Other {
                 return cause;
             }
-            next = error.source();
+            // The source of a system's error is that of the error within, which may be another of its kind.
+            next = match system.and_then(io::Error::get_ref) {
+                Some(within) => Some(within),
+                None => error.source(),
+            };
         }
         Cause::Other
     }
@@ -143,7 +141,10 @@ mod tests {
 
     #[test]
     fn what_never_passes_is_told_from_what_does() {
-        let tls = |error: Error| connect(io::Error::new(io::ErrorKind::InvalidData, error));
+        let tls = |error: Error| {
+            let once = io::Error::new(io::ErrorKind::InvalidData, error);
+            connect(io::Error::other(once))
+        };
         let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
         assert_eq!(tls(unknown.clone()), "untrusted");
         assert_eq!(connect(unknown), "untrusted");

@@ -1,6 +1,7 @@
 //! Reads and listings of a bucket over the wire, from a service whose every byte a test decides.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicUsize;
 
 use futures::TryStreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -143,4 +144,70 @@ async fn objects_may_have_a_thousand_headers_and_no_more() {
     };
     let error = origin.get(&other, 0..3).await.unwrap_err();
     assert!(error.to_string().contains("too large"), "{error}");
+}
+
+/// As [`service`], which also tells each request's number; and how many there were.
+async fn counted(
+    reply: impl Fn(usize, &str) -> Vec<u8> + Send + Sync + 'static,
+) -> (SocketAddr, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = count.clone();
+    let address = service(move |head| reply(counter.fetch_add(1, Ordering::Relaxed), head)).await;
+    (address, count)
+}
+
+fn content() -> Vec<u8> {
+    with_head("200 OK", &[ETAG, "Content-Length: 3"], b"abc")
+}
+
+#[tokio::test]
+async fn a_region_that_the_service_names_is_tried_once() {
+    let wrong_region = || {
+        let document =
+            b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-nl-1</Region></Error>";
+        with_head("400 Bad Request", &["Connection: close"], document)
+    };
+    let reply = move |number, _: &str| {
+        if number == 0 {
+            wrong_region()
+        } else {
+            content()
+        }
+    };
+    let (address, count) = counted(reply).await;
+    assert_eq!(read(&origin(address), 3, 0..3).await.unwrap(), b"abc");
+    assert_eq!(count.load(Ordering::Relaxed), 2);
+
+    let (address, count) = counted(move |_, _| wrong_region()).await;
+    let error = read(&origin(address), 3, 0..3).await.unwrap_err();
+    assert_eq!(error.kind(), "refused");
+    assert!(error.to_string().contains("eu-nl-1"), "{error}");
+    assert_eq!(count.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn redirects_are_followed_within_the_service_and_not_for_ever() {
+    let redirect = |location: &str| {
+        with_head(
+            "307 Temporary Redirect",
+            &[&format!("Location: {location}")],
+            b"",
+        )
+    };
+    let real = service(|head| {
+        assert!(head.starts_with("GET /bucket/k "), "{head}");
+        content()
+    })
+    .await;
+    let address = service(move |_| redirect(&format!("http://{real}/bucket/k"))).await;
+    assert_eq!(read(&origin(address), 3, 0..3).await.unwrap(), b"abc");
+
+    for (location, requests) in [("/bucket/k", 4), ("http://other.example/bucket/k?s=1", 1)] {
+        let (address, count) = counted(move |_, _| redirect(location)).await;
+        let error = read(&origin(address), 3, 0..3).await.unwrap_err();
+        assert_eq!(error.kind(), "refused");
+        let told = location.split('?').next().unwrap();
+        assert!(error.to_string().contains(told), "{error}");
+        assert_eq!(count.load(Ordering::Relaxed), requests, "{location}");
+    }
 }
