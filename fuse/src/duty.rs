@@ -6,7 +6,7 @@
 //! memory of a dying process, and it cannot when the memory was never touched before. So each thread first reads a
 //! message that stands for nothing, which touches its buffer, and waits until all have done so; only then they are
 //! given the connection to the kernel. And a process that this one starts must not share the buffers for a moment, as
-//! it would after a fork: to write to them takes a page fault, too ([`buffer`]).
+//! it would after a fork: to write to them takes a page fault, too (`duty/buffer.rs`).
 
 mod buffer;
 

@@ -84,7 +84,7 @@ pub type LetGo = Box<dyn Fn() + Send + Sync>;
 
 /// A file system that can be handed over.
 pub trait Served: Filesystem {
-    /// The file system calls [`Duty::gather`] on each FORGET, and leaves requests unanswered that fail when the duty
+    /// The file system calls `Duty::gather` on each FORGET, and leaves requests unanswered that fail when the duty
     /// is over.
     fn duty(&self) -> Arc<Duty>;
 }

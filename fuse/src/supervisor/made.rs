@@ -113,7 +113,12 @@ pub fn own_state(dir: &Path) -> io::Result<File> {
     let until = Instant::now() + OWN_DEADLINE;
     loop {
         std::fs::create_dir_all(dir)?;
-        if let Some(file) = lock(dir)? {
+        let locked = lock(dir).or_else(|error| {
+            // Some network file systems lock no directories. Nobody can remove this one then, either.
+            tracing::debug!("{} cannot be locked: {error}", dir.display());
+            File::open(dir).map(Some)
+        });
+        if let Some(file) = locked? {
             // A mount that failed may just have removed it.
             if fstat(&file)?.st_nlink > 0 {
                 return Ok(file);

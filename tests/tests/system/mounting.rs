@@ -111,7 +111,7 @@ fn a_mount_that_is_given_up_ends_at_once_whoever_looks_into_it() {
     let (mut child, visitor) = hanging_mount(&lab, &[]);
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     check_gone(&lab, &mut child, visitor);
-    let (mut child, visitor) = hanging_mount(&lab, &["--timeout", "2"]);
+    let (mut child, visitor) = hanging_mount(&lab, &["--timeout", "5"]);
     check_gone(&lab, &mut child, visitor);
     // The supervisor in the terminal itself, and another command.
     let (mut child, visitor) = hanging_mount(&lab, &["--foreground"]);

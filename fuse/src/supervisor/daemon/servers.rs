@@ -13,7 +13,7 @@ use crate::supervisor::server::Server;
 /// How far the kernel reads ahead, in bytes; it splits this into requests of 1 MiB, so that several are under way.
 const READ_AHEAD: u64 = 8 << 20;
 /// Wait before a server that failed to start is started again: doubled each time up to the longest.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Wait before a holder that died is followed by another one.
 const HOLDER_PAUSE: Duration = Duration::from_millis(500);
