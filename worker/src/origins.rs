@@ -218,8 +218,10 @@ impl Origins {
         let id = spec.id();
         {
             let mut own = self.own.lock();
-            own.retain(|own| own.id() != id);
-            own.push(spec.clone());
+            if !own.contains(&spec) {
+                own.retain(|own| own.id() != id);
+                own.push(spec.clone());
+            }
         }
         let patience = spec.patience_seconds;
         let mut table = self.table.write();
@@ -349,5 +351,23 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &same), "it was not opened anew");
         origins.add(spec("s3://bucket", None));
         assert_eq!(budget().await.0, 30);
+    }
+
+    #[tokio::test]
+    async fn what_was_added_stays_whatever_the_master_says() {
+        let spec = |url: &str| OriginSpec {
+            anonymous: true,
+            ..OriginSpec::parse(url).unwrap()
+        };
+        let origins = Origins::new(None, Arc::default());
+        origins.add(spec("s3://own/a"));
+        let known = async |url: &str| origins.get(spec(url).id()).await.is_some();
+        origins.set(vec![spec("s3://one")]);
+        assert!(known("s3://own").await && known("s3://one").await);
+        origins.set(vec![spec("s3://own/b"), spec("s3://two")]);
+        assert!(known("s3://own").await && known("s3://two").await);
+        assert!(!known("s3://one").await);
+        origins.set(Vec::new());
+        assert!(known("s3://own").await && !known("s3://two").await);
     }
 }
