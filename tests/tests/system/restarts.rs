@@ -56,7 +56,7 @@ fn check(report: &ReadersReport, least: usize) {
 fn take_over(lab: &Lab, files: &Files, mount: &Mount<'_>, again: &[&str], times: usize) {
     let readers = Readers::start(&mount.dir, files, 4);
     for _ in 0..times {
-        std::thread::sleep(Duration::from_millis(150));
+        readers.read_more(20);
         let server = mount.server();
         lab.weir(again).ok();
         wait_until("another server serves", REPLACED, || {
