@@ -235,7 +235,8 @@ impl Read {
         let next = self.position + delivered;
         let missing = self.range.end - next;
         let may_race = self.races < MAX_RACES.min(self.policy.max_hedges);
-        if may_race && self.race_until.is_none() && self.flow.is_slow(self.hedge_after, missing) {
+        let is_slow = || self.flow.is_slow(self.hedge_after, missing);
+        if may_race && self.race_until.is_none() && is_slow() && self.pace.race() {
             tracing::debug!(target = %self.target, flow = ?self.flow, "a body is slow, a second request is started");
             self.races += 1;
             self.request_from(next, true);

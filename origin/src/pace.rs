@@ -22,6 +22,12 @@ const WINDOW_FOR_EACH: u32 = 4;
 /// from it ahead of readers then, and a warm job has fewer requests under way.
 const EASED: Duration = Duration::from_secs(2);
 
+/// Requests that are made beside slow bodies are a twentieth of all, and some more before that is reached: an origin that is
+/// slow for everybody would only get slower. In hundredths of a request.
+const RACE: u32 = 100;
+const EARNED: u32 = 5;
+const MOST_OWED: u32 = 16 * RACE;
+
 /// What all reads of one origin know together.
 #[derive(Debug, Default)]
 pub struct Pace(Mutex<State>);
@@ -34,6 +40,8 @@ struct State {
     is_far: bool,
     /// Until when it is spared.
     eased: Option<Instant>,
+    /// What races have cost that requests have not earned since.
+    owed: u32,
 }
 
 #[derive(Debug, Default)]
@@ -53,11 +61,22 @@ impl Pace {
 
     /// A request that is sent now.
     pub(crate) fn ask(self: &Arc<Self>) -> Asked {
-        self.0.lock().under_way += 1;
+        let mut state = self.0.lock();
+        state.under_way += 1;
+        state.owed = state.owed.saturating_sub(EARNED);
+        drop(state);
         Asked {
             pace: self.clone(),
             at: Instant::now(),
         }
+    }
+
+    /// Whether a request may be made beside a body that is slow.
+    pub(crate) fn race(&self) -> bool {
+        let mut state = self.0.lock();
+        let may = state.owed + RACE <= MOST_OWED;
+        state.owed += if may { RACE } else { 0 };
+        may
     }
 
     /// The origin is to get fewer requests for a while.
@@ -153,5 +172,14 @@ mod tests {
         }
         assert!(!pace.wants_more());
         assert_eq!(pace.0.lock().under_way, 0);
+    }
+
+    #[tokio::test]
+    async fn races_are_a_twentieth_of_the_requests_and_a_few_more() {
+        let pace = Arc::new(Pace::default());
+        let races = || (0..100).filter(|_| pace.race()).count();
+        assert_eq!((races(), races()), (16, 0));
+        (0..100).for_each(|_| drop(pace.ask()));
+        assert_eq!(races(), 5);
     }
 }
