@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -15,6 +15,8 @@ use weir_proto::v1::master_client::MasterClient;
 
 /// Longest manifest that is taken from a master, in bytes.
 const MAX_MANIFEST: usize = 8 << 30;
+/// Jobs that ended so long ago are remembered of datasets that the master names alone.
+const RECENT: Duration = Duration::from_mins(1);
 /// Longest wait for the next piece of a manifest.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -109,6 +111,7 @@ pub struct Snapshots {
 struct JobsOfDataset {
     running: u32,
     ended: u64,
+    last_ended: Option<Instant>,
 }
 
 /// A job that runs for as long as this lives.
@@ -161,10 +164,13 @@ impl Snapshots {
         (jobs.running > 0, jobs.ended)
     }
 
-    /// Forgets the jobs of all datasets but these.
+    /// Forgets the jobs of all datasets but these, except for the latest: of a dataset that is new, a job may end before
+    /// the master's next reply names it.
     pub(crate) fn retain_jobs(&self, wanted: impl Fn(&DatasetName) -> bool) {
+        let is_recent =
+            |jobs: &JobsOfDataset| jobs.last_ended.is_some_and(|at| at.elapsed() < RECENT);
         let mut jobs = self.jobs.lock();
-        jobs.retain(|dataset, jobs| jobs.running > 0 || wanted(dataset));
+        jobs.retain(|dataset, jobs| jobs.running > 0 || is_recent(jobs) || wanted(dataset));
     }
 }
 
@@ -173,6 +179,7 @@ impl Drop for RunningJob {
         if let Some(jobs) = self.snapshots.jobs.lock().get_mut(&self.dataset) {
             jobs.running -= 1;
             jobs.ended += 1;
+            jobs.last_ended = Some(Instant::now());
         }
     }
 }

@@ -106,7 +106,7 @@ fn a_thousand_datasets_run_quietly() {
     let took = start.elapsed();
     assert!(took < Duration::from_secs(24), "8 heartbeats in {took:?}");
     // What is warm is known before all of the others have been looked up.
-    wait_until("the warm dataset is known", Duration::from_mins(1), || {
+    wait_until("the warm dataset is known", Duration::from_mins(2), || {
         let datasets = cluster.status()["datasets"].take();
         let datasets = datasets.as_array().unwrap();
         let name = format!("set-{last}");

@@ -30,7 +30,7 @@ const IDLE_INTERVAL: Duration = Duration::from_mins(5);
 /// Time between two looks at a snapshot, in times that a look takes.
 const OWN_REST: u32 = 20;
 /// How much longer than an active one an idle snapshot waits for its turn, when both are due.
-const HEAD_START: Duration = Duration::from_secs(30);
+const HEAD_START: Duration = Duration::from_mins(5);
 /// How often it is looked whether anything is due.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Wait after a report that failed: the master may be away.
