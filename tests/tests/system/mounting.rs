@@ -1,7 +1,7 @@
 //! Mounts that fail, are given up, are refused, or are asked for again.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -73,9 +73,15 @@ fn a_mount_that_fails_leaves_nothing() {
 fn hanging_mount(lab: &Lab, flags: &[&str]) -> (Child, std::thread::JoinHandle<bool>) {
     let mnt = lab.path("mnt");
     let url = lab.url("");
-    let args = ["mount", &url, mnt.to_str().unwrap()];
-    let mut command = lab.command(args.iter().chain(flags));
-    command.args(lab.origin_flags());
+    // Whoever runs the tests in the background may have told their processes to ignore Ctrl-C.
+    let mut command = Command::new("env");
+    command
+        .arg("--default-signal=INT")
+        .arg(lab.binary())
+        .args(["mount", &url, mnt.to_str().unwrap()])
+        .args(flags)
+        .args(lab.origin_flags());
+    lab.set_environment(&mut command);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().unwrap();
     wait_until("the kernel has mounted it", Duration::from_secs(20), || {
