@@ -240,7 +240,7 @@ impl WorkerMetrics {
         Arc::new(metrics)
     }
 
-    /// The counters of one dataset. Callers name datasets as they like: those past [`MAX_DATASETS`] share their counters.
+    /// The counters of one dataset. Callers name datasets as they like: those past `MAX_DATASETS` share their counters.
     pub fn dataset(&self, name: &str) -> Arc<DatasetReads> {
         let mut name = name;
         {
