@@ -9,8 +9,8 @@ use weir_tests::Lab;
 use super::table::{Allowed, Outcome, Row};
 use super::world::{Effort, Files, fill, under_readers};
 
-/// An origin that most often fails is asked for up to its patience, and then it is an error.
-const WAITED_FOR: Allowed = Allowed::Longest(Duration::from_secs(30));
+/// An origin that most often fails is asked for each block for up to its patience of 30 s; the large file has three blocks.
+const WAITED_FOR: Allowed = Allowed::Longest(Duration::from_mins(1));
 
 macro_rules! row {
     ($name:ident, $what:literal, $allowed:expr, $fault:expr, $share:literal) => {
@@ -82,7 +82,8 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     Row {
         name: "origin_flipped_bits",
-        what: "70 % of the bodies have a flipped bit (files of one block)",
+        // Of 25 requests one must be right, and there are 400 files.
+        what: "50 % of the bodies have a flipped bit (files of one block)",
         allowed: WAITED_FOR,
         run: flipped_bits,
     },
@@ -113,7 +114,7 @@ fn flipped_bits(effort: Effort) -> Outcome {
     let files = fill(&lab);
     let small = files.iter().filter(|(name, _)| *name != "large");
     let small = small.map(|(name, content)| (name.clone(), content.clone()));
-    let rule = Rule::new(Fault::FlipBit).probability(0.7);
+    let rule = Rule::new(Fault::FlipBit).probability(0.5);
     run_with(effort, rule, &lab, &Arc::new(small.collect()))
 }
 
