@@ -9,7 +9,7 @@ mod process;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -187,12 +187,7 @@ impl Process {
             (Slot::Memory, memory.file()),
         ];
         fdpass::send(here.as_fd(), &start, &descriptors)?;
-        let mut command = Command::new(spawn::OWN_EXE);
-        command
-            .arg("read-ahead")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        spawn::name(&mut command);
+        let mut command = spawn::own("read-ahead");
         let child = spawn::spawn(&mut command, there.as_fd())?;
         let process = Arc::new(Self {
             child: Mutex::new(Some(child)),

@@ -6,17 +6,17 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use rustix::io::FdFlags;
 
 use crate::descriptor::HANDOVER_VARIABLE;
 
 /// The running program itself, also after its file was replaced or deleted.
-pub(crate) const OWN_EXE: &str = "/proc/self/exe";
+const OWN_EXE: &str = "/proc/self/exe";
 
 /// Shows `command`, which runs [`OWN_EXE`], under this program's real name.
-pub(crate) fn name(command: &mut Command) {
+fn name(command: &mut Command) {
     if let Some(name) = std::env::current_exe()
         .ok()
         .as_ref()
@@ -24,6 +24,14 @@ pub(crate) fn name(command: &mut Command) {
     {
         command.arg0(name);
     }
+}
+
+/// A process of this program for a part of its work: it reads nothing and prints nothing.
+pub(crate) fn own(part: &str) -> Command {
+    let mut command = Command::new(OWN_EXE);
+    command.arg(part).stdin(Stdio::null()).stdout(Stdio::null());
+    name(&mut command);
+    command
 }
 
 /// Starts `command` as a child with `descriptor` inherited.

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -125,12 +125,7 @@ fn try_start(request: StartRequest, until: Instant) -> Result<Started, MountErro
     let (ours, theirs) = fdpass::pair()
         .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error))?;
     ask(&ours, &mountpoint, &Assignment::Start(request))?;
-    let mut command = Command::new(spawn::OWN_EXE);
-    command
-        .arg("supervise")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    spawn::name(&mut command);
+    let mut command = spawn::own("supervise");
     spawn::spawn_detached(&mut command, theirs.as_fd())
         .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error))?;
     drop(theirs);

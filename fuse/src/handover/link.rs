@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -223,12 +222,7 @@ impl Link {
         descriptors.extend(holder.iter().map(|line| (Slot::Holder, line.as_fd())));
         let assignment = Assignment::Adopt(line.state.clone());
         fdpass::send(sender.as_fd(), &assignment, &descriptors)?;
-        let mut command = Command::new(spawn::OWN_EXE);
-        command
-            .arg("supervise")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        spawn::name(&mut command);
+        let mut command = spawn::own("supervise");
         spawn::spawn_detached(&mut command, inherited.as_fd())?;
         line.socket = Arc::new(ours);
         Ok(())

@@ -9,7 +9,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -57,12 +56,7 @@ impl Holder {
             &ToHolder::Hold(Box::new(state.clone())),
             &descriptors,
         )?;
-        let mut command = Command::new(spawn::OWN_EXE);
-        command
-            .arg("hold")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        spawn::name(&mut command);
+        let mut command = spawn::own("hold");
         spawn::spawn_detached(&mut command, theirs.as_fd())?;
         Ok(Self::known(ours))
     }
@@ -187,12 +181,7 @@ fn succeed(state: &MountState, fuse: &OwnedFd, lock: &OwnedFd) -> io::Result<Own
     ];
     let assignment = Assignment::Adopt(state.clone());
     fdpass::send(sender.as_fd(), &assignment, &descriptors)?;
-    let mut command = Command::new(spawn::OWN_EXE);
-    command
-        .arg("supervise")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    spawn::name(&mut command);
+    let mut command = spawn::own("supervise");
     spawn::spawn_detached(&mut command, inherited.as_fd())?;
     Ok(ours)
 }

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
@@ -44,10 +43,8 @@ impl Server {
         let mut descriptors = vec![(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())];
         descriptors.extend(holder.map(|line| (Slot::Holder, line.as_fd())));
         fdpass::send(ours.as_fd(), state, &descriptors)?;
-        let mut command = Command::new(spawn::OWN_EXE);
-        command.arg("serve-mount").args(&state.request.server_args);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        spawn::name(&mut command);
+        let mut command = spawn::own("serve-mount");
+        command.args(&state.request.server_args);
         let child = spawn::spawn(&mut command, theirs.as_fd())?;
         let pid = Pid::from_child(&child);
         let process = pidfd_open(pid, PidfdFlags::empty())?;
@@ -172,10 +169,12 @@ impl Server {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command};
+
     use super::*;
 
     /// A process that answers nothing.
-    fn silent() -> (Server, OwnedFd, std::process::Child) {
+    fn silent() -> (Server, OwnedFd, Child) {
         let child = Command::new("sleep").arg("600").spawn().unwrap();
         let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
         let (ours, theirs) = fdpass::pair().unwrap();
