@@ -1,5 +1,6 @@
 //! The command line. Flags come before environment variables, those before defaults.
 
+use std::ffi::CStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -54,6 +55,21 @@ pub(crate) enum Command {
     /// Give the kernel files that a mount's server has read ahead (started by the server)
     #[command(hide = true)]
     ReadAhead,
+}
+
+impl Command {
+    /// What `ps` and `top` show of a process that stays; `None` for a command that ends by itself. At most 15 bytes.
+    pub(crate) fn process_name(&self) -> Option<&'static CStr> {
+        match self {
+            Self::Mount(_) | Self::Supervise => Some(c"weir-mount"),
+            Self::ServeMount { .. } => Some(c"weir-serve"),
+            Self::Hold => Some(c"weir-hold"),
+            Self::ReadAhead => Some(c"weir-read-ahead"),
+            Self::Master(_) => Some(c"weir-master"),
+            Self::Worker(_) => Some(c"weir-worker"),
+            _ => None,
+        }
+    }
 }
 
 /// Where the data of an origin is and how it is addressed.

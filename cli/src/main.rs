@@ -58,6 +58,9 @@ fn explain(instead: &clap::Error) -> Result<std::process::ExitCode, Failure> {
 
 fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
     let success = std::process::ExitCode::SUCCESS;
+    if let Some(name) = cli.command.process_name() {
+        process::begin(name);
+    }
     match cli.command {
         Command::Mount(args) => commands::mount::run(args)?,
         Command::Unmount(args) => commands::unmount::run(&args)?,

@@ -1,10 +1,12 @@
 //! What the long-running processes share: logging, the runtime, signals, and the host's name.
 
+use std::ffi::CStr;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +20,13 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(50);
 /// Open files without which no process serves: those of the runtime, of the mount or the listeners, of a small cache, and
 /// of connections to the origin.
 const LEAST_DESCRIPTORS: u64 = 256;
+
+/// Gives a process that stays its name in `ps` and `top`, and keeps its files from other users: whatever umask it was
+/// started with, they are made with the modes 0600 and 0700.
+pub(crate) fn begin(name: &CStr) {
+    let _ = rustix::thread::set_name(name); // without it, it is named after its file
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+}
 
 /// Logs to standard error; `WEIR_LOG` chooses what (`info`, `weir_worker=debug`, …).
 pub(crate) fn init_logging() {

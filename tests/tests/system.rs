@@ -18,6 +18,7 @@ mod system {
     pub(crate) mod mounting;
     pub(crate) mod output;
     pub(crate) mod pinned;
+    pub(crate) mod processes;
     pub(crate) mod reading;
     pub(crate) mod restarts;
     pub(crate) mod silence;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         ("metrics", system::metrics::CASES),
         ("output", system::output::CASES),
         ("pinned", system::pinned::CASES),
+        ("processes", system::processes::CASES),
         ("docs", system::docs::CASES),
     ];
     let trials = suites.iter().flat_map(|(suite, cases)| {
