@@ -26,12 +26,14 @@ setup: ## Install the Debian packages that the build and the tests need (as root
 	@build-support/setup.sh
 
 .PHONY: build
-build: setup ## Build target/release/weir
+build: setup ## Build target/release/weir, its debug information apart in weir.debug
 	@$(ROCKSDB) && $(CARGO) build --release --locked
+	@build-support/split-debug.sh target/release/weir
 
 .PHONY: demo
 demo: setup ## Mount real files from a real S3 server, read two epochs, print the figures
 	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
+	@build-support/split-debug.sh target/release/weir
 	@target/release/weir-demo --url '$(DEMO_URL)' --files $(DEMO_FILES)
 
 .PHONY: test
