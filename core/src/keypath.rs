@@ -32,11 +32,21 @@ pub enum LeftOut {
     ShadowedByMount,
     /// The origin listed the key more than once, as when an object is replaced between two pages: the newest is served.
     ListedTwice,
+    /// A symbolic link of a directory leads out of it.
+    LinkOutside,
+    /// A symbolic link leads nowhere.
+    LinkBroken,
+    /// A link leads back to a directory above it, or the directory is too deep for any path.
+    TooDeep,
+    /// A mount of Weir.
+    WeirMount,
+    /// Neither a file nor a directory: a socket, a pipe, a device.
+    SpecialFile,
 }
 
 impl LeftOut {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::EmptyComponent,
         Self::DotComponent,
         Self::NameTooLong,
@@ -46,6 +56,11 @@ impl LeftOut {
         Self::ShadowedByDirectory,
         Self::ShadowedByMount,
         Self::ListedTwice,
+        Self::LinkOutside,
+        Self::LinkBroken,
+        Self::TooDeep,
+        Self::WeirMount,
+        Self::SpecialFile,
     ];
 
     /// The reason as a label for metrics and JSON.
@@ -60,6 +75,11 @@ impl LeftOut {
             Self::ShadowedByDirectory => "shadowed_by_directory",
             Self::ShadowedByMount => "shadowed_by_mount",
             Self::ListedTwice => "listed_twice",
+            Self::LinkOutside => "link_outside",
+            Self::LinkBroken => "link_broken",
+            Self::TooDeep => "too_deep",
+            Self::WeirMount => "weir_mount",
+            Self::SpecialFile => "special_file",
         }
     }
 }

@@ -65,7 +65,7 @@ pub struct Summary {
     pub blocks: u64,
     /// Objects without a path, by the reason's label.
     pub left_out: BTreeMap<String, u64>,
-    /// A few keys that were left out, for people: at most [`MAX_EXAMPLES`], escaped.
+    /// A few keys that were left out, for people: at most [`MAX_EXAMPLES`] of each reason, escaped.
     pub left_out_examples: Vec<String>,
     /// Digest over all entries: equal digests mean that nothing changed.
     pub digest: String,

@@ -13,7 +13,7 @@ use weir_core::{DatasetName, Manifest, SnapshotId};
 use weir_proto::v1;
 
 use crate::error::MasterError;
-use crate::listing::places;
+use crate::listing::{Found, places};
 use crate::manifests::Manifests;
 use crate::master::{Master, decode, newest, now_ns};
 use crate::metrics::{DatasetLabel, MasterMetrics};
@@ -90,7 +90,7 @@ impl Master {
             created_ns: now_ns(),
         };
         let version = self.last_version(&name).await? + 1;
-        let manifest = self
+        let found = self
             .list(
                 &dataset.mounts,
                 SnapshotId {
@@ -100,12 +100,9 @@ impl Master {
                 None,
             )
             .await?;
-        if manifest.summary().files == 0
-            && let Some(prefix) = manifest
-                .summary()
-                .mounts
-                .iter()
-                .find(|mount| !mount.prefix.is_empty())
+        let summary = found.manifest.summary();
+        if summary.files == 0
+            && let Some(prefix) = summary.mounts.iter().find(|mount| !mount.prefix.is_empty())
         {
             let url = dataset
                 .mounts
@@ -119,7 +116,7 @@ impl Master {
                 prefix.prefix
             )));
         }
-        self.add_snapshot(&name, dataset, manifest).await
+        self.add_snapshot(&name, dataset, found).await
     }
 
     /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
@@ -137,13 +134,24 @@ impl Master {
             dataset: name.clone(),
             version,
         };
-        let manifest = self
+        let found = self
             .list(&dataset.mounts, snapshot, previous.clone())
             .await?;
-        if previous.is_some_and(|previous| previous.summary().digest == manifest.summary().digest) {
+        let digest = &found.manifest.summary().digest;
+        if previous.is_some_and(|previous| previous.summary().digest == *digest) {
+            // The same files, but what is beside them may be other than it was.
+            let mut dataset = self.dataset(&name)?;
+            if let Some(newest) = dataset.snapshots.last_mut() {
+                let before = newest.clone();
+                found.note_hindrances(newest);
+                if *newest != before {
+                    self.metrics.show_snapshot(name.as_str(), newest);
+                    self.save_dataset(&name, &dataset, None).await?;
+                }
+            }
             return Ok((dataset, false));
         }
-        Ok((self.add_snapshot(&name, dataset, manifest).await?, true))
+        Ok((self.add_snapshot(&name, dataset, found).await?, true))
     }
 
     /// A dataset by name.
@@ -276,9 +284,12 @@ impl Master {
         &self,
         name: &DatasetName,
         mut dataset: v1::Dataset,
-        manifest: Manifest,
+        found: Found,
     ) -> Result<v1::Dataset, MasterError> {
+        let mut snapshot = v1::Snapshot::default();
+        found.note_hindrances(&mut snapshot);
         let manifests = self.manifests.clone();
+        let manifest = found.manifest;
         let manifest = tokio::task::spawn_blocking(move || manifests.save(manifest)).await??;
         let summary = manifest.summary();
         // Reads that were counted while the origin was listed.
@@ -291,9 +302,7 @@ impl Master {
             files: summary.files,
             bytes: summary.bytes,
             blocks: summary.blocks,
-            left_out: summary.left_out.clone().into_iter().collect(),
-            left_out_examples: summary.left_out_examples.clone(),
-            stale_reads: 0,
+            ..snapshot
         };
         self.metrics.show_snapshot(name.as_str(), &snapshot);
         dataset.snapshots.push(snapshot);

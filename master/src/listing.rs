@@ -7,7 +7,7 @@ use futures::StreamExt;
 use tokio::sync::OwnedMutexGuard;
 use weir_core::manifest::Mount;
 use weir_core::{DatasetName, Manifest, ManifestBuilder, SnapshotId};
-use weir_origin::OriginSpec;
+use weir_origin::{Hindrance, OriginSpec};
 use weir_proto::v1;
 
 use crate::error::MasterError;
@@ -32,15 +32,16 @@ impl Master {
         listing
     }
 
-    /// Lists all mounts into a manifest. Entries that did not change keep the inodes of `previous`.
+    /// Lists all mounts. Entries that did not change keep the inodes of `previous`.
     pub(crate) async fn list(
         &self,
         mounts: &[v1::MountSpec],
         snapshot: SnapshotId,
         previous: Option<Arc<Manifest>>,
-    ) -> Result<Manifest, MasterError> {
+    ) -> Result<Found, MasterError> {
         let started = Instant::now();
         let mut builder = ManifestBuilder::new();
+        let mut archived = Archived::default();
         for mount in mounts {
             let spec = origin_of(mount)?;
             let prefix = spec.prefix().into_owned();
@@ -56,6 +57,14 @@ impl Master {
                 std::pin::pin!(weir_origin::list(&*origin, &prefix, &self.origin_metrics));
             while let Some(page) = pages.next().await {
                 for object in page? {
+                    match object.hindrance {
+                        Some(Hindrance::LeftOut(reason)) => {
+                            builder.leave_out(reason, &object.key);
+                            continue;
+                        }
+                        Some(Hindrance::Archived(class)) => archived.add(&object.key, class),
+                        None => {}
+                    }
                     builder.add(
                         number,
                         &object.key,
@@ -72,9 +81,50 @@ impl Master {
         .await??;
         let summary = manifest.summary();
         let left_out: u64 = summary.left_out.values().sum();
-        tracing::info!(snapshot = %summary.snapshot, files = summary.files, bytes = summary.bytes, left_out, took = ?started.elapsed(), "listed");
+        tracing::info!(snapshot = %summary.snapshot, files = summary.files, bytes = summary.bytes, left_out, archived = archived.objects, took = ?started.elapsed(), "listed");
         self.metrics.listed(started.elapsed());
-        Ok(manifest)
+        if archived.objects > 0 {
+            tracing::warn!(
+                snapshot = %summary.snapshot, archived = archived.objects, example = archived.example,
+                "objects are archived: reads of those that were not restored fail"
+            );
+        }
+        Ok(Found { manifest, archived })
+    }
+}
+
+/// What a listing found.
+pub(crate) struct Found {
+    pub(crate) manifest: Manifest,
+    pub(crate) archived: Archived,
+}
+
+impl Found {
+    /// Notes with a snapshot what of the origin it cannot serve.
+    pub(crate) fn note_hindrances(&self, snapshot: &mut v1::Snapshot) {
+        let summary = self.manifest.summary();
+        snapshot.left_out = summary.left_out.clone().into_iter().collect();
+        snapshot
+            .left_out_examples
+            .clone_from(&summary.left_out_examples);
+        snapshot.archived = self.archived.objects;
+        snapshot.archived_example.clone_from(&self.archived.example);
+    }
+}
+
+/// Objects in an archive: their number, and one of them with its storage class.
+#[derive(Debug, Default)]
+pub(crate) struct Archived {
+    objects: u64,
+    example: String,
+}
+
+impl Archived {
+    fn add(&mut self, key: &[u8], class: &str) {
+        self.objects += 1;
+        if self.objects == 1 {
+            self.example = format!("{class}: {}", key.escape_ascii());
+        }
     }
 }
 

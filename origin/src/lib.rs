@@ -23,7 +23,7 @@ pub use digest::Digest;
 pub use error::OriginError;
 pub use fetch::fetch;
 pub use metrics::OriginMetrics;
-pub use origin::{Fetched, Listed, Origin, list, open};
+pub use origin::{Fetched, Hindrance, Listed, Origin, list, open};
 pub use pace::Pace;
 pub use policy::FetchPolicy;
 pub use spec::{Addressing, OriginSpec};

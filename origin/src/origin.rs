@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
+use weir_core::keypath::LeftOut;
 use weir_core::{ObjectRef, OriginId};
 
 use crate::digest::Digest;
@@ -31,6 +32,17 @@ pub struct Listed {
     pub mtime_ns: i64,
     /// The origin's name for this version; see [`ObjectRef::version`].
     pub version: String,
+    /// Why it cannot be read as it is.
+    pub hindrance: Option<Hindrance>,
+}
+
+/// Why something of a listing cannot be read as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hindrance {
+    /// It lies in an archive, with this storage class, and reads fail until somebody has restored it.
+    Archived(&'static str),
+    /// It is no object; it was listed to be counted.
+    LeftOut(LeftOut),
 }
 
 /// The answer to one read.

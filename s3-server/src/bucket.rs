@@ -33,6 +33,8 @@ pub struct Version {
     pub(crate) modified: SystemTime,
     /// CRC-64/NVME in base64, as S3 stores it for every upload nowadays. Objects from files have none.
     pub(crate) checksum: Option<String>,
+    /// Of an object in an archive, which cannot be read.
+    pub(crate) archive: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +90,13 @@ impl Bucket {
         }
     }
 
+    /// Moves an object to an archive of this storage class, if it is there.
+    pub fn archive(&mut self, key: &str, class: &'static str) {
+        if let Some(version) = self.objects.get_mut(key.as_bytes()) {
+            version.archive = Some(class);
+        }
+    }
+
     /// Removes an object. False when there was none.
     pub fn delete(&mut self, key: &[u8]) -> bool {
         self.objects.remove(key).is_some()
@@ -134,6 +143,7 @@ impl Version {
             modified: SystemTime::now(),
             checksum: Some(STANDARD.encode(crc.to_be_bytes())),
             content: Content::Memory(content),
+            archive: None,
         }
     }
 
@@ -147,6 +157,7 @@ impl Version {
             etag: format!("{:x}-{:x}", since.as_nanos(), metadata.len()),
             modified,
             checksum: None,
+            archive: None,
             content: Content::File(path),
         })
     }

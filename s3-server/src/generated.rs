@@ -82,6 +82,7 @@ fn version(number: u64) -> Version {
         etag: format!("{:016x}{:016x}", mix(seed), mix(!seed)),
         modified: SystemTime::UNIX_EPOCH + Duration::from_secs(FIRST_MADE + number),
         checksum: None,
+        archive: None,
     }
 }
 

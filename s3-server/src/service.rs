@@ -13,7 +13,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use s3s::dto::{
     ChecksumMode, ETag, ETagCondition, EncodingType, GetObjectInput, GetObjectOutput,
     HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
-    ListObjectsV2Output, Object, StreamingBlob,
+    ListObjectsV2Output, Object, ObjectStorageClass, StreamingBlob,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
@@ -148,6 +148,7 @@ impl S3 for Service {
                     size: Some(version.size as i64),
                     e_tag: Some(ETag::Strong(version.etag.clone())),
                     last_modified: Some(version.modified.into()),
+                    storage_class: version.archive.map(ObjectStorageClass::from_static),
                     ..Object::default()
                 }
             })
@@ -176,6 +177,12 @@ impl S3 for Service {
         let input = request.input;
         let fault = request.extensions.get::<Fault>().cloned();
         let mut version = self.version(&input.bucket, &input.key)?;
+        if version.archive.is_some() {
+            return Err(s3_error!(
+                InvalidObjectState,
+                "The operation is not valid for the object's storage class"
+            ));
+        }
         let etag = ETag::Strong(version.etag.clone());
         if fault == Some(Fault::OtherEtag) {
             version.etag.push('0');

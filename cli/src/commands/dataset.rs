@@ -36,6 +36,9 @@ struct SnapshotView {
     blocks: u64,
     left_out: std::collections::BTreeMap<String, u64>,
     left_out_examples: Vec<String>,
+    archived: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    archived_example: String,
     stale_reads: u64,
 }
 
@@ -58,6 +61,8 @@ impl From<v1::Dataset> for DatasetView {
             blocks: snapshot.blocks,
             left_out: snapshot.left_out.into_iter().collect(),
             left_out_examples: snapshot.left_out_examples,
+            archived: snapshot.archived,
+            archived_example: snapshot.archived_example,
             stale_reads: snapshot.stale_reads,
         });
         Self {
@@ -208,7 +213,7 @@ fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
     rows.print()?;
     if let Some(newest) = view.snapshots.last().filter(|s| !s.left_out.is_empty()) {
         output::line(
-            "left out of the newest snapshot, since a file system cannot show them (docs/semantics.md):",
+            "left out of the newest snapshot, since it cannot show them (docs/semantics.md):",
         )?;
         for (reason, count) in &newest.left_out {
             output::line(format_args!("  {count} {reason}"))?;
@@ -216,6 +221,15 @@ fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
         for example in &newest.left_out_examples {
             output::line(format_args!("  for example {example}"))?;
         }
+    }
+    if let Some(newest) = view.snapshots.last().filter(|s| s.archived > 0) {
+        output::line(format_args!(
+            "{} objects of the newest snapshot are archived, for example {}",
+            newest.archived, newest.archived_example
+        ))?;
+        output::line(
+            "  reads of them fail until they are restored (`aws s3api restore-object`) or copied to another storage class",
+        )?;
     }
     Ok(())
 }

@@ -14,8 +14,8 @@ use crate::block::{BLOCK_SIZE, block_count};
 use crate::id::SnapshotId;
 use crate::keypath::{self, KeyPath, LeftOut};
 
-/// Keys kept as examples of what was left out.
-pub const MAX_EXAMPLES: usize = 16;
+/// Keys kept as examples of what was left out for one reason.
+pub const MAX_EXAMPLES: u64 = 3;
 /// Longest version text of an origin, in bytes.
 pub const MAX_VERSION: usize = 1024;
 /// Largest object, in bytes: block numbers are 32 bits.
@@ -153,9 +153,11 @@ impl ManifestBuilder {
         Ok(())
     }
 
-    fn leave_out(&mut self, reason: LeftOut, key: &[u8]) {
-        *self.left_out.entry(reason).or_default() += 1;
-        if self.examples.len() < MAX_EXAMPLES {
+    /// Counts what is not served.
+    pub fn leave_out(&mut self, reason: LeftOut, key: &[u8]) {
+        let count = self.left_out.entry(reason).or_default();
+        *count += 1;
+        if *count <= MAX_EXAMPLES {
             self.examples
                 .push(format!("{}: {}", reason.label(), key.escape_ascii()));
         }

@@ -3,8 +3,10 @@ use std::os::unix::fs::symlink;
 
 use futures::TryStreamExt;
 use tempfile::TempDir;
+use weir_core::keypath::LeftOut;
 
 use super::*;
+use crate::origin::Hindrance;
 use crate::spec::OriginSpec;
 
 async fn open(dir: &TempDir) -> Arc<dyn Origin> {
@@ -23,7 +25,9 @@ async fn list(origin: &dyn Origin, prefix: &str) -> BTreeMap<Vec<u8>, Listed> {
 async fn keys(origin: &dyn Origin, prefix: &str) -> Vec<String> {
     let listed = list(origin, prefix).await;
     listed
-        .keys()
+        .iter()
+        .filter(|(_, listed)| listed.hindrance.is_none())
+        .map(|(key, _)| key)
         .map(|key| String::from_utf8_lossy(key).into_owned())
         .collect()
 }
@@ -107,11 +111,30 @@ async fn links_are_followed_inside_the_directory_only_and_never_in_circles() {
     link(&outside.path().join("secret"), "leak");
     link(outside.path(), "leak_dir");
     link(Path::new("gone"), "dangling");
+    link(Path::new("self"), "self");
     rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("pipe"), Mode::RUSR).unwrap();
     let origin = open(&dir).await;
     assert_eq!(
         keys(&*origin, "").await,
         ["real/file", "to_dir/file", "to_file"]
+    );
+    let listed = list(&*origin, "").await.into_iter();
+    let left_out = listed.filter_map(|(key, listed)| match listed.hindrance? {
+        Hindrance::LeftOut(reason) => Some((String::from_utf8(key).unwrap(), reason)),
+        Hindrance::Archived(_) => None,
+    });
+    let expected = [
+        ("dangling", LeftOut::LinkBroken),
+        ("leak", LeftOut::LinkOutside),
+        ("leak_dir", LeftOut::LinkOutside),
+        ("pipe", LeftOut::SpecialFile),
+        ("real/up", LeftOut::TooDeep),
+        ("self", LeftOut::TooDeep),
+        ("to_dir/up", LeftOut::TooDeep),
+    ];
+    assert_eq!(
+        left_out.collect::<Vec<_>>(),
+        expected.map(|(key, reason)| (key.to_owned(), reason))
     );
     for key in ["to_file", "to_dir/file"] {
         let object = object(&*origin, key).await;

@@ -14,10 +14,11 @@ use futures::stream::BoxStream;
 use rustix::fs::{AtFlags, CWD, FileType, Stat, statat};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use weir_core::keypath::LeftOut;
 
 use super::{directory_error, is_file, key_of, mounts, mtime_ns, version};
 use crate::error::OriginError;
-use crate::origin::Listed;
+use crate::origin::{Hindrance, Listed};
 
 /// Files of one page.
 const PAGE: usize = 1000;
@@ -117,6 +118,13 @@ impl Walk {
         let failed =
             |error: std::io::Error| Stopped::Failed(directory_error(&self.describe, &error));
         let real_root = root.canonicalize().map_err(failed)?;
+        if mounts::device(&real_root).is_ok_and(mounts::is_weir) {
+            return Err(Stopped::Failed(OriginError::config(
+                self.describe.clone(),
+                "a mount of Weir covers it, which cannot be listed",
+                "unmount it, or name the directory that the mount shows",
+            )));
+        }
         let metadata = real_root.metadata().map_err(failed)?;
         let mut pending = vec![Pending {
             path: real_root.clone(),
@@ -165,23 +173,22 @@ impl Walk {
             Err(error) => return Err(failed_at(&path, &error)),
         };
         if kind.is_symlink() {
-            match path.canonicalize() {
-                Ok(target) if target.starts_with(root) => {}
-                Ok(target) => {
-                    tracing::warn!(link = %path.display(), target = %target.display(), "skipped: the symbolic link leads out of the directory");
-                    return Ok(None);
-                }
-                Err(error) => {
-                    tracing::warn!(link = %path.display(), %error, "skipped: the symbolic link leads nowhere");
-                    return Ok(None);
-                }
+            let reason = match path.canonicalize() {
+                Ok(target) if target.starts_with(root) => None,
+                Ok(_) => Some(LeftOut::LinkOutside),
+                Err(error) if is_loop(&error) => Some(LeftOut::TooDeep),
+                Err(_) => Some(LeftOut::LinkBroken),
+            };
+            if let Some(reason) = reason {
+                self.leave_out(key, reason)?;
+                return Ok(None);
             }
         }
         if !kind.is_file() {
             match mounts::device(&path) {
                 Ok(device) if device == parent.trail.device() || !mounts::is_weir(device) => {}
                 Ok(_) => {
-                    tracing::warn!(directory = %path.display(), "skipped: it is a mount of Weir");
+                    self.leave_out(key, LeftOut::WeirMount)?;
                     return Ok(None);
                 }
                 Err(rustix::io::Errno::NOENT) => return Ok(None),
@@ -198,43 +205,58 @@ impl Walk {
                 self.add(key, &stat)?;
             }
         } else if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            return Ok(self.directory(parent, path, key, &stat));
+            return self.directory(parent, path, key, &stat);
         } else {
-            tracing::debug!(file = %path.display(), "skipped: neither a file nor a directory");
+            self.leave_out(key, LeftOut::SpecialFile)?;
         }
         Ok(None)
     }
 
     fn directory(
-        &self,
+        &mut self,
         parent: &Pending,
         path: PathBuf,
         key: Vec<u8>,
         stat: &Stat,
-    ) -> Option<Pending> {
+    ) -> Result<Option<Pending>, Stopped> {
         let identity = (stat.st_dev, stat.st_ino);
-        if parent.trail.passes(identity) {
-            tracing::warn!(directory = %path.display(), "skipped: it leads back to a directory above it");
-            return None;
+        if parent.trail.passes(identity) || parent.trail.0.depth >= MAX_DEPTH {
+            self.leave_out(key, LeftOut::TooDeep)?;
+            return Ok(None);
         }
-        if parent.trail.0.depth >= MAX_DEPTH {
-            tracing::warn!(origin = %self.describe, directory = %path.display(), "skipped: the directory is too deep");
-            return None;
-        }
-        Some(Pending {
+        Ok(Some(Pending {
             path,
             key,
             trail: parent.trail.down(identity),
-        })
+        }))
     }
 
     fn add(&mut self, key: Vec<u8>, stat: &Stat) -> Result<(), Stopped> {
-        self.page.push(Listed {
+        self.push(Listed {
             key,
             size: stat.st_size as u64,
             mtime_ns: mtime_ns(stat),
             version: version(stat),
-        });
+            hindrance: None,
+        })
+    }
+
+    /// Lists what is no file, so that it is counted.
+    fn leave_out(&mut self, key: Vec<u8>, reason: LeftOut) -> Result<(), Stopped> {
+        if !key.starts_with(&self.prefix) {
+            return Ok(());
+        }
+        self.push(Listed {
+            key,
+            size: 0,
+            mtime_ns: 0,
+            version: String::new(),
+            hindrance: Some(Hindrance::LeftOut(reason)),
+        })
+    }
+
+    fn push(&mut self, listed: Listed) -> Result<(), Stopped> {
+        self.page.push(listed);
         if self.page.len() == PAGE {
             self.flush()
         } else {
@@ -251,6 +273,10 @@ impl Walk {
             .blocking_send(Ok(page))
             .map_err(|_| Stopped::Unread)
     }
+}
+
+fn is_loop(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 fn failed_at(path: &Path, error: &std::io::Error) -> Stopped {

@@ -26,10 +26,9 @@ use super::refusal::Refusal;
 use super::request::{Client, encode_query};
 use super::time;
 use crate::error::OriginError;
-use crate::origin::Listed;
+use crate::origin::{Hindrance, Listed};
 use crate::policy::{Backoff, FetchPolicy, MAX_WRONG};
 
-use archived::Archived;
 use cursor::{Cursor, Next};
 use document::{Document, Entry, NotAPage};
 use encoding::Encodings;
@@ -53,7 +52,6 @@ pub(super) fn pages<'a>(
         policy,
         cursor: Cursor::new(),
         encodings: None,
-        archived: Archived::default(),
     };
     stream::try_unfold(walk, |mut walk| async move {
         Ok(walk.next().await?.map(|page| (page, walk)))
@@ -69,7 +67,6 @@ struct Walk<'a> {
     cursor: Cursor,
     /// How keys are written, once there was a page.
     encodings: Option<Encodings>,
-    archived: Archived,
 }
 
 impl Walk<'_> {
@@ -93,14 +90,12 @@ impl Walk<'_> {
             first_version,
             ..
         } = document;
-        for entry in &entries {
-            self.archived.add(&entry.key, entry.archive);
-        }
         let objects = entries.into_iter().map(|entry| Listed {
             key: encoding.decode(&entry.key),
             version: version(&entry),
             size: entry.size,
             mtime_ns: entry.modified_ns.unwrap_or(0),
+            hindrance: entry.archive.map(Hindrance::Archived),
         });
         let objects: Vec<Listed> = objects.collect();
         if truncated {
@@ -121,7 +116,6 @@ impl Walk<'_> {
                 })?;
         } else {
             self.cursor.end();
-            self.archived.warn(self.client.bucket_url());
         }
         Ok(Some(objects))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use weir_s3_server::{Fault, Rule, Target};
-use weir_tests::{BUCKET, Lab, wait_until};
+use weir_tests::{BUCKET, Cluster, Lab, wait_until};
 
 use crate::Case;
 
@@ -12,6 +12,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "what_no_file_system_takes_is_left_out_and_counted",
         what_no_file_system_takes_is_left_out_and_counted,
+    ),
+    (
+        "what_of_an_origin_cannot_be_read_is_shown_with_its_dataset",
+        what_of_an_origin_cannot_be_read_is_shown_with_its_dataset,
     ),
     (
         "a_raw_control_character_in_a_listing_hides_no_other_key",
@@ -103,6 +107,76 @@ fn what_no_file_system_takes_is_left_out_and_counted() {
             || (mount.metric("weir_master_left_out_objects", &label) - count as f64).abs() < 0.5,
         );
     }
+}
+
+fn what_of_an_origin_cannot_be_read_is_shown_with_its_dataset() {
+    let lab = Lab::new();
+    let dir = lab.path("data");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("file"), "file").unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", dir.join("link")).unwrap();
+    lab.s3.edit(BUCKET, |bucket| {
+        for (key, class) in [
+            ("a/old", Some("GLACIER")),
+            ("b/older", Some("DEEP_ARCHIVE")),
+            ("soon", Some("GLACIER_IR")),
+            ("now", None),
+        ] {
+            bucket.put(key, key);
+            if let Some(class) = class {
+                bucket.archive(key, class);
+            }
+        }
+    });
+    let cluster = Cluster::start(&lab, 1);
+    let directory = format!("file://{}:local", dir.display());
+    let bucket = format!("s3://{BUCKET}:remote");
+    let endpoint = lab.s3.endpoint();
+    let made = cluster.weir(&[
+        "dataset",
+        "create",
+        "set",
+        &directory,
+        &bucket,
+        "--endpoint",
+        &endpoint,
+        "--anonymous",
+    ]);
+    let told = |text: &str| {
+        for part in [
+            "2 objects of the newest snapshot are archived, for example GLACIER: a/old",
+            "restore",
+            "1 link_outside",
+            "link_outside: link",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    };
+    told(&made.ok());
+    told(&cluster.weir(&["dataset", "get", "set"]).ok());
+    // A directory that a mount covers is not listed through the mount.
+    let mount = lab.mount_at("set", "mnt", &["--master", &cluster.address()]);
+    let covered = format!("file://{}", mount.path("local").display());
+    let refused = cluster.weir(&["dataset", "create", "covered", &covered]);
+    assert!(
+        refused.code != 0 && refused.stderr.contains("a mount of Weir covers it"),
+        "{refused:?}"
+    );
+    // A refresh tells what is so now, also when the files are the same.
+    lab.s3
+        .edit(BUCKET, |bucket| bucket.archive("now", "Archive"));
+    std::fs::remove_file(dir.join("link")).unwrap();
+    let refreshed = cluster
+        .weir(&["dataset", "refresh", "set", "-o", "json"])
+        .ok();
+    let refreshed: serde_json::Value = serde_json::from_str(&refreshed).unwrap();
+    let snapshots = refreshed["snapshots"].as_array().unwrap();
+    assert_eq!(snapshots.len(), 1, "{refreshed}");
+    assert_eq!(snapshots[0]["archived"], 3, "{refreshed}");
+    assert_eq!(snapshots[0]["left_out"], serde_json::json!({}));
+    let known = cluster.weir(&["dataset", "get", "set", "-o", "json"]).ok();
+    let known: serde_json::Value = serde_json::from_str(&known).unwrap();
+    assert_eq!(known, refreshed);
 }
 
 fn a_raw_control_character_in_a_listing_hides_no_other_key() {
