@@ -82,8 +82,8 @@ mod tests {
         Change::Put(key, number.to_le_bytes().to_vec())
     }
 
-    #[tokio::test]
-    async fn the_numbers_of_deleted_datasets_are_bounded_and_never_come_back() {
+    /// A master with nothing in its store, and its directory.
+    fn master() -> (Arc<Master>, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(RocksStore::open(&dir.path().join("store")).unwrap());
         let config = MasterConfig {
@@ -93,7 +93,14 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = MasterMetrics::register(&mut registry);
         let origin = OriginMetrics::register(&mut registry);
-        let master = Master::with_store(config, store.clone(), metrics, origin).unwrap();
+        let master = Master::with_store(config, store, metrics, origin).unwrap();
+        (master, dir)
+    }
+
+    #[tokio::test]
+    async fn the_numbers_of_deleted_datasets_are_bounded_and_never_come_back() {
+        let (master, _dir) = master();
+        let store = &master.store;
         let last = async |name: &str| master.last_version(&name.parse().unwrap()).await.unwrap();
         assert_eq!(last("new").await, 0);
         let deleted = |number: usize| version(&format!("gone-{number}"), number as u64);
@@ -120,15 +127,7 @@ mod tests {
 
     #[tokio::test]
     async fn names_that_callers_make_up_leave_nothing_behind() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = MasterConfig {
-            dir: dir.path().to_owned(),
-            ..MasterConfig::default()
-        };
-        let mut registry = Registry::default();
-        let metrics = MasterMetrics::register(&mut registry);
-        let origin = OriginMetrics::register(&mut registry);
-        let master = Master::open(config, metrics, origin).await.unwrap();
+        let (master, dir) = master();
         for number in 0..100 {
             let missing = weir_proto::v1::OriginSpec {
                 url: format!("file://{}/none", dir.path().display()),

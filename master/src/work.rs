@@ -2,12 +2,13 @@
 //!
 //! Each wait has an end: a worker that is silent, or that reports without getting anywhere, does not keep a job for ever.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use weir_proto::v1;
 use weir_proto::v1::worker_client::WorkerClient;
@@ -26,6 +27,8 @@ const EVICT_DEADLINE: Duration = Duration::from_mins(2);
 /// Rounds in a row that may fail without any progress before the job does, and the wait between them.
 const MAX_FAILED_ROUNDS: u32 = 6;
 const ROUND_PAUSE: Duration = Duration::from_secs(2);
+/// What is said of a worker that does not report.
+const SILENT: &str = "it sends no reports";
 
 impl Master {
     /// Does a job's work.
@@ -205,21 +208,29 @@ async fn warm_on(
     request: v1::WarmRequest,
     report: impl Fn(v1::WarmProgress),
 ) -> Result<(), MasterError> {
-    let failed = |what: &str| worker_failed(worker, what);
     let mut client = connect(worker).await?;
-    let late = |_| failed("it sends no reports");
-    let mut reports = timeout(REPORT_DEADLINE, client.warm(request))
+    let reports = timeout(REPORT_DEADLINE, client.warm(request))
         .await
-        .map_err(late)?
-        .map_err(|status| failed(status.message()))?
-        .into_inner();
+        .map_err(|_| worker_failed(worker, SILENT))?
+        .map_err(|status| worker_failed(worker, status.message()))?;
+    follow(worker, reports.into_inner(), report).await
+}
+
+/// Takes in a worker's reports to their end, as long as they come and tell of progress.
+async fn follow(
+    worker: &v1::WorkerInfo,
+    reports: impl Stream<Item = Result<v1::WarmProgress, Status>>,
+    report: impl Fn(v1::WarmProgress),
+) -> Result<(), MasterError> {
+    let failed = |what: &str| worker_failed(worker, what);
+    let mut reports = std::pin::pin!(reports);
     let mut last = v1::WarmProgress::default();
     let mut since = Instant::now();
-    while let Some(progress) = timeout(REPORT_DEADLINE, reports.message())
+    while let Some(progress) = timeout(REPORT_DEADLINE, reports.next())
         .await
-        .map_err(late)?
-        .map_err(|status| failed(status.message()))?
+        .map_err(|_| failed(SILENT))?
     {
+        let progress = progress.map_err(|status| failed(status.message()))?;
         if progress != last {
             since = Instant::now();
             last.clone_from(&progress);
@@ -231,4 +242,56 @@ async fn warm_on(
         report(progress);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+
+    /// Follows a worker that tells of its bytes at so many seconds each. Gives what was said of it, and the time it took.
+    async fn followed(
+        reports: impl IntoIterator<Item = (u64, u64)>,
+    ) -> (Result<(), String>, Duration) {
+        let reports = stream::iter(reports).then(|(seconds, done_bytes)| async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            Ok(v1::WarmProgress {
+                done_bytes,
+                ..Default::default()
+            })
+        });
+        let started = Instant::now();
+        let worker = v1::WorkerInfo::default();
+        let outcome = follow(&worker, reports, |_| {}).await;
+        (
+            outcome.map_err(|error| error.to_string()),
+            started.elapsed(),
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_reports_without_getting_anywhere_is_given_up_after_half_an_hour() {
+        let stuck = std::iter::repeat((20, 7));
+        let (outcome, took) = followed(stuck).await;
+        let message = outcome.unwrap_err();
+        assert!(message.contains("nowhere"), "{message}");
+        assert!(took > PROGRESS_DEADLINE, "{took:?}");
+        assert!(
+            took <= PROGRESS_DEADLINE + Duration::from_mins(1),
+            "{took:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_worker_has_all_the_time_and_a_silent_one_half_a_minute() {
+        // A block in 25 minutes, for two days.
+        let slow = (0..7200).map(|number| (25, 1 + number / 60));
+        let (outcome, took) = followed(slow).await;
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(took, Duration::from_hours(50));
+        let (outcome, took) = followed([(1, 1), (3600, 2)]).await;
+        assert!(outcome.unwrap_err().contains(SILENT));
+        assert_eq!(took, REPORT_DEADLINE + Duration::from_secs(1));
+    }
 }

@@ -162,6 +162,24 @@ impl<'a> Cluster<'a> {
         );
     }
 
+    /// Waits until both workers have reported twice again to a master that was stopped, which must not have taken one out of
+    /// its map meanwhile: `epoch` is the map's from before.
+    #[track_caller]
+    pub fn keeps_its_workers(&self, epoch: &serde_json::Value) {
+        let heard = || {
+            let master = self.master.as_ref().unwrap();
+            master.metric("weir_master_heartbeats_total", "")
+        };
+        let before = heard();
+        let soon = std::time::Duration::from_secs(30);
+        crate::wait_until("the workers report", soon, || {
+            let status = self.status();
+            assert_eq!(status["epoch"], *epoch, "a worker was thrown out");
+            assert_eq!(status["workers"].as_array().unwrap().len(), 2);
+            heard() >= before + 4.0
+        });
+    }
+
     /// Makes a dataset of the lab's bucket.
     #[track_caller]
     pub fn create_dataset(&self, name: &str) {

@@ -64,11 +64,12 @@ fn master(effort: Effort) -> Outcome {
     let cluster = cluster(&lab);
     let mount = mount_of(&lab, &cluster);
     let times = (effort.of(1, 3), effort.pause());
+    let epoch = cluster.status()["epoch"].clone();
     under_readers(&mount, &files, times, |_| {
         let master = cluster.master.as_ref().unwrap();
         master.signal(Signal::STOP);
         std::thread::sleep(Duration::from_secs(effort.of(3, 20) as u64));
         master.signal(Signal::CONT);
-        cluster.wait_for_workers(2);
+        cluster.keeps_its_workers(&epoch);
     })
 }
