@@ -41,6 +41,12 @@ pub struct WorkerConfig {
 }
 
 impl WorkerConfig {
+    /// Where files may be made that are of use to this process alone.
+    pub(crate) fn scratch_dir(&self) -> Option<PathBuf> {
+        let ssd = self.ssd.first().map(|ssd| ssd.dir.clone());
+        ssd.or_else(|| Some(self.origins_file.as_ref()?.parent()?.to_owned()))
+    }
+
     /// Bytes of the fill budget.
     pub(crate) fn budget(&self) -> u64 {
         self.fill_budget.max(LEAST_FILL_BUDGET).0

@@ -138,15 +138,28 @@ impl Snapshots {
 
     /// The manifest of a snapshot.
     pub async fn get(&self, snapshot: &SnapshotId) -> Result<Arc<Manifest>, SnapshotError> {
+        let manifest = self.get_unkept(snapshot).await?;
+        self.keep(manifest.clone());
+        Ok(manifest)
+    }
+
+    /// The same, for a caller who will not need it again soon.
+    pub(crate) async fn get_unkept(
+        &self,
+        snapshot: &SnapshotId,
+    ) -> Result<Arc<Manifest>, SnapshotError> {
         if let Some(kept) = self.kept.lock().get(snapshot) {
             return Ok(kept);
         }
         let mut master = self.master.clone();
         let fetched =
             fetch_manifest(&mut master, snapshot.dataset.as_str(), snapshot.version).await?;
-        let manifest = Arc::new(fetched);
-        self.kept.lock().keep(manifest.clone());
-        Ok(manifest)
+        Ok(Arc::new(fetched))
+    }
+
+    /// Keeps a manifest for the next who needs it.
+    pub(crate) fn keep(&self, manifest: Arc<Manifest>) {
+        self.kept.lock().keep(manifest);
     }
 
     /// Notes that a job begins to change what is held of a dataset.

@@ -1,6 +1,6 @@
 //! Tells the master which blocks this worker holds: in the background, one snapshot at a time.
 //!
-//! To look a snapshot's blocks up takes a microsecond for each, and its manifest may have to be fetched first. So only
+//! To look a snapshot's blocks up takes up to a microsecond for each, and its manifest may have to be fetched first. So only
 //! snapshots are looked at where something may have changed, those first that are being read or warmed, and all of it
 //! takes a tenth of the time at most, however many datasets there are. What has not changed is not sent again, unless the
 //! master says that it lacks it.
@@ -10,7 +10,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use weir_core::{SnapshotId, WorkerId};
@@ -18,6 +20,7 @@ use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 
 use super::Inventory;
+use super::keys::Tables;
 use crate::snapshots::Snapshots;
 use crate::worker::Worker;
 
@@ -58,6 +61,7 @@ pub(crate) async fn run(
 ) {
     let mut plan = Plan::default();
     let reporter = Reporter {
+        tables: Mutex::new(Tables::new(worker.config().scratch_dir())),
         worker,
         id,
         master,
@@ -107,6 +111,7 @@ struct Reporter {
     id: WorkerId,
     master: MasterClient<Channel>,
     snapshots: Arc<Snapshots>,
+    tables: Mutex<Tables>,
 }
 
 impl Reporter {
@@ -119,6 +124,8 @@ impl Reporter {
 
     /// Forgets what is known of datasets that are gone.
     fn forget_others(&self, wanted: &[SnapshotId]) {
+        let snapshots: HashSet<&SnapshotId> = wanted.iter().collect();
+        self.tables.lock().retain(|id| snapshots.contains(id));
         let wanted: HashSet<&str> = wanted.iter().map(|id| id.dataset.as_str()).collect();
         self.snapshots
             .retain_jobs(|dataset| wanted.contains(dataset.as_str()));
@@ -129,13 +136,7 @@ impl Reporter {
 
     /// Looks a snapshot's blocks up and sends the result, unless it is the one with the digest `known`. Gives its digest.
     async fn report(&self, id: &SnapshotId, known: Option<u64>) -> Result<u64, tonic::Status> {
-        let manifest = self.snapshots.get(id).await;
-        let manifest = manifest.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
-        let worker = self.worker.clone();
-        let look = tokio::task::spawn_blocking(move || Inventory::take(&worker, &manifest));
-        let inventory = look
-            .await
-            .map_err(|error| tonic::Status::aborted(error.to_string()))?;
+        let inventory = self.look(id).await?;
         let metrics = self.worker.metrics();
         metrics.show_cached(id.dataset.as_str(), inventory.bytes);
         let inventory = inventory.to_proto();
@@ -152,6 +153,36 @@ impl Reporter {
         request.set_timeout(DEADLINE);
         self.master.clone().report_inventory(request).await?;
         Ok(digest)
+    }
+
+    /// Looks a snapshot's blocks up: in its table, or else with its manifest, of which a table is made if it is big.
+    async fn look(&self, id: &SnapshotId) -> Result<Inventory, tonic::Status> {
+        let died = |error: JoinError| tonic::Status::aborted(error.to_string());
+        let worker = self.worker.clone();
+        let table = self.tables.lock().get(id);
+        if let Some(table) = table {
+            let snapshot = id.clone();
+            let look = move || Inventory::take_of_table(&worker, snapshot, &table);
+            let looked = tokio::task::spawn_blocking(look).await.map_err(died)?;
+            return looked.map_err(|error| {
+                // It is made again.
+                self.tables.lock().retain(|other| other != id);
+                tonic::Status::aborted(error.to_string())
+            });
+        }
+        let manifest = self.snapshots.get_unkept(id).await;
+        let manifest = manifest.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        let new = self.tables.lock().begin(manifest.summary().blocks);
+        let look = {
+            let manifest = manifest.clone();
+            move || Inventory::take_noting(&worker, &manifest, new)
+        };
+        let (inventory, table) = tokio::task::spawn_blocking(look).await.map_err(died)?;
+        match table {
+            Some(table) => self.tables.lock().keep(id.clone(), table),
+            None => self.snapshots.keep(manifest),
+        }
+        Ok(inventory)
     }
 }
 
