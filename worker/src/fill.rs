@@ -5,13 +5,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use weir_origin::OriginError;
+
+use crate::sync::{AtomicBool, Mutex, Ordering};
 
 /// What even a small block takes: the pieces that came from the network lie in buffers of this size.
 pub(crate) const LEAST_TAKEN: u64 = 128 << 10;
@@ -44,7 +44,7 @@ impl Fill {
             len,
             unwanted: AtomicBool::new(false),
             fetching: AtomicBool::new(false),
-            state: Mutex::default(),
+            state: Mutex::new(State::default()),
         })
     }
 
@@ -108,6 +108,11 @@ impl Fill {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         wake(waiting);
+    }
+
+    /// Whether it has ended with an error.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.state.lock().failed.is_some()
     }
 
     /// The whole block in the pieces that it came in, once it is complete.

@@ -5,8 +5,10 @@
 //! files, paths or the kernel: those are the client's and the mount's.
 
 mod config;
+mod fills;
 mod recent;
 mod ssd;
+mod sync;
 
 pub mod fill;
 pub mod heartbeat;

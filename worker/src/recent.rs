@@ -6,10 +6,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use weir_core::{BLOCK_SIZE, BlockKey};
 
 use crate::fill::{Fill, LEAST_TAKEN};
+use crate::sync::Mutex;
 
 /// Least bytes of blocks: four readers of big files.
 const LEAST: u64 = 4 * BLOCK_SIZE;
@@ -40,7 +40,7 @@ impl Recent {
     pub(crate) fn new(memory: u64) -> Self {
         Self {
             capacity: LEAST.max(memory / SHARE),
-            state: Mutex::default(),
+            state: Mutex::new(State::default()),
         }
     }
 

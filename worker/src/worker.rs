@@ -1,8 +1,7 @@
 //! The worker itself: where a block is looked for, and what happens when it is nowhere.
 //!
 //! Order of a read: memory, a fill under way, one that no tier took a moment ago, SSD, a new fill. Invariant: at any time
-//! at most one fill of a block is under way, and a fill stays findable until its block is readable from a tier (or, when all
-//! refused it, from `recent.rs`).
+//! at most one fill of a block is under way, and a fill stays findable until its block is readable elsewhere (`fills.rs`).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,10 +20,10 @@ use weir_origin::{OriginError, OriginMetrics};
 
 use crate::config::WorkerConfig;
 use crate::fill::Fill;
+use crate::fills::{self, Fills, Keeper};
 use crate::memory::{Checked, MemoryTier};
 use crate::metrics::{EvictionLabels, WorkerMetrics};
 use crate::origins::Origins;
-use crate::recent::Recent;
 use crate::segment::{BlockLocation, Checksums, SegmentError, SegmentStats};
 use crate::ssd::SsdTier;
 
@@ -103,8 +102,7 @@ pub struct Worker {
     config: WorkerConfig,
     memory: MemoryTier,
     ssd: Arc<SsdTier>,
-    fills: Mutex<HashMap<BlockKey, Arc<Fill>>>,
-    recent: Recent,
+    fills: Fills,
     budget: Arc<Semaphore>,
     /// What blocks may take of the budget that nobody waits for yet.
     ahead_budget: Arc<Semaphore>,
@@ -117,6 +115,35 @@ pub struct Worker {
     generation: AtomicU64,
     /// What each store had counted when the metrics were last brought up to date.
     seen_stats: Mutex<HashMap<PathBuf, SegmentStats>>,
+}
+
+/// Bytes that blocks had in the tiers.
+pub(crate) struct Removed {
+    memory: u64,
+    ssd: u64,
+}
+
+impl Keeper for Worker {
+    type Removed = Removed;
+
+    fn fills(&self) -> &Fills {
+        &self.fills
+    }
+
+    fn keeps(&self, key: &BlockKey) -> bool {
+        self.memory.contains(key) || self.ssd.contains(key)
+    }
+
+    fn remove(&self, keys: &[BlockKey]) -> Removed {
+        Removed {
+            memory: keys.iter().map(|key| self.memory.remove(key)).sum(),
+            ssd: self.ssd.remove(keys),
+        }
+    }
+
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Worker {
@@ -136,8 +163,7 @@ impl Worker {
         let worker = Arc::new(Self {
             memory: MemoryTier::new(config.memory.0),
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
-            fills: Mutex::default(),
-            recent: Recent::new(config.memory.0),
+            fills: Fills::new(config.memory.0),
             budget: units(config.budget()),
             ahead_budget: units(config.ahead_budget()),
             origins: Origins::new(config.origins_file.clone(), Arc::new(config.fetch.clone())),
@@ -201,18 +227,8 @@ impl Worker {
 
     /// Whether a tier holds the block, or will as soon as a write has finished.
     pub fn holds(&self, key: &BlockKey) -> bool {
-        let is_complete = |key| {
-            self.fills
-                .lock()
-                .get(key)
-                .is_some_and(|fill| fill.is_complete())
-        };
-        self.is_kept(key) || is_complete(key)
-    }
-
-    /// Whether a tier holds the block.
-    fn is_kept(&self, key: &BlockKey) -> bool {
-        self.memory.contains(key) || self.ssd.contains(key)
+        let is_complete = |fill: Arc<Fill>| fill.is_complete();
+        self.keeps(key) || self.fills.running(key).is_some_and(is_complete)
     }
 
     /// The bytes of `range`, if they can be had without the origin. May block on the disk, but never waits for
@@ -261,9 +277,7 @@ impl Worker {
                 return Some((vec![data.slice(span)], Source::Memory));
             }
         }
-        let filling = self.fills.lock().get(key).cloned();
-        let found = filling.or_else(|| self.recent.get(key));
-        let pieces = found?.try_read(range)?;
+        let pieces = self.fills.find(key)?.try_read(range)?;
         Some((pieces, Source::Memory))
     }
 
@@ -337,8 +351,8 @@ impl Worker {
 
     /// Whether a block is on its way from the origin.
     pub(crate) fn is_fetching(&self, key: &BlockKey) -> bool {
-        let fills = self.fills.lock();
-        fills.get(key).is_some_and(|fill| fill.is_fetching())
+        let running = self.fills.running(key);
+        running.is_some_and(|fill| fill.is_fetching())
     }
 
     /// Checks a block that a client found damaged, and drops it if it is.
@@ -351,18 +365,8 @@ impl Worker {
 
     /// Drops blocks from every tier; gives the bytes that they had.
     pub fn evict(&self, keys: &[BlockKey]) -> u64 {
-        {
-            // Before the tiers, so that what has just reached one of them is found there.
-            let fills = self.fills.lock();
-            keys.iter()
-                .filter_map(|key| fills.get(key))
-                .for_each(|fill| fill.discard());
-        }
-        self.recent.remove(keys);
-        let memory: u64 = keys.iter().map(|key| self.memory.remove(key)).sum();
-        let ssd = self.ssd.remove(keys);
-        self.generation.fetch_add(1, Ordering::Relaxed);
-        for (tier, bytes) in [("memory", memory), ("ssd", ssd)] {
+        let removed = fills::evict(self, keys);
+        for (tier, bytes) in [("memory", removed.memory), ("ssd", removed.ssd)] {
             let labels = EvictionLabels {
                 tier,
                 reason: "request",
@@ -372,7 +376,7 @@ impl Worker {
                 .get_or_create(&labels)
                 .inc_by(bytes);
         }
-        memory + ssd
+        removed.memory + removed.ssd
     }
 
     async fn check_loop(self: Arc<Self>) {

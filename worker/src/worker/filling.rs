@@ -2,7 +2,6 @@
 //! tiers.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
@@ -14,6 +13,7 @@ use weir_origin::OriginError;
 
 use super::{ReadError, Worker};
 use crate::fill::{Fill, LEAST_TAKEN};
+use crate::fills::{self, Keeper, Started};
 use crate::metrics::ResultLabel;
 use crate::segment::{Admission, Pieces};
 use crate::ssd::Write;
@@ -45,33 +45,6 @@ pub enum Ahead {
 /// The work of a fill: resolves when its block is complete and was given to the tiers, or when it has failed.
 pub type Drive = BoxFuture<'static, ()>;
 
-/// A fill that is listed among those under way. Dropped before its end, which happens when a runtime shuts down, it
-/// fails, so that nobody waits for it for ever.
-struct StartedFill {
-    worker: Arc<Worker>,
-    object: Arc<str>,
-    key: BlockKey,
-    fill: Arc<Fill>,
-    ended: bool,
-}
-
-impl StartedFill {
-    fn fail(&mut self, error: OriginError) {
-        self.ended = true;
-        self.fill.fail(error);
-        self.worker.finish_fill(&self.key);
-    }
-}
-
-impl Drop for StartedFill {
-    fn drop(&mut self) {
-        if !self.ended {
-            let interrupted = OriginError::interrupted(&self.object);
-            self.fail(interrupted);
-        }
-    }
-}
-
 impl Worker {
     /// Makes sure that a block is held; gives whether it was fetched for this. A fill that this starts is driven by
     /// the caller, as with [`Self::read_driving`]: to be polled to the end.
@@ -99,7 +72,7 @@ impl Worker {
     pub async fn fill_ahead(self: &Arc<Self>, block: &Block) -> Ahead {
         let key = block.key();
         let refusal = || {
-            if self.is_kept(&key) || self.fills.lock().contains_key(&key) {
+            if self.keeps(&key) || self.fills.running(&key).is_some() {
                 Some(Ahead::Needless)
             } else if self.origins.wants_more(block.origin) && self.has_room() {
                 None
@@ -153,33 +126,22 @@ impl Worker {
         if self.stop.is_cancelled() {
             return Err(ReadError::ShuttingDown);
         }
-        let fill = Fill::new(block.len());
-        {
-            let mut fills = self.fills.lock();
-            if let Some(running) = fills.get(&key) {
-                return Ok((running.clone(), None));
-            }
-            fills.insert(key, fill.clone());
-        }
-        self.metrics.fills_in_flight.inc();
-        let started = StartedFill {
-            worker: self.clone(),
-            object: block.object.key.clone(),
-            key,
-            fill: fill.clone(),
-            ended: false,
+        let started = match fills::start(self, key, block.len(), &block.object.key) {
+            Ok(started) => started,
+            Err(running) => return Ok((running, None)),
         };
+        let fill = started.fill().clone();
         let (worker, block) = (self.clone(), block.clone());
         let drive = async move { worker.run_fill(&block, started).await };
         Ok((fill, Some(self.tasks.track_future(drive).boxed())))
     }
 
-    async fn run_fill(self: Arc<Self>, block: &Block, mut started: StartedFill) {
+    async fn run_fill(self: Arc<Self>, block: &Block, started: Started<Self>) {
         let begun = Instant::now();
         let units = units_of(block, LEAST_TAKEN);
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
-            result = self.fetch_block(block, started.key, &started.fill, units) => result,
+            result = self.fetch_block(block, started.key(), started.fill(), units) => result,
         };
         let labels = ResultLabel {
             result: if result.is_ok() { "ok" } else { "error" },
@@ -190,8 +152,7 @@ impl Worker {
                 self.metrics
                     .fill_duration
                     .observe(begun.elapsed().as_secs_f64());
-                self.keep(started.key, &started.fill, permit).await;
-                started.ended = true;
+                self.keep(started, permit).await;
             }
             Err(error) => {
                 tracing::warn!(%error, block = block.index, object = %block.object.key, "a block could not be fetched");
@@ -238,59 +199,30 @@ impl Worker {
         Ok(Some(permit))
     }
 
-    /// Offers a fetched block to the tiers. The fill stays findable until the SSD tier has it.
-    async fn keep(
-        self: &Arc<Self>,
-        key: BlockKey,
-        fill: &Arc<Fill>,
-        permit: Option<OwnedSemaphorePermit>,
-    ) {
-        let data = fill.complete();
-        let (Some(data), Some(permit)) = (data, permit) else {
-            return self.finish_fill(&key); // it was cached already
+    /// Offers a fetched block to the tiers. The fill is under way until the SSD tier has it.
+    async fn keep(&self, started: Started<Self>, permit: Option<OwnedSemaphorePermit>) {
+        let (Some(data), Some(permit)) = (started.fill().complete(), permit) else {
+            return started.was_held();
         };
+        let key = started.key();
         let mut data = Pieces::new(data);
-        if !fill.is_discarded() && self.memory.capacity() > 0 {
+        if !started.fill().is_discarded() && self.memory.capacity() > 0 {
             let sums = data.checksums();
             self.memory.insert(key, data.bytes(), sums);
         }
-        let (worker, kept) = (self.clone(), fill.clone());
+        let refused = self.metrics.refused.clone();
         let write = Write {
             key,
             data,
             done: Box::new(move |outcome| {
                 if matches!(outcome, Ok(Admission::Full)) {
-                    worker.metrics.refused.inc();
+                    refused.inc();
                 }
-                worker.settle(&key, &kept);
+                drop(started);
                 drop(permit);
             }),
         };
-        if self.ssd.write(write).await.is_err() {
-            self.settle(&key, fill); // no SSD tier, or it is closing
-        }
-    }
-
-    /// Ends a fill whose block the tiers were offered. One that none of them took stays readable for a moment; one that
-    /// was evicted meanwhile is taken from them again.
-    fn settle(&self, key: &BlockKey, fill: &Arc<Fill>) {
-        if !self.is_kept(key) {
-            self.recent.put(*key, fill);
-        }
-        self.finish_fill(key);
-        if fill.is_discarded() {
-            self.recent.remove(&[*key]);
-            self.memory.remove(key);
-            if self.ssd.contains(key) {
-                self.ssd.remove(&[*key]);
-            }
-        }
-    }
-
-    fn finish_fill(&self, key: &BlockKey) {
-        self.generation.fetch_add(1, Ordering::Relaxed);
-        if self.fills.lock().remove(key).is_some() {
-            self.metrics.fills_in_flight.dec();
-        }
+        // Without an SSD tier, or while it closes, the fill ends with the write that is given back.
+        drop(self.ssd.write(write).await);
     }
 }

@@ -42,6 +42,7 @@ impl Worker {
                 .get_or_create(&labels)
                 .set(blocks as i64);
         }
+        self.metrics.fills_in_flight.set(self.fills.len() as i64);
         self.count_store_events();
     }
 
