@@ -68,7 +68,9 @@ impl From<MasterError> for Status {
                 "access_denied" | "credentials_expired" => Code::PermissionDenied,
                 "bucket_missing" | "not_found" => Code::NotFound,
                 "config" => Code::InvalidArgument,
-                "refused" | "untrusted" | "unsupported" | "malformed" => Code::FailedPrecondition,
+                "refused" | "untrusted" | "unsupported" | "malformed" | "no_such_host" => {
+                    Code::FailedPrecondition
+                }
                 _ => Code::Unavailable,
             },
         };

@@ -140,6 +140,17 @@ pub enum OriginError {
         /// What the check of the certificate found.
         detail: String,
     },
+    /// The name servers say that there is no such host. Passes where the origin has answered before: the names of
+    /// services come and go with them.
+    #[error(
+        "origin {target}: there is no host {host:?}; check --endpoint, --region and --addressing, and the name servers of this machine"
+    )]
+    NoSuchHost {
+        /// The bucket or object.
+        target: Arc<str>,
+        /// The name that was looked up.
+        host: Arc<str>,
+    },
     /// This process may not open another file or connection. Passes.
     #[error(
         "origin {target}: this process has no file descriptor left for a connection ({detail}); raise its limit (`ulimit -n`, LimitNOFILE= of a service)"
@@ -188,7 +199,7 @@ pub enum OriginError {
 
 impl OriginError {
     /// Every value of [`kind`](Self::kind).
-    pub(crate) const KINDS: [&'static str; 18] = [
+    pub(crate) const KINDS: [&'static str; 19] = [
         "config",
         "access_denied",
         "credentials_expired",
@@ -203,18 +214,20 @@ impl OriginError {
         "unsupported",
         "refused",
         "untrusted",
+        "no_such_host",
         "no_descriptors",
         "out_of_range",
         "interrupted",
         "unknown",
     ];
     /// Kinds of errors that may pass.
-    pub(crate) const RETRYABLE_KINDS: [&'static str; 6] = [
+    pub(crate) const RETRYABLE_KINDS: [&'static str; 7] = [
         "corrupt",
         "malformed",
         "throttled",
         "unavailable",
         "timeout",
+        "no_such_host",
         "no_descriptors",
     ];
 
@@ -245,7 +258,10 @@ impl OriginError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Throttled { .. } | Self::Unavailable { .. } | Self::Timeout { .. }
+            Self::Throttled { .. }
+                | Self::Unavailable { .. }
+                | Self::Timeout { .. }
+                | Self::NoSuchHost { .. }
         ) || self.passes_soon_or_never()
     }
 
@@ -255,6 +271,11 @@ impl OriginError {
             self,
             Self::Corrupt { .. } | Self::Malformed { .. } | Self::NoDescriptors { .. }
         )
+    }
+
+    /// Whether it is final as long as the origin has never answered: its address is wrong then.
+    pub(crate) fn is_final_at_first(&self) -> bool {
+        matches!(self, Self::NoSuchHost { .. })
     }
 
     /// The kind of error, as a label of metrics.
@@ -274,6 +295,7 @@ impl OriginError {
             Self::Unsupported { .. } => "unsupported",
             Self::Refused { .. } => "refused",
             Self::Untrusted { .. } => "untrusted",
+            Self::NoSuchHost { .. } => "no_such_host",
             Self::NoDescriptors { .. } => "no_descriptors",
             Self::OutOfRange { .. } => "out_of_range",
             Self::Interrupted { .. } => "interrupted",

@@ -18,6 +18,7 @@ pub(crate) mod profile;
 mod redirect;
 mod refusal;
 mod request;
+mod scheme;
 #[cfg(test)]
 mod tests;
 mod time;

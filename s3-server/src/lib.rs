@@ -13,5 +13,5 @@ mod service;
 
 pub use bucket::{Bucket, Version};
 pub use fault::{Fault, Faults, Rule, Target};
-pub use server::{Config, S3Server};
+pub use server::{Config, Identity, S3Server};
 pub use service::Stats;

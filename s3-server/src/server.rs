@@ -17,8 +17,13 @@ use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
 use s3s::host::SingleDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use crate::body::faulty;
 use crate::bucket::Bucket;
@@ -33,6 +38,29 @@ pub struct Config {
     pub credentials: Option<(String, String)>,
     /// Domain of virtual-hosted requests. Without it all are path-style.
     pub domain: Option<String>,
+    /// What it shows to clients, which must speak TLS then.
+    pub identity: Option<Identity>,
+}
+
+/// A certificate and its key, in DER.
+pub struct Identity {
+    /// The certificate.
+    pub certificate: Vec<u8>,
+    /// Its private key, as PKCS #8.
+    pub key: Vec<u8>,
+}
+
+impl Identity {
+    fn acceptor(self) -> io::Result<TlsAcceptor> {
+        let key = PrivatePkcs8KeyDer::from(self.key).into();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_no_client_auth()
+            .with_single_cert(vec![self.certificate.into()], key)
+            .map_err(io::Error::other)?;
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
 }
 
 impl Default for Config {
@@ -41,6 +69,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             credentials: None,
             domain: None,
+            identity: None,
         }
     }
 }
@@ -58,6 +87,7 @@ struct Shared {
     faults: Faults,
     stats: Arc<Stats>,
     service: S3Service,
+    tls: Option<TlsAcceptor>,
 }
 
 type Answer = Response<Either<s3s::Body, UnsyncBoxBody<Bytes, io::Error>>>;
@@ -82,6 +112,7 @@ impl S3Server {
             faults: Faults::default(),
             stats,
             service: builder.build(),
+            tls: config.identity.map(Identity::acceptor).transpose()?,
         });
         let listener = StdListener::bind(config.listen)?;
         listener.set_nonblocking(true)?;
@@ -105,7 +136,12 @@ impl S3Server {
 
     /// Its URL.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.shared.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", self.address)
     }
 
     /// Where it listens.
@@ -172,6 +208,20 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
         return;
     };
     let socket = Arc::new(socket);
+    match shared.tls.clone() {
+        None => serve(stream, shared, socket).await,
+        Some(tls) => {
+            if let Ok(stream) = tls.accept(stream).await {
+                serve(stream, shared, socket).await;
+            }
+        }
+    }
+}
+
+async fn serve<S>(stream: S, shared: Arc<Shared>, socket: Arc<OwnedFd>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request| answer(request, shared.clone(), socket.clone()));
     // A client that goes away is no error of ours.
     let _ = hyper::server::conn::http1::Builder::new()

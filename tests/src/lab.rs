@@ -20,7 +20,7 @@ const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 /// A directory, an S3 server, and an environment that knows nothing of the machine's own settings.
 pub struct Lab {
     dir: TempDir,
-    /// The S3 server; open to everybody.
+    /// The S3 server; open to everybody, if nothing else was said.
     pub s3: S3Server,
     binary: PathBuf,
     env: Vec<(String, String)>,
@@ -56,7 +56,12 @@ impl Outcome {
 impl Lab {
     /// A world with an empty bucket.
     pub fn new() -> Self {
-        let s3 = S3Server::start(Config::default()).unwrap();
+        Self::with(Config::default())
+    }
+
+    /// The same, with an S3 server that is set up so.
+    pub fn with(config: Config) -> Self {
+        let s3 = S3Server::start(config).unwrap();
         s3.edit(BUCKET, |_| ());
         Self {
             dir: tempfile::Builder::new().prefix("weir-").tempdir().unwrap(),

@@ -3,6 +3,7 @@
 //! Everything that a test starts is ended by its guard, by process id, also when the test fails.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
+mod authority;
 mod cluster;
 mod data;
 mod lab;
@@ -11,6 +12,7 @@ mod mount;
 mod process;
 mod readers;
 
+pub use authority::Authority;
 pub use cluster::Cluster;
 pub use data::{content, write_tree};
 pub use lab::{BUCKET, Lab, Outcome};

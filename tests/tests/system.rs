@@ -22,6 +22,7 @@ mod system {
     pub(crate) mod reading;
     pub(crate) mod restarts;
     pub(crate) mod silence;
+    pub(crate) mod tls;
 }
 
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         ("crash", system::crash::CASES),
         ("restarts", system::restarts::CASES),
         ("faults", system::faults::CASES),
+        ("tls", system::tls::CASES),
         ("damage", system::damage::CASES),
         ("cluster", system::cluster::CASES),
         ("silence", system::silence::CASES),

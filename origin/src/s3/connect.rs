@@ -30,8 +30,8 @@ const RECORD: u64 = 20 << 10;
 
 /// Opens connections as the environment says (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`).
 pub(super) struct Connector {
-    tcp: HttpConnector<Names>,
-    tls: ClientConfig,
+    pub(super) tcp: HttpConnector<Names>,
+    pub(super) tls: ClientConfig,
     proxies: Matcher,
 }
 
@@ -63,6 +63,11 @@ impl Connector {
             return None;
         }
         self.proxies.intercept(uri)
+    }
+
+    /// Whether requests to `uri` go through a proxy.
+    pub(super) fn uses_proxy(&self, uri: &Uri) -> bool {
+        self.proxies.intercept(uri).is_some()
     }
 
     /// Opens a connection for requests to `uri`.

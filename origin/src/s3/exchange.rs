@@ -115,6 +115,11 @@ impl Http {
         }
     }
 
+    /// Whether a service that has not answered well may be asked with TLS alone, or without it alone, other than `uri` says.
+    pub(super) async fn speaks_otherwise(&self, uri: &Uri) -> bool {
+        self.connector.speaks_otherwise(uri).await
+    }
+
     fn request(&self, uri: &Uri, headers: HeaderMap) -> Result<Request<Empty<Bytes>>, HttpError> {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = Method::GET;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::connect::ProxyUnusable;
 use super::exchange::CONNECT_DEADLINE;
+use super::names::NoSuchHost;
 use crate::error::OriginError;
 
 /// Why an exchange failed.
@@ -34,6 +35,10 @@ impl HttpError {
     /// What it means for the caller. Most errors of a connection pass.
     pub(super) fn explain(self, target: Arc<str>) -> OriginError {
         let detail = self.to_string();
+        if let Some(NoSuchHost(host)) = self.source_of() {
+            let host = host.clone();
+            return OriginError::NoSuchHost { target, host };
+        }
         match self.cause() {
             Cause::Descriptors => OriginError::NoDescriptors { target, detail },
             Cause::Certificate => OriginError::Untrusted { target, detail },
@@ -52,34 +57,56 @@ impl HttpError {
         }
     }
 
+    /// Whether a service may fail so that speaks with TLS where its address does not say so, or the other way round.
+    pub(super) fn may_be_another_scheme(&self) -> bool {
+        match self {
+            Self::Exchange(_) | Self::Closed => true,
+            Self::Connect(_) => self.cause() == Cause::Other,
+            _ => false,
+        }
+    }
+
     pub(super) fn cause(&self) -> Cause {
         match self {
             Self::Exchange(error) if error.is_parse() => return Cause::Answer,
             Self::TooLong(_) => return Cause::Answer,
             _ => {}
         }
-        let mut next: Option<&(dyn std::error::Error + 'static)> = match self {
-            Self::Connect(error) => Some(error.as_ref()),
+        let mut causes = self.chain().map(|error| {
+            if error.is::<ProxyUnusable>() {
+                Cause::Proxy
+            } else if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+                of_tls(tls)
+            } else if let Some(system) = error.downcast_ref::<io::Error>() {
+                of_system(system)
+            } else {
+                Cause::Other
+            }
+        });
+        causes
+            .find(|cause| *cause != Cause::Other)
+            .unwrap_or(Cause::Other)
+    }
+
+    /// The error of type `E` that it comes from, if there is one.
+    pub(super) fn source_of<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        self.chain().find_map(|error| error.downcast_ref())
+    }
+
+    /// The errors that it comes from, from the outermost on.
+    fn chain(&self) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+        let first = match self {
+            Self::Connect(error) => Some(&**error as &(dyn std::error::Error + 'static)),
             other => std::error::Error::source(other),
         };
-        while let Some(error) = next {
+        std::iter::successors(first, |error| {
             let system = error.downcast_ref::<io::Error>();
-            let cause = match (error.downcast_ref(), system) {
-                _ if error.is::<ProxyUnusable>() => Cause::Proxy,
-                (Some(tls), _) => of_tls(tls),
-                (None, Some(system)) => of_system(system),
-                (None, None) => Cause::Other,
-            };
-            if cause != Cause::Other {
-                return cause;
-            }
             // The source of a system's error is that of the error within, which may be another of its kind.
-            next = match system.and_then(io::Error::get_ref) {
+            match system.and_then(io::Error::get_ref) {
                 Some(within) => Some(within),
                 None => error.source(),
-            };
-        }
-        Cause::Other
+            }
+        })
     }
 }
 

@@ -171,7 +171,8 @@ impl Walk<'_> {
                     after: PAGE_DEADLINE,
                 },
             };
-            if !error.is_retryable() {
+            let is_final = error.is_final_at_first() && !self.client.has_answered();
+            if is_final || !error.is_retryable() {
                 return Err(error);
             }
             attempts += 1;

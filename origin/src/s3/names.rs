@@ -2,7 +2,7 @@
 //!
 //! The system's resolver has none: with a name server that is silent it takes half a minute, on a thread of its own.
 //! Here one lookup of a name is under way at a time, however many connections wait for it, and where the name was
-//! known before, those addresses do after a moment.
+//! known before, those addresses do after a moment. That there is no such name is told apart from all other failures.
 
 use std::collections::HashMap;
 use std::io;
@@ -42,12 +42,37 @@ struct Entry {
     flight: Option<Flight>,
 }
 
+/// What glibc and musl say of a name that does not exist, or has no address (EAI_NONAME, EAI_NODATA). Rust gives the
+/// words alone, and sets no locale that would translate them. That a name server cannot answer is said otherwise.
+const MISSING: [&str; 4] = [
+    "Name or service not known",
+    "No address associated with hostname",
+    "Name does not resolve",
+    "Name has no usable address",
+];
+
+/// The name servers know no such host.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no host {0:?}")]
+pub(super) struct NoSuchHost(pub(super) Arc<str>);
+
 /// Why a name was not found, for all who asked.
 #[derive(Clone)]
 struct Failed {
     kind: io::ErrorKind,
     code: Option<i32>,
     text: String,
+}
+
+impl Failed {
+    /// The error of a lookup of `name`.
+    fn explain(self, name: &str) -> io::Error {
+        if MISSING.iter().any(|words| self.text.ends_with(words)) {
+            io::Error::new(io::ErrorKind::NotFound, NoSuchHost(name.into()))
+        } else {
+            self.into()
+        }
+    }
 }
 
 impl From<io::Error> for Failed {
@@ -90,7 +115,7 @@ impl Names {
                 io::Error::new(io::ErrorKind::TimedOut, text)
             };
             let found = timeout(DEADLINE, flight).await.map_err(|_| late())?;
-            return Ok(found?);
+            return found.map_err(|failed| failed.explain(&name));
         };
         if let Ok(Ok(found)) = timeout(KNOWN_DEADLINE, flight).await {
             return Ok(found);
@@ -222,6 +247,35 @@ mod tests {
         names.resolve("host".to_owned()).await.unwrap();
         answer.send(Err(io::Error::other("no such name"))).unwrap();
         assert_eq!(names.resolve("host".to_owned()).await.unwrap(), address(1));
+    }
+
+    #[tokio::test]
+    async fn that_there_is_no_such_name_is_told_from_what_passes() {
+        let resolve = async |said: &'static str| {
+            let names = Names::new(move |_| Err(io::Error::other(said)));
+            let error = names.resolve("host".to_owned()).await.unwrap_err();
+            error
+                .get_ref()
+                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<NoSuchHost>)
+        };
+        let said = "failed to lookup address information: ";
+        for (words, missing) in [
+            ("Name or service not known", true),
+            ("No address associated with hostname", true),
+            ("Name does not resolve", true),
+            ("Temporary failure in name resolution", false),
+            ("Try again", false),
+        ] {
+            assert_eq!(
+                resolve(format!("{said}{words}").leak()).await,
+                missing,
+                "{words}"
+            );
+        }
+        // No name server needs to be asked: a part of a name has 63 characters at most.
+        let name = format!("{}.example", "x".repeat(64));
+        let error = Names::of_system().resolve(name).await.unwrap_err();
+        assert!(error.to_string().contains("there is no host"), "{error}");
     }
 
     #[tokio::test]

@@ -92,6 +92,11 @@ impl Refusal {
         }
     }
 
+    /// Whether the answer has an error document of S3.
+    pub(super) fn has_code(&self) -> bool {
+        !self.code.is_empty()
+    }
+
     /// The region that the service names for the bucket.
     pub(super) fn region(&self) -> Option<&str> {
         self.region.as_deref()

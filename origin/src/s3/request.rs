@@ -1,14 +1,16 @@
 //! One signed request to a bucket.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use object_store::aws::{AwsAuthorizer, AwsCredential};
 use object_store::client::{HttpRequest, HttpRequestBody};
 use parking_lot::RwLock;
 
 use super::credentials::{Credentials, Settings};
 use super::exchange::{Answer, Http};
+use super::failure::HttpError;
 use super::redirect;
 use super::refusal::Refusal;
 use crate::error::OriginError;
@@ -30,6 +32,8 @@ pub(super) struct Client {
     region: RwLock<String>,
     /// `None` when requests are not signed.
     credentials: Option<Credentials>,
+    /// A request has succeeded: its address is right.
+    answered: AtomicBool,
 }
 
 impl std::fmt::Debug for Client {
@@ -77,6 +81,7 @@ impl Client {
             bucket: bucket.to_owned(),
             region: RwLock::new(region),
             credentials,
+            answered: AtomicBool::new(false),
         })
     }
 
@@ -88,6 +93,11 @@ impl Client {
     /// The bucket as it is named in messages.
     pub(super) fn bucket_url(&self) -> &str {
         &self.name
+    }
+
+    /// Whether a request has ever succeeded.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// GETs an object (or the bucket itself) and gives the answer if it is a success. Corrects the region and loads
@@ -113,13 +123,28 @@ impl Client {
                 None => None,
             };
             let signer = credential.as_deref();
-            let response = self
+            let response = match self
                 .send(uri.clone(), headers.clone(), signer, &target)
-                .await?;
+                .await?
+            {
+                Ok(response) => response,
+                Err(error) => {
+                    if key.is_none() && error.may_be_another_scheme() {
+                        self.check_scheme(&uri).await?;
+                    }
+                    return Err(error.explain(target()));
+                }
+            };
             if response.status.is_success() {
+                if !self.has_answered() {
+                    self.answered.store(true, Ordering::Relaxed);
+                }
                 return Ok(response);
             }
             let refusal = Refusal::read(response).await;
+            if key.is_none() && refusal.status == StatusCode::BAD_REQUEST && !refusal.has_code() {
+                self.check_scheme(&uri).await?;
+            }
             if let Some(region) = refusal.region()
                 && !corrected
                 && *self.region.read() != region
@@ -180,7 +205,7 @@ impl Client {
         headers: HeaderMap,
         credential: Option<&AwsCredential>,
         target: &impl Fn() -> Arc<str>,
-    ) -> Result<Answer, OriginError> {
+    ) -> Result<Result<Answer, HttpError>, OriginError> {
         let mut request = HttpRequest::new(HttpRequestBody::empty());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri;
@@ -196,8 +221,24 @@ impl Client {
         // Not signed, since there are services and proxies that change it. The bytes wanted are those that are stored.
         let identity = HeaderValue::from_static("identity");
         head.headers.insert(header::ACCEPT_ENCODING, identity);
-        let answer = self.http.get(&head.uri, head.headers).await;
-        answer.map_err(|error| error.explain(target()))
+        Ok(self.http.get(&head.uri, head.headers).await)
+    }
+
+    /// Refuses an address whose scheme is not the service's, as long as nothing has shown that it is right.
+    async fn check_scheme(&self, uri: &Uri) -> Result<(), OriginError> {
+        if self.has_answered() || !self.http.speaks_otherwise(uri).await {
+            return Ok(());
+        }
+        let host = uri.authority().map_or("", |authority| authority.as_str());
+        let (is, right) = match uri.scheme_str() {
+            Some("https") => ("does not speak TLS", "http"),
+            _ => ("speaks TLS", "https"),
+        };
+        Err(OriginError::Refused {
+            target: self.name.clone(),
+            problem: format!("the service at {host} {is}"),
+            remedy: format!("give its address as --endpoint {right}://…"),
+        })
     }
 
     /// AWS names the region in the host, so a corrected region changes the address.

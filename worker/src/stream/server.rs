@@ -437,6 +437,7 @@ fn depends_on_the_worker(error: &OriginError) -> bool {
         "credentials_expired",
         "config",
         "untrusted",
+        "no_such_host",
         "no_descriptors",
     ]
     .contains(&error.kind())
