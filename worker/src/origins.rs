@@ -18,7 +18,7 @@ use weir_origin::{FetchPolicy, Origin, OriginError, OriginSpec, Pace};
 /// Longest wait for the master to name an origin that a block request names, and how long it stays unknown after.
 const LEARN_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Unknown origins that are remembered: callers may name any.
+/// Unknown origins that are waited for or remembered: callers may name any.
 const MAX_UNKNOWN: usize = 1024;
 
 /// An origin that is open.
@@ -45,7 +45,7 @@ pub struct Origins {
     wanted: Notify,
     /// The master was asked.
     learned: Notify,
-    /// Origins that the master did not name either, and until when that counts.
+    /// Origins that are not in the table, and when the first asked for them.
     unknown: Mutex<HashMap<OriginId, Instant>>,
     /// Where origins are opened. What they do in the background must go on, and a thread that answers the kernel has
     /// a runtime of its own that stands still between two reads.
@@ -130,37 +130,32 @@ impl Origins {
     }
 
     /// As [`get`](Self::get), but a dataset may be so new that the master's next answer names its origin: waits for
-    /// that a moment.
+    /// that a moment, which all who ask for the origin share.
     pub(crate) async fn get_or_learn(
         &self,
         id: OriginId,
     ) -> Option<Result<OpenOrigin, OriginError>> {
-        let until = Instant::now() + LEARN_DEADLINE;
         loop {
             let mut learned = std::pin::pin!(self.learned.notified());
             learned.as_mut().enable(); // before the look, so that nothing is missed
             if let Some(found) = self.get(id).await {
                 return Some(found);
             }
-            {
-                let mut unknown = self.unknown.lock();
-                unknown.retain(|_, until| *until > Instant::now());
-                if unknown.contains_key(&id) {
-                    return None;
-                }
-            }
+            let until = self.learn_until(id, Instant::now())?;
             self.wanted.notify_one();
-            if tokio::time::timeout_at(until.into(), learned)
-                .await
-                .is_err()
-            {
-                let mut unknown = self.unknown.lock();
-                if unknown.len() < MAX_UNKNOWN {
-                    unknown.insert(id, Instant::now() + LEARN_DEADLINE);
-                }
-                return None;
-            }
+            tokio::time::timeout_at(until.into(), learned).await.ok()?;
         }
+    }
+
+    /// Until when the master's answer is waited for. `None` when it was waited for in vain, or when too many are.
+    fn learn_until(&self, id: OriginId, now: Instant) -> Option<Instant> {
+        let mut unknown = self.unknown.lock();
+        unknown.retain(|_, asked| now < *asked + 2 * LEARN_DEADLINE);
+        if unknown.len() >= MAX_UNKNOWN && !unknown.contains_key(&id) {
+            return None;
+        }
+        let until = *unknown.entry(id).or_insert(now) + LEARN_DEADLINE;
+        (now < until).then_some(until)
     }
 
     fn replace(&self, specs: Vec<OriginSpec>) -> bool {
@@ -351,6 +346,26 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &same), "it was not opened anew");
         origins.add(spec("s3://bucket", None));
         assert_eq!(budget().await.0, 30);
+    }
+
+    #[tokio::test]
+    async fn an_unknown_origin_is_waited_for_once_and_no_more_than_a_thousand_are() {
+        let origins = Origins::new(None, Arc::default());
+        let id = |n: usize| OriginSpec::parse(&format!("s3://b{n}")).unwrap().id();
+        let start = Instant::now();
+        let after = |millis: u64| start + Duration::from_millis(millis);
+        let end = Some(after(3000));
+        // All who come meanwhile wait to the same moment, and those who come after it do not wait.
+        for (now, until) in [(0, end), (10, end), (2900, end), (3000, None), (5900, None)] {
+            assert_eq!(origins.learn_until(id(0), after(now)), until, "{now}");
+        }
+        assert_eq!(origins.learn_until(id(0), after(6000)), Some(after(9000)));
+        let waited_for = (0..2 * MAX_UNKNOWN).filter(|n| {
+            let until = origins.learn_until(id(*n), after(6000));
+            until.is_some()
+        });
+        assert_eq!(waited_for.count(), MAX_UNKNOWN);
+        assert_eq!(origins.unknown.lock().len(), MAX_UNKNOWN);
     }
 
     #[tokio::test]
