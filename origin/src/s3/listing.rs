@@ -10,6 +10,7 @@ mod document;
 mod encoding;
 #[cfg(test)]
 mod fuzz;
+mod seen;
 #[cfg(test)]
 mod tests;
 

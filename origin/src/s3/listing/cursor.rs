@@ -3,11 +3,13 @@
 //! The way on is a token, or a marker where the service knows the first version of the API only. Invariant: the walk
 //! ends. A service that leads in a circle is found out with the memory of one page (Brent, "An improved Monte Carlo
 //! factorization algorithm", 1980): it is renewed after 1, 2, 4, … pages, so it lies in the circle before long.
-//! Pages of one token need not be in order: not every service sorts its keys.
+//! Pages of one token need not be in order: not every service sorts its keys. One that leads back to earlier keys by
+//! other pages is found out by those ([`Seen`]).
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::super::request::encode_query;
+use super::seen::{self, Seen};
 
 /// Pages without a key in a row. Services skip deleted objects page by page.
 const MAX_EMPTY: u32 = 10_000;
@@ -34,6 +36,7 @@ pub(super) struct Cursor {
     way: Option<Way>,
     empty: u32,
     kept: Kept,
+    seen: Seen,
 }
 
 /// One page of those before.
@@ -56,6 +59,7 @@ impl Cursor {
                 age: 0,
                 limit: 1,
             },
+            seen: Seen::new(),
         }
     }
 
@@ -94,10 +98,13 @@ impl Cursor {
     ) -> Result<(), &'static str> {
         let mut hasher = DefaultHasher::new();
         let mut any = false;
-        for key in keys {
-            key.hash(&mut hasher);
+        let hashes = keys.into_iter().map(|key| {
+            let hash = seen::hash(key);
+            hash.hash(&mut hasher);
             any = true;
-        }
+            hash
+        });
+        let advances = self.seen.advances(hashes);
         let keys = any.then(|| hasher.finish());
         let way = match next {
             Next {
@@ -126,8 +133,8 @@ impl Cursor {
         if way == kept.way || Some(&way) == self.way.as_ref() {
             return Err("a continuation token comes again");
         }
-        if any && keys == kept.keys {
-            return Err("its pages do not advance: the keys of an earlier page come again");
+        if !advances || any && keys == kept.keys {
+            return Err("its pages do not advance: keys of earlier pages come again");
         }
         kept.age += 1;
         if kept.age == kept.limit {
@@ -240,6 +247,22 @@ mod tests {
             let keys = keys.iter().map(|key| key.as_bytes());
             cursor.advance(keys, token(&step.to_string())).unwrap();
         }
+    }
+
+    #[test]
+    fn keys_that_come_again_on_other_pages_behind_other_tokens_end_the_walk() {
+        let mut cursor = Cursor::new();
+        let ended = (0..1000_usize).find_map(|step| {
+            let keys: Vec<_> = (3 * step..3 * step + 3)
+                .map(|key| (key % 500).to_string())
+                .collect();
+            let keys = keys.iter().map(String::as_bytes);
+            let error = cursor.advance(keys, token(&step.to_string())).err();
+            error.map(|error| (step, error))
+        });
+        let (step, error) = ended.unwrap();
+        assert!((500 / 3..1000 / 3).contains(&step), "{step}");
+        assert!(error.contains("keys of earlier pages"), "{error}");
     }
 
     #[test]
