@@ -10,6 +10,8 @@ use rand::Rng;
 pub enum Fault {
     /// This status with an S3 error document (`InternalError`, `SlowDown`, `AccessDenied`…).
     Status(u16, &'static str),
+    /// The object was stored with a key of the customer's own (SSE-C), without which it is refused.
+    WantsKey,
     /// The connection is reset instead of an answer.
     Reset,
     /// The answer begins this much later.

@@ -8,6 +8,7 @@ mod body;
 mod bucket;
 mod fault;
 mod generated;
+mod keys;
 mod server;
 mod service;
 

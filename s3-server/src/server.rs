@@ -14,7 +14,6 @@ use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use s3s::auth::SimpleAuth;
 use s3s::host::SingleDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,6 +27,7 @@ use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 use crate::body::faulty;
 use crate::bucket::Bucket;
 use crate::fault::{Fault, Faults};
+use crate::keys::Keys;
 use crate::service::{Buckets, Service, Stats};
 
 /// How a server is set up.
@@ -87,6 +87,7 @@ struct Shared {
     faults: Faults,
     stats: Arc<Stats>,
     service: S3Service,
+    keys: Option<Keys>,
     tls: Option<TlsAcceptor>,
 }
 
@@ -101,8 +102,11 @@ impl S3Server {
             buckets: buckets.clone(),
             stats: stats.clone(),
         });
-        if let Some((key, secret)) = config.credentials {
-            builder.set_auth(SimpleAuth::from_single(key, secret));
+        let keys = config
+            .credentials
+            .map(|(key, secret)| Keys::new(key, secret));
+        if let Some(keys) = keys.clone() {
+            builder.set_auth(keys);
         }
         if let Some(domain) = config.domain {
             builder.set_host(SingleDomain::new(&domain).map_err(io::Error::other)?);
@@ -112,6 +116,7 @@ impl S3Server {
             faults: Faults::default(),
             stats,
             service: builder.build(),
+            keys,
             tls: config.identity.map(Identity::acceptor).transpose()?,
         });
         let listener = StdListener::bind(config.listen)?;
@@ -168,6 +173,13 @@ impl S3Server {
                 .entry(name.to_owned())
                 .or_default(),
         )
+    }
+
+    /// Makes these the valid keys of a server that has some; those before them have expired.
+    pub fn replace_keys(&self, key: &str, secret: &str) {
+        if let Some(keys) = &self.shared.keys {
+            keys.replace(key, secret);
+        }
     }
 
     /// What goes wrong.
@@ -242,7 +254,8 @@ async fn answer(
     shared.stats.count(list);
     let fault = shared.faults.choose(list, request.uri().path());
     match &fault {
-        Some(Fault::Status(status, code)) => return Ok(refusal(*status, code)),
+        Some(Fault::Status(status, code)) => return Ok(refusal(*status, code, "on request")),
+        Some(Fault::WantsKey) => return Ok(refusal(400, "InvalidRequest", WANTS_KEY)),
         Some(Fault::Reset) => {
             // Closing sends a reset instead of the end of the stream.
             rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
@@ -290,9 +303,12 @@ fn bend(headers: &mut HeaderMap, fault: &Fault) {
     }
 }
 
-fn refusal(status: u16, code: &str) -> Answer {
+/// What S3 says of an object with a customer's key.
+const WANTS_KEY: &str = "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to retrieve the object.";
+
+fn refusal(status: u16, code: &str, message: &str) -> Answer {
     let document = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>on request</Message></Error>"
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     );
     // In chunks, without a length, as S3 sends its errors.
     let frames = stream::iter([Ok(Frame::data(Bytes::from(document)))]);

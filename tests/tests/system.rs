@@ -6,6 +6,7 @@
 mod system {
     pub(crate) mod cluster;
     pub(crate) mod crash;
+    pub(crate) mod credentials;
     pub(crate) mod damage;
     pub(crate) mod docs;
     pub(crate) mod embedded;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         ("restarts", system::restarts::CASES),
         ("faults", system::faults::CASES),
         ("tls", system::tls::CASES),
+        ("credentials", system::credentials::CASES),
         ("damage", system::damage::CASES),
         ("cluster", system::cluster::CASES),
         ("silence", system::silence::CASES),

@@ -25,7 +25,7 @@ use crate::error::OriginError;
 const SERVICE_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest time that loading may take: a program's deadline, and some for reading files.
 const LOAD_DEADLINE: Duration = Duration::from_secs(20);
-/// How long a failure counts for those who come after.
+/// How long a failure, and that no other keys were found, counts for those who come after.
 const FAILED_FOR: Duration = Duration::from_secs(2);
 /// Keys are renewed so long before they expire, but not before half their life is over.
 const RENEW_BEFORE: Duration = Duration::from_mins(5);
@@ -63,6 +63,7 @@ pub(super) struct Credentials {
 
 struct Inner {
     settings: Settings,
+    find: Box<Find>,
     /// Where loading happens: a service's client keeps connections, which belong to one runtime.
     home: Handle,
     state: Mutex<State>,
@@ -74,8 +75,12 @@ struct State {
     /// Loading under way.
     flight: Option<Flight>,
     failed: Option<(Instant, OriginError)>,
+    /// When keys that the origin had refused were found again.
+    no_others: Option<Instant>,
 }
 
+/// Finds out where keys come from.
+type Find = dyn Fn(&Settings) -> Result<Source, OriginError> + Send + Sync;
 type Outcome = Result<Arc<AwsCredential>, OriginError>;
 type Flight = Shared<BoxFuture<'static, Outcome>>;
 
@@ -90,24 +95,28 @@ impl Credentials {
     /// Finds out where keys come from, without waiting for them. Fails on a profile that makes no sense. Call inside
     /// the process's own runtime.
     pub(super) fn find(settings: Settings) -> Result<Self, OriginError> {
-        let source = Source::find(&settings, &Environment::of_process())?;
-        Ok(Self::of(settings, source))
+        Self::of(
+            settings,
+            Box::new(|settings| Source::find(settings, &Environment::of_process())),
+        )
     }
 
-    fn of(settings: Settings, source: Source) -> Self {
+    fn of(settings: Settings, find: Box<Find>) -> Result<Self, OriginError> {
         let state = State {
-            source,
+            source: find(&settings)?,
             keys: None,
             flight: None,
             failed: None,
+            no_others: None,
         };
-        Self {
+        Ok(Self {
             inner: Arc::new(Inner {
                 settings,
+                find,
                 home: Handle::current(),
                 state: Mutex::new(state),
             }),
-        }
+        })
     }
 
     /// Keys that have not expired as far as is known.
@@ -138,21 +147,40 @@ impl Credentials {
         self.inner.wait(flight).await
     }
 
-    /// Has the keys loaded from the beginning after the origin has refused `refused` as expired.
-    pub(super) async fn renew(&self, refused: &Arc<AwsCredential>) -> Result<(), OriginError> {
-        let flight = {
-            let mut state = self.inner.state.lock();
-            let current = match (&state.source, &state.keys) {
-                (Source::Fixed(credential), _) => Some(credential),
-                (_, keys) => keys.as_ref().map(|keys| &keys.credential),
+    /// Has the keys loaded from the beginning after the origin has refused `refused`. Gives whether there are others now.
+    pub(super) async fn renew(&self, refused: &AwsCredential) -> Result<bool, OriginError> {
+        loop {
+            let (flight, was_under_way) = {
+                let mut state = self.inner.state.lock();
+                let current = match (&state.source, &state.keys) {
+                    (Source::Fixed(credential), _) => Some(credential),
+                    (_, keys) => keys.as_ref().map(|keys| &keys.credential),
+                };
+                if current.is_some_and(|current| !are_same(current, refused)) {
+                    return Ok(true); // others were sooner
+                }
+                let now = Instant::now();
+                if state.no_others.is_some_and(|at| now < at + FAILED_FOR) {
+                    return Ok(false);
+                }
+                let was_under_way = state.flight.is_some();
+                (self.inner.start(&mut state, true), was_under_way)
             };
-            if current.is_some_and(|current| !Arc::ptr_eq(current, refused)) {
-                return Ok(()); // others were sooner
+            let found = self.inner.wait(flight).await?;
+            if !are_same(&found, refused) {
+                return Ok(true);
             }
-            self.inner.start(&mut state, true)
-        };
-        self.inner.wait(flight).await.map(drop)
+            // Loading that began before the refusal may have been too soon.
+            if !was_under_way {
+                self.inner.state.lock().no_others = Some(Instant::now());
+                return Ok(false);
+            }
+        }
     }
+}
+
+fn are_same(a: &AwsCredential, b: &AwsCredential) -> bool {
+    (&a.key_id, &a.secret_key, &a.token) == (&b.key_id, &b.secret_key, &b.token)
 }
 
 impl Inner {
@@ -213,7 +241,7 @@ impl Inner {
     ) -> Result<(Source, Loaded), OriginError> {
         let source = if anew {
             let inner = self.clone();
-            let find = move || Source::find(&inner.settings, &Environment::of_process());
+            let find = move || (inner.find)(&inner.settings);
             let found = self.home.spawn_blocking(find).await;
             found.unwrap_or_else(|_| Err(self.none("loading them was interrupted")))?
         } else {

@@ -45,7 +45,7 @@ impl Helper {
         }
     }
 
-    /// Runs it. Gives the keys, and how long they live if it says so.
+    /// Runs it. Gives the keys, and how long they live if it says so; those that have expired are an error.
     pub(super) async fn run(
         &self,
         origin: &Arc<str>,
@@ -97,13 +97,20 @@ impl Helper {
         }
         let output: Output = serde_json::from_slice(&output)
             .map_err(|_| failed("did not print the JSON that AWS documents".to_owned()))?;
-        let expires = output.expiration.as_deref().and_then(time::parse);
+        let life = output.expiration.as_deref().and_then(time::parse).map(left);
+        if life == Some(Duration::ZERO) {
+            let when = output.expiration.unwrap_or_default();
+            return Err(failed(format!(
+                "printed keys that expired at {}, by this machine's clock",
+                when.trim()
+            )));
+        }
         let keys = Keys {
             access_key: output.access_key_id,
             secret_key: output.secret_access_key,
             token: output.session_token,
         };
-        Ok((keys, expires.map(left)))
+        Ok((keys, life))
     }
 }
 
@@ -191,5 +198,14 @@ mod tests {
         let (keys, life) = helper.run(&"s3://b".into()).await.ok().unwrap();
         assert_eq!(keys.token.as_deref(), Some("T"));
         assert!(life.unwrap() > Duration::from_hours(24));
+        let expired = json.replace("2999", "1999");
+        let helper = Helper::new("work", &format!("echo '{expired}'"), DEADLINE);
+        let error = helper.run(&"s3://b".into()).await.err().unwrap();
+        assert_eq!(error.kind(), "access_denied");
+        let error = error.to_string();
+        assert!(
+            error.contains("expired at 1999-01-01") && error.contains("\"work\""),
+            "{error}"
+        );
     }
 }

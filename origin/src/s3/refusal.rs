@@ -30,6 +30,8 @@ pub(super) struct Refusal {
     storage_class: String,
     /// It asks for the key that the object was encrypted with.
     wants_key: bool,
+    /// It gives an object that KMS has the key of to signed requests over TLS alone.
+    wants_kms: bool,
 }
 
 impl Refusal {
@@ -70,7 +72,12 @@ impl Refusal {
             location,
             endpoint: given(document.endpoint),
             storage_class: document.storage_class,
-            wants_key: document.message.contains("Server Side Encryption"),
+            wants_key: document
+                .message
+                .contains("a form of Server Side Encryption"),
+            wants_kms: document
+                .message
+                .contains("Server Side Encryption with AWS KMS"),
         }
     }
 
@@ -108,11 +115,23 @@ impl Refusal {
         self.location.as_deref().filter(|_| follow)
     }
 
-    pub(super) fn is_expired(&self) -> bool {
+    fn is_expired(&self) -> bool {
         matches!(
             self.code.as_str(),
-            "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired"
+            "ExpiredToken"
+                | "ExpiredTokenException"
+                | "TokenRefreshRequired"
+                | "SecurityTokenExpired"
         )
+    }
+
+    /// Whether newer keys may do: these have expired, or the service does not know them, as some do not when they have.
+    pub(super) fn may_be_of_old_keys(&self) -> bool {
+        self.is_expired()
+            || matches!(
+                self.code.as_str(),
+                "InvalidAccessKeyId" | "InvalidClientTokenId" | "InvalidToken" | "InvalidTokenId"
+            )
     }
 
     /// Whether the service wants fewer requests, or less traffic: status 429, S3's codes, and OSS's `TotalQpsLimitExceeded`,
@@ -177,7 +196,7 @@ impl Refusal {
             (_, "SignatureDoesNotMatch", _) => {
                 denied(target, detail, "check AWS_SECRET_ACCESS_KEY and --region")
             }
-            (_, "InvalidToken" | "InvalidClientTokenId", _) => denied(
+            (_, "InvalidToken" | "InvalidTokenId" | "InvalidClientTokenId", _) => denied(
                 target,
                 detail,
                 "check AWS_SESSION_TOKEN, which belongs to AWS_ACCESS_KEY_ID",
@@ -212,6 +231,10 @@ impl Refusal {
             _ if self.wants_key => (
                 format!("the object is encrypted with its owner's own key, SSE-C ({detail})"),
                 "Weir has no such keys: store it with SSE-S3 or SSE-KMS".into(),
+            ),
+            _ if self.wants_kms => (
+                format!("the object is encrypted with SSE-KMS ({detail})"),
+                "read it with keys, not with --anonymous, and over https://".into(),
             ),
             (Some(location), _) if self.status.is_redirection() => (
                 format!("it sends requests on to {} ({detail})", plain(location)),
@@ -360,6 +383,27 @@ mod tests {
             ..refusal(400, "InvalidRequest")
         });
         assert!(encrypted.contains("SSE-C"), "{encrypted}");
+        let of_message = |message: &str| {
+            let document =
+                format!("<Error><Code>InvalidRequest</Code><Message>{message}</Message></Error>");
+            told(Refusal::of(
+                StatusCode::BAD_REQUEST,
+                None,
+                None,
+                document.as_bytes(),
+            ))
+        };
+        let told_of = of_message(
+            "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to retrieve the object.",
+        );
+        assert!(told_of.contains("SSE-C"), "{told_of}");
+        let told_of = of_message(
+            "Requests specifying Server Side Encryption with AWS KMS managed keys require AWS Signature Version 4.",
+        );
+        assert!(
+            told_of.contains("SSE-KMS") && told_of.contains("https://"),
+            "{told_of}"
+        );
         let elsewhere = told(Refusal {
             location: Some("https://user:hunter2@other.example/b/k?token=hunter2".to_owned()),
             ..refusal(307, "TemporaryRedirect")

@@ -18,8 +18,9 @@ use crate::spec::{Addressing, OriginSpec, Place};
 
 /// Region of requests when nobody names one; the service corrects it.
 const DEFAULT_REGION: &str = "us-east-1";
-/// How often one request is sent on.
+/// How often one request is sent on, and with how many other keys: they may change again meanwhile.
 const MAX_REDIRECTS: u32 = 3;
+const MAX_RENEWALS: u32 = 3;
 
 /// The connection pool, credentials and address of one bucket.
 pub(super) struct Client {
@@ -33,7 +34,7 @@ pub(super) struct Client {
     /// `None` when requests are not signed.
     credentials: Option<Credentials>,
     /// A request has succeeded: its address is right.
-    answered: AtomicBool,
+    pub(super) answered: AtomicBool,
 }
 
 impl std::fmt::Debug for Client {
@@ -100,8 +101,8 @@ impl Client {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// GETs an object (or the bucket itself) and gives the answer if it is a success. Corrects the region and loads
-    /// expired credentials again, once each, and follows redirects, for each of which the request is signed anew.
+    /// GETs an object (or the bucket itself) and gives the answer if it is a success. Corrects the region once,
+    /// loads credentials again that have expired, and follows redirects, for each of which the request is signed anew.
     pub(super) async fn get(
         &self,
         key: Option<&str>,
@@ -110,7 +111,7 @@ impl Client {
     ) -> Result<Answer, OriginError> {
         let target = || key.map_or_else(|| self.name.clone(), |key| self.object_url(key));
         let mut corrected = false;
-        let mut renewed = false;
+        let mut renewals = 0;
         let mut redirects = 0;
         let mut elsewhere = None;
         loop {
@@ -164,12 +165,12 @@ impl Client {
                 elsewhere = Some(next);
                 continue;
             }
-            if refusal.is_expired()
-                && !renewed
+            if refusal.may_be_of_old_keys()
+                && renewals < MAX_RENEWALS
                 && let (Some(credentials), Some(refused)) = (&self.credentials, &credential)
+                && credentials.renew(refused).await?
             {
-                renewed = true;
-                credentials.renew(refused).await?;
+                renewals += 1;
                 continue;
             }
             return Err(refusal.explain(&self.name, target(), key));

@@ -5,6 +5,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use weir_tests::{Lab, content};
 
 use crate::Case;
@@ -17,6 +18,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_mount_works_with_few_open_files",
         a_mount_works_with_few_open_files,
+    ),
+    (
+        "a_server_without_descriptors_says_so_and_goes_on_when_there_are_some",
+        a_server_without_descriptors_says_so_and_goes_on_when_there_are_some,
     ),
 ];
 
@@ -68,4 +73,67 @@ fn a_mount_works_with_few_open_files() {
             });
         }
     });
+}
+
+fn a_server_without_descriptors_says_so_and_goes_on_when_there_are_some() {
+    let lab = Lab::new();
+    // Each in a directory of its own, so that none is fetched ahead of its reader.
+    let files: BTreeMap<String, Vec<u8>> = (0..9)
+        .map(|n| (format!("d{n}/f"), content(n, 200_000)))
+        .collect();
+    lab.put_all(&files);
+    let mount = lab.mount("", &[]);
+    assert!(mount.read("d0/f") == files["d0/f"]);
+    let server = mount.server();
+    // Those that it has stay; a new one would need a number below 1.
+    let none = Rlimit {
+        current: Some(1),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(Some(server), Resource::Nofile, none).unwrap();
+    let started = Instant::now();
+    let failed = std::thread::scope(|scope| {
+        let names: Vec<_> = files.keys().skip(1).collect();
+        let readers: Vec<_> = names
+            .chunks(2)
+            .map(|part| {
+                let (mount, files, part) = (&mount, &files, part.to_vec());
+                scope.spawn(move || {
+                    let failed =
+                        part.into_iter()
+                            .filter(|name| match std::fs::read(mount.path(name)) {
+                                Ok(bytes) => {
+                                    assert!(bytes == files[*name], "{name}");
+                                    false
+                                }
+                                Err(error) => {
+                                    assert_eq!(error.raw_os_error(), Some(5), "{name}: {error}");
+                                    true
+                                }
+                            });
+                    failed.count()
+                })
+            })
+            .collect();
+        let failed = readers.into_iter().map(|reader| reader.join().unwrap());
+        failed.sum::<usize>()
+    });
+    assert!(failed > 0, "there were descriptors left");
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(25), "they took {took:?}");
+    prlimit(Some(server), Resource::Nofile, before).unwrap();
+    for (name, content) in &files {
+        // A failure is remembered for a second, since the kernel asks twice.
+        weir_tests::wait_until(name, Duration::from_secs(20), || {
+            std::fs::read(mount.path(name)).is_ok_and(|bytes| bytes == *content)
+        });
+    }
+    assert_eq!(mount.server(), server, "it was replaced");
+    let log = mount.log();
+    let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+    assert!(!errors.is_empty(), "{log}");
+    for line in errors {
+        assert!(line.contains("no file descriptor left"), "{line}");
+        assert!(!line.contains("check the service"), "{line}");
+    }
 }

@@ -13,10 +13,14 @@ fn settings() -> Settings {
     }
 }
 
+fn found(source: Source) -> Credentials {
+    Credentials::of(settings(), Box::new(move |_| Ok(source.clone()))).unwrap()
+}
+
 /// Keys of a profile whose program is `command`.
 fn helped(command: &str) -> Credentials {
     let helper = Helper::new("work", command, Duration::from_mins(1));
-    Credentials::of(settings(), Source::Helper(Arc::new(helper)))
+    found(Source::Helper(Arc::new(helper)))
 }
 
 /// A program that notes each of its runs in `log`, and prints keys that live for so many seconds.
@@ -45,11 +49,11 @@ async fn many_who_need_keys_at_once_run_the_program_once() {
     assert_eq!(runs(&log), 1);
     // Who was refused with keys that others have renewed since then has nothing to wait for.
     let refused = trimmed(Keys {
-        access_key: "A".to_owned(),
+        access_key: "OLD".to_owned(),
         secret_key: "S".to_owned(),
         token: None,
     });
-    credentials.renew(&refused).await.unwrap();
+    assert!(credentials.renew(&refused).await.unwrap());
     assert_eq!(runs(&log), 1);
 }
 
@@ -78,9 +82,40 @@ async fn keys_that_have_expired_are_not_used() {
     let log = dir.path().join("log");
     let credentials = helped(&prints(&log, -1));
     for _ in 0..2 {
-        credentials.get().await.unwrap();
+        let error = credentials.get().await.unwrap_err();
+        assert!(error.to_string().contains("expired"), "{error}");
+    }
+    assert_eq!(runs(&log), 1, "the failure counts for a moment");
+    let log = dir.path().join("short");
+    let credentials = helped(&prints(&log, 3600));
+    credentials.get().await.unwrap();
+    let now = Instant::now();
+    credentials.inner.state.lock().keys.as_mut().unwrap().lasts = Some((now, now));
+    credentials.get().await.unwrap();
+    assert_eq!(runs(&log), 2);
+}
+
+#[tokio::test]
+async fn refused_keys_are_loaded_again_but_not_at_each_request_if_there_are_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, key) = (dir.path().join("log"), dir.path().join("key"));
+    std::fs::write(&key, "A").unwrap();
+    let json = format!(
+        r#"{{\"AccessKeyId\":\"$(cat {})\",\"SecretAccessKey\":\"S\"}}"#,
+        key.display()
+    );
+    let credentials = helped(&format!("echo run >> {}; echo \"{json}\"", log.display()));
+    let old = credentials.get().await.unwrap();
+    for _ in 0..10 {
+        assert!(!credentials.renew(&old).await.unwrap());
     }
     assert_eq!(runs(&log), 2);
+    std::fs::write(&key, "B").unwrap();
+    credentials.inner.state.lock().no_others = None;
+    let all = futures::future::join_all((0..10).map(|_| credentials.renew(&old))).await;
+    assert!(all.into_iter().all(|renewed| renewed.unwrap()));
+    assert_eq!(runs(&log), 3);
+    assert_eq!(credentials.get().await.unwrap().key_id, "B");
 }
 
 #[tokio::test]
@@ -121,7 +156,7 @@ impl object_store::CredentialProvider for Fragile {
 #[tokio::test]
 async fn loading_that_panics_is_tried_again() {
     let fragile = Source::Service(Arc::new(Fragile::default()));
-    let credentials = Credentials::of(settings(), fragile);
+    let credentials = found(fragile);
     assert!(credentials.get().await.is_err());
     credentials.inner.state.lock().failed = None;
     assert_eq!(credentials.get().await.unwrap().key_id, "A");

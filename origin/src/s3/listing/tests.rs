@@ -1,6 +1,7 @@
 //! Listings of services that answer in their own ways.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -273,4 +274,32 @@ async fn an_object_without_a_time_that_can_be_read_is_listed() {
     let listed = listed.unwrap();
     let seen = |at: usize| (listed[at].mtime_ns, &*listed[at].version);
     assert_eq!((seen(0), seen(1)), ((0, "e"), (5_000_000_000, "mtime-5")));
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_exist_is_final_until_the_origin_has_answered() {
+    // A part of a name has 63 characters at most, so no name server is asked.
+    let spec = OriginSpec {
+        endpoint: Some(format!("http://{}.example", "x".repeat(64))),
+        anonymous: true,
+        ..OriginSpec::parse("s3://b").unwrap()
+    };
+    let policy = FetchPolicy {
+        budget: Duration::from_millis(500),
+        ..FetchPolicy::default()
+    };
+    let client = Client::new(&spec).unwrap();
+    let list = async || {
+        let first = pages(&client, String::new(), &policy).next().await;
+        first.unwrap().unwrap_err()
+    };
+    let error = list().await;
+    assert!(matches!(error, OriginError::NoSuchHost { .. }), "{error}");
+    // Who reads has a listing, so there was such a host.
+    let read = client.get(Some("k"), "", &HeaderMap::new()).await;
+    assert!(read.err().unwrap().is_retryable());
+    client.answered.store(true, Ordering::Relaxed);
+    let error = list().await;
+    assert!(matches!(error, OriginError::GaveUp { .. }), "{error}");
+    assert_eq!(error.kind(), "no_such_host");
 }
