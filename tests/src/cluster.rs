@@ -1,6 +1,7 @@
 //! A master and workers as processes of their own.
 
 use crate::lab::{Lab, Outcome};
+use crate::mount::Mount;
 use crate::process::{Process, free_port};
 
 /// A cluster on loopback. Every worker is on a node of its own: `node-0`, `node-1`…
@@ -178,6 +179,14 @@ impl<'a> Cluster<'a> {
             assert_eq!(status["workers"].as_array().unwrap().len(), 2);
             heard() >= before + 4.0
         });
+    }
+
+    /// Mounts a dataset at the scratch directory's `mnt`, as on a node of this name.
+    #[track_caller]
+    pub fn mount(&self, source: &str, node: &str) -> Mount<'a> {
+        let address = self.address();
+        let flags = ["--master", &address, "--node", node];
+        self.lab.mount_at(source, "mnt", &flags)
     }
 
     /// Makes a dataset of the lab's bucket.

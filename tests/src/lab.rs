@@ -5,11 +5,12 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use weir_s3_server::{Config, S3Server};
 
+use crate::comes_true;
 use crate::mount::Mount;
 
 /// The bucket that most tests use.
@@ -186,20 +187,18 @@ pub(crate) fn finish(mut command: Command) -> Outcome {
     };
     let stdout = read(child.stdout.take().map(|pipe| Box::new(pipe) as _));
     let stderr = read(child.stderr.take().map(|pipe| Box::new(pipe) as _));
-    let deadline = Instant::now() + COMMAND_DEADLINE;
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() > deadline {
-            child.kill().unwrap();
-            child.wait().unwrap();
-            panic!("{command:?} took longer than {COMMAND_DEADLINE:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    let mut status = None;
+    let ended = comes_true(COMMAND_DEADLINE, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    if !ended {
+        child.kill().unwrap();
+        child.wait().unwrap();
+        panic!("{command:?} took longer than {COMMAND_DEADLINE:?}");
+    }
     Outcome {
-        code: status.code().unwrap_or(-1),
+        code: status.and_then(|status| status.code()).unwrap_or(-1),
         stdout: stdout.join().unwrap(),
         stderr: stderr.join().unwrap(),
     }

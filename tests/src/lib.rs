@@ -6,6 +6,8 @@
 mod authority;
 mod cluster;
 mod data;
+mod disk;
+mod idle;
 mod lab;
 mod memory_group;
 mod mount;
@@ -15,13 +17,18 @@ mod readers;
 pub use authority::Authority;
 pub use cluster::Cluster;
 pub use data::{content, write_tree};
+pub use disk::{DiskFault, FaultyDisk};
+pub use idle::idle_connections;
 pub use lab::{BUCKET, Lab, Outcome};
 pub use memory_group::MemoryGroup;
 pub use mount::{Mount, is_mountpoint};
-pub use process::{Process, free_port, get};
+pub use process::{Frozen, Process, free_port, get};
 pub use readers::{Readers, ReadersReport, drop_pages, read_at_random, read_evicted};
 
 use std::time::{Duration, Instant};
+
+/// Time between two looks at what a test waits for.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Why FUSE cannot be tested here, if it cannot.
 pub fn fuse_missing() -> Option<String> {
@@ -35,10 +42,19 @@ pub fn fuse_missing() -> Option<String> {
 }
 
 /// Waits until `done`; panics with `what` when that takes longer than `most`.
-pub fn wait_until(what: &str, most: Duration, mut done: impl FnMut() -> bool) {
+#[track_caller]
+pub fn wait_until(what: &str, most: Duration, done: impl FnMut() -> bool) {
+    assert!(comes_true(most, done), "not within {most:?}: {what}");
+}
+
+/// Waits until `done`. False when that takes longer than `most`.
+fn comes_true(most: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + most;
     while !done() {
-        assert!(Instant::now() < deadline, "not within {most:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
+    true
 }

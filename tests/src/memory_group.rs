@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::comes_true;
 
 /// Longest wait for the processes of a group to be gone.
 const END_DEADLINE: Duration = Duration::from_secs(20);
@@ -67,13 +69,10 @@ impl MemoryGroup {
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
-        let deadline = Instant::now() + END_DEADLINE;
         // The kernel lets go of a process a moment after its end.
-        while self.dir.exists() && std::fs::remove_dir(&self.dir).is_err() {
-            if Instant::now() > deadline {
-                return eprintln!("{} stays: processes run in it", self.dir.display());
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        let gone = || !self.dir.exists() || std::fs::remove_dir(&self.dir).is_ok();
+        if !comes_true(END_DEADLINE, gone) {
+            eprintln!("{} stays: processes run in it", self.dir.display());
         }
     }
 }

@@ -57,6 +57,12 @@ impl Process {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Stops it until what this gives is dropped.
+    pub fn freeze(&self) -> Frozen<'_> {
+        self.signal(Signal::STOP);
+        Frozen(self)
+    }
+
     /// What it has written.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -91,6 +97,15 @@ impl Drop for Process {
         // It may have ended, or been killed by the test.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A process that is stopped until this is dropped.
+pub struct Frozen<'a>(&'a Process);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
     }
 }
 

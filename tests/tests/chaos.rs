@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod chaos {
+    pub(crate) mod disks;
     pub(crate) mod freezes;
     pub(crate) mod kills;
     pub(crate) mod origins;
@@ -22,7 +23,7 @@ use parking_lot::Mutex;
 
 use crate::chaos::table::{Row, Table};
 use crate::chaos::world::Effort;
-use crate::chaos::{freezes, kills, origins, resources};
+use crate::chaos::{disks, freezes, kills, origins, resources};
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -33,7 +34,14 @@ fn main() -> ExitCode {
     }
     let effort = Effort::from_env();
     let table = Arc::new(Mutex::new(Table::default()));
-    let rows = [kills::ROWS, freezes::ROWS, origins::ROWS, resources::ROWS].concat();
+    let rows = [
+        kills::ROWS,
+        freezes::ROWS,
+        origins::ROWS,
+        disks::ROWS,
+        resources::ROWS,
+    ]
+    .concat();
     let trials = rows.into_iter().map(|row: Row| {
         let table = table.clone();
         Trial::test(row.name, move || {

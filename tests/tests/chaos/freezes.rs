@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
-use weir_tests::{Lab, wait_until};
+use weir_tests::wait_until;
 
 use super::table::{Allowed, Outcome, Row};
-use super::world::{Effort, cluster, fill, mount_of, under_readers};
+use super::world::{Effort, to_a_cluster, to_a_mount};
 
 pub(crate) const ROWS: &[Row] = &[
     Row {
@@ -29,12 +29,11 @@ pub(crate) const ROWS: &[Row] = &[
     },
 ];
 
+/// A worker that is passed over by its readers, and that stays in the cluster map.
+const WORKER_IS_FROZEN: Duration = Duration::from_secs(3);
+
 fn server(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let mount = lab.mount("", &["--mem", "0"]);
-    let times = (effort.of(1, 5), effort.pause());
-    under_readers(&mount, &files, times, |_| {
+    to_a_mount(effort, effort.of(1, 5), |mount, _| {
         let frozen = mount.server();
         kill_process(frozen, Signal::STOP).unwrap();
         wait_until("another server starts", Duration::from_secs(30), || {
@@ -44,32 +43,20 @@ fn server(effort: Effort) -> Outcome {
 }
 
 fn worker(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let cluster = cluster(&lab);
-    let mount = mount_of(&lab, &cluster);
-    let times = (effort.of(2, 10), effort.pause());
-    under_readers(&mount, &files, times, |number| {
-        let worker = cluster.worker(number % 2);
-        worker.signal(Signal::STOP);
-        std::thread::sleep(Duration::from_secs(3));
-        worker.signal(Signal::CONT);
+    to_a_cluster(effort, effort.of(2, 10), |cluster, readers, number| {
+        let frozen = cluster.worker(number % 2).freeze();
+        readers.read_for(WORKER_IS_FROZEN);
+        drop(frozen);
         cluster.wait_for_workers(2);
     })
 }
 
 fn master(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let cluster = cluster(&lab);
-    let mount = mount_of(&lab, &cluster);
-    let times = (effort.of(1, 3), effort.pause());
-    let epoch = cluster.status()["epoch"].clone();
-    under_readers(&mount, &files, times, |_| {
-        let master = cluster.master.as_ref().unwrap();
-        master.signal(Signal::STOP);
-        std::thread::sleep(Duration::from_secs(effort.of(3, 20) as u64));
-        master.signal(Signal::CONT);
+    to_a_cluster(effort, effort.of(1, 3), |cluster, readers, _| {
+        let epoch = cluster.status()["epoch"].clone();
+        let frozen = cluster.master.as_ref().unwrap().freeze();
+        readers.read_for(Duration::from_secs(effort.of(3, 20) as u64));
+        drop(frozen);
         cluster.keeps_its_workers(&epoch);
     })
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
-use weir_tests::{Lab, wait_until};
+use weir_tests::wait_until;
 
 use super::table::{Allowed, Outcome, Row};
-use super::world::{Effort, cluster, fill, mount_of, under_readers};
+use super::world::{Effort, to_a_cluster, to_a_mount};
 
 const ANOTHER_STARTS: Duration = Duration::from_secs(15);
 
@@ -22,6 +22,12 @@ pub(crate) const ROWS: &[Row] = &[
         what: "the supervisor of a mount is killed, under cold reads",
         allowed: Allowed::Longest(Duration::from_secs(3)),
         run: supervisor,
+    },
+    Row {
+        name: "the_holder_is_killed",
+        what: "the holder of a mount is killed, under cold reads",
+        allowed: Allowed::Longest(Duration::from_secs(3)),
+        run: holder,
     },
     Row {
         name: "server_and_supervisor_are_killed",
@@ -50,11 +56,7 @@ pub(crate) const ROWS: &[Row] = &[
 ];
 
 fn server(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let mount = lab.mount("", &["--mem", "0"]);
-    let times = (effort.of(3, 20), effort.pause());
-    under_readers(&mount, &files, times, |_| {
+    to_a_mount(effort, times(effort), |mount, _| {
         let old = mount.kill_server();
         wait_until("another server starts", ANOTHER_STARTS, || {
             mount.server() != old
@@ -63,11 +65,7 @@ fn server(effort: Effort) -> Outcome {
 }
 
 fn supervisor(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let mount = lab.mount("", &["--mem", "0"]);
-    let times = (effort.of(3, 20), effort.pause());
-    under_readers(&mount, &files, times, |_| {
+    to_a_mount(effort, times(effort), |mount, _| {
         let old = mount.supervisor();
         kill_process(old, Signal::KILL).unwrap();
         wait_until("another supervisor starts", ANOTHER_STARTS, || {
@@ -76,15 +74,22 @@ fn supervisor(effort: Effort) -> Outcome {
     })
 }
 
+fn holder(effort: Effort) -> Outcome {
+    to_a_mount(effort, times(effort), |mount, _| {
+        let old = mount.holder();
+        kill_process(old, Signal::KILL).unwrap();
+        wait_until("another holder starts", ANOTHER_STARTS, || {
+            mount.holder() != old
+        });
+    })
+}
+
 fn server_and_supervisor(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let mount = lab.mount("", &["--mem", "0"]);
-    let times = (effort.of(3, 20), effort.pause());
-    under_readers(&mount, &files, times, |number| {
+    to_a_mount(effort, times(effort), |mount, number| {
         let killed = [mount.server(), mount.supervisor()];
         let order = if number % 2 == 0 { [0, 1] } else { [1, 0] };
         kill_process(killed[order[0]], Signal::KILL).unwrap();
+        // What one may still do in that time for the other is what this is about.
         std::thread::sleep(Duration::from_millis(number as u64 / 2 % 5));
         // It may have ended with the other one.
         let _ = kill_process(killed[order[1]], Signal::KILL);
@@ -96,12 +101,7 @@ fn server_and_supervisor(effort: Effort) -> Outcome {
 }
 
 fn worker(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let mut cluster = cluster(&lab);
-    let mount = mount_of(&lab, &cluster);
-    let times = (effort.of(3, 20), effort.pause());
-    under_readers(&mount, &files, times, |number| {
+    to_a_cluster(effort, times(effort), |cluster, _, number| {
         let number = number % 2;
         cluster.workers[number].take().unwrap().kill();
         cluster.start_worker(number);
@@ -110,12 +110,7 @@ fn worker(effort: Effort) -> Outcome {
 }
 
 fn stopped_worker(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let mut cluster = cluster(&lab);
-    let mount = mount_of(&lab, &cluster);
-    let times = (effort.of(3, 20), effort.pause());
-    under_readers(&mount, &files, times, |number| {
+    to_a_cluster(effort, times(effort), |cluster, _, number| {
         let number = number % 2;
         let stopping = cluster.workers[number].take().unwrap();
         stopping.signal(Signal::TERM);
@@ -127,14 +122,13 @@ fn stopped_worker(effort: Effort) -> Outcome {
 }
 
 fn master(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let mut cluster = cluster(&lab);
-    let mount = mount_of(&lab, &cluster);
-    let times = (effort.of(3, 20), effort.pause());
-    under_readers(&mount, &files, times, |_| {
+    to_a_cluster(effort, times(effort), |cluster, readers, _| {
         cluster.master.take().unwrap().kill();
-        std::thread::sleep(effort.pause());
+        readers.read_for(effort.pause());
         cluster.start_master();
     })
+}
+
+fn times(effort: Effort) -> usize {
+    effort.of(3, 20)
 }

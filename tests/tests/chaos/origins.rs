@@ -80,12 +80,32 @@ pub(crate) const ROWS: &[Row] = &[
         Fault::OtherEtag,
         0.7
     ),
+    row!(
+        origin_wrong_length,
+        "70 % of the answers have 7 bytes more than they should, and say so",
+        WAITED_FOR,
+        Fault::WrongLength(7),
+        0.7
+    ),
+    row!(
+        origin_unpacked,
+        "70 % of the bodies come unpacked on the way: whole, longer and without a length",
+        WAITED_FOR,
+        Fault::Unpacked(7),
+        0.7
+    ),
     Row {
         name: "origin_flipped_bits",
+        what: "20 % of the bodies have a flipped bit (files of one block)",
+        allowed: WAITED_FOR,
+        run: |effort| flipped_bits(effort, 0.2),
+    },
+    Row {
+        name: "origin_many_flipped_bits",
         // Of 25 requests one must be right, and there are 400 files.
         what: "50 % of the bodies have a flipped bit (files of one block)",
         allowed: WAITED_FOR,
-        run: flipped_bits,
+        run: |effort| flipped_bits(effort, 0.5),
     },
     row!(
         origin_slow,
@@ -109,12 +129,12 @@ fn run(effort: Effort, rule: Rule) -> Outcome {
     run_with(effort, rule, &lab, &files)
 }
 
-fn flipped_bits(effort: Effort) -> Outcome {
+fn flipped_bits(effort: Effort, share: f64) -> Outcome {
     let lab = Lab::new();
     let files = fill(&lab);
     let small = files.iter().filter(|(name, _)| *name != "large");
     let small = small.map(|(name, content)| (name.clone(), content.clone()));
-    let rule = Rule::new(Fault::FlipBit).probability(0.5);
+    let rule = Rule::new(Fault::FlipBit).probability(share);
     run_with(effort, rule, &lab, &Arc::new(small.collect()))
 }
 
@@ -122,8 +142,7 @@ fn run_with(effort: Effort, rule: Rule, lab: &Lab, files: &Files) -> Outcome {
     // Nothing is kept in memory, so that the origin is asked more often.
     let mount = lab.mount("", &["--mem", "0"]);
     lab.s3.faults().set([rule]);
-    let pause = Duration::from_secs(effort.of(1, 10) as u64);
-    let mut outcome = under_readers(&mount, files, (1, pause), |_| ());
+    let mut outcome = under_readers(&mount, files, (1, effort.fault()), |_, _| ());
     outcome.times = lab.s3.faults().happened().iter().sum();
     lab.s3.faults().clear();
     outcome

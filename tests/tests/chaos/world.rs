@@ -40,6 +40,11 @@ impl Effort {
         }
     }
 
+    /// How long something stays bad.
+    pub(crate) fn fault(self) -> Duration {
+        Duration::from_secs(self.of(1, 10) as u64)
+    }
+
     /// How long readers read between two bad things.
     pub(crate) fn pause(self) -> Duration {
         match self {
@@ -62,19 +67,19 @@ pub(crate) fn fill(lab: &Lab) -> Files {
     Arc::new(files)
 }
 
-/// Does something so many times while readers read.
+/// Does something so many times while readers read, who read on for a while before and after each.
 pub(crate) fn under_readers(
     mount: &Mount<'_>,
     files: &Files,
     (times, pause): (usize, Duration),
-    mut bad: impl FnMut(usize),
+    mut bad: impl FnMut(&Readers, usize),
 ) -> Outcome {
     let readers = Readers::start(&mount.dir, files, READERS);
     for number in 0..times {
-        std::thread::sleep(pause);
-        bad(number);
+        readers.read_for(pause);
+        bad(&readers, number);
     }
-    std::thread::sleep(pause);
+    readers.read_for(pause);
     Outcome {
         times,
         readers: readers.finish(),
@@ -82,15 +87,33 @@ pub(crate) fn under_readers(
     }
 }
 
-/// Two workers with a dataset of the lab's bucket.
-pub(crate) fn cluster(lab: &Lab) -> Cluster<'_> {
-    let cluster = Cluster::start(lab, 2);
-    cluster.create_dataset("set");
-    cluster
+/// Does something so many times to a mount that keeps nothing in memory, while readers read it.
+pub(crate) fn to_a_mount(
+    effort: Effort,
+    times: usize,
+    mut bad: impl FnMut(&Mount<'_>, usize),
+) -> Outcome {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    under_readers(&mount, &files, (times, effort.pause()), |_, number| {
+        bad(&mount, number);
+    })
 }
 
-/// A mount of the cluster's dataset on a node without a worker.
-pub(crate) fn mount_of<'a>(lab: &'a Lab, cluster: &Cluster<'_>) -> Mount<'a> {
-    let address = cluster.address();
-    lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"])
+/// Does something so many times to a cluster of two workers, while readers read a mount on a node without one.
+pub(crate) fn to_a_cluster(
+    effort: Effort,
+    times: usize,
+    mut bad: impl FnMut(&mut Cluster<'_>, &Readers, usize),
+) -> Outcome {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mut cluster = Cluster::start(&lab, 2);
+    cluster.create_dataset("set");
+    let mount = cluster.mount("set", "elsewhere");
+    let times = (times, effort.pause());
+    under_readers(&mount, &files, times, |readers, number| {
+        bad(&mut cluster, readers, number);
+    })
 }

@@ -1,13 +1,13 @@
 //! Workers that do not answer, and that stop.
 
 use std::collections::BTreeMap;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 use weir_s3_server::{Fault, Rule};
-use weir_tests::{Cluster, Lab, Mount, Process, Readers, content};
+use weir_tests::{Cluster, Lab, Mount, Readers, content, idle_connections};
 
 use crate::Case;
 
@@ -66,11 +66,10 @@ fn a_frozen_worker_costs_its_readers_a_second_once() {
     let files = fill(&lab, 60);
     let mut cluster = Cluster::start(&lab, 2);
     cluster.create_dataset("set");
-    let address = cluster.address();
-    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
+    let mount = cluster.mount("set", "elsewhere");
     // Without a master nobody throws the worker out.
     cluster.master.take().unwrap().kill();
-    let _frozen = Frozen::new(cluster.worker(0));
+    let _frozen = cluster.worker(0).freeze();
     reads_past_a_silent_worker(&mount, &files);
 }
 
@@ -79,11 +78,10 @@ fn a_frozen_worker_of_the_same_node_costs_its_readers_a_second_once() {
     let files = fill(&lab, 60);
     let mut cluster = Cluster::start(&lab, 1);
     cluster.create_dataset("set");
-    let address = cluster.address();
-    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "node-0"]);
+    let mount = cluster.mount("set", "node-0");
     assert!(mount.read("d0/file") == files["d0/file"]);
     cluster.master.take().unwrap().kill();
-    let _frozen = Frozen::new(cluster.worker(0));
+    let _frozen = cluster.worker(0).freeze();
     reads_past_a_silent_worker(&mount, &files);
 }
 
@@ -94,26 +92,9 @@ fn a_worker_that_lives_but_does_not_answer_costs_a_second_once() {
     let cluster = Cluster::start_with(&lab, &[&["--advertise", "127.0.0.2"], &[]]);
     let deaf = TcpListener::bind(("127.0.0.2", cluster.data_port(0))).unwrap();
     cluster.create_dataset("set");
-    let address = cluster.address();
-    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
+    let mount = cluster.mount("set", "elsewhere");
     reads_past_a_silent_worker(&mount, &files);
     drop(deaf);
-}
-
-/// A process that is stopped until this is dropped.
-struct Frozen<'a>(&'a Process);
-
-impl<'a> Frozen<'a> {
-    fn new(process: &'a Process) -> Self {
-        process.signal(Signal::STOP);
-        Self(process)
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        self.0.signal(Signal::CONT);
-    }
 }
 
 fn thousands_of_idle_connections_keep_no_mount_out() {
@@ -121,20 +102,11 @@ fn thousands_of_idle_connections_keep_no_mount_out() {
     let files = fill(&lab, 20);
     let cluster = Cluster::start(&lab, 1);
     cluster.create_dataset("set");
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    setrlimit(Resource::Nofile, raised).unwrap();
     // More than a worker takes at once, if as many can be had here.
-    let most = limit.maximum.map_or(4150, |most| 4150.min(most - 200));
-    let connect = || TcpStream::connect(("127.0.0.1", cluster.data_port(0)));
-    let idle: Vec<TcpStream> = (0..most).map_while(|_| connect().ok()).collect();
-    assert!(idle.len() as u64 == most, "only {} of {most}", idle.len());
+    let idle = idle_connections(cluster.data_port(0), 4150);
+    assert!(!idle.is_empty());
     let start = Instant::now();
-    let address = cluster.address();
-    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
+    let mount = cluster.mount("set", "elsewhere");
     for (name, content) in files.iter() {
         assert!(mount.read(name) == *content, "{name}");
     }
@@ -149,8 +121,7 @@ fn a_worker_that_stops_and_starts_again_fails_no_cold_read() {
     let files = fill(&lab, 400);
     let mut cluster = Cluster::start(&lab, 2);
     cluster.create_dataset("set");
-    let address = cluster.address();
-    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
+    let mount = cluster.mount("set", "elsewhere");
     let stall = Fault::Stall(Duration::from_millis(30));
     lab.s3.faults().set([Rule::new(stall)]);
     let readers = Readers::start(&mount.dir, &files, 4);
