@@ -11,6 +11,7 @@ mod system {
     pub(crate) mod docs;
     pub(crate) mod embedded;
     pub(crate) mod faults;
+    pub(crate) mod jobs;
     pub(crate) mod keys;
     pub(crate) mod limits;
     pub(crate) mod many;
@@ -22,6 +23,7 @@ mod system {
     pub(crate) mod processes;
     pub(crate) mod reading;
     pub(crate) mod restarts;
+    pub(crate) mod signing;
     pub(crate) mod silence;
     pub(crate) mod tls;
 }
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     }
     let suites: &[(&str, &[Case])] = &[
         ("embedded", system::embedded::CASES),
+        ("signing", system::signing::CASES),
         ("mounting", system::mounting::CASES),
         ("keys", system::keys::CASES),
         ("reading", system::reading::CASES),
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         ("credentials", system::credentials::CASES),
         ("damage", system::damage::CASES),
         ("cluster", system::cluster::CASES),
+        ("jobs", system::jobs::CASES),
         ("silence", system::silence::CASES),
         ("limits", system::limits::CASES),
         ("memory", system::memory::CASES),

@@ -92,7 +92,7 @@ fn a_cluster_mount_that_is_taken_over_fails_no_cold_read() {
     cluster.create_dataset("set");
     let address = cluster.address();
     for node in ["node-0", "elsewhere"] {
-        let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", node]);
+        let mount = cluster.mount("set", node);
         let dir = mount.dir.to_str().unwrap();
         let again = ["mount", "set", dir, "--master", &address, "--node", node];
         take_over(&lab, &files, &mount, &again, 3);
@@ -134,6 +134,7 @@ fn processes_that_die_together_fail_no_read() {
             _ => [holder, supervisor],
         };
         kill_process(killed[0], Signal::KILL).unwrap();
+        // What the other may still do in that time is what this is about.
         std::thread::sleep(Duration::from_millis(round / 2));
         // It may have ended with the other one.
         let _ = kill_process(killed[1], Signal::KILL);
