@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::Receiver;
 use tokio_util::sync::CancellationToken;
 use weir_client::{ClientMetrics, ReadAheadTarget, Reader};
 use weir_core::{ByteSize, DatasetRef, Manifest, NodeName};
@@ -26,6 +27,7 @@ use weir_fuse::handover::{Handover, ServeConfig};
 use weir_fuse::metrics::FuseMetrics;
 use weir_fuse::waiting::WaitingReads;
 use weir_origin::{OriginMetrics, OriginSpec};
+use weir_worker::Doubtful;
 
 use crate::args::ReadAheadArg;
 use crate::exit::Failure;
@@ -107,6 +109,8 @@ struct Prepared {
     properties: Vec<(String, String)>,
     /// Brings gauges up to date before a scrape.
     refresh: Box<dyn Fn() + Send + Sync>,
+    /// Objects of which the kernel may hold wrong bytes.
+    doubtful: Receiver<Arc<Doubtful>>,
     /// Services that run beside the file system.
     background: Background,
 }
@@ -213,6 +217,8 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let reader = Arc::new(prepared.reader);
     let started = kernel.start(&reader, &waiting);
     started.context("cannot start the threads that read ahead")?;
+    let dropping = kernel.drop_doubtful(reader.manifest().clone(), prepared.doubtful);
+    dropping.context("cannot start the thread that drops pages")?;
     let ahead = kernel.clone();
     let fs = SnapshotFs::new(reader, ownership, waiting, metrics.fuse.clone());
     let serving = handover.serve(

@@ -257,6 +257,24 @@ impl Manifest {
         }
     }
 
+    /// The files that show this version of an object.
+    pub fn files_of(&self, origin: OriginId, object: &ObjectRef) -> Vec<u32> {
+        let mounts = self.summary.mounts.iter().zip(&self.mount_roots);
+        let of_mounts = mounts.enumerate().filter_map(|(number, (mount, root))| {
+            let path = object.key.strip_prefix(&mount.prefix)?;
+            let file = path
+                .split('/')
+                .try_fold(*root, |directory, name| self.lookup(directory, name))?;
+            let is_it = mount.origin == origin
+                && self.entry(file).kind == EntryKind::File
+                && usize::from(self.record(file).mount) == number
+                && self.record(file).a == object.size
+                && *self.version(file) == *object.version;
+            is_it.then_some(file)
+        });
+        of_mounts.collect()
+    }
+
     /// The origin's name for the version of a file.
     pub fn version(&self, index: u32) -> String {
         format::read_version(

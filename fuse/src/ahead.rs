@@ -3,6 +3,7 @@
 //! Threads of the server read the files of a wish into shared memory; a process of its own gives them to the kernel.
 //! That process may hang or die; nobody waits for it, and it ends with its server.
 
+mod doubt;
 mod memory;
 mod process;
 
@@ -14,12 +15,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use weir_client::{Batch, PageCache, Placed, Reader};
 use weir_worker::schedule;
 
 use self::memory::Memory;
-use self::process::{Done, Order, Start, StoredFile};
+use self::process::{Done, Files, Order, Start, StoredFile};
 use crate::fdpass::{self, Slot};
 use crate::spawn;
 use crate::waiting::WaitingReads;
@@ -56,6 +57,17 @@ struct Process {
     child: Mutex<Option<Child>>,
     socket: OwnedFd,
     memory: Arc<Memory>,
+    dropping: Mutex<Dropping>,
+    dropped: Condvar,
+}
+
+/// How far the process is with the pages that it was to drop last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dropping {
+    No,
+    UnderWay,
+    /// The process is gone.
+    Ended,
 }
 
 impl Ahead {
@@ -118,15 +130,16 @@ impl Ahead {
                 offset: placed.offset,
                 length: placed.length,
             });
-            let order = Order {
-                slot: place.hand_over()?,
+            let slot = place.hand_over()?;
+            let order = Order::Store(Files {
+                slot,
                 directory: manifest.path(batch.directory),
                 list: batch.list,
                 files: files.collect(),
-            };
+            });
             let sent = fdpass::send(process.socket.as_fd(), &order, &[]);
             if sent.is_err() {
-                process.memory.was_read(order.slot);
+                process.memory.was_read(slot);
             }
             sent.ok()
         });
@@ -193,6 +206,8 @@ impl Process {
             child: Mutex::new(Some(child)),
             socket: here,
             memory,
+            dropping: Mutex::new(Dropping::No),
+            dropped: Condvar::new(),
         });
         let (listening, running) = (process.clone(), ahead.running.clone());
         std::thread::Builder::new()
@@ -203,9 +218,13 @@ impl Process {
 
     /// Takes back slots until the process is gone.
     fn hear(self: &Arc<Self>, running: &Mutex<Running>) {
-        while let Ok(Some((Done(slot), _))) = fdpass::receive(self.socket.as_fd()) {
-            self.memory.was_read(slot);
+        while let Ok(Some((done, _))) = fdpass::receive(self.socket.as_fd()) {
+            match done {
+                Done::Read(slot) => self.memory.was_read(slot),
+                Done::Dropped => self.set_dropping(Dropping::No),
+            }
         }
+        self.set_dropping(Dropping::Ended);
         let mut running = running.lock();
         if running
             .process

@@ -1,11 +1,13 @@
 //! Origins: where a dataset's data comes from. S3-compatible stores and directories, behind one trait.
 //!
 //! A read is conditional on the version that was listed, so that it gives that version's bytes or an error.
-//! [`fetch()`] makes a read robust: retries, resumption, hedging, digests. This crate must not know about blocks'
+//! [`fetch()`] makes a read robust: retries, resumption, hedging, digests. [`object_checksum()`] asks for what guards objects
+//! that are read in ranges. This crate must not know about blocks'
 //! placement, caches or datasets.
 
 #![deny(unsafe_code)]
 
+mod checksum;
 mod digest;
 mod error;
 #[cfg(test)]
@@ -19,6 +21,7 @@ mod policy;
 mod s3;
 mod spec;
 
+pub use checksum::{CrcKind, ObjectChecksum, PartSum, object_checksum};
 pub use digest::Digest;
 pub use error::OriginError;
 pub use fetch::fetch;

@@ -17,6 +17,7 @@ use crate::error::OriginError;
 pub(crate) enum Operation {
     List,
     Get,
+    Head,
 }
 
 impl Operation {
@@ -24,6 +25,7 @@ impl Operation {
         match self {
             Self::List => "list",
             Self::Get => "get",
+            Self::Head => "head",
         }
     }
 }
@@ -95,7 +97,7 @@ impl OriginMetrics {
         for won in ["true", "false"] {
             metrics.hedges.get_or_create(&WonLabel { won }).inc_by(0);
         }
-        for operation in [Operation::List, Operation::Get].map(Operation::label) {
+        for operation in [Operation::List, Operation::Get, Operation::Head].map(Operation::label) {
             let _ = metrics
                 .duration
                 .get_or_create(&OperationLabel { operation });

@@ -14,6 +14,7 @@ use futures::{Stream, StreamExt};
 use weir_core::keypath::LeftOut;
 use weir_core::{ObjectRef, OriginId};
 
+use crate::checksum::ObjectChecksum;
 use crate::digest::Digest;
 use crate::error::OriginError;
 use crate::file::FileOrigin;
@@ -83,6 +84,12 @@ pub trait Origin: Send + Sync + Debug {
     /// Makes one attempt to read `range`, which must not be empty and must lie inside the object, of exactly this
     /// version. Returns when the answer's head has been checked; the body is still to come.
     async fn get(&self, object: &ObjectRef, range: Range<u64>) -> Result<Fetched, OriginError>;
+
+    /// What the origin says of the bytes of exactly this version, in one attempt. `None` if it has no checksum that can be
+    /// combined.
+    async fn checksum(&self, _object: &ObjectRef) -> Result<Option<ObjectChecksum>, OriginError> {
+        Ok(None)
+    }
 
     /// Closes connections that nobody has used for a while; called now and then.
     fn close_idle(&self) {}

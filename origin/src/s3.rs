@@ -4,6 +4,7 @@
 //! a whole page over one key that is not a clean path, and its reads hide the headers with checksums.
 
 mod body;
+mod checksums;
 mod connect;
 mod credentials;
 pub(crate) mod environment;
@@ -32,6 +33,7 @@ use futures::stream::BoxStream;
 use http::{HeaderMap, HeaderValue, header};
 use weir_core::{ObjectRef, OriginId};
 
+use crate::checksum::ObjectChecksum;
 use crate::digest::Digest;
 use crate::error::OriginError;
 use crate::origin::{Fetched, Listed, Origin};
@@ -97,6 +99,10 @@ impl Origin for S3Origin {
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Vec<Listed>, OriginError>> {
         listing::pages(&self.client, prefix.to_owned(), &self.policy)
+    }
+
+    async fn checksum(&self, object: &ObjectRef) -> Result<Option<ObjectChecksum>, OriginError> {
+        self.ask_for_checksum(object).await
     }
 
     fn close_idle(&self) {

@@ -9,11 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 
+use crate::checksum::{Crc, Kept, Sums};
 use crate::generated::{Generated, Pattern};
 
 /// Objects by key, in the order of a listing. Keys are bytes: some stores hold names that are not UTF-8.
@@ -31,8 +30,8 @@ pub struct Version {
     pub(crate) size: u64,
     pub(crate) etag: String,
     pub(crate) modified: SystemTime,
-    /// CRC-64/NVME in base64, as S3 stores it for every upload nowadays. Objects from files have none.
-    pub(crate) checksum: Option<String>,
+    /// CRC-64/NVME, as S3 stores it for every upload nowadays, or what was asked for. Objects from files have none.
+    pub(crate) sums: Option<Sums>,
     /// Of an object in an archive, which cannot be read.
     pub(crate) archive: Option<&'static str>,
 }
@@ -97,6 +96,15 @@ impl Bucket {
         }
     }
 
+    /// Keeps other checksums of an object that is there, and in memory.
+    pub fn keep_checksum(&mut self, key: &str, kept: Kept) {
+        if let Some(version) = self.objects.get_mut(key.as_bytes())
+            && let Content::Memory(content) = &version.content
+        {
+            version.sums = Sums::of(content, kept);
+        }
+    }
+
     /// Removes an object. False when there was none.
     pub fn delete(&mut self, key: &[u8]) -> bool {
         self.objects.remove(key).is_some()
@@ -141,7 +149,7 @@ impl Version {
             size: content.len() as u64,
             etag: format!("{crc:016x}{:016x}", content.len()),
             modified: SystemTime::now(),
-            checksum: Some(STANDARD.encode(crc.to_be_bytes())),
+            sums: Sums::of(&content, Kept::Whole(Crc::Crc64Nvme)),
             content: Content::Memory(content),
             archive: None,
         }
@@ -156,7 +164,7 @@ impl Version {
             size: metadata.len(),
             etag: format!("{:x}-{:x}", since.as_nanos(), metadata.len()),
             modified,
-            checksum: None,
+            sums: None,
             archive: None,
             content: Content::File(path),
         })
@@ -224,6 +232,6 @@ mod tests {
             Version::of_memory("two".into()),
         );
         assert_ne!(one.etag, two.etag);
-        assert_ne!(one.checksum, two.checksum);
+        assert_ne!(one.sums, two.sums);
     }
 }

@@ -48,7 +48,9 @@ pub enum Target {
     Get,
     /// Listings.
     List,
-    /// Both.
+    /// Questions about objects: HEAD, and what is known of their parts.
+    Head,
+    /// All of these.
     All,
 }
 
@@ -133,15 +135,10 @@ impl Faults {
     }
 
     /// The fault of a request, if it has one.
-    pub(crate) fn choose(&self, list: bool, path: &str) -> Option<Fault> {
+    pub(crate) fn choose(&self, asked: Target, path: &str) -> Option<Fault> {
         let mut rules = self.rules.lock();
         for (rule, count) in rules.iter_mut() {
-            let fits = match rule.target {
-                Target::All => true,
-                Target::List => list,
-                Target::Get => !list,
-            };
-            if fits
+            if (rule.target == Target::All || rule.target == asked)
                 && *count < rule.times
                 && path.contains(&rule.path)
                 && rand::rng().random_bool(rule.probability)
@@ -165,11 +162,11 @@ mod tests {
             Rule::new(Fault::Reset).path("b").times(1),
             Rule::new(Fault::FlipBit).target(Target::List),
         ]);
-        assert_eq!(faults.choose(false, "/bucket/a"), Some(Fault::Reset));
-        assert_eq!(faults.choose(false, "/bucket/a"), None);
-        assert_eq!(faults.choose(true, "/"), Some(Fault::FlipBit));
+        assert_eq!(faults.choose(Target::Get, "/bucket/a"), Some(Fault::Reset));
+        assert_eq!(faults.choose(Target::Get, "/bucket/a"), None);
+        assert_eq!(faults.choose(Target::List, "/"), Some(Fault::FlipBit));
         assert_eq!(faults.happened(), [1, 1]);
         faults.clear();
-        assert_eq!(faults.choose(true, "/"), None);
+        assert_eq!(faults.choose(Target::List, "/"), None);
     }
 }

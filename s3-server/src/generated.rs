@@ -81,7 +81,7 @@ fn version(number: u64) -> Version {
         size: SMALLEST + seed % SPREAD,
         etag: format!("{:016x}{:016x}", mix(seed), mix(!seed)),
         modified: SystemTime::UNIX_EPOCH + Duration::from_secs(FIRST_MADE + number),
-        checksum: None,
+        sums: None,
         archive: None,
     }
 }

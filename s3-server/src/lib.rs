@@ -6,6 +6,7 @@
 
 mod body;
 mod bucket;
+mod checksum;
 mod fault;
 mod generated;
 mod keys;
@@ -13,6 +14,7 @@ mod server;
 mod service;
 
 pub use bucket::{Bucket, Version};
+pub use checksum::{Crc, Kept};
 pub use fault::{Fault, Faults, Rule, Target};
 pub use server::{Config, Identity, S3Server};
 pub use service::Stats;

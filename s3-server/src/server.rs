@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -26,7 +26,7 @@ use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use crate::body::faulty;
 use crate::bucket::Bucket;
-use crate::fault::{Fault, Faults};
+use crate::fault::{Fault, Faults, Target};
 use crate::keys::Keys;
 use crate::service::{Buckets, Service, Stats};
 
@@ -247,12 +247,9 @@ async fn answer(
     shared: Arc<Shared>,
     socket: Arc<OwnedFd>,
 ) -> io::Result<Answer> {
-    let list = request
-        .uri()
-        .query()
-        .is_some_and(|query| query.contains("list-type="));
-    shared.stats.count(list);
-    let fault = shared.faults.choose(list, request.uri().path());
+    let asked = asked(&request);
+    shared.stats.count(asked);
+    let fault = shared.faults.choose(asked, request.uri().path());
     match &fault {
         Some(Fault::Status(status, code)) => return Ok(refusal(*status, code, "on request")),
         Some(Fault::WantsKey) => return Ok(refusal(400, "InvalidRequest", WANTS_KEY)),
@@ -284,6 +281,18 @@ async fn answer(
         }),
         None => response.map(Either::Left),
     })
+}
+
+/// What a request is about.
+fn asked<T>(request: &Request<T>) -> Target {
+    let query = request.uri().query().unwrap_or_default();
+    if query.contains("list-type=") {
+        Target::List
+    } else if request.method() == Method::HEAD || query.starts_with("attributes") {
+        Target::Head
+    } else {
+        Target::Get
+    }
 }
 
 /// The head of an answer with the fault, if it is one of heads.

@@ -11,14 +11,16 @@ use futures::stream;
 use parking_lot::RwLock;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use s3s::dto::{
-    ChecksumMode, ETag, ETagCondition, EncodingType, GetObjectInput, GetObjectOutput,
+    ChecksumMode, ChecksumType, ETag, ETagCondition, EncodingType, GetObjectAttributesInput,
+    GetObjectAttributesOutput, GetObjectAttributesParts, GetObjectInput, GetObjectOutput,
     HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input,
-    ListObjectsV2Output, Object, ObjectStorageClass, StreamingBlob,
+    ListObjectsV2Output, Object, ObjectPart, ObjectStorageClass, StreamingBlob,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
 use crate::bucket::{Bucket, Version};
-use crate::fault::Fault;
+use crate::checksum::{Crc, Sums};
+use crate::fault::{Fault, Target};
 
 /// Keys of one page at most, as S3 has it.
 const MAX_KEYS: i32 = 1000;
@@ -39,6 +41,7 @@ pub(crate) type Buckets = Arc<RwLock<HashMap<String, Bucket>>>;
 pub struct Stats {
     gets: AtomicU64,
     lists: AtomicU64,
+    heads: AtomicU64,
     bytes: AtomicU64,
 }
 
@@ -53,13 +56,22 @@ impl Stats {
         self.lists.load(Ordering::Relaxed)
     }
 
+    /// Questions about objects, faulty ones included.
+    pub fn heads(&self) -> u64 {
+        self.heads.load(Ordering::Relaxed)
+    }
+
     /// Bytes of objects that were sent, or would have been but for a fault.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn count(&self, list: bool) {
-        let counter = if list { &self.lists } else { &self.gets };
+    pub(crate) fn count(&self, asked: Target) {
+        let counter = match asked {
+            Target::List => &self.lists,
+            Target::Head => &self.heads,
+            Target::Get | Target::All => &self.gets,
+        };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -97,12 +109,63 @@ impl S3 for Service {
         &self,
         request: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
-        let version = self.version(&request.input.bucket, &request.input.key)?;
+        let input = request.input;
+        let version = self.version(&input.bucket, &input.key)?;
+        check_etag(input.if_match.as_ref(), &version)?;
+        let wants_checksum = wants_checksum(input.checksum_mode.as_ref());
+        let sums = version.sums.as_ref().filter(|_| wants_checksum);
         Ok(S3Response::new(HeadObjectOutput {
             content_length: Some(version.size as i64),
+            checksum_crc64nvme: Sums::value_of(sums, Crc::Crc64Nvme),
+            checksum_crc32c: Sums::value_of(sums, Crc::Crc32c),
+            checksum_crc32: Sums::value_of(sums, Crc::Crc32),
+            checksum_type: sums.map(|sums| {
+                let whole = sums.parts.is_empty();
+                ChecksumType::from_static(if whole {
+                    ChecksumType::FULL_OBJECT
+                } else {
+                    ChecksumType::COMPOSITE
+                })
+            }),
             e_tag: Some(ETag::Strong(version.etag)),
             last_modified: Some(version.modified.into()),
             ..HeadObjectOutput::default()
+        }))
+    }
+
+    async fn get_object_attributes(
+        &self,
+        request: S3Request<GetObjectAttributesInput>,
+    ) -> S3Result<S3Response<GetObjectAttributesOutput>> {
+        let input = request.input;
+        let version = self.version(&input.bucket, &input.key)?;
+        let max = input.max_parts.unwrap_or(MAX_KEYS).clamp(0, MAX_KEYS) as usize;
+        let after = input.part_number_marker.unwrap_or(0).max(0) as usize;
+        let parts = version.sums.filter(|sums| !sums.parts.is_empty());
+        let parts = parts.map(|sums| {
+            let value = |kind: Crc, value: &String| (sums.kind == kind).then(|| value.clone());
+            let numbered = sums.parts.iter().zip(1..).skip(after).take(max);
+            let page: Vec<ObjectPart> = numbered
+                .map(|((size, sum), number)| ObjectPart {
+                    part_number: Some(number),
+                    size: Some(*size as i64),
+                    checksum_crc64nvme: value(Crc::Crc64Nvme, sum),
+                    checksum_crc32c: value(Crc::Crc32c, sum),
+                    checksum_crc32: value(Crc::Crc32, sum),
+                    ..ObjectPart::default()
+                })
+                .collect();
+            GetObjectAttributesParts {
+                is_truncated: Some(after + page.len() < sums.parts.len()),
+                next_part_number_marker: page.last().and_then(|part| part.part_number),
+                total_parts_count: Some(sums.parts.len() as i32),
+                parts: Some(page),
+                ..GetObjectAttributesParts::default()
+            }
+        });
+        Ok(S3Response::new(GetObjectAttributesOutput {
+            object_parts: parts,
+            ..GetObjectAttributesOutput::default()
         }))
     }
 
@@ -183,17 +246,10 @@ impl S3 for Service {
                 "The operation is not valid for the object's storage class"
             ));
         }
-        let etag = ETag::Strong(version.etag.clone());
         if fault == Some(Fault::OtherEtag) {
             version.etag.push('0');
-        } else if fault != Some(Fault::NoEtag)
-            && let Some(ETagCondition::ETag(wanted)) = &input.if_match
-            && *wanted != etag
-        {
-            return Err(s3_error!(
-                PreconditionFailed,
-                "At least one of the pre-conditions you specified did not hold"
-            ));
+        } else if fault != Some(Fault::NoEtag) {
+            check_etag(input.if_match.as_ref(), &version)?;
         }
         let part = match input.range {
             Some(range) if !matches!(fault, Some(Fault::IgnoreRange | Fault::Unpacked(_))) => {
@@ -209,18 +265,16 @@ impl S3 for Service {
         self.stats
             .bytes
             .fetch_add(sent.end - sent.start, Ordering::Relaxed);
-        let wants_checksum = input
-            .checksum_mode
-            .is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED);
+        let wants_checksum = wants_checksum(input.checksum_mode.as_ref()) && part.is_none();
+        let sums = version.sums.as_ref().filter(|_| wants_checksum);
         let output = GetObjectOutput {
             content_length: Some((sent.end - sent.start) as i64),
             content_range: part
                 .as_ref()
                 .map(|part| format!("bytes {}-{}/{}", part.start, part.end - 1, version.size)),
-            checksum_crc64nvme: version
-                .checksum
-                .clone()
-                .filter(|_| wants_checksum && part.is_none()),
+            checksum_crc64nvme: Sums::value_of(sums, Crc::Crc64Nvme),
+            checksum_crc32c: Sums::value_of(sums, Crc::Crc32c),
+            checksum_crc32: Sums::value_of(sums, Crc::Crc32),
             e_tag: Some(ETag::Strong(version.etag.clone()))
                 .filter(|_| fault != Some(Fault::NoEtag)),
             last_modified: Some(version.modified.into()),
@@ -229,6 +283,23 @@ impl S3 for Service {
         };
         Ok(S3Response::new(output))
     }
+}
+
+fn wants_checksum(mode: Option<&ChecksumMode>) -> bool {
+    mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
+}
+
+/// Refuses a request for another version.
+fn check_etag(condition: Option<&ETagCondition>, version: &Version) -> S3Result<()> {
+    if let Some(ETagCondition::ETag(wanted)) = condition
+        && *wanted != ETag::Strong(version.etag.clone())
+    {
+        return Err(s3_error!(
+            PreconditionFailed,
+            "At least one of the pre-conditions you specified did not hold"
+        ));
+    }
+    Ok(())
 }
 
 fn find<'a>(buckets: &'a HashMap<String, Bucket>, name: &str) -> S3Result<&'a Bucket> {

@@ -26,6 +26,7 @@ mod system {
     pub(crate) mod signing;
     pub(crate) mod silence;
     pub(crate) mod tls;
+    pub(crate) mod verified;
 }
 
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         ("tls", system::tls::CASES),
         ("credentials", system::credentials::CASES),
         ("damage", system::damage::CASES),
+        ("verified", system::verified::CASES),
         ("cluster", system::cluster::CASES),
         ("jobs", system::jobs::CASES),
         ("silence", system::silence::CASES),

@@ -21,9 +21,11 @@ pub mod segment;
 pub mod service;
 pub mod snapshots;
 pub mod stream;
+mod verify;
 pub mod warm;
 mod worker;
 
 pub use config::{FILL_BUDGET, LEAST_FILL_BUDGET, SsdConfig, WorkerConfig};
 pub use metrics::{DatasetReads, WorkerMetrics};
+pub use verify::Doubtful;
 pub use worker::{Ahead, Cached, Drive, ReadError, Source, Worker, WorkerError};

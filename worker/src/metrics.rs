@@ -41,14 +41,14 @@ pub struct TierLabels {
 pub struct EvictionLabels {
     /// `memory` or `ssd`.
     pub tier: &'static str,
-    /// Why: `idle`, `damaged`, `unreadable`, `lost_file` or `request`.
+    /// Why: `idle`, `damaged`, `unreadable`, `lost_file`, `mismatch` or `request`.
     pub reason: &'static str,
 }
 
 /// Label of metrics by outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResultLabel {
-    /// `ok` or `error`.
+    /// `ok` or `error`, or what a metric has more.
     pub result: &'static str,
 }
 
@@ -104,6 +104,9 @@ pub struct WorkerMetrics {
     pub(crate) tier_blocks: Family<TierLabels, Gauge>,
     pub(crate) damaged: Counter,
     pub(crate) lost_segments: Counter,
+    verified_files: Family<ResultLabel, Counter>,
+    pub(crate) mismatches: Counter,
+    pub(crate) unverified_blocks: Counter,
     cached_bytes: Family<DatasetLabel, Gauge>,
     shown_cached: Mutex<HashSet<DatasetLabel>>,
     pub(crate) stream_requests: Family<ResultLabel, Counter>,
@@ -129,6 +132,9 @@ impl WorkerMetrics {
             tier_blocks: Family::default(),
             damaged: Counter::default(),
             lost_segments: Counter::default(),
+            verified_files: Family::default(),
+            mismatches: Counter::default(),
+            unverified_blocks: Counter::default(),
             cached_bytes: Family::default(),
             shown_cached: Mutex::default(),
             stream_requests: Family::default(),
@@ -141,6 +147,12 @@ impl WorkerMetrics {
                 .inc_by(0);
             metrics
                 .stream_requests
+                .get_or_create(&ResultLabel { result })
+                .inc_by(0);
+        }
+        for result in ["right", "given_up", "no_checksum"] {
+            metrics
+                .verified_files
                 .get_or_create(&ResultLabel { result })
                 .inc_by(0);
         }
@@ -221,6 +233,21 @@ impl WorkerMetrics {
             "Segment files that were deleted, cut or replaced by somebody else",
             metrics.lost_segments.clone(),
         );
+        r.register(
+            "files_verified",
+            "Files of several blocks that were compared with the origin's checksum, by result",
+            metrics.verified_files.clone(),
+        );
+        r.register(
+            "checksum_mismatches",
+            "Times that blocks of such a file, or of a part of it, did not have the origin's checksum",
+            metrics.mismatches.clone(),
+        );
+        r.register(
+            "blocks_unverified",
+            "Blocks of such files whose checksum was not computed",
+            metrics.unverified_blocks.clone(),
+        );
         r.register_with_unit(
             "cached",
             "Bytes of a dataset's newest snapshot that this worker holds",
@@ -238,6 +265,13 @@ impl WorkerMetrics {
             metrics.stream_connections.clone(),
         );
         Arc::new(metrics)
+    }
+
+    /// Counts a file of several blocks that was compared, or cannot be.
+    pub(crate) fn verified(&self, result: &'static str) {
+        self.verified_files
+            .get_or_create(&ResultLabel { result })
+            .inc();
     }
 
     /// The counters of one dataset. Callers name datasets as they like: those past `MAX_DATASETS` share their counters.

@@ -26,6 +26,7 @@ use crate::metrics::{EvictionLabels, WorkerMetrics};
 use crate::origins::Origins;
 use crate::segment::{BlockLocation, Checksums, SegmentError, SegmentStats};
 use crate::ssd::SsdTier;
+use crate::verify::Verifier;
 
 mod filling;
 mod gauges;
@@ -109,8 +110,9 @@ pub struct Worker {
     origins: Origins,
     metrics: Arc<WorkerMetrics>,
     origin_metrics: Arc<OriginMetrics>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
+    pub(crate) verifier: Verifier,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
     /// Grows whenever the set of held blocks may have changed.
     generation: AtomicU64,
     /// What each store had counted when the metrics were last brought up to date.
@@ -160,6 +162,7 @@ impl Worker {
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Arc<Self>, WorkerError> {
         let units = |bytes: u64| Arc::new(Semaphore::new((bytes / BUDGET_UNIT) as usize));
+        let (verifier, fetched) = Verifier::new(config.budget());
         let worker = Arc::new(Self {
             memory: MemoryTier::new(config.memory.0),
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
@@ -169,6 +172,7 @@ impl Worker {
             origins: Origins::new(config.origins_file.clone(), Arc::new(config.fetch.clone())),
             metrics,
             origin_metrics,
+            verifier,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             generation: AtomicU64::new(1),
@@ -177,6 +181,7 @@ impl Worker {
         });
         let checks = worker.clone();
         worker.tasks.spawn(async move { checks.check_loop().await });
+        worker.verify(fetched);
         Ok(worker)
     }
 
@@ -198,6 +203,10 @@ impl Worker {
     /// The worker's metrics.
     pub fn metrics(&self) -> &Arc<WorkerMetrics> {
         &self.metrics
+    }
+
+    pub(crate) fn origin_metrics(&self) -> &OriginMetrics {
+        &self.origin_metrics
     }
 
     /// Bytes of cache in all tiers: the worker's weight in placement.
@@ -355,6 +364,12 @@ impl Worker {
         running.is_some_and(|fill| fill.is_fetching())
     }
 
+    /// Whether a block that was dropped is still on its way to a tier, from which it will be taken again.
+    pub(crate) fn is_settling(&self, key: &BlockKey) -> bool {
+        let running = self.fills.running(key);
+        running.is_some_and(|fill| fill.is_discarded())
+    }
+
     /// Checks a block that a client found damaged, and drops it if it is.
     pub async fn report_damaged(&self, key: BlockKey) {
         if self.memory.check(&key) == Checked::Damaged {
@@ -365,12 +380,14 @@ impl Worker {
 
     /// Drops blocks from every tier; gives the bytes that they had.
     pub fn evict(&self, keys: &[BlockKey]) -> u64 {
+        self.evict_for(keys, "request")
+    }
+
+    /// As [`Self::evict`], counted under a reason.
+    pub(crate) fn evict_for(&self, keys: &[BlockKey], reason: &'static str) -> u64 {
         let removed = fills::evict(self, keys);
         for (tier, bytes) in [("memory", removed.memory), ("ssd", removed.ssd)] {
-            let labels = EvictionLabels {
-                tier,
-                reason: "request",
-            };
+            let labels = EvictionLabels { tier, reason };
             self.metrics
                 .evicted_bytes
                 .get_or_create(&labels)

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use weir_client::{Backend, ClusterConfig, ClusterReader, Reader};
 use weir_core::ClusterMap;
@@ -79,6 +79,7 @@ pub(super) async fn prepare(
     };
     Ok(Prepared {
         reader,
+        doubtful: broadcast::channel(1).1,
         properties: vec![(SNAPSHOT_KEY.to_owned(), snapshot)],
         refresh: Box::new(|| {}),
         background: Box::pin(background),

@@ -97,6 +97,7 @@ pub(super) async fn prepare(
     });
     Ok(Prepared {
         reader,
+        doubtful: worker.doubtful_objects(),
         properties: vec![
             (CONTROL_KEY.to_owned(), control_address),
             (SNAPSHOT_KEY.to_owned(), snapshot),

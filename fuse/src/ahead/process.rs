@@ -38,6 +38,9 @@ const MAX_REQUEST: usize = (16 << 20) + 4096;
 /// `FUSE_NOTIFY_STORE` of `linux/fuse.h`, and the length of its two headers.
 const STORE_CODE: u32 = 4;
 const STORE_HEADER: usize = 40;
+/// `FUSE_NOTIFY_INVAL_INODE`, and the length of all of it.
+const DROP_CODE: u32 = 2;
+const DROP_LENGTH: usize = 40;
 /// Requests that want no answer: `FUSE_FORGET`, `FUSE_INTERRUPT`, `FUSE_BATCH_FORGET`.
 const UNANSWERED: [u32; 3] = [2, 36, 42];
 
@@ -47,9 +50,18 @@ pub(super) struct Start {
     pub(super) mountpoint: PathBuf,
 }
 
+/// What is to be done.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// The kernel is to have these.
+    Store(Files),
+    /// The kernel is to drop what it has of this inode's content. There is one such order at a time.
+    Drop(u64),
+}
+
 /// Files in a slot of the memory.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Order {
+pub(super) struct Files {
     pub(super) slot: usize,
     /// Path of their directory in the mount.
     pub(super) directory: String,
@@ -68,9 +80,14 @@ pub(super) struct StoredFile {
     pub(super) length: usize,
 }
 
-/// The answer: the slot is no longer needed.
+/// The answer.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Done(pub(super) usize);
+pub(super) enum Done {
+    /// This slot is no longer needed.
+    Read(usize),
+    /// The content was dropped.
+    Dropped,
+}
 
 struct Process {
     mountpoint: PathBuf,
@@ -99,7 +116,7 @@ pub fn run() -> io::Result<()> {
         ended: AtomicBool::new(false),
         working: AtomicUsize::new(THREADS),
     });
-    let (orders, waiting) = sync_channel(SLOTS);
+    let (orders, waiting) = sync_channel(SLOTS + 1);
     let waiting = Arc::new(Mutex::new(waiting));
     for number in 0..THREADS {
         let (process, waiting) = (process.clone(), waiting.clone());
@@ -110,7 +127,7 @@ pub fn run() -> io::Result<()> {
                 process.working.fetch_sub(1, Ordering::SeqCst);
             })?;
     }
-    // No more than one order for each slot can be under way, so this never waits to pass one on.
+    // No more than one order for each slot can be under way, and one to drop pages, so this never waits to pass one on.
     while let Ok(Some((order, _))) = fdpass::receive::<Order>(process.socket.as_fd()) {
         if orders.try_send(order).is_err() {
             break;
@@ -127,19 +144,31 @@ impl Process {
             let order = {
                 let waiting = waiting.lock();
                 let Ok(order) = waiting.recv() else { return };
-                if order.list {
+                if let Order::Store(files) = &order
+                    && files.list
+                {
                     // Before anybody takes the next order, which is likely to be for the same directory.
-                    list(&self.mountpoint.join(&order.directory), &mut entries);
+                    list(&self.mountpoint.join(&files.directory), &mut entries);
                 }
                 order
             };
-            self.store_all(&order);
+            let done = match order {
+                Order::Store(files) => {
+                    self.store_all(&files);
+                    Done::Read(files.slot)
+                }
+                Order::Drop(inode) => {
+                    // One that the kernel does not know has no pages.
+                    let _ = drop_pages(self.fuse.as_fd(), inode);
+                    Done::Dropped
+                }
+            };
             // A server that does not read its answers has ended, or is about to end this process.
-            let _ = fdpass::send(self.socket.as_fd(), &Done(order.slot), &[]);
+            let _ = fdpass::send(self.socket.as_fd(), &done, &[]);
         }
     }
 
-    fn store_all(&self, order: &Order) {
+    fn store_all(&self, order: &Files) {
         let Some(memory) = self.memory.slot(order.slot) else {
             return;
         };
@@ -207,6 +236,17 @@ fn store(fuse: BorrowedFd<'_>, inode: u64, bytes: &[u8]) -> Result<(), Errno> {
     header[32..36].copy_from_slice(&length.to_ne_bytes());
     let parts = [IoSlice::new(&header), IoSlice::new(bytes)];
     rustix::io::retry_on_intr(|| rustix::io::writev(fuse, &parts))?;
+    Ok(())
+}
+
+/// Drops all of a file's content from the page cache. Waits for reads of it that are under way.
+fn drop_pages(fuse: BorrowedFd<'_>, inode: u64) -> Result<(), Errno> {
+    let mut message = [0; DROP_LENGTH];
+    message[..4].copy_from_slice(&(DROP_LENGTH as u32).to_ne_bytes());
+    message[4..8].copy_from_slice(&DROP_CODE.to_ne_bytes());
+    // fuse_notify_inval_inode_out: inode, offset 0, length 0 for all of it.
+    message[16..24].copy_from_slice(&inode.to_ne_bytes());
+    rustix::io::retry_on_intr(|| rustix::io::write(fuse, &message))?;
     Ok(())
 }
 

@@ -71,10 +71,11 @@ impl Http {
         })
     }
 
-    /// Sends a GET request and waits for the head of its answer. One that fails on a connection that was used before
+    /// Sends a request without a body and waits for the head of its answer. One that fails on a connection that was used before
     /// is sent again: the service may have closed it meanwhile. So is one whose answer's head may have been too long.
-    pub(super) async fn get(
+    pub(super) async fn send(
         self: &Arc<Self>,
+        method: &Method,
         uri: &Uri,
         headers: HeaderMap,
     ) -> Result<Answer, HttpError> {
@@ -88,7 +89,10 @@ impl Http {
                 Some(connection) => connection,
                 None => self.connect_sparing(uri, reads_long).await?,
             };
-            match connection.send(self.request(uri, headers.clone())?).await {
+            match connection
+                .send(self.request(method, uri, headers.clone())?)
+                .await
+            {
                 Ok(response) => {
                     if head_is_long {
                         self.long_heads.store(true, Ordering::Relaxed);
@@ -120,9 +124,14 @@ impl Http {
         self.connector.speaks_otherwise(uri).await
     }
 
-    fn request(&self, uri: &Uri, headers: HeaderMap) -> Result<Request<Empty<Bytes>>, HttpError> {
+    fn request(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: HeaderMap,
+    ) -> Result<Request<Empty<Bytes>>, HttpError> {
         let mut request = Request::new(Empty::new());
-        *request.method_mut() = Method::GET;
+        *request.method_mut() = method.clone();
         *request.headers_mut() = headers;
         let host = uri.authority().map_or("", Authority::as_str);
         let host = HeaderValue::from_str(host).map_err(http::Error::from)?;

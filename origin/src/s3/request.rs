@@ -109,6 +109,21 @@ impl Client {
         query: &str,
         headers: &HeaderMap,
     ) -> Result<Answer, OriginError> {
+        self.ask(&Method::GET, key, query, headers).await
+    }
+
+    /// As [`Self::get`], but asks for the head alone.
+    pub(super) async fn head(&self, key: &str, headers: &HeaderMap) -> Result<Answer, OriginError> {
+        self.ask(&Method::HEAD, Some(key), "", headers).await
+    }
+
+    async fn ask(
+        &self,
+        method: &Method,
+        key: Option<&str>,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Answer, OriginError> {
         let target = || key.map_or_else(|| self.name.clone(), |key| self.object_url(key));
         let mut corrected = false;
         let mut renewals = 0;
@@ -125,7 +140,7 @@ impl Client {
             };
             let signer = credential.as_deref();
             let response = match self
-                .send(uri.clone(), headers.clone(), signer, &target)
+                .send(method, uri.clone(), headers.clone(), signer, &target)
                 .await?
             {
                 Ok(response) => response,
@@ -202,13 +217,14 @@ impl Client {
 
     async fn send(
         &self,
+        method: &Method,
         uri: Uri,
         headers: HeaderMap,
         credential: Option<&AwsCredential>,
         target: &impl Fn() -> Arc<str>,
     ) -> Result<Result<Answer, HttpError>, OriginError> {
         let mut request = HttpRequest::new(HttpRequestBody::empty());
-        *request.method_mut() = Method::GET;
+        *request.method_mut() = method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
         if let Some(credential) = credential {
@@ -222,7 +238,7 @@ impl Client {
         // Not signed, since there are services and proxies that change it. The bytes wanted are those that are stored.
         let identity = HeaderValue::from_static("identity");
         head.headers.insert(header::ACCEPT_ENCODING, identity);
-        Ok(self.http.get(&head.uri, head.headers).await)
+        Ok(self.http.send(method, &head.uri, head.headers).await)
     }
 
     /// Refuses an address whose scheme is not the service's, as long as nothing has shown that it is right.

@@ -126,6 +126,9 @@ impl Worker {
         if self.stop.is_cancelled() {
             return Err(ReadError::ShuttingDown);
         }
+        if let Some(error) = self.verifier.refusal(block) {
+            return Err(error.into());
+        }
         let started = match fills::start(self, key, block.len(), &block.object.key) {
             Ok(started) => started,
             Err(running) => return Ok((running, None)),
@@ -152,6 +155,9 @@ impl Worker {
                 self.metrics
                     .fill_duration
                     .observe(begun.elapsed().as_secs_f64());
+                if permit.is_some() && !self.verifier.fetched(block, started.fill()) {
+                    self.metrics.unverified_blocks.inc();
+                }
                 self.keep(started, permit).await;
             }
             Err(error) => {

@@ -1,0 +1,219 @@
+//! Checksums that an origin keeps of whole objects, or of their parts.
+//!
+//! Objects of several blocks are read in ranges, which come without a checksum. But CRCs can be combined: those of pieces
+//! that were read at different times and places give the one of the whole, which is compared with what the origin says.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use crc_fast::CrcAlgorithm;
+use tokio::time::{sleep, timeout};
+use weir_core::ObjectRef;
+
+use crate::error::OriginError;
+use crate::metrics::{Operation, OriginMetrics};
+use crate::origin::Origin;
+use crate::policy::{Backoff, FetchPolicy};
+
+/// Longest wait for one answer, and how often an origin is asked that fails.
+const DEADLINE: Duration = Duration::from_secs(10);
+const ATTEMPTS: u32 = 5;
+
+/// A checksum that can be combined.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum CrcKind {
+    /// CRC-64/NVME.
+    Crc64Nvme,
+    /// CRC-32C (Castagnoli).
+    Crc32c,
+    /// CRC-32 (ISO-HDLC, as in zip).
+    Crc32,
+}
+
+impl CrcKind {
+    /// All kinds, the strongest first.
+    pub const ALL: [Self; 3] = [Self::Crc64Nvme, Self::Crc32c, Self::Crc32];
+
+    /// Its name in the headers of S3, behind `x-amz-checksum-`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crc64Nvme => "crc64nvme",
+            Self::Crc32c => "crc32c",
+            Self::Crc32 => "crc32",
+        }
+    }
+
+    fn algorithm(self) -> CrcAlgorithm {
+        match self {
+            Self::Crc64Nvme => CrcAlgorithm::Crc64Nvme,
+            Self::Crc32c => CrcAlgorithm::Crc32Iscsi,
+            Self::Crc32 => CrcAlgorithm::Crc32IsoHdlc,
+        }
+    }
+
+    /// The checksum of these pieces, one after the other.
+    pub fn of<'a>(self, pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+        let mut digest = crc_fast::Digest::new(self.algorithm());
+        pieces.into_iter().for_each(|piece| digest.update(piece));
+        digest.finalize()
+    }
+
+    /// The checksum of bytes that have `first` followed by `length` bytes that have `second`.
+    #[must_use]
+    pub fn combine(self, first: u64, second: u64, length: u64) -> u64 {
+        crc_fast::checksum_combine(self.algorithm(), first, second, length)
+    }
+
+    /// Reads a value as S3 writes it: base64 of the big-endian bytes.
+    pub(crate) fn parse(self, text: &str) -> Option<u64> {
+        let bytes = STANDARD.decode(text.trim()).ok()?;
+        match self {
+            Self::Crc64Nvme => Some(u64::from_be_bytes(bytes.try_into().ok()?)),
+            Self::Crc32c | Self::Crc32 => Some(u32::from_be_bytes(bytes.try_into().ok()?).into()),
+        }
+    }
+}
+
+/// The checksum of one part of an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartSum {
+    /// Bytes of the part; never 0.
+    pub length: u64,
+    /// Its checksum.
+    pub value: u64,
+}
+
+/// What an origin says of the bytes of an object version. A checksum of all of it is that of a single part.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectChecksum {
+    kind: CrcKind,
+    parts: Vec<PartSum>,
+    /// Where each part ends.
+    ends: Vec<u64>,
+}
+
+impl ObjectChecksum {
+    /// The checksums of all parts of an object of `size` bytes, in order. `None` if the parts are not the object.
+    pub fn new(kind: CrcKind, parts: Vec<PartSum>, size: u64) -> Option<Self> {
+        let mut ends = Vec::with_capacity(parts.len());
+        let mut end = 0_u64;
+        for part in &parts {
+            end = end.checked_add(part.length).filter(|_| part.length > 0)?;
+            ends.push(end);
+        }
+        (end == size && size > 0).then_some(Self { kind, parts, ends })
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> CrcKind {
+        self.kind
+    }
+
+    /// All parts, in order.
+    pub fn parts(&self) -> &[PartSum] {
+        &self.parts
+    }
+
+    /// The bytes of a part.
+    pub fn range(&self, part: usize) -> Range<u64> {
+        self.ends[part] - self.parts[part].length..self.ends[part]
+    }
+
+    /// The numbers of the parts that have some of these bytes.
+    pub fn parts_of(&self, range: &Range<u64>) -> Range<usize> {
+        let first = self.ends.partition_point(|end| *end <= range.start);
+        let before = |end: &u64| *end < range.end;
+        let last = self.ends.partition_point(before);
+        first..(last + 1).min(self.parts.len())
+    }
+
+    /// Cuts a range of the object where parts begin.
+    pub fn cut(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        self.parts_of(&range).map(move |part| {
+            let Range { start, end } = self.range(part);
+            start.max(range.start)..end.min(range.end)
+        })
+    }
+}
+
+/// Asks an origin for the checksum of an object of this very version, a few times if it fails. `None` if it has none that
+/// can be combined. Nobody's read may wait for this.
+pub async fn object_checksum(
+    origin: &Arc<dyn Origin>,
+    object: &ObjectRef,
+    metrics: &OriginMetrics,
+) -> Result<Option<ObjectChecksum>, OriginError> {
+    let policy = FetchPolicy::default();
+    let mut backoff = Backoff::new(&policy);
+    let mut attempt = 1;
+    loop {
+        let request = metrics.request(origin.kind(), Operation::Head);
+        let asked = timeout(DEADLINE, origin.checksum(object)).await;
+        let answer = asked.unwrap_or_else(|_| {
+            Err(OriginError::Timeout {
+                target: format!("{}/{}", origin.describe(), object.key.escape_debug()).into(),
+                after: DEADLINE,
+            })
+        });
+        request.finish(answer.as_ref().err());
+        match answer {
+            Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                metrics.retried(&error);
+                sleep(backoff.wait_after(&error, &policy)).await;
+                attempt += 1;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_of_pieces_is_that_of_the_whole_for_each_kind() {
+        let data: Vec<u8> = (0..100_003_u32).map(|at| (at % 251) as u8).collect();
+        for kind in CrcKind::ALL {
+            let whole = kind.of([&data[..]]);
+            for at in [0, 1, 4096, 65_536, 100_002, 100_003] {
+                let (first, second) = data.split_at(at);
+                let (a, b) = (kind.of([first]), kind.of([second]));
+                assert_eq!(kind.combine(a, b, second.len() as u64), whole, "{kind:?}");
+                assert_eq!(kind.of([first, second]), whole);
+            }
+        }
+        // The check values of the CRC catalogue.
+        let values = CrcKind::ALL.map(|kind| kind.of([&b"123456789"[..]]));
+        assert_eq!(values, [0xae8b_1486_0a79_9888, 0xe306_9283, 0xcbf4_3926]);
+    }
+
+    #[test]
+    fn parts_must_be_the_object_and_ranges_are_cut_at_them() {
+        let part = |length| PartSum { length, value: 1 };
+        let new = |lengths: &[u64], size| {
+            let parts = lengths.iter().copied().map(part).collect();
+            ObjectChecksum::new(CrcKind::Crc32c, parts, size)
+        };
+        for (lengths, size) in [
+            (&[10_u64, 10][..], 21),
+            (&[10, 0, 10], 20),
+            (&[u64::MAX, 2], 1),
+            (&[], 0),
+        ] {
+            assert_eq!(new(lengths, size), None, "{lengths:?}");
+        }
+        let sum = new(&[10, 5, 20], 35).unwrap();
+        let cut = |range| {
+            let pieces = sum.cut(range).map(|piece| (piece.start, piece.end));
+            pieces.collect::<Vec<_>>()
+        };
+        assert_eq!(cut(0..35), [(0, 10), (10, 15), (15, 35)]);
+        assert_eq!(cut(10..15), [(10, 15)]);
+        assert_eq!(cut(9..16), [(9, 10), (10, 15), (15, 16)]);
+        assert_eq!(cut(34..35), [(34, 35)]);
+    }
+}

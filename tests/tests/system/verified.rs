@@ -1,0 +1,126 @@
+//! Files of several blocks against the origin's checksum.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use weir_s3_server::{Crc, Fault, Kept, Rule};
+use weir_tests::{BUCKET, Lab, Mount, content, drop_pages, wait_until};
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "big_files_are_right_for_good_once_they_were_verified",
+        big_files_are_right_for_good_once_they_were_verified,
+    ),
+    (
+        "a_big_file_that_never_has_its_checksum_is_eio",
+        a_big_file_that_never_has_its_checksum_is_eio,
+    ),
+    (
+        "an_origin_without_checksums_is_seldom_asked_for_them",
+        an_origin_without_checksums_is_seldom_asked_for_them,
+    ),
+];
+
+const EIO: i32 = 5;
+const DEADLINE: Duration = Duration::from_mins(1);
+const MIB: usize = 1 << 20;
+
+/// Files of two and three blocks, and the checksums that the origin keeps of them.
+pub(crate) fn fill(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
+    let kept = [
+        Kept::Whole(Crc::Crc64Nvme),
+        Kept::Whole(Crc::Crc32c),
+        Kept::Whole(Crc::Crc32),
+        Kept::Parts(Crc::Crc32c, 5 << 20),
+        Kept::Parts(Crc::Crc64Nvme, 3_000_001),
+    ];
+    let files: BTreeMap<String, Vec<u8>> = (0..kept.len())
+        .map(|n| (format!("big{n}"), content(n as u64, 5 * MIB + n * MIB + n)))
+        .collect();
+    lab.put_all(&files);
+    lab.s3.edit(BUCKET, |bucket| {
+        for (name, kept) in files.keys().zip(kept) {
+            bucket.keep_checksum(name, kept);
+        }
+    });
+    files
+}
+
+/// Whether all files can be read and are right.
+pub(crate) fn all_right(mount: &Mount<'_>, files: &BTreeMap<String, Vec<u8>>) -> bool {
+    let right = |(name, content): (&String, &Vec<u8>)| {
+        std::fs::read(mount.path(name)).is_ok_and(|read| read == *content)
+    };
+    // All of them, so that all are fetched.
+    files.iter().filter(|file| right(*file)).count() == files.len()
+}
+
+fn big_files_are_right_for_good_once_they_were_verified() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    let flips = Rule::new(Fault::FlipBit).probability(0.2);
+    lab.s3.faults().set([flips]);
+    let right = || mount.metric("weir_worker_files_verified_total", "result=\"right\"");
+    wait_until("all files are verified", DEADLINE, || {
+        all_right(&mount, &files);
+        right() > files.len() as f64 - 0.5
+    });
+    wait_until("the kernel has dropped what was wrong", DEADLINE, || {
+        all_right(&mount, &files)
+    });
+    for _ in 0..5 {
+        drop_pages(files.keys().map(|name| mount.path(name)));
+        assert!(all_right(&mount, &files));
+    }
+}
+
+fn a_big_file_that_never_has_its_checksum_is_eio() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &[]);
+    lab.s3.faults().set([
+        Rule::new(Fault::FlipBit).path("big1"),
+        Rule::new(Fault::FlipBit).path("big3"),
+    ]);
+    for name in ["big1", "big3"] {
+        wait_until("what is never right is refused", DEADLINE, || {
+            std::fs::read(mount.path(name)).is_err_and(|e| e.raw_os_error() == Some(EIO))
+        });
+        let log = mount.log();
+        let told = |line: &&str| line.contains("refused for 5 minutes") && line.contains(name);
+        assert_eq!(log.lines().filter(told).count(), 1, "{log}");
+    }
+    for name in ["big0", "big2", "big4"] {
+        assert!(mount.read(name) == files[name], "{name}");
+    }
+    let given_up = mount.metric("weir_worker_files_verified_total", "result=\"given_up\"");
+    assert!(given_up > 1.5 && given_up < 2.5, "{given_up}");
+    assert!(mount.metric("weir_worker_checksum_mismatches_total", "") > 19.5);
+}
+
+fn an_origin_without_checksums_is_seldom_asked_for_them() {
+    let lab = Lab::new();
+    let files: BTreeMap<String, Vec<u8>> = (0..30)
+        .map(|n| (format!("f{n:02}"), content(n, 4 * MIB + 1)))
+        .collect();
+    lab.put_all(&files);
+    lab.s3.edit(BUCKET, |bucket| {
+        for name in files.keys() {
+            bucket.keep_checksum(name, Kept::Nothing);
+        }
+    });
+    let mount = lab.mount("", &["--mem", "0"]);
+    for (name, content) in &files {
+        assert!(mount.read(name) == *content, "{name}");
+    }
+    let without = || mount.metric("weir_worker_files_verified_total", "result=\"no_checksum\"");
+    wait_until("it is known that there is none", DEADLINE, || {
+        without() > 15.5
+    });
+    // Each is asked for while the answer to the one before is under way, at most.
+    let heads = lab.s3.stats().heads();
+    assert!((16..30).contains(&heads), "{heads}");
+}
