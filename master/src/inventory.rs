@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 use roaring::RoaringBitmap;
-use weir_core::blocknumber::numbered_files;
-use weir_core::{DatasetName, Manifest, SnapshotId, WorkerId};
+use weir_core::{DatasetName, SnapshotId, WorkerId};
 use weir_proto::v1;
 
 use crate::error::MasterError;
@@ -74,14 +73,6 @@ struct OfDataset {
     workers: HashMap<WorkerId, Held>,
 }
 
-/// How much of a snapshot is cached somewhere.
-pub(crate) enum Cached {
-    /// So many bytes.
-    Bytes(u64),
-    /// Several workers hold the same blocks, so the manifest is needed to count each once.
-    Blocks(RoaringBitmap),
-}
-
 impl Inventories {
     /// Takes in a worker's report on a newest snapshot.
     pub(crate) fn set(&self, snapshot: SnapshotId, worker: &WorkerId, held: Held) {
@@ -128,34 +119,32 @@ impl Inventories {
         self.held.lock().remove(dataset);
     }
 
-    /// How much of a snapshot at least one worker holds.
-    pub(crate) fn cached(&self, snapshot: &SnapshotId) -> Cached {
+    /// Bytes of a snapshot of so many blocks and bytes that at least one worker holds. Where workers hold some of the same
+    /// blocks, as after the cluster has grown, blocks count with their average length: their own are in the manifest, and
+    /// to read those of many big snapshots takes seconds.
+    pub(crate) fn cached(&self, snapshot: &SnapshotId, blocks: u64, bytes: u64) -> u64 {
         let all = self.held.lock();
         let reports = all.get(&snapshot.dataset);
         let Some(reports) = reports.filter(|reports| reports.version == snapshot.version) else {
-            return Cached::Bytes(0);
+            return 0;
         };
         let mut union = RoaringBitmap::new();
-        let mut blocks = 0;
+        let (mut held_blocks, mut held_bytes, mut most) = (0_u64, 0_u64, 0);
         for held in reports.workers.values() {
             union |= &held.blocks;
-            blocks += held.blocks.len();
+            held_blocks += held.blocks.len();
+            held_bytes = held_bytes.saturating_add(held.bytes);
+            most = most.max(held.bytes);
         }
-        if blocks == union.len() {
-            let bytes = reports.workers.values().map(|held| held.bytes);
-            return Cached::Bytes(bytes.fold(0, u64::saturating_add));
+        if union.len() == blocks {
+            return bytes;
         }
-        Cached::Blocks(union)
+        let of_union = u128::from(held_bytes) * u128::from(union.len());
+        let average = of_union / u128::from(held_blocks.max(1));
+        u64::try_from(average)
+            .map_or(bytes, |bytes| bytes.max(most))
+            .min(bytes)
     }
-}
-
-/// The sum of the lengths of the numbered blocks.
-pub(crate) fn bytes_of(blocks: &RoaringBitmap, manifest: &Manifest) -> u64 {
-    numbered_files(manifest)
-        .flat_map(|(index, numbers)| manifest.blocks(index).zip(numbers))
-        .filter(|(_, number)| blocks.contains(*number))
-        .map(|(block, _)| u64::from(block.len()))
-        .sum()
 }
 
 #[cfg(test)]
@@ -188,22 +177,39 @@ mod tests {
             let held = Held::read(&report, 3, 27).unwrap();
             inventories.set(snapshot(1), &worker.parse().unwrap(), held);
         };
+        let cached = || inventories.cached(&snapshot(1), 3, 27);
+        assert_eq!(cached(), 0);
         set("a", report([0, 1], 20));
+        assert_eq!(cached(), 20);
+        set("b", report([0, 1], 20));
+        assert_eq!(cached(), 20, "both have the same");
+        set("b", report([0], 10));
+        assert_eq!(cached(), 20);
         set("b", report([2], 7));
-        assert!(matches!(
-            inventories.cached(&snapshot(1)),
-            Cached::Bytes(27)
-        ));
+        assert_eq!(cached(), 27);
         set("b", report([1, 2], 17));
-        let Cached::Blocks(blocks) = inventories.cached(&snapshot(1)) else {
-            panic!("block 1 is held twice");
-        };
-        assert_eq!(blocks.len(), 3);
+        assert_eq!(cached(), 27, "both together have all");
         inventories.forget_worker(&"b".parse().unwrap());
-        assert!(matches!(
-            inventories.cached(&snapshot(1)),
-            Cached::Bytes(20)
-        ));
+        assert_eq!(cached(), 20);
+        assert_eq!(inventories.cached(&snapshot(2), 3, 27), 0);
+    }
+
+    #[test]
+    fn of_what_workers_hold_twice_the_length_is_an_average_and_never_too_much() {
+        let inventories = Inventories::default();
+        for (worker, blocks, bytes) in [("a", [0, 1], 30), ("b", [1, 2], 50)] {
+            let held = Held::read(&report(blocks, bytes), 9, 1000).unwrap();
+            inventories.set(snapshot(1), &worker.parse().unwrap(), held);
+        }
+        // Three of the four blocks that make 80 bytes.
+        assert_eq!(inventories.cached(&snapshot(1), 9, 1000), 60);
+        // Any number may be reported.
+        assert_eq!(inventories.cached(&snapshot(1), 9, 55), 55);
+        for worker in ["a", "b"] {
+            let held = Held::read(&report([0], u64::MAX), 2, u64::MAX).unwrap();
+            inventories.set(snapshot(1), &worker.parse().unwrap(), held);
+        }
+        assert_eq!(inventories.cached(&snapshot(1), 2, u64::MAX), u64::MAX);
     }
 
     #[test]

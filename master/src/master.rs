@@ -13,7 +13,7 @@ use weir_origin::OriginMetrics;
 use weir_proto::v1;
 
 use crate::error::MasterError;
-use crate::inventory::{Cached, Inventories, bytes_of};
+use crate::inventory::Inventories;
 use crate::jobs::Jobs;
 use crate::manifests::Manifests;
 use crate::members::Members;
@@ -119,7 +119,7 @@ impl Master {
     }
 
     /// Workers, tiers and datasets, for people.
-    pub(crate) async fn status(&self) -> Result<v1::Status, MasterError> {
+    pub(crate) fn status(&self) -> v1::Status {
         let (epoch, members) = {
             let members = self.members.lock();
             (members.map().epoch, members.published())
@@ -152,7 +152,9 @@ impl Master {
                 version: id.version,
                 files: snapshot.files,
                 bytes: snapshot.bytes,
-                cached_bytes: self.cached_bytes(&id).await?,
+                cached_bytes: self
+                    .inventories
+                    .cached(&id, snapshot.blocks, snapshot.bytes),
                 reads: Some(reads),
             });
         }
@@ -162,21 +164,11 @@ impl Master {
             waiting_reads: member.waiting_reads,
             last_seen_ms: now.saturating_duration_since(member.last_seen).as_millis() as u64,
         });
-        Ok(v1::Status {
+        v1::Status {
             workers: workers.collect(),
             datasets,
             epoch,
-        })
-    }
-
-    async fn cached_bytes(&self, snapshot: &SnapshotId) -> Result<u64, MasterError> {
-        let blocks = match self.inventories.cached(snapshot) {
-            Cached::Bytes(bytes) => return Ok(bytes),
-            Cached::Blocks(blocks) => blocks,
-        };
-        let (manifests, snapshot) = (self.manifests.clone(), snapshot.clone());
-        tokio::task::spawn_blocking(move || Ok(bytes_of(&blocks, &*manifests.load(&snapshot)?)))
-            .await?
+        }
     }
 
     /// Writes records without holding up the runtime.

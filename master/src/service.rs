@@ -231,6 +231,6 @@ impl MasterApi for Service {
         &self,
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::Status>, Status> {
-        Ok(Response::new(self.master.status().await?))
+        Ok(Response::new(self.master.status()))
     }
 }
