@@ -28,6 +28,12 @@ impl Scrape {
         Ok(Self(samples.collect()))
     }
 
+    /// How many samples of `name` there are.
+    pub fn samples(&self, name: &str) -> usize {
+        let of_name = |sample: &&String| sample.split('{').next() == Some(name);
+        self.0.keys().filter(of_name).count()
+    }
+
     /// Sum of the samples of `name` whose labels contain `label` (all when it is empty).
     pub fn sum(&self, name: &str, label: &str) -> f64 {
         self.0

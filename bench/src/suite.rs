@@ -18,6 +18,7 @@ mod first_byte;
 mod half;
 mod limited;
 mod manifest;
+mod many;
 mod memory;
 mod random;
 pub(crate) mod small;
@@ -60,6 +61,8 @@ pub enum Suite {
     Walk,
     /// Memory and times of manifests of 1 and 10 million files
     Manifest,
+    /// 20 datasets of a million files: heartbeats, CPU time and memory of a cluster
+    Many,
     /// Workers in other processes, and sendfile
     Stream,
     /// A cache of half the data
@@ -86,6 +89,7 @@ impl Suite {
             Self::Memory => memory::run(bench),
             Self::Walk => walk::run(bench),
             Self::Manifest => manifest::run(bench),
+            Self::Many => many::run(bench),
             Self::Stream => stream::run(bench),
             Self::Half => half::run(bench),
             Self::FirstByte => first_byte::run(bench),

@@ -20,6 +20,7 @@ pub struct Cluster {
     // Workers end before the master that they report to.
     workers: Vec<(Process, u16)>,
     master: Process,
+    master_http: u16,
 }
 
 impl Cluster {
@@ -39,6 +40,7 @@ impl Cluster {
             address,
             workers: Vec::new(),
             master,
+            master_http: http,
         };
         for number in 0..workers {
             let worker = cluster.start_worker(number, tiers)?;
@@ -89,8 +91,13 @@ impl Cluster {
 
     /// URLs of the workers' metrics.
     pub fn metrics(&self) -> Vec<String> {
-        let url = |port| format!("http://127.0.0.1:{port}/metrics");
-        self.workers.iter().map(|(_, port)| url(port)).collect()
+        let ports = self.workers.iter().map(|(_, port)| *port);
+        ports.map(metrics_url).collect()
+    }
+
+    /// URL of the master's metrics.
+    pub fn master_metrics(&self) -> String {
+        metrics_url(self.master_http)
     }
 
     /// Names a bucket as a dataset, which lists it.
@@ -118,6 +125,10 @@ impl Cluster {
     pub fn weir(&self, args: &[&str]) -> anyhow::Result<String> {
         run(&self.home, &[args, &["--master", &self.address]].concat())
     }
+}
+
+fn metrics_url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}/metrics")
 }
 
 fn answers(port: u16) -> bool {
