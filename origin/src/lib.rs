@@ -21,7 +21,7 @@ mod policy;
 mod s3;
 mod spec;
 
-pub use checksum::{CrcKind, ObjectChecksum, PartSum, object_checksum};
+pub use checksum::{CrcKind, ObjectChecksum, PartSum, Shift, object_checksum};
 pub use digest::Digest;
 pub use error::OriginError;
 pub use fetch::fetch;

@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use weir_core::block::block_count;
 use weir_core::{BLOCK_SIZE, BlockKey};
-use weir_origin::{CrcKind, ObjectChecksum};
+use weir_origin::{CrcKind, ObjectChecksum, Shift};
 
-/// Objects and blocks at most; those that were used least recently are forgotten, some at a time. A block takes some 150
-/// bytes.
+/// Objects and pieces of their blocks at most; those that were used least recently are forgotten, some at a time. A block of
+/// one piece takes some 150 bytes.
 const MAX_OBJECTS: usize = 16 << 10;
-const MAX_BLOCKS: usize = 64 << 10;
+const MAX_PIECES: usize = 64 << 10;
 /// What is kept of a full table.
 const KEEP: (usize, usize) = (7, 8);
 /// How often a part may be wrong before its object is given up.
@@ -26,6 +26,8 @@ const MAX_ROUNDS: u32 = 10;
 /// fit by chance.
 const MAX_SEEN: usize = 4;
 const MAX_COMBINATIONS: usize = 1024;
+/// Pieces of all combinations together: some 10 ms.
+const MAX_JOINED: usize = 64 << 10;
 
 /// The checksums of a block's pieces: a block is cut where parts of its object begin.
 pub(crate) type Sums = Box<[u64]>;
@@ -72,7 +74,7 @@ pub(crate) struct Verdict {
 pub(crate) struct Table {
     objects: HashMap<BlockKey, Known>,
     /// Those of all objects.
-    blocks: usize,
+    pieces: usize,
     clock: u64,
 }
 
@@ -81,6 +83,8 @@ struct Known {
     checksum: Arc<ObjectChecksum>,
     size: u64,
     blocks: BTreeMap<u32, Fetched>,
+    /// Of all these blocks.
+    pieces: usize,
     /// Parts that are not verified yet.
     open: usize,
     /// How often a part was wrong, since it was right.
@@ -115,15 +119,16 @@ impl Table {
             checksum: checksum.clone(),
             size,
             blocks: BTreeMap::new(),
+            pieces: 0,
             open: checksum.parts().len(),
             rounds: BTreeMap::new(),
             doubtful: false,
             used: 0,
         });
         known.used = self.clock;
-        let before = known.blocks.len();
+        let before = known.pieces;
         let verdict = known.add(index, sums);
-        self.blocks += known.blocks.len() - before;
+        self.pieces += known.pieces - before;
         self.make_room();
         verdict
     }
@@ -145,7 +150,7 @@ impl Table {
     }
 
     fn make_room(&mut self) {
-        if self.objects.len() <= MAX_OBJECTS && self.blocks <= MAX_BLOCKS {
+        if self.objects.len() <= MAX_OBJECTS && self.pieces <= MAX_PIECES {
             return;
         }
         let mut by_use: Vec<_> = self.objects.iter().map(|(id, k)| (k.used, *id)).collect();
@@ -153,13 +158,12 @@ impl Table {
         let (part, of) = KEEP;
         // The one that was used last stays.
         for (_, id) in &by_use[..by_use.len() - 1] {
-            if self.objects.len() <= MAX_OBJECTS / of * part
-                && self.blocks <= MAX_BLOCKS / of * part
-            {
+            let few = self.objects.len() <= MAX_OBJECTS / of * part;
+            if few && self.pieces <= MAX_PIECES / of * part {
                 return;
             }
             if let Some(known) = self.objects.remove(id) {
-                self.blocks -= known.blocks.len();
+                self.pieces -= known.pieces;
             }
         }
     }
@@ -167,7 +171,7 @@ impl Table {
 
 /// Whether so big an object can be verified.
 pub(crate) fn is_small_enough(size: u64) -> bool {
-    block_count(size) as usize <= MAX_BLOCKS / 2
+    block_count(size) as usize <= MAX_PIECES / 2
 }
 
 impl Known {
@@ -189,10 +193,13 @@ impl Known {
         if range.is_empty() || sums.len() != parts.len() {
             return verdict; // of another object, or of another version of Weir
         }
-        let block = self.blocks.entry(index).or_insert_with(|| Fetched {
-            held: None,
-            seen: Vec::new(),
-            right: vec![None; parts.len()].into(),
+        let block = self.blocks.entry(index).or_insert_with(|| {
+            self.pieces += parts.len();
+            Fetched {
+                held: None,
+                seen: Vec::new(),
+                right: vec![None; parts.len()].into(),
+            }
         });
         let differs = |(right, sum): (&Option<u64>, &u64)| right.is_some_and(|right| right != *sum);
         if let Some(wrong) = block.right.iter().zip(&sums).position(differs) {
@@ -230,7 +237,8 @@ impl Known {
         if !all.clone().rev().all(is_held) {
             return;
         }
-        let mut pieces = Vec::with_capacity(all.len());
+        let mut pieces: Vec<Piece> = Vec::with_capacity(all.len());
+        let kind = self.checksum.kind();
         for index in all.clone() {
             let range = self.range(index);
             let place = part - self.checksum.parts_of(&range).start;
@@ -250,14 +258,18 @@ impl Known {
             });
             let own = self.checksum.range(part);
             let length = range.end.min(own.end) - range.start.max(own.start);
+            // Nearly all have the same length.
+            let alike = pieces.last().filter(|piece| piece.length == length);
+            let shift = alike.map_or_else(|| kind.shift(length), |piece| piece.shift);
             pieces.push(Piece {
                 place,
                 length,
+                shift,
                 values,
             });
         }
         let value = self.checksum.parts()[part].value;
-        let Some(right) = solve(self.checksum.kind(), &pieces, value) else {
+        let Some(right) = solve(kind, &pieces, value) else {
             for index in all {
                 if let Some(block) = self.blocks.get_mut(&index) {
                     block.held = None;
@@ -311,6 +323,7 @@ struct Piece {
     /// Its number in its block.
     place: usize,
     length: u64,
+    shift: Shift,
     values: Vec<u64>,
 }
 
@@ -319,7 +332,7 @@ struct Piece {
 fn solve(kind: CrcKind, pieces: &[Piece], wanted: u64) -> Option<Vec<u64>> {
     let join = |first: Option<u64>, piece: &Piece, value: u64| match first {
         None => value,
-        Some(first) => kind.combine(first, value, piece.length),
+        Some(first) => kind.combine(first, piece.shift, value),
     };
     let of_held = pieces.iter().fold(None, |first, piece| {
         Some(join(first, piece, piece.values[0]))
@@ -331,6 +344,9 @@ fn solve(kind: CrcKind, pieces: &[Piece], wanted: u64) -> Option<Vec<u64>> {
         .iter()
         .try_fold(1_usize, |all, piece| all.checked_mul(piece.values.len()));
     let combinations = combinations.filter(|all| (2..=MAX_COMBINATIONS).contains(all))?;
+    if combinations * pieces.len() > MAX_JOINED {
+        return None;
+    }
     let mut choices = (1..combinations).filter_map(|number| {
         let mut number = number;
         let choice: Vec<u64> = pieces

@@ -181,8 +181,8 @@ fn a_full_table_forgets_what_was_used_least() {
         );
         assert!(table.objects.len() <= MAX_OBJECTS);
     }
-    let held: usize = table.objects.values().map(|known| known.blocks.len()).sum();
-    assert_eq!(table.blocks, held);
+    let held: usize = table.objects.values().map(|known| known.pieces).sum();
+    assert_eq!(table.pieces, held);
     assert!(!table.objects.contains_key(&BlockKey([0; 16])));
 }
 
