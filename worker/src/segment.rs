@@ -24,6 +24,7 @@
 //! | `pages` | checksums for reads of a few KiB |
 //! | `together` | many small blocks with few reads |
 //! | `background` | reads for callers that must not block |
+//! | `reading` | reads, and dropping what is damaged |
 //! | `append` | the one writer: batches, rolling to a new file, sealing |
 //! | `reclaim` | making room: deletion, compaction, eviction of what is idle |
 //! | `recover` | what a directory still holds when it is opened |
@@ -47,6 +48,7 @@ mod journal;
 mod location;
 mod lock;
 mod pages;
+mod reading;
 mod reclaim;
 mod record;
 mod recover;

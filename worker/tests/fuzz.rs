@@ -83,7 +83,10 @@ fn recover(input: &[u8], known: bool) -> (usize, usize) {
     let (length, rest) = input.split_first_chunk::<2>().unwrap_or((&[0; 2], input));
     let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
     let (journal, segment) = rest.split_at(length);
-    let path = dir.path().join("0000000000000001.segment");
+    // The number of the segment is in its headers.
+    let number = segment.get(16..24).and_then(|id| id.try_into().ok());
+    let number = number.map_or(1, u64::from_le_bytes);
+    let path = dir.path().join(format!("{number:016x}.segment"));
     std::fs::write(&path, segment).unwrap();
     if !journal.is_empty() {
         std::fs::write(path.with_extension("journal"), journal).unwrap();
@@ -120,8 +123,10 @@ fn sum(input: &mut [u8]) {
     let segment = &mut rest[length..];
     let chunks = word(segment, 40).min(64);
     if let Some(header) = segment.get(8..HEAD + 4 * chunks) {
-        let sum = crc(header);
-        segment[4..8].copy_from_slice(&sum);
+        // Of what it says, and of its place.
+        let (own, place) = (crc(header), crc(&[0; 4]));
+        let sum = u32::from_le_bytes(own) ^ u32::from_le_bytes(place);
+        segment[4..8].copy_from_slice(&sum.to_le_bytes());
     }
     if let Some(trailer) = segment.len().checked_sub(TRAILER) {
         let (offset, table) = (word(segment, trailer + 24), word(segment, trailer + 32));

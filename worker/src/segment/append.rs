@@ -15,7 +15,7 @@ use super::error::{SegmentError, is_disk_full};
 use super::file::{self, Segment};
 use super::footer;
 use super::journal;
-use super::record::{self, Checksums, Record, UNIT, record_len};
+use super::record::{Checksums, Record, UNIT, record_len};
 use super::stats::count;
 use super::store::SegmentStore;
 
@@ -33,8 +33,8 @@ pub(super) struct Appender {
     /// Never used before in this directory.
     pub(super) next_id: u64,
     batch: AlignedBuf,
-    /// When a segment was last compacted for the sake of one write.
-    pub(super) compacted_for_little: Option<Duration>,
+    /// Until when no segment is compacted for the sake of one write.
+    pub(super) no_compaction_for_little_before: Duration,
 }
 
 /// The segment being written.
@@ -79,7 +79,7 @@ impl Appender {
             active: None,
             next_id,
             batch: AlignedBuf::zeroed(WRITE_MAX as usize),
-            compacted_for_little: None,
+            no_compaction_for_little_before: Duration::ZERO,
         }
     }
 }
@@ -152,14 +152,15 @@ impl SegmentStore {
         let mut records = Vec::with_capacity(batch.len());
         let mut filled = 0;
         for s in batch {
-            records.push(Record {
+            let record = Record {
                 key: s.key,
                 unit: ((active.end + filled as u64) / UNIT) as u32,
                 len: s.len,
                 sums: s.sums.clone(),
-            });
+            };
             let id = active.segment.id;
-            filled += record::encode(&mut out[filled..], id, &s.key, &s.pieces, &s.pages, &s.sums);
+            filled += record.encode(&mut out[filled..], id, &s.pieces, &s.pages);
+            records.push(record);
         }
         out[filled..].fill(0);
         if let Err(e) = self.disk.write_at(&active.writer, out, active.end) {
@@ -217,7 +218,7 @@ impl SegmentStore {
     /// Opens the next segment file.
     fn start_segment(&self, app: &mut Appender) -> Result<(), SegmentError> {
         let id = app.next_id;
-        app.next_id += 1;
+        app.next_id = file::next_id(id);
         let path = file::path_of(&self.dir, id);
         let opened = self.disk.create(&path).and_then(|writer| {
             let reader = self.disk.open_read(&path)?;

@@ -1,6 +1,7 @@
 //! One segment file in memory: its descriptor, how much of it is live, when it was last read.
 
 use std::fs::{self, File, Metadata};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,14 @@ pub(super) const EXTENSION: &str = "segment";
 /// The path of segment `id`.
 pub(super) fn path_of(dir: &Path, id: u64) -> PathBuf {
     dir.join(format!("{id:016x}.{EXTENSION}"))
+}
+
+/// The number of the next segment after one of number `last`. Each segment's number is in the headers of its records, and its
+/// lower half is random, so that nobody can make an object whose bytes look like a record of the segment that holds it.
+pub(super) fn next_id(last: u64) -> u64 {
+    let random = RandomState::new().build_hasher().finish() as u32;
+    let next = last.saturating_add(1 << 32);
+    (next & !u64::from(u32::MAX)) | u64::from(random)
 }
 
 /// The segment that a file in the directory holds, if it is one.

@@ -10,7 +10,6 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use weir_core::BlockKey;
@@ -30,8 +29,9 @@ use super::store::SegmentStore;
 
 /// With space short, compaction must win at least this part of a segment.
 const LEAST_GAIN: u64 = 16;
-/// Time between two compactions that win less, but as much as is needed: each copies nearly a whole segment.
-const COMPACT_FOR_LITTLE_EVERY: Duration = Duration::from_secs(10);
+/// After a compaction that wins less, but as much as is needed, writers have so many times as long as it took: it copies
+/// nearly a whole segment. A block that finds no place is fetched again with each read of it, which costs more.
+const PAUSE_FOR_LITTLE: u32 = 4;
 
 impl SegmentStore {
     /// Frees some space for a write of so many bytes; false if there is none to be freed.
@@ -52,11 +52,8 @@ impl SegmentStore {
 
     /// Compacts a segment for the sake of one write; false if none has as much dead, or one was compacted a moment ago.
     fn compact_for_little(&self, app: &mut Appender, bytes: u64) -> bool {
-        let now = self.now();
-        if app
-            .compacted_for_little
-            .is_some_and(|last| now < last + COMPACT_FOR_LITTLE_EVERY)
-        {
+        let begun = self.now();
+        if begun < app.no_compaction_for_little_before {
             return false;
         }
         // Nearly a whole segment is copied, and one segment's worth is free: only what such a copy takes may be beside it.
@@ -64,8 +61,10 @@ impl SegmentStore {
         let Some(segment) = self.most_dead_with(has_enough, |live| live / 128 + 8 * PAGE) else {
             return false;
         };
-        app.compacted_for_little = Some(now);
-        self.compact_logged(app, &segment) > 0
+        let freed = self.compact_logged(app, &segment);
+        let ended = self.now();
+        app.no_compaction_for_little_before = ended + (ended - begun) * PAUSE_FOR_LITTLE;
+        freed > 0
     }
 
     /// Evicts the segment idle longest; false if all are in use.

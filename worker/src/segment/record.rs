@@ -10,8 +10,9 @@
 //!
 //! ```text
 //!  0  magic     u32   "WBLK"            16  segment      u64
-//!  4  checksum of what follows, up      24  block key    16 bytes
-//!     to those of the pages             40  chunk count  u32
+//!  4  checksum of where the record      24  block key    16 bytes
+//!     starts, in units, and of what     40  chunk count  u32
+//!     follows, up to those of pages
 //!  8  version   u16                     44  checksum of each chunk, u32 each
 //! 10  reserved  u16                         of a long block: CRC-32C of each page, u32 each
 //! 12  data length u32                       zeros up to a multiple of 64, or of 4,096 of a long block
@@ -45,7 +46,7 @@ pub(super) const HEAD_MAX: u64 = unit_ceil(head_len(MAX_BLOCK_LEN) as u64);
 const LONG: u32 = if cfg!(test) { 128 << 10 } else { 1 << 20 };
 
 const MAGIC: u32 = u32::from_le_bytes(*b"WBLK");
-pub(super) const VERSION: u16 = 2;
+pub(super) const VERSION: u16 = 3;
 const SUM_AT: usize = 4;
 const SUMMED: usize = 8;
 const CHUNKS_AT: usize = 44;
@@ -255,51 +256,57 @@ impl Record {
     pub(super) fn end(&self) -> u64 {
         self.start() + record_len(self.len)
     }
-}
 
-/// Writes a record to the front of `out`; returns its length. `out` must have room for it.
-pub(super) fn encode(
-    out: &mut [u8],
-    segment: u64,
-    key: &BlockKey,
-    pieces: &[&[u8]],
-    pages: &[u32],
-    sums: &Checksums,
-) -> usize {
-    let len = pieces.iter().map(|piece| piece.len()).sum::<usize>() as u32;
-    let (head, total) = (header_len(len) as usize, record_len(len) as usize);
-    let chunks = chunk_count(len);
-    let header = &mut out[..head];
-    header.fill(0);
-    header[0..4].copy_from_slice(&MAGIC.to_le_bytes());
-    header[8..10].copy_from_slice(&VERSION.to_le_bytes());
-    header[12..16].copy_from_slice(&len.to_le_bytes());
-    header[16..24].copy_from_slice(&segment.to_le_bytes());
-    header[24..40].copy_from_slice(&key.0);
-    header[40..44].copy_from_slice(&(chunks as u32).to_le_bytes());
-    for (at, sum) in header[CHUNKS_AT..].chunks_exact_mut(4).zip(sums.iter()) {
-        at.copy_from_slice(&sum.to_le_bytes());
-    }
-    let sum = crc32_iscsi(&header[SUMMED..head_len(len)]);
-    header[SUM_AT..SUMMED].copy_from_slice(&sum.to_le_bytes());
-    if is_long(len) {
-        let places = header[head_len(len)..].chunks_exact_mut(4);
-        for (at, sum) in places.zip(pages) {
+    /// Writes it, with its data in pieces, to the front of `out`; returns its length. `out` must have room for it.
+    pub(super) fn encode(
+        &self,
+        out: &mut [u8],
+        segment: u64,
+        pieces: &[&[u8]],
+        pages: &[u32],
+    ) -> usize {
+        let len = self.len;
+        let (head, total) = (header_len(len) as usize, record_len(len) as usize);
+        let header = &mut out[..head];
+        header.fill(0);
+        header[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        header[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        header[12..16].copy_from_slice(&len.to_le_bytes());
+        header[16..24].copy_from_slice(&segment.to_le_bytes());
+        header[24..40].copy_from_slice(&self.key.0);
+        header[40..44].copy_from_slice(&(chunk_count(len) as u32).to_le_bytes());
+        for (at, sum) in header[CHUNKS_AT..]
+            .chunks_exact_mut(4)
+            .zip(self.sums.iter())
+        {
             at.copy_from_slice(&sum.to_le_bytes());
         }
+        let sum = header_sum(&header[SUMMED..head_len(len)], self.unit);
+        header[SUM_AT..SUMMED].copy_from_slice(&sum.to_le_bytes());
+        if is_long(len) {
+            let places = header[head_len(len)..].chunks_exact_mut(4);
+            for (at, sum) in places.zip(pages) {
+                at.copy_from_slice(&sum.to_le_bytes());
+            }
+        }
+        let mut at = head;
+        for piece in pieces {
+            out[at..at + piece.len()].copy_from_slice(piece);
+            at += piece.len();
+        }
+        out[at..total].fill(0);
+        total
     }
-    let mut at = head;
-    for piece in pieces {
-        out[at..at + piece.len()].copy_from_slice(piece);
-        at += piece.len();
-    }
-    out[at..total].fill(0);
-    total
+}
+
+/// The checksum of a header at a place. The same bytes elsewhere, such as those of a copy of the file, have another one.
+fn header_sum(summed: &[u8], unit: u32) -> u32 {
+    crc32_iscsi(summed) ^ crc32_iscsi(&unit.to_le_bytes())
 }
 
 /// Reads the header at the front of `bytes`, which was found at `at` in segment `segment`.
 ///
-/// `None` for anything but an intact header of that segment. The lengths are checked before they are used.
+/// `None` for anything but an intact header of that place in that segment. The lengths are checked before they are used.
 pub(super) fn decode(bytes: &[u8], segment: u64, at: u64) -> Option<Record> {
     let word = |at: usize| -> Option<u32> {
         let word = bytes.get(at..at + 4)?;
@@ -316,13 +323,14 @@ pub(super) fn decode(bytes: &[u8], segment: u64, at: u64) -> Option<Record> {
     if len == 0 || len > MAX_BLOCK_LEN || chunks != chunk_count(len) {
         return None;
     }
-    if crc32_iscsi(bytes.get(SUMMED..head_len(len))?) != word(SUM_AT)? {
+    let unit = u32::try_from(at / UNIT).ok()?;
+    if header_sum(bytes.get(SUMMED..head_len(len))?, unit) != word(SUM_AT)? {
         return None;
     }
     let sums: Option<Vec<u32>> = (0..chunks).map(|c| word(CHUNKS_AT + 4 * c)).collect();
     Some(Record {
         key: BlockKey(bytes.get(24..40)?.try_into().ok()?),
-        unit: u32::try_from(at / UNIT).ok()?,
+        unit,
         len,
         sums: Checksums::from(sums?.as_slice()),
     })
@@ -336,9 +344,14 @@ mod tests {
         let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
         let pages = page_sums(&[&data]);
         let sums = Checksums::of_pages(&pages);
+        let record = Record {
+            key: BlockKey([3; 16]),
+            unit: 2,
+            len: len as u32,
+            sums: sums.clone(),
+        };
         let mut out = vec![0xff; record_len(len as u32) as usize + 7];
-        let pieces = [&data[..]];
-        let written = encode(&mut out, 9, &BlockKey([3; 16]), &pieces, &pages, &sums);
+        let written = record.encode(&mut out, 9, &[&data], &pages);
         out.truncate(written);
         (out, sums)
     }
@@ -366,16 +379,20 @@ mod tests {
     }
 
     #[test]
-    fn a_header_with_any_flipped_bit_or_of_another_segment_is_refused() {
+    fn a_header_with_any_flipped_bit_or_of_another_place_or_segment_is_refused() {
         let (bytes, _) = encoded(200_000);
-        assert_eq!(decode(&bytes, 8, 0), None);
+        assert!(decode(&bytes, 9, 128).is_some());
+        assert_eq!(decode(&bytes, 8, 128), None);
+        for at in (0..1_000_000).step_by(64).filter(|at| *at != 128) {
+            assert_eq!(decode(&bytes, 9, at), None);
+        }
         let used = CHUNKS_AT + 4 * chunk_count(200_000);
         for bit in 0..used * 8 {
             let mut bad = bytes[..HEAD_MAX as usize].to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode(&bad, 9, 0), None, "bit {bit}");
+            assert_eq!(decode(&bad, 9, 128), None, "bit {bit}");
         }
-        assert_eq!(decode(&bytes[..used - 1], 9, 0), None);
+        assert_eq!(decode(&bytes[..used - 1], 9, 128), None);
     }
 
     #[test]

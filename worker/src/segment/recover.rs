@@ -1,10 +1,10 @@
 //! What a directory of segments still holds when it is opened.
 //!
 //! A sealed segment tells it by its footer. One that was being written when its process died, or whose footer is
-//! damaged, is told by its journal and from there on is walked header by header; it ends where no header follows,
-//! and the records of what may have been its last write are verified, since that write may not have finished. It
-//! is then sealed, so it is walked only once. No length is believed before it was checked against the file's and
-//! against the longest block.
+//! damaged, is told by its journal and from there on is walked header by header. Where a header is damaged the walk goes on
+//! at the next one: a header tells where in which segment it is, so that no bytes of a block pass for one. The records of
+//! what may have been the last write are verified, since that write may not have finished. The segment is then sealed, so
+//! it is walked only once. No length is believed before it was checked against the file's and against the longest block.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ use super::aligned::{AlignedBuf, BufferPool, PAGE, page_ceil, page_floor};
 use super::append::WRITE_MAX;
 use super::disk::Disk;
 use super::error::SegmentError;
-use super::file::{EXTENSION, Segment, id_of};
+use super::file::{self, EXTENSION, Segment, id_of};
 use super::footer;
 use super::journal;
 use super::location::BlockLocation;
@@ -89,7 +89,7 @@ pub(super) fn recover(
         }
     });
     let mut recovered = Recovered {
-        next_id: files.last().map_or(1, |(id, _)| id.saturating_add(1)),
+        next_id: file::next_id(files.last().map_or(0, |(id, _)| *id)),
         ..Recovered::default()
     };
     for outcome in outcomes.into_inner() {
@@ -153,12 +153,12 @@ fn recover_file(
     } else {
         let mut records = journal::read(path, id, metadata.len());
         let known = records.len();
-        walk(disk, &file, id, metadata.len(), &mut records);
+        let damaged = walk(disk, &file, id, metadata.len(), &mut records);
         // The journal names only writes that had finished.
         let walked = records.split_off(known);
         let walked_count = walked.len();
         records.extend(whole_records(disk, &file, direct, walked, pool));
-        let torn = (known + walked_count - records.len()) as u64;
+        let torn = (known + walked_count - records.len()) as u64 + damaged;
         let len = seal(disk, path, id, &records).unwrap_or_else(|error| {
             tracing::warn!(path = %path.display(), %error, "cannot seal a recovered segment");
             metadata.len()
@@ -185,8 +185,9 @@ fn recover_file(
     Ok(Outcome::Found(found, torn))
 }
 
-/// Finds the records behind those in `records` by their headers, each of which says where the next may be.
-fn walk(disk: &dyn Disk, file: &File, id: u64, file_len: u64, records: &mut Vec<Record>) {
+/// Finds the records behind those in `records` by their headers, each of which says where the next may be. Gives in how many
+/// places a damaged header had to be passed over.
+fn walk(disk: &dyn Disk, file: &File, id: u64, file_len: u64, records: &mut Vec<Record>) -> u64 {
     let mut window = Window {
         disk,
         file,
@@ -195,15 +196,18 @@ fn walk(disk: &dyn Disk, file: &File, id: u64, file_len: u64, records: &mut Vec<
         buffer: AlignedBuf::zeroed((WINDOW + 2 * PAGE) as usize),
     };
     let mut at = records.last().map_or(0, Record::end);
+    let (mut lost, mut damaged) = (false, 0);
     while at + UNIT <= file_len {
-        let sparse = records
-            .last()
-            .is_some_and(|r| u64::from(r.len) > WINDOW / 4);
+        let sparse = !lost
+            && records
+                .last()
+                .is_some_and(|r| u64::from(r.len) > WINDOW / 4);
         let Ok(header) = window.bytes(at, HEAD_MAX as usize, sparse) else {
             break;
         };
         match record::decode(header, id, at) {
             Some(record) if record.data_end() <= file_len => {
+                damaged += u64::from(std::mem::take(&mut lost));
                 at = record.end();
                 records.push(record);
             }
@@ -213,9 +217,13 @@ fn walk(disk: &dyn Disk, file: &File, id: u64, file_len: u64, records: &mut Vec<
             {
                 at = page_ceil(at);
             }
-            _ => break,
+            _ => {
+                lost = true;
+                at += UNIT;
+            }
         }
     }
+    damaged
 }
 
 /// Those of a segment's last records that were written whole: verifies all that may belong to the last write.
