@@ -32,6 +32,8 @@ pub(crate) enum Slot {
     Link,
     /// The server's process.
     Server,
+    /// The supervisor's process.
+    Supervisor,
     /// The line to the mount's third holder.
     Holder,
     /// A control client that waits for an answer.

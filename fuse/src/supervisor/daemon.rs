@@ -117,6 +117,9 @@ impl Daemon {
             if let Some(server) = &mut self.server {
                 server.check();
             }
+            if let Some(holder) = &mut self.holder {
+                holder.beat();
+            }
             self.enforce_deadlines();
         }
         self.finish(audience)
@@ -183,7 +186,7 @@ impl Daemon {
     /// Shows the mount to others, and keeps the holder up to date. They can do without; the mount itself goes on.
     fn save(&self) {
         if let Some(holder) = &self.holder {
-            holder.tell(&self.state);
+            holder.tell(&self.state, self.server.as_ref());
         }
         let info = MountInfo {
             mountpoint: self.state.request.mountpoint.clone(),

@@ -16,6 +16,12 @@ pub(crate) const ROWS: &[Row] = &[
         run: server,
     },
     Row {
+        name: "the_supervisor_freezes_and_the_server_is_killed",
+        what: "the supervisor of a mount freezes, and its server is killed",
+        allowed: Allowed::Longest(Duration::from_secs(20)),
+        run: supervisor,
+    },
+    Row {
         name: "a_worker_freezes",
         what: "one of two workers freezes for 3 s",
         allowed: Allowed::Longest(Duration::from_secs(4)),
@@ -38,6 +44,21 @@ fn server(effort: Effort) -> Outcome {
         kill_process(frozen, Signal::STOP).unwrap();
         wait_until("another server starts", Duration::from_secs(30), || {
             mount.server() != frozen
+        });
+    })
+}
+
+fn supervisor(effort: Effort) -> Outcome {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    let times = (effort.of(1, 5), effort.pause());
+    under_readers(&mount, &files, times, |_| {
+        let (frozen, killed) = (mount.supervisor(), mount.server());
+        kill_process(frozen, Signal::STOP).unwrap();
+        kill_process(killed, Signal::KILL).unwrap();
+        wait_until("others take their places", Duration::from_secs(40), || {
+            mount.supervisor() != frozen && mount.server() != killed
         });
     })
 }

@@ -163,7 +163,8 @@ impl Daemon {
             return;
         }
         self.hold_at = None;
-        match Holder::start(&self.state, &self.fuse, &self.lock) {
+        let server = self.server.as_ref();
+        match Holder::start(&self.state, server, &self.fuse, &self.lock) {
             Ok(holder) => {
                 if let Some(server) = &self.server {
                     server.tell_holder(holder.line());
