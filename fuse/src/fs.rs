@@ -30,8 +30,12 @@ use crate::waiting::WaitingReads;
 
 /// How long the kernel may keep names and attributes. They never change; a day bounds what a bug could do.
 const TTL: Duration = Duration::from_hours(24);
-/// Requests that the kernel may have under way at once, readahead included.
-const MAX_BACKGROUND: u16 = 256;
+/// Reads by way of its readahead that the kernel may have under way at once. Beyond this many the next one waits in the
+/// kernel, of whatever file, so it must be more than there are readers that wait for an origin.
+const MAX_BACKGROUND: u16 = 16 << 10;
+/// With so many under way, of up to 1 MiB each, the kernel reads nothing ahead of its readers any more, and small files page
+/// by page.
+const CONGESTION_THRESHOLD: u16 = 512;
 /// Size of a block as `stat` shows it: what a program should read at once.
 const PREFERRED_IO: u32 = 1 << 20;
 /// The same file's errors are logged at most this often.
@@ -192,9 +196,9 @@ impl Filesystem for SnapshotFs {
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
         // An older kernel lacks some of them; the mount works without, only slower.
         let _ = config.add_capabilities(wanted & config.capabilities());
-        // The value is within the limits of both calls.
+        // The values are within the limits of both calls.
         let _ = config.set_max_background(MAX_BACKGROUND);
-        let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        let _ = config.set_congestion_threshold(CONGESTION_THRESHOLD);
         Ok(())
     }
 

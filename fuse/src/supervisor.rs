@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod environment;
 mod holder;
 mod made;
 mod server;
@@ -26,6 +27,7 @@ use crate::mount::{self, MountError, mountpoint, table};
 use crate::state::{Assignment, Outcome};
 use crate::{descriptor, runtime, spawn};
 use daemon::Daemon;
+use environment::Environment;
 
 pub use made::{Made, own_state};
 
@@ -78,9 +80,12 @@ pub(crate) enum Control {
     /// Become `exe` and serve with the new arguments. Answered with an [`Outcome`].
     TakeOver {
         /// What to serve from now on.
-        request: StartRequest,
+        request: Box<StartRequest>,
         /// The program.
         exe: PathBuf,
+        /// Its environment; that of before when an older version asks.
+        #[serde(default)]
+        environment: Option<Environment>,
     },
 }
 
@@ -119,7 +124,13 @@ fn try_start(request: StartRequest, until: Instant) -> Result<Started, MountErro
         let exe = std::env::current_exe()
             .map_err(|error| supervisor_error(&mountpoint, "cannot find its program", error))?;
         let socket = reach(&dir, &mountpoint)?;
-        ask(&socket, &mountpoint, &Control::TakeOver { request, exe })?;
+        let environment = Some(Environment::current());
+        let take_over = Control::TakeOver {
+            request: Box::new(request),
+            exe,
+            environment,
+        };
+        ask(&socket, &mountpoint, &take_over)?;
         return ready(wait_for(&socket, &mountpoint, until, "taken over")?, true);
     }
     let (ours, theirs) = fdpass::pair()

@@ -2,6 +2,7 @@
 
 mod identity;
 mod place;
+mod refused;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +11,6 @@ use std::time::Duration;
 use anyhow::Context;
 use weir_core::DatasetRef;
 use weir_fuse::mount::MountError;
-use weir_fuse::runtime as mounts;
 use weir_fuse::supervisor::{self, Made, StartRequest};
 
 use self::place::{cache_home, slug, state_dir};
@@ -108,38 +108,14 @@ struct Plan {
 /// Checks what was asked for and makes the directories that it needs.
 fn plan(args: &MountArgs, made: &mut Made) -> Result<Plan, Failure> {
     let cache = cache_home()?;
-    let visible = |what: &str, path: &Path, remedy: &str| {
-        supervisor::check_visible(&args.dir, what, path, remedy).map_err(|error| explain(&error))
-    };
-    visible(
-        "the cache directory",
-        &cache,
-        "set XDG_CACHE_HOME to another directory",
-    )?;
-    visible(
-        "the runtime directory",
-        &mounts::base(),
-        "set WEIR_RUNTIME_DIR to another directory",
-    )?;
-    for ssd in &args.cache.ssd {
-        visible("the directory of an SSD tier", &ssd.dir, "another --ssd")?;
-    }
-    // Credentials, profiles, certificates: a server that is started anew reads them again.
-    for (name, value) in std::env::vars() {
-        if name.starts_with("AWS_") && Path::new(&value).is_absolute() {
-            visible(
-                &format!("what {name} names,"),
-                Path::new(&value),
-                &format!("set {name} to another path"),
-            )?;
-        }
-    }
+    refused::own_files(args, &cache)?;
     let plan = if args.source.contains("://") {
         embedded(args, &cache, made)
     } else {
         cluster(args, &cache, made)
     };
     let plan = plan?;
+    refused::other_snapshot(args, &plan.source)?;
     make_mountpoint(&args.dir, made)?;
     Ok(plan)
 }
@@ -157,10 +133,7 @@ fn make_state(dir: &Path, made: &mut Made) -> anyhow::Result<()> {
 
 fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Failure> {
     let origin = super::dataset::origin_spec(&args.source, &args.origin)?;
-    if let Some(dir) = origin.location().strip_prefix("file://") {
-        supervisor::check_visible(&args.dir, "its source", Path::new(dir), "another source")
-            .map_err(|error| explain(&error))?;
-    }
+    refused::source(&args.dir, &origin)?;
     let name = slug(&origin);
     let dataset = match &args.dataset {
         Some(dataset) => dataset.clone(),

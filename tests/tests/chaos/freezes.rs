@@ -49,11 +49,7 @@ fn server(effort: Effort) -> Outcome {
 }
 
 fn supervisor(effort: Effort) -> Outcome {
-    let lab = Lab::new();
-    let files = fill(&lab);
-    let mount = lab.mount("", &["--mem", "0"]);
-    let times = (effort.of(1, 5), effort.pause());
-    under_readers(&mount, &files, times, |_| {
+    to_a_mount(effort, effort.of(1, 5), |mount, _| {
         let (frozen, killed) = (mount.supervisor(), mount.server());
         kill_process(frozen, Signal::STOP).unwrap();
         kill_process(killed, Signal::KILL).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use weir_s3_server::{Config, Fault, Rule, S3Server, Target};
-use weir_tests::{BUCKET, Lab, is_mountpoint, wait_until};
+use weir_tests::{BUCKET, Cluster, Lab, Mount, is_mountpoint, wait_until};
 
 use crate::Case;
 
@@ -26,6 +26,14 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_live_mount_is_only_taken_over_by_the_same_origin",
         a_live_mount_is_only_taken_over_by_the_same_origin,
+    ),
+    (
+        "a_live_mount_keeps_its_snapshot_and_refuses_another",
+        a_live_mount_keeps_its_snapshot_and_refuses_another,
+    ),
+    (
+        "a_take_over_brings_its_environment",
+        a_take_over_brings_its_environment,
     ),
 ];
 
@@ -259,5 +267,94 @@ fn a_live_mount_is_only_taken_over_by_the_same_origin() {
         mount.server() != server
     });
     assert_eq!(mount.read("a"), b"right");
+    mount.unmount();
+}
+
+/// Has the mount taken over with `args`, and waits until it is.
+#[track_caller]
+fn take_over(mount: &Mount<'_>, mut command: Command) {
+    let server = mount.server();
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    wait_until("another server serves", Duration::from_secs(20), || {
+        mount.server() != server
+    });
+}
+
+fn a_live_mount_keeps_its_snapshot_and_refuses_another() {
+    let lab = Lab::new();
+    lab.put_all(&[("a".to_owned(), b"first".to_vec())].into());
+    let cluster = Cluster::start(&lab, 1);
+    cluster.create_dataset("set");
+    let (url, mnt, master) = (lab.url(""), lab.path("mnt"), cluster.address());
+    let (mnt, origin) = (mnt.to_str().unwrap(), lab.origin_flags());
+    let origin: Vec<&str> = origin.iter().map(String::as_str).collect();
+    let in_cluster = ["--master", &master];
+    for (source, flags) in [(url.as_str(), &origin[..]), ("set", &in_cluster)] {
+        let mount = lab.mount_at(source, "mnt", flags);
+        let snapshot = mount.status()["snapshot"].as_str().unwrap().to_owned();
+        let (dataset, _) = snapshot.split_once('@').unwrap();
+        let args = |version: &str, more: &[&str]| -> Vec<String> {
+            let named = format!("{dataset}{version}");
+            let what = match source {
+                "set" => vec![named],
+                url => vec![url.to_owned(), "--dataset".to_owned(), named],
+            };
+            let first = ["mount", mnt];
+            let words = first.iter().chain(flags).chain(more);
+            let mut args: Vec<String> = words.map(|word| (*word).to_owned()).collect();
+            args.splice(1..1, what);
+            args
+        };
+        let server = mount.server();
+        for args in [
+            args("@2", &[]),
+            args("", &["--refresh"]),
+            args("@1", &["--refresh"]),
+        ] {
+            let message = lab.weir(&args).fails(6);
+            let told = message.contains(&snapshot) && message.contains("weir unmount");
+            assert!(told, "{message}");
+        }
+        assert_eq!(mount.server(), server, "it serves as before");
+        take_over(&mount, lab.command(args("@1", &[])));
+        take_over(&mount, lab.command(args("", &[])));
+        assert_eq!(mount.read("a"), b"first");
+        mount.unmount();
+    }
+}
+
+fn a_take_over_brings_its_environment() {
+    let mut lab = Lab::new();
+    lab.put_all(&[("a".to_owned(), b"x".to_vec())].into());
+    for name in ["AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "MY_OWN"] {
+        lab.set_env(name, "before");
+    }
+    let mount = lab.mount("", &[]);
+    let (url, mnt) = (lab.url(""), mount.dir.to_str().unwrap());
+    let origin = lab.origin_flags();
+    let args = ["mount", &url, mnt].into_iter();
+    let mut again = lab.command(args.chain(origin.iter().map(String::as_str)));
+    again
+        .env("AWS_SESSION_TOKEN", "new")
+        .env_remove("AWS_CA_BUNDLE");
+    take_over(&mount, again);
+    let check = |process: Pid| {
+        let environment = std::fs::read(format!("/proc/{}/environ", process.as_raw_nonzero()));
+        let environment = String::from_utf8(environment.unwrap()).unwrap();
+        let has = |variable: &str| environment.split('\0').any(|own| own == variable);
+        assert!(has("AWS_SESSION_TOKEN=new"), "{environment}");
+        assert!(!environment.contains("AWS_CA_BUNDLE"), "{environment}");
+        assert!(has("MY_OWN=before"), "it is none of Weir's");
+    };
+    check(mount.server());
+    check(mount.supervisor());
+    // And so do those who come after them.
+    let server = mount.kill_server();
+    wait_until("another server serves", Duration::from_secs(20), || {
+        mount.server() != server
+    });
+    check(mount.server());
     mount.unmount();
 }

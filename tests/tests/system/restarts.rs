@@ -1,6 +1,9 @@
 //! Servers that are replaced, on purpose or by a kill, while data is read that nobody has read before.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +29,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "processes_that_die_together_fail_no_read",
         processes_that_die_together_fail_no_read,
+    ),
+    (
+        "a_server_that_starts_slowly_fails_no_read",
+        a_server_that_starts_slowly_fails_no_read,
     ),
 ];
 
@@ -145,5 +152,88 @@ fn processes_that_die_together_fail_no_read() {
         });
     }
     check(&readers.finish(), 20);
+    mount.unmount();
+}
+
+/// How long a slow disk takes for a file that a server needs to start.
+const SLOW: Duration = Duration::from_secs(3);
+
+/// Has the next server wait for `file` as for a slow disk, once: it is a pipe until [`Self::give`].
+struct SlowFile {
+    file: PathBuf,
+    content: Vec<u8>,
+}
+
+impl SlowFile {
+    fn new(file: &Path) -> Self {
+        let pipe = file.with_extension("pipe");
+        assert!(
+            Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let content = std::fs::read(file).unwrap();
+        std::fs::rename(pipe, file).unwrap();
+        let file = file.to_owned();
+        Self { file, content }
+    }
+
+    fn give(self) {
+        // Waits for the server that reads it.
+        let mut pipe = std::fs::File::options()
+            .write(true)
+            .open(&self.file)
+            .unwrap();
+        let new = self.file.with_extension("again");
+        std::fs::write(&new, &self.content).unwrap();
+        std::fs::rename(new, &self.file).unwrap();
+        pipe.write_all(&self.content).unwrap();
+    }
+}
+
+/// Replaces the server under cold reads, once by `weir mount` and once by a kill, by one that waits for a file of the
+/// mount's state.
+fn start_slowly(lab: &Lab, files: &Files, mount: &Mount<'_>, again: &[&str], file: &str) {
+    let states = std::fs::read_dir(lab.path("cache/weir")).unwrap();
+    let states: Vec<PathBuf> = states.map(|state| state.unwrap().path()).collect();
+    let [state] = &states[..] else {
+        panic!("{states:?}")
+    };
+    let readers = Readers::start(&mount.dir, files, 4);
+    for planned in [true, false] {
+        readers.read_more(20);
+        let slow = SlowFile::new(&state.join(file));
+        let server = mount.server();
+        std::thread::scope(|scope| {
+            if planned {
+                scope.spawn(|| lab.weir(again).ok());
+            } else {
+                mount.kill_server();
+            }
+            wait_until("another server starts", REPLACED, || {
+                mount.server() != server
+            });
+            let started = Instant::now();
+            readers.wait_until_stuck();
+            wait_until("the disk is slow", 2 * SLOW, || started.elapsed() > SLOW);
+            slow.give();
+        });
+        readers.read_more(20);
+    }
+    let report = readers.finish();
+    check(&report, 80);
+    assert!(report.longest > SLOW, "{:?}", report.longest);
+}
+
+fn a_server_that_starts_slowly_fails_no_read() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    let (url, dir, origin) = (lab.url(""), mount.dir.to_str().unwrap(), lab.origin_flags());
+    let mut again = vec!["mount", &url, dir, "--mem", "0"];
+    again.extend(origin.iter().map(String::as_str));
+    start_slowly(&lab, &files, &mount, &again, "serving");
     mount.unmount();
 }

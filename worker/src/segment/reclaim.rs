@@ -63,7 +63,8 @@ impl SegmentStore {
         };
         let freed = self.compact_logged(app, &segment);
         let ended = self.now();
-        app.no_compaction_for_little_before = ended + (ended - begun) * PAUSE_FOR_LITTLE;
+        app.no_compaction_for_little_before =
+            ended + ended.saturating_sub(begun) * PAUSE_FOR_LITTLE;
         freed > 0
     }
 

@@ -50,14 +50,23 @@ pub(super) fn cache_home() -> Result<PathBuf, Failure> {
         })
 }
 
+/// The live mount at `mountpoint`, if there is one.
+pub(super) fn live(mountpoint: &Path) -> Option<MountInfo> {
+    mounts::list()
+        .into_iter()
+        .find(|mount| is_at(mount, mountpoint))
+}
+
+fn is_at(mount: &MountInfo, mountpoint: &Path) -> bool {
+    !mount.detached && mounts::same_mountpoint(&mount.mountpoint, mountpoint)
+}
+
 /// Where the mount at `mountpoint` keeps its state: where the live one there does; else `base`, or `base-2` and so on
 /// when live mounts elsewhere use that, since a cache has one owner.
 pub(super) fn state_dir(base: &Path, mountpoint: &Path) -> PathBuf {
     let mut live = mounts::list();
-    let is_here = |mount: &MountInfo| {
-        !mount.detached && mounts::same_mountpoint(&mount.mountpoint, mountpoint)
-    };
-    let here = live.iter().position(is_here).map(|at| live.swap_remove(at));
+    let here = live.iter().position(|mount| is_at(mount, mountpoint));
+    let here = here.map(|at| live.swap_remove(at));
     let dir = |mount: MountInfo| mount.properties.get(STATE_DIR_KEY).map(PathBuf::from);
     if let Some(dir) = here.and_then(dir) {
         return dir;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -58,8 +58,19 @@ impl Daemon {
         for (client, since) in std::mem::take(&mut self.clients) {
             match fdpass::try_receive::<Control>(client.as_fd()) {
                 Ok(Some((Control::Unmount { lazy }, _))) => self.answer_unmount(client, lazy),
-                Ok(Some((Control::TakeOver { request, exe }, _))) => {
-                    let (client, error) = self.hand_on(client, request, exe);
+                Ok(Some((
+                    Control::TakeOver {
+                        request,
+                        exe,
+                        environment,
+                    },
+                    _,
+                ))) => {
+                    let mut command = Command::new(exe);
+                    if let Some(environment) = environment {
+                        environment.give(&mut command);
+                    }
+                    let (client, error) = self.hand_on(client, *request, command);
                     answer(&client, &Outcome::Failed(error));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -84,11 +95,11 @@ impl Daemon {
     }
 
     /// Becomes the newer program, which takes over server and mount. Returns only when that is not possible.
-    pub(super) fn hand_on(
+    fn hand_on(
         &mut self,
         client: OwnedFd,
         request: StartRequest,
-        exe: PathBuf,
+        mut command: Command,
     ) -> (OwnedFd, MountError) {
         let at = self.state.request.mountpoint.clone();
         if let Some(error) = other_source(&self.state.request, &request) {
@@ -132,7 +143,6 @@ impl Daemon {
         });
         let error = match passed {
             Ok(theirs) => {
-                let mut command = Command::new(&exe);
                 command
                     .arg("supervise")
                     .stdin(Stdio::null())
@@ -147,6 +157,7 @@ impl Daemon {
             }
             Err(error) => error,
         };
+        let exe = Path::new(command.get_program());
         let what = format!("could not become {}", exe.display());
         (client, supervisor_error(&at, &what, error))
     }

@@ -170,8 +170,9 @@ fn commands_that_do_not_ask_make_room_for_others() {
         .collect();
     let asks = runtime::connect_control(&run).unwrap();
     let other = Control::TakeOver {
-        request: request(&dir.path().join("mnt"), "s3://b", "b"),
+        request: Box::new(request(&dir.path().join("mnt"), "s3://b", "b")),
         exe: "/does/not/exist".into(),
+        environment: None,
     };
     fdpass::send(asks.as_fd(), &other, &[]).unwrap();
     daemon.hear_clients(&mut Audience::Nobody);

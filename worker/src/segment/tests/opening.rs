@@ -138,7 +138,6 @@ proptest::proptest! {
         drop(store);
         let mut hit = std::collections::HashSet::new();
         for path in bed.segments() {
-            use std::os::unix::fs::MetadataExt;
             let file = fs::metadata(&path).unwrap();
             for part in &flips {
                 let at = (file.len() as f64 * part) as u64;
@@ -154,7 +153,7 @@ proptest::proptest! {
         let store = bed.open();
         for (i, len) in lens.iter().enumerate() {
             let held = holds(&store, i as u32, *len);
-            assert!(held || hit.contains(&i), "block {i} of {} bytes was not hit", len);
+            assert!(held || hit.contains(&i), "block {i} of {len} bytes was not hit");
         }
     }
 }
