@@ -6,14 +6,12 @@
 //! memory of a dying process, and it cannot when the memory was never touched before. So each thread first reads a
 //! message that stands for nothing, which touches its buffer, and waits until all have done so; only then they are
 //! given the connection to the kernel. And a process that this one starts must not share the buffers for a moment, as
-//! it would after a fork: to write to them takes a page fault, too (`duty/buffer.rs`).
+//! it would after a fork: to write to them takes a page fault, too (`buffer.rs`).
 
-mod buffer;
-
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::buffer;
+use crate::sync::{AtomicBool, Condvar, Mutex, Ordering};
 
 /// Longest time that a thread waits for the others.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);

@@ -15,6 +15,7 @@
 
 mod init;
 mod link;
+mod term;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,6 +33,8 @@ use crate::duty::Duty;
 use crate::fdpass;
 use crate::state::{EXIT_UNMOUNTED, FromServer, MountState, ServerFailure};
 use link::Link;
+
+pub use term::Ended;
 
 /// Longest wait for what the supervisor sent before it started this process.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
@@ -217,7 +220,7 @@ impl Handover {
         if resend {
             send_again(self.link.fuse());
         }
-        self.link.set_duty(duty.clone());
+        self.link.term().begin(&duty);
         if let Some(health) = config.health {
             self.link.set_health(health);
         }
@@ -245,7 +248,7 @@ impl Handover {
                     Ok(()) => Ended::Failed("the session ended by itself".to_owned()),
                     Err(error) => Ended::Failed(format!("the session failed: {error}")),
                 };
-                link.end(ended);
+                link.term().end(ended);
             })
             .map_err(system("start a thread"))?;
         Ok(())
@@ -312,7 +315,7 @@ impl Handover {
                 .name()
                 .is_some_and(|name| name.starts_with(SESSION_THREADS))
             {
-                link.end(Ended::Failed(
+                link.term().end(Ended::Failed(
                     "a thread that answers the kernel panicked".to_owned(),
                 ));
             }
@@ -347,18 +350,6 @@ pub(crate) fn send_again(fuse: impl AsFd) {
         ),
         Err(error) => tracing::warn!("unanswered requests could not be asked for again: {error}"),
     }
-}
-
-/// Why a server ends.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Ended {
-    /// The mount is gone. Nothing is left to do but to exit.
-    Unmounted,
-    /// Another server takes over as soon as this process exits. Until then requests are answered as far as that is
-    /// possible; the others are the next server's.
-    Replaced,
-    /// This server cannot go on; it should exit and will be replaced.
-    Failed(String),
 }
 
 impl Ended {
@@ -402,7 +393,7 @@ impl Serving {
 
     /// Ends [`Self::wait`]: this process wants to exit and be replaced.
     pub fn stop(&self) {
-        self.link.end(Ended::Replaced);
+        self.link.term().end(Ended::Replaced);
     }
 
     /// Waits until this server has to end. The process should then finish its work and exit with the
@@ -418,6 +409,6 @@ impl Serving {
 
     /// As [`Self::wait`], until a deadline; `None` when the server may go on.
     pub fn wait_until(&self, deadline: Instant) -> Option<Ended> {
-        self.link.wait_until(deadline)
+        self.link.term().wait_until(deadline)
     }
 }

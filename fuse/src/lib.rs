@@ -21,8 +21,11 @@ pub mod runtime;
 pub mod supervisor;
 pub mod waiting;
 
+mod buffer;
 mod descriptor;
 mod fdpass;
 mod signals;
 mod spawn;
 mod state;
+mod succession;
+mod sync;

@@ -21,7 +21,26 @@ mod fills;
 #[path = "../../worker/src/recent.rs"]
 mod recent;
 
+#[allow(unreachable_pub)]
+#[path = "../../fuse/src/duty.rs"]
+mod duty;
+#[path = "../../fuse/src/succession.rs"]
+mod succession;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../fuse/src/handover/term.rs"]
+mod term;
+
+/// In place of what a server does to its memory.
+mod buffer {
+    #[allow(clippy::unnecessary_wraps)]
+    pub(crate) fn keep_from_children<T>(_: &T) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 pub mod filling;
+pub mod processes;
+pub mod serving;
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner};

@@ -5,21 +5,18 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 use std::{fmt, io};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use super::{Ended, HealthCheck, LetGo};
-use crate::duty::Duty;
+use super::term::{Ended, Term};
+use super::{HealthCheck, LetGo};
 use crate::fdpass::{self, Slot};
 use crate::spawn;
 use crate::state::{Assignment, FromServer, MountState, ToServer};
-
-/// A supervisor that lived shorter than this is followed by the next one only after as long.
-const SHORT_LIFE: Duration = Duration::from_millis(500);
+use crate::succession::{Successor, stand_by};
 
 pub(super) struct Link {
     fuse: OwnedFd,
@@ -27,11 +24,9 @@ pub(super) struct Link {
     /// The line to the mount's third holder, for the next supervisor.
     holder: Mutex<Option<OwnedFd>>,
     line: Mutex<Line>,
-    ended: Mutex<Option<Ended>>,
-    changed: Condvar,
+    term: Term,
     health: Mutex<Option<Arc<HealthCheck>>>,
     let_go: Mutex<Option<Arc<LetGo>>>,
-    duty: OnceLock<Arc<Duty>>,
 }
 
 /// The socket and the state change together: a supervisor that adopts this server starts with all that was said to
@@ -63,16 +58,18 @@ impl Link {
                 socket: Arc::new(socket),
                 state,
             }),
-            ended: Mutex::default(),
-            changed: Condvar::new(),
+            term: Term::default(),
             health: Mutex::default(),
             let_go: Mutex::default(),
-            duty: OnceLock::new(),
         });
         let thread = link.clone();
         std::thread::Builder::new()
             .name("supervisor-link".to_owned())
-            .spawn(move || thread.run())?;
+            .spawn(move || {
+                if let Err(error) = stand_by(&mut &*thread) {
+                    tracing::error!("the mount is without a supervisor: {error}");
+                }
+            })?;
         Ok(link)
     }
 
@@ -122,50 +119,9 @@ impl Link {
         *self.let_go.lock() = Some(Arc::new(let_go));
     }
 
-    pub(super) fn set_duty(&self, duty: Arc<Duty>) {
-        // It is set once, by the one who serves.
-        let _ = self.duty.set(duty.clone());
-        if self.ended.lock().is_some() {
-            duty.end();
-        }
-    }
-
-    /// Ends the service; the first reason counts.
-    pub(super) fn end(&self, ended: Ended) {
-        self.ended.lock().get_or_insert(ended);
-        if let Some(duty) = self.duty.get() {
-            duty.end();
-        }
-        self.changed.notify_all();
-    }
-
-    pub(super) fn wait_until(&self, deadline: Instant) -> Option<Ended> {
-        let mut ended = self.ended.lock();
-        while ended.is_none() {
-            if self.changed.wait_until(&mut ended, deadline).timed_out() {
-                break;
-            }
-        }
-        ended.clone()
-    }
-
-    fn run(&self) {
-        loop {
-            let since = Instant::now();
-            self.listen();
-            // The end of the mount ends the supervisor too.
-            if crate::mount::is_gone(&self.fuse) {
-                return;
-            }
-            tracing::warn!("the supervisor died; starting another one");
-            if since.elapsed() < SHORT_LIFE {
-                std::thread::sleep(SHORT_LIFE);
-            }
-            while let Err(error) = self.replace_supervisor() {
-                tracing::error!("no supervisor could be started: {error}");
-                std::thread::sleep(SHORT_LIFE);
-            }
-        }
+    /// Whether this server goes on.
+    pub(super) fn term(&self) -> &Term {
+        &self.term
     }
 
     /// Answers the supervisor until it is gone.
@@ -174,7 +130,7 @@ impl Link {
         loop {
             // The session itself ends only with its last thread, and that may be waiting for an origin.
             if crate::mount::is_gone(&self.fuse) {
-                self.end(Ended::Unmounted);
+                self.term.end(Ended::Unmounted);
             }
             match fdpass::receive::<ToServer>(socket.as_fd()) {
                 Ok(Some((ToServer::Ping(number), _))) => {
@@ -186,7 +142,7 @@ impl Link {
                 Ok(Some((ToServer::Holder, mut descriptors))) => {
                     *self.holder.lock() = descriptors.take(Slot::Holder);
                 }
-                Ok(Some((ToServer::Stop, _))) => self.end(Ended::Replaced),
+                Ok(Some((ToServer::Stop, _))) => self.term.end(Ended::Replaced),
                 Ok(Some((ToServer::LetGo, _))) => {
                     let let_go = self.let_go.lock().clone();
                     if let Some(let_go) = let_go {
@@ -226,6 +182,26 @@ impl Link {
         spawn::spawn_detached(&mut command, inherited.as_fd())?;
         line.socket = Arc::new(ours);
         Ok(())
+    }
+}
+
+impl Successor for &Link {
+    fn follow(&mut self) -> io::Result<bool> {
+        self.listen();
+        Ok(true)
+    }
+
+    /// The end of the mount ends the supervisor too.
+    fn is_needed(&self) -> bool {
+        let needed = !crate::mount::is_gone(&self.fuse);
+        if needed {
+            tracing::warn!("the supervisor died; starting another one");
+        }
+        needed
+    }
+
+    fn start_supervisor(&mut self) -> io::Result<()> {
+        self.replace_supervisor()
     }
 }
 

@@ -22,14 +22,13 @@ use serde::{Deserialize, Serialize};
 use super::server::Server;
 use crate::fdpass::{self, Descriptors, Slot};
 use crate::state::{Assignment, MountState};
+use crate::succession::{Successor, stand_by};
 use crate::{descriptor, mount, spawn};
 
 /// Longest wait for the supervisor's first message.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest time that a process which has closed its files takes to end.
 const DEATH_DEADLINE: Duration = Duration::from_secs(1);
-/// A supervisor that lived shorter than this is followed by the next one only after as long.
-const SHORT_LIFE: Duration = Duration::from_millis(500);
 /// How often the supervisor says that it lives.
 const BEAT: Duration = Duration::from_secs(2);
 /// One that has said nothing for so many of those is taken for stopped.
@@ -63,16 +62,19 @@ pub(super) struct Holder {
 }
 
 impl Holder {
-    /// Starts a holder.
+    /// Starts a holder. Its line is given to the server before, by `tell`: were this process to die in between, the
+    /// holder would see nobody at the other end.
     pub(super) fn start(
         state: &MountState,
         server: Option<&Server>,
         fuse: &OwnedFd,
         lock: &OwnedFd,
+        tell: impl FnOnce(&OwnedFd),
     ) -> io::Result<Self> {
         let (ours, theirs) = fdpass::pair()?;
         let descriptors = [(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())];
         hold(&ours, state, server, &descriptors)?;
+        tell(&ours);
         let mut command = spawn::own("hold");
         spawn::spawn_detached(&mut command, theirs.as_fd())?;
         Ok(Self::known(ours))
@@ -196,7 +198,7 @@ impl Held {
 /// The body of `weir hold`: waits until it is needed, or no longer.
 pub(super) fn run() -> io::Result<()> {
     let missing = || io::Error::other("no process has said what to hold");
-    let mut line = descriptor::inherited().ok_or_else(missing)?;
+    let line = descriptor::inherited().ok_or_else(missing)?;
     if !fdpass::readable(&line, MESSAGE_DEADLINE)? {
         return Err(missing());
     }
@@ -204,28 +206,43 @@ pub(super) fn run() -> io::Result<()> {
     let Some((ToHolder::Hold(state), mut descriptors)) = first else {
         return Err(missing());
     };
-    let fuse = descriptors.need(Slot::Fuse)?;
-    let lock = descriptors.need(Slot::Lock)?;
-    let mut held = Held::new(*state, &mut descriptors);
-    loop {
-        let since = Instant::now();
-        say_who(&line);
-        if !wait(&line, &mut held)? || mount::is_gone(&fuse) || held.server_lives() {
-            return Ok(());
+    let mut standby = Standby {
+        fuse: descriptors.need(Slot::Fuse)?,
+        lock: descriptors.need(Slot::Lock)?,
+        line,
+        held: Held::new(*state, &mut descriptors),
+    };
+    stand_by(&mut standby)
+}
+
+/// The holder, with what it holds.
+struct Standby {
+    fuse: OwnedFd,
+    lock: OwnedFd,
+    line: OwnedFd,
+    held: Held,
+}
+
+impl Successor for Standby {
+    fn follow(&mut self) -> io::Result<bool> {
+        say_who(&self.line);
+        wait(&self.line, &mut self.held)
+    }
+
+    fn is_needed(&self) -> bool {
+        let needed = !mount::is_gone(&self.fuse) && !self.held.server_lives();
+        if needed {
+            let mountpoint = self.held.state.request.mountpoint.display();
+            tracing::warn!(%mountpoint, "supervisor and server died together; others are started");
         }
-        tracing::warn!(mountpoint = %held.state.request.mountpoint.display(), "supervisor and server died together; others are started");
-        if since.elapsed() < SHORT_LIFE {
-            std::thread::sleep(SHORT_LIFE);
-        }
-        held.state.server_pid = None;
-        (held.supervisor, held.server) = (None, None);
-        line = loop {
-            match succeed(&held.state, &fuse, &lock) {
-                Ok(line) => break line,
-                Err(error) => tracing::error!("no supervisor could be started: {error}"),
-            }
-            std::thread::sleep(SHORT_LIFE);
-        };
+        needed
+    }
+
+    fn start_supervisor(&mut self) -> io::Result<()> {
+        self.held.state.server_pid = None;
+        (self.held.supervisor, self.held.server) = (None, None);
+        self.line = succeed(&self.held.state, &self.fuse, &self.lock)?;
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Starting servers, hearing them, and what follows from their end.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::{Audience, Daemon, STOP_DEADLINE, answer};
@@ -164,13 +165,13 @@ impl Daemon {
         }
         self.hold_at = None;
         let server = self.server.as_ref();
-        match Holder::start(&self.state, server, &self.fuse, &self.lock) {
-            Ok(holder) => {
-                if let Some(server) = &self.server {
-                    server.tell_holder(holder.line());
-                }
-                self.holder = Some(holder);
+        let tell = |line: &OwnedFd| {
+            if let Some(server) = server {
+                server.tell_holder(line);
             }
+        };
+        match Holder::start(&self.state, server, &self.fuse, &self.lock, tell) {
+            Ok(holder) => self.holder = Some(holder),
             Err(error) => {
                 tracing::warn!("the mount's third holder could not be started: {error}");
                 self.hold_at = Some(Instant::now() + LONGEST_PAUSE);

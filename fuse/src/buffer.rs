@@ -13,7 +13,7 @@ const PAGES: usize = 2;
 ///
 /// `request` is the request itself, at the beginning of a buffer of at least [`PAGES`] pages that has its pages to
 /// itself.
-pub(super) fn keep_from_children<T>(request: &T) -> rustix::io::Result<()> {
+pub(crate) fn keep_from_children<T>(request: &T) -> rustix::io::Result<()> {
     // SAFETY: a question without arguments in memory.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     let page = usize::try_from(page).map_err(|_| rustix::io::Errno::INVAL)?;

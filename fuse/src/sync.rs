@@ -1,0 +1,6 @@
+//! What the state that threads share is made of. The tests of `interleavings/` compile the same files with other types of
+//! these names, which switch between threads at each use.
+
+pub(crate) use std::sync::atomic::{AtomicBool, Ordering};
+
+pub(crate) use parking_lot::{Condvar, Mutex};
