@@ -27,6 +27,7 @@ mod system {
     pub(crate) mod silence;
     pub(crate) mod tls;
     pub(crate) mod verified;
+    pub(crate) mod waiting;
 }
 
 use std::process::ExitCode;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         ("cluster", system::cluster::CASES),
         ("jobs", system::jobs::CASES),
         ("silence", system::silence::CASES),
+        ("waiting", system::waiting::CASES),
         ("limits", system::limits::CASES),
         ("memory", system::memory::CASES),
         ("many", system::many::CASES),

@@ -185,6 +185,7 @@ fn cluster(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fail
             ),
         ));
     };
+    refused::source_of_dataset(&args.dir, &master, &dataset)?;
     let state_dir = state_dir(&cache.join(format!("{master}-{dataset}")), &args.dir);
     make_state(&state_dir, made)?;
     Ok(Plan {

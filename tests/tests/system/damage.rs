@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use weir_tests::{Lab, Mount, content, drop_pages, wait_until};
+use weir_tests::{Lab, Mount, content, drop_pages, read_at_random, wait_until};
 
 use crate::Case;
 
@@ -22,6 +22,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "damage_costs_as_many_bytes_as_the_damaged_blocks_have",
         damage_costs_as_many_bytes_as_the_damaged_blocks_have,
+    ),
+    (
+        "damage_under_parallel_short_reads_costs_each_block_once",
+        damage_under_parallel_short_reads_costs_each_block_once,
     ),
 ];
 
@@ -192,4 +196,70 @@ fn damage_costs_as_many_bytes_as_the_damaged_blocks_have() {
         again <= most,
         "{again} bytes were fetched for {damaged} blocks"
     );
+}
+
+/// Readers of a few KiB here and there find the damage, in a tier with room and in a full one.
+fn damage_under_parallel_short_reads_costs_each_block_once() {
+    const BLOCK: usize = 4 << 20;
+    const SHORT: usize = 4096;
+    for capacity in ["256MiB", "40MiB"] {
+        let lab = Lab::new();
+        let files: BTreeMap<String, Vec<u8>> = (0..8)
+            .map(|n| (format!("f{n:02}"), content(n, 2 * BLOCK)))
+            .collect();
+        lab.put_all(&files);
+        let ssd = format!("{}:{capacity}", lab.path("ssd").display());
+        let mount = lab.mount("", &["--mem", "0", "--ssd", &ssd, "--read-ahead", "off"]);
+        let stored = || mount.metric("weir_worker_tier_blocks", "tier=\"ssd\"") as usize;
+        let refused = || mount.metric("weir_worker_admissions_refused_total", "") as usize;
+        let mut held = Vec::new();
+        for (name, content) in &files {
+            let (before, none) = (stored(), refused());
+            assert!(mount.read(name) == *content, "{name}");
+            wait_until(
+                "the blocks are stored or refused",
+                Duration::from_secs(20),
+                || stored() + refused() >= before + none + 2,
+            );
+            if refused() > none {
+                break;
+            }
+            held.push(name);
+        }
+        let full = held.len() < files.len();
+        assert_eq!(full, capacity == "40MiB", "{} files are held", held.len());
+        damage_segments(&lab.path("ssd"), |path| {
+            let file = File::options().read(true).write(true).open(path).unwrap();
+            let (length, mut byte) = (file.metadata().unwrap().len(), [0]);
+            for at in (length / 2..length).step_by(4096) {
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            }
+        });
+        drop_pages(held.iter().map(|name| mount.path(name)));
+        let fetched = || mount.metric("weir_origin_read_bytes_total", "");
+        let before = fetched();
+        std::thread::scope(|scope| {
+            for reader in 0..4 {
+                let (held, files, mount) = (&held, &files, &mount);
+                scope.spawn(move || {
+                    // All readers come to the damaged pages, each by another way.
+                    for step in 0..256 {
+                        let name = held[(step + reader) % held.len()];
+                        let at = (step * (5 + 2 * reader) % 256) * (2 * BLOCK / 256);
+                        let read = read_at_random(&mount.path(name), at as u64, SHORT).unwrap();
+                        assert!(read == files[name][at..at + SHORT], "{name} at {at}");
+                    }
+                });
+            }
+        });
+        let damaged = mount.metric("weir_worker_damaged_blocks_total", "");
+        let again = fetched() - before;
+        println!("{capacity}: {damaged} damaged blocks, {again} bytes fetched again");
+        assert!(damaged > 3.5, "{damaged} blocks were found damaged");
+        assert!(
+            again <= damaged * BLOCK as f64,
+            "{again} bytes for {damaged} blocks in {capacity}"
+        );
+    }
 }

@@ -35,6 +35,10 @@ pub(crate) const CASES: &[Case] = &[
         "a_take_over_brings_its_environment",
         a_take_over_brings_its_environment,
     ),
+    (
+        "a_mount_of_a_cluster_does_not_hide_its_own_source",
+        a_mount_of_a_cluster_does_not_hide_its_own_source,
+    ),
 ];
 
 /// Longest time in which a mount that failed must be gone. Far less than the origin makes it wait.
@@ -357,4 +361,30 @@ fn a_take_over_brings_its_environment() {
     });
     check(mount.server());
     mount.unmount();
+}
+
+fn a_mount_of_a_cluster_does_not_hide_its_own_source() {
+    let lab = Lab::new();
+    let data = lab.path("data");
+    weir_tests::write_tree(&data, &[("set/a".to_owned(), b"right".to_vec())].into());
+    let cluster = Cluster::start(&lab, 1);
+    let source = format!("file://{}", data.join("set").display());
+    cluster.weir(&["dataset", "create", "set", &source]).ok();
+    std::os::unix::fs::symlink("data", lab.path("link")).unwrap();
+    for at in ["data", "data/set", "link", "link/set"] {
+        let at = lab.path(at).to_str().unwrap().to_owned();
+        let message = cluster.weir(&["mount", "set", &at]).fails(2);
+        let told = message.contains("data/set") && message.contains("choose another mountpoint");
+        assert!(told, "{message}");
+        assert!(!is_mountpoint(&lab.path("data")) && !is_mountpoint(&data.join("set")));
+    }
+    let address = cluster.address();
+    let beside = lab.mount_at("set", "mnt", &["--master", &address]);
+    assert_eq!(beside.read("a"), b"right");
+    beside.unmount();
+    // On a machine that does not have it, the same path hides nothing.
+    std::fs::remove_file(data.join("set/a")).unwrap();
+    let there = lab.mount_at("set", "data/set", &["--master", &address]);
+    assert!(there.path("a").exists());
+    there.unmount();
 }

@@ -34,6 +34,10 @@ pub(crate) const CASES: &[Case] = &[
         "a_server_that_starts_slowly_fails_no_read",
         a_server_that_starts_slowly_fails_no_read,
     ),
+    (
+        "a_server_of_a_cluster_mount_that_starts_slowly_fails_no_read",
+        a_server_of_a_cluster_mount_that_starts_slowly_fails_no_read,
+    ),
 ];
 
 /// How long the origin takes for an answer: at any moment, most reads wait for one.
@@ -235,5 +239,23 @@ fn a_server_that_starts_slowly_fails_no_read() {
     let mut again = vec!["mount", &url, dir, "--mem", "0"];
     again.extend(origin.iter().map(String::as_str));
     start_slowly(&lab, &files, &mount, &again, "serving");
+    mount.unmount();
+}
+
+fn a_server_of_a_cluster_mount_that_starts_slowly_fails_no_read() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = Cluster::start(&lab, 1);
+    cluster.create_dataset("set");
+    let address = cluster.address();
+    let mount = lab.mount_at("set", "mnt", &["--master", &address]);
+    let again = [
+        "mount",
+        "set",
+        mount.dir.to_str().unwrap(),
+        "--master",
+        &address,
+    ];
+    start_slowly(&lab, &files, &mount, &again, "manifest");
     mount.unmount();
 }

@@ -1,0 +1,158 @@
+//! Readers that wait for an origin that is down keep nobody else from reading.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use weir_s3_server::{Fault, Rule};
+use weir_tests::{Cluster, Lab, Mount, content, drop_pages, read_evicted, wait_until};
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "readers_that_wait_for_an_origin_keep_no_others_from_what_is_cached",
+        readers_that_wait_for_an_origin_keep_no_others_from_what_is_cached,
+    ),
+    (
+        "readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached",
+        readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached,
+    ),
+];
+
+/// More than threads that answer the kernel, and more than requests that it has under way by default.
+const WAITING: usize = 400;
+/// Files of several requests each, the kernel's readahead included.
+const LARGE: usize = 8;
+/// A reader that waits behind others waits for minutes.
+const SOON: Duration = Duration::from_secs(5);
+/// Longest wait until all readers wait, and until they have read.
+const ALL: Duration = Duration::from_mins(1);
+/// Longer than that. Not much: readers that are killed while they wait end no sooner.
+const PATIENCE: &str = "90s";
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// Files to be cached first, and others. None is in the directory of another one, so that none is read ahead.
+struct World {
+    cached: Files,
+    waited_for: Files,
+}
+
+fn fill(lab: &Lab) -> World {
+    let small = |kind: &'static str, count| {
+        (0..count).map(move |n| (format!("{kind}{n}/file"), content(n, 20_000)))
+    };
+    let large = (0..LARGE as u64).map(|n| (format!("large{n}/file"), content(n, 9_000_000)));
+    let world = World {
+        cached: small("cached", 60).collect(),
+        waited_for: small("small", WAITING as u64).chain(large).collect(),
+    };
+    lab.put_all(&world.cached);
+    lab.put_all(&world.waited_for);
+    world
+}
+
+/// Runs `work` on a thread of its own and fails when it takes too long.
+#[track_caller]
+fn soon<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, waiting) = mpsc::channel();
+    let started = Instant::now();
+    std::thread::spawn(move || done.send(work()));
+    let done = waiting.recv_timeout(SOON);
+    let done = done.unwrap_or_else(|_| panic!("{what}: not within {SOON:?}"));
+    println!("{what} took {:?}", started.elapsed());
+    done
+}
+
+/// Starts one reader of each file. Each ends with whether it has read what it should have.
+fn start_readers(mount: &Mount<'_>, files: &Files) -> Vec<JoinHandle<bool>> {
+    let reader = |(name, content): (&String, &Vec<u8>)| {
+        let (path, content) = (mount.path(name), content.clone());
+        let thread = std::thread::Builder::new().stack_size(256 << 10);
+        let read = move || std::fs::read(path).is_ok_and(|bytes| bytes == content);
+        thread.spawn(read).unwrap()
+    };
+    files.iter().map(reader).collect()
+}
+
+/// Ends the outage at the end of a test, however that ends: readers would wait for the origin for minutes.
+struct Outage<'a>(&'a Lab);
+
+impl Drop for Outage<'_> {
+    fn drop(&mut self) {
+        self.0.s3.faults().clear();
+    }
+}
+
+/// `waiting` gives how many reads wait for the origin.
+fn check(lab: &Lab, mount: &Mount<'_>, world: &World, waiting: impl Fn() -> usize) {
+    for (name, content) in &world.cached {
+        assert!(mount.read(name) == *content, "{name}");
+    }
+    drop_pages(world.cached.keys().map(|name| mount.path(name)));
+    let down = Fault::Status(503, "ServiceUnavailable");
+    lab.s3.faults().set([Rule::new(down)]);
+    let outage = Outage(lab);
+    let readers = start_readers(mount, &world.waited_for);
+    wait_until("all readers wait", ALL, || waiting() >= WAITING);
+    let paths: Vec<PathBuf> = world.cached.keys().map(|name| mount.path(name)).collect();
+    let wanted: Vec<Vec<u8>> = world.cached.values().cloned().collect();
+    let read = move || {
+        let read = paths.iter().map(|path| read_evicted(path).unwrap());
+        read.eq(wanted)
+    };
+    assert!(soon("reading what is cached", read));
+    let root = mount.dir.clone();
+    let walk = move || {
+        let names = std::fs::read_dir(root).unwrap();
+        let sizes = names.map(|name| std::fs::metadata(name.unwrap().path()).unwrap().len());
+        (sizes.count(), std::fs::metadata("/proc").is_ok())
+    };
+    let (names, _) = soon("listing", walk);
+    assert_eq!(names, world.cached.len() + world.waited_for.len());
+    let started = Instant::now();
+    lab.weir(["status"]).ok();
+    assert!(
+        started.elapsed() < SOON,
+        "the status took {:?}",
+        started.elapsed()
+    );
+    assert!(readers.iter().all(|reader| !reader.is_finished()));
+    drop(outage);
+    wait_until("all have read", ALL, || {
+        readers.iter().all(JoinHandle::is_finished)
+    });
+    assert!(readers.into_iter().all(|reader| reader.join().unwrap()));
+}
+
+fn readers_that_wait_for_an_origin_keep_no_others_from_what_is_cached() {
+    let lab = Lab::new();
+    let world = fill(&lab);
+    let mount = lab.mount("", &["--patience", PATIENCE, "--read-ahead", "off"]);
+    check(&lab, &mount, &world, || {
+        mount.metric("weir_worker_fills_in_flight", "") as usize
+    });
+    mount.unmount();
+}
+
+fn readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached() {
+    let lab = Lab::new();
+    let world = fill(&lab);
+    let cluster = Cluster::start(&lab, 1);
+    let (address, url, origin) = (cluster.address(), lab.url(""), lab.origin_flags());
+    let mut create = vec!["dataset", "create", "set", &url, "--patience", PATIENCE];
+    create.extend(origin.iter().map(String::as_str));
+    cluster.weir(&create).ok();
+    for node in ["node-0", "elsewhere"] {
+        let flags = ["--master", &address, "--node", node, "--read-ahead", "off"];
+        let mount = lab.mount_at("set", "mnt", &flags);
+        check(&lab, &mount, &world, || {
+            cluster.worker(0).metric("weir_worker_fills_in_flight", "") as usize
+        });
+        mount.unmount();
+        cluster.weir(&["evict", "set"]).ok();
+    }
+}
