@@ -48,7 +48,7 @@ pub(crate) async fn master(
         None => embedded(dataset)?,
     };
     let mut client = lazy(&address)?;
-    let mut probe = tonic::Request::new(weir_proto::v1::GetClusterMapRequest {});
+    let mut probe = tonic::Request::new(weir_proto::v1::GetClusterMapRequest::default());
     probe.set_timeout(CONNECT_DEADLINE);
     client.get_cluster_map(probe).await.map_err(|status| {
         Failure::new(

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use weir_core::ClusterMap;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
+use weir_worker::Doubtful;
 use weir_worker::service::cluster_map;
 
 use crate::metrics::ClientMetrics;
@@ -17,15 +18,74 @@ use crate::metrics::ClientMetrics;
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Shortest time between two looks, however often a worker says that the map is old.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// What is doubtful is so once more after this long: a mount on a worker's node reads for a second more from where a block
+/// was that is dropped.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Longest wait for the master's answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// What the master says of objects of which page caches may hold wrong bytes comes with the map.
+pub struct Doubts {
+    /// The number of the last reply that was heeded; 0 if there was none.
+    pub seen: u64,
+    /// Who heeds them.
+    pub listener: broadcast::Sender<Arc<Doubtful>>,
+    /// Keeps the number, for a process that follows this one.
+    pub keep: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+impl Doubts {
+    fn heed(&mut self, reply: v1::GetClusterMapReply) {
+        let objects = reply.doubtful.into_iter().filter_map(Doubtful::from_wire);
+        let all = reply.doubtful_left_out.then_some(Doubtful::All);
+        let doubtful: Vec<_> = objects.chain(all).map(Arc::new).collect();
+        if !doubtful.is_empty() {
+            let listener = self.listener.clone();
+            tell(&listener, &doubtful);
+            tokio::spawn(async move {
+                tokio::time::sleep(AGAIN_AFTER).await;
+                tell(&listener, &doubtful);
+            });
+        }
+        // 0 comes from a master that knows no doubts.
+        if reply.doubtful_seen != self.seen && reply.doubtful_seen != 0 {
+            self.seen = reply.doubtful_seen;
+            (self.keep)(self.seen);
+        }
+    }
+}
+
+fn tell(listener: &broadcast::Sender<Arc<Doubtful>>, doubtful: &[Arc<Doubtful>]) {
+    for object in doubtful {
+        // Without a listener there is no page cache.
+        let _ = listener.send(object.clone());
+    }
+}
+
 /// Asks for the map once.
 pub async fn fetch(master: &mut MasterClient<Channel>) -> Result<ClusterMap, tonic::Status> {
-    let mut request = tonic::Request::new(v1::GetClusterMapRequest {});
-    request.set_timeout(DEADLINE);
-    let reply = master.get_cluster_map(request).await?.into_inner();
+    let reply = ask(master, 0).await?;
     cluster_map(reply.map.unwrap_or_default())
+}
+
+async fn ask(
+    master: &mut MasterClient<Channel>,
+    doubtful_seen: u64,
+) -> Result<v1::GetClusterMapReply, tonic::Status> {
+    let mut request = tonic::Request::new(v1::GetClusterMapRequest { doubtful_seen });
+    request.set_timeout(DEADLINE);
+    Ok(master.get_cluster_map(request).await?.into_inner())
+}
+
+/// As [`fetch`], and heeds what is doubtful.
+async fn fetch_all(
+    master: &mut MasterClient<Channel>,
+    doubts: &mut Doubts,
+) -> Result<ClusterMap, tonic::Status> {
+    let mut reply = ask(master, doubts.seen).await?;
+    let map = reply.map.take().unwrap_or_default();
+    doubts.heed(reply);
+    cluster_map(map)
 }
 
 /// Keeps `map` fresh until `stop`; `hurry` makes it look at once.
@@ -33,11 +93,12 @@ pub async fn follow(
     mut master: MasterClient<Channel>,
     map: watch::Sender<Arc<ClusterMap>>,
     hurry: Arc<Notify>,
+    mut doubts: Doubts,
     metrics: Arc<ClientMetrics>,
     stop: CancellationToken,
 ) {
     loop {
-        if let Ok(new) = fetch(&mut master).await {
+        if let Ok(new) = fetch_all(&mut master, &mut doubts).await {
             metrics.map_epoch.set(new.epoch as i64);
             map.send_if_modified(|old| {
                 let changed = **old != new;

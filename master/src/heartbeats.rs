@@ -67,6 +67,10 @@ impl Master {
             waiting_reads: beat.waiting_reads,
             last_seen: Instant::now(),
         };
+        if !beat.doubtful.is_empty() || beat.doubtful_left_out {
+            let mut doubtful = self.doubtful.lock();
+            doubtful.add(beat.doubtful, beat.doubtful_left_out);
+        }
         let gone = self.members.lock().heard(&id, member, beat.leaving)?;
         self.forget_workers(&gone);
         if !self.members.lock().is_published(&id) || !gone.is_empty() {

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod datasets;
+mod doubtful;
 mod error;
 mod heartbeats;
 mod inventory;

@@ -12,6 +12,7 @@ use weir_core::{DatasetName, SnapshotId};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
 
+use crate::doubtful::DoubtfulObjects;
 use crate::error::MasterError;
 use crate::inventory::Inventories;
 use crate::jobs::Jobs;
@@ -57,6 +58,7 @@ pub struct Master {
     pub(crate) inventories: Inventories,
     pub(crate) jobs: Jobs,
     pub(crate) members: Mutex<Members>,
+    pub(crate) doubtful: Mutex<DoubtfulObjects>,
     /// Maps are stored in the order of their epochs.
     pub(crate) map_writes: tokio::sync::Mutex<()>,
     /// The last map could not be stored.
@@ -108,6 +110,7 @@ impl Master {
             listings: Mutex::default(),
             inventories: Inventories::default(),
             jobs,
+            doubtful: Mutex::default(),
             members: Mutex::new(Members::restored(map, Instant::now())),
             map_writes: tokio::sync::Mutex::default(),
             map_not_stored: AtomicBool::new(false),

@@ -183,10 +183,15 @@ impl MasterApi for Service {
 
     async fn get_cluster_map(
         &self,
-        _: Request<v1::GetClusterMapRequest>,
+        request: Request<v1::GetClusterMapRequest>,
     ) -> Result<Response<v1::GetClusterMapReply>, Status> {
-        let map = Some(self.master.cluster_map());
-        Ok(Response::new(v1::GetClusterMapReply { map }))
+        let mut reply = v1::GetClusterMapReply {
+            map: Some(self.master.cluster_map()),
+            ..v1::GetClusterMapReply::default()
+        };
+        let seen = request.into_inner().doubtful_seen;
+        self.master.doubtful.lock().tell(seen, &mut reply);
+        Ok(Response::new(reply))
     }
 
     async fn report_stale(

@@ -157,7 +157,7 @@ impl Served {
 
     /// Epoch and workers of the map.
     async fn map(&self) -> (u64, Vec<String>) {
-        let map = v1::GetClusterMapRequest {};
+        let map = v1::GetClusterMapRequest::default();
         let map = self.client.clone().get_cluster_map(map).await.unwrap();
         let map = map.into_inner().map.unwrap();
         (map.epoch, map.workers.into_iter().map(|w| w.id).collect())
@@ -226,6 +226,20 @@ impl Worker for Fake {
             std::future::pending::<()>().await;
         }
         Ok(Response::new(v1::EvictReply { evicted_bytes: 7 }))
+    }
+
+    async fn report_checksums(
+        &self,
+        _: Request<v1::ReportChecksumsRequest>,
+    ) -> Result<Response<v1::ReportChecksumsReply>, Status> {
+        Ok(Response::new(v1::ReportChecksumsReply::default()))
+    }
+
+    async fn drop_blocks(
+        &self,
+        _: Request<v1::DropBlocksRequest>,
+    ) -> Result<Response<v1::DropBlocksReply>, Status> {
+        Ok(Response::new(v1::DropBlocksReply::default()))
     }
 }
 

@@ -4,9 +4,12 @@
 //! (`inventory/reports.rs`). A master that is away costs nothing but freshness: the worker goes on with the last map and
 //! origins.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,12 +22,17 @@ use weir_proto::v1::master_client::MasterClient;
 use crate::inventory::reports::{self, Wanted};
 use crate::service::cluster_map;
 use crate::snapshots::Snapshots;
+use crate::verify::{Doubtful, wire};
 use crate::worker::{Source, Worker};
 
 /// Time from one heartbeat to the next.
 pub const INTERVAL: Duration = Duration::from_secs(2);
 /// Least time between two heartbeats when an origin is wanted.
 const HURRY: Duration = Duration::from_millis(50);
+/// Objects that one heartbeat names as doubtful.
+const MAX_DOUBTFUL: usize = 256;
+/// Those that wait for the master at most.
+const MAX_UNTOLD: usize = 4096;
 /// Longest wait for the master's answer: it takes a worker out of the map after 10 s, so there is time for three.
 const DEADLINE: Duration = Duration::from_secs(3);
 
@@ -38,6 +46,7 @@ pub async fn run(
     map: watch::Sender<Arc<ClusterMap>>,
     stop: CancellationToken,
 ) {
+    let doubtful = worker.doubtful_objects();
     let (wanted, wanted_seen) = watch::channel(Wanted::default());
     let mut beside = JoinSet::new();
     beside.spawn(reports::run(
@@ -54,6 +63,9 @@ pub async fn run(
         master,
         wanted,
         version: 0,
+        doubtful,
+        untold: VecDeque::new(),
+        left_out: false,
     };
     let mut reachable = true;
     loop {
@@ -105,10 +117,40 @@ struct Heartbeat {
     wanted: watch::Sender<Wanted>,
     /// Version of the origins and snapshots that the master sent last.
     version: u64,
+    /// What page caches may hold wrong bytes of, and what of it the master was not told.
+    doubtful: Receiver<Arc<Doubtful>>,
+    untold: VecDeque<v1::ObjectVersion>,
+    left_out: bool,
 }
 
 impl Heartbeat {
+    /// Collects what is doubtful since the last heartbeat.
+    fn hear_doubts(&mut self) {
+        loop {
+            match self.doubtful.try_recv() {
+                Ok(doubtful) => match &*doubtful {
+                    Doubtful::Object { origin, object } => {
+                        let object = wire::object(*origin, object);
+                        if self.untold.len() < MAX_UNTOLD && wire::is_short(&object) {
+                            self.untold.push_back(object);
+                        } else {
+                            self.left_out = true;
+                        }
+                    }
+                    Doubtful::All => self.left_out = true,
+                },
+                Err(TryRecvError::Lagged(_)) => self.left_out = true,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        if self.left_out {
+            self.untold.clear(); // all are doubtful
+        }
+    }
+
     async fn send(&mut self, leaving: bool) -> Result<ClusterMap, tonic::Status> {
+        self.hear_doubts();
+        let told = self.untold.len().min(MAX_DOUBTFUL);
         let mut request = tonic::Request::new(v1::HeartbeatRequest {
             worker: Some(worker_to_proto(&self.info)),
             tiers: self.tiers(),
@@ -117,12 +159,16 @@ impl Heartbeat {
             inventories: Vec::new(),
             known_version: self.version,
             waiting_reads: self.worker.waiting_reads(),
+            doubtful: self.untold.range(..told).cloned().collect(),
+            doubtful_left_out: self.left_out,
         });
         request.set_timeout(DEADLINE);
         // The deadline is the worker's own, too: a master that is stopped keeps none.
         let reply = tokio::time::timeout(DEADLINE, self.master.heartbeat(request)).await;
         let late = |_| tonic::Status::deadline_exceeded(format!("no answer within {DEADLINE:?}"));
         let reply = reply.map_err(late)??.into_inner();
+        self.untold.drain(..told);
+        self.left_out = false;
         let missing = reply.missing.into_iter().filter_map(snapshot_id).collect();
         if reply.version == 0 || reply.version != self.version {
             let specs = reply.origins.into_iter().map(OriginSpec::from).collect();

@@ -8,11 +8,12 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use weir_core::{ClusterMap, Manifest, SnapshotId, WorkerInfo};
+use weir_core::{Block, ClusterMap, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
 
 use crate::snapshots::{SnapshotError, Snapshots};
+use crate::verify::{Said, wire};
 use crate::warm::{WarmProgress, evict, resolve_paths, warm};
 use crate::worker::Worker;
 
@@ -133,6 +134,45 @@ impl WorkerApi for Service {
             evicted_bytes: evicted,
         }))
     }
+
+    async fn report_checksums(
+        &self,
+        request: Request<v1::ReportChecksumsRequest>,
+    ) -> Result<Response<v1::ReportChecksumsReply>, Status> {
+        let request = request.into_inner();
+        let first = first_block(request.object)?;
+        let blocks = wire::blocks(request.blocks);
+        let reply = match self.worker.verifier.report(first, blocks).await {
+            Said::Checksum(checksum) => wire::reply(Some(&checksum)),
+            Said::Nothing => wire::reply(None),
+            Said::NotNow => return Err(Status::unavailable("it is not to be had now")),
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn drop_blocks(
+        &self,
+        request: Request<v1::DropBlocksRequest>,
+    ) -> Result<Response<v1::DropBlocksReply>, Status> {
+        let request = request.into_inner();
+        let first = first_block(request.object)?;
+        let worker = self.worker.clone();
+        // To the end, also when the caller goes away.
+        let dropping = tokio::spawn(async move {
+            worker
+                .drop_wrong(&first, &request.blocks, request.refuse)
+                .await;
+        });
+        let dropped = dropping.await;
+        dropped.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(v1::DropBlocksReply {}))
+    }
+}
+
+/// The first block of the object that a request is about.
+fn first_block(object: Option<v1::ObjectVersion>) -> Result<Block, Status> {
+    let first = wire::first_block(object);
+    first.ok_or_else(|| Status::invalid_argument("this is no object that is compared"))
 }
 
 fn to_proto(progress: &WarmProgress) -> v1::WarmProgress {

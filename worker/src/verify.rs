@@ -5,22 +5,33 @@
 //! origin says of the whole. Blocks that do not fit are dropped and fetched again; what the kernel holds of their object is
 //! to be dropped too, by whoever listens to [`Worker::doubtful_objects`]. An object that never fits is refused for a while.
 //!
+//! In a cluster the blocks of an object are at several workers. The owner of its first block asks the origin and compares;
+//! the others tell it the checksums of what they fetch, and it tells them what is wrong.
+//!
 //! Readers never wait for any of this: they may get wrong bytes until an object was compared.
 
 mod layouts;
+mod outbox;
+mod peers;
 mod run;
 mod table;
+pub(crate) mod wire;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use parking_lot::RwLock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
-use weir_core::{BLOCK_SIZE, Block, BlockKey, ObjectRef, OriginId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
+use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, ObjectRef, OriginId};
 use weir_origin::OriginError;
+use weir_proto::v1;
 
+pub(crate) use self::layouts::Said;
+use self::peers::Peers;
+use self::table::Sums;
 use crate::fill::Fill;
 use crate::worker::Worker;
 
@@ -28,19 +39,37 @@ use crate::worker::Worker;
 const QUEUE: usize = 4096;
 /// The part of the fills' budget that the bytes of those may take. The others are read from the tier when it is their turn.
 const SHARE: u64 = 4;
+/// Blocks that wait to be fetched again; others are when somebody reads them.
+const MAX_AGAIN: usize = 1024;
 /// How long an object is refused that never fits, and how many are at most.
 const REFUSED_FOR: Duration = Duration::from_mins(5);
 const MAX_REFUSED: usize = 1024;
 /// Objects of which a listener may not have heard yet; one that is later takes all for doubtful.
 const MAX_UNHEARD: usize = 1024;
 
-/// An object of which page caches may hold wrong bytes.
+/// What page caches may hold wrong bytes of.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Doubtful {
-    /// Where it lives.
-    pub origin: OriginId,
-    /// The version.
-    pub object: ObjectRef,
+pub enum Doubtful {
+    /// Of an object.
+    Object {
+        /// Where it lives.
+        origin: OriginId,
+        /// The version.
+        object: ObjectRef,
+    },
+    /// Of any object of several blocks.
+    All,
+}
+
+impl Doubtful {
+    /// The object of a message, which must be one that is compared.
+    pub fn from_wire(object: v1::ObjectVersion) -> Option<Self> {
+        let first = wire::first_block(Some(object))?;
+        Some(Self::Object {
+            origin: first.origin,
+            object: first.object,
+        })
+    }
 }
 
 /// A block of a big object that was fetched.
@@ -50,9 +79,42 @@ pub(crate) struct Fetched {
     data: Option<(Arc<Fill>, OwnedSemaphorePermit)>,
 }
 
+/// Checksums of blocks that another worker has fetched. Without an answer the object's are not to be had now.
+pub(crate) struct Reported {
+    first: Block,
+    blocks: Vec<(u32, Sums)>,
+    answer: oneshot::Sender<Said>,
+}
+
+/// What is to be looked at.
+pub(crate) enum Arrived {
+    Fetched(Fetched),
+    Reported(Reported),
+}
+
+impl Arrived {
+    /// A block of the object.
+    fn block(&self) -> &Block {
+        match self {
+            Self::Fetched(fetched) => &fetched.block,
+            Self::Reported(reported) => &reported.first,
+        }
+    }
+}
+
+/// The ends of a verifier's queues.
+pub(crate) struct Queues {
+    arrived: mpsc::Receiver<Arrived>,
+    again: mpsc::Receiver<Block>,
+}
+
 /// What the fills and reads of a worker have to do with it.
 pub(crate) struct Verifier {
-    queue: mpsc::Sender<Fetched>,
+    queue: mpsc::Sender<Arrived>,
+    /// Blocks that are to be fetched again.
+    again: mpsc::Sender<Block>,
+    /// The other workers, in a cluster.
+    peers: OnceLock<Peers>,
     room: Arc<Semaphore>,
     /// Blocks were not looked at since the verifier asked last.
     missed: AtomicBool,
@@ -78,18 +140,25 @@ fn id_of(block: &Block) -> BlockKey {
 
 impl Verifier {
     /// One beside fills that may take so many bytes, and the blocks that come to it.
-    pub(crate) fn new(budget: u64) -> (Self, mpsc::Receiver<Fetched>) {
-        let (queue, fetched) = mpsc::channel(QUEUE);
+    pub(crate) fn new(budget: u64) -> (Self, Queues) {
+        let (queue, arrived) = mpsc::channel(QUEUE);
+        let (again, wrong) = mpsc::channel(MAX_AGAIN);
         let blocks = (budget / SHARE / BLOCK_SIZE).max(1);
         let verifier = Self {
             queue,
+            again,
+            peers: OnceLock::new(),
             room: Arc::new(Semaphore::new(blocks as usize)),
             missed: AtomicBool::new(false),
             refused: RwLock::default(),
             any_refused: AtomicBool::new(false),
             doubtful: broadcast::channel(MAX_UNHEARD).0,
         };
-        (verifier, fetched)
+        let queues = Queues {
+            arrived,
+            again: wrong,
+        };
+        (verifier, queues)
     }
 
     /// Takes note of a block that was fetched. Never waits. Gives whether it is looked at.
@@ -102,11 +171,25 @@ impl Verifier {
             block: block.clone(),
             data: room.map(|room| (fill.clone(), room)),
         };
-        let taken = self.queue.try_send(fetched).is_ok();
+        let taken = self.queue.try_send(Arrived::Fetched(fetched)).is_ok();
         if !taken {
             self.missed.store(true, Ordering::Release);
         }
         taken
+    }
+
+    /// Takes in what another worker has fetched of an object; gives what the origin says of it, as soon as that is known.
+    pub(crate) async fn report(&self, first: Block, blocks: Vec<(u32, Sums)>) -> Said {
+        let (answer, answered) = oneshot::channel();
+        let reported = Reported {
+            first,
+            blocks,
+            answer,
+        };
+        if self.queue.try_send(Arrived::Reported(reported)).is_err() {
+            return Said::NotNow;
+        }
+        answered.await.unwrap_or(Said::NotNow)
     }
 
     /// The error of an object that is refused.
@@ -138,7 +221,9 @@ impl Verifier {
     fn doubt(&self, origin: OriginId, object: &ObjectRef) {
         let object = object.clone();
         // There may be no listener.
-        let _ = self.doubtful.send(Arc::new(Doubtful { origin, object }));
+        let _ = self
+            .doubtful
+            .send(Arc::new(Doubtful::Object { origin, object }));
     }
 }
 
@@ -148,15 +233,54 @@ impl Worker {
         self.verifier.doubtful.subscribe()
     }
 
+    /// Compares objects together with the other workers of this map.
+    pub fn verify_with_others(&self, map: watch::Receiver<Arc<ClusterMap>>) {
+        let peers = Peers::new(self.config().id.clone(), map);
+        // There is one cluster in a worker's life.
+        let _ = self.verifier.peers.set(peers);
+    }
+
+    /// Drops blocks that are wrong, and fetches those again that are this worker's. An object that is to be refused is,
+    /// for a while.
+    pub(crate) async fn drop_wrong(self: &Arc<Self>, first: &Block, indexes: &[u32], refuse: bool) {
+        let verifier = &self.verifier;
+        if refuse {
+            let origin = match self.origins().get(first.origin).await {
+                Some(Ok(open)) => open.origin.describe().into(),
+                _ => "that is not known".into(),
+            };
+            let error = OriginError::Corrupt {
+                origin,
+                key: first.object.key.clone(),
+            };
+            tracing::error!("an object is refused for 5 minutes: {error}");
+            verifier.refuse(id_of(first), error);
+        }
+        let wrong = wire::those_of(first, indexes);
+        if !wrong.is_empty() {
+            let keys: Vec<BlockKey> = wrong.iter().map(|(_, key)| *key).collect();
+            let worker = self.clone();
+            let drop = move || worker.evict_for(&keys, "mismatch");
+            // A panic there would be logged; the blocks are judged again when they are fetched.
+            let _ = tokio::task::spawn_blocking(drop).await;
+        }
+        let is_own = |key: &BlockKey| verifier.peers.get().is_none_or(|peers| peers.owns(key));
+        for (block, key) in wrong {
+            // Those that find no room are fetched when somebody reads them.
+            if !refuse && is_own(&key) && verifier.again.try_send(block).is_err() {
+                break;
+            }
+        }
+    }
+
     /// Starts to look at what is fetched.
-    pub(crate) fn verify(self: &Arc<Self>, fetched: mpsc::Receiver<Fetched>) {
-        let (again, wrong) = mpsc::channel(run::MAX_AGAIN);
-        let verifying = run::run(self.clone(), fetched, again);
-        self.tasks
-            .spawn(self.stop.clone().run_until_cancelled_owned(verifying));
-        let fetching = run::fetch_again(self.clone(), wrong);
-        self.tasks
-            .spawn(self.stop.clone().run_until_cancelled_owned(fetching));
+    pub(crate) fn verify(self: &Arc<Self>, queues: Queues) {
+        let verifying = run::run(self.clone(), queues.arrived);
+        let fetching = run::fetch_again(self.clone(), queues.again);
+        for work in [verifying.boxed(), fetching.boxed()] {
+            let stop = self.stop.clone();
+            self.tasks.spawn(stop.run_until_cancelled_owned(work));
+        }
     }
 }
 

@@ -162,7 +162,7 @@ impl Worker {
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Arc<Self>, WorkerError> {
         let units = |bytes: u64| Arc::new(Semaphore::new((bytes / BUDGET_UNIT) as usize));
-        let (verifier, fetched) = Verifier::new(config.budget());
+        let (verifier, queues) = Verifier::new(config.budget());
         let worker = Arc::new(Self {
             memory: MemoryTier::new(config.memory.0),
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
@@ -181,7 +181,7 @@ impl Worker {
         });
         let checks = worker.clone();
         worker.tasks.spawn(async move { checks.check_loop().await });
-        worker.verify(fetched);
+        worker.verify(queues);
         Ok(worker)
     }
 

@@ -125,7 +125,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
 /// Nothing was begun yet that could be in that one's way. It is not looked for when the master does not answer.
 async fn refuse_namesake(id: &WorkerId, own_address: &str, master: &str) -> Result<(), Failure> {
     let mut master = connect::lazy(master)?;
-    let asked = master.get_cluster_map(GetClusterMapRequest {});
+    let asked = master.get_cluster_map(GetClusterMapRequest::default());
     let Ok(Ok(reply)) = timeout(NAMESAKE_DEADLINE, asked).await else {
         return Ok(());
     };
@@ -172,6 +172,7 @@ async fn run_services(
     let snapshots = Arc::new(Snapshots::new(connect::lazy(master)?));
     let master = connect::lazy(master)?;
     let (map, map_seen) = watch::channel(Arc::new(ClusterMap::default()));
+    worker.verify_with_others(map_seen.clone());
     let Listeners {
         data,
         local,

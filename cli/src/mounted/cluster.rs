@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
+use weir_client::map::Doubts;
 use weir_client::{Backend, ClusterConfig, ClusterReader, Reader};
 use weir_core::ClusterMap;
 use weir_fuse::ahead::Ahead;
@@ -19,6 +20,10 @@ use crate::connect::{self, SNAPSHOT_KEY};
 use crate::exit::Failure;
 
 const MAP_FILE: &str = "cluster-map.json";
+/// Holds the number of the master's last reply about objects of which the page cache may hold wrong bytes.
+const DOUBTS_FILE: &str = "doubtful-seen";
+/// Such objects whose pages have not been dropped yet.
+const MAX_DOUBTFUL: usize = 1024;
 
 pub(super) async fn prepare(
     config: &MountConfig,
@@ -72,14 +77,29 @@ pub(super) async fn prepare(
         reader.manifest().summary().snapshot.clone(),
     );
     let (reporter, reporting) = (client.clone(), stop.clone());
-    let follow = weir_client::map::follow(client, map, hurry, metrics.client.clone(), stop.clone());
+    let (listener, doubtful) = broadcast::channel(MAX_DOUBTFUL);
+    let doubts_file = config.state_dir.join(DOUBTS_FILE);
+    let seen = std::fs::read_to_string(&doubts_file)
+        .ok()
+        .filter(|_| restarted);
+    let doubts = Doubts {
+        seen: seen.and_then(|seen| seen.parse().ok()).unwrap_or(0),
+        listener,
+        keep: Box::new(move |seen| {
+            if let Err(error) = pinned::save(&doubts_file, seen.to_string().as_bytes()) {
+                tracing::warn!("what is known of doubtful objects could not be saved: {error:#}");
+            }
+        }),
+    };
+    let counted = metrics.client.clone();
+    let follow = weir_client::map::follow(client, map, hurry, doubts, counted, stop.clone());
     let background = async move {
         let report = stale.report(snapshot_id, reporter, reporting);
         tokio::join!(follow, report, save_maps(map_seen, &map_file, stop));
     };
     Ok(Prepared {
         reader,
-        doubtful: broadcast::channel(1).1,
+        doubtful,
         properties: vec![(SNAPSHOT_KEY.to_owned(), snapshot)],
         refresh: Box::new(|| {}),
         background: Box::pin(background),

@@ -35,7 +35,11 @@ impl Ahead {
             loop {
                 match doubtful.blocking_recv() {
                     Ok(doubtful) => {
-                        let files = manifest.files_of(doubtful.origin, &doubtful.object);
+                        let Doubtful::Object { origin, object } = &*doubtful else {
+                            ahead.drop_all(&manifest);
+                            continue;
+                        };
+                        let files = manifest.files_of(*origin, object);
                         for file in files {
                             ahead.drop_pages(&manifest, file);
                         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use weir_s3_server::{Crc, Fault, Kept, Rule};
-use weir_tests::{BUCKET, Lab, Mount, content, drop_pages, wait_until};
+use weir_tests::{BUCKET, Cluster, Lab, Mount, content, drop_pages, read_at_random, wait_until};
 
 use crate::Case;
 
@@ -12,6 +12,14 @@ pub(crate) const CASES: &[Case] = &[
     (
         "big_files_are_right_for_good_once_they_were_verified",
         big_files_are_right_for_good_once_they_were_verified,
+    ),
+    (
+        "big_files_of_a_cluster_are_right_for_good_once_they_were_verified",
+        big_files_of_a_cluster_are_right_for_good_once_they_were_verified,
+    ),
+    (
+        "what_a_cluster_never_has_right_is_eio_at_all_its_workers",
+        what_a_cluster_never_has_right_is_eio_at_all_its_workers,
     ),
     (
         "a_big_file_that_never_has_its_checksum_is_eio",
@@ -75,6 +83,74 @@ fn big_files_are_right_for_good_once_they_were_verified() {
         drop_pages(files.keys().map(|name| mount.path(name)));
         assert!(all_right(&mount, &files));
     }
+}
+
+/// A cluster of three workers, and a mount of it on a node without one.
+fn cluster(lab: &Lab) -> (Cluster<'_>, Mount<'_>) {
+    let cluster = Cluster::start(lab, 3);
+    cluster.create_dataset("set");
+    let address = cluster.address();
+    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
+    (cluster, mount)
+}
+
+/// Of all workers together.
+fn sum(cluster: &Cluster<'_>, name: &str, label: &str) -> f64 {
+    (0..3).map(|n| cluster.worker(n).metric(name, label)).sum()
+}
+
+fn big_files_of_a_cluster_are_right_for_good_once_they_were_verified() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let (cluster, mount) = cluster(&lab);
+    let flips = Rule::new(Fault::FlipBit).probability(0.2);
+    lab.s3.faults().set([flips]);
+    let right = || {
+        sum(
+            &cluster,
+            "weir_worker_files_verified_total",
+            "result=\"right\"",
+        )
+    };
+    wait_until("all files are verified", DEADLINE, || {
+        all_right(&mount, &files);
+        right() > files.len() as f64 - 0.5
+    });
+    // What is cached now is what counts.
+    lab.s3.faults().set([]);
+    // The mount hears of it with the cluster map.
+    wait_until("the kernel has dropped what was wrong", DEADLINE, || {
+        all_right(&mount, &files)
+    });
+    for _ in 0..5 {
+        drop_pages(files.keys().map(|name| mount.path(name)));
+        assert!(all_right(&mount, &files));
+    }
+}
+
+fn what_a_cluster_never_has_right_is_eio_at_all_its_workers() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let (cluster, mount) = cluster(&lab);
+    lab.s3
+        .faults()
+        .set([Rule::new(Fault::FlipBit).path("big2")]);
+    let refused =
+        || std::fs::read(mount.path("big2")).is_err_and(|e| e.raw_os_error() == Some(EIO));
+    wait_until("what is never right is refused", DEADLINE, refused);
+    // All of its blocks, whose owners are several.
+    for offset in (0..files["big2"].len()).step_by(4 * MIB) {
+        wait_until("each block is refused", DEADLINE, || {
+            read_at_random(&mount.path("big2"), offset as u64, 4096).is_err()
+        });
+    }
+    let given_up = sum(
+        &cluster,
+        "weir_worker_files_verified_total",
+        "result=\"given_up\"",
+    );
+    assert!(given_up > 0.5, "{given_up}");
+    assert!(mount.read("big0") == files["big0"]);
 }
 
 fn a_big_file_that_never_has_its_checksum_is_eio() {

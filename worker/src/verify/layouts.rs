@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use weir_core::{BlockKey, OriginId};
 use weir_origin::ObjectChecksum;
 
-use super::Fetched;
+use super::Arrived;
 
 /// Objects at most, and their parts; the first are forgotten first.
 const MAX_OBJECTS: usize = 16 << 10;
@@ -21,7 +21,7 @@ const SELDOM: Duration = Duration::from_mins(1);
 /// What is known of an object's checksum.
 pub(super) enum Layout {
     /// The origin was asked; these blocks wait for its answer.
-    Asked(Vec<Fetched>),
+    Asked(Vec<Arrived>),
     /// The checksum.
     Known(Arc<ObjectChecksum>),
     /// The origin has none.
@@ -69,20 +69,20 @@ impl Layouts {
     }
 
     /// The origin was asked for the sake of this block.
-    pub(super) fn ask(&mut self, id: BlockKey, first: Fetched) {
+    pub(super) fn ask(&mut self, id: BlockKey, first: Arrived) {
         self.waiting += 1;
         self.put(id, Layout::Asked(vec![first]));
     }
 
     /// A block waits for the answer. Gives it back where too many do.
-    pub(super) fn wait(&mut self, id: &BlockKey, fetched: Fetched) -> Result<(), Fetched> {
+    pub(super) fn wait(&mut self, id: &BlockKey, arrived: Arrived) -> Result<(), Arrived> {
         match self.objects.get_mut(id) {
             Some(Layout::Asked(blocks)) if self.waiting < MAX_WAITING => {
                 self.waiting += 1;
-                blocks.push(fetched);
+                blocks.push(arrived);
                 Ok(())
             }
-            _ => Err(fetched),
+            _ => Err(arrived),
         }
     }
 
@@ -92,7 +92,7 @@ impl Layouts {
         id: BlockKey,
         origin: OriginId,
         answer: &Said,
-    ) -> Vec<Fetched> {
+    ) -> Vec<Arrived> {
         let waited = match self.objects.remove(&id) {
             Some(Layout::Asked(blocks)) => blocks,
             _ => Vec::new(),

@@ -1,65 +1,79 @@
-//! The work: blocks come in, verdicts are carried out.
+//! The work: checksums come in, verdicts are carried out.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
-use weir_core::{Block, BlockKey};
-use weir_origin::{ObjectChecksum, OriginError, object_checksum};
+use tokio::time::sleep_until;
+use weir_core::{Block, BlockKey, WorkerInfo};
+use weir_origin::{ObjectChecksum, object_checksum};
+use weir_proto::v1;
 
 use super::layouts::{Layout, Layouts, Said};
+use super::outbox::Outbox;
+use super::peers::MAX_TELLING;
 use super::table::{Sums, Table, Verdict, is_small_enough, sums_of};
-use super::{Fetched, id_of};
+use super::{Arrived, Fetched, Reported, id_of, wire};
 use crate::worker::Worker;
 
-/// Blocks that wait to be fetched again; others are when somebody reads them.
-pub(super) const MAX_AGAIN: usize = 1024;
-/// Questions to origins at once.
+/// Questions to origins and workers at once, reports to workers, and objects whose blocks are being dropped elsewhere.
 const MAX_ASKING: usize = 64;
+const MAX_SENDING: usize = 64;
+const MAX_DROPPING: usize = 256;
 /// Longest wait for a dropped block to be gone from where it is written to.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 const SETTLE_POLL: Duration = Duration::from_millis(5);
 
-/// What an origin has answered about the object of a block.
+/// What was answered about the object of a block.
 struct Answer {
     id: BlockKey,
     block: Block,
-    checksum: Result<Option<ObjectChecksum>, OriginError>,
+    said: Said,
 }
 
 struct Run {
     worker: Arc<Worker>,
     table: Table,
     layouts: Layouts,
+    outbox: Outbox,
     asking: JoinSet<Answer>,
-    again: mpsc::Sender<Block>,
+    sending: JoinSet<()>,
+    dropping: JoinSet<()>,
 }
 
-/// Looks at what is fetched, for ever; hands on what is to be fetched again.
-pub(super) async fn run(
-    worker: Arc<Worker>,
-    mut fetched: mpsc::Receiver<Fetched>,
-    again: mpsc::Sender<Block>,
-) {
+/// Looks at what arrives, for ever.
+pub(super) async fn run(worker: Arc<Worker>, mut arrived: mpsc::Receiver<Arrived>) {
     let mut run = Run {
         worker,
         table: Table::default(),
         layouts: Layouts::default(),
+        outbox: Outbox::default(),
         asking: JoinSet::new(),
-        again,
+        sending: JoinSet::new(),
+        dropping: JoinSet::new(),
     };
     loop {
+        let due = run.outbox.due();
+        let is_due = async {
+            match due {
+                Some(due) => sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            Some(fetched) = fetched.recv() => run.take(fetched).await,
+            Some(arrived) = arrived.recv() => run.take(arrived).await,
             Some(answer) = run.asking.join_next() => {
                 if let Ok(answer) = answer {
                     run.answered(answer).await;
                 }
             }
-            else => return,
+            Some(_) = run.sending.join_next() => {}
+            Some(_) = run.dropping.join_next() => {}
+            () = is_due => run.send(),
         }
     }
 }
@@ -73,103 +87,107 @@ pub(super) async fn fetch_again(worker: Arc<Worker>, mut wrong: mpsc::Receiver<B
                 tokio::time::sleep(SETTLE_POLL).await;
             }
         };
-        // One that cannot be fetched is when somebody reads it.
         if tokio::time::timeout(SETTLE_DEADLINE, settled).await.is_ok() {
+            // One that cannot be fetched is when somebody reads it.
             let _ = worker.warm(&block).await;
         }
     }
 }
 
 impl Run {
-    async fn take(&mut self, fetched: Fetched) {
+    async fn take(&mut self, arrived: Arrived) {
         if self.worker.verifier.missed.swap(false, Ordering::AcqRel) {
             self.table.missed_some();
         }
-        let block = &fetched.block;
+        let block = arrived.block();
         let id = id_of(block);
         match self.layouts.get(&id) {
             Some(Layout::Known(checksum)) => {
                 let checksum = checksum.clone();
-                return self.look(id, fetched, &checksum).await;
+                return self.look(id, arrived, &checksum).await;
             }
-            Some(Layout::Nothing) => return,
+            Some(Layout::Nothing) => return answer_that_there_is_none(arrived),
             Some(Layout::Asked(_)) => {
-                if let Err(fetched) = self.layouts.wait(&id, fetched) {
-                    self.missed(id, &fetched.block);
+                if let Err(arrived) = self.layouts.wait(&id, arrived) {
+                    self.missed(id, &arrived);
                 }
                 return;
             }
             None => {}
         }
-        if !is_small_enough(block.object.size) || self.asking.len() >= MAX_ASKING {
-            self.missed(id, &fetched.block);
-        } else if self.layouts.may_ask(block.origin) {
-            self.ask(id, block.clone());
-            self.layouts.ask(id, fetched);
+        if !is_small_enough(block.object.size) {
+            self.missed(id, &arrived);
+        } else if !self.layouts.may_ask(block.origin) {
+            answer_that_there_is_none(arrived);
+        } else if self.asking.len() >= MAX_ASKING {
+            self.missed(id, &arrived);
+        } else {
+            let collector = match &arrived {
+                Arrived::Fetched(_) => self.collector(&id),
+                Arrived::Reported(_) => None,
+            };
+            self.ask(id, block.clone(), collector);
+            self.layouts.ask(id, arrived);
         }
     }
 
-    fn ask(&mut self, id: BlockKey, block: Block) {
+    /// The worker that compares this object, if it is another one.
+    fn collector(&self, id: &BlockKey) -> Option<WorkerInfo> {
+        self.worker.verifier.peers.get()?.collector(id)
+    }
+
+    /// Asks the worker that compares the object, or the origin, for its checksum.
+    fn ask(&mut self, id: BlockKey, block: Block, collector: Option<WorkerInfo>) {
         let worker = self.worker.clone();
         self.asking.spawn(async move {
-            let checksum = match worker.origins().get(block.origin).await {
-                None => Err(OriginError::unknown(block.origin)),
-                Some(Err(error)) => Err(error),
-                Some(Ok(open)) => {
-                    let metrics = worker.origin_metrics();
-                    object_checksum(&open.origin, &block.object, metrics).await
-                }
+            let said = match &collector {
+                Some(collector) => ask_worker(&worker, collector, &block).await,
+                None => ask_origin(&worker, &block).await,
             };
-            Answer {
-                id,
-                block,
-                checksum,
-            }
+            Answer { id, block, said }
         });
     }
 
     async fn answered(&mut self, answer: Answer) {
-        let Answer {
-            id,
-            block,
-            checksum,
-        } = answer;
-        let said = match checksum {
-            Ok(Some(checksum)) => Said::Checksum(Arc::new(checksum)),
-            Ok(None) => Said::Nothing,
-            // It is not worth asking again and again where that is not allowed.
-            Err(error) if !error.is_retryable() => {
-                tracing::debug!(%error, object = %block.object.key, "its checksum is not to be had");
-                Said::Nothing
-            }
-            Err(error) => {
-                tracing::debug!(%error, object = %block.object.key, "its checksum could not be asked for");
-                Said::NotNow
-            }
-        };
-        if matches!(said, Said::Nothing) {
-            self.worker.metrics().verified("no_checksum");
-        }
+        let Answer { id, block, said } = answer;
         let waited = self.layouts.answered(id, block.origin, &said);
-        for fetched in waited {
+        for arrived in waited {
             match &said {
-                Said::Checksum(checksum) => self.look(id, fetched, checksum).await,
-                Said::Nothing => {}
-                Said::NotNow => self.missed(id, &fetched.block),
+                Said::Checksum(checksum) => self.look(id, arrived, checksum).await,
+                Said::Nothing => answer_that_there_is_none(arrived),
+                Said::NotNow => self.missed(id, &arrived),
             }
         }
     }
 
-    /// Computes the checksum of a block, and judges.
-    async fn look(&mut self, id: BlockKey, fetched: Fetched, checksum: &Arc<ObjectChecksum>) {
-        let block = fetched.block.clone();
-        match self.sums(fetched, checksum).await {
-            None => self.missed(id, &block),
-            Some(sums) => {
-                let size = block.object.size;
-                let verdict = self.table.add(id, checksum, size, block.index, sums);
-                self.carry_out(id, &block, verdict).await;
+    async fn look(&mut self, id: BlockKey, arrived: Arrived, checksum: &Arc<ObjectChecksum>) {
+        match arrived {
+            Arrived::Fetched(fetched) => self.compute(id, fetched, checksum).await,
+            Arrived::Reported(reported) => {
+                let Reported {
+                    first,
+                    blocks,
+                    answer,
+                } = reported;
+                // One who no longer waits has got a deadline.
+                let _ = answer.send(Said::Checksum(checksum.clone()));
+                for (index, sums) in blocks {
+                    self.judge(id, &first, checksum, index, sums).await;
+                }
             }
+        }
+    }
+
+    /// Computes the checksum of a block, and judges or has another worker judge.
+    async fn compute(&mut self, id: BlockKey, fetched: Fetched, checksum: &Arc<ObjectChecksum>) {
+        let block = fetched.block.clone();
+        let Some(sums) = self.sums(fetched, checksum).await else {
+            return self.miss(id, &block);
+        };
+        if self.collector(&id).is_none() {
+            self.judge(id, &block, checksum, block.index, sums).await;
+        } else if self.outbox.add(id, &block, sums) {
+            self.send();
         }
     }
 
@@ -187,63 +205,166 @@ impl Run {
         computed.await.ok().flatten()
     }
 
+    /// Sends what waits to the workers that compare.
+    fn send(&mut self) {
+        for (id, request) in self.outbox.take() {
+            let blocks = request.blocks.len() as u64;
+            let collector = self.collector(&id);
+            let Some(collector) = collector.filter(|_| self.sending.len() < MAX_SENDING) else {
+                self.worker.metrics().unverified_blocks.inc_by(blocks);
+                continue;
+            };
+            let worker = self.worker.clone();
+            self.sending.spawn(async move {
+                let Some(peers) = worker.verifier.peers.get() else {
+                    return;
+                };
+                if let Err(status) = peers.report(&collector, request).await {
+                    tracing::debug!(worker = %collector.id, message = status.message(), "checksums were not taken");
+                    worker.metrics().unverified_blocks.inc_by(blocks);
+                }
+            });
+        }
+    }
+
+    fn missed(&mut self, id: BlockKey, arrived: &Arrived) {
+        if let Arrived::Fetched(fetched) = arrived {
+            self.miss(id, &fetched.block);
+        }
+    }
+
     /// The bytes of a block were given out and not looked at.
-    fn missed(&mut self, id: BlockKey, block: &Block) {
+    fn miss(&mut self, id: BlockKey, block: &Block) {
         self.worker.metrics().unverified_blocks.inc();
         if self.table.missed(&id) {
             self.worker.verifier.doubt(block.origin, &block.object);
         }
     }
 
-    async fn carry_out(&mut self, id: BlockKey, block: &Block, verdict: Verdict) {
+    async fn judge(
+        &mut self,
+        id: BlockKey,
+        block: &Block,
+        checksum: &Arc<ObjectChecksum>,
+        index: u32,
+        sums: Sums,
+    ) {
+        let size = block.object.size;
+        let verdict = self.table.add(id, checksum, size, index, sums);
+        let Verdict {
+            drop,
+            mismatches,
+            complete,
+            give_up,
+            stale_pages,
+        } = verdict;
         let worker = self.worker.clone();
         let metrics = worker.metrics();
-        if verdict.complete {
-            metrics.verified("right");
-        }
-        metrics.mismatches.inc_by(verdict.mismatches);
-        let wrong = verdict.drop.iter().map(|index| Block {
-            index: *index,
-            ..block.clone()
-        });
-        let wrong: Vec<Block> = wrong.collect();
-        if verdict.give_up {
-            self.give_up(id, block).await;
-        }
-        if !wrong.is_empty() {
+        metrics.mismatches.inc_by(mismatches);
+        if !drop.is_empty() {
             tracing::warn!(
-                object = %block.object.key, blocks = wrong.len(),
+                object = %block.object.key, blocks = drop.len(),
                 "bytes do not have the origin's checksum; they are dropped and fetched again"
             );
-            let keys: Vec<BlockKey> = wrong.iter().map(Block::key).collect();
-            let dropping = worker.clone();
-            // A panic there would be logged; the blocks are judged again when they are fetched.
-            let _ = spawn_blocking(move || dropping.evict_for(&keys, "mismatch")).await;
+            worker.drop_wrong(block, &drop, give_up).await;
+            self.drop_elsewhere(block, drop, give_up);
         }
-        if verdict.stale_pages || !wrong.is_empty() {
+        if stale_pages {
             worker.verifier.doubt(block.origin, &block.object);
         }
-        if !verdict.give_up {
-            // Those that find no room are fetched when somebody reads them.
-            wrong
-                .into_iter()
-                .all(|block| self.again.try_send(block).is_ok());
+        if give_up {
+            metrics.verified("given_up");
+        }
+        if complete {
+            metrics.verified("right");
         }
     }
 
-    /// Refuses an object for a while.
-    async fn give_up(&self, id: BlockKey, block: &Block) {
-        let worker = &self.worker;
-        worker.metrics().verified("given_up");
-        let origin = match worker.origins().get(block.origin).await {
-            Some(Ok(open)) => open.origin.describe().into(),
-            _ => "of the object".into(),
+    /// Has the other workers drop blocks, and then mounts their pages once more.
+    fn drop_elsewhere(&mut self, block: &Block, wrong: Vec<u32>, refuse: bool) {
+        let Some(peers) = self.worker.verifier.peers.get() else {
+            return;
         };
-        let error = OriginError::Corrupt {
-            origin,
-            key: block.object.key.clone(),
-        };
-        tracing::error!("an object is refused for 5 minutes: {error}");
-        worker.verifier.refuse(id, error);
+        let map = peers.map();
+        if peers.others(&map).next().is_none() {
+            return;
+        }
+        if self.dropping.len() >= MAX_DROPPING {
+            tracing::error!(
+                object = %block.object.key,
+                "other workers may hold wrong bytes of an object and are not told, so many others do; evict it with `weir evict`"
+            );
+            return;
+        }
+        let (worker, block) = (self.worker.clone(), block.clone());
+        self.dropping.spawn(async move {
+            let Some(peers) = worker.verifier.peers.get() else {
+                return;
+            };
+            let requests = wrong
+                .chunks(wire::MAX_BLOCKS)
+                .map(|blocks| v1::DropBlocksRequest {
+                    object: Some(wire::object_of(&block)),
+                    blocks: blocks.to_vec(),
+                    refuse,
+                });
+            let requests: Vec<_> = requests.collect();
+            let others = futures::stream::iter(peers.others(&map));
+            let tell = async |other| {
+                for request in &requests {
+                    peers.drop_blocks(other, request).await;
+                }
+            };
+            others.for_each_concurrent(MAX_TELLING, tell).await;
+            worker.verifier.doubt(block.origin, &block.object);
+        });
+    }
+}
+
+fn answer_that_there_is_none(arrived: Arrived) {
+    if let Arrived::Reported(reported) = arrived {
+        // One who no longer waits has got a deadline.
+        let _ = reported.answer.send(Said::Nothing);
+    }
+}
+
+async fn ask_origin(worker: &Worker, block: &Block) -> Said {
+    let Some(Ok(open)) = worker.origins().get_or_learn(block.origin).await else {
+        return Said::NotNow;
+    };
+    let metrics = worker.origin_metrics();
+    match object_checksum(&open.origin, &block.object, metrics).await {
+        Ok(Some(checksum)) => return Said::Checksum(Arc::new(checksum)),
+        Ok(None) => {}
+        // It is not worth asking again and again where that is not allowed.
+        Err(error) if !error.is_retryable() => {
+            tracing::debug!(%error, object = %block.object.key, "its checksum is not to be had");
+        }
+        Err(error) => {
+            tracing::debug!(%error, object = %block.object.key, "its checksum could not be asked for");
+            return Said::NotNow;
+        }
+    }
+    worker.metrics().verified("no_checksum");
+    Said::Nothing
+}
+
+async fn ask_worker(worker: &Worker, collector: &WorkerInfo, block: &Block) -> Said {
+    let Some(peers) = worker.verifier.peers.get() else {
+        return Said::NotNow;
+    };
+    let request = v1::ReportChecksumsRequest {
+        object: Some(wire::object_of(block)),
+        blocks: Vec::new(),
+    };
+    match peers.report(collector, request).await {
+        Ok(reply) => wire::checksum(&reply, block.object.size)
+            .map_or(Said::Nothing, |checksum| Said::Checksum(Arc::new(checksum))),
+        // One from before checksums.
+        Err(status) if status.code() == tonic::Code::Unimplemented => Said::Nothing,
+        Err(status) => {
+            tracing::debug!(worker = %collector.id, message = status.message(), "a checksum could not be asked for");
+            Said::NotNow
+        }
     }
 }

@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use weir_core::block::block_count;
 use weir_core::{BLOCK_SIZE, BlockKey};
 use weir_origin::{CrcKind, ObjectChecksum, Shift};
 
@@ -171,7 +170,7 @@ impl Table {
 
 /// Whether so big an object can be verified.
 pub(crate) fn is_small_enough(size: u64) -> bool {
-    block_count(size) as usize <= MAX_PIECES / 2
+    size.div_ceil(BLOCK_SIZE) <= MAX_PIECES as u64 / 2
 }
 
 impl Known {

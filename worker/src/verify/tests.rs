@@ -17,11 +17,11 @@ fn block(size: u64, index: u32) -> Block {
 
 #[test]
 fn blocks_beyond_the_room_come_without_their_bytes_and_those_beyond_the_queue_not_at_all() {
-    let (verifier, mut queue) = Verifier::new(8 * BLOCK_SIZE);
+    let (verifier, mut queues) = Verifier::new(8 * BLOCK_SIZE);
     let fill = Fill::new(5);
     assert!(verifier.fetched(&block(BLOCK_SIZE, 0), &fill));
     assert!(
-        queue.try_recv().is_err(),
+        queues.arrived.try_recv().is_err(),
         "small files are none of its business"
     );
     for number in 0..QUEUE as u32 {
@@ -31,7 +31,7 @@ fn blocks_beyond_the_room_come_without_their_bytes_and_those_beyond_the_queue_no
     assert!(!verifier.fetched(&block(2 * BLOCK_SIZE, 0), &fill));
     assert!(verifier.missed.load(Ordering::Relaxed));
     let mut with_bytes = 0;
-    while let Ok(fetched) = queue.try_recv() {
+    while let Ok(Arrived::Fetched(fetched)) = queues.arrived.try_recv() {
         with_bytes += u32::from(fetched.data.is_some());
     }
     assert_eq!(with_bytes, 2);
@@ -39,7 +39,7 @@ fn blocks_beyond_the_room_come_without_their_bytes_and_those_beyond_the_queue_no
 
 #[test]
 fn what_is_refused_is_refused_for_all_its_blocks_and_for_no_more_objects_than_there_is_room() {
-    let (verifier, _queue) = Verifier::new(BLOCK_SIZE);
+    let (verifier, _queues) = Verifier::new(BLOCK_SIZE);
     let error = || OriginError::Corrupt {
         origin: "s3://b".into(),
         key: "k".into(),

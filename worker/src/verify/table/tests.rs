@@ -4,6 +4,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use weir_origin::PartSum;
 
+use weir_core::block::block_count;
+
 use super::*;
 
 /// An object of zeros; what is fetched of it may have other bytes.
