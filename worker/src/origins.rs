@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use weir_core::OriginId;
 use weir_origin::{FetchPolicy, Origin, OriginError, OriginSpec, Pace};
 
@@ -30,6 +30,8 @@ pub struct OpenOrigin {
     pub pace: Arc<Pace>,
     /// How patient they are.
     pub policy: Arc<FetchPolicy>,
+    /// What fills of this origin may take of the fills' budget together.
+    pub(crate) share: Arc<Semaphore>,
 }
 
 /// Known origins, opened at first use.
@@ -41,6 +43,8 @@ pub struct Origins {
     own: Mutex<Vec<OriginSpec>>,
     /// How patient reads are where the origin does not say it.
     policy: Arc<FetchPolicy>,
+    /// What the fills of one origin may take of the budget of all.
+    share: usize,
     /// Somebody waits for an origin that is not in the table: the master should be asked now.
     wanted: Notify,
     /// The master was asked.
@@ -80,8 +84,18 @@ impl Slot {
 impl Origins {
     /// An empty table, or what `file` holds; the file is kept up to date. Call inside the process's own runtime.
     pub fn new(file: Option<PathBuf>, policy: Arc<FetchPolicy>) -> Self {
+        Self::with_share(file, policy, Semaphore::MAX_PERMITS)
+    }
+
+    /// As [`new`](Self::new), for a worker whose fills have a budget of so many units.
+    pub(crate) fn with_share(
+        file: Option<PathBuf>,
+        policy: Arc<FetchPolicy>,
+        share: usize,
+    ) -> Self {
         let origins = Self {
             policy,
+            share,
             table: RwLock::default(),
             file,
             own: Mutex::default(),
@@ -250,6 +264,7 @@ impl Origins {
                     origin,
                     pace: Arc::default(),
                     policy: Arc::new(self.policy.with_patience(&spec)),
+                    share: Arc::new(Semaphore::new(self.share)),
                 },
                 Ok(Err(error)) => return Some(Err(error)),
                 Err(_) => return Some(Err(OriginError::interrupted("the origin"))), // shutting down
@@ -307,6 +322,7 @@ mod tests {
             origin: weir_origin::open(spec).await.unwrap(),
             pace: Arc::default(),
             policy: Arc::default(),
+            share: Arc::new(Semaphore::new(1)),
         };
         let origins = Origins::new(None, Arc::default());
         origins.add(old.clone());

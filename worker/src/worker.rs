@@ -30,6 +30,7 @@ use crate::verify::Verifier;
 
 mod filling;
 mod gauges;
+mod place;
 
 use filling::BUDGET_UNIT;
 pub use filling::{Ahead, Drive};
@@ -161,7 +162,8 @@ impl Worker {
         metrics: Arc<WorkerMetrics>,
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Arc<Self>, WorkerError> {
-        let units = |bytes: u64| Arc::new(Semaphore::new((bytes / BUDGET_UNIT) as usize));
+        let count = |bytes: u64| (bytes / BUDGET_UNIT) as usize;
+        let units = |bytes: u64| Arc::new(Semaphore::new(count(bytes)));
         let (verifier, queues) = Verifier::new(config.budget());
         let worker = Arc::new(Self {
             memory: MemoryTier::new(config.memory.0),
@@ -169,7 +171,11 @@ impl Worker {
             fills: Fills::new(config.memory.0),
             budget: units(config.budget()),
             ahead_budget: units(config.ahead_budget()),
-            origins: Origins::new(config.origins_file.clone(), Arc::new(config.fetch.clone())),
+            origins: Origins::with_share(
+                config.origins_file.clone(),
+                Arc::new(config.fetch.clone()),
+                count(config.budget()),
+            ),
             metrics,
             origin_metrics,
             verifier,

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use weir_s3_server::{Fault, Rule};
-use weir_tests::{Cluster, Lab, Mount, content, drop_pages, read_evicted, wait_until};
+use weir_tests::{Cluster, Lab, Mount, content, drop_pages, read_evicted, wait_until, write_tree};
 
 use crate::Case;
 
@@ -19,6 +19,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached",
         readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached,
+    ),
+    (
+        "readers_that_wait_for_one_origin_keep_no_readers_of_another_waiting",
+        readers_that_wait_for_one_origin_keep_no_readers_of_another_waiting,
     ),
 ];
 
@@ -155,4 +159,55 @@ fn readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached() {
         mount.unmount();
         cluster.weir(&["evict", "set"]).ok();
     }
+}
+
+/// The fills of a worker share one budget of memory.
+fn readers_that_wait_for_one_origin_keep_no_readers_of_another_waiting() {
+    let lab = Lab::new();
+    let world = fill(&lab);
+    write_tree(&lab.path("healthy"), &world.cached);
+    let cluster = Cluster::start(&lab, 1);
+    let (address, url, origin) = (cluster.address(), lab.url(""), lab.origin_flags());
+    let mut create = vec!["dataset", "create", "down", &url, "--patience", PATIENCE];
+    create.extend(origin.iter().map(String::as_str));
+    cluster.weir(&create).ok();
+    let healthy = format!("file://{}", lab.path("healthy").display());
+    cluster
+        .weir(&["dataset", "create", "healthy", &healthy])
+        .ok();
+    let flags = [
+        "--master",
+        &address,
+        "--node",
+        "elsewhere",
+        "--read-ahead",
+        "off",
+    ];
+    let down = lab.mount_at("down", "down", &flags);
+    let mount = lab.mount_at("healthy", "mnt", &flags);
+    let refused = Fault::Status(503, "ServiceUnavailable");
+    lab.s3.faults().set([Rule::new(refused)]);
+    let outage = Outage(&lab);
+    let readers = start_readers(&down, &world.waited_for);
+    // The others have gone on to the origin themselves by now, as reads do that wait too long for their turn.
+    wait_until("more fills wait than there is room for", ALL, || {
+        cluster.worker(0).metric("weir_worker_fills_in_flight", "") as usize >= WAITING / 4 * 3
+    });
+    let cached = world.cached.iter();
+    let wanted: Vec<_> = cached
+        .map(|(name, content)| (mount.path(name), content.clone()))
+        .collect();
+    let read = move || {
+        wanted
+            .iter()
+            .all(|(path, content)| std::fs::read(path).unwrap() == *content)
+    };
+    assert!(soon("reading what another origin has", read));
+    let failovers = mount.metric("weir_client_failovers_total", "") as u64;
+    assert_eq!(failovers, 0, "the worker has read it");
+    drop(outage);
+    wait_until("all have read", ALL, || {
+        readers.iter().all(JoinHandle::is_finished)
+    });
+    assert!(readers.into_iter().all(|reader| reader.join().unwrap()));
 }

@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt;
 use futures::future::{BoxFuture, FutureExt};
-use tokio::sync::OwnedSemaphorePermit;
+use futures::{TryStreamExt, stream};
 use tokio::time::timeout;
 use weir_core::{BLOCK_SIZE, Block, BlockKey};
 use weir_origin::OriginError;
 
+use super::place::Place;
 use super::{ReadError, Worker};
 use crate::fill::{Fill, LEAST_TAKEN};
 use crate::fills::{self, Keeper, Started};
@@ -151,14 +151,14 @@ impl Worker {
         };
         self.metrics.fills.get_or_create(&labels).inc();
         match result {
-            Ok(permit) => {
+            Ok(place) => {
                 self.metrics
                     .fill_duration
                     .observe(begun.elapsed().as_secs_f64());
-                if permit.is_some() && !self.verifier.fetched(block, started.fill()) {
+                if place.is_some() && !self.verifier.fetched(block, started.fill()) {
                     self.metrics.unverified_blocks.inc();
                 }
-                self.keep(started, permit).await;
+                self.keep(started, place).await;
             }
             Err(error) => {
                 tracing::warn!(%error, block = block.index, object = %block.object.key, "a block could not be fetched");
@@ -174,7 +174,7 @@ impl Worker {
         key: BlockKey,
         fill: &Arc<Fill>,
         units: u32,
-    ) -> Result<Option<OwnedSemaphorePermit>, OriginError> {
+    ) -> Result<Option<Place>, OriginError> {
         let found = match self.memory.get(&key) {
             None => self.ssd.read_in_background(key, 0..block.len()).await,
             found => found,
@@ -187,9 +187,8 @@ impl Worker {
             None => return Err(OriginError::unknown(block.origin)),
             Some(opened) => opened?,
         };
-        let interrupted = || OriginError::interrupted(&block.object.key);
-        let permit = self.budget.clone().acquire_many_owned(units).await;
-        let permit = permit.map_err(|_| interrupted())?;
+        let place = Place::take(open.share, self.budget.clone(), units).await;
+        let mut place = place.ok_or_else(|| OriginError::interrupted(&block.object.key))?;
         let chunks = weir_origin::fetch(
             open.origin,
             block.object.clone(),
@@ -201,13 +200,18 @@ impl Worker {
         let counted = chunks.inspect_ok(|chunk| {
             self.metrics.fill_bytes.inc_by(chunk.len() as u64);
         });
-        fill.take(counted).await?;
-        Ok(Some(permit))
+        let counted = std::pin::pin!(counted);
+        let in_place = stream::unfold((counted, &mut place), async |(mut chunks, place)| {
+            let chunk = place.next(&mut chunks).await?;
+            Some((chunk, (chunks, place)))
+        });
+        fill.take(in_place).await?;
+        Ok(Some(place))
     }
 
     /// Offers a fetched block to the tiers. The fill is under way until the SSD tier has it.
-    async fn keep(&self, started: Started<Self>, permit: Option<OwnedSemaphorePermit>) {
-        let (Some(data), Some(permit)) = (started.fill().complete(), permit) else {
+    async fn keep(&self, started: Started<Self>, place: Option<Place>) {
+        let (Some(data), Some(place)) = (started.fill().complete(), place) else {
             return started.was_held();
         };
         let key = started.key();
@@ -225,7 +229,7 @@ impl Worker {
                     refused.inc();
                 }
                 drop(started);
-                drop(permit);
+                drop(place);
             }),
         };
         // Without an SSD tier, or while it closes, the fill ends with the write that is given back.
