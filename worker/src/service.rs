@@ -159,9 +159,10 @@ impl WorkerApi for Service {
         let worker = self.worker.clone();
         // To the end, also when the caller goes away.
         let dropping = tokio::spawn(async move {
-            worker
+            let dropped = worker
                 .drop_wrong(&first, &request.blocks, request.refuse)
                 .await;
+            worker.settled(&dropped).await;
         });
         let dropped = dropping.await;
         dropped.map_err(|error| Status::internal(error.to_string()))?;

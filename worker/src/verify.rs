@@ -41,6 +41,9 @@ const QUEUE: usize = 4096;
 const SHARE: u64 = 4;
 /// Blocks that wait to be fetched again; others are when somebody reads them.
 const MAX_AGAIN: usize = 1024;
+/// Longest wait for a dropped block to be gone from where it is written to.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
+const SETTLE_POLL: Duration = Duration::from_millis(5);
 /// How long an object is refused that never fits, and how many are at most.
 const REFUSED_FOR: Duration = Duration::from_mins(5);
 const MAX_REFUSED: usize = 1024;
@@ -241,8 +244,13 @@ impl Worker {
     }
 
     /// Drops blocks that are wrong, and fetches those again that are this worker's. An object that is to be refused is,
-    /// for a while.
-    pub(crate) async fn drop_wrong(self: &Arc<Self>, first: &Block, indexes: &[u32], refuse: bool) {
+    /// for a while. Gives the blocks' keys: until they are settled they may still be read.
+    pub(crate) async fn drop_wrong(
+        self: &Arc<Self>,
+        first: &Block,
+        indexes: &[u32],
+        refuse: bool,
+    ) -> Vec<BlockKey> {
         let verifier = &self.verifier;
         if refuse {
             let origin = match self.origins().get(first.origin).await {
@@ -257,9 +265,9 @@ impl Worker {
             verifier.refuse(id_of(first), error);
         }
         let wrong = wire::those_of(first, indexes);
+        let keys: Vec<BlockKey> = wrong.iter().map(|(_, key)| *key).collect();
         if !wrong.is_empty() {
-            let keys: Vec<BlockKey> = wrong.iter().map(|(_, key)| *key).collect();
-            let worker = self.clone();
+            let (worker, keys) = (self.clone(), keys.clone());
             let drop = move || worker.evict_for(&keys, "mismatch");
             // A panic there would be logged; the blocks are judged again when they are fetched.
             let _ = tokio::task::spawn_blocking(drop).await;
@@ -271,6 +279,17 @@ impl Worker {
                 break;
             }
         }
+        keys
+    }
+
+    /// Waits until dropped blocks are gone from where they are written to, and can no longer be read. Gives whether they are.
+    pub(crate) async fn settled(&self, keys: &[BlockKey]) -> bool {
+        let settled = async {
+            while keys.iter().any(|key| self.is_settling(key)) {
+                tokio::time::sleep(SETTLE_POLL).await;
+            }
+        };
+        tokio::time::timeout(SETTLE_DEADLINE, settled).await.is_ok()
     }
 
     /// Starts to look at what is fetched.

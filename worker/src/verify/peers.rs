@@ -13,13 +13,14 @@ use weir_core::{BlockKey, ClusterMap, WorkerId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_client::WorkerClient;
 
-/// Longest wait for a connection, for an answer, and for one that may have to wait for the origin.
+/// Longest wait for a connection, and for an answer that may have to wait for the origin.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-const DEADLINE: Duration = Duration::from_secs(5);
 const ORIGIN_DEADLINE: Duration = Duration::from_secs(20);
+/// A worker answers once what it drops can no longer be read.
+const DROP_DEADLINE: Duration = Duration::from_secs(12);
 /// How often a worker is told that blocks are wrong, and the pauses between.
-const ATTEMPTS: u32 = 6;
-const PAUSE: Duration = Duration::from_secs(1);
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_secs(3);
 /// Workers that are being told at once that blocks are wrong, and connections that are kept.
 pub(super) const MAX_TELLING: usize = 64;
 const MAX_CHANNELS: usize = 256;
@@ -102,7 +103,7 @@ impl Peers {
                 let _turn = self.telling.acquire().await;
                 let mut client = self.client(worker)?;
                 let reply = client.drop_blocks(request.clone());
-                timeout(DEADLINE, reply).await.map_err(late)?
+                timeout(DROP_DEADLINE, reply).await.map_err(late)?
             };
             let Err(status) = told.await else { return };
             let is_there = self.map().workers.iter().any(|w| w.id == worker.id);

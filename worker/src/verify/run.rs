@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -15,7 +14,7 @@ use weir_proto::v1;
 
 use super::layouts::{Layout, Layouts, Said};
 use super::outbox::Outbox;
-use super::peers::MAX_TELLING;
+use super::peers::{MAX_TELLING, Peers};
 use super::table::{Sums, Table, Verdict, is_small_enough, sums_of};
 use super::{Arrived, Fetched, Reported, id_of, wire};
 use crate::worker::Worker;
@@ -24,9 +23,6 @@ use crate::worker::Worker;
 const MAX_ASKING: usize = 64;
 const MAX_SENDING: usize = 64;
 const MAX_DROPPING: usize = 256;
-/// Longest wait for a dropped block to be gone from where it is written to.
-const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
-const SETTLE_POLL: Duration = Duration::from_millis(5);
 
 /// What was answered about the object of a block.
 struct Answer {
@@ -81,13 +77,7 @@ pub(super) async fn run(worker: Arc<Worker>, mut arrived: mpsc::Receiver<Arrived
 /// Fetches blocks again that were wrong, one after the other, before anybody reads them.
 pub(super) async fn fetch_again(worker: Arc<Worker>, mut wrong: mpsc::Receiver<Block>) {
     while let Some(block) = wrong.recv().await {
-        let key = block.key();
-        let settled = async {
-            while worker.is_settling(&key) {
-                tokio::time::sleep(SETTLE_POLL).await;
-            }
-        };
-        if tokio::time::timeout(SETTLE_DEADLINE, settled).await.is_ok() {
+        if worker.settled(&[block.key()]).await {
             // One that cannot be fetched is when somebody reads it.
             let _ = worker.warm(&block).await;
         }
@@ -266,8 +256,8 @@ impl Run {
                 object = %block.object.key, blocks = drop.len(),
                 "bytes do not have the origin's checksum; they are dropped and fetched again"
             );
-            worker.drop_wrong(block, &drop, give_up).await;
-            self.drop_elsewhere(block, drop, give_up);
+            let dropped = worker.drop_wrong(block, &drop, give_up).await;
+            self.finish_dropping(block, drop, dropped, give_up);
         }
         if stale_pages {
             worker.verifier.doubt(block.origin, &block.object);
@@ -280,27 +270,28 @@ impl Run {
         }
     }
 
-    /// Has the other workers drop blocks, and then mounts their pages once more.
-    fn drop_elsewhere(&mut self, block: &Block, wrong: Vec<u32>, refuse: bool) {
-        let Some(peers) = self.worker.verifier.peers.get() else {
-            return;
-        };
-        let map = peers.map();
-        if peers.others(&map).next().is_none() {
+    /// Has the other workers drop blocks, too, and then, once they are nowhere to be read, mounts their pages once more.
+    fn finish_dropping(
+        &mut self,
+        block: &Block,
+        wrong: Vec<u32>,
+        dropped: Vec<BlockKey>,
+        refuse: bool,
+    ) {
+        let map = self.worker.verifier.peers.get().map(Peers::map);
+        let alone = map.as_ref().is_none_or(|map| map.workers.len() <= 1);
+        if alone && !dropped.iter().any(|key| self.worker.is_settling(key)) {
             return;
         }
         if self.dropping.len() >= MAX_DROPPING {
             tracing::error!(
                 object = %block.object.key,
-                "other workers may hold wrong bytes of an object and are not told, so many others do; evict it with `weir evict`"
+                "wrong bytes of an object may be held elsewhere and are not dropped, so many others are being dropped; evict it with `weir evict`"
             );
             return;
         }
         let (worker, block) = (self.worker.clone(), block.clone());
         self.dropping.spawn(async move {
-            let Some(peers) = worker.verifier.peers.get() else {
-                return;
-            };
             let requests = wrong
                 .chunks(wire::MAX_BLOCKS)
                 .map(|blocks| v1::DropBlocksRequest {
@@ -309,13 +300,19 @@ impl Run {
                     refuse,
                 });
             let requests: Vec<_> = requests.collect();
-            let others = futures::stream::iter(peers.others(&map));
-            let tell = async |other| {
-                for request in &requests {
-                    peers.drop_blocks(other, request).await;
-                }
+            let tell_all = async {
+                let Some((peers, map)) = worker.verifier.peers.get().zip(map) else {
+                    return;
+                };
+                let others = futures::stream::iter(peers.others(&map));
+                let tell = async |other| {
+                    for request in &requests {
+                        peers.drop_blocks(other, request).await;
+                    }
+                };
+                others.for_each_concurrent(MAX_TELLING, tell).await;
             };
-            others.for_each_concurrent(MAX_TELLING, tell).await;
+            tokio::join!(tell_all, worker.settled(&dropped));
             worker.verifier.doubt(block.origin, &block.object);
         });
     }
