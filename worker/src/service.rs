@@ -156,12 +156,11 @@ impl WorkerApi for Service {
     ) -> Result<Response<v1::DropBlocksReply>, Status> {
         let request = request.into_inner();
         let first = first_block(request.object)?;
+        let blocks = wire::indexes(request.blocks);
         let worker = self.worker.clone();
         // To the end, also when the caller goes away.
         let dropping = tokio::spawn(async move {
-            let dropped = worker
-                .drop_wrong(&first, &request.blocks, request.refuse)
-                .await;
+            let dropped = worker.drop_wrong(&first, &blocks, request.refuse).await;
             worker.settled(&dropped).await;
         });
         let dropped = dropping.await;

@@ -64,13 +64,16 @@ pub(crate) fn blocks(blocks: Vec<v1::BlockChecksums>) -> Vec<(u32, Sums)> {
         .collect()
 }
 
+/// The numbers of blocks that are said to be wrong; those beyond what may come at once are passed over.
+pub(crate) fn indexes(mut blocks: Vec<u32>) -> Vec<u32> {
+    blocks.truncate(MAX_BLOCKS);
+    blocks
+}
+
 /// The keys of those of these blocks that the object has.
 pub(super) fn those_of(first: &Block, indexes: &[u32]) -> Vec<(Block, BlockKey)> {
     let count = weir_core::block::block_count(first.object.size);
-    let known = indexes
-        .iter()
-        .take(MAX_BLOCKS)
-        .filter(|index| **index < count);
+    let known = indexes.iter().filter(|index| **index < count);
     let blocks = known.map(|index| {
         let block = Block {
             index: *index,
@@ -160,6 +163,11 @@ mod tests {
             .map(|(block, _)| block.index)
             .collect();
         assert_eq!(known, [2, 0]);
+        // Only what comes from others is bounded: all blocks of a big file may be wrong.
+        let big = object(20 << 30, "k".into()).unwrap();
+        let all: Vec<u32> = (0..5120).collect();
+        assert_eq!(those_of(&big, &all).len(), all.len());
+        assert_eq!(indexes(all).len(), MAX_BLOCKS);
         let reported = |sums: usize| {
             let block = v1::BlockChecksums {
                 index: u32::MAX,
