@@ -127,19 +127,16 @@ impl Heartbeat {
     /// Collects what is doubtful since the last heartbeat.
     fn hear_doubts(&mut self) {
         loop {
-            match self.doubtful.try_recv() {
-                Ok(doubtful) => match &*doubtful {
-                    Doubtful::Object { origin, object } => {
-                        let object = wire::object(*origin, object);
-                        if self.untold.len() < MAX_UNTOLD && wire::is_short(&object) {
-                            self.untold.push_back(object);
-                        } else {
-                            self.left_out = true;
-                        }
+            match self.doubtful.try_recv().as_deref() {
+                Ok(Doubtful::Object { origin, object }) => {
+                    let object = wire::object(*origin, object);
+                    if self.untold.len() < MAX_UNTOLD && wire::is_short(&object) {
+                        self.untold.push_back(object);
+                    } else {
+                        self.left_out = true;
                     }
-                    Doubtful::All => self.left_out = true,
-                },
-                Err(TryRecvError::Lagged(_)) => self.left_out = true,
+                }
+                Ok(Doubtful::All) | Err(TryRecvError::Lagged(_)) => self.left_out = true,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
         }

@@ -33,18 +33,13 @@ impl Ahead {
         let ahead = self.clone();
         let work = move || {
             loop {
-                match doubtful.blocking_recv() {
-                    Ok(doubtful) => {
-                        let Doubtful::Object { origin, object } = &*doubtful else {
-                            ahead.drop_all(&manifest);
-                            continue;
-                        };
-                        let files = manifest.files_of(*origin, object);
-                        for file in files {
+                match doubtful.blocking_recv().as_deref() {
+                    Ok(Doubtful::Object { origin, object }) => {
+                        for file in manifest.files_of(*origin, object) {
                             ahead.drop_pages(&manifest, file);
                         }
                     }
-                    Err(RecvError::Lagged(_)) => ahead.drop_all(&manifest),
+                    Ok(Doubtful::All) | Err(RecvError::Lagged(_)) => ahead.drop_all(&manifest),
                     Err(RecvError::Closed) => return,
                 }
             }
