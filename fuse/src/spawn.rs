@@ -4,13 +4,15 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use rustix::io::FdFlags;
 
 use crate::descriptor::HANDOVER_VARIABLE;
+use crate::fdpass::{self, Slot};
+use crate::state::{Assignment, MountState};
 
 /// The running program itself, also after its file was replaced or deleted.
 const OWN_EXE: &str = "/proc/self/exe";
@@ -32,6 +34,23 @@ pub(crate) fn own(part: &str) -> Command {
     command.arg(part).stdin(Stdio::null()).stdout(Stdio::null());
     name(&mut command);
     command
+}
+
+/// Starts a supervisor that adopts a mount with these descriptors, and with a line to this process, which it takes for `role`.
+/// Gives this process's end of the line.
+pub(crate) fn adopting_supervisor(
+    state: &MountState,
+    role: Slot,
+    descriptors: &[(Slot, BorrowedFd<'_>)],
+) -> io::Result<OwnedFd> {
+    let (ours, theirs) = fdpass::pair()?;
+    let (sender, inherited) = fdpass::pair()?;
+    let mut handed = vec![(role, theirs.as_fd())];
+    handed.extend(descriptors);
+    let assignment = Assignment::Adopt(state.clone());
+    fdpass::send(sender.as_fd(), &assignment, &handed)?;
+    spawn_detached(&mut own("supervise"), inherited.as_fd())?;
+    Ok(ours)
 }
 
 /// Starts `command` as a child with `descriptor` inherited.

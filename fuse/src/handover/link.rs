@@ -15,7 +15,7 @@ use super::term::{Ended, Term};
 use super::{HealthCheck, LetGo};
 use crate::fdpass::{self, Slot};
 use crate::spawn;
-use crate::state::{Assignment, FromServer, MountState, ToServer};
+use crate::state::{FromServer, MountState, ToServer};
 use crate::succession::{Successor, stand_by};
 
 pub(super) struct Link {
@@ -165,21 +165,15 @@ impl Link {
     /// Starts a supervisor that takes this very process for its server.
     fn replace_supervisor(&self) -> io::Result<()> {
         let mut line = self.line.lock();
-        let (ours, theirs) = fdpass::pair()?;
-        let (sender, inherited) = fdpass::pair()?;
         let this = pidfd_open(getpid(), PidfdFlags::empty())?;
         let holder = self.holder.lock();
         let mut descriptors = vec![
             (Slot::Fuse, self.fuse.as_fd()),
             (Slot::Lock, self.lock.as_fd()),
-            (Slot::Link, theirs.as_fd()),
             (Slot::Server, this.as_fd()),
         ];
         descriptors.extend(holder.iter().map(|line| (Slot::Holder, line.as_fd())));
-        let assignment = Assignment::Adopt(line.state.clone());
-        fdpass::send(sender.as_fd(), &assignment, &descriptors)?;
-        let mut command = spawn::own("supervise");
-        spawn::spawn_detached(&mut command, inherited.as_fd())?;
+        let ours = spawn::adopting_supervisor(&line.state, Slot::Link, &descriptors)?;
         line.socket = Arc::new(ours);
         Ok(())
     }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::server::Server;
 use crate::fdpass::{self, Descriptors, Slot};
-use crate::state::{Assignment, MountState};
+use crate::state::MountState;
 use crate::succession::{Successor, stand_by};
 use crate::{descriptor, mount, spawn};
 
@@ -241,7 +241,11 @@ impl Successor for Standby {
     fn start_supervisor(&mut self) -> io::Result<()> {
         self.held.state.server_pid = None;
         (self.held.supervisor, self.held.server) = (None, None);
-        self.line = succeed(&self.held.state, &self.fuse, &self.lock)?;
+        let descriptors = [
+            (Slot::Fuse, self.fuse.as_fd()),
+            (Slot::Lock, self.lock.as_fd()),
+        ];
+        self.line = spawn::adopting_supervisor(&self.held.state, Slot::Holder, &descriptors)?;
         Ok(())
     }
 }
@@ -284,22 +288,6 @@ fn wait(line: &OwnedFd, held: &mut Held) -> io::Result<bool> {
             Err(error) => return Err(error),
         }
     }
-}
-
-/// Starts a supervisor for the mount. Gives the line to it.
-fn succeed(state: &MountState, fuse: &OwnedFd, lock: &OwnedFd) -> io::Result<OwnedFd> {
-    let (ours, theirs) = fdpass::pair()?;
-    let (sender, inherited) = fdpass::pair()?;
-    let descriptors = [
-        (Slot::Fuse, fuse.as_fd()),
-        (Slot::Lock, lock.as_fd()),
-        (Slot::Holder, theirs.as_fd()),
-    ];
-    let assignment = Assignment::Adopt(state.clone());
-    fdpass::send(sender.as_fd(), &assignment, &descriptors)?;
-    let mut command = spawn::own("supervise");
-    spawn::spawn_detached(&mut command, inherited.as_fd())?;
-    Ok(ours)
 }
 
 #[cfg(test)]
