@@ -37,26 +37,27 @@ impl CrcKind {
     /// All kinds, the strongest first.
     pub const ALL: [Self; 3] = [Self::Crc64Nvme, Self::Crc32c, Self::Crc32];
 
-    /// Its name in the headers of S3, behind `x-amz-checksum-`.
-    pub fn name(self) -> &'static str {
+    /// The header in which S3 sends it.
+    pub(crate) fn header(self) -> &'static str {
         match self {
-            Self::Crc64Nvme => "crc64nvme",
-            Self::Crc32c => "crc32c",
-            Self::Crc32 => "crc32",
+            Self::Crc64Nvme => "x-amz-checksum-crc64nvme",
+            Self::Crc32c => "x-amz-checksum-crc32c",
+            Self::Crc32 => "x-amz-checksum-crc32",
         }
     }
 
-    fn algorithm(self) -> CrcAlgorithm {
-        match self {
+    /// Starts to compute one.
+    pub(crate) fn digest(self) -> crc_fast::Digest {
+        crc_fast::Digest::new(match self {
             Self::Crc64Nvme => CrcAlgorithm::Crc64Nvme,
             Self::Crc32c => CrcAlgorithm::Crc32Iscsi,
             Self::Crc32 => CrcAlgorithm::Crc32IsoHdlc,
-        }
+        })
     }
 
     /// The checksum of these pieces, one after the other.
     pub fn of<'a>(self, pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-        let mut digest = crc_fast::Digest::new(self.algorithm());
+        let mut digest = self.digest();
         pieces.into_iter().for_each(|piece| digest.update(piece));
         digest.finalize()
     }

@@ -5,53 +5,48 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use crc_fast::CrcAlgorithm;
+
+use crate::checksum::CrcKind;
+
+/// The header of a SHA-256.
+const SHA256_HEADER: &str = "x-amz-checksum-sha256";
 
 /// A checksum as the origin sent it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Digest {
-    /// CRC-32C (Castagnoli), `x-amz-checksum-crc32c`.
-    Crc32c(u32),
-    /// CRC-32 (ISO-HDLC, as in zip), `x-amz-checksum-crc32`.
-    Crc32(u32),
-    /// CRC-64/NVME, `x-amz-checksum-crc64nvme`.
-    Crc64Nvme(u64),
-    /// SHA-256, `x-amz-checksum-sha256`.
+    /// A CRC of this kind.
+    Crc(CrcKind, u64),
+    /// SHA-256.
     Sha256([u8; 32]),
 }
 
 impl Digest {
-    /// Headers that carry a digest, the cheapest to verify first.
-    pub(crate) const HEADERS: [&'static str; 4] = [
-        "x-amz-checksum-crc64nvme",
-        "x-amz-checksum-crc32c",
-        "x-amz-checksum-crc32",
-        "x-amz-checksum-sha256",
-    ];
+    /// The digest in the head of an answer, whose headers `text` gives: the cheapest to verify of several.
+    pub(crate) fn of<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+        let mut names = CrcKind::ALL
+            .map(CrcKind::header)
+            .into_iter()
+            .chain([SHA256_HEADER]);
+        names.find_map(|name| Self::from_header(name, text(name)?))
+    }
 
     /// Reads a header's value. `None` for a checksum of checksums (`…-3`, from a multipart upload), which says
     /// nothing about the body as a whole, and for what is not a checksum.
-    pub(crate) fn from_header(name: &str, value: &str) -> Option<Self> {
-        let bytes = STANDARD.decode(value.trim()).ok()?;
-        match name {
-            "x-amz-checksum-crc32c" => {
-                Some(Self::Crc32c(u32::from_be_bytes(bytes.try_into().ok()?)))
-            }
-            "x-amz-checksum-crc32" => Some(Self::Crc32(u32::from_be_bytes(bytes.try_into().ok()?))),
-            "x-amz-checksum-crc64nvme" => {
-                Some(Self::Crc64Nvme(u64::from_be_bytes(bytes.try_into().ok()?)))
-            }
-            "x-amz-checksum-sha256" => Some(Self::Sha256(bytes.try_into().ok()?)),
-            _ => None,
+    fn from_header(name: &str, value: &str) -> Option<Self> {
+        if name == SHA256_HEADER {
+            let bytes = STANDARD.decode(value.trim()).ok()?;
+            return Some(Self::Sha256(bytes.try_into().ok()?));
         }
+        let kind = CrcKind::ALL
+            .into_iter()
+            .find(|kind| kind.header() == name)?;
+        Some(Self::Crc(kind, kind.parse(value)?))
     }
 
     /// Starts to compute the same kind of digest.
     pub(crate) fn hasher(&self) -> Hasher {
         match self {
-            Self::Crc32c(_) => Hasher::Crc(crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi)),
-            Self::Crc32(_) => Hasher::Crc(crc_fast::Digest::new(CrcAlgorithm::Crc32IsoHdlc)),
-            Self::Crc64Nvme(_) => Hasher::Crc(crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme)),
+            Self::Crc(kind, _) => Hasher::Crc(kind.digest()),
             Self::Sha256(_) => Hasher::Sha(ring::digest::Context::new(&ring::digest::SHA256)),
         }
     }
@@ -74,10 +69,7 @@ impl Hasher {
     /// Whether the bytes so far have this digest.
     pub(crate) fn matches(&self, digest: &Digest) -> bool {
         match (self, digest) {
-            (Self::Crc(crc), Digest::Crc32c(value) | Digest::Crc32(value)) => {
-                crc.finalize() == u64::from(*value)
-            }
-            (Self::Crc(crc), Digest::Crc64Nvme(value)) => crc.finalize() == *value,
+            (Self::Crc(crc), Digest::Crc(_, value)) => crc.finalize() == *value,
             (Self::Sha(sha), Digest::Sha256(value)) => sha.clone().finish().as_ref() == value,
             _ => false,
         }
@@ -99,9 +91,9 @@ mod tests {
     #[test]
     fn every_kind_of_digest_verifies_its_bytes_and_no_others() {
         let digests = [
-            Digest::Crc32c(0xe306_9283),
-            Digest::Crc32(0xcbf4_3926),
-            Digest::Crc64Nvme(0xae8b_1486_0a79_9888),
+            Digest::Crc(CrcKind::Crc32c, 0xe306_9283),
+            Digest::Crc(CrcKind::Crc32, 0xcbf4_3926),
+            Digest::Crc(CrcKind::Crc64Nvme, 0xae8b_1486_0a79_9888),
             Digest::Sha256(SHA256),
         ];
         for digest in digests {
@@ -119,7 +111,7 @@ mod tests {
         let crc = STANDARD.encode(0xe306_9283_u32.to_be_bytes());
         assert_eq!(
             Digest::from_header("x-amz-checksum-crc32c", &crc),
-            Some(Digest::Crc32c(0xe306_9283))
+            Some(Digest::Crc(CrcKind::Crc32c, 0xe306_9283))
         );
         let sha = STANDARD.encode(SHA256);
         assert_eq!(

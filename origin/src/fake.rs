@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep};
 use weir_core::{ObjectRef, OriginId};
 
+use crate::checksum::CrcKind;
 use crate::digest::Digest;
 use crate::error::OriginError;
 use crate::origin::{Fetched, Listed, Origin};
@@ -153,7 +154,7 @@ impl Origin for Fake {
         let right = self.content.slice(range.start as usize..range.end as usize);
         let digest = answer
             .digest
-            .then(|| Digest::Crc32c(crc_fast::crc32_iscsi(&right)));
+            .then(|| Digest::Crc(CrcKind::Crc32c, crc_fast::crc32_iscsi(&right).into()));
         let mut sent = right.to_vec();
         if let Some(flipped) = answer.flipped {
             sent[flipped as usize] ^= 1;

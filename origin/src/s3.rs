@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use weir_core::{ObjectRef, OriginId};
 
 use crate::checksum::ObjectChecksum;
@@ -40,9 +40,14 @@ use crate::origin::{Fetched, Listed, Origin};
 use crate::policy::FetchPolicy;
 use crate::spec::OriginSpec;
 
+use exchange::Answer;
 use head::{Head, Witness, text};
 use request::Client;
 use time::TIME_VERSION;
+
+/// Asks for the checksum of the whole object.
+const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
+const ENABLED: HeaderValue = HeaderValue::from_static("ENABLED");
 
 /// A bucket.
 #[derive(Debug)]
@@ -111,42 +116,23 @@ impl Origin for S3Origin {
 
     async fn get(&self, object: &ObjectRef, range: Range<u64>) -> Result<Fetched, OriginError> {
         let whole = range == (0..object.size);
-        let mut headers = HeaderMap::new();
-        let mut put = |name: header::HeaderName, value: String| {
-            // Versions come from listings and can hold anything; one that is no header value matches nothing.
-            let value = HeaderValue::from_str(&value).unwrap_or(HeaderValue::from_static("\"\""));
-            headers.insert(name, value);
-        };
-        if !object.version.starts_with(TIME_VERSION) {
-            put(header::IF_MATCH, format!("\"{}\"", object.version));
-        }
+        let mut headers = conditions(object);
         if whole {
             // Services give the checksum of a whole object only when it is not asked for as a range.
-            put(
-                header::HeaderName::from_static("x-amz-checksum-mode"),
-                "ENABLED".to_owned(),
-            );
+            headers.insert(CHECKSUM_MODE, ENABLED);
         } else {
-            put(
-                header::RANGE,
-                format!("bytes={}-{}", range.start, range.end - 1),
-            );
+            let bytes = format!("bytes={}-{}", range.start, range.end - 1);
+            headers.insert(header::RANGE, header_value(&bytes));
         }
         let response = self.client.get(Some(&object.key), "", &headers).await?;
-        let head = Head {
-            target: self.client.object_url(&object.key),
-            origin: self.client.bucket_url().into(),
-            object,
-            status: response.status,
-            headers: &response.headers,
-        };
+        let head = self.head_of(object, &response);
         let witness = head.witness()?;
         if witness == Witness::None {
             self.warn_of_no_witness(&object.key);
         }
         let sent = head.part(witness, &range)?;
         let digest = (whole && sent.range == range)
-            .then(|| digest(head.headers))
+            .then(|| Digest::of(|name| text(head.headers, name)))
             .flatten();
         let target = head.target;
         let kept = range.start..sent.range.end.min(range.end);
@@ -158,9 +144,30 @@ impl Origin for S3Origin {
     }
 }
 
-/// The checksum of the whole object, where the service gives one.
-fn digest(headers: &HeaderMap) -> Option<Digest> {
-    Digest::HEADERS
-        .iter()
-        .find_map(|name| Digest::from_header(name, text(headers, name)?))
+impl S3Origin {
+    /// The head of an answer about an object.
+    fn head_of<'a>(&self, object: &'a ObjectRef, answer: &'a Answer) -> Head<'a> {
+        Head {
+            target: self.client.object_url(&object.key),
+            origin: self.client.bucket_url().into(),
+            object,
+            status: answer.status,
+            headers: &answer.headers,
+        }
+    }
+}
+
+/// Headers of a request for an object of this very version.
+fn conditions(object: &ObjectRef) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if !object.version.starts_with(TIME_VERSION) {
+        let etag = format!("\"{}\"", object.version);
+        headers.insert(header::IF_MATCH, header_value(&etag));
+    }
+    headers
+}
+
+/// Versions come from listings and can hold anything; one that is no header value matches nothing.
+fn header_value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("\"\""))
 }

@@ -1,13 +1,12 @@
 //! What a bucket says of the bytes of an object: the checksum of all of it, which is in the head of an answer, or those
 //! of the parts in which it was uploaded.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use weir_core::ObjectRef;
 
-use super::S3Origin;
-use super::head::{Head, Witness, text};
-use super::time::TIME_VERSION;
+use super::head::{Witness, text};
+use super::{CHECKSUM_MODE, ENABLED, S3Origin, conditions};
 use crate::checksum::{CrcKind, ObjectChecksum, PartSum};
 use crate::error::OriginError;
 
@@ -74,7 +73,7 @@ enum Said {
 fn said(headers: &HeaderMap) -> Option<Said> {
     let composite = text(headers, "x-amz-checksum-type") == Some("COMPOSITE");
     CrcKind::ALL.into_iter().find_map(|kind| {
-        let value = text(headers, &format!("x-amz-checksum-{}", kind.name()))?;
+        let value = text(headers, kind.header())?;
         match kind.parse(value) {
             Some(value) if !composite => Some(Said::Whole(kind, value)),
             _ => Some(Said::OfParts(kind)),
@@ -88,19 +87,9 @@ impl S3Origin {
         object: &ObjectRef,
     ) -> Result<Option<ObjectChecksum>, OriginError> {
         let mut headers = conditions(object);
-        headers.insert(
-            HeaderName::from_static("x-amz-checksum-mode"),
-            HeaderValue::from_static("ENABLED"),
-        );
+        headers.insert(CHECKSUM_MODE, ENABLED);
         let answer = self.client.head(&object.key, &headers).await?;
-        let head = Head {
-            target: self.client.object_url(&object.key),
-            origin: self.client.bucket_url().into(),
-            object,
-            status: answer.status,
-            headers: &answer.headers,
-        };
-        let is_listed = head.witness()? != Witness::None;
+        let is_listed = self.head_of(object, &answer).witness()? != Witness::None;
         let said = said(&answer.headers).filter(|_| is_listed);
         // It has no body; the connection is free again.
         let _ = answer.document(0).await;
@@ -170,18 +159,6 @@ fn read_page(document: &[u8]) -> Option<Parts> {
     numbers
         .is_sorted_by(|a, b| a < b)
         .then_some(attributes.parts)
-}
-
-fn conditions(object: &ObjectRef) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    if !object.version.starts_with(TIME_VERSION) {
-        let etag = HeaderValue::from_str(&format!("\"{}\"", object.version));
-        headers.insert(
-            header::IF_MATCH,
-            etag.unwrap_or(HeaderValue::from_static("\"\"")),
-        );
-    }
-    headers
 }
 
 #[cfg(test)]
