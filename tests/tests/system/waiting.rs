@@ -65,7 +65,7 @@ fn fill(lab: &Lab) -> World {
 /// Runs `work` on a thread of its own and fails when it takes too long.
 #[track_caller]
 fn soon<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, waiting) = mpsc::channel();
+    let (done, waiting) = mpsc::sync_channel(1);
     let started = Instant::now();
     std::thread::spawn(move || done.send(work()));
     let done = waiting.recv_timeout(SOON);
@@ -145,14 +145,20 @@ fn readers_that_wait_for_an_origin_keep_no_others_from_what_is_cached() {
     mount.unmount();
 }
 
+/// Makes a dataset of the lab's bucket whose readers wait long.
+fn create_patient(lab: &Lab, cluster: &Cluster<'_>, name: &str) {
+    let (url, origin) = (lab.url(""), lab.origin_flags());
+    let mut create = vec!["dataset", "create", name, &url, "--patience", PATIENCE];
+    create.extend(origin.iter().map(String::as_str));
+    cluster.weir(&create).ok();
+}
+
 fn readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached() {
     let lab = Lab::new();
     let world = fill(&lab);
     let cluster = Cluster::start(&lab, 1);
-    let (address, url, origin) = (cluster.address(), lab.url(""), lab.origin_flags());
-    let mut create = vec!["dataset", "create", "set", &url, "--patience", PATIENCE];
-    create.extend(origin.iter().map(String::as_str));
-    cluster.weir(&create).ok();
+    let address = cluster.address();
+    create_patient(&lab, &cluster, "set");
     for node in ["node-0", "elsewhere"] {
         let flags = ["--master", &address, "--node", node, "--read-ahead", "off"];
         let mount = lab.mount_at("set", "mnt", &flags);
@@ -170,10 +176,8 @@ fn readers_that_wait_for_one_origin_keep_no_readers_of_another_waiting() {
     let world = fill(&lab);
     write_tree(&lab.path("healthy"), &world.cached);
     let cluster = Cluster::start(&lab, 1);
-    let (address, url, origin) = (cluster.address(), lab.url(""), lab.origin_flags());
-    let mut create = vec!["dataset", "create", "down", &url, "--patience", PATIENCE];
-    create.extend(origin.iter().map(String::as_str));
-    cluster.weir(&create).ok();
+    let address = cluster.address();
+    create_patient(&lab, &cluster, "down");
     let healthy = format!("file://{}", lab.path("healthy").display());
     cluster
         .weir(&["dataset", "create", "healthy", &healthy])
