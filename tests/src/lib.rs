@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod authority;
+mod big;
 mod cluster;
 mod data;
 mod disk;
@@ -15,6 +16,7 @@ mod process;
 mod readers;
 
 pub use authority::Authority;
+pub use big::{all_right, put_big_files, verify_under_flips};
 pub use cluster::Cluster;
 pub use data::{content, write_tree};
 pub use disk::{DiskFault, FaultyDisk};

@@ -105,12 +105,18 @@ impl Readers {
         let mut all = ReadersReport::default();
         for thread in self.threads {
             wait_until("no reader hangs", END_DEADLINE, || thread.is_finished());
-            let report = thread.join().unwrap();
-            all.reads += report.reads;
-            all.longest = all.longest.max(report.longest);
-            all.errors.extend(report.errors);
+            all.add(thread.join().unwrap());
         }
         all
+    }
+}
+
+impl ReadersReport {
+    /// Takes in what others saw.
+    pub fn add(&mut self, other: Self) {
+        self.reads += other.reads;
+        self.longest = self.longest.max(other.longest);
+        self.errors.extend(other.errors);
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weir_s3_server::{Fault, Rule};
-use weir_tests::Lab;
+use weir_tests::{Lab, put_big_files, verify_under_flips};
 
 use super::table::{Allowed, Outcome, Row};
 use super::world::{Effort, Files, fill, under_readers};
@@ -107,6 +107,12 @@ pub(crate) const ROWS: &[Row] = &[
         allowed: WAITED_FOR,
         run: |effort| flipped_bits(effort, 0.5),
     },
+    Row {
+        name: "origin_flipped_bits_of_big_files",
+        what: "20 % of the bodies have a flipped bit (files of several blocks, read again once they were verified)",
+        allowed: WAITED_FOR,
+        run: flipped_bits_of_big_files,
+    },
     row!(
         origin_slow,
         "each answer begins 300 ms late",
@@ -136,6 +142,23 @@ fn flipped_bits(effort: Effort, share: f64) -> Outcome {
     let small = small.map(|(name, content)| (name.clone(), content.clone()));
     let rule = Rule::new(Fault::FlipBit).probability(share);
     run_with(effort, rule, &lab, &Arc::new(small.collect()))
+}
+
+/// Fills empty caches again and again; what was verified is then read while the origin still flips bits.
+fn flipped_bits_of_big_files(effort: Effort) -> Outcome {
+    let lab = Lab::new();
+    let files = Arc::new(put_big_files(&lab));
+    let mut all = Outcome::default();
+    for round in 0..effort.of(1, 10) {
+        let cache = lab.path(&format!("cache-{round}"));
+        let mount = lab.mount("", &["--mem", "0", "--ssd", cache.to_str().unwrap()]);
+        verify_under_flips(&lab, &mount, &files);
+        let outcome = under_readers(&mount, &files, (1, effort.pause()), |_, _| ());
+        all.readers.add(outcome.readers);
+        all.times += lab.s3.faults().happened().iter().sum::<usize>();
+        lab.s3.faults().clear();
+    }
+    all
 }
 
 fn run_with(effort: Effort, rule: Rule, lab: &Lab, files: &Files) -> Outcome {

@@ -34,6 +34,7 @@ pub(crate) enum Allowed {
 }
 
 /// What came of it.
+#[derive(Default)]
 pub(crate) struct Outcome {
     /// How often it was done.
     pub(crate) times: usize,
@@ -47,11 +48,11 @@ impl Outcome {
     /// Nothing was done.
     pub(crate) fn skipped(reason: impl Into<String>) -> Self {
         Self {
-            times: 0,
-            readers: ReadersReport::default(),
             skipped: Some(reason.into()),
+            ..Self::default()
         }
     }
+
 
     fn wrong(&self) -> usize {
         let errors = self.readers.errors.iter();

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weir_s3_server::{Crc, Fault, Kept, Rule};
-use weir_tests::{BUCKET, Cluster, Lab, Mount, content, drop_pages, read_at_random, wait_until};
+use weir_s3_server::{Fault, Kept, Rule};
+use weir_tests::{
+    BUCKET, Cluster, Lab, Mount, all_right, content, drop_pages, put_big_files, read_at_random,
+    verify_under_flips, wait_until,
+};
 
 use crate::Case;
 
@@ -35,50 +38,11 @@ const EIO: i32 = 5;
 const DEADLINE: Duration = Duration::from_mins(1);
 const MIB: usize = 1 << 20;
 
-/// Files of two and three blocks, and the checksums that the origin keeps of them.
-pub(crate) fn fill(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
-    let kept = [
-        Kept::Whole(Crc::Crc64Nvme),
-        Kept::Whole(Crc::Crc32c),
-        Kept::Whole(Crc::Crc32),
-        Kept::Parts(Crc::Crc32c, 5 << 20),
-        Kept::Parts(Crc::Crc64Nvme, 3_000_001),
-    ];
-    let files: BTreeMap<String, Vec<u8>> = (0..kept.len())
-        .map(|n| (format!("big{n}"), content(n as u64, 5 * MIB + n * MIB + n)))
-        .collect();
-    lab.put_all(&files);
-    lab.s3.edit(BUCKET, |bucket| {
-        for (name, kept) in files.keys().zip(kept) {
-            bucket.keep_checksum(name, kept);
-        }
-    });
-    files
-}
-
-/// Whether all files can be read and are right.
-pub(crate) fn all_right(mount: &Mount<'_>, files: &BTreeMap<String, Vec<u8>>) -> bool {
-    let right = |(name, content): (&String, &Vec<u8>)| {
-        std::fs::read(mount.path(name)).is_ok_and(|read| read == *content)
-    };
-    // All of them, so that all are fetched.
-    files.iter().filter(|file| right(*file)).count() == files.len()
-}
-
 fn big_files_are_right_for_good_once_they_were_verified() {
     let lab = Lab::new();
-    let files = fill(&lab);
+    let files = put_big_files(&lab);
     let mount = lab.mount("", &["--mem", "0"]);
-    let flips = Rule::new(Fault::FlipBit).probability(0.2);
-    lab.s3.faults().set([flips]);
-    let right = || mount.metric("weir_worker_files_verified_total", "result=\"right\"");
-    wait_until("all files are verified", DEADLINE, || {
-        all_right(&mount, &files);
-        right() > files.len() as f64 - 0.5
-    });
-    wait_until("the kernel has dropped what was wrong", DEADLINE, || {
-        all_right(&mount, &files)
-    });
+    verify_under_flips(&lab, &mount, &files);
     for _ in 0..5 {
         drop_pages(files.keys().map(|name| mount.path(name)));
         assert!(all_right(&mount, &files));
@@ -101,7 +65,7 @@ fn sum(cluster: &Cluster<'_>, name: &str, label: &str) -> f64 {
 
 fn big_files_of_a_cluster_are_right_for_good_once_they_were_verified() {
     let lab = Lab::new();
-    let files = fill(&lab);
+    let files = put_big_files(&lab);
     let (cluster, mount) = cluster(&lab);
     let flips = Rule::new(Fault::FlipBit).probability(0.2);
     lab.s3.faults().set([flips]);
@@ -130,7 +94,7 @@ fn big_files_of_a_cluster_are_right_for_good_once_they_were_verified() {
 
 fn what_a_cluster_never_has_right_is_eio_at_all_its_workers() {
     let lab = Lab::new();
-    let files = fill(&lab);
+    let files = put_big_files(&lab);
     let (cluster, mount) = cluster(&lab);
     lab.s3
         .faults()
@@ -155,7 +119,7 @@ fn what_a_cluster_never_has_right_is_eio_at_all_its_workers() {
 
 fn a_big_file_that_never_has_its_checksum_is_eio() {
     let lab = Lab::new();
-    let files = fill(&lab);
+    let files = put_big_files(&lab);
     let mount = lab.mount("", &[]);
     lab.s3.faults().set([
         Rule::new(Fault::FlipBit).path("big1"),
