@@ -38,18 +38,18 @@ demo: setup ## Mount real files from a real S3 server, read two epochs, print th
 
 .PHONY: test
 test: setup ## Run all unit, property and whole-system tests
-	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-fuse -p weir-s3-server --bins
+	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
 	@$(ROCKSDB) && $(CARGO) test --locked --workspace
 
 .PHONY: chaos
 chaos: setup ## Kill, freeze, lie and fill up as often as docs/testing.md says; puts its table there
-	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-fuse -p weir-s3-server --bins
+	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
 	@$(ROCKSDB) && WEIR_CHAOS=full WEIR_CHAOS_PAGE='$(CURDIR)/docs/testing.md' $(CARGO) test --locked -p weir-tests --test chaos -- --nocapture
 
 .PHONY: fuzz
 fuzz: setup ## Give mutated inputs to each parser for FUZZ_SECONDS, from a new seed
 	@export WEIR_FUZZ_SECONDS=$(FUZZ_SECONDS) WEIR_FUZZ_SEED="$${WEIR_FUZZ_SEED:-$$RANDOM}" && $(ROCKSDB) && \
-		$(CARGO) test --locked -p weir-core -p weir-worker --test fuzz -- --nocapture && \
+		$(CARGO) test --locked -p weir-core -p weir-segment -p weir-wire -p weir-worker --test fuzz -- --nocapture && \
 		$(CARGO) test --locked -p weir-origin --lib fuzz_ -- --nocapture
 
 .PHONY: bench

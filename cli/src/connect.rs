@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
-use weir_fuse::runtime::{self, MountInfo};
+use weir_mount::runtime::{self, MountInfo};
 use weir_proto::v1::master_client::MasterClient;
 
 use crate::exit::{Failure, Reason};

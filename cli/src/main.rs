@@ -74,7 +74,7 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Supervise => return Ok(commands::mount::supervise()),
         Command::Hold => {
             process::init_logging();
-            weir_fuse::supervisor::hold().map_err(anyhow::Error::from)?;
+            weir_mount::supervisor::hold().map_err(anyhow::Error::from)?;
         }
         Command::ServeMount { config } => return Ok(mounted::run(&config)),
         Command::ReadAhead => weir_fuse::ahead::run().map_err(anyhow::Error::from)?,

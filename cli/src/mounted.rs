@@ -23,9 +23,9 @@ use weir_client::{ClientMetrics, ReadAheadTarget, Reader};
 use weir_core::{ByteSize, DatasetRef, Manifest, NodeName};
 use weir_fuse::ahead::Ahead;
 use weir_fuse::fs::{Ownership, SnapshotFs};
-use weir_fuse::handover::{Handover, ServeConfig};
 use weir_fuse::metrics::FuseMetrics;
 use weir_fuse::waiting::WaitingReads;
+use weir_mount::handover::{Handover, ServeConfig};
 use weir_origin::{OriginMetrics, OriginSpec};
 use weir_worker::Doubtful;
 
@@ -157,18 +157,14 @@ pub(crate) fn run(config: &str) -> ExitCode {
 }
 
 fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Failure> {
-    let _own = weir_fuse::supervisor::own_state(&config.state_dir)
+    let _own = weir_mount::supervisor::own_state(&config.state_dir)
         .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
     let runtime = serving_runtime()?;
     let _inside = runtime.enter();
     let stop = CancellationToken::new();
     let mut metrics = Metrics::new();
     let restarted = handover.is_restart();
-    let kernel = Ahead::new(
-        handover.mountpoint().to_owned(),
-        handover.device().to_owned(),
-        handover.fuse(),
-    );
+    let kernel = Ahead::new(handover.mounted(), handover.fuse());
     let kernel = kernel.context("cannot keep the mount's descriptor")?;
     let prepared = runtime.block_on(async {
         match &config.source {

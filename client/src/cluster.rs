@@ -14,9 +14,9 @@ use tokio::sync::{Notify, watch};
 use weir_core::{Block, ClusterMap, NodeName, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
+use weir_wire::{Activity, FrameError};
 use weir_worker::Ahead;
 use weir_worker::origins::Origins;
-use weir_worker::stream::{Activity, FrameError};
 
 use crate::connection::{Answer, ConnectionError, Connections};
 use crate::local::LocalWorkers;

@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use weir_core::BLOCK_SIZE;
 use weir_proto::v1::{BlockReply, BlockRequest, BlockStatus};
-use weir_worker::stream::{
+use weir_wire::{
     Activity, Frame, FrameError, Incoming, Link, STREAM_VERSION, Socket, have_checksums, keep_alive,
 };
 

@@ -17,10 +17,8 @@ use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use weir_core::BlockKey;
 use weir_proto::v1::{BlockReply, BlockRequest};
-use weir_worker::segment::{
-    Background, BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together,
-};
-use weir_worker::stream::{Activity, LOCATION_FORMAT};
+use weir_segment::{Background, BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together};
+use weir_wire::{Activity, LOCATION_FORMAT};
 
 use crate::connection::{Answer, ConnectionError, Connections};
 

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use weir_core::{ClusterMap, WorkerId, WorkerInfo};
-use weir_worker::stream::Activity;
+use weir_wire::Activity;
 
 use crate::connection::Connections;
 

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use weir_client::{Batch, PageCache, Placed, Reader};
+use weir_process::fdpass::{self, Slot};
+use weir_process::spawn;
 use weir_worker::schedule;
 
 use self::memory::Memory;
 use self::process::{Done, Files, Order, Start, StoredFile};
-use crate::fdpass::{self, Slot};
-use crate::spawn;
 use crate::waiting::WaitingReads;
 
 pub use self::process::run;
@@ -36,11 +36,19 @@ const SLOT_DEADLINE: Duration = Duration::from_secs(1);
 /// A process that ended is followed by another one after this long at the soonest, and so is one that had to let go.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// The mount that is read ahead for.
+pub struct Mounted {
+    /// Where it is.
+    pub mountpoint: PathBuf,
+    /// The file that its supervisor and its server hold a lock of.
+    pub lock: PathBuf,
+    /// Whether this is what programs see there: another mount at the same place is none of this server's business.
+    pub is_on_top: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
 /// Takes wishes, and starts the process with the first of them.
 pub struct Ahead {
-    mountpoint: PathBuf,
-    /// The mount's device number: another mount at the same place is none of this server's business.
-    device: String,
+    mount: Mounted,
     fuse: OwnedFd,
     wishes: SyncSender<Batch>,
     waiting: Mutex<Receiver<Batch>>,
@@ -71,12 +79,11 @@ enum Dropping {
 }
 
 impl Ahead {
-    /// Reads ahead for the mount with this device number at `mountpoint`, whose end is `fuse`.
-    pub fn new(mountpoint: PathBuf, device: String, fuse: BorrowedFd<'_>) -> io::Result<Arc<Self>> {
+    /// Reads ahead for a mount whose end is `fuse`.
+    pub fn new(mount: Mounted, fuse: BorrowedFd<'_>) -> io::Result<Arc<Self>> {
         let (wishes, waiting) = sync_channel(MAX_WAITING);
         Ok(Arc::new(Self {
-            mountpoint,
-            device,
+            mount,
             fuse: fuse.try_clone_to_owned()?,
             wishes,
             waiting: Mutex::new(waiting),
@@ -161,8 +168,7 @@ impl Ahead {
             return None;
         }
         running.ended = Some(Instant::now()); // if nothing can be started, the next attempt has to wait, too
-        let top = crate::mount::table::at(&self.mountpoint).ok().flatten();
-        if top.is_none_or(|top| top.device != self.device) {
+        if !(self.mount.is_on_top)() {
             return None;
         }
         let process = Process::start(self).inspect_err(
@@ -193,7 +199,8 @@ impl Process {
         let memory = Memory::new()?;
         let (here, there) = fdpass::pair()?;
         let start = Start {
-            mountpoint: ahead.mountpoint.clone(),
+            mountpoint: ahead.mount.mountpoint.clone(),
+            lock: ahead.mount.lock.clone(),
         };
         let descriptors = [
             (Slot::Fuse, ahead.fuse.as_fd()),

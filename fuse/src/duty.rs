@@ -50,7 +50,7 @@ impl Duty {
     }
 
     /// Waits until so many threads have come; `false` when that takes longer than `most`.
-    pub(crate) fn wait_for(&self, threads: usize, most: Duration) -> bool {
+    pub fn wait_for(&self, threads: usize, most: Duration) -> bool {
         let until = Instant::now() + most;
         let mut gathered = self.gathered.lock();
         while *gathered < threads {
@@ -62,14 +62,14 @@ impl Duty {
     }
 
     /// Lets all threads go on.
-    pub(crate) fn begin(&self) {
+    pub fn begin(&self) {
         let _gathered = self.gathered.lock();
         self.begun.store(true, Ordering::Release);
         self.changed.notify_all();
     }
 
     /// Another server takes over soon.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         self.over.store(true, Ordering::Release);
     }
 

@@ -22,9 +22,9 @@ use parking_lot::Mutex;
 use weir_client::{ReadError, Reader};
 use weir_core::{EntryKind, Manifest};
 
+use crate::Served;
 use crate::duty::Duty;
 use crate::errno::errno;
-use crate::handover::Served;
 use crate::metrics::{ErrorLabel, FuseMetrics};
 use crate::waiting::WaitingReads;
 

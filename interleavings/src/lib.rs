@@ -24,10 +24,10 @@ mod recent;
 #[allow(unreachable_pub)]
 #[path = "../../fuse/src/duty.rs"]
 mod duty;
-#[path = "../../fuse/src/succession.rs"]
+#[path = "../../mount/src/succession.rs"]
 mod succession;
 #[allow(dead_code, unreachable_pub)]
-#[path = "../../fuse/src/handover/term.rs"]
+#[path = "../../mount/src/handover/term.rs"]
 mod term;
 
 /// In place of what a server does to its memory.

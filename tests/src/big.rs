@@ -43,9 +43,7 @@ pub fn all_right(mount: &Mount<'_>, files: &BTreeMap<String, Vec<u8>>) -> bool {
 
 /// Reads the files of an embedded mount while one body in five has a flipped bit, until all were found right.
 #[track_caller]
-pub fn verify_under_flips(
-    lab: &Lab,
-    mount: &Mount<'_>, files: &BTreeMap<String, Vec<u8>>) {
+pub fn verify_under_flips(lab: &Lab, mount: &Mount<'_>, files: &BTreeMap<String, Vec<u8>>) {
     let flips = Rule::new(Fault::FlipBit).probability(0.2);
     lab.s3.faults().set([flips]);
     let right = || mount.metric("weir_worker_files_verified_total", "result=\"right\"");

@@ -1,4 +1,4 @@
-//! The worker: cache tiers, fills from the origin, and the block stream.
+//! The worker: cache tiers, fills from the origin, and the serving side of the block stream.
 //!
 //! A worker holds blocks in memory and on SSD, fetches what it lacks once however many readers wait for it, and
 //! serves it to clients in the same process, on the same machine or over the network. It must not know about
@@ -17,7 +17,6 @@ pub mod memory;
 pub mod metrics;
 pub mod origins;
 pub mod schedule;
-pub mod segment;
 pub mod service;
 pub mod snapshots;
 pub mod stream;

@@ -14,7 +14,7 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use weir_core::{BLOCK_SIZE, BlockKey};
 
-use crate::segment::Checksums;
+use weir_segment::Checksums;
 
 /// What an entry costs beside its bytes: key, counters and allocation.
 const ENTRY_OVERHEAD: usize = 192;

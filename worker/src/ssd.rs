@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use weir_core::BlockKey;
 
 use crate::config::SsdConfig;
-use crate::segment::{
+use weir_segment::{
     Admission, Background, BlockData, BlockLocation, Pieces, SegmentConfig, SegmentError,
     SegmentStats, SegmentStore,
 };

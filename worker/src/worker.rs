@@ -24,9 +24,9 @@ use crate::fills::{self, Fills, Keeper};
 use crate::memory::{Checked, MemoryTier};
 use crate::metrics::{EvictionLabels, WorkerMetrics};
 use crate::origins::Origins;
-use crate::segment::{BlockLocation, Checksums, SegmentError, SegmentStats};
 use crate::ssd::SsdTier;
 use crate::verify::Verifier;
+use weir_segment::{BlockLocation, Checksums, SegmentError, SegmentStats};
 
 mod filling;
 mod gauges;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use weir_core::DatasetRef;
-use weir_fuse::mount::MountError;
-use weir_fuse::supervisor::{self, Made, StartRequest};
+use weir_mount::MountError;
+use weir_mount::supervisor::{self, Made, StartRequest};
 
 use self::place::{cache_home, slug, state_dir};
 use super::worker::ssd_tiers;

@@ -1,7 +1,7 @@
 //! `weir status`: workers, tiers, datasets, and the mounts of this machine.
 
 use serde::Serialize;
-use weir_fuse::runtime;
+use weir_mount::runtime;
 use weir_proto::v1;
 
 use crate::args::{OutputFormat, StatusArgs};

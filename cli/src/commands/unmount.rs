@@ -9,6 +9,6 @@ use crate::exit::Failure;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: &UnmountArgs) -> Result<(), Failure> {
-    weir_fuse::supervisor::unmount(&args.dir, args.lazy, DEADLINE)
+    weir_mount::supervisor::unmount(&args.dir, args.lazy, DEADLINE)
         .map_err(|error| super::mount::explain(&error))
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use weir_core::{ByteSize, ClusterMap, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::GetClusterMapRequest;
-use weir_worker::segment::SegmentError;
+use weir_segment::SegmentError;
 use weir_worker::snapshots::Snapshots;
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
 

@@ -8,7 +8,7 @@ use futures::future::{BoxFuture, FutureExt};
 use weir_core::{Block, WorkerInfo};
 use weir_origin::OriginError;
 use weir_proto::v1::BlockRequest;
-use weir_worker::stream::Activity;
+use weir_wire::Activity;
 
 use super::{ClusterReader, Refusal};
 use crate::metrics::ReadSource;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use tokio::net::TcpListener;
 use weir_core::{ObjectRef, OriginId};
-use weir_worker::stream::{Frame, Link, STREAM_VERSION, checksums};
+use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 
 use super::*;
 

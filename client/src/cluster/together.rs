@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use futures::future::join_all;
 use weir_core::{Block, WorkerId, WorkerInfo};
 use weir_proto::v1::BlockRequest;
-use weir_worker::stream::Activity;
+use weir_wire::Activity;
 
 use super::{ClusterReader, Refusal, request};
 use crate::metrics::ReadSource;

@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use weir_core::{BLOCK_SIZE, EntryKind, Manifest};
+use weir_process::fdpass;
 use weir_worker::Doubtful;
 
 use super::process::Order;
 use super::{Ahead, Dropping, Process};
-use crate::fdpass;
 
 /// How often and for how long a process is looked for.
 const PROCESS_POLL: Duration = Duration::from_millis(200);

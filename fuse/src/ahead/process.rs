@@ -19,12 +19,12 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use weir_process::descriptor;
+use weir_process::fdpass::{self, Slot};
+use weir_process::lock::LiveLock;
 
 use super::memory::{SLOTS, View};
-use crate::descriptor;
-use crate::fdpass::{self, Slot};
-use crate::handover::send_again;
-use crate::runtime::LiveLock;
+use crate::send_again;
 
 /// Threads that store.
 const THREADS: usize = 2;
@@ -48,6 +48,8 @@ const UNANSWERED: [u32; 3] = [2, 36, 42];
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Start {
     pub(super) mountpoint: PathBuf,
+    /// Held by the mount's supervisor and its server.
+    pub(super) lock: PathBuf,
 }
 
 /// What is to be done.
@@ -107,7 +109,7 @@ pub fn run() -> io::Result<()> {
         return Ok(());
     };
     let memory = View::new(descriptors.need(Slot::Memory)?.as_fd())?;
-    let lock = LiveLock::open(&start.mountpoint)?;
+    let lock = LiveLock::open(&start.lock)?;
     let process = Arc::new(Process {
         mountpoint: start.mountpoint,
         socket,

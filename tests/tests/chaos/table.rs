@@ -53,7 +53,6 @@ impl Outcome {
         }
     }
 
-
     fn wrong(&self) -> usize {
         let errors = self.readers.errors.iter();
         errors.filter(|error| error.contains("wrong bytes")).count()

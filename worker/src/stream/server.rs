@@ -14,13 +14,14 @@ use tokio_util::task::TaskTracker;
 use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, ObjectRef, OriginId};
 use weir_origin::OriginError;
 use weir_proto::v1::{BlockLocation, BlockReply, BlockRequest, BlockSource, BlockStatus};
+use weir_segment::CHUNK_SIZE;
+use weir_wire::{
+    Frame, FrameError, Incoming, LOCATION_FORMAT, Link, Outgoing, STREAM_VERSION, Socket,
+    checksums, keep_alive,
+};
 
-use super::checksums::checksums;
 use super::connections::{Connections, Limits, Place};
-use super::link::{Frame, FrameError, Incoming, Link, Outgoing};
-use super::socket::{Socket, keep_alive};
 use crate::metrics::ResultLabel;
-use crate::segment::{self, CHUNK_SIZE};
 use crate::worker::{Ahead, Cached, ReadError, Source, Worker};
 
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
@@ -37,13 +38,6 @@ const LONGEST_QUEUED: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 24;
 /// Bytes of requests that are worked on together; the last one may go beyond.
 const MAX_TOGETHER: u64 = BLOCK_SIZE;
-
-/// The form of a block's location that is written and understood here. Another one has another number: client and
-/// worker may be of different versions.
-pub const LOCATION_FORMAT: u32 = 2;
-
-/// The newest version of the stream that is spoken here; see `proto/weir/v1/worker.proto`.
-pub const STREAM_VERSION: u32 = 1;
 
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
@@ -444,7 +438,7 @@ fn depends_on_the_worker(error: &OriginError) -> bool {
 }
 
 /// The answer that a block lies in a file.
-fn at_location(location: &segment::BlockLocation, epoch: u64) -> Frame {
+fn at_location(location: &weir_segment::BlockLocation, epoch: u64) -> Frame {
     let reply = BlockReply {
         status: BlockStatus::Ok.into(),
         source: BlockSource::Ssd.into(),

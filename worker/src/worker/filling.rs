@@ -15,8 +15,8 @@ use super::{ReadError, Worker};
 use crate::fill::{Fill, LEAST_TAKEN};
 use crate::fills::{self, Keeper, Started};
 use crate::metrics::ResultLabel;
-use crate::segment::{Admission, Pieces};
 use crate::ssd::Write;
+use weir_segment::{Admission, Pieces};
 
 /// The fills' byte budget is counted in pieces of this size, so that it fits a semaphore's 32 bits.
 pub(super) const BUDGET_UNIT: u64 = 4096;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use weir_fuse::runtime::{self as mounts, MountInfo};
+use weir_mount::runtime::{self as mounts, MountInfo};
 use weir_origin::OriginSpec;
 
 use crate::connect::STATE_DIR_KEY;

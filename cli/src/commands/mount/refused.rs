@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use weir_core::DatasetRef;
-use weir_fuse::runtime as mounts;
-use weir_fuse::supervisor;
+use weir_mount::runtime as mounts;
+use weir_mount::supervisor;
 use weir_origin::OriginSpec;
 use weir_proto::v1;
 

@@ -15,7 +15,6 @@ use weir_origin::{Addressing, FetchPolicy, OriginMetrics, OriginSpec};
 use super::*;
 use crate::config::{SsdConfig, WorkerConfig};
 use crate::metrics::WorkerMetrics;
-use crate::stream::have_checksums;
 
 /// Longest wait for anything. Generous: other tests run on the same cores.
 const DEADLINE: Duration = Duration::from_mins(1);

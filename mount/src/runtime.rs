@@ -1,0 +1,279 @@
+//! The runtime directory: which mounts live on this machine, and how their supervisors are reached.
+//!
+//! Each mount has a directory of its own with a lock, the supervisor's control socket, its state and its log. The
+//! lock is an open file that supervisor and server share, so it is held exactly as long as one of them lives: a
+//! directory whose lock can be taken belongs to a dead mount, whatever its files say.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use weir_process::lock::LiveLock;
+
+use crate::mounting::{MountError, mountpoint};
+
+/// Chooses the runtime directory of all mounts.
+const VARIABLE: &str = "WEIR_RUNTIME_DIR";
+const LOCK: &str = "lock";
+const STATE: &str = "state.json";
+const LOG: &str = "log";
+const SOCKET: &str = "control.sock";
+/// A log that is longer than this when a mount starts is begun anew, in bytes.
+const MAX_LOG: u64 = 4 << 20;
+/// Bytes of the mountpoint's hash in the directory's name: with the directories above it, the path of the control
+/// socket must stay under 108 bytes.
+const NAME_BYTES: usize = 8;
+
+/// A live mount, as others see it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountInfo {
+    /// Where it is.
+    pub mountpoint: PathBuf,
+    /// What is mounted, as the user wrote it.
+    pub source: String,
+    /// What the server published, such as the address of its metrics.
+    pub properties: BTreeMap<String, String>,
+    /// The supervisor's process.
+    pub supervisor_pid: u32,
+    /// The server's process; none while it is being restarted.
+    pub server_pid: Option<u32>,
+    /// The process that brings both of them back; none while it is being restarted.
+    #[serde(default)]
+    pub holder_pid: Option<u32>,
+    /// Taken out of the tree while files in it were open.
+    #[serde(default)]
+    pub detached: bool,
+}
+
+/// All live mounts of this user, those that were detached included.
+pub fn list() -> Vec<MountInfo> {
+    let Ok(entries) = std::fs::read_dir(base()) else {
+        return Vec::new();
+    };
+    let mut mounts: Vec<MountInfo> = entries
+        .filter_map(|entry| {
+            let dir = entry.ok()?.path();
+            if !is_live(&dir) {
+                return None;
+            }
+            serde_json::from_slice(&std::fs::read(dir.join(STATE)).ok()?).ok()
+        })
+        .collect();
+    mounts.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+    mounts
+}
+
+/// Whether two paths mean the same mountpoint, without looking into either.
+pub fn same_mountpoint(a: &Path, b: &Path) -> bool {
+    let resolved = |path: &Path| mountpoint::resolve(path).unwrap_or_else(|_| path.to_owned());
+    resolved(a) == resolved(b)
+}
+
+/// The directory below which each mount has one of its own: `$WEIR_RUNTIME_DIR`, `/run/weir` for root, `$XDG_RUNTIME_DIR/weir`, or a directory of the user's under `/tmp`.
+pub fn base() -> PathBuf {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    if let Some(dir) = absolute(VARIABLE) {
+        return dir;
+    }
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return "/run/weir".into();
+    }
+    match absolute("XDG_RUNTIME_DIR") {
+        Some(dir) => dir.join("weir"),
+        None => format!("/tmp/weir-{}", user.as_raw()).into(),
+    }
+}
+
+/// The directory of a mount; it need not exist.
+pub(crate) fn dir_of(mountpoint: &Path) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let hash = blake3::hash(mountpoint.as_os_str().as_bytes());
+    base().join(&hash.to_hex()[..2 * NAME_BYTES])
+}
+
+pub(crate) fn socket(dir: &Path) -> PathBuf {
+    dir.join(SOCKET)
+}
+
+/// Whether supervisor or server of a mount live.
+pub(crate) fn is_live(dir: &Path) -> bool {
+    LiveLock::open(&lock(dir)).is_ok_and(|lock| lock.is_held())
+}
+
+/// The path of a mount's lock, which is held as long as its supervisor or its server live.
+pub(crate) fn lock(dir: &Path) -> PathBuf {
+    dir.join(LOCK)
+}
+
+/// Makes the directory of a mount and takes its lock. What a dead mount left in it is removed.
+pub(crate) fn claim(mountpoint: &Path) -> Result<(PathBuf, OwnedFd), MountError> {
+    let base = base();
+    let dir = dir_of(mountpoint);
+    let fail = |error: io::Error| MountError::Runtime {
+        dir: base.clone(),
+        reason: error.to_string(),
+    };
+    private_dir(&base).map_err(fail)?;
+    private_dir(&dir).map_err(fail)?;
+    let held = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(lock(&dir))
+        .map_err(fail)?;
+    rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        MountError::NotNow {
+            mountpoint: mountpoint.to_owned(),
+            reason: "another weir is mounting or unmounting it; try again in a moment".to_owned(),
+        }
+    })?;
+    for stale in [SOCKET, STATE] {
+        remove(&dir.join(stale)).map_err(fail)?;
+    }
+    Ok((dir, held.into()))
+}
+
+/// Opens the log of a mount, to append to it.
+pub(crate) fn open_log(dir: &Path) -> io::Result<File> {
+    let path = dir.join(LOG);
+    if std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG) {
+        std::fs::remove_file(&path)?;
+    }
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// The path of a mount's log.
+pub(crate) fn log_path(dir: &Path) -> PathBuf {
+    dir.join(LOG)
+}
+
+/// Writes what others see of a mount, whole or not at all.
+pub(crate) fn write_state(dir: &Path, info: &MountInfo) -> io::Result<()> {
+    let new = dir.join("state.new");
+    std::fs::write(&new, serde_json::to_vec(info)?)?;
+    std::fs::rename(new, dir.join(STATE))
+}
+
+/// Gives the mountpoint's directory free for the next mount while this one still has users.
+pub(crate) fn set_aside(dir: &Path) -> io::Result<PathBuf> {
+    let mut name = dir.as_os_str().to_owned();
+    name.push(format!("-detached-{}", std::process::id()));
+    let aside = PathBuf::from(name);
+    std::fs::rename(dir, &aside)?;
+    Ok(aside)
+}
+
+/// Forgets a mount that ended.
+pub(crate) fn release(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!("{} could not be removed: {error}", dir.display());
+    }
+}
+
+/// Makes a directory that nobody else may enter; one that exists must already be so.
+fn private_dir(dir: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).recursive(true).create(dir) {
+        Ok(()) => {}
+        Err(error) => return Err(error),
+    }
+    let metadata = std::fs::symlink_metadata(dir)?;
+    let ours = metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw();
+    if ours && metadata.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "{} belongs to another user or others may write to it",
+        dir.display()
+    )))
+}
+
+fn remove(file: &Path) -> io::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Binds the control socket in place of one that a dead supervisor left.
+pub(crate) fn bind_control(dir: &Path) -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    /// Connections that may wait to be accepted.
+    const BACKLOG: i32 = 16;
+    let path = socket(dir);
+    remove(&path)?;
+    let listener = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&path)?)?;
+    rustix::net::listen(listener.as_fd(), BACKLOG)?;
+    Ok(listener)
+}
+
+/// Connects to the supervisor of a mount.
+pub(crate) fn connect_control(dir: &Path) -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let socket_path = socket(dir);
+    let client = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::net::connect(&client, &SocketAddrUnix::new(&socket_path)?)?;
+    Ok(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_live_as_long_as_its_lock_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_live(dir.path()));
+        let lock = File::create(dir.path().join(LOCK)).unwrap();
+        assert!(!is_live(dir.path()));
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(is_live(dir.path()));
+        let shared = lock.try_clone().unwrap();
+        drop(lock);
+        assert!(
+            is_live(dir.path()),
+            "whoever has the open file holds the lock"
+        );
+        drop(shared);
+        assert!(!is_live(dir.path()));
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let open = dir.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(private_dir(&open).is_err());
+        assert!(private_dir(&dir.path().join("new")).is_ok());
+    }
+}

@@ -1,0 +1,203 @@
+//! The supervisor's decisions, one at a time, over a connection that is no mount.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tempfile::TempDir;
+use weir_process::fdpass;
+use weir_process::signals::Signals;
+
+use super::commands::{ASKED_WITHIN, MAX_CLIENTS, other_source};
+use super::servers::{LONGEST_PAUSE, SHORTEST_PAUSE};
+use super::{Audience, Daemon};
+use crate::mounting::MountError;
+use crate::runtime;
+use crate::state::{FromServer, InitExchange, MountState, Outcome, ServerFailure};
+use crate::supervisor::server::Server;
+use crate::supervisor::{Control, Made, StartRequest};
+
+/// Longest wait for something that happens at once.
+const SOON: Duration = Duration::from_secs(20);
+
+fn request(mountpoint: &Path, source: &str, identity: &str) -> StartRequest {
+    StartRequest {
+        mountpoint: mountpoint.to_owned(),
+        source: source.to_owned(),
+        identity: identity.to_owned(),
+        allow_other: false,
+        server_args: Vec::new(),
+        made: Made::default(),
+    }
+}
+
+/// A supervisor without a server, and the other end of its connection.
+fn daemon(dir: &TempDir, ready: bool) -> (Daemon, OwnedFd) {
+    let (fuse, kernel) = fdpass::pair().unwrap();
+    let mountpoint = dir.path().join("mnt");
+    let run = dir.path().join("run");
+    for dir in [&mountpoint, &run] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    let state = MountState {
+        request: request(&mountpoint, "s3://a", "a"),
+        dir: run.clone(),
+        device: "none".to_owned(),
+        started_at: 0,
+        logs_to_file: false,
+        detached: false,
+        was_ready: ready,
+        init: InitExchange {
+            request: Vec::new(),
+            reply: None,
+            answered: false,
+        },
+        properties: [].into(),
+        server_pid: None,
+    };
+    let lock = std::fs::File::create(run.join("lock")).unwrap();
+    let control = runtime::bind_control(&run).unwrap();
+    let signals = Signals::watch().unwrap();
+    let daemon = Daemon::new(state, fuse, lock.into(), Some(control), signals);
+    (daemon, kernel)
+}
+
+/// A process in place of a server, and the server's end of the line.
+fn server(program: &str, ready: bool) -> (Server, OwnedFd, Child) {
+    let child = Command::new(program).arg("600").spawn().unwrap();
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+    let (ours, theirs) = fdpass::pair().unwrap();
+    (
+        Server::known(process, ours, child.id(), ready),
+        theirs,
+        child,
+    )
+}
+
+#[test]
+fn a_mount_that_nobody_waits_for_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, _kernel) = daemon(&dir, false);
+    let (server, _line, mut child) = server("sleep", false);
+    daemon.server = Some(server);
+    let (requester, socket) = fdpass::pair().unwrap();
+    let mut audience = Audience::Requester(socket);
+    daemon.hear_clients(&mut audience);
+    assert!(daemon.failed.is_none(), "somebody waits");
+    rustix::net::shutdown(&requester, rustix::net::Shutdown::Write).unwrap();
+    daemon.hear_clients(&mut audience);
+    assert!(matches!(
+        daemon.failed,
+        Some((MountError::GivenUp { .. }, _))
+    ));
+    child.wait().unwrap(); // the server was killed
+    assert!(daemon.run(audience).is_err());
+    let told = fdpass::receive::<Outcome>(requester.as_fd()).unwrap();
+    let told = told.map(|(outcome, _)| outcome);
+    assert!(matches!(
+        told,
+        Some(Outcome::Failed(MountError::GivenUp { .. }))
+    ));
+    assert!(!dir.path().join("run").exists());
+}
+
+#[test]
+fn the_first_servers_words_are_the_reason_why_a_mount_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, _kernel) = daemon(&dir, false);
+    let (server, line, mut child) = server("sleep", false);
+    daemon.server = Some(server);
+    let failure = ServerFailure {
+        reason: "no such bucket".to_owned(),
+        code: 3,
+    };
+    fdpass::send(line.as_fd(), &FromServer::Failed(failure), &[]).unwrap();
+    child.kill().unwrap();
+    let mut audience = Audience::Nobody;
+    let until = Instant::now() + SOON;
+    while daemon.failed.is_none() {
+        assert!(Instant::now() < until);
+        daemon.reap_server(&mut audience);
+    }
+    let failed = daemon.failed.as_ref().map(|(error, _)| error.clone());
+    let Some(MountError::Server { reason, code }) = failed else {
+        panic!("{failed:?}");
+    };
+    assert_eq!((reason.as_str(), code), ("no such bucket", 3));
+}
+
+#[test]
+fn servers_that_do_not_start_are_tried_again_ever_more_slowly() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, _kernel) = daemon(&dir, true);
+    let mut least = Duration::ZERO;
+    for _ in 0..12 {
+        let now = Instant::now();
+        daemon.start_later();
+        let pause = daemon.start_at.unwrap().saturating_duration_since(now);
+        assert!(pause >= least && pause < least + SOON, "{pause:?}");
+        least = (least * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+    }
+    assert_eq!(least, LONGEST_PAUSE);
+}
+
+#[test]
+fn the_end_of_a_server_that_served_is_followed_by_another_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, _kernel) = daemon(&dir, true);
+    let (server, _line, mut child) = server("sleep", true);
+    daemon.server = Some(server);
+    daemon.reap_server(&mut Audience::Nobody);
+    assert!(daemon.server.is_some(), "it lives");
+    child.kill().unwrap();
+    let until = Instant::now() + SOON;
+    while daemon.server.is_some() {
+        assert!(Instant::now() < until);
+        daemon.reap_server(&mut Audience::Nobody);
+    }
+    assert!(daemon.start_at.is_some() && daemon.failed.is_none());
+}
+
+#[test]
+fn commands_that_do_not_ask_make_room_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, _kernel) = daemon(&dir, true);
+    let run = dir.path().join("run");
+    let silent: Vec<OwnedFd> = (0..MAX_CLIENTS)
+        .map(|_| runtime::connect_control(&run).unwrap())
+        .collect();
+    let asks = runtime::connect_control(&run).unwrap();
+    let other = Control::TakeOver {
+        request: Box::new(request(&dir.path().join("mnt"), "s3://b", "b")),
+        exe: "/does/not/exist".into(),
+        environment: None,
+    };
+    fdpass::send(asks.as_fd(), &other, &[]).unwrap();
+    daemon.hear_clients(&mut Audience::Nobody);
+    assert_eq!(daemon.clients.len(), MAX_CLIENTS, "it waits behind them");
+    for (_, since) in &mut daemon.clients {
+        *since -= ASKED_WITHIN;
+    }
+    daemon.hear_clients(&mut Audience::Nobody);
+    daemon.hear_clients(&mut Audience::Nobody);
+    let answer = fdpass::try_receive::<Outcome>(asks.as_fd()).unwrap();
+    let answer = answer.map(|(outcome, _)| outcome);
+    let refused = matches!(
+        answer,
+        Some(Outcome::Failed(MountError::OtherSource { .. }))
+    );
+    assert!(refused, "{answer:?}");
+    drop(silent);
+}
+
+#[test]
+fn sources_are_compared_by_what_they_are_unless_a_version_does_not_know() {
+    let at = Path::new("/mnt");
+    let mounted = request(at, "s3://a", "one");
+    assert!(other_source(&mounted, &request(at, "s3://a/", "one")).is_none());
+    assert!(other_source(&mounted, &request(at, "s3://a", "two")).is_some());
+    assert!(other_source(&mounted, &request(at, "s3://a", "")).is_none());
+    assert!(other_source(&mounted, &request(at, "s3://b", "")).is_some());
+}

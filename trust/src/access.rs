@@ -1,0 +1,107 @@
+//! Whom a server admits.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsStream};
+
+use crate::caller::Caller;
+use crate::error::TrustError;
+use crate::identity::Identity;
+use crate::local::user_of_peer;
+use crate::stream::Stream;
+use crate::subject::Peer;
+
+/// Longest time from a connection to the end of its handshake.
+pub(crate) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Whom a server admits.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// Those who show a certificate of the cluster's authority, over TLS.
+    Certificates(Arc<Identity>),
+    /// Processes of the server's own user, and of root, on this machine.
+    SameUser,
+    /// Everybody who can reach it.
+    Anybody,
+}
+
+impl Access {
+    /// What is right for a server at `listen`: TLS if it has an identity, else processes of the same user on loopback.
+    ///
+    /// # Errors
+    /// When others could reach it, it has no identity, and nobody said that it is to be open.
+    pub fn new(
+        listen: SocketAddr,
+        identity: Option<Arc<Identity>>,
+        insecure: bool,
+    ) -> Result<Self, TrustError> {
+        match identity {
+            Some(identity) => Ok(Self::Certificates(identity)),
+            None if insecure => Ok(Self::Anybody),
+            None if listen.ip().to_canonical().is_loopback() => Ok(Self::SameUser),
+            None => Err(TrustError::Open(listen)),
+        }
+    }
+
+    /// Finds out who has connected. An error says why that one is not admitted.
+    ///
+    /// # Errors
+    /// When the caller has no valid certificate, is another user's, or says nothing for 10 s.
+    pub async fn admit(&self, stream: TcpStream) -> io::Result<(Stream, Caller)> {
+        let from = stream.peer_addr()?.ip().to_canonical();
+        match self {
+            Self::Anybody => Ok((Stream::Plain(stream), Caller::Anybody { from: Some(from) })),
+            Self::SameUser => {
+                let uid = user_of_peer(&stream).await?;
+                let uid = uid.ok_or_else(|| refused(format!("{from} is not this machine")))?;
+                Ok((Stream::Plain(stream), local(uid)?))
+            }
+            Self::Certificates(identity) => {
+                let acceptor = TlsAcceptor::from(identity.server_config());
+                let handshake = timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream));
+                let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+                let shown = stream.get_ref().1.peer_certificates();
+                let shown = shown.and_then(|chain| chain.first());
+                let shown = shown.ok_or_else(|| refused("no certificate was shown".to_owned()))?;
+                let peer = Arc::new(Peer::of(shown).map_err(refused)?);
+                let from = Some(from);
+                let stream = Box::new(TlsStream::Server(stream));
+                Ok((Stream::Tls(stream), Caller::Peer { peer, from }))
+            }
+        }
+    }
+
+    /// Finds out who has connected to a Unix socket: always processes of the same user or root alone.
+    ///
+    /// # Errors
+    /// When the caller is another user's.
+    pub fn admit_unix(stream: UnixStream) -> io::Result<(Stream, Caller)> {
+        let uid = stream.peer_cred()?.uid();
+        Ok((Stream::Unix(stream), local(uid)?))
+    }
+
+    /// For those who look after the cluster: how callers are known.
+    pub fn describe(&self) -> &'static str {
+        match self {
+            Self::Certificates(_) => "certificates",
+            Self::SameUser => "same user on this machine",
+            Self::Anybody => "insecure: anybody",
+        }
+    }
+}
+
+fn local(uid: u32) -> io::Result<Caller> {
+    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+        return Ok(Caller::Local { uid });
+    }
+    Err(refused(format!("user {uid} is another user")))
+}
+
+fn refused(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, why)
+}

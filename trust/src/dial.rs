@@ -1,0 +1,141 @@
+//! Calling servers.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_rustls::{TlsConnector, TlsStream};
+use tonic::transport::{Channel, Endpoint};
+use tower_service::Service;
+
+use crate::access::HANDSHAKE_DEADLINE;
+use crate::error::TrustError;
+use crate::identity::Identity;
+use crate::stream::Stream;
+use crate::subject::Role;
+
+/// Marks an address as the path of a Unix socket.
+const UNIX: &str = "unix:";
+
+/// How a process calls others: with a certificate, and then only those who have one, too, or without.
+#[derive(Clone, Debug, Default)]
+pub struct Dial {
+    identity: Option<Arc<Identity>>,
+}
+
+impl Dial {
+    /// With this identity, over TLS.
+    pub fn new(identity: Option<Arc<Identity>>) -> Self {
+        Self { identity }
+    }
+
+    /// Whether connections are encrypted and both ends known.
+    pub fn is_secure(&self) -> bool {
+        self.identity.is_some()
+    }
+
+    /// A channel to the server at `HOST:PORT`, or at the Unix socket `unix:PATH`, which connects at the first call and again
+    /// when it breaks.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn channel(
+        &self,
+        address: &str,
+        server: Role,
+        connect_deadline: Duration,
+    ) -> Result<Channel, TrustError> {
+        let (uri, target) = match address.strip_prefix(UNIX) {
+            // The name is not looked up.
+            Some(path) => ("http://localhost".to_owned(), Target::Unix(path.into())),
+            None => (
+                format!("http://{address}"),
+                Target::Tcp {
+                    address: address.to_owned(),
+                    identity: self.identity.clone(),
+                    server,
+                },
+            ),
+        };
+        let endpoint = Endpoint::from_shared(uri)
+            .ok()
+            .filter(|endpoint| target.is_unix() || endpoint.uri().port_u16().is_some())
+            .ok_or_else(|| TrustError::Address(address.to_owned()))?;
+        let endpoint = endpoint.connect_timeout(connect_deadline);
+        Ok(endpoint.connect_with_connector_lazy(Connector(target)))
+    }
+
+    /// A connection to the server at `HOST:PORT`.
+    ///
+    /// # Errors
+    /// When it cannot be reached, is not whom its certificate must name, or does not answer for 10 s.
+    pub async fn connect(&self, address: &str, server: Role) -> io::Result<Stream> {
+        connect(address, self.identity.as_deref(), server).await
+    }
+}
+
+async fn connect(address: &str, identity: Option<&Identity>, server: Role) -> io::Result<Stream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let Some(identity) = identity else {
+        return Ok(Stream::Plain(stream));
+    };
+    // The verifier does not look at the name; it must only be one.
+    let name = ServerName::from(stream.peer_addr()?.ip());
+    let connector = TlsConnector::from(identity.client_config(server));
+    let handshake = timeout(HANDSHAKE_DEADLINE, connector.connect(name, stream));
+    let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+    Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
+}
+
+#[derive(Clone)]
+enum Target {
+    Unix(PathBuf),
+    Tcp {
+        address: String,
+        identity: Option<Arc<Identity>>,
+        server: Role,
+    },
+}
+
+impl Target {
+    fn is_unix(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+}
+
+/// Connects a channel, to the same server each time.
+struct Connector(Target);
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Stream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let target = self.0.clone();
+        Box::pin(async move {
+            let stream = match target {
+                Target::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+                Target::Tcp {
+                    address,
+                    identity,
+                    server,
+                } => connect(&address, identity.as_deref(), server).await?,
+            };
+            Ok(TokioIo::new(stream))
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! A process's own certificate, which may be replaced while the process runs.
+//!
+//! The files are looked at again when a connection is made, at most once a second. A certificate that cannot be used is
+//! told in the log, and the one before stays in use.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::authority::{CA_CERT, CERT, KEY, named_in, read};
+use crate::error::TrustError;
+use crate::subject::{Peer, Role, Subject};
+use crate::verifier::RoleVerifier;
+
+/// The files are looked at no more often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Who this process is, with the means to show it.
+pub struct Identity {
+    dir: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
+    loaded: Arc<Loaded>,
+    stamps: Stamps,
+    looked: Instant,
+}
+
+/// What the files held.
+struct Loaded {
+    peer: Peer,
+    server: Arc<ServerConfig>,
+    /// For servers of each role.
+    clients: Vec<(Role, Arc<ClientConfig>)>,
+}
+
+/// Tells whether the files have changed: inode, size and time of each.
+type Stamps = [Option<(u64, u64, i64, i64)>; 3];
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// The identity in a directory with `ca.crt`, `tls.crt` and `tls.key`.
+    ///
+    /// # Errors
+    /// When one of them is missing, or they do not belong together.
+    pub fn load(dir: &Path) -> Result<Arc<Self>, TrustError> {
+        let stamps = stamps(dir);
+        let state = State {
+            loaded: Arc::new(Loaded::read(dir)?),
+            stamps,
+            looked: Instant::now(),
+        };
+        Ok(Arc::new(Self {
+            dir: dir.to_owned(),
+            state: Mutex::new(state),
+        }))
+    }
+
+    /// Whom the certificate in a directory names, without its key.
+    ///
+    /// # Errors
+    /// When there is none, or it names no process.
+    pub fn peek(dir: &Path) -> Result<Peer, TrustError> {
+        named_in(dir)
+    }
+
+    /// Who this process is.
+    pub fn subject(&self) -> Subject {
+        self.loaded().peer.subject.clone()
+    }
+
+    /// When its certificate ends.
+    pub fn expires(&self) -> SystemTime {
+        self.loaded().peer.expires
+    }
+
+    /// How to be a server for processes of the same cluster.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.loaded().server.clone()
+    }
+
+    /// How to be a client of a server that has this role.
+    pub fn client_config(&self, server: Role) -> Arc<ClientConfig> {
+        let loaded = self.loaded();
+        let mut configs = loaded.clients.iter();
+        let found = configs.find(|(role, _)| *role == server);
+        found.expect("there is one for each role").1.clone()
+    }
+
+    fn loaded(&self) -> Arc<Loaded> {
+        let mut state = self.state.lock();
+        if state.looked.elapsed() >= LOOK_INTERVAL {
+            state.looked = Instant::now();
+            let stamps = stamps(&self.dir);
+            if stamps != state.stamps {
+                match Loaded::read(&self.dir) {
+                    Ok(loaded) => {
+                        tracing::info!(dir = %self.dir.display(), "the certificate was renewed");
+                        state.loaded = Arc::new(loaded);
+                        state.stamps = stamps;
+                    }
+                    // Its files may be half written: they are looked at again.
+                    Err(error) => tracing::warn!("the certificate before stays in use: {error}"),
+                }
+            }
+        }
+        state.loaded.clone()
+    }
+}
+
+impl Loaded {
+    fn read(dir: &Path) -> Result<Self, TrustError> {
+        let unusable = |file: &str, reason: String| TrustError::Unusable {
+            path: dir.join(file),
+            reason,
+        };
+        let certificates = |file: &str| -> Result<Vec<CertificateDer<'static>>, TrustError> {
+            let pem = read(&dir.join(file))?;
+            let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+            let all = all.map_err(|error| unusable(file, error.to_string()))?;
+            if all.is_empty() {
+                return Err(unusable(file, "it holds no certificate".to_owned()));
+            }
+            Ok(all)
+        };
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(CA_CERT)? {
+            roots.add(authority)?;
+        }
+        let (roots, chain) = (Arc::new(roots), certificates(CERT)?);
+        let peer = Peer::of(&chain[0]).map_err(|reason| unusable(CERT, reason))?;
+        let key = read(&dir.join(KEY))?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+            .map_err(|error| unusable(KEY, error.to_string()))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let clients = clients
+            .build()
+            .map_err(|error| unusable(CA_CERT, error.to_string()))?;
+        // Cluster and commands are of one version or near: nothing older is needed.
+        let server = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(clients)
+            .with_single_cert(chain.clone(), key.clone_key())
+            .map_err(|error| unusable(KEY, error.to_string()))?;
+        let client = |role| {
+            let verifier = RoleVerifier::new(roots.clone(), &provider, role);
+            client_config(&provider, verifier, chain.clone(), key.clone_key())
+                .map(|config| (role, Arc::new(config)))
+        };
+        let clients = Role::ALL.into_iter().map(client).collect::<Result<_, _>>();
+        Ok(Self {
+            peer,
+            server: Arc::new(server),
+            clients: clients?,
+        })
+    }
+}
+
+fn client_config(
+    provider: &Arc<CryptoProvider>,
+    verifier: RoleVerifier,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ClientConfig, rustls::Error> {
+    ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous() // the verifier checks more than the usual one, not less
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(chain, key)
+}
+
+fn stamps(dir: &Path) -> Stamps {
+    [CA_CERT, CERT, KEY].map(|file| {
+        let file = std::fs::metadata(dir.join(file)).ok()?;
+        Some((file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+    })
+}

@@ -1,0 +1,264 @@
+//! Connections for a gRPC server, of callers who were admitted.
+//!
+//! Handshakes go on beside each other, and there are limits: on handshakes under way, on connections of one caller, and on
+//! those of all. Who is over one is refused; the others do not notice.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+use crate::access::Access;
+use crate::caller::Caller;
+use crate::stream::Stream;
+use crate::subject::Role;
+
+/// Pause after a failed accept (out of descriptors), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Admitted connections that wait for the server.
+const QUEUE: usize = 16;
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Handshakes under way.
+    pub handshakes: usize,
+    /// Of one caller: a certificate's name, a user, or an address.
+    pub per_caller: usize,
+    /// Of all.
+    pub total: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshakes: 256,
+            per_caller: 1024,
+            total: 16_384,
+        }
+    }
+}
+
+/// Who connections are counted for.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Counted {
+    Peer(Role, String),
+    User(u32),
+    Address(Option<IpAddr>),
+}
+
+impl Counted {
+    fn of(caller: &Caller) -> Self {
+        match caller {
+            Caller::Peer { peer, .. } => {
+                Self::Peer(peer.subject.role, peer.subject.name.to_string())
+            }
+            Caller::Local { uid } => Self::User(*uid),
+            Caller::Anybody { from } => Self::Address(*from),
+        }
+    }
+}
+
+/// Open connections. Empty entries are removed, so there are no more entries than connections.
+#[derive(Default)]
+struct Open {
+    all: usize,
+    by_caller: HashMap<Counted, usize>,
+}
+
+/// A connection of somebody who was admitted.
+pub struct Connection {
+    stream: Stream,
+    caller: Caller,
+    _place: Place,
+}
+
+/// Is counted until it is dropped.
+struct Place {
+    open: Arc<Mutex<Open>>,
+    counted: Counted,
+}
+
+impl Place {
+    fn take(open: &Arc<Mutex<Open>>, limits: Limits, caller: &Caller) -> io::Result<Self> {
+        let counted = Counted::of(caller);
+        let mut now = open.lock();
+        let held = now.by_caller.get(&counted).copied().unwrap_or(0);
+        if held >= limits.per_caller || now.all >= limits.total {
+            return Err(io::Error::other("too many connections are open"));
+        }
+        now.all += 1;
+        now.by_caller.insert(counted.clone(), held + 1);
+        Ok(Self {
+            open: open.clone(),
+            counted,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.open.lock();
+        open.all -= 1;
+        if let Some(held) = open.by_caller.get_mut(&self.counted) {
+            *held -= 1;
+            if *held == 0 {
+                open.by_caller.remove(&self.counted);
+            }
+        }
+    }
+}
+
+/// Connections of callers whom `access` admits, for [`tonic::transport::server::Router::serve_with_incoming`], until `stop`.
+pub fn incoming(
+    listener: TcpListener,
+    access: Access,
+    limits: Limits,
+    stop: CancellationToken,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (listener, access) = (Arc::new(listener), Arc::new(access));
+    let accept = move || {
+        let listener = listener.clone();
+        async move { Ok(listener.accept().await?.0) }
+    };
+    let admit = move |stream: TcpStream| {
+        let access = access.clone();
+        async move {
+            stream.set_nodelay(true)?;
+            access.admit(stream).await
+        }
+    };
+    start(accept, admit, limits, stop)
+}
+
+/// As [`incoming`], of a Unix socket: processes of the same user and of root are admitted.
+pub fn incoming_unix(
+    listener: UnixListener,
+    limits: Limits,
+    stop: CancellationToken,
+) -> ReceiverStream<io::Result<Connection>> {
+    let listener = Arc::new(listener);
+    let accept = move || {
+        let listener = listener.clone();
+        async move { Ok(listener.accept().await?.0) }
+    };
+    let admit = async |stream| Access::admit_unix(stream);
+    start(accept, admit, limits, stop)
+}
+
+fn start<S, A, F, G>(
+    accept: A,
+    admit: impl Fn(S) -> G + Send + Sync + 'static,
+    limits: Limits,
+    stop: CancellationToken,
+) -> ReceiverStream<io::Result<Connection>>
+where
+    S: Send + 'static,
+    A: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = io::Result<S>> + Send + 'static,
+    G: Future<Output = io::Result<(Stream, Caller)>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let open = Arc::<Mutex<Open>>::default();
+    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let admit = Arc::new(admit);
+    let accepting = async move {
+        loop {
+            let stream = match accept().await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(handshake) = handshakes.clone().try_acquire_owned() else {
+                continue; // closed: those under way end within their deadline
+            };
+            let (admit, open, sender) = (admit.clone(), open.clone(), sender.clone());
+            // Its handshake has a deadline, and what waits for it is dropped with the receiver.
+            tokio::spawn(async move {
+                let connection = admit(stream).await.and_then(|(stream, caller)| {
+                    let _place = Place::take(&open, limits, &caller)?;
+                    Ok(Connection {
+                        stream,
+                        caller,
+                        _place,
+                    })
+                });
+                drop(handshake);
+                match connection {
+                    // The server has ended if nobody takes it.
+                    Ok(connection) => drop(sender.send(Ok(connection)).await),
+                    Err(error) => tracing::warn!("a caller was refused: {error}"),
+                }
+            });
+        }
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accepting => {}
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,106 @@
+//! Whose the other end of a connection inside this machine is: proc_net_tcp(5), and `SO_PEERCRED` of unix(7).
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use tokio::net::TcpStream;
+
+/// The user of the process at the other end of a connection over loopback; `None` when it is not to be found.
+pub(crate) async fn user_of_peer(stream: &TcpStream) -> io::Result<Option<u32>> {
+    let (theirs, ours) = (stream.peer_addr()?, stream.local_addr()?);
+    if !theirs.ip().to_canonical().is_loopback() {
+        return Ok(None);
+    }
+    let look = move || user_of(theirs, ours);
+    tokio::task::spawn_blocking(look)
+        .await
+        .map_err(io::Error::other)
+}
+
+fn user_of(theirs: SocketAddr, ours: SocketAddr) -> Option<u32> {
+    // A program may have connected with a socket of the newer kind to an address of the older.
+    let families = [
+        ("/proc/net/tcp", plain(theirs), plain(ours)),
+        ("/proc/net/tcp6", mapped(theirs), mapped(ours)),
+    ];
+    families.into_iter().find_map(|(table, theirs, ours)| {
+        let (theirs, ours) = (hex(theirs?), hex(ours?));
+        user_in(&std::fs::read_to_string(table).ok()?, &theirs, &ours)
+    })
+}
+
+/// The user of the socket with these two ends, its own first.
+fn user_in(table: &str, own: &str, other: &str) -> Option<u32> {
+    table.lines().skip(1).find_map(|line| {
+        // sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid ...
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        if fields.next()? != own || fields.next()? != other {
+            return None;
+        }
+        fields.nth(4)?.parse().ok()
+    })
+}
+
+fn plain(address: SocketAddr) -> Option<SocketAddr> {
+    let ip = address.ip().to_canonical();
+    ip.is_ipv4().then(|| SocketAddr::new(ip, address.port()))
+}
+
+fn mapped(address: SocketAddr) -> Option<SocketAddr> {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    Some(SocketAddr::new(ip.into(), address.port()))
+}
+
+/// As the kernel writes it: words of four bytes in the machine's order, and the port.
+fn hex(address: SocketAddr) -> String {
+    let bytes = match address.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let mut text = String::new();
+    for word in bytes.chunks_exact(4) {
+        let word = u32::from_ne_bytes([word[0], word[1], word[2], word[3]]);
+        // Writing into a String does not fail.
+        let _ = write!(text, "{word:08X}");
+    }
+    let _ = write!(text, ":{:04X}", address.port());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_user_at_the_other_end_of_a_connection_is_found() {
+        let own = rustix::process::geteuid().as_raw();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(address).await else {
+                continue; // a machine without IPv6
+            };
+            let client = TcpStream::connect(listener.local_addr().unwrap());
+            let (client, server) = tokio::join!(client, listener.accept());
+            let (_client, server) = (client.unwrap(), server.unwrap().0);
+            assert_eq!(user_of_peer(&server).await.unwrap(), Some(own), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_line_is_found_by_both_its_ends() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+            0: 0100007F:1D10 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 1 1\n\
+            1: 0100007F:8000 0100007F:1D10 01 00000000:00000000 00:00000000 00000000 65534        0 2 1\n";
+        let (own, other) = ("127.0.0.1:32768", "127.0.0.1:7440");
+        let (own, other) = (hex(own.parse().unwrap()), hex(other.parse().unwrap()));
+        if cfg!(target_endian = "little") {
+            assert_eq!(user_in(table, &own, &other), Some(65534));
+        }
+        assert_eq!(user_in(table, &other, &own), None);
+    }
+}

@@ -1,0 +1,229 @@
+//! Whom a certificate names.
+//!
+//! The name is in the certificate's alternative names, as URIs: `weir:ROLE:NAME`, and `weir:max-weight:BYTES` for a worker
+//! that may not claim more. Host names and IP addresses beside them are those that a worker may claim.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::CertificateDer;
+use weir_core::{ByteSize, NodeName};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use crate::error::TrustError;
+
+const SCHEME: &str = "weir:";
+const MAX_WEIGHT: &str = "weir:max-weight:";
+
+/// What a process is in its cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// The master.
+    Master,
+    /// A worker.
+    Worker,
+    /// The server of a mount.
+    Mount,
+    /// A person's command.
+    Admin,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Master, Self::Worker, Self::Mount, Self::Admin];
+
+    /// As it is written on the command line and in a certificate.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Master => "master",
+            Self::Worker => "worker",
+            Self::Mount => "mount",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = TrustError;
+
+    fn from_str(text: &str) -> Result<Self, TrustError> {
+        let found = Self::ALL.into_iter().find(|role| role.as_str() == text);
+        found.ok_or_else(|| {
+            TrustError::Name(format!(
+                "{text:?} is no role: write master, worker, mount or admin"
+            ))
+        })
+    }
+}
+
+/// Whom a certificate names, and what that one may claim.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Subject {
+    /// What it is.
+    pub role: Role,
+    /// Its name among those of its role. A worker's is its id.
+    pub name: NodeName,
+    /// The largest weight that it may have in the cluster map, in bytes; any without.
+    pub max_weight: Option<ByteSize>,
+}
+
+impl Subject {
+    /// Without limits.
+    pub fn new(role: Role, name: NodeName) -> Self {
+        Self {
+            role,
+            name,
+            max_weight: None,
+        }
+    }
+
+    pub(crate) fn to_uris(&self) -> Vec<String> {
+        let mut uris = vec![format!("{SCHEME}{}:{}", self.role, self.name)];
+        uris.extend(
+            self.max_weight
+                .map(|most| format!("{MAX_WEIGHT}{}", most.0)),
+        );
+        uris
+    }
+
+    fn of_uris<'a>(uris: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
+        let mut max_weight = None;
+        for uri in uris.clone() {
+            if let Some(bytes) = uri.strip_prefix(MAX_WEIGHT) {
+                // A limit that cannot be read must not mean none.
+                max_weight = Some(ByteSize(bytes.parse().ok()?));
+            }
+        }
+        let mut named = uris.filter_map(|uri| {
+            let (role, name) = uri.strip_prefix(SCHEME)?.split_once(':')?;
+            Some((role.parse().ok()?, name.parse().ok()?))
+        });
+        let (role, name) = named.next()?;
+        if named.next().is_some() {
+            return None; // which of them?
+        }
+        Some(Self {
+            role,
+            name,
+            max_weight,
+        })
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.role, self.name)
+    }
+}
+
+/// What a valid certificate says of whoever shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Who it is.
+    pub subject: Subject,
+    /// Host names and IP addresses that it may claim to be reached at.
+    pub addresses: Vec<String>,
+    /// When its certificate ends.
+    pub expires: SystemTime,
+}
+
+impl Peer {
+    /// Reads a certificate, whose signature somebody else has checked. The error says what is wrong with it.
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
+        let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(certificate)
+            .map_err(|error| format!("not a certificate: {error}"))?;
+        let names = certificate
+            .subject_alternative_name()
+            .map_err(|error| format!("unreadable names: {error}"))?;
+        let names = names.map_or(&[][..], |names| &names.value.general_names);
+        let uris = names.iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
+        let addresses = names.iter().filter_map(|name| match name {
+            GeneralName::DNSName(host) => Some((*host).to_owned()),
+            GeneralName::IPAddress(bytes) => ip(bytes).map(|ip| ip.to_string()),
+            _ => None,
+        });
+        let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+        Ok(Self {
+            subject: Subject::of_uris(uris).ok_or("it names no process of a cluster")?,
+            addresses: addresses.collect(),
+            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(ends),
+        })
+    }
+
+    /// Whether it may claim to be reached at this host: it is named, or `connected` from there.
+    pub fn may_claim(&self, host: &str, connected: Option<IpAddr>) -> bool {
+        let ip = host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
+        self.addresses.iter().any(|named| {
+            named.eq_ignore_ascii_case(host) || ip.is_some_and(|ip| named.parse() == Ok(ip))
+        }) || ip.is_some() && ip == connected.map(|ip| ip.to_canonical())
+    }
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(uris: &[&str]) -> Option<Subject> {
+        Subject::of_uris(uris.iter().copied())
+    }
+
+    #[test]
+    fn a_subject_is_read_back_from_its_uris() {
+        let mut subject = Subject::new(Role::Worker, "gpu-7".parse().unwrap());
+        for max_weight in [None, Some(ByteSize(5))] {
+            subject.max_weight = max_weight;
+            let uris = subject.to_uris();
+            let uris: Vec<&str> = uris.iter().map(String::as_str).collect();
+            assert_eq!(of(&uris).as_ref(), Some(&subject));
+        }
+    }
+
+    #[test]
+    fn names_that_are_unclear_are_nobodys() {
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&["https://example.org"]), None);
+        assert_eq!(of(&["weir:king:a"]), None);
+        assert_eq!(of(&["weir:worker:"]), None);
+        assert_eq!(of(&["weir:worker:a", "weir:admin:b"]), None);
+        assert_eq!(of(&["weir:worker:a", "weir:max-weight:many"]), None);
+    }
+
+    #[test]
+    fn an_address_may_be_claimed_that_is_named_or_connected_from() {
+        let peer = Peer {
+            subject: Subject::new(Role::Worker, "a".parse().unwrap()),
+            addresses: vec!["gpu-7.lab".to_owned(), "10.0.0.7".to_owned()],
+            expires: SystemTime::UNIX_EPOCH,
+        };
+        let from = Some("::ffff:10.0.0.8".parse().unwrap());
+        for (host, may) in [
+            ("GPU-7.lab", true),
+            ("10.0.0.7", true),
+            ("::ffff:10.0.0.7", true),
+            ("10.0.0.8", true),
+            ("10.0.0.9", false),
+            ("gpu-8.lab", false),
+        ] {
+            assert_eq!(peer.may_claim(host, from), may, "{host}");
+        }
+        assert!(!peer.may_claim("10.0.0.8", None));
+    }
+}
