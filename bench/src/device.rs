@@ -25,11 +25,11 @@ pub fn write_rate(dir: &Path, length: u64) -> anyhow::Result<f64> {
     let writes = length.div_ceil(WRITE as u64);
     let pass = || -> std::io::Result<f64> {
         let file = create(&path)?;
-        let begun = Instant::now();
+        let started = Instant::now();
         for number in 0..writes {
             file.write_all_at(data, number * WRITE as u64)?;
         }
-        Ok((writes * WRITE as u64) as f64 / begun.elapsed().as_secs_f64())
+        Ok((writes * WRITE as u64) as f64 / started.elapsed().as_secs_f64())
     };
     let rates: std::io::Result<Vec<f64>> = (0..PASSES).map(|_| pass()).collect();
     let _ = std::fs::remove_file(&path); // there is none if it could not be made

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -96,6 +97,13 @@ pub(crate) struct OriginArgs {
     pub(crate) patience: Option<u32>,
 }
 
+impl CacheArgs {
+    /// What a full SSD tier drops.
+    pub(crate) fn evict_idle(&self) -> Duration {
+        self.evict_idle.unwrap_or(weir_worker::EVICT_IDLE)
+    }
+}
+
 /// `30`, `30s`, `10m` or `2h` in seconds.
 fn parse_seconds(text: &str) -> Result<u32, String> {
     let wrong = || format!("{text:?} is not a time: write 30s, 10m or 2h");
@@ -151,10 +159,22 @@ pub(crate) struct CacheArgs {
     /// directory, with a fifth of the free space and at most 100GiB]
     #[arg(long, value_name = "DIR:SIZE")]
     pub(crate) ssd: Vec<SsdArg>,
+    /// A full SSD tier makes room by dropping what nobody has read for this long, such as 10m or 2h: `0s` drops what was read
+    /// longest ago with each new block, `never` keeps what is cached and caches nothing new [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = idle_time)]
+    pub(crate) evict_idle: Option<Duration>,
     /// Most memory for blocks on their way from an origin or to SSD; with more, more requests for big files are under
     /// way at once to a service that is far away [default: 32MiB, at most a sixteenth of the memory, at least 8MiB]
     #[arg(long, value_name = "SIZE", value_parser = fill_memory)]
     pub(crate) fill_memory: Option<ByteSize>,
+}
+
+fn idle_time(text: &str) -> Result<Duration, String> {
+    if text == "never" {
+        return Ok(Duration::MAX);
+    }
+    let seconds = parse_seconds(text).map_err(|error| format!("{error}, or never"))?;
+    Ok(Duration::from_secs(seconds.into()))
 }
 
 fn fill_memory(text: &str) -> Result<ByteSize, String> {
@@ -420,6 +440,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_idle_time_is_a_time_or_never() {
+        assert_eq!(idle_time("0s"), Ok(Duration::ZERO));
+        assert_eq!(idle_time("2h"), Ok(Duration::from_hours(2)));
+        assert_eq!(idle_time("never"), Ok(Duration::MAX));
+        assert!(idle_time("soon").is_err());
     }
 
     #[test]

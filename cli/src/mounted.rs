@@ -72,6 +72,9 @@ pub(crate) enum Source {
         fill_memory: ByteSize,
         /// Directory and size of each SSD tier.
         ssd: Vec<(PathBuf, ByteSize)>,
+        /// When a tier is full, what nobody has read for this long makes room.
+        #[serde(default = "default_evict_idle")]
+        evict_idle: Duration,
     },
     /// A dataset of a cluster.
     Cluster { master: String, dataset: DatasetRef },
@@ -80,6 +83,10 @@ pub(crate) enum Source {
 /// Of a mount that an older version has made.
 fn default_fill_memory() -> ByteSize {
     weir_worker::FILL_BUDGET
+}
+
+fn default_evict_idle() -> Duration {
+    weir_worker::EVICT_IDLE
 }
 
 /// The metrics of a serving process.
@@ -222,7 +229,6 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         ServeConfig {
             threads: THREADS,
             let_go: Some(Box::new(move || kernel.let_go())),
-            ..ServeConfig::default()
         },
     );
     let serving = serving.map_err(anyhow::Error::from)?;

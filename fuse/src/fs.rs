@@ -18,13 +18,13 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
-use parking_lot::Mutex;
 use weir_client::{ReadError, Reader};
 use weir_core::{EntryKind, Manifest};
 
 use crate::Served;
 use crate::duty::Duty;
 use crate::errno::errno;
+use crate::logged::Logged;
 use crate::metrics::{ErrorLabel, FuseMetrics};
 use crate::waiting::WaitingReads;
 
@@ -38,8 +38,6 @@ const MAX_BACKGROUND: u16 = 16 << 10;
 const CONGESTION_THRESHOLD: u16 = 512;
 /// Size of a block as `stat` shows it: what a program should read at once.
 const PREFERRED_IO: u32 = 1 << 20;
-/// The same file's errors are logged at most this often.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Offset of the first real entry of a directory; "." and ".." come before it.
 const FIRST_CHILD: u64 = 2;
 
@@ -63,7 +61,7 @@ pub struct SnapshotFs {
     ownership: Ownership,
     waiting: Arc<WaitingReads>,
     metrics: Arc<FuseMetrics>,
-    last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
+    logged: Arc<Logged>,
     duty: Arc<Duty>,
 }
 
@@ -89,7 +87,7 @@ impl SnapshotFs {
             ownership,
             waiting,
             metrics,
-            last_logged: Arc::default(),
+            logged: Arc::default(),
             duty: Arc::default(),
         }
     }
@@ -285,7 +283,7 @@ impl Filesystem for SnapshotFs {
         let read = WaitingRead {
             reader: self.reader.clone(),
             metrics: self.metrics.clone(),
-            last_logged: self.last_logged.clone(),
+            logged: self.logged.clone(),
             duty: self.duty.clone(),
             file: index,
             range: offset..end,
@@ -353,7 +351,7 @@ impl Filesystem for SnapshotFs {
 struct WaitingRead {
     reader: Arc<Reader>,
     metrics: Arc<FuseMetrics>,
-    last_logged: Arc<Mutex<Option<(u64, Instant)>>>,
+    logged: Arc<Logged>,
     duty: Arc<Duty>,
     file: u32,
     range: Range<u64>,
@@ -386,7 +384,7 @@ impl WaitingRead {
             // What this server has stopped, such as fills, the next one does.
             Err(_) if self.duty.is_over() => return std::mem::forget(reply),
             Err(error) => {
-                log_once(&self.last_logged, u64::from(self.file), &error);
+                self.logged.error(self.file, &error);
                 let label = match error {
                     ReadError::Stale { .. } => "ESTALE",
                     ReadError::Unavailable { .. } => "EIO",
@@ -399,15 +397,5 @@ impl WaitingRead {
         self.metrics
             .read_duration
             .observe(self.started.elapsed().as_secs_f64());
-    }
-}
-
-/// One line for each failing file, however many pages of it the kernel asks for.
-fn log_once(last: &Mutex<Option<(u64, Instant)>>, file: u64, error: &ReadError) {
-    let mut last = last.lock();
-    let repeated = last.is_some_and(|(other, at)| other == file && at.elapsed() < LOG_INTERVAL);
-    if !repeated {
-        *last = Some((file, Instant::now()));
-        tracing::error!("read failed: {error}");
     }
 }

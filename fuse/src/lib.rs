@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod waiting;
 
 mod buffer;
+mod logged;
 mod resend;
 mod served;
 mod sync;

@@ -20,27 +20,27 @@ fn deadline() -> Instant {
 /// No thread answers before all can, and none is left behind.
 pub fn threads_begin_together() {
     let duty = Arc::new(Duty::default());
-    let begun = Arc::new(AtomicBool::new(false));
+    let started = Arc::new(AtomicBool::new(false));
     let threads: Vec<_> = (0..THREADS)
         .map(|_| {
-            let (duty, begun) = (duty.clone(), begun.clone());
+            let (duty, started) = (duty.clone(), started.clone());
             thread::spawn(move || {
                 duty.gather(&[0_u8]);
-                assert!(begun.load(Ordering::SeqCst), "it has not begun");
+                assert!(started.load(Ordering::SeqCst), "it has not started");
                 duty.gather(&[0_u8]);
             })
         })
         .collect();
     assert!(duty.wait_for(THREADS, LONG));
-    begun.store(true, Ordering::SeqCst);
+    started.store(true, Ordering::SeqCst);
     duty.begin();
     for thread in threads {
         thread.join().expect("it went on");
     }
 }
 
-/// Whoever has heard of a server's end may end what reads wait for: the duty is over by then, so that no reader gets an
-/// error. However early the end comes, it is heard.
+/// Whoever was told of a server's end may end what reads wait for: the duty is over by then, so that no reader gets an
+/// error. However early the end comes, it is told.
 pub fn the_end_is_told_when_the_duty_is_over() {
     let (term, duty) = (Arc::new(Term::default()), Arc::new(Duty::default()));
     let ending: Vec<_> = [Ended::Replaced, Ended::Unmounted]

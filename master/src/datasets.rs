@@ -3,22 +3,26 @@
 //! A snapshot never changes, and its number is never used again, also not after its dataset was deleted: workers and
 //! clients keep manifests under it.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+mod listing;
+mod versions;
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 use prost::Message;
 use weir_core::{DatasetName, Manifest, SnapshotId};
+use weir_origin::OriginMetrics;
 use weir_proto::v1;
 
+use crate::config::MasterConfig;
 use crate::error::MasterError;
-use crate::listing::{Found, places};
 use crate::manifests::Manifests;
-use crate::master::{Master, decode, newest, now_ns};
 use crate::metrics::{DatasetLabel, MasterMetrics};
-use crate::store::{Change, MetaStore};
-use crate::versions::VERSION_KEY;
+use crate::records::{Records, decode, now_ns};
+use crate::store::Change;
+use listing::{Found, Listing, places};
 
 const DATASET_KEY: &str = "dataset/";
 /// Most datasets of one master, and mounts of one dataset.
@@ -26,30 +30,130 @@ const MAX_DATASETS: usize = 10_000;
 const MAX_MOUNTS: usize = 1_000;
 /// Longest request for a dataset, in bytes: each is kept in memory.
 const MAX_REQUEST: usize = 1 << 20;
-/// Longest wait for workers to evict the blocks of a dataset that is deleted.
-const EVICT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The datasets in the store.
-pub(crate) fn load(
-    store: &dyn MetaStore,
-    metrics: &MasterMetrics,
-) -> Result<HashMap<DatasetName, v1::Dataset>, MasterError> {
-    let mut datasets = HashMap::new();
-    for (key, bytes) in store.scan(DATASET_KEY)? {
-        let dataset: v1::Dataset = decode(&key, &bytes)?;
-        if let Some(newest) = dataset.snapshots.last() {
-            metrics.show_snapshot(&dataset.name, newest);
-        }
-        datasets.insert(dataset.name.parse()?, dataset);
-    }
-    metrics.datasets.set(datasets.len() as i64);
-    Ok(datasets)
+/// The datasets of a master.
+#[derive(Debug)]
+pub(crate) struct Datasets {
+    records: Records,
+    manifests: Arc<Manifests>,
+    metrics: Arc<MasterMetrics>,
+    origin_metrics: Arc<OriginMetrics>,
+    /// Snapshots that are kept of each.
+    max_snapshots: usize,
+    known: Mutex<HashMap<DatasetName, v1::Dataset>>,
+    /// Grows with each change of `known`, also from one master to the next.
+    version: AtomicU64,
+    /// One listing of a dataset at a time.
+    listings: Mutex<HashMap<DatasetName, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-impl Master {
+/// What a worker must know of all datasets.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// The version of the tables.
+    pub(crate) version: u64,
+    /// The origins of all datasets, each once; none if the worker knows this version.
+    pub(crate) origins: Vec<v1::OriginSpec>,
+    /// The newest snapshots of all datasets; none if the worker knows this version.
+    pub(crate) snapshots: Vec<SnapshotId>,
+}
+
+impl Datasets {
+    /// The datasets in the store.
+    pub(crate) fn load(
+        records: Records,
+        config: &MasterConfig,
+        metrics: Arc<MasterMetrics>,
+        origin_metrics: Arc<OriginMetrics>,
+    ) -> Result<Self, MasterError> {
+        let mut known = HashMap::new();
+        for (key, bytes) in records.store().scan(DATASET_KEY)? {
+            let dataset: v1::Dataset = decode(&key, &bytes)?;
+            if let Some(newest) = dataset.snapshots.last() {
+                metrics.show_snapshot(&dataset.name, newest);
+            }
+            known.insert(dataset.name.parse()?, dataset);
+        }
+        metrics.datasets.set(known.len() as i64);
+        Ok(Self {
+            records,
+            manifests: Arc::new(Manifests::new(&config.dir)),
+            metrics,
+            origin_metrics,
+            max_snapshots: config.max_snapshots,
+            known: Mutex::new(known),
+            version: AtomicU64::new(now_ns().unsigned_abs()),
+            listings: Mutex::default(),
+        })
+    }
+
+    /// Whether there is a dataset of this name.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.known.lock().contains_key(name)
+    }
+
+    /// The newest snapshots of all datasets, by name.
+    pub(crate) fn newest(&self) -> Vec<(SnapshotId, v1::Snapshot)> {
+        let known = self.known.lock();
+        let newest = known
+            .iter()
+            .filter_map(|(name, dataset)| newest(name, dataset));
+        let mut newest: Vec<_> = newest.collect();
+        newest.sort_by(|a, b| a.0.cmp(&b.0));
+        newest
+    }
+
+    /// What a worker must know that knows this version.
+    pub(crate) fn told(&self, known_version: u64) -> Told {
+        // Read before the tables: a change meanwhile is told with the next reply.
+        let version = self.version.load(Ordering::Acquire);
+        if version == known_version {
+            return Told {
+                version,
+                ..Told::default()
+            };
+        }
+        let known = self.known.lock();
+        let mounts = known.values().flat_map(|dataset| &dataset.mounts);
+        let mut seen = HashSet::new();
+        let new = |origin: &&v1::OriginSpec| seen.insert(origin.encode_to_vec());
+        let origins = mounts.filter_map(|mount| mount.origin.as_ref()).filter(new);
+        let newest = known
+            .iter()
+            .filter_map(|(name, dataset)| newest(name, dataset));
+        Told {
+            version,
+            origins: origins.cloned().collect(),
+            snapshots: newest.map(|(snapshot, _)| snapshot).collect(),
+        }
+    }
+
+    /// Looks at the numbers of the newest snapshots, while none of them changes.
+    pub(crate) fn with_newest<T>(
+        &self,
+        look: impl FnOnce(&mut dyn Iterator<Item = (&DatasetName, u64)>) -> T,
+    ) -> T {
+        let known = self.known.lock();
+        let mut newest = known
+            .iter()
+            .filter_map(|(name, dataset)| Some((name, dataset.snapshots.last()?.version)));
+        look(&mut newest)
+    }
+
+    /// Does something with a snapshot while it is the newest of its dataset; `None` if it is not.
+    pub(crate) fn while_newest<T>(
+        &self,
+        snapshot: &SnapshotId,
+        work: impl FnOnce(&v1::Snapshot) -> T,
+    ) -> Option<T> {
+        let known = self.known.lock();
+        let newest = known.get(&snapshot.dataset)?.snapshots.last()?;
+        (newest.version == snapshot.version).then(|| work(newest))
+    }
+
     /// Makes a dataset and lists it into its first snapshot. One that exists with the same mounts is returned as it
     /// is, with the options of the new request.
-    pub async fn create_dataset(
+    pub(crate) async fn create(
         &self,
         request: v1::CreateDatasetRequest,
     ) -> Result<v1::Dataset, MasterError> {
@@ -65,7 +169,7 @@ impl Master {
             )));
         }
         let _one_at_a_time = self.listing(&name).await;
-        let known = self.datasets.lock().get(&name).cloned();
+        let known = self.known.lock().get(&name).cloned();
         if let Some(mut dataset) = known {
             if places(&dataset.mounts)? != places(&request.mounts)? {
                 return Err(MasterError::Conflict(format!(
@@ -74,11 +178,11 @@ impl Master {
             }
             if dataset.mounts != request.mounts {
                 dataset.mounts = request.mounts;
-                self.save_dataset(&name, &dataset, None).await?;
+                self.save(&name, &dataset, None).await?;
             }
             return Ok(dataset);
         }
-        if self.datasets.lock().len() >= MAX_DATASETS {
+        if self.known.lock().len() >= MAX_DATASETS {
             return Err(MasterError::Busy(format!(
                 "there are {MAX_DATASETS} datasets, no more fit"
             )));
@@ -89,7 +193,7 @@ impl Master {
             snapshots: Vec::new(),
             created_ns: now_ns(),
         };
-        let version = self.last_version(&name).await? + 1;
+        let version = versions::last(&self.records, &name).await? + 1;
         let found = self
             .list(
                 &dataset.mounts,
@@ -120,11 +224,11 @@ impl Master {
     }
 
     /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
-    pub async fn refresh_dataset(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
+    pub(crate) async fn refresh(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
         let name: DatasetName = name.parse()?;
         let _one_at_a_time = self.listing(&name).await;
-        let dataset = self.dataset(&name)?;
-        let version = self.last_version(&name).await? + 1;
+        let dataset = self.get(&name)?;
+        let version = versions::last(&self.records, &name).await? + 1;
         let previous = match newest(&name, &dataset) {
             None => None,
             // One that cannot be read any more is replaced.
@@ -140,13 +244,13 @@ impl Master {
         let digest = &found.manifest.summary().digest;
         if previous.is_some_and(|previous| previous.summary().digest == *digest) {
             // The same files, but what is beside them may be other than it was.
-            let mut dataset = self.dataset(&name)?;
+            let mut dataset = self.get(&name)?;
             if let Some(newest) = dataset.snapshots.last_mut() {
                 let before = newest.clone();
                 found.note_hindrances(newest);
                 if *newest != before {
                     self.metrics.show_snapshot(name.as_str(), newest);
-                    self.save_dataset(&name, &dataset, None).await?;
+                    self.save(&name, &dataset, None).await?;
                 }
             }
             return Ok((dataset, false));
@@ -155,8 +259,8 @@ impl Master {
     }
 
     /// A dataset by name.
-    pub(crate) fn dataset(&self, name: &DatasetName) -> Result<v1::Dataset, MasterError> {
-        self.datasets.lock().get(name).cloned().ok_or_else(|| {
+    pub(crate) fn get(&self, name: &DatasetName) -> Result<v1::Dataset, MasterError> {
+        self.known.lock().get(name).cloned().ok_or_else(|| {
             MasterError::NotFound(format!(
                 "there is no dataset {name}; `weir dataset list` shows all"
             ))
@@ -164,39 +268,24 @@ impl Master {
     }
 
     /// All datasets, by name.
-    pub(crate) fn all_datasets(&self) -> Vec<v1::Dataset> {
-        let mut datasets: Vec<v1::Dataset> = self.datasets.lock().values().cloned().collect();
+    pub(crate) fn all(&self) -> Vec<v1::Dataset> {
+        let mut datasets: Vec<v1::Dataset> = self.known.lock().values().cloned().collect();
         datasets.sort_by(|a, b| a.name.cmp(&b.name));
         datasets
     }
 
-    /// Forgets a dataset. Its blocks are evicted as far as workers can be reached; what stays is evicted as idle.
-    pub(crate) async fn delete_dataset(self: &Arc<Self>, name: &str) -> Result<(), MasterError> {
-        let name: DatasetName = name.parse()?;
-        let _one_at_a_time = self.listing(&name).await;
-        let dataset = self.dataset(&name)?;
-        self.cancel_jobs_of(&name);
-        let evicted = tokio::time::timeout(EVICT_DEADLINE, self.evict_now(&dataset, &[])).await;
-        let failed = match evicted {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!(
-                "some workers did not answer within {EVICT_DEADLINE:?}"
-            )),
-        };
-        if let Some(failed) = failed {
-            tracing::warn!(dataset = %name, "not all blocks of the deleted dataset were evicted: {failed}");
-        }
+    /// Forgets a dataset that nobody else lists or deletes.
+    pub(crate) async fn remove(&self, listing: &Listing<'_>) -> Result<(), MasterError> {
+        let name = listing.name().clone();
         let mut changes = vec![Change::Delete(format!("{DATASET_KEY}{name}"))];
-        changes.extend(self.merged_versions().await?);
-        self.write(changes).await?;
+        changes.extend(versions::merged(&self.records, |name| self.contains(name)).await?);
+        self.records.write(changes).await?;
         {
-            let mut datasets = self.datasets.lock();
-            datasets.remove(&name);
-            self.metrics.datasets.set(datasets.len() as i64);
+            let mut known = self.known.lock();
+            known.remove(&name);
+            self.metrics.datasets.set(known.len() as i64);
         }
         self.version.fetch_add(1, Ordering::Release);
-        self.inventories.forget_dataset(&name);
         self.metrics.forget(name.as_str());
         let manifests = self.manifests.clone();
         tokio::task::spawn_blocking(move || manifests.remove_all(&name)).await?;
@@ -204,13 +293,13 @@ impl Master {
     }
 
     /// The manifest of a snapshot; the newest one without a version.
-    pub async fn manifest(
+    pub(crate) async fn manifest(
         &self,
         name: &str,
         version: Option<u64>,
     ) -> Result<Arc<Manifest>, MasterError> {
         let name: DatasetName = name.parse()?;
-        let dataset = self.dataset(&name)?;
+        let dataset = self.get(&name)?;
         let found = match version {
             None => dataset.snapshots.last(),
             Some(version) => dataset
@@ -240,7 +329,7 @@ impl Master {
     /// Counts reads that found an object changed.
     pub(crate) fn report_stale(&self, report: &v1::ReportStaleRequest) -> Result<(), MasterError> {
         let name: DatasetName = report.dataset.parse()?;
-        let mut datasets = self.datasets.lock();
+        let mut datasets = self.known.lock();
         let snapshots = datasets
             .get_mut(&name)
             .map(|dataset| dataset.snapshots.iter_mut());
@@ -271,10 +360,7 @@ impl Master {
         Ok(())
     }
 
-    pub(crate) async fn load_manifest(
-        &self,
-        snapshot: SnapshotId,
-    ) -> Result<Arc<Manifest>, MasterError> {
+    async fn load_manifest(&self, snapshot: SnapshotId) -> Result<Arc<Manifest>, MasterError> {
         let manifests: Arc<Manifests> = self.manifests.clone();
         tokio::task::spawn_blocking(move || manifests.load(&snapshot)).await?
     }
@@ -293,7 +379,7 @@ impl Master {
         let manifest = tokio::task::spawn_blocking(move || manifests.save(manifest)).await??;
         let summary = manifest.summary();
         // Reads that were counted while the origin was listed.
-        if let Some(known) = self.datasets.lock().get(name) {
+        if let Some(known) = self.known.lock().get(name) {
             dataset.snapshots.clone_from(&known.snapshots);
         }
         let snapshot = v1::Snapshot {
@@ -309,13 +395,13 @@ impl Master {
         let too_many = dataset
             .snapshots
             .len()
-            .saturating_sub(self.config.max_snapshots.max(1));
+            .saturating_sub(self.max_snapshots.max(1));
         let old: Vec<u64> = dataset
             .snapshots
             .drain(..too_many)
             .map(|snapshot| snapshot.version)
             .collect();
-        self.save_dataset(name, &dataset, Some(summary.snapshot.version))
+        self.save(name, &dataset, Some(summary.snapshot.version))
             .await?;
         let (manifests, name) = (self.manifests.clone(), name.clone());
         tokio::task::spawn_blocking(move || {
@@ -330,7 +416,7 @@ impl Master {
         Ok(dataset)
     }
 
-    async fn save_dataset(
+    async fn save(
         &self,
         name: &DatasetName,
         dataset: &v1::Dataset,
@@ -341,18 +427,73 @@ impl Master {
             dataset.encode_to_vec(),
         )];
         if let Some(version) = version {
-            changes.push(Change::Put(
-                format!("{VERSION_KEY}{name}"),
-                version.to_le_bytes().to_vec(),
-            ));
+            changes.push(versions::put(name, version));
         }
-        self.write(changes).await?;
+        self.records.write(changes).await?;
         {
-            let mut datasets = self.datasets.lock();
-            datasets.insert(name.clone(), dataset.clone());
-            self.metrics.datasets.set(datasets.len() as i64);
+            let mut known = self.known.lock();
+            known.insert(name.clone(), dataset.clone());
+            self.metrics.datasets.set(known.len() as i64);
         }
         self.version.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+}
+
+/// The newest snapshot of a dataset.
+fn newest(name: &DatasetName, dataset: &v1::Dataset) -> Option<(SnapshotId, v1::Snapshot)> {
+    let newest = dataset.snapshots.last()?;
+    let id = SnapshotId {
+        dataset: name.clone(),
+        version: newest.version,
+    };
+    Some((id, newest.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::store::RocksStore;
+
+    #[tokio::test]
+    async fn names_that_callers_make_up_leave_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(&dir.path().join("store")).unwrap();
+        let config = MasterConfig {
+            dir: dir.path().to_owned(),
+            ..MasterConfig::default()
+        };
+        let mut registry = Registry::default();
+        let metrics = MasterMetrics::register(&mut registry);
+        let origin = OriginMetrics::register(&mut registry);
+        let records = Records::new(Arc::new(store));
+        let datasets = Datasets::load(records, &config, metrics, origin).unwrap();
+        for number in 0..100 {
+            let missing = v1::OriginSpec {
+                url: format!("file://{}/none", dir.path().display()),
+                ..Default::default()
+            };
+            let create = v1::CreateDatasetRequest {
+                name: format!("name-{number}"),
+                mounts: vec![v1::MountSpec {
+                    origin: Some(missing),
+                    path: String::new(),
+                }],
+            };
+            assert!(datasets.create(create).await.is_err());
+            assert!(datasets.refresh(&format!("x-{number}")).await.is_err());
+        }
+        assert!(datasets.listings.lock().is_empty());
+        // Also not when a caller gives up while another one lists.
+        let name: DatasetName = "busy".parse().unwrap();
+        let held = datasets.listing(&name).await;
+        {
+            let mut waiting = std::pin::pin!(datasets.listing(&name));
+            assert!(futures::poll!(waiting.as_mut()).is_pending());
+        }
+        drop(held);
+        assert!(datasets.listings.lock().is_empty());
     }
 }

@@ -1,21 +1,17 @@
 //! What workers tell the master, and what it tells them.
-//!
-//! A heartbeat counts as soon as it is here. It waits for the store only if its worker is new to the stored cluster map.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use prost::Message;
 use tokio::time::MissedTickBehavior;
 use weir_core::{NodeName, SnapshotId, WorkerId};
 use weir_proto::v1;
 
 use crate::error::MasterError;
-use crate::master::{MAP_KEY, Master, newest};
+use crate::inventory::Held;
+use crate::master::Master;
 use crate::members::{LOOK_INTERVAL, Member};
-use crate::store::Change;
 
 /// Longest address of a worker, in bytes, and most tiers: every client of the cluster is told of them.
 const MAX_ADDRESS: usize = 512;
@@ -24,11 +20,6 @@ const MAX_TIERS: usize = 64;
 const MAX_MISSING: usize = 1000;
 
 impl Master {
-    /// The cluster map, as it is stored.
-    pub fn cluster_map(&self) -> v1::ClusterMap {
-        self.members.lock().map().clone()
-    }
-
     /// Takes in a heartbeat and tells the worker what it must know.
     pub(crate) async fn heartbeat(
         &self,
@@ -52,14 +43,10 @@ impl Master {
         }
         let (mut tiers, mut reads) = (beat.tiers, beat.reads);
         tiers.truncate(MAX_TIERS);
-        {
-            let datasets = self.datasets.lock();
-            let mut counted = HashSet::new();
-            reads.retain(|reads| {
-                datasets.contains_key(reads.dataset.as_str())
-                    && counted.insert(reads.dataset.clone())
-            });
-        }
+        let mut counted = HashSet::new();
+        reads.retain(|reads| {
+            self.datasets.contains(&reads.dataset) && counted.insert(reads.dataset.clone())
+        });
         let member = Member {
             info,
             tiers,
@@ -71,11 +58,7 @@ impl Master {
             let mut doubtful = self.doubtful.lock();
             doubtful.add(beat.doubtful, beat.doubtful_left_out);
         }
-        let gone = self.members.lock().heard(&id, member, beat.leaving)?;
-        self.forget_workers(&gone);
-        if !self.members.lock().is_published(&id) || !gone.is_empty() {
-            self.settle().await;
-        }
+        self.members.beat(&id, member, beat.leaving).await?;
         for inventory in beat.inventories {
             // Of a snapshot that is not the newest any more.
             let _ = self.take_inventory(&id, inventory);
@@ -84,34 +67,20 @@ impl Master {
     }
 
     fn reply(&self, id: &WorkerId, known_version: u64) -> v1::HeartbeatReply {
-        // Read before the lists: a change meanwhile is told with the next reply.
-        let version = self.version.load(Ordering::Acquire);
         let name = |snapshot: SnapshotId| v1::SnapshotName {
             dataset: snapshot.dataset.into(),
             version: snapshot.version,
         };
-        let (mut origins, mut snapshots) = (Vec::new(), Vec::new());
-        let missing = {
-            let datasets = self.datasets.lock();
-            if version != known_version {
-                let mounts = datasets.values().flat_map(|dataset| &dataset.mounts);
-                let mut seen = HashSet::new();
-                let new = |origin: &&v1::OriginSpec| seen.insert(origin.encode_to_vec());
-                let specs = mounts.filter_map(|mount| mount.origin.as_ref()).filter(new);
-                origins = specs.cloned().collect();
-                let newest = datasets.iter().filter_map(|(name, d)| newest(name, d));
-                snapshots = newest.map(|(snapshot, _)| name(snapshot)).collect();
-            }
-            let newest = datasets
-                .iter()
-                .filter_map(|(name, dataset)| Some((name, dataset.snapshots.last()?.version)));
-            self.inventories.missing(id, newest, MAX_MISSING)
-        };
+        let told = self.datasets.told(known_version);
+        let inventories = self.members.inventories();
+        let missing = self
+            .datasets
+            .with_newest(|newest| inventories.missing(id, newest, MAX_MISSING));
         v1::HeartbeatReply {
             map: Some(self.cluster_map()),
-            origins,
-            snapshots,
-            version,
+            origins: told.origins,
+            snapshots: told.snapshots.into_iter().map(name).collect(),
+            version: told.version,
             missing: missing.into_iter().map(name).collect(),
         }
     }
@@ -135,81 +104,30 @@ impl Master {
         };
         let not_wanted =
             || MasterError::NotFound(format!("{snapshot} is not the newest of its dataset"));
-        let known = {
-            let datasets = self.datasets.lock();
-            let dataset = datasets.get(&snapshot.dataset);
-            let newest = dataset.and_then(|dataset| dataset.snapshots.last());
-            let newest = newest.filter(|newest| newest.version == snapshot.version);
-            newest.cloned().ok_or_else(not_wanted)?
-        };
-        let held = crate::inventory::Held::read(&report, known.blocks, known.bytes)?;
-        // Under both locks: what is forgotten is forgotten after it has left its table.
-        let datasets = self.datasets.lock();
-        let dataset = datasets.get(&snapshot.dataset);
-        let newest = dataset.and_then(|dataset| dataset.snapshots.last());
-        if newest.is_none_or(|newest| newest.version != snapshot.version) {
-            return Err(not_wanted());
-        }
-        let members = self.members.lock();
-        if !members.contains(id) {
-            return Err(MasterError::NotFound(format!(
-                "worker {id} is not a member of the cluster"
-            )));
-        }
-        self.inventories.set(snapshot, id, held);
-        Ok(())
+        let newest = |newest: &v1::Snapshot| (newest.blocks, newest.bytes);
+        let (blocks, bytes) = self
+            .datasets
+            .while_newest(&snapshot, newest)
+            .ok_or_else(not_wanted)?;
+        let held = Held::read(&report, blocks, bytes)?;
+        self.datasets
+            .while_newest(&snapshot, |_| self.members.hold(snapshot.clone(), id, held))
+            .ok_or_else(not_wanted)?
     }
 
     /// Looks for silent workers as long as the master lives.
-    pub(crate) fn watch_members(self: &Arc<Self>) {
-        let master = Arc::downgrade(self);
+    pub(crate) fn watch_members(&self) {
+        let members = Arc::downgrade(&self.members);
         tokio::spawn(async move {
             let mut looks = tokio::time::interval(LOOK_INTERVAL);
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 looks.tick().await;
-                let Some(master) = master.upgrade() else {
+                let Some(members) = members.upgrade() else {
                     return;
                 };
-                let gone = master.members.lock().expire(Instant::now());
-                master.forget_workers(&gone);
-                master.settle().await;
+                members.look().await;
             }
         });
-    }
-
-    fn forget_workers(&self, gone: &[WorkerId]) {
-        for worker in gone {
-            tracing::warn!(%worker, "a worker left the cluster map");
-            self.inventories.forget_worker(worker);
-        }
-    }
-
-    /// Makes a change of the members durable, and then known. What could not be stored is tried again with the next look.
-    ///
-    /// Must not be dropped before its end: a map that is stored late could replace a newer one.
-    pub(crate) async fn settle(&self) {
-        let _in_order = self.map_writes.lock().await;
-        let Some(map) = self.members.lock().next_map() else {
-            return;
-        };
-        let stored = self
-            .write(vec![Change::Put(MAP_KEY.to_owned(), map.encode_to_vec())])
-            .await;
-        match stored {
-            Ok(()) => {
-                self.map_not_stored.store(false, Ordering::Relaxed);
-                self.metrics.epoch.set(map.epoch as i64);
-                self.metrics.workers.set(map.workers.len() as i64);
-                self.members.lock().publish(map);
-            }
-            Err(error) => {
-                if !self.map_not_stored.swap(true, Ordering::Relaxed) {
-                    tracing::error!(
-                        "the cluster map stays as it is until the change can be stored: {error}"
-                    );
-                }
-            }
-        }
     }
 }

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
-use weir_core::DatasetName;
 use weir_core::manifest::ROOT;
+use weir_core::{DatasetName, Manifest};
 use weir_proto::v1;
 
 use crate::error::MasterError;
-use crate::master::{Master, decode, now_ns};
-use crate::store::{Change, MetaStore};
+use crate::metrics::MasterMetrics;
+use crate::records::{Records, decode, now_ns};
+use crate::store::Change;
 
 const JOB_KEY: &str = "job/";
 /// Jobs that may run at once; workers share their fill budget between them.
@@ -27,8 +28,10 @@ const MAX_PATHS: usize = 10_000;
 const MAX_REQUEST: usize = 1 << 20;
 
 /// All jobs that are known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Jobs {
+    records: Records,
+    metrics: Arc<MasterMetrics>,
     known: Mutex<Known>,
 }
 
@@ -45,18 +48,20 @@ struct Entry {
 }
 
 impl Jobs {
-    pub(crate) fn load(store: &dyn MetaStore) -> Result<Self, MasterError> {
+    pub(crate) fn load(records: Records, metrics: Arc<MasterMetrics>) -> Result<Self, MasterError> {
         let mut known = Known {
             next_id: 1,
             ..Known::default()
         };
-        for (key, bytes) in store.scan(JOB_KEY)? {
+        for (key, bytes) in records.store().scan(JOB_KEY)? {
             let job: v1::Job = decode(&key, &bytes)?;
             known.next_id = known.next_id.max(job.id + 1);
             let stop = CancellationToken::new();
             known.jobs.insert(job.id, Entry { job, stop });
         }
         Ok(Self {
+            records,
+            metrics,
             known: Mutex::new(known),
         })
     }
@@ -68,6 +73,10 @@ impl Jobs {
     }
 }
 
+fn key(id: u64) -> String {
+    format!("{JOB_KEY}{id:020}")
+}
+
 impl Known {
     fn running(&self) -> impl Iterator<Item = &Entry> {
         self.jobs
@@ -76,40 +85,37 @@ impl Known {
     }
 }
 
-fn key(id: u64) -> String {
-    format!("{JOB_KEY}{id:020}")
+/// A request for a job, as far as it can be judged by itself.
+pub(crate) fn check(request: &v1::StartJobRequest) -> Result<(), MasterError> {
+    if request.kind() == v1::JobKind::Unspecified {
+        return Err(MasterError::Invalid(
+            "this master does not know that kind of job".to_owned(),
+        ));
+    }
+    if request.paths.len() > MAX_PATHS {
+        return Err(MasterError::Invalid(format!(
+            "a job has at most {MAX_PATHS} paths; name their directory"
+        )));
+    }
+    if request.encoded_len() > MAX_REQUEST {
+        return Err(MasterError::Invalid(format!(
+            "the paths of a job take at most {MAX_REQUEST} bytes; name their directory"
+        )));
+    }
+    Ok(())
 }
 
-impl Master {
-    /// Starts a job, or gives the one that does the same already.
-    pub(crate) async fn start_job(
-        self: &Arc<Self>,
+impl Jobs {
+    /// A new job for a snapshot of so many files and bytes, or the one that does the same already. Gives whether it is new:
+    /// then it must be run.
+    pub(crate) async fn start(
+        &self,
         request: v1::StartJobRequest,
-    ) -> Result<v1::Job, MasterError> {
-        let kind = request.kind();
-        if kind == v1::JobKind::Unspecified {
-            return Err(MasterError::Invalid(
-                "this master does not know that kind of job".to_owned(),
-            ));
-        }
-        if request.paths.len() > MAX_PATHS {
-            return Err(MasterError::Invalid(format!(
-                "a job has at most {MAX_PATHS} paths; name their directory"
-            )));
-        }
-        if request.encoded_len() > MAX_REQUEST {
-            return Err(MasterError::Invalid(format!(
-                "the paths of a job take at most {MAX_REQUEST} bytes; name their directory"
-            )));
-        }
-        let manifest = self.manifest(&request.dataset, None).await?;
-        let version = manifest.summary().snapshot.version;
-        let (total_files, total_bytes) = {
-            let (manifest, paths) = (manifest.clone(), request.paths.clone());
-            tokio::task::spawn_blocking(move || totals(&manifest, &paths)).await??
-        };
+        version: u64,
+        (total_files, total_bytes): (u64, u64),
+    ) -> Result<(v1::Job, bool), MasterError> {
         let (job, old) = {
-            let mut known = self.jobs.known.lock();
+            let mut known = self.known.lock();
             let same = |job: &v1::Job| {
                 job.kind == request.kind
                     && job.dataset == request.dataset
@@ -117,7 +123,7 @@ impl Master {
                     && job.paths == request.paths
             };
             if let Some(entry) = known.running().find(|entry| same(&entry.job)) {
-                return Ok(entry.job.clone());
+                return Ok((entry.job.clone(), false));
             }
             if known.running().count() >= MAX_RUNNING {
                 return Err(MasterError::Busy(format!(
@@ -159,17 +165,16 @@ impl Master {
         };
         let mut changes = vec![Change::Put(key(job.id), job.encode_to_vec())];
         changes.extend(old.into_iter().map(|id| Change::Delete(key(id))));
-        if let Err(error) = self.write(changes).await {
+        if let Err(error) = self.records.write(changes).await {
             // Another caller may have been told of it.
-            self.jobs.update(job.id, |job| fail(job, &error));
+            self.update(job.id, |job| fail(job, &error));
             return Err(error);
         }
-        self.spawn_job(job.id);
-        Ok(job)
+        Ok((job, true))
     }
 
-    pub(crate) fn job(&self, id: u64) -> Result<v1::Job, MasterError> {
-        let known = self.jobs.known.lock();
+    pub(crate) fn get(&self, id: u64) -> Result<v1::Job, MasterError> {
+        let known = self.known.lock();
         let entry = known.jobs.get(&id);
         entry
             .map(|entry| entry.job.clone())
@@ -177,18 +182,21 @@ impl Master {
     }
 
     /// Stops a running job; what it did stays.
-    pub(crate) async fn cancel_job(&self, id: u64) -> Result<v1::Job, MasterError> {
-        if self.stop_job(id) {
-            let job = self.job(id)?;
-            self.write(vec![Change::Put(key(id), job.encode_to_vec())])
-                .await?;
+    pub(crate) async fn cancel(&self, id: u64) -> Result<v1::Job, MasterError> {
+        if self.stop(id) {
+            self.save(&self.get(id)?).await?;
         }
-        self.job(id)
+        self.get(id)
+    }
+
+    async fn save(&self, job: &v1::Job) -> Result<(), MasterError> {
+        let change = Change::Put(key(job.id), job.encode_to_vec());
+        self.records.write(vec![change]).await
     }
 
     /// Whether it was running.
-    fn stop_job(&self, id: u64) -> bool {
-        let mut known = self.jobs.known.lock();
+    fn stop(&self, id: u64) -> bool {
+        let mut known = self.known.lock();
         let entry = known.jobs.get_mut(&id);
         let Some(entry) = entry.filter(|entry| entry.job.state() == v1::JobState::Running) else {
             return false;
@@ -198,9 +206,9 @@ impl Master {
         true
     }
 
-    pub(crate) fn cancel_jobs_of(&self, dataset: &DatasetName) {
+    pub(crate) fn cancel_all_of(&self, dataset: &DatasetName) {
         let ids: Vec<u64> = {
-            let known = self.jobs.known.lock();
+            let known = self.known.lock();
             known
                 .running()
                 .filter(|e| e.job.dataset == dataset.as_str())
@@ -208,36 +216,31 @@ impl Master {
                 .collect()
         };
         for id in ids {
-            self.stop_job(id);
+            self.stop(id);
         }
     }
 
-    pub(crate) fn resume_jobs(self: &Arc<Self>) {
-        let ids: Vec<u64> = self
-            .jobs
-            .known
-            .lock()
-            .running()
-            .map(|entry| entry.job.id)
-            .collect();
-        for id in ids {
-            tracing::info!(job = id, "going on with a job of before");
-            self.spawn_job(id);
-        }
+    /// The jobs that run.
+    pub(crate) fn running(&self) -> Vec<u64> {
+        let known = self.known.lock();
+        known.running().map(|entry| entry.job.id).collect()
     }
 
-    /// Runs a job in the background. However its task ends, the job ends too.
-    fn spawn_job(self: &Arc<Self>, id: u64) {
+    /// Does a job's work in the background. However its task ends, the job ends too.
+    pub(crate) fn spawn(
+        self: &Arc<Self>,
+        id: u64,
+        work: impl Future<Output = Result<(), MasterError>> + Send + 'static,
+    ) {
         let stop = {
-            let known = self.jobs.known.lock();
+            let known = self.known.lock();
             let Some(entry) = known.jobs.get(&id) else {
                 return;
             };
             entry.stop.clone()
         };
-        let master = self.clone();
-        let mut work = tokio::spawn(async move { master.run_job(id).await });
-        let master = Arc::downgrade(self);
+        let mut work = tokio::spawn(work);
+        let jobs = Arc::downgrade(self);
         tokio::spawn(async move {
             let outcome = tokio::select! {
                 outcome = &mut work => outcome.unwrap_or_else(|died| Err(died.into())),
@@ -246,23 +249,23 @@ impl Master {
                     Ok(())
                 }
             };
-            let Some(master) = master.upgrade() else {
-                return;
-            };
-            master.jobs.update(id, |job| match &outcome {
-                _ if job.state() == v1::JobState::Cancelled => {}
-                Ok(()) => job.set_state(v1::JobState::Done),
-                Err(error) => fail(job, error),
-            });
-            let Ok(job) = master.job(id) else { return };
-            master.metrics.job_ended(&job);
-            if let Err(error) = master
-                .write(vec![Change::Put(key(id), job.encode_to_vec())])
-                .await
-            {
-                tracing::error!(job = id, "the end of a job could not be stored: {error}");
+            if let Some(jobs) = jobs.upgrade() {
+                jobs.end(id, outcome).await;
             }
         });
+    }
+
+    async fn end(&self, id: u64, outcome: Result<(), MasterError>) {
+        self.update(id, |job| match &outcome {
+            _ if job.state() == v1::JobState::Cancelled => {}
+            Ok(()) => job.set_state(v1::JobState::Done),
+            Err(error) => fail(job, error),
+        });
+        let Ok(job) = self.get(id) else { return };
+        self.metrics.job_ended(&job);
+        if let Err(error) = self.save(&job).await {
+            tracing::error!(job = id, "the end of a job could not be stored: {error}");
+        }
     }
 }
 
@@ -273,7 +276,7 @@ fn fail(job: &mut v1::Job, error: &MasterError) {
 }
 
 /// Files and bytes below the paths.
-fn totals(manifest: &weir_core::Manifest, paths: &[String]) -> Result<(u64, u64), MasterError> {
+pub(crate) fn totals(manifest: &Manifest, paths: &[String]) -> Result<(u64, u64), MasterError> {
     let snapshot = &manifest.summary().snapshot;
     let resolve = |path: &String| {
         manifest.resolve(path).ok_or_else(|| {

@@ -7,24 +7,25 @@
 
 #![forbid(unsafe_code)]
 
+mod config;
 mod datasets;
 mod doubtful;
 mod error;
 mod heartbeats;
 mod inventory;
 mod jobs;
-mod listing;
 mod manifests;
 mod master;
 mod members;
 mod metrics;
+mod records;
 mod service;
 pub mod store;
-mod versions;
 mod work;
 
+pub use config::MasterConfig;
 pub use error::MasterError;
 pub use manifests::manifest_path;
-pub use master::{Master, MasterConfig};
+pub use master::Master;
 pub use metrics::MasterMetrics;
 pub use service::serve;

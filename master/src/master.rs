@@ -1,68 +1,36 @@
-//! The master itself: its parts, and how it starts.
+//! The master as its callers see it: its parts, and what takes more than one of them.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use prost::Message;
-use weir_core::{DatasetName, SnapshotId};
+use weir_core::{DatasetName, Manifest};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
 
+use crate::config::MasterConfig;
+use crate::datasets::Datasets;
 use crate::doubtful::DoubtfulObjects;
 use crate::error::MasterError;
-use crate::inventory::Inventories;
-use crate::jobs::Jobs;
-use crate::manifests::Manifests;
+use crate::jobs::{self, Jobs};
 use crate::members::Members;
 use crate::metrics::MasterMetrics;
-use crate::store::{Change, MetaStore, RocksStore, StoreError};
+use crate::records::Records;
+use crate::store::{MetaStore, RocksStore, StoreError};
+use crate::work::Work;
 
-pub(crate) const MAP_KEY: &str = "cluster-map";
-
-/// How a master runs.
-#[derive(Clone, Debug)]
-pub struct MasterConfig {
-    /// Its directory: the store and the manifests.
-    pub dir: PathBuf,
-    /// Snapshots that are kept of each dataset; the oldest goes first. The default is 64: a dataset that is
-    /// refreshed daily keeps two months.
-    pub max_snapshots: usize,
-}
-
-impl Default for MasterConfig {
-    fn default() -> Self {
-        Self {
-            dir: PathBuf::from("/var/lib/weir/master"),
-            max_snapshots: 64,
-        }
-    }
-}
+/// Longest wait for workers to evict the blocks of a dataset that is deleted.
+const EVICT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A running master.
 #[derive(Debug)]
 pub struct Master {
-    pub(crate) config: MasterConfig,
     pub(crate) metrics: Arc<MasterMetrics>,
-    pub(crate) origin_metrics: Arc<OriginMetrics>,
-    pub(crate) store: Arc<dyn MetaStore>,
-    pub(crate) manifests: Arc<Manifests>,
-    pub(crate) datasets: Mutex<HashMap<DatasetName, v1::Dataset>>,
-    /// Grows with each change of `datasets`, also from one master to the next.
-    pub(crate) version: AtomicU64,
-    /// One listing of a dataset at a time.
-    pub(crate) listings: Mutex<HashMap<DatasetName, Arc<tokio::sync::Mutex<()>>>>,
-    pub(crate) inventories: Inventories,
-    pub(crate) jobs: Jobs,
-    pub(crate) members: Mutex<Members>,
+    pub(crate) datasets: Arc<Datasets>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) jobs: Arc<Jobs>,
     pub(crate) doubtful: Mutex<DoubtfulObjects>,
-    /// Maps are stored in the order of their epochs.
-    pub(crate) map_writes: tokio::sync::Mutex<()>,
-    /// The last map could not be stored.
-    pub(crate) map_not_stored: AtomicBool,
 }
 
 impl Master {
@@ -92,51 +60,104 @@ impl Master {
         metrics: Arc<MasterMetrics>,
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Arc<Self>, MasterError> {
-        let map = match store.get(MAP_KEY)? {
-            None => v1::ClusterMap::default(),
-            Some(bytes) => decode(MAP_KEY, &bytes)?,
-        };
-        metrics.epoch.set(map.epoch as i64);
-        metrics.workers.set(map.workers.len() as i64);
-        let datasets = crate::datasets::load(&*store, &metrics)?;
-        let jobs = Jobs::load(&*store)?;
+        let records = Records::new(store);
+        let datasets = Datasets::load(records.clone(), &config, metrics.clone(), origin_metrics)?;
+        let members = Members::load(records.clone(), metrics.clone())?;
+        let jobs = Jobs::load(records, metrics.clone())?;
         let master = Arc::new(Self {
-            manifests: Arc::new(Manifests::new(&config.dir)),
-            config,
             metrics,
-            origin_metrics,
-            datasets: Mutex::new(datasets),
-            version: AtomicU64::new(now_ns().unsigned_abs()),
-            listings: Mutex::default(),
-            inventories: Inventories::default(),
-            jobs,
+            datasets: Arc::new(datasets),
+            members: Arc::new(members),
+            jobs: Arc::new(jobs),
             doubtful: Mutex::default(),
-            members: Mutex::new(Members::restored(map, Instant::now())),
-            map_writes: tokio::sync::Mutex::default(),
-            map_not_stored: AtomicBool::new(false),
-            store,
         });
-        master.resume_jobs();
+        for id in master.jobs.running() {
+            tracing::info!(job = id, "going on with a job of before");
+            master.work().begin(id);
+        }
         master.watch_members();
         Ok(master)
     }
 
+    fn work(&self) -> Work {
+        Work {
+            datasets: self.datasets.clone(),
+            members: self.members.clone(),
+            jobs: self.jobs.clone(),
+        }
+    }
+
+    /// The cluster map, as it is stored.
+    pub fn cluster_map(&self) -> v1::ClusterMap {
+        self.members.map()
+    }
+
+    /// Makes a dataset and lists it into its first snapshot. One that exists with the same mounts is returned as it
+    /// is, with the options of the new request.
+    pub async fn create_dataset(
+        &self,
+        request: v1::CreateDatasetRequest,
+    ) -> Result<v1::Dataset, MasterError> {
+        self.datasets.create(request).await
+    }
+
+    /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
+    pub async fn refresh_dataset(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
+        self.datasets.refresh(name).await
+    }
+
+    /// The manifest of a snapshot; the newest one without a version.
+    pub async fn manifest(
+        &self,
+        name: &str,
+        version: Option<u64>,
+    ) -> Result<Arc<Manifest>, MasterError> {
+        self.datasets.manifest(name, version).await
+    }
+
+    /// Forgets a dataset. Its blocks are evicted as far as workers can be reached; what stays is evicted as idle.
+    pub(crate) async fn delete_dataset(&self, name: &str) -> Result<(), MasterError> {
+        let name: DatasetName = name.parse()?;
+        let listing = self.datasets.listing(&name).await;
+        let dataset = self.datasets.get(&name)?;
+        self.jobs.cancel_all_of(&name);
+        let evicted = tokio::time::timeout(EVICT_DEADLINE, self.work().evict(&dataset, &[])).await;
+        let failed = match evicted {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!(
+                "some workers did not answer within {EVICT_DEADLINE:?}"
+            )),
+        };
+        if let Some(failed) = failed {
+            tracing::warn!(dataset = %name, "not all blocks of the deleted dataset were evicted: {failed}");
+        }
+        self.datasets.remove(&listing).await?;
+        self.members.inventories().forget_dataset(&name);
+        Ok(())
+    }
+
+    /// Starts a job, or gives the one that does the same already.
+    pub(crate) async fn start_job(
+        &self,
+        request: v1::StartJobRequest,
+    ) -> Result<v1::Job, MasterError> {
+        jobs::check(&request)?;
+        let manifest = self.manifest(&request.dataset, None).await?;
+        let version = manifest.summary().snapshot.version;
+        let paths = request.paths.clone();
+        let totals = tokio::task::spawn_blocking(move || jobs::totals(&manifest, &paths)).await??;
+        let (job, is_new) = self.jobs.start(request, version, totals).await?;
+        if is_new {
+            self.work().begin(job.id);
+        }
+        Ok(job)
+    }
+
     /// Workers, tiers and datasets, for people.
     pub(crate) fn status(&self) -> v1::Status {
-        let (epoch, members) = {
-            let members = self.members.lock();
-            (members.map().epoch, members.published())
-        };
+        let (epoch, members) = self.members.published();
         let now = Instant::now();
-        let newest: Vec<(SnapshotId, v1::Snapshot)> = {
-            let datasets = self.datasets.lock();
-            let mut newest: Vec<_> = datasets
-                .iter()
-                .filter_map(|(name, dataset)| newest(name, dataset))
-                .collect();
-            newest.sort_by(|a, b| a.0.cmp(&b.0));
-            newest
-        };
         let mut reads: HashMap<&str, v1::DatasetReads> = HashMap::new();
         for of_worker in members.iter().flat_map(|member| &member.reads) {
             add(
@@ -144,8 +165,8 @@ impl Master {
                 of_worker,
             );
         }
-        let mut datasets = Vec::with_capacity(newest.len());
-        for (id, snapshot) in newest {
+        let mut datasets = Vec::new();
+        for (id, snapshot) in self.datasets.newest() {
             let reads = v1::DatasetReads {
                 dataset: id.dataset.to_string(),
                 ..reads.remove(id.dataset.as_str()).unwrap_or_default()
@@ -155,9 +176,11 @@ impl Master {
                 version: id.version,
                 files: snapshot.files,
                 bytes: snapshot.bytes,
-                cached_bytes: self
-                    .inventories
-                    .cached(&id, snapshot.blocks, snapshot.bytes),
+                cached_bytes: self.members.inventories().cached(
+                    &id,
+                    snapshot.blocks,
+                    snapshot.bytes,
+                ),
                 reads: Some(reads),
             });
         }
@@ -173,25 +196,6 @@ impl Master {
             epoch,
         }
     }
-
-    /// Writes records without holding up the runtime.
-    pub(crate) async fn write(&self, changes: Vec<Change>) -> Result<(), MasterError> {
-        let store = self.store.clone();
-        Ok(tokio::task::spawn_blocking(move || store.write(&changes)).await??)
-    }
-}
-
-/// The newest snapshot of a dataset.
-pub(crate) fn newest(
-    name: &DatasetName,
-    dataset: &v1::Dataset,
-) -> Option<(SnapshotId, v1::Snapshot)> {
-    let newest = dataset.snapshots.last()?;
-    let id = SnapshotId {
-        dataset: name.clone(),
-        version: newest.version,
-    };
-    Some((id, newest.clone()))
 }
 
 /// Workers may report any number.
@@ -205,21 +209,4 @@ fn add(sum: &mut v1::DatasetReads, reads: &v1::DatasetReads) {
     ] {
         *sum = sum.saturating_add(more);
     }
-}
-
-/// Nanoseconds since 1970.
-pub(crate) fn now_ns() -> i64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-        })
-}
-
-/// Reads a record.
-pub(crate) fn decode<T: Message + Default>(key: &str, bytes: &[u8]) -> Result<T, StoreError> {
-    T::decode(bytes).map_err(|error| StoreError::Damaged {
-        key: key.to_owned(),
-        reason: error.to_string(),
-    })
 }

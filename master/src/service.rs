@@ -22,7 +22,7 @@ const CHUNK: usize = 1 << 20;
 /// Longest message that is taken: the inventory of a large snapshot.
 const MAX_MESSAGE: usize = 64 << 20;
 /// Calls that change something, and heartbeats, under way at once. Callers that gave up leave theirs to go on, and no
-/// listing keeps a worker from being heard.
+/// listing keeps a heartbeat waiting.
 const MAX_CALLS: usize = 1024;
 const MAX_HEARTBEATS: usize = 2 * MAX_WORKERS;
 /// A connection whose other end does not answer for this long is closed.
@@ -101,7 +101,7 @@ impl MasterApi for Service {
         _: Request<v1::ListDatasetsRequest>,
     ) -> Result<Response<v1::ListDatasetsReply>, Status> {
         Ok(Response::new(v1::ListDatasetsReply {
-            datasets: self.master.all_datasets(),
+            datasets: self.master.datasets.all(),
         }))
     }
 
@@ -111,7 +111,7 @@ impl MasterApi for Service {
     ) -> Result<Response<v1::Dataset>, Status> {
         let name = request.into_inner().name;
         let name = name.parse().map_err(MasterError::from)?;
-        Ok(Response::new(self.master.dataset(&name)?))
+        Ok(Response::new(self.master.datasets.get(&name)?))
     }
 
     async fn delete_dataset(
@@ -198,7 +198,7 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::ReportStaleRequest>,
     ) -> Result<Response<v1::ReportStaleReply>, Status> {
-        self.master.report_stale(&request.into_inner())?;
+        self.master.datasets.report_stale(&request.into_inner())?;
         Ok(Response::new(v1::ReportStaleReply {}))
     }
 
@@ -217,7 +217,9 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::Job>, Status> {
-        Ok(Response::new(self.master.job(request.into_inner().id)?))
+        Ok(Response::new(
+            self.master.jobs.get(request.into_inner().id)?,
+        ))
     }
 
     async fn cancel_job(
@@ -227,7 +229,7 @@ impl MasterApi for Service {
         let id = request.into_inner().id;
         self.run(
             &self.calls,
-            |master| async move { master.cancel_job(id).await },
+            |master| async move { master.jobs.cancel(id).await },
         )
         .await
     }

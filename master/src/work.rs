@@ -2,6 +2,7 @@
 //!
 //! Each wait has an end: a worker that is silent, or that reports without getting anywhere, does not keep a job for ever.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
@@ -13,8 +14,10 @@ use tonic::transport::{Channel, Endpoint};
 use weir_proto::v1;
 use weir_proto::v1::worker_client::WorkerClient;
 
+use crate::datasets::Datasets;
 use crate::error::MasterError;
-use crate::master::Master;
+use crate::jobs::Jobs;
+use crate::members::Members;
 
 /// Longest wait for the first worker to appear.
 const WORKER_DEADLINE: Duration = Duration::from_secs(15);
@@ -30,13 +33,27 @@ const ROUND_PAUSE: Duration = Duration::from_secs(2);
 /// What is said of a worker that does not report.
 const SILENT: &str = "it sends no reports";
 
-impl Master {
+/// What the work of jobs needs of a master.
+#[derive(Clone, Debug)]
+pub(crate) struct Work {
+    pub(crate) datasets: Arc<Datasets>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) jobs: Arc<Jobs>,
+}
+
+impl Work {
+    /// Begins a job's work in the background.
+    pub(crate) fn begin(&self, id: u64) {
+        let work = self.clone();
+        self.jobs.spawn(id, async move { work.run(id).await });
+    }
+
     /// Does a job's work.
-    pub(crate) async fn run_job(&self, id: u64) -> Result<(), MasterError> {
-        let job = self.job(id)?;
+    async fn run(&self, id: u64) -> Result<(), MasterError> {
+        let job = self.jobs.get(id)?;
         if job.kind() == v1::JobKind::Evict {
-            let dataset = self.dataset(&job.dataset.parse()?)?;
-            let evicted = self.evict_now(&dataset, &job.paths).await?;
+            let dataset = self.datasets.get(&job.dataset.parse()?)?;
+            let evicted = self.evict(&dataset, &job.paths).await?;
             self.jobs.update(id, |job| {
                 job.done_bytes = evicted;
                 job.total_bytes = evicted;
@@ -52,7 +69,7 @@ impl Master {
                 Err(error) => error,
             };
             // A worker left: the next round asks those that are there now.
-            let done = self.job(id)?.done_bytes;
+            let done = self.jobs.get(id)?.done_bytes;
             failed = if done > best { 0 } else { failed + 1 };
             best = best.max(done);
             if failed >= MAX_FAILED_ROUNDS {
@@ -114,12 +131,12 @@ impl Master {
     }
 
     /// Drops the blocks of a dataset, or of some of its paths, from all workers; gives the bytes that were held.
-    pub(crate) async fn evict_now(
+    pub(crate) async fn evict(
         &self,
         dataset: &v1::Dataset,
         paths: &[String],
     ) -> Result<u64, MasterError> {
-        let map = self.cluster_map();
+        let map = self.members.map();
         let workers = map.workers.iter();
         let mut workers: FuturesUnordered<_> = workers
             .map(|worker| evict_on(worker, dataset, paths))
@@ -139,7 +156,7 @@ impl Master {
     async fn map_with_workers(&self) -> Result<v1::ClusterMap, MasterError> {
         let wait = async {
             loop {
-                let map = self.cluster_map();
+                let map = self.members.map();
                 if !map.workers.is_empty() {
                     return Ok(map);
                 }

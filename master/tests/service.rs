@@ -262,10 +262,10 @@ async fn a_map_is_durable_before_anybody_is_told() {
         beat.set_timeout(Duration::from_millis(300));
         client.clone().heartbeat(beat).await
     };
-    // The new worker gives up before the store has its map, and nobody has heard of it meanwhile.
+    // The new worker gives up before the store has its map, and nobody was told of it meanwhile.
     assert!(new.await.is_err());
     assert_eq!(master.map().await.0, 1);
-    // Those that are known are heard all the same.
+    // Heartbeats of those that are known count all the same.
     let reply = master.beat("a", "x:1").await.unwrap();
     assert_eq!(reply.map.unwrap().epoch, 1);
     master.store.hold(false);

@@ -42,8 +42,6 @@ pub use term::Ended;
 
 /// Longest wait for what the supervisor sent before it started this process.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
-/// Threads that read requests when the caller does not say: enough to keep one busy while others wait for a disk.
-const DEFAULT_THREADS: usize = 4;
 /// Longer than any reply to INIT.
 const MAX_INIT_REPLY: usize = 4096;
 /// Longest wait for the threads of a session to start.
@@ -80,10 +78,6 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> HandoverError {
     move |source| HandoverError::System { what, source }
 }
 
-/// Tells the supervisor whether the server is well; called once a second. While it says `false`, or does not return,
-/// the server counts as hung, and after a few seconds it is replaced.
-pub type HealthCheck = Box<dyn Fn() -> bool + Send + Sync>;
-
 /// Has whatever belongs to the server close what it holds open in the mount; called before it is unmounted.
 pub type LetGo = Box<dyn Fn() + Send + Sync>;
 
@@ -91,20 +85,8 @@ pub type LetGo = Box<dyn Fn() + Send + Sync>;
 pub struct ServeConfig {
     /// Threads that read requests of the kernel and call the file system.
     pub threads: usize,
-    /// Asked once a second; without one the server is well as long as it answers.
-    pub health: Option<HealthCheck>,
     /// Called before the mount is unmounted.
     pub let_go: Option<LetGo>,
-}
-
-impl Default for ServeConfig {
-    fn default() -> Self {
-        Self {
-            threads: DEFAULT_THREADS,
-            health: None,
-            let_go: None,
-        }
-    }
 }
 
 impl std::fmt::Debug for ServeConfig {
@@ -223,9 +205,6 @@ impl Handover {
             send_again(self.link.fuse());
         }
         self.link.term().begin(&duty);
-        if let Some(health) = config.health {
-            self.link.set_health(health);
-        }
         if let Some(let_go) = config.let_go {
             self.link.set_let_go(let_go);
         }

@@ -24,7 +24,7 @@ const LOCK: &str = "lock";
 const STATE: &str = "state.json";
 const LOG: &str = "log";
 const SOCKET: &str = "control.sock";
-/// A log that is longer than this when a mount starts is begun anew, in bytes.
+/// A log that is longer than this when a mount starts is started anew, in bytes.
 const MAX_LOG: u64 = 4 << 20;
 /// Bytes of the mountpoint's hash in the directory's name: with the directories above it, the path of the control
 /// socket must stay under 108 bytes.

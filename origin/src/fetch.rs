@@ -138,13 +138,13 @@ impl Read {
 
     /// Waits until one of the racing requests delivers; starts, repeats and doubles requests as the policy says.
     async fn wait(&mut self) -> Result<Delivery, OriginError> {
-        let mut begun = Instant::now();
+        let mut started = Instant::now();
         self.clock.wait_begins();
         if self.race.is_empty() {
             self.request(false);
         }
         let mut hedges = 0;
-        let mut hedge_at = begun + self.hedge_after;
+        let mut hedge_at = started + self.hedge_after;
         let mut last_error = None;
         loop {
             let deadline = self.clock.deadline();
@@ -156,7 +156,7 @@ impl Read {
                         let Some(delivery) = self.ahead(delivery) else {
                             continue;
                         };
-                        self.flow.add(delivery.bytes.len(), begun.elapsed());
+                        self.flow.add(delivery.bytes.len(), started.elapsed());
                         self.decide(is_hedge, delivery.bytes.len() as u64);
                         self.waiting = None;
                         self.clock.progress();
@@ -175,8 +175,8 @@ impl Read {
                         if self.race.is_empty() {
                             self.pause(error.clone()).await?;
                             self.request(false);
-                            begun = Instant::now();
-                            hedge_at = begun + self.hedge_after;
+                            started = Instant::now();
+                            hedge_at = started + self.hedge_after;
                         }
                         last_error = Some(error);
                     }

@@ -52,8 +52,8 @@ impl SegmentStore {
 
     /// Compacts a segment for the sake of one write; false if none has as much dead, or one was compacted a moment ago.
     fn compact_for_little(&self, app: &mut Appender, bytes: u64) -> bool {
-        let begun = self.now();
-        if begun < app.no_compaction_for_little_before {
+        let started = self.now();
+        if started < app.no_compaction_for_little_before {
             return false;
         }
         // Nearly a whole segment is copied, and one segment's worth is free: only what such a copy takes may be beside it.
@@ -64,7 +64,7 @@ impl SegmentStore {
         let freed = self.compact_logged(app, &segment);
         let ended = self.now();
         app.no_compaction_for_little_before =
-            ended + ended.saturating_sub(begun) * PAUSE_FOR_LITTLE;
+            ended + ended.saturating_sub(started) * PAUSE_FOR_LITTLE;
         freed > 0
     }
 

@@ -110,27 +110,27 @@ pub fn page_sums(pieces: &[&[u8]]) -> Vec<u32> {
     let length: usize = pieces.iter().map(|piece| piece.len()).sum();
     let mut sums = Vec::with_capacity(length.div_ceil(PAGE_LEN));
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    let mut begun = 0;
+    let mut filled = 0;
     for mut piece in pieces.iter().copied() {
         while !piece.is_empty() {
-            if begun == 0 && piece.len() >= PAGE_LEN {
+            if filled == 0 && piece.len() >= PAGE_LEN {
                 let (pages, rest) = piece.split_at(piece.len() - piece.len() % PAGE_LEN);
                 sums.extend(pages.chunks_exact(PAGE_LEN).map(crc32_iscsi));
                 piece = rest;
                 continue;
             }
-            let (now, rest) = piece.split_at((PAGE_LEN - begun).min(piece.len()));
+            let (now, rest) = piece.split_at((PAGE_LEN - filled).min(piece.len()));
             digest.update(now);
-            begun += now.len();
+            filled += now.len();
             piece = rest;
-            if begun == PAGE_LEN {
+            if filled == PAGE_LEN {
                 sums.push(digest.finalize() as u32);
                 digest.reset();
-                begun = 0;
+                filled = 0;
             }
         }
     }
-    if begun > 0 {
+    if filled > 0 {
         sums.push(digest.finalize() as u32);
     }
     sums

@@ -355,7 +355,12 @@ impl SegmentStore {
         self.index.for_each(visit);
     }
 
-    /// The store's figures.
+    /// Bytes that the segment files may take, and that they take. Costs the same however many there are.
+    pub fn space(&self) -> (u64, u64) {
+        (self.capacity, self.used())
+    }
+
+    /// The store's figures. Looks at each segment.
     pub fn stats(&self) -> SegmentStats {
         let segments = self.segments.lock();
         SegmentStats {

@@ -167,17 +167,17 @@ impl<'a> Cluster<'a> {
     /// its map meanwhile: `epoch` is the map's from before.
     #[track_caller]
     pub fn keeps_its_workers(&self, epoch: &serde_json::Value) {
-        let heard = || {
+        let heartbeats = || {
             let master = self.master.as_ref().unwrap();
             master.metric("weir_master_heartbeats_total", "")
         };
-        let before = heard();
+        let before = heartbeats();
         let soon = std::time::Duration::from_secs(30);
         crate::wait_until("the workers report", soon, || {
             let status = self.status();
             assert_eq!(status["epoch"], *epoch, "a worker was thrown out");
             assert_eq!(status["workers"].as_array().unwrap().len(), 2);
-            heard() >= before + 4.0
+            heartbeats() >= before + 4.0
         });
     }
 

@@ -190,11 +190,10 @@ where
             // Its handshake has a deadline, and what waits for it is dropped with the receiver.
             tokio::spawn(async move {
                 let connection = admit(stream).await.and_then(|(stream, caller)| {
-                    let _place = Place::take(&open, limits, &caller)?;
                     Ok(Connection {
+                        _place: Place::take(&open, limits, &caller)?,
                         stream,
                         caller,
-                        _place,
                     })
                 });
                 drop(handshake);

@@ -22,7 +22,7 @@ fn user_of(theirs: SocketAddr, ours: SocketAddr) -> Option<u32> {
     // A program may have connected with a socket of the newer kind to an address of the older.
     let families = [
         ("/proc/net/tcp", plain(theirs), plain(ours)),
-        ("/proc/net/tcp6", mapped(theirs), mapped(ours)),
+        ("/proc/net/tcp6", Some(mapped(theirs)), Some(mapped(ours))),
     ];
     families.into_iter().find_map(|(table, theirs, ours)| {
         let (theirs, ours) = (hex(theirs?), hex(ours?));
@@ -47,12 +47,12 @@ fn plain(address: SocketAddr) -> Option<SocketAddr> {
     ip.is_ipv4().then(|| SocketAddr::new(ip, address.port()))
 }
 
-fn mapped(address: SocketAddr) -> Option<SocketAddr> {
+fn mapped(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
     };
-    Some(SocketAddr::new(ip.into(), address.port()))
+    SocketAddr::new(ip.into(), address.port())
 }
 
 /// As the kernel writes it: words of four bytes in the machine's order, and the port.

@@ -1,4 +1,4 @@
-//! When a peer was last heard from: the deadline of a request is on its silence, not on its answer.
+//! When a peer last sent something: the deadline of a request is on its silence, not on its answer.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;

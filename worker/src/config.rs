@@ -1,6 +1,7 @@
 //! What a worker is made of.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use weir_core::{BLOCK_SIZE, ByteSize, NodeName, WorkerId};
 use weir_origin::FetchPolicy;
@@ -19,6 +20,8 @@ pub struct SsdConfig {
     pub dir: PathBuf,
     /// Most bytes of files in it.
     pub capacity: ByteSize,
+    /// When it is full, what nobody has read for this long makes room; [`Duration::MAX`] for never.
+    pub evict_idle: Duration,
 }
 
 /// What a worker is made of.

@@ -248,12 +248,12 @@ mod tests {
     async fn no_wake_up_is_lost() {
         const ROUNDS: usize = 100_000;
         let fills: Arc<Vec<_>> = Arc::new((0..ROUNDS).map(|_| Fill::new(1)).collect());
-        let begun = Arc::new(AtomicUsize::new(0));
+        let started = Arc::new(AtomicUsize::new(0));
         let pusher = std::thread::spawn({
-            let (fills, begun) = (fills.clone(), begun.clone());
+            let (fills, started) = (fills.clone(), started.clone());
             move || {
                 for (round, fill) in fills.iter().enumerate() {
-                    while begun.load(Ordering::Acquire) <= round {
+                    while started.load(Ordering::Acquire) <= round {
                         std::hint::spin_loop();
                     }
                     fill.push(Bytes::from_static(b"x"));
@@ -261,10 +261,10 @@ mod tests {
             }
         });
         for (round, fill) in fills.iter().enumerate() {
-            begun.store(round + 1, Ordering::Release);
+            started.store(round + 1, Ordering::Release);
             let woken = tokio::time::timeout(Duration::from_secs(10), fill.read(0..1)).await;
             let Ok(read) = woken else {
-                begun.store(ROUNDS, Ordering::Release); // lets the other thread end
+                started.store(ROUNDS, Ordering::Release); // lets the other thread end
                 panic!("the reader of round {round} sleeps on");
             };
             assert_eq!(read.unwrap().concat(), b"x");

@@ -138,7 +138,7 @@ impl<K: Keeper> Started<K> {
         self.fill.fail(error);
     }
 
-    /// Ends it: its bytes came from a tier, which got the block just before the fill was begun.
+    /// Ends it: its bytes came from a tier, which got the block just before the fill was started.
     pub(crate) fn was_held(mut self) {
         self.was_held = true;
     }

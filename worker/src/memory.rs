@@ -204,7 +204,7 @@ mod tests {
         for n in [3, 11] {
             tier.flip(&key(n), 700_000);
         }
-        // Rounds of 4 MiB, until all were checked, also those that the first had begun with.
+        // Rounds of 4 MiB, until all were checked, also those that the first round started with.
         let damaged: u64 = (0..12).map(|_| tier.scrub(Duration::from_secs(2))).sum();
         assert_eq!(damaged, 2);
         let held: Vec<u8> = (0..20).filter(|n| tier.contains(&key(*n))).collect();

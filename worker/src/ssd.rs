@@ -66,7 +66,7 @@ pub(crate) struct SsdTier {
 
 /// Those of several blocks that belong to one device, with their places among all.
 #[derive(Default)]
-struct Own {
+struct OfDevice {
     places: Vec<usize>,
     keys: Vec<BlockKey>,
 }
@@ -88,10 +88,11 @@ impl SsdTier {
         let mut bounds = Vec::new();
         let mut sum = 0;
         for config in configs {
-            let store = Arc::new(SegmentStore::open(SegmentConfig::new(
-                config.dir.clone(),
-                config.capacity.0,
-            ))?);
+            let store = SegmentStore::open(SegmentConfig {
+                idle_after: config.evict_idle,
+                ..SegmentConfig::new(config.dir.clone(), config.capacity.0)
+            })?;
+            let store = Arc::new(store);
             let (queue, writes) = mpsc::channel(QUEUE_BLOCKS);
             let writer = std::thread::Builder::new()
                 .name("weir-ssd-write".into())
@@ -149,31 +150,35 @@ impl SsdTier {
     /// As [`Self::read`] of whole blocks, with few reads of the disk.
     pub(crate) fn read_whole(&self, keys: &[BlockKey]) -> Vec<Option<Bytes>> {
         let by_device = self.by_device(keys).into_iter();
-        let read = by_device.map(|(device, own)| (own.places, device.store.read_whole(&own.keys)));
+        let read =
+            by_device.map(|(device, part)| (part.places, device.store.read_whole(&part.keys)));
         in_order(keys.len(), read)
     }
 
     /// As [`Self::read_whole`], without blocking the caller's thread.
     pub(crate) async fn read_whole_in_background(&self, keys: &[BlockKey]) -> Vec<Option<Bytes>> {
-        let read = self.by_device(keys).into_iter().map(async |(device, own)| {
-            let reader = device.store.clone();
-            let read = device.background.run(move || reader.read_whole(&own.keys));
-            (own.places, read.await.unwrap_or_default())
-        });
+        let read = self
+            .by_device(keys)
+            .into_iter()
+            .map(async |(device, part)| {
+                let reader = device.store.clone();
+                let read = device.background.run(move || reader.read_whole(&part.keys));
+                (part.places, read.await.unwrap_or_default())
+            });
         in_order(keys.len(), join_all(read).await)
     }
 
     /// The blocks of each device that may hold some of them.
-    fn by_device(&self, keys: &[BlockKey]) -> Vec<(&Arc<Device>, Own)> {
-        let mut owns: Vec<Own> = self.devices.iter().map(|_| Own::default()).collect();
+    fn by_device(&self, keys: &[BlockKey]) -> Vec<(&Arc<Device>, OfDevice)> {
+        let mut parts: Vec<OfDevice> = self.devices.iter().map(|_| OfDevice::default()).collect();
         for (place, key) in keys.iter().enumerate() {
             if let Some(number) = self.device_number(key) {
-                owns[number].places.push(place);
-                owns[number].keys.push(*key);
+                parts[number].places.push(place);
+                parts[number].keys.push(*key);
             }
         }
-        let mut by_device: Vec<_> = self.devices.iter().zip(owns).collect();
-        by_device.retain(|(_, own)| !own.keys.is_empty());
+        let mut by_device: Vec<_> = self.devices.iter().zip(parts).collect();
+        by_device.retain(|(_, part)| !part.keys.is_empty());
         by_device
     }
 
@@ -216,7 +221,7 @@ impl SsdTier {
     pub(crate) fn remove(&self, keys: &[BlockKey]) -> u64 {
         let by_device = self.by_device(keys).into_iter();
         by_device
-            .map(|(device, own)| device.store.remove(&own.keys))
+            .map(|(device, part)| device.store.remove(&part.keys))
             .sum()
     }
 
@@ -253,9 +258,9 @@ impl SsdTier {
 
     /// Capacity and used bytes of all devices together.
     pub(crate) fn space(&self) -> (u64, u64) {
-        let stats = self.devices.iter().map(|device| device.store.stats());
-        stats.fold((0, 0), |(capacity, used), stats| {
-            (capacity + stats.capacity, used + stats.used_bytes)
+        let spaces = self.devices.iter().map(|device| device.store.space());
+        spaces.fold((0, 0), |(capacity, used), (of_one, used_of_one)| {
+            (capacity + of_one, used + used_of_one)
         })
     }
 

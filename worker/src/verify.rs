@@ -47,7 +47,7 @@ const SETTLE_POLL: Duration = Duration::from_millis(5);
 /// How long an object is refused that never fits, and how many are at most.
 const REFUSED_FOR: Duration = Duration::from_mins(5);
 const MAX_REFUSED: usize = 1024;
-/// Objects of which a listener may not have heard yet; one that is later takes all for doubtful.
+/// Objects that may wait for a listener; one that falls behind further takes all for doubtful.
 const MAX_UNHEARD: usize = 1024;
 
 /// What page caches may hold wrong bytes of.

@@ -68,7 +68,7 @@ struct Job {
 /// could not be started, or panicked.
 ///
 /// Nobody waits for these blocks, so they are filled by threads of their own, which do not interrupt those that
-/// answer readers. Dropping the future stops neither them nor what they have begun.
+/// answer readers. Dropping the future stops neither them nor what they have started.
 pub async fn warm(
     worker: Arc<Worker>,
     manifest: Arc<Manifest>,
@@ -153,7 +153,7 @@ impl Job {
                 break;
             }
         }
-        // Also what was begun before the end was early: a reader may wait for it.
+        // Also what was started before the end was early: a reader may wait for it.
         while !fills.is_empty() {
             self.report(fills.next().await);
         }

@@ -167,7 +167,7 @@ fn name(number: u64) -> String {
 struct Watched {
     /// Heartbeats, as a part of those that were due.
     heartbeats: f64,
-    /// The longest that the master had not heard a worker, in seconds.
+    /// The longest time between two heartbeats of a worker that reached the master, in seconds.
     silence: f64,
     /// By how much the epoch grew.
     changes: f64,

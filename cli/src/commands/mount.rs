@@ -146,7 +146,7 @@ fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fai
     make_state(&state_dir, made)?;
     let slot = state_dir.file_name().map(PathBuf::from).unwrap_or_default();
     let mut ssd = Vec::new();
-    for tier in ssd_tiers(&args.cache.ssd, &state_dir.join("ssd"))? {
+    for tier in ssd_tiers(&args.cache, &state_dir.join("ssd"))? {
         // Several mounts may be given the same directory.
         let dir = if args.cache.ssd.is_empty() {
             tier.dir
@@ -164,6 +164,7 @@ fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fai
             memory: args.cache.mem.unwrap_or_else(default_memory),
             fill_memory: args.cache.fill_memory.unwrap_or_else(default_fill_memory),
             ssd,
+            evict_idle: args.cache.evict_idle(),
         },
         state_dir,
     })

@@ -18,7 +18,7 @@ use weir_segment::SegmentError;
 use weir_worker::snapshots::Snapshots;
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
 
-use crate::args::WorkerArgs;
+use crate::args::{CacheArgs, WorkerArgs};
 use crate::connect;
 use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
@@ -66,7 +66,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     let host = advertised_host(&args)?;
     let own_address = format!("{host}:{}", args.listen.port());
     refuse_namesake(&id, &own_address, &args.master).await?;
-    let ssd = ssd_tiers(&args.cache.ssd, &args.dir.join("ssd"))?;
+    let ssd = ssd_tiers(&args.cache, &args.dir.join("ssd"))?;
     let mut registry = Registry::default();
     let metrics = WorkerMetrics::register(&mut registry);
     let origin_metrics = OriginMetrics::register(&mut registry);
@@ -122,7 +122,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
 }
 
 /// Fails if a live worker elsewhere has this one's name: the master would take the two for one that moves to and fro.
-/// Nothing was begun yet that could be in that one's way. It is not looked for when the master does not answer.
+/// Nothing was started yet that could be in that one's way. It is not looked for when the master does not answer.
 async fn refuse_namesake(id: &WorkerId, own_address: &str, master: &str) -> Result<(), Failure> {
     let mut master = connect::lazy(master)?;
     let asked = master.get_cluster_map(GetClusterMapRequest::default());
@@ -192,16 +192,16 @@ async fn run_services(
 }
 
 /// The SSD tiers that the flags name, or one in `default` with a bounded share of the free space.
-pub(crate) fn ssd_tiers(
-    given: &[crate::args::SsdArg],
-    default: &Path,
-) -> anyhow::Result<Vec<SsdConfig>> {
-    if !given.is_empty() {
+pub(crate) fn ssd_tiers(given: &CacheArgs, default: &Path) -> anyhow::Result<Vec<SsdConfig>> {
+    let evict_idle = given.evict_idle();
+    if !given.ssd.is_empty() {
         return Ok(given
+            .ssd
             .iter()
             .map(|ssd| SsdConfig {
                 dir: ssd.dir.clone(),
                 capacity: ssd.size,
+                evict_idle,
             })
             .collect());
     }
@@ -221,6 +221,7 @@ pub(crate) fn ssd_tiers(
     Ok(vec![SsdConfig {
         dir: default.to_owned(),
         capacity: ByteSize(capacity),
+        evict_idle,
     }])
 }
 

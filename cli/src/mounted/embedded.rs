@@ -3,7 +3,7 @@
 //! The read path needs the worker and the manifest alone, so a restarted server begins to serve with those and
 //! opens the master behind it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
@@ -42,13 +42,28 @@ pub(super) async fn prepare(
         memory,
         fill_memory,
         ssd,
+        evict_idle,
     } = &config.source
     else {
         unreachable!("called for embedded mounts only");
     };
     let worker_metrics = WorkerMetrics::register(&mut metrics.registry);
     let master_metrics = MasterMetrics::register(&mut metrics.registry);
-    let worker = open_worker(config, *memory, *fill_memory, ssd, worker_metrics, metrics)?;
+    let tiers: Vec<SsdConfig> = ssd
+        .iter()
+        .map(|(dir, capacity)| SsdConfig {
+            dir: dir.clone(),
+            capacity: *capacity,
+            evict_idle: *evict_idle,
+        })
+        .collect();
+    let worker = open_worker(
+        config,
+        (*memory, *fill_memory),
+        &tiers,
+        worker_metrics,
+        metrics,
+    )?;
     worker.origins().add(origin.clone());
     let master_config = MasterConfig {
         dir: config.state_dir.join("master"),
@@ -109,9 +124,8 @@ pub(super) async fn prepare(
 
 fn open_worker(
     config: &MountConfig,
-    memory: ByteSize,
-    fill_budget: ByteSize,
-    ssd: &[(PathBuf, ByteSize)],
+    (memory, fill_budget): (ByteSize, ByteSize),
+    ssd: &[SsdConfig],
     worker_metrics: Arc<WorkerMetrics>,
     metrics: &Metrics,
 ) -> anyhow::Result<Arc<Worker>> {
@@ -119,13 +133,7 @@ fn open_worker(
         id: config.node.as_str().parse()?,
         node: config.node.clone(),
         memory,
-        ssd: ssd
-            .iter()
-            .map(|(dir, capacity)| SsdConfig {
-                dir: dir.clone(),
-                capacity: *capacity,
-            })
-            .collect(),
+        ssd: ssd.to_vec(),
         fill_budget,
         origins_file: None,
         fetch: FetchPolicy::default(),

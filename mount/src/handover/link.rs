@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use weir_process::fdpass::{self, Slot};
 
+use super::LetGo;
 use super::term::{Ended, Term};
-use super::{HealthCheck, LetGo};
 use crate::adoption::adopting_supervisor;
 use crate::state::{FromServer, MountState, ToServer};
 use crate::succession::{Successor, stand_by};
@@ -25,7 +25,6 @@ pub(super) struct Link {
     holder: Mutex<Option<OwnedFd>>,
     line: Mutex<Line>,
     term: Term,
-    health: Mutex<Option<Arc<HealthCheck>>>,
     let_go: Mutex<Option<Arc<LetGo>>>,
 }
 
@@ -59,7 +58,6 @@ impl Link {
                 state,
             }),
             term: Term::default(),
-            health: Mutex::default(),
             let_go: Mutex::default(),
         });
         let thread = link.clone();
@@ -111,10 +109,6 @@ impl Link {
         });
     }
 
-    pub(super) fn set_health(&self, check: HealthCheck) {
-        *self.health.lock() = Some(Arc::new(check));
-    }
-
     pub(super) fn set_let_go(&self, let_go: LetGo) {
         *self.let_go.lock() = Some(Arc::new(let_go));
     }
@@ -134,10 +128,7 @@ impl Link {
             }
             match fdpass::receive::<ToServer>(socket.as_fd()) {
                 Ok(Some((ToServer::Ping(number), _))) => {
-                    let check = self.health.lock().clone();
-                    if check.is_none_or(|well| well()) {
-                        self.send(&FromServer::Pong(number));
-                    }
+                    self.send(&FromServer::Pong(number));
                 }
                 Ok(Some((ToServer::Holder, mut descriptors))) => {
                     *self.holder.lock() = descriptors.take(Slot::Holder);

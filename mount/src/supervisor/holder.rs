@@ -378,13 +378,13 @@ mod tests {
             holder.last_beat -= 2 * BEAT;
             holder.beat();
         }
-        let heard = || fdpass::try_receive::<ToHolder>(theirs.as_fd()).map(|heard| heard.is_some());
-        assert!(heard().is_ok_and(|heard| heard));
-        assert!(heard().is_err(), "it was told twice");
+        let told = || fdpass::try_receive::<ToHolder>(theirs.as_fd()).map(|told| told.is_some());
+        assert!(told().is_ok_and(|told| told));
+        assert!(told().is_err(), "it was told twice");
         say_who(&theirs);
         assert!(holder.listen());
         holder.last_beat -= 2 * BEAT;
         holder.beat();
-        assert!(heard().is_ok_and(|heard| heard));
+        assert!(told().is_ok_and(|told| told));
     }
 }

@@ -1,4 +1,4 @@
-//! What a process may use: open files.
+//! What a process may use: open files, and the room of a cache.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -6,9 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
-use weir_tests::{Lab, content};
+use weir_tests::{Lab, content, wait_until};
 
 use crate::Case;
+
+/// Longest wait until what was read has found its room, or none.
+const ROOM_DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -22,6 +25,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_server_without_descriptors_says_so_and_goes_on_when_there_are_some",
         a_server_without_descriptors_says_so_and_goes_on_when_there_are_some,
+    ),
+    (
+        "a_full_tier_makes_room_as_its_flag_says",
+        a_full_tier_makes_room_as_its_flag_says,
     ),
 ];
 
@@ -124,7 +131,7 @@ fn a_server_without_descriptors_says_so_and_goes_on_when_there_are_some() {
     prlimit(Some(server), Resource::Nofile, before).unwrap();
     for (name, content) in &files {
         // A failure is remembered for a second, since the kernel asks twice.
-        weir_tests::wait_until(name, Duration::from_secs(20), || {
+        wait_until(name, Duration::from_secs(20), || {
             std::fs::read(mount.path(name)).is_ok_and(|bytes| bytes == *content)
         });
     }
@@ -135,5 +142,31 @@ fn a_server_without_descriptors_says_so_and_goes_on_when_there_are_some() {
     for line in errors {
         assert!(line.contains("no file descriptor left"), "{line}");
         assert!(!line.contains("check the service"), "{line}");
+    }
+}
+
+fn a_full_tier_makes_room_as_its_flag_says() {
+    let lab = Lab::new();
+    let files: BTreeMap<String, Vec<u8>> = (0..50)
+        .map(|n| (format!("f{n:02}"), content(n, 1 << 20)))
+        .collect();
+    lab.put_all(&files);
+    for (idle, evicts) in [("0s", true), ("1h", false), ("never", false)] {
+        let tier = format!("{}:24MiB", lab.path(&format!("tier-{idle}")).display());
+        let flags = ["--mem", "0", "--ssd", &tier, "--evict-idle", idle];
+        let mount = lab.mount("", &flags);
+        for (name, content) in &files {
+            assert!(mount.read(name) == *content, "{name}");
+        }
+        let evicted = || mount.metric("weir_worker_evicted_blocks_total", "reason=\"idle\"");
+        let refused = || mount.metric("weir_worker_admissions_refused_total", "");
+        if evicts {
+            wait_until("what is idle makes room", ROOM_DEADLINE, || {
+                evicted() > 20.0
+            });
+        } else {
+            wait_until("new blocks are refused", ROOM_DEADLINE, || refused() > 20.0);
+            assert!(evicted() < 0.5, "--evict-idle {idle}");
+        }
     }
 }

@@ -91,7 +91,7 @@ fn a_thousand_datasets_run_quietly() {
         let master = cluster.master.as_ref().unwrap();
         master.metric("weir_master_heartbeats_total", "")
     };
-    // Each worker is heard every 2 s, while it looks up what it has of them all and while a dataset is warmed.
+    // Each worker's heartbeats arrive every 2 s, while it looks up what it has of them all and while a dataset is warmed.
     let (start, before) = (Instant::now(), heartbeats());
     let last = DATASETS - 1;
     cluster

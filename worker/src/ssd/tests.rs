@@ -30,6 +30,7 @@ fn configs(dirs: &[(&TempDir, u64)]) -> Vec<SsdConfig> {
     let config = |(dir, capacity): &(&TempDir, u64)| SsdConfig {
         dir: dir.path().to_owned(),
         capacity: ByteSize(*capacity),
+        evict_idle: crate::EVICT_IDLE,
     };
     dirs.iter().map(config).collect()
 }

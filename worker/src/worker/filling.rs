@@ -1,4 +1,4 @@
-//! Fills: begun by a read that misses, by a warm job or for readers to come, fetched within the budget, and offered to the
+//! Fills: started by a read that misses, by a warm job or for readers to come, fetched within the budget, and offered to the
 //! tiers.
 
 use std::sync::Arc;
@@ -31,7 +31,7 @@ fn units_of(block: &Block, least: u64) -> u32 {
     u64::from(block.len()).max(least).div_ceil(BUDGET_UNIT) as u32
 }
 
-/// What became of a wish to have a block before anybody reads it.
+/// What became of a request to fetch a block before anybody reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ahead {
     /// It is being fetched for this.
@@ -140,7 +140,7 @@ impl Worker {
     }
 
     async fn run_fill(self: Arc<Self>, block: &Block, started: Started<Self>) {
-        let begun = Instant::now();
+        let since = Instant::now();
         let units = units_of(block, LEAST_TAKEN);
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
@@ -154,7 +154,7 @@ impl Worker {
             Ok(place) => {
                 self.metrics
                     .fill_duration
-                    .observe(begun.elapsed().as_secs_f64());
+                    .observe(since.elapsed().as_secs_f64());
                 if place.is_some() && !self.verifier.fetched(block, started.fill()) {
                     self.metrics.unverified_blocks.inc();
                 }

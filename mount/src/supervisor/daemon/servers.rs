@@ -113,7 +113,7 @@ impl Daemon {
         if !self.server.as_ref().is_some_and(ended) {
             return;
         }
-        // What it said last must be heard before it is forgotten.
+        // What it said last must be read before it is forgotten.
         self.hear_server(audience);
         let Some(server) = self.server.take() else {
             return;

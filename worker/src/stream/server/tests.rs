@@ -12,6 +12,8 @@ use tokio::task::LocalSet;
 use weir_core::ByteSize;
 use weir_origin::{Addressing, FetchPolicy, OriginMetrics, OriginSpec};
 
+use weir_wire::have_checksums;
+
 use super::*;
 use crate::config::{SsdConfig, WorkerConfig};
 use crate::metrics::WorkerMetrics;
@@ -64,6 +66,7 @@ impl Bed {
             ssd: vec![SsdConfig {
                 dir: dir.path().join("ssd"),
                 capacity: ByteSize(64 << 20),
+                evict_idle: crate::EVICT_IDLE,
             }],
             fill_budget: ByteSize(0),
             origins_file: None,

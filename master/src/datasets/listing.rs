@@ -10,10 +10,11 @@ use weir_core::{DatasetName, Manifest, ManifestBuilder, SnapshotId};
 use weir_origin::{Hindrance, OriginSpec};
 use weir_proto::v1;
 
+use super::Datasets;
 use crate::error::MasterError;
-use crate::master::{Master, now_ns};
+use crate::records::now_ns;
 
-impl Master {
+impl Datasets {
     /// Waits for the right to list a dataset, or to delete it.
     pub(crate) async fn listing(&self, name: &DatasetName) -> Listing<'_> {
         let lock = self
@@ -24,7 +25,7 @@ impl Master {
             .clone();
         // Made before the wait, so that the table is tidied also if that is given up.
         let mut listing = Listing {
-            master: self,
+            datasets: self,
             name: name.clone(),
             held: None,
         };
@@ -130,16 +131,23 @@ impl Archived {
 
 /// The right to list a dataset, or to delete it.
 pub(crate) struct Listing<'a> {
-    master: &'a Master,
+    datasets: &'a Datasets,
     name: DatasetName,
     held: Option<OwnedMutexGuard<()>>,
+}
+
+impl Listing<'_> {
+    /// The dataset's name.
+    pub(crate) fn name(&self) -> &DatasetName {
+        &self.name
+    }
 }
 
 impl Drop for Listing<'_> {
     fn drop(&mut self) {
         self.held = None;
         // Callers may name any dataset, so what nobody waits for is forgotten.
-        let mut listings = self.master.listings.lock();
+        let mut listings = self.datasets.listings.lock();
         if let Some(lock) = listings.get(&self.name)
             && Arc::strong_count(lock) == 1
         {

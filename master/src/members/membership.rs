@@ -1,0 +1,266 @@
+//! The live workers and the cluster map that follows from them.
+//!
+//! Nobody is told of a map before it is stored, so an epoch never comes back with other workers, and a restarted master
+//! begins with the workers that it knew: each has the usual time to send its next heartbeat. The same holds for a master
+//! that was stopped for a while, to which nobody could report meanwhile.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
+
+use weir_core::{WorkerId, placement::MAX_WORKERS};
+use weir_proto::v1;
+
+use crate::error::MasterError;
+
+/// A worker that has sent no heartbeat for this long is taken out of the map: five heartbeats.
+pub(crate) const EXPIRY: Duration = Duration::from_secs(10);
+/// Time between two looks for workers that are silent.
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A master that has not looked for this long was itself stopped, or got no time to run.
+const GAP: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) info: v1::WorkerInfo,
+    pub(crate) tiers: Vec<v1::TierUsage>,
+    pub(crate) reads: Vec<v1::DatasetReads>,
+    pub(crate) waiting_reads: u64,
+    pub(crate) last_seen: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Membership {
+    /// The map as it is stored.
+    map: v1::ClusterMap,
+    /// Each member, and since when it is silent.
+    members: BTreeMap<WorkerId, (Member, Instant)>,
+    /// When the master looked last.
+    looked: Instant,
+}
+
+impl Membership {
+    /// The members of a stored map.
+    pub(crate) fn restored(map: v1::ClusterMap, now: Instant) -> Self {
+        let members = map.workers.iter().filter_map(|info| {
+            let id = info.id.parse().ok()?;
+            let member = Member {
+                info: info.clone(),
+                tiers: Vec::new(),
+                reads: Vec::new(),
+                waiting_reads: 0,
+                last_seen: now,
+            };
+            Some((id, (member, now)))
+        });
+        Self {
+            members: members.collect(),
+            map,
+            looked: now,
+        }
+    }
+
+    /// Takes in a heartbeat. Gives the workers that are gone.
+    pub(crate) fn beat(
+        &mut self,
+        id: &WorkerId,
+        beat: Member,
+        leaving: bool,
+    ) -> Result<Vec<WorkerId>, MasterError> {
+        let mut gone = self.expire(beat.last_seen);
+        if leaving {
+            gone.extend(self.members.remove(id).map(|_| id.clone()));
+            return Ok(gone);
+        }
+        if !self.members.contains_key(id) && self.members.len() >= MAX_WORKERS {
+            return Err(MasterError::Busy(format!(
+                "the cluster has {MAX_WORKERS} workers, no more fit"
+            )));
+        }
+        let seen = beat.last_seen;
+        self.members.insert(id.clone(), (beat, seen));
+        Ok(gone)
+    }
+
+    /// Takes out who is silent for too long, and gives them.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<WorkerId> {
+        if now.saturating_duration_since(self.looked) > GAP {
+            tracing::warn!(
+                "the master was stopped for a while; its workers have {EXPIRY:?} to report"
+            );
+            for (_, silent_since) in self.members.values_mut() {
+                *silent_since = now;
+            }
+        }
+        self.looked = self.looked.max(now);
+        let mut gone = Vec::new();
+        self.members.retain(|id, (_, silent_since)| {
+            let late = now.saturating_duration_since(*silent_since) > EXPIRY;
+            if late {
+                gone.push(id.clone());
+            }
+            !late
+        });
+        gone
+    }
+
+    /// The map that is to be stored, if the members are others than those of the stored one.
+    pub(crate) fn next_map(&self) -> Option<v1::ClusterMap> {
+        let live = self.members.values().map(|(member, _)| &member.info);
+        if live.clone().eq(&self.map.workers) {
+            return None;
+        }
+        Some(v1::ClusterMap {
+            epoch: self.map.epoch + 1,
+            workers: live.cloned().collect(),
+        })
+    }
+
+    /// Takes a map that is stored now.
+    pub(crate) fn publish(&mut self, map: v1::ClusterMap) {
+        self.map = map;
+    }
+
+    /// The stored map.
+    pub(crate) fn map(&self) -> &v1::ClusterMap {
+        &self.map
+    }
+
+    /// Whether a worker is in the stored map as it is.
+    pub(crate) fn is_published(&self, id: &WorkerId) -> bool {
+        let stored = self.map.workers.iter();
+        let mut stored = stored.filter(|info| info.id == id.as_str());
+        stored.next() == self.members.get(id).map(|(member, _)| &member.info)
+    }
+
+    pub(crate) fn contains(&self, id: &WorkerId) -> bool {
+        self.members.contains_key(id)
+    }
+
+    /// The members that are in the stored map.
+    pub(crate) fn published(&self) -> Vec<Member> {
+        let stored: HashSet<&str> = self.map.workers.iter().map(|w| w.id.as_str()).collect();
+        let members = self.members.iter();
+        let published = members.filter(|(id, _)| stored.contains(id.as_str()));
+        published.map(|(_, (member, _))| member.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: &str, address: &str, last_seen: Instant) -> Member {
+        Member {
+            info: v1::WorkerInfo {
+                id: id.to_owned(),
+                data_address: address.to_owned(),
+                ..Default::default()
+            },
+            tiers: Vec::new(),
+            reads: Vec::new(),
+            waiting_reads: 0,
+            last_seen,
+        }
+    }
+
+    fn id(name: &str) -> WorkerId {
+        name.parse().unwrap()
+    }
+
+    fn stored(members: &mut Membership) -> u64 {
+        if let Some(map) = members.next_map() {
+            members.publish(map);
+        }
+        members.map().epoch
+    }
+
+    #[test]
+    fn the_epoch_grows_with_each_change_and_only_then() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        let mut beat = |address, leaving| {
+            let beat = member("a", address, start);
+            let gone = members.beat(&id("a"), beat, leaving).unwrap();
+            (stored(&mut members), gone)
+        };
+        assert_eq!(beat("x:1", false), (1, vec![]));
+        assert_eq!(beat("x:1", false), (1, vec![]));
+        assert_eq!(beat("x:2", false), (2, vec![]));
+        assert_eq!(beat("x:2", true), (3, vec![id("a")]));
+        assert_eq!(beat("x:2", true), (3, vec![]));
+        assert_eq!(members.map().workers, []);
+    }
+
+    #[test]
+    fn a_map_that_is_not_stored_is_told_to_nobody() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        let beat = |name, address| member(name, address, start);
+        members.beat(&id("a"), beat("a", "x"), false).unwrap();
+        assert_eq!(members.map().epoch, 0);
+        assert!(!members.is_published(&id("a")));
+        // It was not stored, and another worker came.
+        let lost = members.next_map().unwrap();
+        members.beat(&id("b"), beat("b", "y"), false).unwrap();
+        let next = members.next_map().unwrap();
+        assert_eq!((lost.epoch, next.epoch, next.workers.len()), (1, 1, 2));
+        members.publish(next);
+        assert!(members.is_published(&id("a")) && members.is_published(&id("b")));
+        members.beat(&id("a"), beat("a", "z"), false).unwrap();
+        assert!(!members.is_published(&id("a")), "it has moved");
+    }
+
+    #[test]
+    fn a_silent_worker_leaves_the_map_and_a_restart_gives_everybody_time() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        let beat = member("a", "x", start);
+        members.beat(&id("a"), beat, false).unwrap();
+        stored(&mut members);
+        let mut restored = Membership::restored(members.map().clone(), start);
+        let mut at = start;
+        while at < start + EXPIRY {
+            assert_eq!(restored.expire(at), []);
+            at += LOOK_INTERVAL;
+        }
+        assert_eq!(restored.expire(at), []);
+        assert_eq!(restored.expire(at + LOOK_INTERVAL), [id("a")]);
+        assert_eq!(stored(&mut restored), 2);
+    }
+
+    #[test]
+    fn a_master_that_was_stopped_gives_its_workers_a_full_period() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        for name in ["a", "b"] {
+            let beat = member(name, "x", start);
+            members.beat(&id(name), beat, false).unwrap();
+        }
+        // It wakes after 20 s, and one of them reports first.
+        let awake = start + Duration::from_secs(20);
+        let beat = member("a", "x", awake);
+        assert_eq!(members.beat(&id("a"), beat, false).unwrap(), []);
+        let mut at = awake;
+        while at <= awake + EXPIRY {
+            assert_eq!(members.expire(at), [], "{:?}", at - awake);
+            at += LOOK_INTERVAL;
+        }
+        // Who does not report then is gone.
+        assert_eq!(members.expire(at), [id("a"), id("b")]);
+    }
+
+    #[test]
+    fn there_are_no_more_workers_than_a_map_holds() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        for number in 0..MAX_WORKERS {
+            let name = format!("w{number}");
+            let beat = member(&name, "x", start);
+            members.beat(&id(&name), beat, false).unwrap();
+        }
+        let more = members.beat(&id("more"), member("more", "x", start), false);
+        assert!(matches!(more, Err(MasterError::Busy(_))));
+        let known = members.beat(&id("w7"), member("w7", "y", start), false);
+        assert_eq!(known.unwrap(), []);
+    }
+}
