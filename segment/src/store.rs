@@ -49,7 +49,7 @@ pub enum Admission {
 ///
 /// ```
 /// use weir_core::BlockKey;
-/// use weir_worker::segment::{Admission, SegmentConfig, SegmentStore};
+/// use weir_segment::{Admission, SegmentConfig, SegmentStore};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let dir = tempfile::tempdir()?;
 /// let store = SegmentStore::open(SegmentConfig::new(dir.path(), 64 << 20))?;
