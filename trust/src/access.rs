@@ -1,7 +1,7 @@
 //! Whom a server admits.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,17 +54,24 @@ impl Access {
     /// When the caller has no valid certificate, is another user's, or says nothing for 10 s.
     pub async fn admit(&self, stream: TcpStream) -> io::Result<(Stream, Caller)> {
         let from = stream.peer_addr()?.ip().to_canonical();
+        let admitted = self.admit_from(from, stream).await;
+        admitted.map_err(|error| io::Error::new(error.kind(), format!("{from}: {error}")))
+    }
+
+    async fn admit_from(&self, from: IpAddr, stream: TcpStream) -> io::Result<(Stream, Caller)> {
         match self {
             Self::Anybody => Ok((Stream::Plain(stream), Caller::Anybody { from: Some(from) })),
             Self::SameUser => {
                 let uid = user_of_peer(&stream).await?;
-                let uid = uid.ok_or_else(|| refused(format!("{from} is not this machine")))?;
+                let uid = uid.ok_or_else(|| {
+                    refused("no process of this machine has the other end".to_owned())
+                })?;
                 Ok((Stream::Plain(stream), local(uid)?))
             }
             Self::Certificates(identity) => {
                 let acceptor = TlsAcceptor::from(identity.server_config());
                 let handshake = timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream));
-                let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+                let stream = handshake.await.map_err(|_| late())??;
                 let shown = stream.get_ref().1.peer_certificates();
                 let shown = shown.and_then(|chain| chain.first());
                 let shown = shown.ok_or_else(|| refused("no certificate was shown".to_owned()))?;
@@ -89,8 +96,8 @@ impl Access {
     pub fn describe(&self) -> &'static str {
         match self {
             Self::Certificates(_) => "certificates",
-            Self::SameUser => "same user on this machine",
-            Self::Anybody => "insecure: anybody",
+            Self::SameUser => "same user",
+            Self::Anybody => "insecure",
         }
     }
 }
@@ -100,6 +107,11 @@ fn local(uid: u32) -> io::Result<Caller> {
         return Ok(Caller::Local { uid });
     }
     Err(refused(format!("user {uid} is another user")))
+}
+
+fn late() -> io::Error {
+    let why = format!("no handshake within {HANDSHAKE_DEADLINE:?}");
+    io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
 fn refused(why: String) -> io::Error {

@@ -12,7 +12,7 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -24,7 +24,7 @@ use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
 
 use crate::error::TrustError;
-use crate::subject::{Peer, Subject};
+use crate::subject::{Peer, Subject, name_and_end};
 
 pub(crate) const CA_CERT: &str = "ca.crt";
 pub(crate) const CERT: &str = "tls.crt";
@@ -105,6 +105,11 @@ impl Authority {
         Self::make(dir, &before, validity)
     }
 
+    /// Whether a directory holds an authority, and not what one has issued.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(CA_KEY).exists()
+    }
+
     fn make(dir: &Path, before: &str, validity: Validity) -> Result<Self, TrustError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -164,6 +169,16 @@ impl Authority {
         write(&dir.join(CERT), certificate.pem().as_bytes(), 0o644)
     }
 
+    /// Has whom this directory is of trust all that this authority trusts, beside a certificate that stays as it is.
+    ///
+    /// # Errors
+    /// When there is no certificate of a process, or the file cannot be written.
+    pub fn make_trusted(&self, dir: &Path) -> Result<Peer, TrustError> {
+        let peer = named_in(dir)?;
+        write(&dir.join(CA_CERT), self.trusted.as_bytes(), 0o644)?;
+        Ok(peer)
+    }
+
     /// Issues a new certificate and key for whom the one in this directory names.
     ///
     /// # Errors
@@ -173,6 +188,35 @@ impl Authority {
         self.issue(&peer.subject, &peer.addresses, dir)?;
         named_in(dir)
     }
+}
+
+/// An authority that a directory trusts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trusted {
+    /// Its name.
+    pub name: String,
+    /// When its certificate ends, and with it all that it has issued.
+    pub expires: SystemTime,
+}
+
+/// The authorities that a directory trusts, the newest first.
+///
+/// # Errors
+/// When its `ca.crt` cannot be read, or is none.
+pub fn trusted_in(dir: &Path) -> Result<Vec<Trusted>, TrustError> {
+    let path = dir.join(CA_CERT);
+    let pem = read(&path)?;
+    let unusable = |reason: String| TrustError::Unusable {
+        path: path.clone(),
+        reason,
+    };
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .map(|certificate| {
+            let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+            let (name, expires) = name_and_end(&certificate).map_err(unusable)?;
+            Ok(Trusted { name, expires })
+        })
+        .collect()
 }
 
 /// Whom the certificate in a directory names.

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 
 use crate::authority::{CA_CERT, CERT, KEY, named_in, read};
 use crate::error::TrustError;
@@ -86,6 +87,11 @@ impl Identity {
         self.loaded().peer.subject.clone()
     }
 
+    /// All that its certificate says.
+    pub fn peer(&self) -> Peer {
+        self.loaded().peer.clone()
+    }
+
     /// When its certificate ends.
     pub fn expires(&self) -> SystemTime {
         self.loaded().peer.expires
@@ -146,10 +152,11 @@ impl Loaded {
         }
         let (roots, chain) = (Arc::new(roots), certificates(CERT)?);
         let peer = Peer::of(&chain[0]).map_err(|reason| unusable(CERT, reason))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        check_issuer(&chain, &roots, &provider).map_err(|reason| unusable(CERT, reason))?;
         let key = read(&dir.join(KEY))?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map_err(|error| unusable(KEY, error.to_string()))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
         let clients = clients
             .build()
@@ -171,6 +178,25 @@ impl Loaded {
             server: Arc::new(server),
             clients: clients?,
         })
+    }
+}
+
+/// Whether a certificate is one that the others in this cluster will take. One that has ended was; who uses it is told so
+/// by others.
+fn check_issuer(
+    chain: &[CertificateDer<'static>],
+    roots: &RootCertStore,
+    provider: &CryptoProvider,
+) -> Result<(), String> {
+    let own = ParsedCertificate::try_from(&chain[0]).map_err(|error| error.to_string())?;
+    let algorithms = provider.signature_verification_algorithms.all;
+    let now = UnixTime::now();
+    match verify_server_cert_signed_by_trust_anchor(&own, roots, &chain[1..], now, algorithms) {
+        Ok(())
+        | Err(rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => Ok(()),
+        Err(error) => Err(format!("no authority in {CA_CERT} has issued it ({error})")),
     }
 }
 

@@ -4,23 +4,26 @@
 //! those of all. Who is over one is refused; the others do not notice.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use crate::access::Access;
 use crate::caller::Caller;
+use crate::refusals::Refusals;
 use crate::stream::Stream;
 use crate::subject::Role;
 
@@ -34,6 +37,8 @@ const QUEUE: usize = 16;
 pub struct Limits {
     /// Handshakes under way.
     pub handshakes: usize,
+    /// Handshakes under way with one address, which must not keep all others from theirs.
+    pub handshakes_per_address: usize,
     /// Of one caller: a certificate's name, a user, or an address.
     pub per_caller: usize,
     /// Of all.
@@ -44,6 +49,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             handshakes: 256,
+            handshakes_per_address: 64,
             per_caller: 1024,
             total: 16_384,
         }
@@ -70,6 +76,17 @@ impl Counted {
     }
 }
 
+impl fmt::Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(role, name) => write!(f, "{role} {name}"),
+            Self::User(uid) => write!(f, "user {uid}"),
+            Self::Address(Some(address)) => write!(f, "{address}"),
+            Self::Address(None) => f.write_str("somebody"),
+        }
+    }
+}
+
 /// Open connections. Empty entries are removed, so there are no more entries than connections.
 #[derive(Default)]
 struct Open {
@@ -77,11 +94,27 @@ struct Open {
     by_caller: HashMap<Counted, usize>,
 }
 
-/// A connection of somebody who was admitted.
+/// A connection of somebody who was admitted, until its certificate ends: whoever has a new one connects again.
 pub struct Connection {
     stream: Stream,
     caller: Caller,
+    end: Option<Pin<Box<Sleep>>>,
     _place: Place,
+}
+
+impl Connection {
+    fn new(stream: Stream, caller: Caller, place: Place) -> Self {
+        let end = caller.peer().map(|peer| {
+            let left = peer.expires.duration_since(SystemTime::now());
+            Box::pin(sleep(left.unwrap_or_default()))
+        });
+        Self {
+            stream,
+            caller,
+            end,
+            _place: place,
+        }
+    }
 }
 
 /// Is counted until it is dropped.
@@ -91,12 +124,21 @@ struct Place {
 }
 
 impl Place {
-    fn take(open: &Arc<Mutex<Open>>, limits: Limits, caller: &Caller) -> io::Result<Self> {
-        let counted = Counted::of(caller);
+    /// A place beside the others of `counted`, of whom `each` may have so many, and `all` together.
+    fn take(
+        open: &Arc<Mutex<Open>>,
+        counted: Counted,
+        each: usize,
+        all: usize,
+    ) -> io::Result<Self> {
         let mut now = open.lock();
         let held = now.by_caller.get(&counted).copied().unwrap_or(0);
-        if held >= limits.per_caller || now.all >= limits.total {
-            return Err(io::Error::other("too many connections are open"));
+        if held >= each || now.all >= all {
+            let why = format!(
+                "{counted} has {held} connections open, all have {}",
+                now.all
+            );
+            return Err(io::Error::other(why));
         }
         now.all += 1;
         now.by_caller.insert(counted.clone(), held + 1);
@@ -120,17 +162,23 @@ impl Drop for Place {
     }
 }
 
+/// Connections for a gRPC server.
+pub type Incoming = ReceiverStream<io::Result<Connection>>;
+
 /// Connections of callers whom `access` admits, for [`tonic::transport::server::Router::serve_with_incoming`], until `stop`.
 pub fn incoming(
     listener: TcpListener,
     access: Access,
     limits: Limits,
     stop: CancellationToken,
-) -> ReceiverStream<io::Result<Connection>> {
+) -> Incoming {
     let (listener, access) = (Arc::new(listener), Arc::new(access));
     let accept = move || {
         let listener = listener.clone();
-        async move { Ok(listener.accept().await?.0) }
+        async move {
+            let (stream, from) = listener.accept().await?;
+            Ok((stream, Some(from.ip().to_canonical())))
+        }
     };
     let admit = move |stream: TcpStream| {
         let access = access.clone();
@@ -143,15 +191,11 @@ pub fn incoming(
 }
 
 /// As [`incoming`], of a Unix socket: processes of the same user and of root are admitted.
-pub fn incoming_unix(
-    listener: UnixListener,
-    limits: Limits,
-    stop: CancellationToken,
-) -> ReceiverStream<io::Result<Connection>> {
+pub fn incoming_unix(listener: UnixListener, limits: Limits, stop: CancellationToken) -> Incoming {
     let listener = Arc::new(listener);
     let accept = move || {
         let listener = listener.clone();
-        async move { Ok(listener.accept().await?.0) }
+        async move { Ok((listener.accept().await?.0, None)) }
     };
     let admit = async |stream| Access::admit_unix(stream);
     start(accept, admit, limits, stop)
@@ -162,45 +206,50 @@ fn start<S, A, F, G>(
     admit: impl Fn(S) -> G + Send + Sync + 'static,
     limits: Limits,
     stop: CancellationToken,
-) -> ReceiverStream<io::Result<Connection>>
+) -> Incoming
 where
     S: Send + 'static,
     A: Fn() -> F + Send + Sync + 'static,
-    F: Future<Output = io::Result<S>> + Send + 'static,
+    F: Future<Output = io::Result<(S, Option<IpAddr>)>> + Send + 'static,
     G: Future<Output = io::Result<(Stream, Caller)>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let open = Arc::<Mutex<Open>>::default();
-    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let (open, handshakes) = (Arc::<Mutex<Open>>::default(), Arc::default());
+    let log = Arc::new(Refusals::default());
     let admit = Arc::new(admit);
     let accepting = async move {
         loop {
-            let stream = match accept().await {
-                Ok(stream) => stream,
+            let (stream, from) = match accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let Ok(handshake) = handshakes.clone().try_acquire_owned() else {
-                continue; // closed: those under way end within their deadline
+            let (each, all) = (limits.handshakes_per_address, limits.handshakes);
+            let handshake = match Place::take(&handshakes, Counted::Address(from), each, all) {
+                Ok(handshake) => handshake,
+                Err(error) => {
+                    // Closed: those under way end within their deadline.
+                    log.tell(&format!("{error}, before they said who they are"));
+                    continue;
+                }
             };
             let (admit, open, sender) = (admit.clone(), open.clone(), sender.clone());
+            let log = log.clone();
             // Its handshake has a deadline, and what waits for it is dropped with the receiver.
             tokio::spawn(async move {
                 let connection = admit(stream).await.and_then(|(stream, caller)| {
-                    Ok(Connection {
-                        _place: Place::take(&open, limits, &caller)?,
-                        stream,
-                        caller,
-                    })
+                    let counted = Counted::of(&caller);
+                    let place = Place::take(&open, counted, limits.per_caller, limits.total)?;
+                    Ok(Connection::new(stream, caller, place))
                 });
                 drop(handshake);
                 match connection {
                     // The server has ended if nobody takes it.
                     Ok(connection) => drop(sender.send(Ok(connection)).await),
-                    Err(error) => tracing::warn!("a caller was refused: {error}"),
+                    Err(error) => log.tell(&error.to_string()),
                 }
             });
         }
@@ -228,7 +277,13 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, into)
+        let this = self.get_mut();
+        if let Some(end) = &mut this.end
+            && end.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::Error::other("the caller's certificate has ended")));
+        }
+        Pin::new(&mut this.stream).poll_read(context, into)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! An [`Authority`] issues certificates that name a process: its [`Role`], its name and what it may claim ([`Subject`]).
 //! A process has an [`Identity`], the directory with its certificate, which may be renewed while it runs. A server
-//! decides by its [`Access`] whom it admits, and knows each connection's [`Caller`]; a client's [`Dial`] sees to it that
-//! a server is who it must be.
+//! decides by its [`Access`] whom it admits, knows each connection's [`Caller`], and may be [`Guarded`] by a table of who may
+//! call what; a client's [`Dial`] sees to it that a server is who it must be.
 //!
 //! This crate must not know what is asked of a server, nor of datasets, blocks or origins.
 
@@ -14,19 +14,23 @@ mod authority;
 mod caller;
 mod dial;
 mod error;
+mod guard;
 mod identity;
 mod incoming;
 mod local;
+mod refusals;
 mod stream;
 mod subject;
 mod verifier;
 
 pub use access::Access;
-pub use authority::{Authority, Validity};
+pub use authority::{Authority, Trusted, Validity, trusted_in};
 pub use caller::Caller;
 pub use dial::Dial;
 pub use error::TrustError;
+pub use guard::{Guarded, Rules};
 pub use identity::Identity;
-pub use incoming::{Connection, Limits, incoming, incoming_unix};
+pub use incoming::{Connection, Incoming, Limits, incoming, incoming_unix};
+pub use refusals::Refusals;
 pub use stream::Stream;
 pub use subject::{Peer, Role, Subject};

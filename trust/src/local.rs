@@ -1,4 +1,7 @@
 //! Whose the other end of a connection inside this machine is: proc_net_tcp(5), and `SO_PEERCRED` of unix(7).
+//!
+//! Only an end counts that a process still has open. The kernel writes user 0 for one that was closed, whoever had it: a
+//! program could send its request, close, and be taken for root.
 
 use std::fmt::Write as _;
 use std::io;
@@ -30,15 +33,20 @@ fn user_of(theirs: SocketAddr, ours: SocketAddr) -> Option<u32> {
     })
 }
 
-/// The user of the socket with these two ends, its own first.
+/// The state of a connection that neither end has closed, of `tcp_states.h`.
+const ESTABLISHED: &str = "01";
+
+/// The user of the open socket with these two ends, its own first.
 fn user_in(table: &str, own: &str, other: &str) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         // sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid ...
         let mut fields = line.split_ascii_whitespace().skip(1);
-        if fields.next()? != own || fields.next()? != other {
+        if fields.next()? != own || fields.next()? != other || fields.next()? != ESTABLISHED {
             return None;
         }
-        fields.nth(4)?.parse().ok()
+        let uid = fields.nth(3)?.parse().ok()?;
+        let inode = fields.nth(1)?;
+        (inode != "0").then_some(uid)
     })
 }
 
@@ -91,16 +99,31 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn who_has_closed_its_end_is_nobody_and_not_root() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (server, _) = listener.accept().await.unwrap();
+        drop(client.unwrap());
+        assert_eq!(user_of_peer(&server).await.unwrap(), None);
+    }
+
     #[test]
     fn a_line_is_found_by_both_its_ends() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
             0: 0100007F:1D10 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 1 1\n\
-            1: 0100007F:8000 0100007F:1D10 01 00000000:00000000 00:00000000 00000000 65534        0 2 1\n";
+            1: 0100007F:8000 0100007F:1D10 01 00000000:00000000 00:00000000 00000000 65534        0 2 1\n\
+            2: 0100007F:8001 0100007F:1D10 04 00000000:00000000 00:00000000 00000000     0        0 0 1\n\
+            3: 0100007F:8002 0100007F:1D10 01 00000000:00000000 00:00000000 00000000     0        0 0 1\n";
         let (own, other) = ("127.0.0.1:32768", "127.0.0.1:7440");
         let (own, other) = (hex(own.parse().unwrap()), hex(other.parse().unwrap()));
         if cfg!(target_endian = "little") {
             assert_eq!(user_in(table, &own, &other), Some(65534));
         }
         assert_eq!(user_in(table, &other, &own), None);
+        for closed in ["127.0.0.1:32769", "127.0.0.1:32770"] {
+            let closed = hex(closed.parse().unwrap());
+            assert_eq!(user_in(table, &closed, &other), None, "{closed}");
+        }
     }
 }

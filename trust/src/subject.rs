@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use weir_core::{ByteSize, NodeName};
+use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
@@ -139,7 +140,7 @@ pub struct Peer {
 impl Peer {
     /// Reads a certificate, whose signature somebody else has checked. The error says what is wrong with it.
     pub(crate) fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
-        let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(certificate)
+        let (_, certificate) = X509Certificate::from_der(certificate)
             .map_err(|error| format!("not a certificate: {error}"))?;
         let names = certificate
             .subject_alternative_name()
@@ -154,11 +155,10 @@ impl Peer {
             GeneralName::IPAddress(bytes) => ip(bytes).map(|ip| ip.to_string()),
             _ => None,
         });
-        let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
         Ok(Self {
             subject: Subject::of_uris(uris).ok_or("it names no process of a cluster")?,
             addresses: addresses.collect(),
-            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(ends),
+            expires: end(&certificate),
         })
     }
 
@@ -169,6 +169,22 @@ impl Peer {
             named.eq_ignore_ascii_case(host) || ip.is_some_and(|ip| named.parse() == Ok(ip))
         }) || ip.is_some() && ip == connected.map(|ip| ip.to_canonical())
     }
+}
+
+/// The name that an authority's certificate gives it, and when it ends.
+pub(crate) fn name_and_end(
+    certificate: &CertificateDer<'_>,
+) -> Result<(String, SystemTime), String> {
+    let (_, certificate) = X509Certificate::from_der(certificate)
+        .map_err(|error| format!("not a certificate: {error}"))?;
+    let mut names = certificate.subject().iter_common_name();
+    let name = names.next().and_then(|name| name.as_str().ok());
+    Ok((name.unwrap_or_default().to_owned(), end(&certificate)))
+}
+
+fn end(certificate: &X509Certificate<'_>) -> SystemTime {
+    let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::from_secs(ends)
 }
 
 fn ip(bytes: &[u8]) -> Option<IpAddr> {

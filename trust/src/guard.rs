@@ -1,0 +1,150 @@
+//! Who may call what: one table for each gRPC service, asked before the service is.
+//!
+//! A call that is not in the table does not exist, so that one which is added later is nobody's until it is written there.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower_service::Service;
+
+use crate::caller::Caller;
+use crate::refusals::Refusals;
+use crate::subject::Role;
+
+/// The calls of a service by their names, and the roles that may make each.
+pub type Rules = &'static [(&'static str, &'static [Role])];
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// A gRPC service that is asked only by callers who may. Refusals are answered with PERMISSION_DENIED and logged.
+#[derive(Clone)]
+pub struct Guarded<S> {
+    service: S,
+    rules: Rules,
+    log: Arc<Refusals>,
+}
+
+impl<S> Guarded<S> {
+    /// Guards `service` by its table.
+    pub fn new(service: S, rules: Rules) -> Self {
+        Self {
+            service,
+            rules,
+            log: Arc::default(),
+        }
+    }
+
+    fn check(&self, request: &Request<Body>) -> Result<(), Status> {
+        let path = request.uri().path();
+        let asked = path.rsplit('/').next().unwrap_or_default();
+        let rule = self.rules.iter().find(|(call, _)| *call == asked);
+        let Some((call, roles)) = rule else {
+            return Err(Status::unimplemented("there is no such call"));
+        };
+        let Some(caller) = request.extensions().get::<Caller>() else {
+            return Err(Status::permission_denied(format!(
+                "{call} is for callers who are known"
+            )));
+        };
+        if caller.is_one_of(roles) {
+            return Ok(());
+        }
+        let roles: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+        let why = format!(
+            "{caller} may not call {call}: that needs a certificate of role {}",
+            roles.join(" or ")
+        );
+        self.log.tell(&why);
+        Err(Status::permission_denied(why))
+    }
+}
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        match self.check(&request) {
+            Ok(()) => self.service.call(request),
+            Err(status) => Box::pin(async move { Ok(status.into_http()) }),
+        }
+    }
+}
+
+impl<S: NamedService> NamedService for Guarded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::subject::{Peer, Subject};
+
+    const RULES: Rules = &[
+        ("Read", &[Role::Mount, Role::Admin]),
+        ("Delete", &[Role::Admin]),
+    ];
+
+    fn asked(caller: Option<Caller>, path: &str) -> Result<(), Status> {
+        let mut request = Request::new(Body::default());
+        *request.uri_mut() = path.parse().unwrap();
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
+        }
+        Guarded::new((), RULES).check(&request)
+    }
+
+    fn peer(role: Role) -> Caller {
+        let peer = Peer {
+            subject: Subject::new(role, "a".parse().unwrap()),
+            addresses: Vec::new(),
+            expires: SystemTime::UNIX_EPOCH,
+        };
+        let from = Some("10.0.0.7".parse().unwrap());
+        Caller::Peer {
+            peer: Arc::new(peer),
+            from,
+        }
+    }
+
+    #[test]
+    fn a_call_is_for_the_roles_of_its_table_and_the_refusal_names_them() {
+        asked(Some(peer(Role::Mount)), "/weir.v1.Master/Read").unwrap();
+        asked(Some(peer(Role::Admin)), "/weir.v1.Master/Delete").unwrap();
+        asked(Some(Caller::Local { uid: 7 }), "/weir.v1.Master/Delete").unwrap();
+        let refused = asked(Some(peer(Role::Mount)), "/weir.v1.Master/Delete").unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+        let message =
+            "mount a at 10.0.0.7 may not call Delete: that needs a certificate of role admin";
+        assert_eq!(refused.message(), message);
+    }
+
+    #[test]
+    fn calls_that_no_table_has_and_callers_who_are_not_known_are_refused() {
+        let code = |caller, path| asked(caller, path).unwrap_err().code();
+        let unknown = code(Some(Caller::Local { uid: 0 }), "/weir.v1.Master/New");
+        assert_eq!(unknown, tonic::Code::Unimplemented);
+        assert_eq!(
+            code(Some(peer(Role::Admin)), "/"),
+            tonic::Code::Unimplemented
+        );
+        let nobody = code(None, "/weir.v1.Master/Read");
+        assert_eq!(nobody, tonic::Code::PermissionDenied);
+    }
+}
