@@ -54,6 +54,7 @@ impl LoopbackClient {
             node: "elsewhere".parse()?,
             map: seen,
             hurry: Arc::new(Notify::new()),
+            dial: weir_trust::Dial::default(),
             fetch: Arc::new(FetchPolicy::default()),
             metrics: metrics.clone(),
             origin_metrics: OriginMetrics::register(&mut registry),

@@ -2,14 +2,16 @@
 
 use std::ffi::CStr;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
 use weir_origin::Addressing;
+use weir_trust::Role;
 use weir_worker::LEAST_FILL_BUDGET;
 
 /// A distributed cache for AI training data: mount object stores at the speed of the local disk.
@@ -39,6 +41,11 @@ pub(crate) enum Command {
     Evict(EvictArgs),
     /// Show workers, tiers, datasets and hit ratios
     Status(StatusArgs),
+    /// Run a small cluster on this machine, with certificates of its own, until it is stopped
+    Dev(DevArgs),
+    /// Make, show and renew the certificates by which the processes of a cluster know each other
+    #[command(subcommand)]
+    Certs(CertsCommand),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
     /// Keep a mount alive (started by `weir mount`)
@@ -68,9 +75,41 @@ impl Command {
             Self::ReadAhead => Some(c"weir-read-ahead"),
             Self::Master(_) => Some(c"weir-master"),
             Self::Worker(_) => Some(c"weir-worker"),
+            Self::Dev(_) => Some(c"weir-dev"),
             _ => None,
         }
     }
+}
+
+/// How this process shows who it is.
+#[derive(Args, Clone, Default)]
+pub(crate) struct CertsArgs {
+    /// Directory of a certificate of the cluster: ca.crt, tls.crt and tls.key, made by `weir certs issue`
+    #[arg(long, value_name = "DIR", env = "WEIR_CERTS", value_parser = maybe_path())]
+    certs: Option<PathBuf>,
+}
+
+impl CertsArgs {
+    /// The directory; a variable that is set to nothing names none.
+    pub(crate) fn dir(&self) -> Option<&Path> {
+        self.certs
+            .as_deref()
+            .filter(|dir| !dir.as_os_str().is_empty())
+    }
+}
+
+fn maybe_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// Whom a server of a cluster admits.
+#[derive(Args, Clone)]
+pub(crate) struct AdmitArgs {
+    #[command(flatten)]
+    pub(crate) certs: CertsArgs,
+    /// Admit everybody who can reach this process; without it, beyond loopback, only those with a certificate
+    #[arg(long)]
+    pub(crate) insecure: bool,
 }
 
 /// Where the data of an origin is and how it is addressed.
@@ -239,6 +278,8 @@ pub(crate) struct MountArgs {
     /// Master of a cluster, HOST:PORT
     #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
     pub(crate) master: Option<String>,
+    #[command(flatten)]
+    pub(crate) certs: CertsArgs,
     /// Name of the dataset that a URL is kept as, with an optional snapshot [default: made from the URL]
     #[arg(long, value_name = "NAME[@SNAPSHOT]")]
     pub(crate) dataset: Option<DatasetRef>,
@@ -295,19 +336,31 @@ pub(crate) struct UnmountArgs {
     pub(crate) lazy: bool,
 }
 
+/// Whom a server that another process has started belongs to.
+#[derive(Args, Clone)]
+pub(crate) struct ParentArgs {
+    /// Stop when this process, which has started this one, ends
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(crate) parent: Option<u32>,
+}
+
 #[derive(Args)]
 pub(crate) struct MasterArgs {
     /// Directory for datasets and manifests
     #[arg(long, value_name = "DIR", default_value = "/var/lib/weir/master")]
     pub(crate) dir: PathBuf,
     /// Address of the control service
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7440")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7440")]
     pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) admit: AdmitArgs,
+    #[command(flatten)]
+    pub(crate) parent: ParentArgs,
     /// Address of /metrics and /healthz
     #[arg(
         long,
         value_name = "IP:PORT",
-        default_value = "0.0.0.0:7441",
+        default_value = "127.0.0.1:7441",
         env = "WEIR_HTTP"
     )]
     pub(crate) http: SocketAddr,
@@ -323,26 +376,32 @@ pub(crate) struct WorkerArgs {
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
-    /// Name of this worker; placement depends on it, so it must stay the same over restarts [default: the node's]
+    /// Name of this worker; placement depends on it, so it must stay the same over restarts [default: the
+    /// certificate's, or the node's]
     #[arg(long)]
     pub(crate) id: Option<WorkerId>,
     /// Name of this machine [default: the host's name]
     #[arg(long, env = "WEIR_NODE")]
     pub(crate) node: Option<NodeName>,
     /// Address of the block stream
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7450")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7450")]
     pub(crate) listen: SocketAddr,
     /// Address of the control service
-    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7451")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7451")]
     pub(crate) control: SocketAddr,
-    /// Host that others reach this worker at [default: the listen address, or the host's name when that is 0.0.0.0]
+    #[command(flatten)]
+    pub(crate) admit: AdmitArgs,
+    #[command(flatten)]
+    pub(crate) parent: ParentArgs,
+    /// Host that others reach this worker at [default: the listen address; when that is 0.0.0.0, the
+    /// first that the certificate names, or the host's name]
     #[arg(long, value_name = "HOST")]
     pub(crate) advertise: Option<String>,
     /// Address of /metrics and /healthz
     #[arg(
         long,
         value_name = "IP:PORT",
-        default_value = "0.0.0.0:7452",
+        default_value = "127.0.0.1:7452",
         env = "WEIR_HTTP"
     )]
     pub(crate) http: SocketAddr,
@@ -354,9 +413,18 @@ pub(crate) struct MasterRef {
     /// The master, HOST:PORT [default: the one inside the mount on this machine]
     #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
     pub(crate) master: Option<String>,
+    #[command(flatten)]
+    pub(crate) certs: CertsArgs,
     /// Output format
     #[arg(long, short, value_enum, default_value_t)]
     pub(crate) output: OutputFormat,
+}
+
+impl MasterRef {
+    /// The master's address; a variable that is set to nothing names none.
+    pub(crate) fn address(&self) -> Option<&str> {
+        self.master.as_deref().filter(|address| !address.is_empty())
+    }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -402,6 +470,90 @@ pub(crate) enum DatasetCommand {
         #[command(flatten)]
         master: MasterRef,
     },
+}
+
+#[derive(Args)]
+pub(crate) struct DevArgs {
+    /// How many workers
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) workers: u16,
+    /// Directory for everything: datasets, caches, certificates, logs [default: a directory under the user's cache
+    /// directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Port of the master on 127.0.0.1
+    #[arg(long, value_name = "PORT", default_value_t = 7440)]
+    pub(crate) port: u16,
+    /// Size of each worker's memory tier
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub(crate) mem: ByteSize,
+    /// Size of each worker's SSD tier
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) ssd: ByteSize,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum CertsCommand {
+    /// Make an authority, which signs the certificates of a cluster; keep its directory where no server runs
+    Init {
+        /// The authority's directory
+        ca: PathBuf,
+        #[arg(long, value_name = "DAYS", default_value_t = 3650, value_parser = days())]
+        /// Days until it ends, and all that it has issued
+        days: u16,
+    },
+    /// Make the certificate of a process or a person: ca.crt, tls.crt and tls.key
+    Issue(IssueArgs),
+    /// Show whom a certificate names and until when, or an authority
+    Show {
+        /// Directory of a certificate or an authority
+        dir: PathBuf,
+        /// Output format
+        #[arg(long, short, value_enum, default_value_t)]
+        output: OutputFormat,
+    },
+    /// Renew certificates, with new keys; processes that use them need not be restarted
+    Rotate {
+        /// The authority's directory
+        ca: PathBuf,
+        /// Directories of certificates
+        #[arg(required_unless_present = "authority")]
+        dirs: Vec<PathBuf>,
+        /// Give the authority a new key, and have the directories trust both; renew them once all processes do
+        #[arg(long)]
+        authority: bool,
+        /// Days until what is made ends [default: 365, for an authority 3650]
+        #[arg(long, value_name = "DAYS", value_parser = days())]
+        days: Option<u16>,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct IssueArgs {
+    /// The authority's directory
+    pub(crate) ca: PathBuf,
+    /// Directory for the certificate and its key
+    pub(crate) out: PathBuf,
+    /// What it is: `master`, `worker`, `mount` or `admin` (people's commands)
+    #[arg(long)]
+    pub(crate) role: Role,
+    /// Its name among those of its role; a worker's is its --id
+    #[arg(long)]
+    pub(crate) name: NodeName,
+    /// Host name or IP address that a worker may claim to be reached at, beside those that it connects from; may be
+    /// repeated
+    #[arg(long, value_name = "HOST")]
+    pub(crate) address: Vec<String>,
+    /// Largest cache that a worker may claim, and with it the largest part of the cluster's blocks
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_weight: Option<ByteSize>,
+    /// Days until it ends
+    #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = days())]
+    pub(crate) days: u16,
+}
+
+fn days() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=36_500)
 }
 
 #[derive(Args)]

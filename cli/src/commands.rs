@@ -1,6 +1,8 @@
 //! One file for each command.
 
+pub(crate) mod certs;
 pub(crate) mod dataset;
+pub(crate) mod dev;
 pub(crate) mod job;
 pub(crate) mod master;
 pub(crate) mod mount;

@@ -1,12 +1,18 @@
 //! Finding and calling the master.
 
+use std::error::Error;
+use std::path::Path;
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::Code;
+use tonic::transport::Channel;
 use weir_mount::runtime::{self, MountInfo};
 use weir_proto::v1::master_client::MasterClient;
+use weir_trust::{Dial, Role};
 
+use crate::args::MasterRef;
 use crate::exit::{Failure, Reason};
+use crate::trust;
 
 /// Longest wait for the connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -16,6 +22,8 @@ pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const LISTING_DEADLINE: Duration = Duration::from_hours(24);
 /// Longest message that is taken: a list of many datasets.
 const MAX_MESSAGE: usize = 64 << 20;
+/// Begins the address of a Unix socket.
+const UNIX: &str = "unix:";
 /// The state of a mount names its master's address under this key.
 pub(crate) const CONTROL_KEY: &str = "control";
 /// Property of a mount: the directory that its processes keep.
@@ -26,40 +34,65 @@ pub(crate) const HTTP_KEY: &str = "http";
 pub(crate) const SNAPSHOT_KEY: &str = "snapshot";
 
 /// A channel that connects at the first call and again when it breaks.
-pub(crate) fn lazy(address: &str) -> Result<MasterClient<Channel>, Failure> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| {
-        Failure::new(
-            Reason::Usage,
-            format!("master address {address:?} is not valid: write HOST:PORT"),
-        )
-    })?;
-    let channel = endpoint.connect_timeout(CONNECT_DEADLINE).connect_lazy();
+pub(crate) fn lazy(address: &str, dial: &Dial) -> Result<MasterClient<Channel>, Failure> {
+    let channel = dial.channel(address, Role::Master, CONNECT_DEADLINE);
+    let channel =
+        channel.map_err(|error| Failure::new(Reason::Usage, format!("the master's {error}")))?;
     Ok(MasterClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
 }
 
 /// The master that a command means: the given one, or that of the mount on this machine. With `dataset`, a mount of
 /// that dataset is preferred.
 pub(crate) async fn master(
-    given: Option<&str>,
+    given: &MasterRef,
     dataset: Option<&str>,
 ) -> Result<MasterClient<Channel>, Failure> {
-    let address = match given {
-        Some(address) => address.to_owned(),
-        None => embedded(dataset)?,
-    };
-    let mut client = lazy(&address)?;
+    match given.address() {
+        Some(address) => call(address, &trust::dial(&given.certs)?).await,
+        // In this machine both ends are known by their users.
+        None => call(&embedded(dataset)?, &Dial::default()).await,
+    }
+}
+
+/// The master at an address, which has answered.
+pub(crate) async fn call(address: &str, dial: &Dial) -> Result<MasterClient<Channel>, Failure> {
+    let mut client = lazy(address, dial)?;
     let mut probe = tonic::Request::new(weir_proto::v1::GetClusterMapRequest::default());
     probe.set_timeout(CONNECT_DEADLINE);
-    client.get_cluster_map(probe).await.map_err(|status| {
-        Failure::new(
+    match client.get_cluster_map(probe).await {
+        Ok(_) => Ok(client),
+        Err(status) if status.code() == Code::PermissionDenied => Err(status.into()),
+        Err(status) => Err(Failure::new(
             Reason::Unavailable,
             format!(
-                "the master at {address} does not answer ({}); check --master or WEIR_MASTER",
-                status.message()
+                "the master at {address} does not answer ({}); {}",
+                causes(&status),
+                hint(dial)
             ),
-        )
-    })?;
-    Ok(client)
+        )),
+    }
+}
+
+/// What is wrong, with the reasons behind it.
+fn causes(status: &tonic::Status) -> String {
+    let mut causes = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !causes.ends_with(&cause_text) {
+            causes = format!("{causes}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    causes
+}
+
+fn hint(dial: &Dial) -> &'static str {
+    if dial.is_secure() {
+        "check --master or WEIR_MASTER, and whether --certs or WEIR_CERTS is of its cluster"
+    } else {
+        "check --master or WEIR_MASTER; a master with certificates takes callers with --certs, one without them those of its own user"
+    }
 }
 
 fn embedded(dataset: Option<&str>) -> Result<String, Failure> {
@@ -101,12 +134,28 @@ fn serves(mount: &MountInfo, dataset: &str) -> bool {
         == Some(dataset)
 }
 
+/// The address of a mount's master. Its socket is in the mount's runtime directory, which may have been renamed since. A
+/// server of an earlier version has told a port.
+fn control_address(mount: &MountInfo) -> Option<String> {
+    let told = mount.properties.get(CONTROL_KEY)?;
+    let socket = told.strip_prefix(UNIX).map(Path::new);
+    let Some(name) = socket.and_then(Path::file_name) else {
+        return Some(told.clone());
+    };
+    Some(unix_address(&mount.dir.join(name)))
+}
+
+/// The address of a Unix socket.
+pub(crate) fn unix_address(socket: &Path) -> String {
+    format!("{UNIX}{}", socket.display())
+}
+
 /// Mounts of this machine that have a master of their own, with its address.
 pub(crate) fn embedded_mounts() -> Vec<(MountInfo, String)> {
     runtime::list()
         .into_iter()
         .filter_map(|mount| {
-            let address = mount.properties.get(CONTROL_KEY)?.clone();
+            let address = control_address(&mount)?;
             Some((mount, address))
         })
         .collect()

@@ -15,6 +15,7 @@ mod memory;
 mod mounted;
 mod output;
 mod process;
+mod trust;
 
 use std::io::Write;
 
@@ -70,6 +71,8 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Warm(args) => commands::job::warm(&args)?,
         Command::Evict(args) => commands::job::evict(&args)?,
         Command::Status(args) => commands::status::run(&args)?,
+        Command::Certs(command) => commands::certs::run(command)?,
+        Command::Dev(args) => commands::dev::run(&args)?,
         Command::Completions { shell } => commands::completions(shell)?,
         Command::Supervise => return Ok(commands::mount::supervise()),
         Command::Hold => {

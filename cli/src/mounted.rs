@@ -77,7 +77,13 @@ pub(crate) enum Source {
         evict_idle: Duration,
     },
     /// A dataset of a cluster.
-    Cluster { master: String, dataset: DatasetRef },
+    Cluster {
+        master: String,
+        dataset: DatasetRef,
+        /// Directory of the mount's certificate.
+        #[serde(default)]
+        certs: Option<PathBuf>,
+    },
 }
 
 /// Of a mount that an older version has made.
@@ -176,10 +182,11 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let prepared = runtime.block_on(async {
         match &config.source {
             Source::Embedded { .. } => {
-                embedded::prepare(config, restarted, &kernel, &mut metrics, stop.clone()).await
+                let dir = handover.runtime_dir();
+                embedded::prepare(config, restarted, dir, &kernel, &mut metrics, stop.clone()).await
             }
             Source::Cluster { .. } => {
-                cluster::prepare(config, restarted, &kernel, &metrics, stop.clone()).await
+                cluster::prepare(config, restarted, &kernel, &mut metrics, stop.clone()).await
             }
         }
     })?;

@@ -3,15 +3,21 @@
 use std::ffi::CStr;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::TcpListener;
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weir_core::NodeName;
+
+use crate::args::ParentArgs;
 
 /// Longest time that a process takes to end once it was told to.
 pub(crate) const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
@@ -26,6 +32,23 @@ const LEAST_DESCRIPTORS: u64 = 256;
 pub(crate) fn begin(name: &CStr) {
     let _ = rustix::thread::set_name(name); // without it, it is named after its file
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+}
+
+/// Has this process told to end when the one does that has started it, if there is one to which it belongs.
+///
+/// # Errors
+/// When that one has ended already.
+pub(crate) fn end_with(args: &ParentArgs) -> anyhow::Result<()> {
+    let Some(parent) = args.parent else {
+        return Ok(());
+    };
+    set_parent_process_death_signal(Some(Signal::TERM)).context("cannot follow --parent")?;
+    let now = getppid().map(Pid::as_raw_nonzero);
+    anyhow::ensure!(
+        now.is_some_and(|now| now.get().cast_unsigned() == parent),
+        "process {parent} has not started this one, or has ended"
+    );
+    Ok(())
 }
 
 /// Logs to standard error; `WEIR_LOG` chooses what (`info`, `weir_worker=debug`, …).
@@ -106,6 +129,20 @@ pub(crate) async fn listen(address: SocketAddr, deadline: Duration) -> io::Resul
             outcome => return outcome,
         }
     }
+}
+
+/// Listens on a Unix socket that only this user and root can use, in place of one that was left over.
+///
+/// # Errors
+/// When the path is longer than the 107 bytes that such a name may have, or what the system says.
+pub(crate) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    // Under another name first, which is not longer: whoever knows the path never finds it open to others, or gone.
+    let new = path.with_extension("new");
+    let _ = std::fs::remove_file(&new); // left over from a process that was killed
+    let listener = UnixListener::bind(&new)?;
+    std::fs::set_permissions(&new, PermissionsExt::from_mode(0o600))?;
+    std::fs::rename(&new, path)?;
+    Ok(listener)
 }
 
 /// The host's name, as a node name; characters that a name cannot have become `-`.

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use weir_core::{Block, ClusterMap, NodeName, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
+use weir_trust::Dial;
 use weir_wire::{Activity, FrameError};
 use weir_worker::Ahead;
 use weir_worker::origins::Origins;
@@ -41,6 +42,8 @@ pub struct ClusterConfig {
     pub map: watch::Receiver<Arc<ClusterMap>>,
     /// Asks for a newer map.
     pub hurry: Arc<Notify>,
+    /// How workers are called.
+    pub dial: Dial,
     /// How the origin is read when no worker answers.
     pub fetch: Arc<FetchPolicy>,
     /// Metrics of the client.
@@ -373,6 +376,7 @@ impl ClusterReader {
             node: "here".parse().unwrap(),
             map: watch::Sender::new(Arc::new(map)).subscribe(),
             hurry: Arc::default(),
+            dial: Dial::default(),
             fetch: Arc::default(),
             metrics: ClientMetrics::register(&mut registry),
             origin_metrics: OriginMetrics::register(&mut registry),

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use weir_trust::{Access, Dial};
+
 /// How a master runs.
 #[derive(Clone, Debug)]
 pub struct MasterConfig {
@@ -10,6 +12,10 @@ pub struct MasterConfig {
     /// Snapshots that are kept of each dataset; the oldest goes first. The default is 64: a dataset that is
     /// refreshed daily keeps two months.
     pub max_snapshots: usize,
+    /// How it calls workers.
+    pub dial: Dial,
+    /// How its callers are known, as `weir status` shows it.
+    pub callers: &'static str,
 }
 
 impl Default for MasterConfig {
@@ -17,6 +23,8 @@ impl Default for MasterConfig {
         Self {
             dir: PathBuf::from("/var/lib/weir/master"),
             max_snapshots: 64,
+            dial: Dial::default(),
+            callers: Access::SameUser.describe(),
         }
     }
 }

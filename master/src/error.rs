@@ -39,6 +39,9 @@ pub enum MasterError {
     /// The listing does not fit a manifest.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The caller may not say or do this.
+    #[error("{0}")]
+    Denied(String),
     /// Too much of something is under way.
     #[error("{0}")]
     Busy(String),
@@ -61,6 +64,7 @@ impl From<MasterError> for Status {
             }
             MasterError::NotFound(_) => Code::NotFound,
             MasterError::Conflict(_) => Code::AlreadyExists,
+            MasterError::Denied(_) => Code::PermissionDenied,
             MasterError::Busy(_) => Code::ResourceExhausted,
             MasterError::Ended(_) => Code::Unavailable,
             MasterError::Store(_) | MasterError::Manifest { .. } => Code::Internal,

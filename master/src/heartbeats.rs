@@ -7,7 +7,9 @@ use std::time::Instant;
 use tokio::time::MissedTickBehavior;
 use weir_core::{NodeName, SnapshotId, WorkerId};
 use weir_proto::v1;
+use weir_trust::Caller;
 
+use crate::claims;
 use crate::error::MasterError;
 use crate::inventory::Held;
 use crate::master::Master;
@@ -16,6 +18,8 @@ use crate::members::{LOOK_INTERVAL, Member};
 /// Longest address of a worker, in bytes, and most tiers: every client of the cluster is told of them.
 const MAX_ADDRESS: usize = 512;
 const MAX_TIERS: usize = 64;
+/// Longest word for how a worker's callers are known, in bytes.
+const MAX_CALLERS: usize = 32;
 /// Snapshots that one reply names as missing.
 const MAX_MISSING: usize = 1000;
 
@@ -23,12 +27,14 @@ impl Master {
     /// Takes in a heartbeat and tells the worker what it must know.
     pub(crate) async fn heartbeat(
         &self,
+        caller: &Caller,
         beat: v1::HeartbeatRequest,
     ) -> Result<v1::HeartbeatReply, MasterError> {
         self.metrics.heartbeats.inc();
         let info = beat
             .worker
             .ok_or_else(|| MasterError::Invalid("a heartbeat without its worker".to_owned()))?;
+        self.told_if_denied(claims::check(caller, &info))?;
         let id: WorkerId = info.id.parse()?;
         let _: NodeName = info.node.parse()?;
         let addresses = [
@@ -39,6 +45,11 @@ impl Master {
         if addresses.iter().any(|address| address.len() > MAX_ADDRESS) {
             return Err(MasterError::Invalid(format!(
                 "an address of worker {id} is longer than {MAX_ADDRESS} bytes"
+            )));
+        }
+        if beat.callers.len() > MAX_CALLERS {
+            return Err(MasterError::Invalid(format!(
+                "worker {id} says how its callers are known in more than {MAX_CALLERS} bytes"
             )));
         }
         let (mut tiers, mut reads) = (beat.tiers, beat.reads);
@@ -52,6 +63,7 @@ impl Master {
             tiers,
             reads,
             waiting_reads: beat.waiting_reads,
+            callers: beat.callers,
             last_seen: Instant::now(),
         };
         if !beat.doubtful.is_empty() || beat.doubtful_left_out {
@@ -64,6 +76,13 @@ impl Master {
             let _ = self.take_inventory(&id, inventory);
         }
         Ok(self.reply(&id, beat.known_version))
+    }
+
+    fn told_if_denied(&self, checked: Result<(), MasterError>) -> Result<(), MasterError> {
+        if let Err(MasterError::Denied(why)) = &checked {
+            self.refusals.tell(why);
+        }
+        checked
     }
 
     fn reply(&self, id: &WorkerId, known_version: u64) -> v1::HeartbeatReply {
@@ -88,9 +107,11 @@ impl Master {
     /// Takes in which blocks of a snapshot a worker holds.
     pub(crate) fn report_inventory(
         &self,
+        caller: &Caller,
         report: v1::ReportInventoryRequest,
     ) -> Result<(), MasterError> {
         let id: WorkerId = report.worker.parse()?;
+        self.told_if_denied(claims::is_own(caller, &id))?;
         let inventory = report
             .inventory
             .ok_or_else(|| MasterError::Invalid("a report without its inventory".to_owned()))?;

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod claims;
 mod config;
 mod datasets;
 mod doubtful;

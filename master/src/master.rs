@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use weir_core::{DatasetName, Manifest};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
+use weir_trust::{Dial, Refusals};
 
 use crate::config::MasterConfig;
 use crate::datasets::Datasets;
@@ -31,6 +32,12 @@ pub struct Master {
     pub(crate) members: Arc<Members>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) doubtful: Mutex<DoubtfulObjects>,
+    /// How workers are called.
+    dial: Dial,
+    /// How callers are known.
+    callers: &'static str,
+    /// Claims of workers that were denied.
+    pub(crate) refusals: Refusals,
 }
 
 impl Master {
@@ -70,6 +77,9 @@ impl Master {
             members: Arc::new(members),
             jobs: Arc::new(jobs),
             doubtful: Mutex::default(),
+            dial: config.dial,
+            callers: config.callers,
+            refusals: Refusals::default(),
         });
         for id in master.jobs.running() {
             tracing::info!(job = id, "going on with a job of before");
@@ -84,6 +94,7 @@ impl Master {
             datasets: self.datasets.clone(),
             members: self.members.clone(),
             jobs: self.jobs.clone(),
+            dial: self.dial.clone(),
         }
     }
 
@@ -188,12 +199,14 @@ impl Master {
             worker: Some(member.info.clone()),
             tiers: member.tiers.clone(),
             waiting_reads: member.waiting_reads,
+            callers: member.callers.clone(),
             last_seen_ms: now.saturating_duration_since(member.last_seen).as_millis() as u64,
         });
         v1::Status {
             workers: workers.collect(),
             datasets,
             epoch,
+            callers: self.callers.to_owned(),
         }
     }
 }

@@ -1,18 +1,17 @@
-//! The `weir.v1.Master` service.
+//! The `weir.v1.Master` service, and who may call what of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use weir_core::placement::MAX_WORKERS;
 use weir_proto::v1;
 use weir_proto::v1::master_server::{Master as MasterApi, MasterServer};
+use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
 
 use crate::error::MasterError;
 use crate::master::Master;
@@ -29,10 +28,28 @@ const MAX_HEARTBEATS: usize = 2 * MAX_WORKERS;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves `weir.v1.Master` on `listener` until `stop`.
+/// Who may call what. People do everything that mounts do, too: some mount with their own certificates.
+const RULES: Rules = &[
+    ("CreateDataset", &[Role::Admin]),
+    ("ListDatasets", &[Role::Admin]),
+    ("GetDataset", &[Role::Mount, Role::Admin]),
+    ("DeleteDataset", &[Role::Admin]),
+    ("RefreshDataset", &[Role::Admin]),
+    ("GetManifest", &[Role::Worker, Role::Mount, Role::Admin]),
+    ("Heartbeat", &[Role::Worker]),
+    ("ReportInventory", &[Role::Worker]),
+    ("GetClusterMap", &[Role::Worker, Role::Mount, Role::Admin]),
+    ("ReportStale", &[Role::Mount, Role::Admin]),
+    ("StartJob", &[Role::Admin]),
+    ("GetJob", &[Role::Admin]),
+    ("CancelJob", &[Role::Admin]),
+    ("GetStatus", &[Role::Admin]),
+];
+
+/// Serves `weir.v1.Master` to those who come in by `incoming`, until `stop`.
 pub async fn serve(
     master: Arc<Master>,
-    listener: TcpListener,
+    incoming: Incoming,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let service = Service {
@@ -44,8 +61,8 @@ pub async fn serve(
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .add_service(Guarded::new(service, RULES))
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }
 
@@ -79,6 +96,12 @@ impl Service {
         });
         Ok(Response::new(outcome.await.map_err(MasterError::from)??))
     }
+}
+
+/// Who called.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| Status::permission_denied("it is not known who calls"))
 }
 
 #[tonic::async_trait]
@@ -162,9 +185,10 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatReply>, Status> {
+        let caller = caller(&request)?;
         let beat = request.into_inner();
         self.run(&self.heartbeats, |master| async move {
-            master.heartbeat(beat).await
+            master.heartbeat(&caller, beat).await
         })
         .await
     }
@@ -173,10 +197,11 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::ReportInventoryRequest>,
     ) -> Result<Response<v1::ReportInventoryReply>, Status> {
+        let caller = caller(&request)?;
         let report = request.into_inner();
         let master = self.master.clone();
         // Reading a large bitmap takes a while, and others use this thread.
-        let taken = tokio::task::spawn_blocking(move || master.report_inventory(report));
+        let taken = tokio::task::spawn_blocking(move || master.report_inventory(&caller, report));
         taken.await.map_err(MasterError::from)??;
         Ok(Response::new(v1::ReportInventoryReply {}))
     }

@@ -10,9 +10,10 @@ use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use weir_proto::v1;
 use weir_proto::v1::worker_client::WorkerClient;
+use weir_trust::{Dial, Role};
 
 use crate::datasets::Datasets;
 use crate::error::MasterError;
@@ -39,6 +40,8 @@ pub(crate) struct Work {
     pub(crate) datasets: Arc<Datasets>,
     pub(crate) members: Arc<Members>,
     pub(crate) jobs: Arc<Jobs>,
+    /// How workers are called.
+    pub(crate) dial: Dial,
 }
 
 impl Work {
@@ -99,7 +102,7 @@ impl Work {
                     map: Some(map.clone()),
                 };
                 let reports = &reports;
-                warm_on(worker, request, move |report| {
+                warm_on(&self.dial, worker, request, move |report| {
                     let mut reports = reports.lock();
                     reports[number] = report;
                     self.show_progress(job.id, &reports);
@@ -139,7 +142,7 @@ impl Work {
         let map = self.members.map();
         let workers = map.workers.iter();
         let mut workers: FuturesUnordered<_> = workers
-            .map(|worker| evict_on(worker, dataset, paths))
+            .map(|worker| evict_on(&self.dial, worker, dataset, paths))
             .collect();
         let mut evicted: u64 = 0;
         let mut failed = None;
@@ -178,23 +181,21 @@ fn worker_failed(worker: &v1::WorkerInfo, what: &str) -> MasterError {
     ))
 }
 
-async fn connect(worker: &v1::WorkerInfo) -> Result<WorkerClient<Channel>, MasterError> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", worker.control_address))
-        .map_err(|error| worker_failed(worker, &error.to_string()))?;
-    let channel = endpoint.connect_timeout(CONNECT_DEADLINE).connect().await;
-    Ok(WorkerClient::new(channel.map_err(|error| {
-        worker_failed(worker, &error.to_string())
-    })?))
+fn client(dial: &Dial, worker: &v1::WorkerInfo) -> Result<WorkerClient<Channel>, MasterError> {
+    let channel = dial.channel(&worker.control_address, Role::Worker, CONNECT_DEADLINE);
+    let channel = channel.map_err(|error| worker_failed(worker, &error.to_string()))?;
+    Ok(WorkerClient::new(channel))
 }
 
 /// Drops the blocks of all snapshots of a dataset from one worker.
 async fn evict_on(
+    dial: &Dial,
     worker: &v1::WorkerInfo,
     dataset: &v1::Dataset,
     paths: &[String],
 ) -> Result<u64, MasterError> {
     let work = async {
-        let mut client = connect(worker).await?;
+        let mut client = client(dial, worker)?;
         let mut evicted: u64 = 0;
         for snapshot in &dataset.snapshots {
             let request = v1::EvictRequest {
@@ -221,11 +222,12 @@ async fn evict_on(
 }
 
 async fn warm_on(
+    dial: &Dial,
     worker: &v1::WorkerInfo,
     request: v1::WarmRequest,
     report: impl Fn(v1::WarmProgress),
 ) -> Result<(), MasterError> {
-    let mut client = connect(worker).await?;
+    let mut client = client(dial, worker)?;
     let reports = timeout(REPORT_DEADLINE, client.warm(request))
         .await
         .map_err(|_| worker_failed(worker, SILENT))?

@@ -20,6 +20,7 @@ use weir_origin::OriginMetrics;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_proto::v1::worker_server::{Worker, WorkerServer};
+use weir_trust::Access;
 
 /// Longest wait for what should come soon.
 const SOON: Duration = Duration::from_secs(30);
@@ -109,7 +110,9 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        tokio::spawn(weir_master::serve(master, listener, stop.clone()));
+        let limits = weir_trust::Limits::default();
+        let incoming = weir_trust::incoming(listener, Access::SameUser, limits, stop.clone());
+        tokio::spawn(weir_master::serve(master, incoming, stop.clone()));
         let channel = Endpoint::from_shared(format!("http://{address}"));
         Self {
             client: MasterClient::new(channel.unwrap().connect_lazy()),

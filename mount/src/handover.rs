@@ -19,7 +19,7 @@ mod term;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -104,6 +104,8 @@ pub struct Handover {
     mountpoint: PathBuf,
     /// The mount's device number, as the mount table shows it.
     device: String,
+    /// The mount's runtime directory.
+    dir: PathBuf,
     /// The lock of the mount's processes.
     lock: PathBuf,
     restart: bool,
@@ -131,14 +133,15 @@ impl Handover {
         let holder = descriptors.take(fdpass::Slot::Holder);
         state.server_pid = Some(std::process::id());
         let (mountpoint, init) = (state.request.mountpoint.clone(), state.init.clone());
-        let (device, lock_path) = (state.device.clone(), runtime::lock(&state.dir));
+        let (device, dir) = (state.device.clone(), state.dir.clone());
         let link =
             Link::start(socket, fuse, lock, holder, state).map_err(system("start a thread"))?;
         Ok(Self {
             link,
             mountpoint,
             device,
-            lock: lock_path,
+            lock: runtime::lock(&dir),
+            dir,
             restart: init.reply.is_some(),
             init,
         })
@@ -160,6 +163,11 @@ impl Handover {
                 top.is_some_and(|top| top.device == device)
             }),
         }
+    }
+
+    /// The mount's runtime directory, where its sockets are. It may be renamed while the mount lives.
+    pub fn runtime_dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The kernel's end of the mount.

@@ -49,6 +49,9 @@ pub struct MountInfo {
     /// Taken out of the tree while files in it were open.
     #[serde(default)]
     pub detached: bool,
+    /// Its runtime directory, as it is named now.
+    #[serde(skip)]
+    pub dir: PathBuf,
 }
 
 /// All live mounts of this user, those that were detached included.
@@ -62,7 +65,9 @@ pub fn list() -> Vec<MountInfo> {
             if !is_live(&dir) {
                 return None;
             }
-            serde_json::from_slice(&std::fs::read(dir.join(STATE)).ok()?).ok()
+            let state = std::fs::read(dir.join(STATE)).ok()?;
+            let info: MountInfo = serde_json::from_slice(&state).ok()?;
+            Some(MountInfo { dir, ..info })
         })
         .collect();
     mounts.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));

@@ -1,8 +1,20 @@
 //! A master and workers as processes of their own.
 
+use std::path::{Path, PathBuf};
+
 use crate::lab::{Lab, Outcome};
 use crate::mount::Mount;
 use crate::process::{Process, free_port};
+
+/// Issues a certificate in the lab's `certs/NAME` by the authority in its `ca`.
+#[track_caller]
+pub fn issue(lab: &Lab, role: &str, name: &str, flags: &[&str]) -> PathBuf {
+    let (ca, out) = (lab.path("ca"), lab.path("certs").join(name));
+    let (ca, dir) = (ca.to_str().unwrap(), out.to_str().unwrap());
+    let args = ["certs", "issue", ca, dir, "--role", role, "--name", name];
+    lab.weir(args.iter().chain(flags)).ok();
+    out
+}
 
 /// A cluster on loopback. Every worker is on a node of its own: `node-0`, `node-1`…
 pub struct Cluster<'a> {
@@ -13,6 +25,8 @@ pub struct Cluster<'a> {
     pub workers: Vec<Option<Process>>,
     ports: Vec<Ports>,
     worker_flags: Vec<Vec<String>>,
+    /// Whether its processes know each other by certificates.
+    secure: bool,
     master_ports: Ports,
 }
 
@@ -43,6 +57,25 @@ impl<'a> Cluster<'a> {
     /// The same, with flags for each worker.
     #[track_caller]
     pub fn start_with(lab: &'a Lab, worker_flags: &[&[&str]]) -> Self {
+        Self::start_as(lab, worker_flags, false)
+    }
+
+    /// A cluster whose processes know each other by certificates, and so do its mounts and commands.
+    #[track_caller]
+    pub fn start_secure(lab: &'a Lab, workers: usize) -> Self {
+        let ca = lab.path("ca");
+        lab.weir([Path::new("certs"), Path::new("init"), &ca]).ok();
+        let cluster = |role, name: &str| issue(lab, role, name, &[]);
+        cluster("master", "master");
+        cluster("admin", "admin");
+        for number in 0..workers {
+            cluster("worker", &format!("node-{number}"));
+        }
+        Self::start_as(lab, &vec![&[] as &[&str]; workers], true)
+    }
+
+    #[track_caller]
+    fn start_as(lab: &'a Lab, worker_flags: &[&[&str]], secure: bool) -> Self {
         let owned = |flags: &&[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect();
         let mut cluster = Self {
             lab,
@@ -50,6 +83,7 @@ impl<'a> Cluster<'a> {
             workers: worker_flags.iter().map(|_| None).collect(),
             ports: worker_flags.iter().map(|_| Ports::free()).collect(),
             worker_flags: worker_flags.iter().map(owned).collect(),
+            secure,
             master_ports: Ports::free(),
         };
         cluster.start_master();
@@ -58,6 +92,16 @@ impl<'a> Cluster<'a> {
         }
         cluster.wait_for_workers(worker_flags.len());
         cluster
+    }
+
+    /// The flags by which one of the cluster shows who it is.
+    pub fn certs_flags(&self, name: &str) -> Vec<String> {
+        let dir = self.lab.path("certs").join(name);
+        if self.secure {
+            vec!["--certs".to_owned(), dir.display().to_string()]
+        } else {
+            Vec::new()
+        }
     }
 
     /// The port of a worker's block stream.
@@ -87,7 +131,8 @@ impl<'a> Cluster<'a> {
             "--http",
             &http,
         ];
-        let command = self.lab.command(args);
+        let mut command = self.lab.command(args);
+        command.args(self.certs_flags("master"));
         self.master = Some(Process::start(
             command,
             self.lab.path("master.log"),
@@ -128,6 +173,7 @@ impl<'a> Cluster<'a> {
             &http,
         ]);
         command.args(&self.worker_flags[number]);
+        command.args(self.certs_flags(&name));
         let log = self.lab.path(&format!("{name}.log"));
         self.workers[number] = Some(Process::start(command, log, ports.http));
     }
@@ -140,9 +186,10 @@ impl<'a> Cluster<'a> {
     /// Runs a command with `--master`.
     #[track_caller]
     pub fn weir(&self, args: &[&str]) -> Outcome {
-        let address = self.address();
-        self.lab
-            .weir(args.iter().copied().chain(["--master", &address]))
+        let (address, certs) = (self.address(), self.certs_flags("admin"));
+        let certs = certs.iter().map(String::as_str);
+        let args = args.iter().copied().chain(["--master", &address]);
+        self.lab.weir(args.chain(certs))
     }
 
     /// The only master of `weir status -o json`.
@@ -185,7 +232,9 @@ impl<'a> Cluster<'a> {
     #[track_caller]
     pub fn mount(&self, source: &str, node: &str) -> Mount<'a> {
         let address = self.address();
-        let flags = ["--master", &address, "--node", node];
+        let certs = self.certs_flags("admin");
+        let mut flags = vec!["--master", &address, "--node", node];
+        flags.extend(certs.iter().map(String::as_str));
         self.lab.mount_at(source, "mnt", &flags)
     }
 

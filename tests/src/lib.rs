@@ -17,7 +17,7 @@ mod readers;
 
 pub use authority::Authority;
 pub use big::{all_right, put_big_files, verify_under_flips};
-pub use cluster::Cluster;
+pub use cluster::{Cluster, issue};
 pub use data::{content, write_tree};
 pub use disk::{DiskFault, FaultyDisk};
 pub use idle::idle_connections;

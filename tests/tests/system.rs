@@ -26,6 +26,7 @@ mod system {
     pub(crate) mod signing;
     pub(crate) mod silence;
     pub(crate) mod tls;
+    pub(crate) mod trust;
     pub(crate) mod verified;
     pub(crate) mod waiting;
 }
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         ("output", system::output::CASES),
         ("pinned", system::pinned::CASES),
         ("processes", system::processes::CASES),
+        ("trust", system::trust::CASES),
         ("docs", system::docs::CASES),
     ];
     let trials = suites.iter().flat_map(|(suite, cases)| {

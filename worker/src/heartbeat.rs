@@ -13,6 +13,7 @@ use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 use tonic::transport::Channel;
 use weir_core::{ClusterMap, SnapshotId, WorkerInfo};
 use weir_origin::OriginSpec;
@@ -37,13 +38,15 @@ const MAX_UNTOLD: usize = 4096;
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// Sends heartbeats until `stop`, then says goodbye. The newest cluster map is published in `map`. `master` should have a
-/// connection that `snapshots` does not use: a manifest of 100 MB would hold the heartbeats up.
+/// connection that `snapshots` does not use: a manifest of 100 MB would hold the heartbeats up. `callers` is how the worker's
+/// callers are known.
 pub async fn run(
     worker: Arc<Worker>,
     info: WorkerInfo,
     master: MasterClient<Channel>,
     snapshots: Arc<Snapshots>,
     map: watch::Sender<Arc<ClusterMap>>,
+    callers: &'static str,
     stop: CancellationToken,
 ) {
     let doubtful = worker.doubtful_objects();
@@ -61,6 +64,7 @@ pub async fn run(
         worker,
         info,
         master,
+        callers,
         wanted,
         version: 0,
         doubtful,
@@ -87,10 +91,12 @@ pub async fn run(
             }
             Err(status) if reachable => {
                 reachable = false;
-                tracing::warn!(
-                    message = status.message(),
+                let what = if status.code() == Code::PermissionDenied {
+                    "the master refuses this worker"
+                } else {
                     "the master does not answer; reads go on with the last cluster map"
-                );
+                };
+                tracing::warn!(message = status.message(), "{what}");
             }
             Err(_) => {}
         }
@@ -114,6 +120,7 @@ struct Heartbeat {
     worker: Arc<Worker>,
     info: WorkerInfo,
     master: MasterClient<Channel>,
+    callers: &'static str,
     wanted: watch::Sender<Wanted>,
     /// Version of the origins and snapshots that the master sent last.
     version: u64,
@@ -158,6 +165,7 @@ impl Heartbeat {
             waiting_reads: self.worker.waiting_reads(),
             doubtful: self.untold.range(..told).cloned().collect(),
             doubtful_left_out: self.left_out,
+            callers: self.callers.to_owned(),
         });
         request.set_timeout(DEADLINE);
         // The deadline is the worker's own, too: a master that is stopped keeps none.

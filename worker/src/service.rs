@@ -1,16 +1,16 @@
-//! The `weir.v1.Worker` service: warm and evict, as the master asks for them.
+//! The `weir.v1.Worker` service: warm and evict, as the master asks for them, and who may call what of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use weir_core::{Block, ClusterMap, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
+use weir_trust::{Guarded, Incoming, Role, Rules};
 
 use crate::snapshots::{SnapshotError, Snapshots};
 use crate::verify::{Said, wire};
@@ -22,16 +22,34 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 /// Reports that wait for the master before the oldest must be taken.
 const REPORT_QUEUE: usize = 4;
 
-/// Serves `weir.v1.Worker` on `listener` until `stop`.
+/// Longest message that is taken: the cluster map of a job, or the checksums of a large object's blocks.
+const MAX_MESSAGE: usize = 4 << 20;
+/// A connection whose other end does not answer for this long is closed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who may call what.
+const RULES: Rules = &[
+    ("Warm", &[Role::Master]),
+    ("Evict", &[Role::Master]),
+    ("ReportChecksums", &[Role::Worker]),
+    ("DropBlocks", &[Role::Worker]),
+];
+
+/// Serves `weir.v1.Worker` to those who come in by `incoming`, until `stop`.
 pub async fn serve(
     worker: Arc<Worker>,
     snapshots: Arc<Snapshots>,
-    listener: TcpListener,
+    incoming: Incoming,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let service = WorkerServer::new(Service { worker, snapshots });
+    let service = service.max_decoding_message_size(MAX_MESSAGE);
     tonic::transport::Server::builder()
-        .add_service(WorkerServer::new(Service { worker, snapshots }))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(Guarded::new(service, RULES))
+        .serve_with_incoming_shutdown(incoming, stop.cancelled())
         .await
 }
 

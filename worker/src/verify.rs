@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, wat
 use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, ObjectRef, OriginId};
 use weir_origin::OriginError;
 use weir_proto::v1;
+use weir_trust::Dial;
 
 pub(crate) use self::layouts::Said;
 use self::peers::Peers;
@@ -236,9 +237,9 @@ impl Worker {
         self.verifier.doubtful.subscribe()
     }
 
-    /// Compares objects together with the other workers of this map.
-    pub fn verify_with_others(&self, map: watch::Receiver<Arc<ClusterMap>>) {
-        let peers = Peers::new(self.config().id.clone(), map);
+    /// Compares objects together with the other workers of this map, whom it calls by `dial`.
+    pub fn verify_with_others(&self, map: watch::Receiver<Arc<ClusterMap>>, dial: Dial) {
+        let peers = Peers::new(self.config().id.clone(), map, dial);
         // There is one cluster in a worker's life.
         let _ = self.verifier.peers.set(peers);
     }

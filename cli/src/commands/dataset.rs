@@ -86,7 +86,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                     .iter()
                     .map(|m| mount_spec(m, &origin, mounts.len() > 1))
                     .collect::<Result<_, _>>()?;
-                let mut client = connect::master(master.master.as_deref(), None).await?;
+                let mut client = connect::master(&master, None).await?;
                 let create = v1::CreateDatasetRequest {
                     name: name.to_string(),
                     mounts,
@@ -97,14 +97,13 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 show(made.into_inner(), master.output)
             }
             DatasetCommand::List { master } => {
-                let mut client = connect::master(master.master.as_deref(), None).await?;
+                let mut client = connect::master(&master, None).await?;
                 let list = request(v1::ListDatasetsRequest {}, CALL_DEADLINE);
                 let datasets = client.list_datasets(list).await?.into_inner().datasets;
                 show_list(datasets, master.output)
             }
             DatasetCommand::Get { name, master } => {
-                let mut client =
-                    connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let mut client = connect::master(&master, Some(name.as_str())).await?;
                 let get = v1::GetDatasetRequest {
                     name: name.to_string(),
                 };
@@ -112,8 +111,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 show(dataset.into_inner(), master.output)
             }
             DatasetCommand::Delete { name, master } => {
-                let mut client =
-                    connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let mut client = connect::master(&master, Some(name.as_str())).await?;
                 let delete = v1::DeleteDatasetRequest {
                     name: name.to_string(),
                 };
@@ -123,8 +121,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 output::line(format_args!("deleted {name}; the origin was not touched"))
             }
             DatasetCommand::Refresh { name, master } => {
-                let mut client =
-                    connect::master(master.master.as_deref(), Some(name.as_str())).await?;
+                let mut client = connect::master(&master, Some(name.as_str())).await?;
                 let refresh = v1::RefreshDatasetRequest {
                     name: name.to_string(),
                 };

@@ -7,14 +7,17 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use weir_master::{Master, MasterConfig, MasterMetrics};
 use weir_origin::OriginMetrics;
+use weir_trust::{Limits, Role};
 
 use crate::args::MasterArgs;
 use crate::exit::Failure;
 use crate::http::{self, Exposed};
-use crate::process::{SHUTDOWN_DEADLINE, init_logging, serving_runtime, stop_on_signal};
+use crate::process::{SHUTDOWN_DEADLINE, end_with, init_logging, serving_runtime, stop_on_signal};
+use crate::trust::Trust;
 
 pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
     init_logging();
+    end_with(&args.parent)?;
     let runtime = serving_runtime()?;
     let outcome = runtime.block_on(serve(args));
     runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
@@ -23,11 +26,16 @@ pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
 
 async fn serve(args: MasterArgs) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
+    let trust = Trust::of_server(&args.admit, Role::Master)?;
+    let access = trust.access(args.listen)?;
     let mut registry = Registry::default();
     let metrics = MasterMetrics::register(&mut registry);
     let origin_metrics = OriginMetrics::register(&mut registry);
+    trust.register(&mut registry);
     let config = MasterConfig {
         dir: args.dir,
+        dial: trust.dial(),
+        callers: access.describe(),
         ..MasterConfig::default()
     };
     let master = Master::open(config, metrics, origin_metrics)
@@ -45,8 +53,11 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
     };
     let http = http::serve(args.http, Duration::ZERO, exposed, stop.clone()).await?;
     let control = listener.local_addr()?;
-    tracing::info!(%control, %http, "master started");
-    weir_master::serve(master, listener, stop)
-        .await
-        .map_err(|error| Failure::from(anyhow::Error::from(error)))
+    tracing::info!(%control, %http, callers = access.describe(), "master started");
+    let incoming = weir_trust::incoming(listener, access, Limits::default(), stop.clone());
+    let served = tokio::select! {
+        served = weir_master::serve(master, incoming, stop) => served,
+        never = trust.watch() => match never {},
+    };
+    served.map_err(|error| Failure::from(anyhow::Error::from(error)))
 }

@@ -1,7 +1,7 @@
 //! `weir mount`, and the supervisor that it starts.
 
 mod identity;
-mod place;
+pub(super) mod place;
 mod refused;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use crate::memory::{default_fill_memory, default_memory};
 use crate::mounted::{MountConfig, Source};
 use crate::output;
 use crate::process::{init_logging, node_name};
+use crate::trust;
 
 pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
     let node = match args.node.clone() {
@@ -186,12 +187,17 @@ fn cluster(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fail
             ),
         ));
     };
-    refused::source_of_dataset(&args.dir, &master, &dataset)?;
+    let certs = args.certs.dir().map(std::path::absolute).transpose()?;
+    refused::source_of_dataset(&args.dir, &master, &trust::dial(&args.certs)?, &dataset)?;
     let state_dir = state_dir(&cache.join(format!("{master}-{dataset}")), &args.dir);
     make_state(&state_dir, made)?;
     Ok(Plan {
         identity: identity::of_dataset(&master, &dataset),
-        source: Source::Cluster { master, dataset },
+        source: Source::Cluster {
+            master,
+            dataset,
+            certs,
+        },
         state_dir,
     })
 }

@@ -3,12 +3,14 @@
 use serde::Serialize;
 use weir_mount::runtime;
 use weir_proto::v1;
+use weir_trust::Dial;
 
 use crate::args::{OutputFormat, StatusArgs};
 use crate::connect::{self, CALL_DEADLINE, HTTP_KEY, SNAPSHOT_KEY, request};
 use crate::exit::{Failure, Reason};
 use crate::output::{self, Rows, percent, ratio, size};
 use crate::process::runtime as tokio_runtime;
+use crate::trust;
 
 #[derive(Serialize)]
 struct StatusView {
@@ -20,6 +22,8 @@ struct StatusView {
 struct MasterView {
     address: String,
     epoch: u64,
+    /// How its callers are known: `certificates`, `same user` or `insecure`.
+    callers: Option<String>,
     workers: Vec<WorkerView>,
     datasets: Vec<DatasetView>,
 }
@@ -29,6 +33,7 @@ struct WorkerView {
     id: String,
     node: String,
     data_address: String,
+    callers: Option<String>,
     last_seen_ms: u64,
     waiting_reads: u64,
     tiers: Vec<TierView>,
@@ -96,8 +101,13 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
-    let addresses = match &args.master.master {
-        Some(address) => vec![address.clone()],
+    let given = args.master.address();
+    let dial = match given {
+        Some(_) => trust::dial(&args.master.certs)?,
+        None => Dial::default(),
+    };
+    let addresses = match given {
+        Some(address) => vec![address.to_owned()],
         None => connect::embedded_mounts()
             .into_iter()
             .map(|(_, address)| address)
@@ -126,9 +136,9 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
     }
     let mut masters = Vec::new();
     for address in addresses {
-        match status_of(&address).await {
+        match status_of(&address, &dial).await {
             Ok(status) => masters.push(master_view(address, status)),
-            Err(failure) if args.master.master.is_some() => return Err(failure),
+            Err(failure) if given.is_some() => return Err(failure),
             // The mount's server is being started again; what is known without it is still worth showing.
             Err(failure) => output::note(format_args!("weir: {}", failure.message())),
         }
@@ -136,10 +146,19 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
     Ok(StatusView { masters, mounts })
 }
 
-async fn status_of(address: &str) -> Result<v1::Status, Failure> {
-    let mut client = connect::master(Some(address), None).await?;
+async fn status_of(address: &str, dial: &Dial) -> Result<v1::Status, Failure> {
+    let mut client = connect::call(address, dial).await?;
     let call = request(v1::GetStatusRequest {}, CALL_DEADLINE);
     Ok(client.get_status(call).await?.into_inner())
+}
+
+/// What a server says of its callers; one of an earlier version says nothing.
+fn said(callers: String) -> Option<String> {
+    Some(callers).filter(|callers| !callers.is_empty())
+}
+
+fn shown(callers: Option<&str>) -> &str {
+    callers.unwrap_or("unknown")
 }
 
 fn master_view(address: String, status: v1::Status) -> MasterView {
@@ -149,6 +168,7 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
             id: info.id,
             node: info.node,
             data_address: info.data_address,
+            callers: said(worker.callers),
             last_seen_ms: worker.last_seen_ms,
             waiting_reads: worker.waiting_reads,
             tiers: worker
@@ -183,6 +203,7 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
     MasterView {
         address,
         epoch: status.epoch,
+        callers: said(status.callers),
         workers: workers.collect(),
         datasets: datasets.collect(),
     }
@@ -190,17 +211,20 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
 
 fn print_master(master: &MasterView) -> Result<(), Failure> {
     output::line(format_args!(
-        "master {} (cluster map epoch {})",
-        master.address, master.epoch
+        "master {} (cluster map epoch {}, callers: {})",
+        master.address,
+        master.epoch,
+        shown(master.callers.as_deref())
     ))?;
     let mut rows = Rows::new(&[
-        "worker", "node", "tier", "used", "capacity", "blocks", "path",
+        "worker", "node", "callers", "tier", "used", "capacity", "blocks", "path",
     ]);
     for worker in &master.workers {
         for tier in worker.tiers.iter().filter(|t| t.capacity_bytes > 0) {
             rows.add([
                 worker.id.clone(),
                 worker.node.clone(),
+                shown(worker.callers.as_deref()).to_owned(),
                 tier.tier.clone(),
                 size(tier.used_bytes),
                 size(tier.capacity_bytes),

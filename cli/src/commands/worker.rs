@@ -11,11 +11,13 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use weir_core::{ByteSize, ClusterMap, WorkerId, WorkerInfo};
+use weir_core::{ByteSize, ClusterMap, NodeName, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::GetClusterMapRequest;
 use weir_segment::SegmentError;
+use weir_trust::{Access, Dial, Limits, Role, incoming};
 use weir_worker::snapshots::Snapshots;
+use weir_worker::stream::{serve_local, serve_tcp};
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
 
 use crate::args::{CacheArgs, WorkerArgs};
@@ -24,8 +26,10 @@ use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
 use crate::memory::{default_fill_memory, default_memory};
 use crate::process::{
-    SHUTDOWN_DEADLINE, init_logging, listen, node_name, serving_runtime, stop_on_signal,
+    SHUTDOWN_DEADLINE, end_with, init_logging, listen, listen_unix, node_name, serving_runtime,
+    stop_on_signal,
 };
+use crate::trust::Trust;
 
 /// Part of a directory's free space that the SSD tier takes when no size is given, and its upper limit.
 const DEFAULT_SSD_SHARE: u64 = 5;
@@ -38,6 +42,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
     init_logging();
+    end_with(&args.parent)?;
     let runtime = serving_runtime()?;
     let outcome = runtime.block_on(serve(args));
     runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
@@ -46,6 +51,8 @@ pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
 
 async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
+    let trust = Trust::of_server(&args.admit, Role::Worker)?;
+    let (data_access, control_access) = (trust.access(args.listen)?, trust.access(args.control)?);
     std::fs::create_dir_all(&args.dir).with_context(|| {
         format!(
             "cannot make {}; choose another with --dir",
@@ -56,20 +63,15 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         Some(node) => node,
         None => node_name()?,
     };
-    let id = match args.id.clone() {
-        Some(id) => id,
-        None => node
-            .as_str()
-            .parse()
-            .context("the node's name cannot be a worker's; use --id")?,
-    };
-    let host = advertised_host(&args)?;
+    let id = worker_id(&args, &trust, &node)?;
+    let host = advertised_host(&args, &trust)?;
     let own_address = format!("{host}:{}", args.listen.port());
-    refuse_namesake(&id, &own_address, &args.master).await?;
+    refuse_namesake(&id, &own_address, &args.master, &trust.dial()).await?;
     let ssd = ssd_tiers(&args.cache, &args.dir.join("ssd"))?;
     let mut registry = Registry::default();
     let metrics = WorkerMetrics::register(&mut registry);
     let origin_metrics = OriginMetrics::register(&mut registry);
+    trust.register(&mut registry);
     let config = WorkerConfig {
         id: id.clone(),
         node: node.clone(),
@@ -80,12 +82,19 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         fetch: FetchPolicy::default(),
     };
     let worker = open(&config, &metrics, &origin_metrics).await?;
+    check_weight(&trust, worker.capacity())?;
     let data = listen(args.listen, PREDECESSOR_DEADLINE).await;
     let data = data.with_context(|| in_use(args.listen))?;
     let control = listen(args.control, PREDECESSOR_DEADLINE).await;
     let control = control.with_context(|| in_use(args.control))?;
     let socket = args.dir.join("worker.sock");
-    let local = bind_local(&socket)?;
+    // A live worker holds the lock of the SSD directory, so this one's name is free.
+    let local = listen_unix(&socket).with_context(|| {
+        format!(
+            "cannot listen on {}; choose a shorter --dir",
+            socket.display()
+        )
+    })?;
     let info = WorkerInfo {
         id,
         data_address: format!("{host}:{}", data.local_addr()?.port()),
@@ -102,19 +111,15 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         }),
     };
     let http = http::serve(args.http, PREDECESSOR_DEADLINE, exposed, stop.clone()).await?;
-    tracing::info!(worker = %info.id, data = %info.data_address, control = %info.control_address, %http, "worker started");
-    run_services(
-        &worker,
-        info,
-        &args.master,
-        Listeners {
-            data,
-            local,
-            control,
-        },
-        stop,
-    )
-    .await?;
+    tracing::info!(worker = %info.id, data = %info.data_address, control = %info.control_address, %http, callers = control_access.describe(), "worker started");
+    let listeners = Listeners {
+        data,
+        data_access,
+        local,
+        control,
+        control_access,
+    };
+    run_services(&worker, info, &args.master, &trust, listeners, stop).await?;
     worker.close(SHUTDOWN_DEADLINE).await;
     // The next start replaces it anyway.
     let _ = std::fs::remove_file(&socket);
@@ -123,8 +128,13 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
 
 /// Fails if a live worker elsewhere has this one's name: the master would take the two for one that moves to and fro.
 /// Nothing was started yet that could be in that one's way. It is not looked for when the master does not answer.
-async fn refuse_namesake(id: &WorkerId, own_address: &str, master: &str) -> Result<(), Failure> {
-    let mut master = connect::lazy(master)?;
+async fn refuse_namesake(
+    id: &WorkerId,
+    own_address: &str,
+    master: &str,
+    dial: &Dial,
+) -> Result<(), Failure> {
+    let mut master = connect::lazy(master, dial)?;
     let asked = master.get_cluster_map(GetClusterMapRequest::default());
     let Ok(Ok(reply)) = timeout(NAMESAKE_DEADLINE, asked).await else {
         return Ok(());
@@ -154,11 +164,13 @@ async fn refuse_namesake(id: &WorkerId, own_address: &str, master: &str) -> Resu
     ))
 }
 
-/// The listening sockets of a worker.
+/// The listening sockets of a worker, and whom those on the network admit.
 struct Listeners {
     data: TcpListener,
+    data_access: Access,
     local: UnixListener,
     control: TcpListener,
+    control_access: Access,
 }
 
 /// Runs streams, control service and heartbeats until `stop`.
@@ -166,26 +178,45 @@ async fn run_services(
     worker: &Arc<Worker>,
     info: WorkerInfo,
     master: &str,
+    trust: &Trust,
     listeners: Listeners,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    let snapshots = Arc::new(Snapshots::new(connect::lazy(master)?));
-    let master = connect::lazy(master)?;
+    let dial = trust.dial();
+    let snapshots = Arc::new(Snapshots::new(connect::lazy(master, &dial)?));
+    let master = connect::lazy(master, &dial)?;
     let (map, map_seen) = watch::channel(Arc::new(ClusterMap::default()));
-    worker.verify_with_others(map_seen.clone());
+    worker.verify_with_others(map_seen.clone(), dial);
     let Listeners {
         data,
+        data_access,
         local,
         control,
+        control_access,
     } = listeners;
+    let callers = control_access.describe();
     let (w, s) = (worker, &stop);
-    let control = weir_worker::service::serve(w.clone(), snapshots.clone(), control, s.clone());
-    let ((), (), (), served) = tokio::join!(
-        weir_worker::stream::serve_tcp(w.clone(), map_seen.clone(), data, s.clone()),
-        weir_worker::stream::serve_local(w.clone(), map_seen, local, s.clone()),
-        weir_worker::heartbeat::run(w.clone(), info, master, snapshots, map, s.clone()),
-        control,
-    );
+    let control = incoming(control, control_access, Limits::default(), s.clone());
+    let services = async {
+        tokio::join!(
+            serve_tcp(w.clone(), map_seen.clone(), data, data_access, s.clone()),
+            serve_local(w.clone(), map_seen, local, s.clone()),
+            weir_worker::heartbeat::run(
+                w.clone(),
+                info,
+                master,
+                snapshots.clone(),
+                map,
+                callers,
+                s.clone()
+            ),
+            weir_worker::service::serve(w.clone(), snapshots, control, s.clone()),
+        )
+    };
+    let ((), (), (), served) = tokio::select! {
+        ended = services => ended,
+        never = trust.watch() => match never {},
+    };
     served
         .context("the control service failed")
         .map_err(Failure::from)
@@ -246,25 +277,51 @@ async fn open(
     }
 }
 
-fn bind_local(socket: &Path) -> anyhow::Result<UnixListener> {
-    // Left over from a worker that was killed; a live one holds the lock of the SSD directory.
-    let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).with_context(|| {
-        format!(
-            "cannot listen on {}; choose a shorter --dir",
-            socket.display()
-        )
-    })?;
-    let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(socket, owner_only)?;
-    Ok(listener)
+/// The master would refuse a worker that claims more than its certificate allows.
+fn check_weight(trust: &Trust, capacity: u64) -> Result<(), Failure> {
+    let subject = trust.identity().map(|identity| identity.subject());
+    match subject.and_then(|subject| subject.max_weight) {
+        Some(most) if capacity > most.0 => Err(Failure::new(
+            Reason::Usage,
+            format!(
+                "the cache holds {}, and the certificate in --certs allows {most}; give less with --ssd or --mem, or make one that allows more",
+                ByteSize(capacity)
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
-fn advertised_host(args: &WorkerArgs) -> anyhow::Result<String> {
+/// The worker's name: the one that is given, else the certificate's, else the node's.
+fn worker_id(args: &WorkerArgs, trust: &Trust, node: &NodeName) -> Result<WorkerId, Failure> {
+    let certified = trust.identity().map(|identity| identity.subject().name);
+    if let (Some(given), Some(certified)) = (&args.id, &certified)
+        && given.as_str() != certified.as_str()
+    {
+        return Err(Failure::new(
+            Reason::Usage,
+            format!(
+                "the certificate in --certs is that of worker {certified}, not of {given}; leave out --id, or make another certificate"
+            ),
+        ));
+    }
+    if let Some(given) = &args.id {
+        return Ok(given.clone());
+    }
+    let name = certified.as_ref().unwrap_or(node).as_str();
+    let id = name.parse();
+    Ok(id.context("the node's name cannot be a worker's; use --id")?)
+}
+
+fn advertised_host(args: &WorkerArgs, trust: &Trust) -> anyhow::Result<String> {
     if let Some(host) = &args.advertise {
         return Ok(host.clone());
     }
     if args.listen.ip().is_unspecified() {
+        let certified = trust.identity().map(|identity| identity.peer().addresses);
+        if let Some(first) = certified.and_then(|addresses| addresses.into_iter().next()) {
+            return Ok(first);
+        }
         return Ok(rustix::system::uname().nodename().to_str()?.to_owned());
     }
     Ok(args.listen.ip().to_string())

@@ -13,11 +13,13 @@ use weir_client::{Backend, ClusterConfig, ClusterReader, Reader};
 use weir_core::ClusterMap;
 use weir_fuse::ahead::Ahead;
 use weir_origin::FetchPolicy;
+use weir_trust::Dial;
 use weir_worker::snapshots::fetch_manifest;
 
 use super::{Metrics, MountConfig, Prepared, Source, pinned, read_ahead};
 use crate::connect::{self, SNAPSHOT_KEY};
 use crate::exit::Failure;
+use crate::trust;
 
 const MAP_FILE: &str = "cluster-map.json";
 /// Holds the number of the master's last reply about objects of which the page cache may hold wrong bytes.
@@ -29,13 +31,23 @@ pub(super) async fn prepare(
     config: &MountConfig,
     restarted: bool,
     kernel: &Arc<Ahead>,
-    metrics: &Metrics,
+    metrics: &mut Metrics,
     stop: CancellationToken,
 ) -> Result<Prepared, Failure> {
-    let Source::Cluster { master, dataset } = &config.source else {
+    let Source::Cluster {
+        master,
+        dataset,
+        certs,
+    } = &config.source
+    else {
         unreachable!("called for cluster mounts only");
     };
-    let mut client = connect::lazy(master)?;
+    let identity = certs.as_deref().map(trust::load).transpose()?;
+    if let Some(identity) = &identity {
+        trust::register(&mut metrics.registry, identity);
+    }
+    let dial = Dial::new(identity.clone());
+    let mut client = connect::lazy(master, &dial)?;
     let map_file = config.state_dir.join(MAP_FILE);
     let manifest = if restarted {
         pinned::load(&config.state_dir)?
@@ -64,6 +76,7 @@ pub(super) async fn prepare(
         node: config.node.clone(),
         map: map_seen.clone(),
         hurry: hurry.clone(),
+        dial,
         fetch: Arc::new(FetchPolicy::default()),
         metrics: metrics.client.clone(),
         origin_metrics: metrics.origin.clone(),
@@ -95,7 +108,11 @@ pub(super) async fn prepare(
     let follow = weir_client::map::follow(client, map, hurry, doubts, counted, stop.clone());
     let background = async move {
         let report = stale.report(snapshot_id, reporter, reporting);
-        tokio::join!(follow, report, save_maps(map_seen, &map_file, stop));
+        let services = async { tokio::join!(follow, report, save_maps(map_seen, &map_file, stop)) };
+        tokio::select! {
+            _ = services => {}
+            never = trust::watch(identity.as_ref()) => match never {},
+        }
     };
     Ok(Prepared {
         reader,

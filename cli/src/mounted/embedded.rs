@@ -3,11 +3,13 @@
 //! The read path needs the worker and the manifest alone, so a restarted server begins to serve with those and
 //! opens the master behind it.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use tokio::net::TcpListener;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_client::{Backend, Reader, StaleReads};
@@ -16,22 +18,26 @@ use weir_fuse::ahead::Ahead;
 use weir_master::{Master, MasterConfig, MasterMetrics};
 use weir_origin::{FetchPolicy, OriginSpec};
 use weir_proto::v1;
+use weir_trust::{Access, Dial, Limits, incoming_unix};
 use weir_worker::snapshots::Snapshots;
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerMetrics};
 
 use super::{Metrics, MountConfig, Prepared, Source, pinned, read_ahead};
-use crate::connect::{CONTROL_KEY, SNAPSHOT_KEY};
+use crate::connect::{CONTROL_KEY, SNAPSHOT_KEY, unix_address};
 use crate::exit::Failure;
-use crate::process::SHUTDOWN_DEADLINE;
+use crate::process::{SHUTDOWN_DEADLINE, listen_unix};
 
 /// Holds the number of the snapshot that is mounted.
 const SERVING_FILE: &str = "serving";
-/// Every control service of an embedded mount is for this machine alone.
-const LOOPBACK: &str = "127.0.0.1:0";
+/// Sockets of the master and of the worker, in the mount's runtime directory: for processes of the same user alone. Not
+/// longer than the supervisor's, so that their paths fit where its does.
+const MASTER_SOCKET: &str = "master.sock";
+const WORKER_SOCKET: &str = "worker.sock";
 
 pub(super) async fn prepare(
     config: &MountConfig,
     restarted: bool,
+    runtime_dir: &Path,
     kernel: &Arc<Ahead>,
     metrics: &mut Metrics,
     stop: CancellationToken,
@@ -88,9 +94,12 @@ pub(super) async fn prepare(
         pinned::keep(&config.state_dir, &manifest, Some(&original))?;
         (manifest, Some(master))
     };
-    let listener = TcpListener::bind(LOOPBACK).await?;
-    let control = TcpListener::bind(LOOPBACK).await?;
-    let control_address = listener.local_addr()?.to_string();
+    let sockets = match Sockets::listen(runtime_dir) {
+        // Reads of a mount that is in use go on without.
+        Err(error) if !restarted => return Err(error.into()),
+        sockets => sockets,
+    };
+    let control_address = unix_address(&runtime_dir.join(MASTER_SOCKET));
     let snapshot = manifest.summary().snapshot.to_string();
     let backend = Backend::Embedded(worker.clone());
     let read_ahead = read_ahead(config, kernel, &manifest);
@@ -105,8 +114,7 @@ pub(super) async fn prepare(
             master_metrics,
             metrics.origin.clone(),
         )),
-        listener,
-        control,
+        sockets,
         config: config.clone(),
         stop,
     });
@@ -197,14 +205,42 @@ async fn choose_snapshot(
     Ok(master.manifest(&name, dataset.version).await?)
 }
 
+/// What the mount's master and worker listen on.
+struct Sockets {
+    master: UnixListener,
+    worker: UnixListener,
+    /// The runtime directory. A mount that was detached has its own renamed, and another may have its name then: the two
+    /// call each other by this descriptor.
+    dir: File,
+}
+
+impl Sockets {
+    fn listen(dir: &Path) -> anyhow::Result<Self> {
+        let listen = |name| {
+            let path = dir.join(name);
+            listen_unix(&path).with_context(|| format!("cannot listen on {}", path.display()))
+        };
+        Ok(Self {
+            master: listen(MASTER_SOCKET)?,
+            worker: listen(WORKER_SOCKET)?,
+            dir: File::open(dir).with_context(|| format!("cannot open {}", dir.display()))?,
+        })
+    }
+
+    /// The address of one of them, for this process alone.
+    fn address(&self, name: &str) -> String {
+        let dir = format!("/proc/self/fd/{}", self.dir.as_raw_fd());
+        unix_address(&Path::new(&dir).join(name))
+    }
+}
+
 struct Services {
     stale: Arc<StaleReads>,
     snapshot: SnapshotId,
     worker: Arc<Worker>,
     master: Option<Arc<Master>>,
     open_master: OpenMaster,
-    listener: TcpListener,
-    control: TcpListener,
+    sockets: anyhow::Result<Sockets>,
     config: MountConfig,
     stop: CancellationToken,
 }
@@ -220,13 +256,13 @@ async fn run(services: Services) {
         worker,
         master,
         open_master,
-        listener,
-        control,
+        sockets,
         config,
         stop,
     } = services;
     let closing = worker.clone();
     let result = async {
+        let sockets = sockets?;
         let master = match master {
             Some(master) => master,
             None => open_master.await?,
@@ -234,25 +270,28 @@ async fn run(services: Services) {
         let info = WorkerInfo {
             id: worker.config().id.clone(),
             data_address: String::new(),
-            control_address: control.local_addr()?.to_string(),
+            control_address: sockets.address(WORKER_SOCKET),
             node: config.node.clone(),
             local_socket: String::new(),
             weight: worker.capacity(),
         };
-        let address = listener.local_addr()?.to_string();
+        let address = sockets.address(MASTER_SOCKET);
         let connect = || {
-            let client = crate::connect::lazy(&address);
+            let client = crate::connect::lazy(&address, &Dial::default());
             client.map_err(|failure| anyhow!("{}", failure.message()))
         };
         let client = connect()?;
         let snapshots = Arc::new(Snapshots::new(connect()?));
         let (map, _) = watch::channel(Arc::new(ClusterMap::default()));
         let (s, w) = (stop.clone(), worker.clone());
+        let (limits, callers) = (Limits::default(), Access::SameUser.describe());
+        let to_master = incoming_unix(sockets.master, limits, s.clone());
+        let to_worker = incoming_unix(sockets.worker, limits, s.clone());
         let (master_served, worker_served, (), ()) = tokio::join!(
-            weir_master::serve(master, listener, s.clone()),
-            weir_worker::service::serve(w.clone(), snapshots.clone(), control, s.clone()),
+            weir_master::serve(master, to_master, s.clone()),
+            weir_worker::service::serve(w.clone(), snapshots.clone(), to_worker, s.clone()),
             stale.report(snapshot, client.clone(), s.clone()),
-            weir_worker::heartbeat::run(w, info, client, snapshots, map, s),
+            weir_worker::heartbeat::run(w, info, client, snapshots, map, callers, s),
         );
         master_served?;
         worker_served?;

@@ -25,6 +25,8 @@ pub(crate) struct Member {
     pub(crate) tiers: Vec<v1::TierUsage>,
     pub(crate) reads: Vec<v1::DatasetReads>,
     pub(crate) waiting_reads: u64,
+    /// How its callers are known, in its own words; empty if it did not say.
+    pub(crate) callers: String,
     pub(crate) last_seen: Instant,
 }
 
@@ -48,6 +50,7 @@ impl Membership {
                 tiers: Vec::new(),
                 reads: Vec::new(),
                 waiting_reads: 0,
+                callers: String::new(),
                 last_seen: now,
             };
             Some((id, (member, now)))
@@ -159,6 +162,7 @@ mod tests {
             tiers: Vec::new(),
             reads: Vec::new(),
             waiting_reads: 0,
+            callers: String::new(),
             last_seen,
         }
     }

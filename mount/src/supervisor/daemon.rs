@@ -196,6 +196,7 @@ impl Daemon {
             server_pid: self.state.server_pid,
             holder_pid: self.holder.as_ref().and_then(Holder::pid),
             detached: self.state.detached,
+            dir: self.state.dir.clone(),
         };
         if let Err(error) = runtime::write_state(&self.state.dir, &info) {
             tracing::warn!("the state of the mount could not be written: {error}");

@@ -38,7 +38,7 @@ fn pages() -> Vec<(PathBuf, String)> {
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();
-    paths.extend(["README.md", "ARCHITECTURE.md"].map(|name| root().join(name)));
+    paths.extend(["README.md", "ARCHITECTURE.md", "SECURITY.md"].map(|name| root().join(name)));
     paths
         .into_iter()
         .map(|path| (path.clone(), std::fs::read_to_string(path).unwrap()))
@@ -72,7 +72,7 @@ fn every_command_line_of_the_pages_is_understood() {
 
 fn every_flag_of_the_pages_exists() {
     let lab = Lab::new();
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 17] = [
         &["mount"],
         &["unmount"],
         &["master"],
@@ -85,6 +85,11 @@ fn every_flag_of_the_pages_exists() {
         &["dataset", "get"],
         &["dataset", "refresh"],
         &["dataset", "delete"],
+        &["certs", "init"],
+        &["certs", "issue"],
+        &["certs", "show"],
+        &["certs", "rotate"],
+        &["dev"],
     ];
     let help: String = commands
         .iter()

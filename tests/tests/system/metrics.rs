@@ -97,7 +97,7 @@ fn the_page_lists_what_is_served() {
     compare(
         "the master",
         &served(&master.url("metrics")),
-        &["Master", "Origins"],
+        &["Master", "Trust", "Origins"],
     );
     mount.read("a");
     let worker = cluster.worker(0);
@@ -109,7 +109,7 @@ fn the_page_lists_what_is_served() {
     compare(
         "a worker",
         &served(&worker.url("metrics")),
-        &["Worker", "Origins"],
+        &["Worker", "Trust", "Origins"],
     );
     for process in [master, worker] {
         assert_eq!(process.health(), (200, "ok\n".to_owned()));

@@ -15,6 +15,7 @@ use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, ObjectRef, OriginId};
 use weir_origin::OriginError;
 use weir_proto::v1::{BlockLocation, BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_segment::CHUNK_SIZE;
+use weir_trust::Access;
 use weir_wire::{
     Frame, FrameError, Incoming, LOCATION_FORMAT, Link, Outgoing, STREAM_VERSION, Socket,
     checksums, keep_alive,
@@ -41,13 +42,15 @@ const MAX_TOGETHER: u64 = BLOCK_SIZE;
 
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
-/// Serves clients on other machines until `stop`.
+/// Serves clients on other machines until `stop`. `access` says whom.
 pub async fn serve_tcp(
     worker: Arc<Worker>,
     map: Map,
     listener: TcpListener,
+    access: Access,
     stop: CancellationToken,
 ) {
+    tracing::debug!(callers = access.describe(), "the block stream is served");
     accept_loop(worker, map, Limits::default(), stop, async || {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;

@@ -8,10 +8,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use weir_core::{BlockKey, ClusterMap, WorkerId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_client::WorkerClient;
+use weir_trust::{Dial, Role};
 
 /// Longest wait for a connection, and for an answer that may have to wait for the origin.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -28,15 +29,17 @@ const MAX_CHANNELS: usize = 256;
 pub(crate) struct Peers {
     own: WorkerId,
     map: watch::Receiver<Arc<ClusterMap>>,
+    dial: Dial,
     channels: Mutex<HashMap<String, Channel>>,
     telling: Semaphore,
 }
 
 impl Peers {
-    pub(super) fn new(own: WorkerId, map: watch::Receiver<Arc<ClusterMap>>) -> Self {
+    pub(super) fn new(own: WorkerId, map: watch::Receiver<Arc<ClusterMap>>, dial: Dial) -> Self {
         Self {
             own,
             map,
+            dial,
             channels: Mutex::default(),
             telling: Semaphore::new(MAX_TELLING),
         }
@@ -72,9 +75,8 @@ impl Peers {
         if let Some(channel) = channels.get(address) {
             return Ok(WorkerClient::new(channel.clone()));
         }
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let channel = endpoint.connect_timeout(CONNECT_DEADLINE).connect_lazy();
+        let channel = self.dial.channel(address, Role::Worker, CONNECT_DEADLINE);
+        let channel = channel.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let map = self.map.borrow();
         channels.retain(|known, _| map.workers.iter().any(|w| w.control_address == *known));
         if channels.len() >= MAX_CHANNELS {

@@ -33,7 +33,7 @@ pub(super) fn slug(origin: &OriginSpec) -> String {
 }
 
 /// `$XDG_CACHE_HOME/weir`, or `~/.cache/weir`.
-pub(super) fn cache_home() -> Result<PathBuf, Failure> {
+pub(crate) fn cache_home() -> Result<PathBuf, Failure> {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)

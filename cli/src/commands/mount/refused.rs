@@ -8,6 +8,7 @@ use weir_mount::runtime as mounts;
 use weir_mount::supervisor;
 use weir_origin::OriginSpec;
 use weir_proto::v1;
+use weir_trust::Dial;
 
 use super::{explain, place};
 use crate::args::MountArgs;
@@ -36,6 +37,9 @@ pub(super) fn own_files(args: &MountArgs, cache: &Path) -> Result<(), Failure> {
     )?;
     for ssd in &args.cache.ssd {
         visible("the directory of an SSD tier", &ssd.dir, "another --ssd")?;
+    }
+    if let Some(certs) = args.certs.dir() {
+        visible("the mount's certificate", certs, "another --certs")?;
     }
     // Credentials, profiles, certificates: a server that is started anew reads them again.
     for (name, value) in std::env::vars() {
@@ -73,6 +77,7 @@ fn directory(origin: &OriginSpec) -> Option<String> {
 pub(super) fn source_of_dataset(
     mountpoint: &Path,
     master: &str,
+    dial: &Dial,
     dataset: &DatasetRef,
 ) -> Result<(), Failure> {
     if place::live(mountpoint).is_some() {
@@ -83,7 +88,7 @@ pub(super) fn source_of_dataset(
     };
     let runtime = runtime()?;
     let known = runtime.block_on(async {
-        let mut client = connect::lazy(master)?;
+        let mut client = connect::lazy(master, dial)?;
         let known = client.get_dataset(request(get, MASTER_DEADLINE)).await;
         Ok::<_, Failure>(known)
     });

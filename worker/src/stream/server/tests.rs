@@ -89,7 +89,13 @@ impl Bed {
             let (worker, stop) = (worker.clone(), stop.clone());
             async move {
                 tokio::join!(
-                    serve_tcp(worker.clone(), map.clone(), tcp, stop.clone()),
+                    serve_tcp(
+                        worker.clone(),
+                        map.clone(),
+                        tcp,
+                        Access::SameUser,
+                        stop.clone()
+                    ),
                     serve_local(worker, map, unix, stop),
                 );
             }

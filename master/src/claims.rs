@@ -1,0 +1,164 @@
+//! What a worker may say of itself.
+//!
+//! Every client takes the cluster map for true: who has the largest weight in it is asked for the most blocks, at the
+//! address that it named. So a worker with a certificate may claim its certificate's name, no more weight than that allows,
+//! and addresses that it names or that the worker connected from. Of those without one only what no worker can be is
+//! refused.
+
+use weir_core::{ByteSize, WorkerId};
+use weir_proto::v1;
+use weir_trust::{Caller, Peer};
+
+use crate::error::MasterError;
+
+/// The largest cache that any worker may claim: 16 PiB, some times what fits into a machine.
+pub(crate) const MAX_WEIGHT: ByteSize = ByteSize(1 << 54);
+/// Marks the path of a Unix socket, which the master would open as its own user.
+const UNIX: &str = "unix:";
+
+/// Whether a caller may announce this worker.
+pub(crate) fn check(caller: &Caller, info: &v1::WorkerInfo) -> Result<(), MasterError> {
+    let denied = |what: String| {
+        Err(MasterError::Denied(format!(
+            "{caller} may not claim {what}"
+        )))
+    };
+    let id: WorkerId = info.id.parse()?;
+    is_own(caller, &id)?;
+    let most = caller.peer().and_then(|peer| peer.subject.max_weight);
+    let most = most.unwrap_or(MAX_WEIGHT).min(MAX_WEIGHT);
+    if info.weight > most.0 {
+        return denied(format!(
+            "a weight of {}: {most} is the most",
+            ByteSize(info.weight)
+        ));
+    }
+    if !matches!(caller, Caller::Local { .. }) && info.control_address.starts_with(UNIX) {
+        return denied("a Unix socket for an address".to_owned());
+    }
+    let Some(peer) = caller.peer() else {
+        return Ok(());
+    };
+    for address in [&info.data_address, &info.control_address] {
+        if !may_claim(peer, caller, address) {
+            return denied(format!(
+                "the address {address:?}: its certificate does not name it, and it connected from elsewhere"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a caller may speak for a worker.
+pub(crate) fn is_own(caller: &Caller, id: &WorkerId) -> Result<(), MasterError> {
+    match caller.peer() {
+        Some(peer) if peer.subject.name.as_str() != id.as_str() => Err(MasterError::Denied(
+            format!("{caller} may not claim to be worker {id}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn may_claim(peer: &Peer, caller: &Caller, address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return false;
+    };
+    let host = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    port.parse::<u16>().is_ok() && peer.may_claim(host, caller.from())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use weir_trust::{Role, Subject};
+
+    use super::*;
+
+    fn worker(max_weight: Option<u64>) -> Caller {
+        let subject = Subject {
+            role: Role::Worker,
+            name: "gpu-7".parse().unwrap(),
+            max_weight: max_weight.map(ByteSize),
+        };
+        Caller::Peer {
+            peer: Arc::new(Peer {
+                subject,
+                addresses: vec!["gpu-7.lab".to_owned()],
+                expires: SystemTime::UNIX_EPOCH,
+            }),
+            from: Some("10.0.0.7".parse().unwrap()),
+        }
+    }
+
+    fn claim(id: &str, weight: u64, data: &str, control: &str) -> v1::WorkerInfo {
+        v1::WorkerInfo {
+            id: id.to_owned(),
+            node: id.to_owned(),
+            data_address: data.to_owned(),
+            control_address: control.to_owned(),
+            weight,
+            ..Default::default()
+        }
+    }
+
+    #[track_caller]
+    fn denied(caller: &Caller, claim: &v1::WorkerInfo) -> String {
+        match check(caller, claim) {
+            Err(MasterError::Denied(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_worker_may_claim_what_its_certificate_says() {
+        for (data, control) in [
+            ("gpu-7.lab:7450", "gpu-7.lab:7451"),
+            ("10.0.0.7:7450", "[::ffff:10.0.0.7]:7451"),
+        ] {
+            check(&worker(None), &claim("gpu-7", 5, data, control)).unwrap();
+            check(&worker(Some(5)), &claim("gpu-7", 5, data, control)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_name_a_weight_and_addresses_of_others_are_denied() {
+        let (own, at) = ("gpu-7", "10.0.0.7:7450");
+        let caller = worker(Some(1 << 40));
+        let why = denied(&caller, &claim("gpu-8", 5, at, at));
+        assert_eq!(
+            why,
+            "worker gpu-7 at 10.0.0.7 may not claim to be worker gpu-8"
+        );
+        let why = denied(&caller, &claim(own, 1 << 60, at, at));
+        assert!(why.contains("weight of 1024PiB: 1TiB is the most"), "{why}");
+        for address in [
+            "10.0.0.8:7450",
+            "gpu-8.lab:7450",
+            "10.0.0.7",
+            "10.0.0.7:x",
+            "",
+            "unix:/run/docker.sock",
+            "gpu-7.lab:7450@10.0.0.8:80",
+        ] {
+            denied(&caller, &claim(own, 5, address, at));
+            denied(&caller, &claim(own, 5, at, address));
+        }
+    }
+
+    #[test]
+    fn without_a_certificate_what_no_worker_can_be_is_denied() {
+        let (own, anybody) = (Caller::Local { uid: 7 }, Caller::Anybody { from: None });
+        for caller in [&own, &anybody] {
+            check(caller, &claim("a", MAX_WEIGHT.0, "b:1", "c:1")).unwrap();
+            denied(caller, &claim("a", 1 << 60, "b:1", "c:1"));
+        }
+        let unix = claim("a", 5, "", "unix:/run/weir/worker.sock");
+        check(&own, &unix).unwrap();
+        denied(&anybody, &unix);
+    }
+}
