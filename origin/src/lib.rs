@@ -29,4 +29,5 @@ pub use metrics::OriginMetrics;
 pub use origin::{Fetched, Hindrance, Listed, Origin, list, open};
 pub use pace::Pace;
 pub use policy::FetchPolicy;
+pub use s3::signature::{Keys, Signer};
 pub use spec::{Addressing, OriginSpec};

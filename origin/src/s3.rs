@@ -1,10 +1,14 @@
 //! S3 and what speaks its protocol: listing and conditional ranged reads.
 //!
-//! object_store signs requests and finds credentials. The two requests are made here, because its listing gives up
-//! a whole page over one key that is not a clean path, and its reads hide the headers with checksums.
+//! The two requests are made here, over connections that their readers drive ([`exchange`]). Credentials and settings are
+//! found as AWS's tools find them ([`configuration`], [`chain`]); its SDK does not take quoted names of profiles, tokens
+//! that end in a line break, or files that are missing for errors.
 
 mod body;
+mod calls;
+mod chain;
 mod checksums;
+pub(crate) mod configuration;
 mod connect;
 mod credentials;
 pub(crate) mod environment;
@@ -15,14 +19,20 @@ mod helper;
 mod listing;
 mod low_water;
 mod names;
-pub(crate) mod profile;
+mod platform;
+mod profile;
+mod proxy;
 mod redirect;
 mod refusal;
 mod request;
 mod scheme;
+pub(crate) mod signature;
+mod sso;
+mod sts;
 #[cfg(test)]
 mod tests;
 mod time;
+mod trust;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -13,8 +13,8 @@ use url::Url;
 use weir_core::OriginId;
 
 use crate::error::OriginError;
+use crate::s3::configuration::{Configuration, Service};
 use crate::s3::environment::Environment;
-use crate::s3::profile;
 
 mod wire;
 
@@ -137,23 +137,13 @@ impl OriginSpec {
         if matches!(self.place()?, Place::File { .. }) {
             return Ok(self);
         }
-        let profile = profile::load(
-            &self.location().into(),
-            self.profile.as_deref(),
-            environment,
-        )?;
-        let first = |names: &[&str]| {
-            let mut found = names.iter().filter_map(|name| environment.get(name));
-            found.next().map(str::to_owned)
-        };
+        let location = self.location().into();
+        let configuration = Configuration::load(&location, self.profile.as_deref(), environment)?;
+        let owned = |text: Option<&str>| text.map(str::to_owned);
         self.endpoint = self
             .endpoint
-            .or_else(|| first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]))
-            .or_else(|| profile.as_ref()?.get("endpoint_url").map(str::to_owned));
-        self.region = self
-            .region
-            .or_else(|| first(&["AWS_REGION", "AWS_DEFAULT_REGION"]))
-            .or_else(|| profile.as_ref()?.get("region").map(str::to_owned));
+            .or_else(|| owned(configuration.endpoint(Service::S3)));
+        self.region = self.region.or_else(|| owned(configuration.region()));
         self.validate()?;
         Ok(self)
     }

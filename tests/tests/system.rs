@@ -23,6 +23,7 @@ mod system {
     pub(crate) mod processes;
     pub(crate) mod reading;
     pub(crate) mod restarts;
+    pub(crate) mod settings;
     pub(crate) mod signing;
     pub(crate) mod silence;
     pub(crate) mod tls;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         ("faults", system::faults::CASES),
         ("tls", system::tls::CASES),
         ("credentials", system::credentials::CASES),
+        ("settings", system::settings::CASES),
         ("damage", system::damage::CASES),
         ("verified", system::verified::CASES),
         ("cluster", system::cluster::CASES),

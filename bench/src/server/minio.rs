@@ -6,9 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use http::{Method, Uri};
-use object_store::aws::{AwsAuthorizer, AwsCredential};
-use object_store::client::{HttpRequest, HttpRequestBody};
+use http::{HeaderMap, Method, Uri};
+use weir_origin::{Keys, Signer};
 
 use super::Bucket;
 use crate::http::Http;
@@ -105,20 +104,22 @@ impl Minio {
     }
 
     fn signed_put(&self, path: &str, body: String) -> anyhow::Result<()> {
-        let mut request = HttpRequest::new(HttpRequestBody::from(body.clone()));
-        *request.method_mut() = Method::PUT;
-        *request.uri_mut() = format!("{}{path}", self.endpoint).parse::<Uri>()?;
-        let credential = AwsCredential {
-            key_id: USER.to_owned(),
+        let keys = Keys {
+            access_key: USER.to_owned(),
             secret_key: SECRET.to_owned(),
             token: None,
         };
-        AwsAuthorizer::new(&credential, "s3", REGION).try_authorize(&mut request, None)?;
+        let signer = Signer {
+            keys: &keys,
+            service: "s3",
+            region: REGION,
+        };
+        let uri: Uri = format!("{}{path}", self.endpoint).parse()?;
+        let mut signed = HeaderMap::new();
+        signer.sign(&Method::PUT, &uri, &mut signed, body.as_bytes())?;
         let mut headers = String::new();
-        for (name, value) in request.headers() {
-            if name != http::header::HOST {
-                headers.extend([name.as_str(), ": ", value.to_str()?, "\r\n"]);
-            }
+        for (name, value) in &signed {
+            headers.extend([name.as_str(), ": ", value.to_str()?, "\r\n"]);
         }
         let length = body.len() as u64;
         Http::connect(&self.endpoint)?.put(path, &headers, body.as_bytes(), length)

@@ -1,20 +1,23 @@
 //! Opening a connection: names, proxies, TLS.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use http::Uri;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use hyper_util::client::proxy::matcher::Intercept;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::ConfigVerifierExt;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::low_water::set_low_water;
 use super::names::Names;
+use super::proxy::Proxies;
+use super::trust::Trust;
+use crate::error::OriginError;
 
 /// A connection's bytes, deciphered.
 pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -28,33 +31,29 @@ pub(super) struct ProxyUnusable(Uri);
 /// More than one TLS record: what the TLS layer may hold of bytes that the kernel has handed over.
 const RECORD: u64 = 20 << 10;
 
-/// Opens connections as the environment says (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`).
+/// Opens connections, through a proxy or not.
 pub(super) struct Connector {
     pub(super) tcp: HttpConnector<Names>,
     pub(super) tls: ClientConfig,
-    proxies: Matcher,
+    proxies: Arc<Proxies>,
 }
 
 impl Connector {
-    /// Reads the system's certificates if there is to be TLS: that takes milliseconds, and an image need not have any.
-    pub(super) fn new(with_tls: bool) -> Result<Self, rustls::Error> {
+    /// Reads certificates if there is to be TLS, which is when `trust` says whose: that takes milliseconds, and an image
+    /// need not have any.
+    pub(super) fn new(trust: Option<&Trust>, proxies: Arc<Proxies>) -> Result<Self, OriginError> {
         // A second installation is refused, which is fine: the first is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut tcp = HttpConnector::new_with_resolver(Names::of_system());
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
-        let tls = if with_tls {
-            ClientConfig::with_platform_verifier()?
-        } else {
-            ClientConfig::builder()
+        let tls = match trust {
+            Some(trust) => trust.tls()?,
+            None => ClientConfig::builder()
                 .with_root_certificates(RootCertStore::empty())
-                .with_no_client_auth()
+                .with_no_client_auth(),
         };
-        Ok(Self {
-            tcp,
-            tls,
-            proxies: Matcher::from_env(),
-        })
+        Ok(Self { tcp, tls, proxies })
     }
 
     /// The proxy that requests for `uri` are given to as they are. Those with TLS go through it unseen.

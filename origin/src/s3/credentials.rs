@@ -1,6 +1,6 @@
 //! The keys that requests are signed with.
 //!
-//! They come from the environment, a profile, the program that a profile names, or a service of the platform. Whoever
+//! They come from the environment, a profile, the program that a profile names, or a service ([`chain`]). Whoever
 //! needs them waits at most for a deadline: loading happens on the process's own runtime, once at a time however many
 //! wait for it, and keys that expire are renewed before they do, while the old ones are still in use.
 
@@ -9,49 +9,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, Shared};
-use http::HeaderValue;
-use object_store::RetryConfig;
-use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
+use super::calls::{Calls, Refused};
+use super::chain::{self, Source, Temporary};
+use super::configuration::Configuration;
 use super::environment::Environment;
-use super::helper::Helper;
-use super::profile::{self, Keys};
+use super::signature::Keys;
+use super::trust::Trust;
 use crate::error::OriginError;
 
-/// Longest wait for credentials from a metadata service.
-const SERVICE_DEADLINE: Duration = Duration::from_secs(10);
-/// Longest time that loading may take: a program's deadline, and some for reading files.
+/// Longest time that loading may take: a program's deadline, or those of a few services in a row.
 const LOAD_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a failure, and that no other keys were found, counts for those who come after.
 const FAILED_FOR: Duration = Duration::from_secs(2);
 /// Keys are renewed so long before they expire, but not before half their life is over.
 const RENEW_BEFORE: Duration = Duration::from_mins(5);
-/// A service's keys do not tell how long they last, but what it gives out lasts for some minutes. It keeps them, so
-/// asking it again costs nothing mostly.
+/// For keys of a service that do not tell how long they last, or have expired by this machine's clock alone.
 const SERVICE_RENEWED_AFTER: Duration = Duration::from_secs(30);
 const SERVICE_STALE_AFTER: Duration = Duration::from_secs(150);
-
-/// Where keys come from.
-#[derive(Clone)]
-enum Source {
-    /// They are written down.
-    Fixed(Arc<AwsCredential>),
-    /// A program prints them.
-    Helper(Arc<Helper>),
-    /// A web identity, a container's or an instance's metadata service.
-    Service(AwsCredentialProvider),
-    /// Nowhere.
-    Nothing,
-}
 
 /// How the keys of an origin are found.
 pub(super) struct Settings {
     pub(super) profile: Option<String>,
-    pub(super) region: String,
-    pub(super) bucket: String,
+    /// The bucket's.
+    pub(super) region: Option<String>,
     /// The origin in messages.
     pub(super) name: Arc<str>,
 }
@@ -70,7 +54,7 @@ struct Inner {
 }
 
 struct State {
-    source: Source,
+    found: Found,
     keys: Option<Loaded>,
     /// Loading under way.
     flight: Option<Flight>,
@@ -80,13 +64,20 @@ struct State {
 }
 
 /// Finds out where keys come from.
-type Find = dyn Fn(&Settings) -> Result<Source, OriginError> + Send + Sync;
-type Outcome = Result<Arc<AwsCredential>, OriginError>;
+type Find = dyn Fn(&Settings) -> Result<Found, OriginError> + Send + Sync;
+type Outcome = Result<Arc<Keys>, OriginError>;
 type Flight = Shared<BoxFuture<'static, Outcome>>;
+
+/// Where keys come from, and how the services are reached that they may come from.
+#[derive(Clone)]
+struct Found {
+    source: Source,
+    calls: Calls,
+}
 
 #[derive(Clone)]
 struct Loaded {
-    credential: Arc<AwsCredential>,
+    credential: Arc<Keys>,
     /// From when on they are renewed in the background, and from when on they are not used any more.
     lasts: Option<(Instant, Instant)>,
 }
@@ -97,13 +88,13 @@ impl Credentials {
     pub(super) fn find(settings: Settings) -> Result<Self, OriginError> {
         Self::of(
             settings,
-            Box::new(|settings| Source::find(settings, &Environment::of_process())),
+            Box::new(|settings| Found::in_environment(settings, &Environment::of_process())),
         )
     }
 
     fn of(settings: Settings, find: Box<Find>) -> Result<Self, OriginError> {
         let state = State {
-            source: find(&settings)?,
+            found: find(&settings)?,
             keys: None,
             flight: None,
             failed: None,
@@ -123,7 +114,7 @@ impl Credentials {
     pub(super) async fn get(&self) -> Outcome {
         let flight = {
             let mut state = self.inner.state.lock();
-            if let Source::Fixed(credential) = &state.source {
+            if let Source::Fixed(credential) = &state.found.source {
                 return Ok(credential.clone());
             }
             let now = Instant::now();
@@ -135,28 +126,28 @@ impl Credentials {
                 && lasts.is_none_or(|(_, stale)| now < stale)
             {
                 if lasts.is_some_and(|(renew, _)| now >= renew) && failed.is_none() {
-                    drop(self.inner.start(&mut state, false));
+                    drop(self.inner.start(&mut state));
                 }
                 return Ok(credential);
             }
             if let Some((_, error)) = failed {
                 return Err(error);
             }
-            self.inner.start(&mut state, false)
+            self.inner.start(&mut state)
         };
         self.inner.wait(flight).await
     }
 
     /// Has the keys loaded from the beginning after the origin has refused `refused`. Gives whether there are others now.
-    pub(super) async fn renew(&self, refused: &AwsCredential) -> Result<bool, OriginError> {
+    pub(super) async fn renew(&self, refused: &Keys) -> Result<bool, OriginError> {
         loop {
             let (flight, was_under_way) = {
                 let mut state = self.inner.state.lock();
-                let current = match (&state.source, &state.keys) {
+                let current = match (&state.found.source, &state.keys) {
                     (Source::Fixed(credential), _) => Some(credential),
                     (_, keys) => keys.as_ref().map(|keys| &keys.credential),
                 };
-                if current.is_some_and(|current| !are_same(current, refused)) {
+                if current.is_some_and(|current| **current != *refused) {
                     return Ok(true); // others were sooner
                 }
                 let now = Instant::now();
@@ -164,10 +155,10 @@ impl Credentials {
                     return Ok(false);
                 }
                 let was_under_way = state.flight.is_some();
-                (self.inner.start(&mut state, true), was_under_way)
+                (self.inner.start(&mut state), was_under_way)
             };
             let found = self.inner.wait(flight).await?;
-            if !are_same(&found, refused) {
+            if *found != *refused {
                 return Ok(true);
             }
             // Loading that began before the refusal may have been too soon.
@@ -179,20 +170,16 @@ impl Credentials {
     }
 }
 
-fn are_same(a: &AwsCredential, b: &AwsCredential) -> bool {
-    (&a.key_id, &a.secret_key, &a.token) == (&b.key_id, &b.secret_key, &b.token)
-}
-
 impl Inner {
-    /// Begins to load, or joins those who wait for it. `anew` looks into the files again.
-    fn start(self: &Arc<Self>, state: &mut State, anew: bool) -> Flight {
+    /// Begins to load from the beginning, which looks into the files again, or joins those who wait for it.
+    fn start(self: &Arc<Self>, state: &mut State) -> Flight {
         if let Some(flight) = &state.flight {
             return flight.clone();
         }
         let inner = self.clone();
-        let source = state.source.clone();
+        let had_keys = state.keys.is_some();
         let task = self.home.spawn(async move {
-            let loaded = timeout(LOAD_DEADLINE, inner.load(source, anew));
+            let loaded = timeout(LOAD_DEADLINE, inner.load(had_keys));
             // A panic must not leave those who come later waiting for it.
             let loaded = match AssertUnwindSafe(loaded).catch_unwind().await {
                 Ok(Ok(loaded)) => loaded,
@@ -202,9 +189,9 @@ impl Inner {
             let mut state = inner.state.lock();
             state.flight = None;
             match loaded {
-                Ok((source, loaded)) => {
+                Ok((found, loaded)) => {
                     let credential = loaded.credential.clone();
-                    state.source = source;
+                    state.found = found;
                     state.keys = Some(loaded);
                     state.failed = None;
                     Ok(credential)
@@ -234,42 +221,44 @@ impl Inner {
         outcome.unwrap_or_else(|_| Err(self.none(&late(limit))))
     }
 
-    async fn load(
-        self: &Arc<Self>,
-        source: Source,
-        anew: bool,
-    ) -> Result<(Source, Loaded), OriginError> {
-        let source = if anew {
-            let inner = self.clone();
-            let find = move || (inner.find)(&inner.settings);
-            let found = self.home.spawn_blocking(find).await;
-            found.unwrap_or_else(|_| Err(self.none("loading them was interrupted")))?
-        } else {
-            source
-        };
-        let (credential, lasts) = match &source {
-            Source::Fixed(credential) => (credential.clone(), None),
-            Source::Helper(helper) => {
-                let (keys, expires) = helper.run(&self.settings.name).await?;
-                (trimmed(keys), expires.map(until))
+    /// `had_keys` is whether there were any before: then a service that does not answer is one that does not answer now.
+    async fn load(self: &Arc<Self>, had_keys: bool) -> Result<(Found, Loaded), OriginError> {
+        let inner = self.clone();
+        let find = move || (inner.find)(&inner.settings);
+        let found = self.home.spawn_blocking(find).await;
+        let found = found.unwrap_or_else(|_| Err(self.none("loading them was interrupted")))?;
+        if let Source::Fixed(credential) = &found.source {
+            let credential = credential.clone();
+            let lasts = None;
+            return Ok((found, Loaded { credential, lasts }));
+        }
+        let target = &self.settings.name;
+        let loaded = found.source.load(&found.calls, target).await;
+        let Temporary { keys, life } = loaded.map_err(|refused| match refused {
+            Refused::Error(error) => error,
+            Refused::Denied(detail, remedy) => OriginError::AccessDenied {
+                target: target.clone(),
+                detail,
+                remedy,
+            },
+            Refused::Absent(detail) if !had_keys => {
+                self.none(&format!("no credentials were found: {detail}"))
             }
-            Source::Nothing => return Err(self.none("no credentials were found")),
-            Source::Service(service) => {
-                let answer = timeout(SERVICE_DEADLINE, service.get_credential()).await;
-                let credential = answer
-                    .map_err(|_| {
-                        self.none(&format!(
-                            "the metadata service gave {}",
-                            late(SERVICE_DEADLINE)
-                        ))
-                    })?
-                    .map_err(|_| self.none("no credentials were found"))?;
+            Refused::Absent(detail) | Refused::Unavailable(detail) => OriginError::Unavailable {
+                target: target.clone(),
+                detail,
+            },
+        })?;
+        let lasts = match life {
+            Some(life) if !life.is_zero() => Some(until(life)),
+            _ if found.source.changes() => {
                 let now = Instant::now();
-                let lasts = (now + SERVICE_RENEWED_AFTER, now + SERVICE_STALE_AFTER);
-                (credential, Some(lasts))
+                Some((now + SERVICE_RENEWED_AFTER, now + SERVICE_STALE_AFTER))
             }
+            _ => None,
         };
-        Ok((source, Loaded { credential, lasts }))
+        let credential = Arc::new(keys);
+        Ok((found, Loaded { credential, lasts }))
     }
 
     fn none(&self, detail: &str) -> OriginError {
@@ -291,113 +280,16 @@ fn until(life: Duration) -> (Instant, Instant) {
     (now + life - RENEW_BEFORE.min(life / 2), now + life)
 }
 
-impl Source {
-    /// The keys of a profile that was asked for, else those of the environment, else those of the default profile,
-    /// else what object_store finds: web identity, container, instance.
-    fn find(settings: &Settings, environment: &Environment) -> Result<Self, OriginError> {
-        let origin = &settings.name;
-        let named = settings.profile.as_deref();
-        let variables = (
-            environment.get("AWS_ACCESS_KEY_ID"),
-            environment.get("AWS_SECRET_ACCESS_KEY"),
-        );
-        if let (None, (Some(access_key), Some(secret_key))) = (named, variables) {
-            let keys = Keys {
-                access_key: access_key.to_owned(),
-                secret_key: secret_key.to_owned(),
-                token: environment.get("AWS_SESSION_TOKEN").map(str::to_owned),
-            };
-            return Ok(Self::Fixed(trimmed(keys)));
-        }
-        let profile = profile::load(origin, named, environment)?;
-        let found = profile.map(|profile| profile.keys(origin)).transpose()?;
-        match (found.flatten(), named) {
-            (Some(profile::Found::Keys(keys)), _) => {
-                return Ok(Self::Fixed(trimmed(keys)));
-            }
-            (Some(profile::Found::Helper(helper)), _) => {
-                return Ok(Self::Helper(Arc::new(helper)));
-            }
-            (None, Some(name)) => {
-                return Err(OriginError::config(
-                    origin.clone(),
-                    format!("the profile {name:?} has no keys"),
-                    "add aws_access_key_id and aws_secret_access_key, or use the environment",
-                ));
-            }
-            (None, None) => {}
-        }
-        check_container(environment, origin)?;
-        if !asks_a_service(environment) {
-            return Ok(Self::Nothing);
-        }
-        let impatient = RetryConfig {
-            max_retries: 1,
-            retry_timeout: SERVICE_DEADLINE,
-            ..RetryConfig::default()
-        };
-        let store = AmazonS3Builder::from_env()
-            .with_bucket_name(&settings.bucket)
-            .with_region(&settings.region)
-            .with_retry(impatient)
-            .build()
-            .map_err(|error| {
-                OriginError::config(
-                    origin.clone(),
-                    error.to_string(),
-                    "check the AWS_* variables",
-                )
-            })?;
-        Ok(Self::Service(store.credentials().clone()))
+impl Found {
+    fn in_environment(settings: &Settings, environment: &Environment) -> Result<Self, OriginError> {
+        let (origin, named) = (&settings.name, settings.profile.as_deref());
+        let configuration = Configuration::load(origin, named, environment)?;
+        Ok(Self {
+            source: chain::find(origin, named, settings.region.as_deref(), &configuration)?,
+            calls: Calls::new(Trust::of(origin, &configuration), environment),
+        })
     }
-}
-
-/// Refuses a container's token that no request can carry, or that is not where it is looked for.
-fn check_container(environment: &Environment, origin: &Arc<str>) -> Result<(), OriginError> {
-    const FILE: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
-    const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";
-    if environment
-        .get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
-        .is_none()
-    {
-        return Ok(());
-    }
-    let refused = |problem: &str| {
-        let remedy = format!("write the token alone into a file and name that in {FILE}");
-        Err(OriginError::config(origin.clone(), problem, remedy))
-    };
-    match environment.get(FILE) {
-        // One that cannot be read is told by who reads it.
-        Some(path) => match std::fs::read(path) {
-            Ok(token) if HeaderValue::from_bytes(&token).is_err() => refused(&format!(
-                "the file that {FILE} names has a line break or another character that no token has"
-            )),
-            _ => Ok(()),
-        },
-        None if environment.get(TOKEN).is_some() => refused(&format!("{TOKEN} is not supported")),
-        None => Ok(()),
-    }
-}
-
-/// Whether there is a service that may have keys: an instance's can be turned off.
-fn asks_a_service(environment: &Environment) -> bool {
-    let has = |name| environment.get(name).is_some();
-    let instance = environment.get("AWS_EC2_METADATA_DISABLED");
-    instance.is_none_or(|off| !off.trim().eq_ignore_ascii_case("true"))
-        || has("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
-        || has("AWS_CONTAINER_CREDENTIALS_FULL_URI")
-        || has("AWS_WEB_IDENTITY_TOKEN_FILE")
-}
-
-/// Keys as requests are signed with: files and secrets of Kubernetes like to end in a line break.
-fn trimmed(keys: Keys) -> Arc<AwsCredential> {
-    let trim = |value: String| value.trim().to_owned();
-    Arc::new(AwsCredential {
-        key_id: trim(keys.access_key),
-        secret_key: trim(keys.secret_key),
-        token: keys.token.map(trim).filter(|token| !token.is_empty()),
-    })
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

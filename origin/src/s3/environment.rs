@@ -1,20 +1,43 @@
 //! The variables of a process that configure S3, as a value, so that tests need not change the real ones.
 
 use std::collections::HashMap;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
-/// Names and values that start with `AWS_`, and `HOME`. Deliberately without Debug: some are secrets.
+/// Longest file that a variable or a profile may name, in bytes.
+const MAX_FILE: u64 = 4 << 20;
+
+/// What is read beside the variables whose names start with `AWS_`.
+const OTHERS: [&str; 10] = [
+    "HOME",
+    "ALL_PROXY",
+    "all_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "REQUEST_METHOD",
+];
+
+/// Names and values. Deliberately without Debug: some are secrets.
 pub(crate) struct Environment(HashMap<String, String>);
 
 impl Environment {
     pub(crate) fn of_process() -> Self {
-        let variables = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
-        Self(
-            variables
-                .filter(|(name, _)| name.starts_with("AWS_") || name == "HOME")
-                .collect(),
-        )
+        let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
+        let mut variables: HashMap<_, _> = std::env::vars_os()
+            .map(|(name, value)| (text(name), text(value)))
+            .filter(|(name, _)| name.starts_with("AWS_") || OTHERS.contains(&name.as_str()))
+            .collect();
+        // Services are started without one, and the user has one all the same.
+        if variables.get("HOME").is_none_or(String::is_empty)
+            && let Some(home) = std::env::home_dir()
+        {
+            variables.insert("HOME".to_owned(), home.to_string_lossy().into_owned());
+        }
+        Self(variables)
     }
 
     #[cfg(test)]
@@ -30,5 +53,100 @@ impl Environment {
             .get(name)
             .map(|value| value.trim())
             .filter(|value| !value.is_empty())
+    }
+
+    /// The value of the first of these variables that is set and not empty.
+    pub(crate) fn first(&self, names: &[&str]) -> Option<&str> {
+        names.iter().find_map(|name| self.get(name))
+    }
+
+    /// Whether a variable is `true`, in any case.
+    pub(crate) fn is_true(&self, name: &str) -> bool {
+        self.get(name).is_some_and(is_true)
+    }
+
+    /// The path that a variable names.
+    pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
+        self.get(name).map(|path| self.expand(path))
+    }
+
+    /// A path as people write it: `~` is the user's home.
+    pub(crate) fn expand(&self, path: &str) -> PathBuf {
+        match (path.strip_prefix('~'), self.get("HOME")) {
+            (Some(""), Some(home)) => PathBuf::from(home),
+            (Some(rest), Some(home)) if rest.starts_with('/') => {
+                Path::new(home).join(rest.trim_start_matches('/'))
+            }
+            _ => PathBuf::from(path),
+        }
+    }
+
+    /// A path below the user's home.
+    pub(crate) fn at_home(&self, path: &str) -> Option<PathBuf> {
+        Some(Path::new(self.get("HOME")?).join(path))
+    }
+}
+
+/// Whether a setting is `true`, in any case.
+pub(super) fn is_true(value: &str) -> bool {
+    value.trim().eq_ignore_ascii_case("true")
+}
+
+/// Reads a file of settings, keys or certificates.
+///
+/// # Errors
+/// What the system says, and that the file is longer than any of its kind.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let file = std::fs::File::open(path)?;
+    file.take(MAX_FILE + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_FILE {
+        let problem = format!("it is longer than {MAX_FILE} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_variables_are_unset_and_white_space_around_values_is_taken_off() {
+        let environment = Environment::of([
+            ("AWS_PROFILE", ""),
+            ("AWS_REGION", " \n"),
+            ("AWS_DEFAULT_REGION", "eu-west-1\n"),
+            ("AWS_EC2_METADATA_DISABLED", " TRUE\n"),
+        ]);
+        assert_eq!(environment.get("AWS_PROFILE"), None);
+        let region = environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]);
+        assert_eq!(region, Some("eu-west-1"));
+        assert!(environment.is_true("AWS_EC2_METADATA_DISABLED"));
+        assert!(!environment.is_true("AWS_PROFILE"));
+    }
+
+    #[test]
+    fn a_tilde_is_the_home_of_the_user_and_nothing_else() {
+        let environment = Environment::of([
+            ("HOME", "/home/u"),
+            ("AWS_CONFIG_FILE", "~/my/config"),
+            ("AWS_CA_BUNDLE", "~"),
+        ]);
+        let path = |name| environment.path(name).unwrap();
+        assert_eq!(path("AWS_CONFIG_FILE"), Path::new("/home/u/my/config"));
+        assert_eq!(path("AWS_CA_BUNDLE"), Path::new("/home/u"));
+        for literal in ["~other/x", "/a/~/b", "a~"] {
+            assert_eq!(environment.expand(literal), Path::new(literal));
+        }
+        let homeless = Environment::of([("AWS_CONFIG_FILE", "~/x")]);
+        assert_eq!(homeless.path("AWS_CONFIG_FILE").unwrap(), Path::new("~/x"));
+    }
+
+    #[test]
+    fn a_file_without_end_is_not_read_for_ever() {
+        let error = read(Path::new("/dev/zero")).unwrap_err();
+        assert!(error.to_string().contains("longer"), "{error}");
+        assert!(read(Path::new("/dev/null")).unwrap().is_empty());
     }
 }

@@ -61,14 +61,13 @@ struct Idle {
 }
 
 impl Http {
-    /// For services with TLS or without. No connection is made yet. Fails when the system's certificates are needed
-    /// and cannot be read.
-    pub(super) fn new(with_tls: bool) -> Result<Self, rustls::Error> {
-        Ok(Self {
-            connector: Connector::new(with_tls)?,
+    /// Connections that `connector` opens. None is made yet.
+    pub(super) fn new(connector: Connector) -> Self {
+        Self {
+            connector,
             idle: Mutex::default(),
             long_heads: AtomicBool::new(false),
-        })
+        }
     }
 
     /// Sends a request without a body and waits for the head of its answer. One that fails on a connection that was used before

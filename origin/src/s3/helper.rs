@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::profile::Keys;
+use super::signature::Keys;
 use super::time;
 use crate::error::OriginError;
 
@@ -97,7 +97,7 @@ impl Helper {
         }
         let output: Output = serde_json::from_slice(&output)
             .map_err(|_| failed("did not print the JSON that AWS documents".to_owned()))?;
-        let life = output.expiration.as_deref().and_then(time::parse).map(left);
+        let life = output.expiration.as_deref().and_then(time::left);
         if life == Some(Duration::ZERO) {
             let when = output.expiration.unwrap_or_default();
             return Err(failed(format!(
@@ -112,12 +112,6 @@ impl Helper {
         };
         Ok((keys, life))
     }
-}
-
-/// Time until `expires`, in nanoseconds since 1970.
-fn left(expires: i64) -> Duration {
-    let now = jiff::Timestamp::now().as_nanosecond();
-    Duration::from_nanos(u64::try_from(i128::from(expires) - now).unwrap_or(0))
 }
 
 /// The processes of a program that runs; killed when it goes out of scope.

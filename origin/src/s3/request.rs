@@ -4,15 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use object_store::aws::{AwsAuthorizer, AwsCredential};
-use object_store::client::{HttpRequest, HttpRequestBody};
 use parking_lot::RwLock;
 
+use super::configuration::Configuration;
+use super::connect::Connector;
 use super::credentials::{Credentials, Settings};
+use super::environment::Environment;
 use super::exchange::{Answer, Http};
 use super::failure::HttpError;
+use super::proxy::Proxies;
 use super::redirect;
 use super::refusal::Refusal;
+use super::signature::{Keys, Signer};
+use super::trust::Trust;
 use crate::error::OriginError;
 use crate::spec::{Addressing, OriginSpec, Place};
 
@@ -54,13 +58,16 @@ impl Client {
         };
         let name: Arc<str> = format!("s3://{bucket}").into();
         let base = base_url(spec, bucket)?;
-        let http = Http::new(base.starts_with("https:")).map_err(|error| {
-            OriginError::config(
-                name.clone(),
-                error.to_string(),
-                "check the system's certificates",
-            )
-        })?;
+        let environment = Environment::of_process();
+        let trust = if base.starts_with("https:") {
+            let profile = spec.profile.as_deref();
+            let configuration = Configuration::load(&name, profile, &environment)?;
+            Some(Trust::of(&name, &configuration))
+        } else {
+            None
+        };
+        let proxies = Arc::new(Proxies::of(&environment));
+        let connector = Connector::new(trust.as_ref(), proxies)?;
         let region = spec
             .region
             .clone()
@@ -70,13 +77,12 @@ impl Client {
         } else {
             Some(Credentials::find(Settings {
                 profile: spec.profile.clone(),
-                region: region.clone(),
-                bucket: bucket.to_owned(),
+                region: spec.region.clone(),
                 name: name.clone(),
             })?)
         };
         Ok(Self {
-            http: Arc::new(http),
+            http: Arc::new(Http::new(connector)),
             base,
             name,
             bucket: bucket.to_owned(),
@@ -219,26 +225,25 @@ impl Client {
         &self,
         method: &Method,
         uri: Uri,
-        headers: HeaderMap,
-        credential: Option<&AwsCredential>,
+        mut headers: HeaderMap,
+        credential: Option<&Keys>,
         target: &impl Fn() -> Arc<str>,
     ) -> Result<Result<Answer, HttpError>, OriginError> {
-        let mut request = HttpRequest::new(HttpRequestBody::empty());
-        *request.method_mut() = method.clone();
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-        if let Some(credential) = credential {
+        if let Some(keys) = credential {
             let region = self.region.read().clone();
-            check_signable(credential, &region, &self.name)?;
-            AwsAuthorizer::new(credential, "s3", &region)
-                .try_authorize(&mut request, None)
-                .map_err(|error| invalid(target(), &error))?;
+            check_signable(keys, &region, &self.name)?;
+            let signer = Signer {
+                keys,
+                service: "s3",
+                region: &region,
+            };
+            let signed = signer.sign(method, &uri, &mut headers, b"");
+            signed.map_err(|error| invalid(target(), &error))?;
         }
-        let (mut head, _) = request.into_parts();
         // Not signed, since there are services and proxies that change it. The bytes wanted are those that are stored.
         let identity = HeaderValue::from_static("identity");
-        head.headers.insert(header::ACCEPT_ENCODING, identity);
-        Ok(self.http.send(method, &head.uri, head.headers).await)
+        headers.insert(header::ACCEPT_ENCODING, identity);
+        Ok(self.http.send(method, &uri, headers).await)
     }
 
     /// Refuses an address whose scheme is not the service's, as long as nothing has shown that it is right.
@@ -296,15 +301,11 @@ fn base_url(spec: &OriginSpec, bucket: &str) -> Result<String, OriginError> {
 }
 
 /// Refuses what cannot be put into the headers of a signed request, which whoever signs it takes for granted.
-fn check_signable(
-    credential: &AwsCredential,
-    region: &str,
-    origin: &Arc<str>,
-) -> Result<(), OriginError> {
+fn check_signable(credential: &Keys, region: &str, origin: &Arc<str>) -> Result<(), OriginError> {
     let token = credential.token.as_deref().unwrap_or_default();
     for (value, what, remedy) in [
         (
-            credential.key_id.as_str(),
+            credential.access_key.as_str(),
             "the access key",
             "check AWS_ACCESS_KEY_ID, or the profile's aws_access_key_id",
         ),
@@ -388,8 +389,8 @@ mod tests {
     #[test]
     fn keys_that_no_header_can_carry_are_refused_by_name_and_never_shown() {
         let refused = |key: &str, token: Option<&str>, region: &str| {
-            let credential = AwsCredential {
-                key_id: key.to_owned(),
+            let credential = Keys {
+                access_key: key.to_owned(),
                 secret_key: "secret".to_owned(),
                 token: token.map(str::to_owned),
             };

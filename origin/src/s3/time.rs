@@ -3,6 +3,8 @@
 //! S3 lists RFC 3339; what speaks its protocol also sends times without a zone (which is UTC then), with a space in
 //! the middle, or as HTTP writes them. A time that cannot be read is none, and says nothing about a version.
 
+use std::time::Duration;
+
 use jiff::civil::DateTime;
 use jiff::fmt::rfc2822;
 use jiff::tz::TimeZone;
@@ -34,6 +36,17 @@ pub(super) fn parse(text: &str) -> Option<i64> {
             at(forms.find_map(|form| DateTime::strptime(form, text).ok())?)
         })?;
     i64::try_from(time.as_nanosecond()).ok()
+}
+
+/// Time until `text`, none if it is past. `None` for what is not a time, and for one that is centuries away.
+pub(super) fn left(text: &str) -> Option<Duration> {
+    parse(text).map(until)
+}
+
+/// Time until so many nanoseconds since 1970, none if that is past.
+pub(super) fn until(expires_ns: i64) -> Duration {
+    let now = jiff::Timestamp::now().as_nanosecond();
+    Duration::from_nanos(u64::try_from(i128::from(expires_ns) - now).unwrap_or(0))
 }
 
 /// Services have been seen to name the wrong day of the week.

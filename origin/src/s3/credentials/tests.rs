@@ -1,20 +1,24 @@
 //! Keys of programs and services that fail, hang or expire.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::super::chain::trimmed;
+use super::super::helper::Helper;
 use super::*;
 
 fn settings() -> Settings {
     Settings {
         profile: None,
-        region: "r".to_owned(),
-        bucket: "b".to_owned(),
+        region: None,
         name: "s3://b".into(),
     }
 }
 
 fn found(source: Source) -> Credentials {
-    Credentials::of(settings(), Box::new(move |_| Ok(source.clone()))).unwrap()
+    let calls = Calls::new(Trust::of_system(), &Environment::of([]));
+    let found = Found { source, calls };
+    Credentials::of(settings(), Box::new(move |_| Ok(found.clone()))).unwrap()
 }
 
 /// Keys of a profile whose program is `command`.
@@ -44,7 +48,7 @@ async fn many_who_need_keys_at_once_run_the_program_once() {
     let credentials = helped(&prints(&log, 3600));
     let all = futures::future::join_all((0..100).map(|_| credentials.get())).await;
     for found in all {
-        assert_eq!(found.unwrap().key_id, "A");
+        assert_eq!(found.unwrap().access_key, "A");
     }
     assert_eq!(runs(&log), 1);
     // Who was refused with keys that others have renewed since then has nothing to wait for.
@@ -115,7 +119,7 @@ async fn refused_keys_are_loaded_again_but_not_at_each_request_if_there_are_no_o
     let all = futures::future::join_all((0..10).map(|_| credentials.renew(&old))).await;
     assert!(all.into_iter().all(|renewed| renewed.unwrap()));
     assert_eq!(runs(&log), 3);
-    assert_eq!(credentials.get().await.unwrap().key_id, "B");
+    assert_eq!(credentials.get().await.unwrap().access_key, "B");
 }
 
 #[tokio::test]
@@ -133,63 +137,30 @@ async fn a_failure_counts_for_a_moment_and_the_program_is_named() {
 }
 
 /// A service that fails the first time, as badly as can be.
-#[derive(Debug, Default)]
-struct Fragile(std::sync::atomic::AtomicBool);
+#[derive(Default)]
+pub(in super::super) struct Fragile(AtomicBool);
 
-#[async_trait::async_trait]
-impl object_store::CredentialProvider for Fragile {
-    type Credential = AwsCredential;
-
-    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        assert!(
-            self.0.swap(true, std::sync::atomic::Ordering::Relaxed),
-            "the first time"
-        );
-        Ok(trimmed(Keys {
-            access_key: "A".to_owned(),
-            secret_key: "S".to_owned(),
-            token: None,
-        }))
+impl Fragile {
+    pub(in super::super) fn load(&self) -> Temporary {
+        assert!(self.0.swap(true, Ordering::Relaxed), "the first time");
+        Temporary {
+            keys: Keys {
+                access_key: "A".to_owned(),
+                secret_key: "S".to_owned(),
+                token: None,
+            },
+            life: None,
+        }
     }
 }
 
 #[tokio::test]
 async fn loading_that_panics_is_tried_again() {
-    let fragile = Source::Service(Arc::new(Fragile::default()));
+    let fragile = Source::Fragile(Arc::default());
     let credentials = found(fragile);
     assert!(credentials.get().await.is_err());
     credentials.inner.state.lock().failed = None;
-    assert_eq!(credentials.get().await.unwrap().key_id, "A");
-}
-
-#[test]
-fn what_the_environment_says_of_services_is_heeded() {
-    let dir = tempfile::tempdir().unwrap();
-    let token = dir.path().join("token");
-    let file = token.to_str().unwrap();
-    let settings = settings();
-    // Connections with TLS want it; another test may have been sooner.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let find = |variables: &[(&str, &str)]| {
-        let all = variables.iter().copied().chain([("HOME", "/nonexistent")]);
-        Source::find(&settings, &Environment::of(all))
-    };
-    let off = ("AWS_EC2_METADATA_DISABLED", "True");
-    assert!(matches!(find(&[off]), Ok(Source::Nothing)));
-    assert!(matches!(find(&[]), Ok(Source::Service(_))));
-    let uri = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:1/");
-    let named = ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", file);
-    for (text, good) in [("token", true), ("token\n", false)] {
-        std::fs::write(&token, text).unwrap();
-        let found = find(&[off, uri, named]);
-        match found {
-            Ok(source) => assert!(good && matches!(source, Source::Service(_))),
-            Err(error) => assert!(!good && error.to_string().contains(named.0), "{error}"),
-        }
-    }
-    let token = ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "token");
-    let error = find(&[uri, token]).err().unwrap().to_string();
-    assert!(error.contains(token.0), "{error}");
+    assert_eq!(credentials.get().await.unwrap().access_key, "A");
 }
 
 #[test]
@@ -200,6 +171,6 @@ fn line_breaks_around_keys_are_taken_off_and_an_empty_token_is_none() {
         token: Some("\n".to_owned()),
     };
     let keys = trimmed(keys);
-    assert_eq!((&*keys.key_id, &*keys.secret_key), ("key", "secret"));
+    assert_eq!((&*keys.access_key, &*keys.secret_key), ("key", "secret"));
     assert_eq!(keys.token, None);
 }

@@ -1,0 +1,158 @@
+//! Requests to the services that give out keys: few and small, each on a connection of its own, with a deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::connect::Connector;
+use super::environment::Environment;
+use super::failure::HttpError;
+use super::proxy::Proxies;
+use super::trust::Trust;
+use crate::error::OriginError;
+
+/// Longest answer, in bytes.
+const MAX_ANSWER: usize = 256 << 10;
+
+/// How the services are reached.
+#[derive(Clone)]
+pub(super) struct Calls {
+    trust: Trust,
+    proxies: Arc<Proxies>,
+}
+
+/// How long a connection, and the whole exchange, may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) connect: Duration,
+    pub(super) whole: Duration,
+}
+
+/// A service's answer.
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
+}
+
+/// Why there is none.
+pub(super) enum CallError {
+    /// The settings make no sense.
+    Settings(OriginError),
+    /// No connection was made.
+    Connect(String),
+    /// A connection was made, and no answer came.
+    Broken(String),
+}
+
+/// Why a service gave no keys.
+pub(super) enum Refused {
+    /// A final error.
+    Error(OriginError),
+    /// It refused, and will do so again: what, and what to do.
+    Denied(String, &'static str),
+    /// There seems to be no such service here.
+    Absent(String),
+    /// It does not answer, or not now.
+    Unavailable(String),
+}
+
+impl CallError {
+    /// The refusal of a service that has to be there. `what` is the service.
+    pub(super) fn of_service(self, what: &str) -> Refused {
+        match self {
+            Self::Settings(error) => Refused::Error(error),
+            Self::Connect(detail) | Self::Broken(detail) => {
+                Refused::Unavailable(format!("{what}: {detail}"))
+            }
+        }
+    }
+
+    /// The refusal of a service of the platform, which many have not.
+    pub(super) fn of_platform(self, what: &str) -> Refused {
+        match self {
+            Self::Settings(error) => Refused::Error(error),
+            Self::Connect(detail) | Self::Broken(detail) => {
+                Refused::Absent(format!("{what} does not answer ({detail})"))
+            }
+        }
+    }
+}
+
+impl Calls {
+    pub(super) fn new(trust: Trust, environment: &Environment) -> Self {
+        Self {
+            trust,
+            proxies: Arc::new(Proxies::of(environment)),
+        }
+    }
+
+    /// The same without proxies: the services of a machine or a container are where it is.
+    pub(super) fn direct(&self) -> Self {
+        Self {
+            trust: self.trust.clone(),
+            proxies: Arc::new(Proxies::none()),
+        }
+    }
+
+    /// Sends a request and waits for the answer to its end.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        uri: &Uri,
+        mut headers: HeaderMap,
+        body: impl Into<Bytes>,
+        limits: Limits,
+    ) -> Result<Reply, CallError> {
+        let with_tls = uri.scheme_str() == Some("https");
+        let connector = Connector::new(with_tls.then_some(&self.trust), self.proxies.clone());
+        let connector = connector.map_err(CallError::Settings)?;
+        let late = |limit: Duration| format!("nothing came within {limit:?}");
+        let opened = timeout(limits.connect, connector.open(uri)).await;
+        let (stream, _) = opened
+            .map_err(|_| CallError::Connect(format!("no connection within {:?}", limits.connect)))?
+            .map_err(|error| CallError::Connect(HttpError::Connect(error).to_string()))?;
+        let host = uri.authority().map_or("", |authority| authority.as_str());
+        let broken = |error: HttpError| CallError::Broken(error.to_string());
+        let host =
+            HeaderValue::from_str(host).map_err(|error| broken(http::Error::from(error).into()))?;
+        headers.insert(header::HOST, host);
+        let mut request = Request::new(Full::new(body.into()));
+        *request.method_mut() = method;
+        *request.uri_mut() = if let Some(proxy) = connector.forwarder(uri) {
+            if let Some(credentials) = proxy.basic_auth() {
+                headers.insert(header::PROXY_AUTHORIZATION, credentials.clone());
+            }
+            uri.clone()
+        } else {
+            let path = uri.path_and_query().cloned();
+            path.unwrap_or(PathAndQuery::from_static("/")).into()
+        };
+        *request.headers_mut() = headers;
+        let exchange = async {
+            let (mut sender, connection) = http1::handshake(stream).await?;
+            // Ends when this future does, however that is.
+            let mut driver = JoinSet::new();
+            driver.spawn(connection);
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = Limited::new(body, MAX_ANSWER).collect().await;
+            let body = body.map_err(|_| HttpError::TooLong(MAX_ANSWER))?;
+            Ok::<_, HttpError>(Reply {
+                status: head.status,
+                headers: head.headers,
+                body: body.to_bytes().to_vec(),
+            })
+        };
+        timeout(limits.whole, exchange)
+            .await
+            .map_err(|_| CallError::Broken(late(limits.whole)))?
+            .map_err(broken)
+    }
+}

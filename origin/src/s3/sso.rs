@@ -1,0 +1,282 @@
+//! Keys of single sign-on: `aws sso login` leaves a token in the user's home, for which the portal gives out keys.
+//!
+//! A token that is about to expire is renewed where the sign-on allows it, and put back for the other tools.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use ring::digest;
+use serde_json::{Map, Value};
+
+use super::calls::{Calls, Limits, Refused, Reply};
+use super::chain::Temporary;
+use super::environment::read;
+use super::request::encode_query;
+use super::signature::{Keys, hex};
+use super::sts::plain;
+use super::time;
+use crate::error::OriginError;
+
+const TOKEN: HeaderName = HeaderName::from_static("x-amz-sso_bearer_token");
+const ERROR_TYPE: &str = "x-amzn-errortype";
+const LIMITS: Limits = Limits {
+    connect: Duration::from_secs(3),
+    whole: Duration::from_secs(8),
+};
+/// A token is renewed so long before it expires.
+const RENEW_BEFORE: Duration = Duration::from_mins(5);
+const LOG_IN: &str = "run `aws sso login` for this profile, or `aws configure export-credentials`";
+
+/// An account's role that a sign-on gives keys of.
+pub(super) struct SignOn {
+    pub(super) profile: String,
+    pub(super) account: String,
+    pub(super) role: String,
+    pub(super) portal: Uri,
+    pub(super) tokens: Uri,
+    pub(super) cache: Cache,
+}
+
+/// The file that `aws sso login` has left.
+pub(super) struct Cache {
+    path: PathBuf,
+    content: Map<String, Value>,
+}
+
+impl Cache {
+    /// Reads the token of a session, or of a start URL, below the user's home.
+    pub(super) fn read(
+        origin: &Arc<str>,
+        home: Option<PathBuf>,
+        profile: &str,
+        session: &str,
+    ) -> Result<Self, OriginError> {
+        let denied = |what: String| OriginError::AccessDenied {
+            target: origin.clone(),
+            detail: format!("the profile {profile:?} uses single sign-on, {what}"),
+            remedy: LOG_IN,
+        };
+        let home = home.ok_or_else(|| denied("and HOME is not set".to_owned()))?;
+        let name = hex(digest::digest(
+            &digest::SHA1_FOR_LEGACY_USE_ONLY,
+            session.as_bytes(),
+        ));
+        let path = home.join(".aws/sso/cache").join(format!("{name}.json"));
+        let content = read(&path).map_err(|error| {
+            denied(format!(
+                "whose token {} cannot be read: {error}",
+                path.display()
+            ))
+        })?;
+        let content = serde_json::from_slice(&content)
+            .map_err(|_| denied(format!("whose token {} is no JSON", path.display())))?;
+        Ok(Self { path, content })
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.content.get(name)?.as_str()
+    }
+
+    /// How long the token is good for.
+    fn life(&self, name: &str) -> Duration {
+        let expires = self.text(name);
+        expires.and_then(time::left).unwrap_or(Duration::ZERO)
+    }
+}
+
+impl SignOn {
+    /// Asks for the role's keys.
+    pub(super) async fn load(&self, calls: &Calls) -> Result<Temporary, Refused> {
+        let token = self.token(calls).await?;
+        let mut query = String::from("role_name=");
+        encode_query(&self.role, &mut query);
+        query.push_str("&account_id=");
+        encode_query(&self.account, &mut query);
+        let base = self.portal.to_string();
+        let base = base.trim_end_matches('/');
+        let uri = format!("{base}/federation/credentials?{query}");
+        let uri = uri.parse().map_err(|_| {
+            Refused::Denied(
+                format!("no request can be made to {base}"),
+                "check AWS_ENDPOINT_URL_SSO",
+            )
+        })?;
+        let mut headers = HeaderMap::new();
+        let mut value = HeaderValue::from_str(&token).map_err(|_| {
+            let path = self.cache.path.display();
+            Refused::Denied(format!("the token in {path} makes no sense"), LOG_IN)
+        })?;
+        value.set_sensitive(true);
+        headers.insert(TOKEN, value);
+        let reply = calls.ask(Method::GET, &uri, headers, "", LIMITS).await;
+        let reply = reply.map_err(|error| error.of_service(&self.what()))?;
+        if reply.status.is_success() {
+            return keys(&reply.body).ok_or_else(|| {
+                let detail = format!("{} did not answer with keys", self.what());
+                Refused::Denied(detail, "check AWS_ENDPOINT_URL_SSO and sso_region")
+            });
+        }
+        Err(self.refused(&reply))
+    }
+
+    fn what(&self) -> String {
+        format!(
+            "the single sign-on at {} of profile {:?}",
+            self.portal, self.profile
+        )
+    }
+
+    fn refused(&self, reply: &Reply) -> Refused {
+        let status = reply.status;
+        let kind = reply.headers.get(ERROR_TYPE);
+        let kind = kind.and_then(|kind| kind.to_str().ok()).map(plain);
+        let detail = format!(
+            "{}: {} {}",
+            self.what(),
+            status.as_u16(),
+            kind.unwrap_or_default()
+        );
+        let detail = detail.trim_end().to_owned();
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => Refused::Unavailable(detail),
+            _ if status.is_server_error() => Refused::Unavailable(detail),
+            StatusCode::UNAUTHORIZED => Refused::Denied(detail, LOG_IN),
+            _ => Refused::Denied(detail, "check sso_account_id, sso_role_name and sso_region"),
+        }
+    }
+
+    /// The token, renewed if it is about to expire and that is possible.
+    async fn token(&self, calls: &Calls) -> Result<String, Refused> {
+        let life = self.cache.life("expiresAt");
+        let token = self.cache.text("accessToken").unwrap_or_default();
+        if life > RENEW_BEFORE {
+            return Ok(token.to_owned());
+        }
+        if let Some(renewed) = self.renew(calls).await {
+            return Ok(renewed);
+        }
+        if life.is_zero() {
+            let when = self.cache.text("expiresAt").unwrap_or("an unknown time");
+            let profile = &self.profile;
+            let detail = format!("the sign-on of profile {profile:?} has expired, at {when}");
+            return Err(Refused::Denied(detail, LOG_IN));
+        }
+        Ok(token.to_owned())
+    }
+
+    /// Asks for a new token, if the old one was given out with what that needs.
+    async fn renew(&self, calls: &Calls) -> Option<String> {
+        if self.cache.life("registrationExpiresAt").is_zero() {
+            return None;
+        }
+        let field = |name: &str| Some(Value::from(self.cache.text(name)?));
+        let question = serde_json::json!({
+            "grantType": "refresh_token",
+            "clientId": field("clientId")?,
+            "clientSecret": field("clientSecret")?,
+            "refreshToken": field("refreshToken")?,
+        });
+        let base = self.tokens.to_string();
+        let uri = format!("{}/token", base.trim_end_matches('/'))
+            .parse()
+            .ok()?;
+        let mut headers = HeaderMap::new();
+        let kind = HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, kind);
+        let asked = calls.ask(Method::POST, &uri, headers, question.to_string(), LIMITS);
+        let reply = asked.await.ok().filter(|reply| reply.status.is_success());
+        let Some(reply) = reply else {
+            tracing::debug!(
+                profile = self.profile,
+                "the token of the sign-on was not renewed"
+            );
+            return None;
+        };
+        let answer: Answer = serde_json::from_slice(&reply.body).ok()?;
+        let token = answer.access_token.clone();
+        let path = self.cache.path.clone();
+        let content = self.renewed(answer)?;
+        let saved = tokio::task::spawn_blocking(move || save(&path, &content)).await;
+        if let Ok(Err(error)) = saved {
+            let path = self.cache.path.display();
+            tracing::warn!(%path, %error, "a renewed token was not saved, and its old one may be of no use any more");
+        }
+        Some(token)
+    }
+
+    /// The file with a renewed token.
+    fn renewed(&self, answer: Answer) -> Option<String> {
+        let life = jiff::SignedDuration::from_secs(answer.expires_in);
+        let expires = jiff::Timestamp::now().checked_add(life).ok()?;
+        let mut content = self.cache.content.clone();
+        let mut set = |name: &str, value: String| content.insert(name.to_owned(), value.into());
+        set("accessToken", answer.access_token);
+        set(
+            "expiresAt",
+            expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        );
+        if let Some(token) = answer.refresh_token {
+            set("refreshToken", token);
+        }
+        serde_json::to_string(&content).ok()
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    access_token: String,
+    expires_in: i64,
+    refresh_token: Option<String>,
+}
+
+/// Replaces a file at once, readable by its user alone.
+fn save(path: &Path, content: &str) -> std::io::Result<()> {
+    let new = path.with_extension(format!("weir-{}", std::process::id()));
+    let written = (|| {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(content.as_bytes())?;
+        std::fs::rename(&new, path)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(new);
+    }
+    written
+}
+
+/// The keys of an answer.
+fn keys(document: &[u8]) -> Option<Temporary> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Response {
+        role_credentials: Credentials,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Credentials {
+        access_key_id: String,
+        secret_access_key: String,
+        session_token: Option<String>,
+        /// In milliseconds since 1970.
+        expiration: Option<i64>,
+    }
+    let response: Response = serde_json::from_slice(document).ok()?;
+    let found = response.role_credentials;
+    let life = found.expiration.and_then(|at| at.checked_mul(1_000_000));
+    Some(Temporary {
+        life: life.map(time::until),
+        keys: Keys {
+            access_key: found.access_key_id,
+            secret_key: found.secret_access_key,
+            token: found.session_token,
+        },
+    })
+}
