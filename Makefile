@@ -30,6 +30,11 @@ build: setup ## Build target/release/weir, its debug information apart in weir.d
 	@$(ROCKSDB) && $(CARGO) build --release --locked
 	@build-support/split-debug.sh target/release/weir
 
+.PHONY: install
+install: build ## Put weir into /usr/local/bin, and a link for mount(8) into /sbin (as root)
+	@install -D -m 0755 target/release/weir '$(DESTDIR)/usr/local/bin/weir'
+	@mkdir -p '$(DESTDIR)/sbin' && ln -sfn /usr/local/bin/weir '$(DESTDIR)/sbin/mount.weir'
+
 .PHONY: demo
 demo: setup ## Mount real files from a real S3 server, read two epochs, print the figures
 	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server

@@ -12,11 +12,13 @@ mod connect;
 mod exit;
 mod http;
 mod memory;
+mod mount_program;
 mod mounted;
 mod output;
 mod process;
 mod trust;
 
+use std::ffi::OsString;
 use std::io::Write;
 
 use clap::Parser;
@@ -37,13 +39,37 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 pub static malloc_conf: &[u8] = b"narenas:2,dirty_decay_ms:1000\0";
 
 fn main() -> std::process::ExitCode {
-    let outcome = match Cli::try_parse() {
+    forget_empty_variables();
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(code) = mount_program::run(&args, run) {
+        return code;
+    }
+    let outcome = match Cli::try_parse_from(args) {
         Ok(cli) => run(cli),
         Err(instead) => explain(&instead),
     };
     match outcome {
         Ok(code) => code,
         Err(failure) => failure.report(),
+    }
+}
+
+/// Forgets variables of Weir, AWS and proxies that are set to nothing, which is how many set-ups leave out a value.
+fn forget_empty_variables() {
+    let is_ours = |name: &str| {
+        ["WEIR_", "AWS_", "XDG_"]
+            .iter()
+            .any(|start| name.starts_with(start))
+            || name.to_ascii_uppercase().ends_with("_PROXY")
+    };
+    for (name, value) in std::env::vars_os() {
+        if value.to_string_lossy().trim().is_empty() && name.to_str().is_some_and(is_ours) {
+            #[allow(unsafe_code)]
+            // SAFETY: this is the first thing that the process does; no other thread of it reads variables.
+            unsafe {
+                std::env::remove_var(name);
+            }
+        }
     }
 }
 

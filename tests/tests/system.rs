@@ -11,6 +11,7 @@ mod system {
     pub(crate) mod docs;
     pub(crate) mod embedded;
     pub(crate) mod faults;
+    pub(crate) mod fstab;
     pub(crate) mod jobs;
     pub(crate) mod keys;
     pub(crate) mod limits;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         ("tls", system::tls::CASES),
         ("credentials", system::credentials::CASES),
         ("settings", system::settings::CASES),
+        ("fstab", system::fstab::CASES),
         ("damage", system::damage::CASES),
         ("verified", system::verified::CASES),
         ("cluster", system::cluster::CASES),

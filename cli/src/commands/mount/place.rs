@@ -40,7 +40,11 @@ pub(crate) fn cache_home() -> Result<PathBuf, Failure> {
             .filter(|p| p.is_absolute())
     };
     absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .or_else(|| {
+            absolute("HOME")
+                .or_else(home)
+                .map(|home| home.join(".cache"))
+        })
         .map(|cache| cache.join("weir"))
         .ok_or_else(|| {
             Failure::new(
@@ -48,6 +52,11 @@ pub(crate) fn cache_home() -> Result<PathBuf, Failure> {
                 "neither HOME nor XDG_CACHE_HOME is set; set one, the cache lives there",
             )
         })
+}
+
+/// The user's home: mounts at boot are made by processes without HOME.
+fn home() -> Option<PathBuf> {
+    std::env::home_dir().filter(|home| home.is_absolute())
 }
 
 /// The live mount at `mountpoint`, if there is one.

@@ -1,6 +1,6 @@
 //! What is refused before anything is made: a mount that would hide what it needs, and one that a live mount cannot become.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use weir_core::DatasetRef;
@@ -43,10 +43,14 @@ pub(super) fn own_files(args: &MountArgs, cache: &Path) -> Result<(), Failure> {
     }
     // Credentials, profiles, certificates: a server that is started anew reads them again.
     for (name, value) in std::env::vars() {
-        if name.starts_with("AWS_") && Path::new(&value).is_absolute() {
+        let path = match (value.strip_prefix("~/"), std::env::home_dir()) {
+            (Some(below), Some(home)) => home.join(below),
+            _ => PathBuf::from(&value),
+        };
+        if name.starts_with("AWS_") && path.is_absolute() {
             visible(
                 &format!("what {name} names,"),
-                Path::new(&value),
+                &path,
                 &format!("set {name} to another path"),
             )?;
         }
