@@ -62,11 +62,8 @@ impl Access {
         match self {
             Self::Anybody => Ok((Stream::Plain(stream), Caller::Anybody { from: Some(from) })),
             Self::SameUser => {
-                let uid = user_of_peer(&stream).await?;
-                let uid = uid.ok_or_else(|| {
-                    refused("no process of this machine has the other end".to_owned())
-                })?;
-                Ok((Stream::Plain(stream), local(uid)?))
+                let caller = Self::same_user(&stream).await?;
+                Ok((Stream::Plain(stream), caller))
             }
             Self::Certificates(identity) => {
                 let acceptor = TlsAcceptor::from(identity.server_config());
@@ -83,13 +80,34 @@ impl Access {
         }
     }
 
+    /// Who is at the other end of a connection inside this machine, if that is a process of the same user or root.
+    ///
+    /// # Errors
+    /// When it is another user's, or of another machine.
+    pub async fn same_user(stream: &TcpStream) -> io::Result<Caller> {
+        let uid = user_of_peer(stream).await?;
+        let nobody = || refused("no process of this machine has the other end".to_owned());
+        Self::local(uid.ok_or_else(nobody)?)
+    }
+
     /// Finds out who has connected to a Unix socket: always processes of the same user or root alone.
     ///
     /// # Errors
     /// When the caller is another user's.
     pub fn admit_unix(stream: UnixStream) -> io::Result<(Stream, Caller)> {
         let uid = stream.peer_cred()?.uid();
-        Ok((Stream::Unix(stream), local(uid)?))
+        Ok((Stream::Unix(stream), Self::local(uid)?))
+    }
+
+    /// A process of this machine whose user is known.
+    ///
+    /// # Errors
+    /// When that is another user than this process's, and not root.
+    pub fn local(uid: u32) -> io::Result<Caller> {
+        if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+            return Ok(Caller::Local { uid });
+        }
+        Err(refused(format!("user {uid} is another user")))
     }
 
     /// For those who look after the cluster: how callers are known.
@@ -100,13 +118,6 @@ impl Access {
             Self::Anybody => "insecure",
         }
     }
-}
-
-fn local(uid: u32) -> io::Result<Caller> {
-    if uid == 0 || uid == rustix::process::geteuid().as_raw() {
-        return Ok(Caller::Local { uid });
-    }
-    Err(refused(format!("user {uid} is another user")))
 }
 
 fn late() -> io::Error {

@@ -15,12 +15,13 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, TlsStream};
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
+use weir_core::NodeName;
 
 use crate::access::HANDSHAKE_DEADLINE;
 use crate::error::TrustError;
 use crate::identity::Identity;
 use crate::stream::Stream;
-use crate::subject::Role;
+use crate::subject::{Peer, Role};
 
 /// Marks an address as the path of a Unix socket.
 const UNIX: &str = "unix:";
@@ -29,12 +30,31 @@ const UNIX: &str = "unix:";
 #[derive(Clone, Debug, Default)]
 pub struct Dial {
     identity: Option<Arc<Identity>>,
+    /// The only name that a server may have.
+    expected: Option<Arc<str>>,
 }
 
 impl Dial {
     /// With this identity, over TLS.
     pub fn new(identity: Option<Arc<Identity>>) -> Self {
-        Self { identity }
+        Self {
+            identity,
+            expected: None,
+        }
+    }
+
+    /// The same, which takes only a server whose certificate has this name: one worker's address may have become
+    /// another's. Means nothing without an identity.
+    pub fn expecting(&self, name: &str) -> Self {
+        Self {
+            identity: self.identity.clone(),
+            expected: Some(name.into()),
+        }
+    }
+
+    /// Who this process is, if it has a certificate.
+    pub fn identity(&self) -> Option<&Arc<Identity>> {
+        self.identity.as_ref()
     }
 
     /// Whether connections are encrypted and both ends known.
@@ -60,7 +80,7 @@ impl Dial {
                 format!("http://{address}"),
                 Target::Tcp {
                     address: address.to_owned(),
-                    identity: self.identity.clone(),
+                    dial: self.clone(),
                     server,
                 },
             ),
@@ -78,22 +98,42 @@ impl Dial {
     /// # Errors
     /// When it cannot be reached, is not whom its certificate must name, or does not answer for 10 s.
     pub async fn connect(&self, address: &str, server: Role) -> io::Result<Stream> {
-        connect(address, self.identity.as_deref(), server).await
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        self.handshake(stream, server).await
+    }
+
+    /// A connection to the server at the other end of one that nobody has used yet: TLS with an identity, else as it is.
+    ///
+    /// # Errors
+    /// When it is not whom its certificate must name, or does not answer for 10 s.
+    pub async fn handshake(&self, stream: TcpStream, server: Role) -> io::Result<Stream> {
+        let Some(identity) = &self.identity else {
+            return Ok(Stream::Plain(stream));
+        };
+        // The verifier does not look at the name; it must only be one.
+        let name = ServerName::from(stream.peer_addr()?.ip());
+        let connector = TlsConnector::from(identity.client_config(server));
+        let handshake = timeout(HANDSHAKE_DEADLINE, connector.connect(name, stream));
+        let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if let Some(expected) = &self.expected {
+            let shown = stream.get_ref().1.peer_certificates();
+            let shown = shown.and_then(|chain| chain.first());
+            let peer = shown.map(Peer::of).transpose().map_err(refused)?;
+            let name = peer.map(|peer| peer.subject.name);
+            if name.as_ref().map(NodeName::as_str) != Some(&**expected) {
+                let name = name.map_or_else(|| "nobody".to_owned(), |name| name.to_string());
+                return Err(refused(format!(
+                    "the certificate is that of {name}, and not of {server} {expected}"
+                )));
+            }
+        }
+        Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
     }
 }
 
-async fn connect(address: &str, identity: Option<&Identity>, server: Role) -> io::Result<Stream> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let Some(identity) = identity else {
-        return Ok(Stream::Plain(stream));
-    };
-    // The verifier does not look at the name; it must only be one.
-    let name = ServerName::from(stream.peer_addr()?.ip());
-    let connector = TlsConnector::from(identity.client_config(server));
-    let handshake = timeout(HANDSHAKE_DEADLINE, connector.connect(name, stream));
-    let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
-    Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
+fn refused(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, why)
 }
 
 #[derive(Clone)]
@@ -101,7 +141,7 @@ enum Target {
     Unix(PathBuf),
     Tcp {
         address: String,
-        identity: Option<Arc<Identity>>,
+        dial: Dial,
         server: Role,
     },
 }
@@ -131,9 +171,9 @@ impl Service<Uri> for Connector {
                 Target::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
                 Target::Tcp {
                     address,
-                    identity,
+                    dial,
                     server,
-                } => connect(&address, identity.as_deref(), server).await?,
+                } => dial.connect(&address, server).await?,
             };
             Ok(TokioIo::new(stream))
         })

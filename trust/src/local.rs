@@ -1,4 +1,5 @@
-//! Whose the other end of a connection inside this machine is: proc_net_tcp(5), and `SO_PEERCRED` of unix(7).
+//! Whose the other end of a connection inside this machine is: sock_diag(7), or proc_net_tcp(5) where the kernel does not
+//! answer that.
 //!
 //! Only an end counts that a process still has open. The kernel writes user 0 for one that was closed, whoever had it: a
 //! program could send its request, close, and be taken for root.
@@ -9,11 +10,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use tokio::net::TcpStream;
 
+mod diag;
+
 /// The user of the process at the other end of a connection over loopback; `None` when it is not to be found.
 pub(crate) async fn user_of_peer(stream: &TcpStream) -> io::Result<Option<u32>> {
     let (theirs, ours) = (stream.peer_addr()?, stream.local_addr()?);
     if !theirs.ip().to_canonical().is_loopback() {
         return Ok(None);
+    }
+    if let Ok(found) = diag::user_of(theirs, ours) {
+        return Ok(found);
     }
     let look = move || user_of(theirs, ours);
     tokio::task::spawn_blocking(look)
