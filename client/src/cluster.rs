@@ -300,7 +300,8 @@ impl ClusterReader {
             BlockStatus::BadRequest
             | BlockStatus::Unspecified
             | BlockStatus::Filling
-            | BlockStatus::Queued => Err(Refusal::Next("protocol", reply.message)),
+            | BlockStatus::Queued
+            | BlockStatus::UnknownKey => Err(Refusal::Next("protocol", reply.message)),
         }
     }
 
@@ -364,6 +365,7 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
         bytes_before: 0,
         ahead: false,
         stream_version: 0,
+        opening: None,
     }
 }
 

@@ -244,6 +244,13 @@ impl Worker for Fake {
     ) -> Result<Response<v1::DropBlocksReply>, Status> {
         Ok(Response::new(v1::DropBlocksReply::default()))
     }
+
+    async fn open_stream(
+        &self,
+        _: Request<v1::OpenStreamRequest>,
+    ) -> Result<Response<v1::OpenStreamReply>, Status> {
+        Ok(Response::new(v1::OpenStreamReply::default()))
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,3 +7,14 @@
 pub mod v1 {
     tonic::include_proto!("weir.v1");
 }
+
+/// Tells what is not secret.
+impl std::fmt::Debug for v1::OpenStreamReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenStreamReply")
+            .field("mode", &self.mode())
+            .field("key_id", &self.key_id)
+            .field("valid_seconds", &self.valid_seconds)
+            .finish_non_exhaustive()
+    }
+}

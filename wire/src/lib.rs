@@ -4,6 +4,9 @@
 //! beside each; [`checksums()`] says what the bytes must add up to. A worker that lets a client wait says so, so the
 //! client's deadlines are on silence ([`Activity`]).
 //!
+//! Between processes that have certificates a connection is TLS ([`Remote`]), or plain TCP that begins with a challenge
+//! ([`open`] and [`admit`]), whose key both have from elsewhere.
+//!
 //! Both sides use this crate: the worker serves the stream, the client asks. It must not know which blocks there are, who
 //! holds them, or where they come from.
 
@@ -12,16 +15,23 @@
 mod activity;
 mod checksums;
 mod link;
+mod opening;
 mod socket;
+mod tls;
 
 pub use activity::Activity;
 pub use checksums::{checksums, have_checksums};
 pub use link::{Frame, FrameError, Incoming, Link, Outgoing};
+pub use opening::{
+    Ends, KEY_ID_LENGTH, KEY_LENGTH, Known, OPENING_DEADLINE, OPENING_VERSION, OpeningError,
+    StreamKey, admit, new_key, open, turn_away,
+};
 pub use socket::{Socket, keep_alive};
+pub use tls::{Remote, TlsSocket};
 
 /// The form of a block's location that is written and understood here. Another one has another number: client and
 /// worker may be of different versions.
 pub const LOCATION_FORMAT: u32 = 2;
 
 /// The newest version of the stream that is spoken here; see `proto/weir/v1/worker.proto`.
-pub const STREAM_VERSION: u32 = 1;
+pub const STREAM_VERSION: u32 = 2;

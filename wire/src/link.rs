@@ -89,6 +89,7 @@ pub struct Incoming<'a, S> {
     socket: &'a S,
     inbox: &'a mut Inbox,
     activity: Option<&'a Activity>,
+    longest: usize,
 }
 
 /// What was received and not used yet.
@@ -124,6 +125,7 @@ impl<S: Socket> Link<S> {
             socket: &self.socket,
             inbox: &mut self.inbox,
             activity: None,
+            longest: MAX_HEADER,
         };
         (Outgoing(&self.socket), incoming)
     }
@@ -157,6 +159,11 @@ impl<'a, S: Socket> Incoming<'a, S> {
             activity: Some(activity),
             ..self
         }
+    }
+
+    /// The same end, which refuses headers of more than `longest` bytes.
+    pub(super) fn up_to(self, longest: usize) -> Self {
+        Self { longest, ..self }
     }
 
     fn note(&self) {
@@ -202,7 +209,7 @@ impl<'a, S: Socket> Incoming<'a, S> {
         let mut whole = LENGTH;
         if let Some((length, rest)) = here.split_first_chunk::<LENGTH>() {
             let length = u32::from_le_bytes(*length) as usize;
-            if length > MAX_HEADER {
+            if length > self.longest {
                 return Err(FrameError::TooLong(length));
             }
             whole += length;

@@ -1,4 +1,4 @@
-//! Stream sockets, of which only the local kind carries descriptors.
+//! Stream sockets, of which only the local kind carries descriptors. The one over TLS is in `tls.rs`.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -26,22 +26,31 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// Pieces of one write, at most: the kernel's limit.
 const MAX_PIECES: usize = 1024;
 
-/// A connected stream socket.
-pub trait Socket: AsFd + Send + Sync + Unpin + 'static {
+/// A connected stream socket. All attempts give `WouldBlock` where they would have to wait.
+pub trait Socket: Send + Sync + Unpin + 'static {
     /// Whether descriptors can be sent over it.
     const CARRIES_DESCRIPTORS: bool;
 
     /// Waits until it may be written to or read from.
     fn ready(&self, interest: Interest) -> impl Future<Output = io::Result<()>> + Send;
 
-    /// Makes an attempt that is not to wait; `WouldBlock` when it would have to.
-    fn attempt<T>(
-        &self,
-        interest: Interest,
-        attempt: impl FnOnce() -> io::Result<T>,
-    ) -> io::Result<T>;
+    /// Sends a part of some bytes, and the descriptors with the first of them; gives how many were taken.
+    fn try_send(&self, pieces: &[IoSlice<'_>], descriptors: &[BorrowedFd<'_>])
+    -> io::Result<usize>;
 
-    /// Reads what has come into the free part of a buffer.
+    /// Sends what was taken and is still here.
+    fn try_flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Receives what has come; 0 at the end of the stream. Descriptors that come along are added to `descriptors`.
+    fn try_receive(
+        &self,
+        into: &mut [IoSliceMut<'_>],
+        descriptors: &mut VecDeque<OwnedFd>,
+    ) -> io::Result<usize>;
+
+    /// Reads what has come into the free part of a buffer; 0 at the end of the stream.
     fn try_read(&self, into: &mut impl BufMut) -> io::Result<usize>;
 }
 
@@ -54,12 +63,20 @@ macro_rules! socket {
                 <$kind>::ready(self, interest).await.map(drop)
             }
 
-            fn attempt<T>(
+            fn try_send(
                 &self,
-                interest: Interest,
-                attempt: impl FnOnce() -> io::Result<T>,
-            ) -> io::Result<T> {
-                self.try_io(interest, attempt)
+                pieces: &[IoSlice<'_>],
+                descriptors: &[BorrowedFd<'_>],
+            ) -> io::Result<usize> {
+                self.try_io(Interest::WRITABLE, || send(self, pieces, descriptors))
+            }
+
+            fn try_receive(
+                &self,
+                into: &mut [IoSliceMut<'_>],
+                descriptors: &mut VecDeque<OwnedFd>,
+            ) -> io::Result<usize> {
+                self.try_io(Interest::READABLE, || receive(self, into, descriptors))
             }
 
             fn try_read(&self, into: &mut impl BufMut) -> io::Result<usize> {
@@ -89,6 +106,40 @@ pub fn keep_alive(socket: &TcpStream) -> io::Result<()> {
 socket!(TcpStream, false);
 socket!(UnixStream, true);
 
+fn send(
+    socket: &impl AsFd,
+    pieces: &[IoSlice<'_>],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    Ok(sendmsg(socket, pieces, &mut control, SendFlags::NOSIGNAL)?)
+}
+
+fn receive(
+    socket: &impl AsFd,
+    into: &mut [IoSliceMut<'_>],
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, into, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(came) = message {
+            descriptors.extend(came);
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        // Some are missing, so the others would be taken for those of other frames.
+        let lost = "descriptors were lost: too many are open (see `ulimit -n`)";
+        return Err(io::Error::other(lost));
+    }
+    Ok(received.bytes)
+}
+
 /// Writes everything; the descriptors go with the first byte.
 pub(super) async fn write_all<S: Socket>(
     socket: &S,
@@ -97,16 +148,7 @@ pub(super) async fn write_all<S: Socket>(
 ) -> io::Result<()> {
     while !pieces.is_empty() {
         let some = &pieces[..pieces.len().min(MAX_PIECES)];
-        let send = || {
-            let mut space =
-                [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !descriptors.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(descriptors));
-            }
-            Ok(sendmsg(socket, some, &mut control, SendFlags::NOSIGNAL)?)
-        };
-        match socket.attempt(Interest::WRITABLE, send) {
+        match socket.try_send(some, descriptors) {
             Ok(written) => {
                 IoSlice::advance_slices(&mut pieces, written);
                 descriptors = &[];
@@ -117,7 +159,14 @@ pub(super) async fn write_all<S: Socket>(
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    loop {
+        match socket.try_flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.ready(Interest::WRITABLE).await?;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Waits for bytes and reads them; 0 at the end of the stream. Descriptors that come along are added to
@@ -128,23 +177,7 @@ pub(super) async fn read_some<S: Socket>(
     descriptors: &mut VecDeque<OwnedFd>,
 ) -> io::Result<usize> {
     loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let receive = || {
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let received = recvmsg(socket, into, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-            for message in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(came) = message {
-                    descriptors.extend(came);
-                }
-            }
-            if received.flags.contains(ReturnFlags::CTRUNC) {
-                // Some are missing, so the others would be taken for those of other frames.
-                let lost = "descriptors were lost: too many are open (see `ulimit -n`)";
-                return Err(io::Error::other(lost));
-            }
-            Ok(received.bytes)
-        };
-        match socket.attempt(Interest::READABLE, receive) {
+        match socket.try_receive(into, descriptors) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 socket.ready(Interest::READABLE).await?;
             }
