@@ -13,6 +13,7 @@ use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
 use weir_origin::Addressing;
 use weir_trust::Role;
 use weir_worker::LEAST_FILL_BUDGET;
+use weir_worker::stream::StreamMode;
 
 /// A distributed cache for AI training data: mount object stores at the speed of the local disk.
 #[derive(Parser)]
@@ -391,6 +392,9 @@ pub(crate) struct WorkerArgs {
     pub(crate) control: SocketAddr,
     #[command(flatten)]
     pub(crate) admit: AdmitArgs,
+    /// What protects the block stream between processes that have certificates
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) stream: StreamArg,
     #[command(flatten)]
     pub(crate) parent: ParentArgs,
     /// Host that others reach this worker at [default: the listen address; when that is 0.0.0.0, the
@@ -405,6 +409,26 @@ pub(crate) struct WorkerArgs {
         env = "WEIR_HTTP"
     )]
     pub(crate) http: SocketAddr,
+}
+
+/// What protects the block stream.
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StreamArg {
+    /// A challenge at the beginning of each connection: bytes cost as much as without, and who is on their path can read
+    /// and change them
+    #[default]
+    Authenticated,
+    /// TLS: nobody on the path reads or changes bytes
+    Tls,
+}
+
+impl From<StreamArg> for StreamMode {
+    fn from(arg: StreamArg) -> Self {
+        match arg {
+            StreamArg::Authenticated => Self::Authenticated,
+            StreamArg::Tls => Self::Tls,
+        }
+    }
 }
 
 /// How to reach the master and how to print.

@@ -26,8 +26,9 @@ pub(crate) struct ReasonLabel {
 }
 
 /// Every reason why a read goes on to another worker or the origin.
-const FAILOVER_REASONS: [&str; 8] = [
+const FAILOVER_REASONS: [&str; 9] = [
     "unreachable",
+    "refused",
     "silent",
     "denied",
     "damaged",

@@ -52,6 +52,13 @@ pub struct ResultLabel {
     pub result: &'static str,
 }
 
+/// Label of metrics by reason.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// Why.
+    pub reason: &'static str,
+}
+
 /// Datasets with counters of their own, and the name of all others.
 const MAX_DATASETS: usize = 10_000;
 const OTHER_DATASETS: &str = "others";
@@ -111,6 +118,7 @@ pub struct WorkerMetrics {
     shown_cached: Mutex<HashSet<DatasetLabel>>,
     pub(crate) stream_requests: Family<ResultLabel, Counter>,
     pub(crate) stream_connections: Gauge,
+    pub(crate) stream_refusals: Family<ReasonLabel, Counter>,
 }
 
 impl WorkerMetrics {
@@ -139,7 +147,14 @@ impl WorkerMetrics {
             shown_cached: Mutex::default(),
             stream_requests: Family::default(),
             stream_connections: Gauge::default(),
+            stream_refusals: Family::default(),
         };
+        for reason in ["unknown_key", "refused", "late", "crowded", "broken"] {
+            metrics
+                .stream_refusals
+                .get_or_create(&ReasonLabel { reason })
+                .inc_by(0);
+        }
         for result in ["ok", "error"] {
             metrics
                 .fills
@@ -263,6 +278,11 @@ impl WorkerMetrics {
             "stream_connections",
             "Open connections of the block stream",
             metrics.stream_connections.clone(),
+        );
+        r.register(
+            "stream_refusals",
+            "Connections of the block stream that were not admitted, by reason",
+            metrics.stream_refusals.clone(),
         );
         Arc::new(metrics)
     }

@@ -10,9 +10,10 @@ use tonic::{Request, Response, Status};
 use weir_core::{Block, ClusterMap, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
-use weir_trust::{Guarded, Incoming, Role, Rules};
+use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
 
 use crate::snapshots::{SnapshotError, Snapshots};
+use crate::stream::{Admission, READERS};
 use crate::verify::{Said, wire};
 use crate::warm::{WarmProgress, evict, resolve_paths, warm};
 use crate::worker::Worker;
@@ -34,16 +35,23 @@ const RULES: Rules = &[
     ("Evict", &[Role::Master]),
     ("ReportChecksums", &[Role::Worker]),
     ("DropBlocks", &[Role::Worker]),
+    ("OpenStream", &READERS),
 ];
 
-/// Serves `weir.v1.Worker` to those who come in by `incoming`, until `stop`.
+/// Serves `weir.v1.Worker` to those who come in by `incoming`, until `stop`. `admission` is that of the worker's block
+/// stream, if it has one.
 pub async fn serve(
     worker: Arc<Worker>,
     snapshots: Arc<Snapshots>,
+    admission: Option<Arc<Admission>>,
     incoming: Incoming,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let service = WorkerServer::new(Service { worker, snapshots });
+    let service = WorkerServer::new(Service {
+        worker,
+        snapshots,
+        admission,
+    });
     let service = service.max_decoding_message_size(MAX_MESSAGE);
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -56,6 +64,7 @@ pub async fn serve(
 struct Service {
     worker: Arc<Worker>,
     snapshots: Arc<Snapshots>,
+    admission: Option<Arc<Admission>>,
 }
 
 impl Service {
@@ -184,6 +193,17 @@ impl WorkerApi for Service {
         let dropped = dropping.await;
         dropped.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(v1::DropBlocksReply {}))
+    }
+
+    async fn open_stream(
+        &self,
+        request: Request<v1::OpenStreamRequest>,
+    ) -> Result<Response<v1::OpenStreamReply>, Status> {
+        let caller = request.extensions().get::<Caller>();
+        let caller = caller.ok_or_else(|| Status::unauthenticated("nobody knows who you are"))?;
+        let admission = self.admission.as_ref();
+        let admission = admission.ok_or_else(|| Status::unimplemented("there is no stream"))?;
+        Ok(Response::new(admission.open_stream(caller)?))
     }
 }
 

@@ -5,7 +5,16 @@
 //! his own. On the Unix socket a block on SSD is answered with a descriptor of its segment file: the client then reads the
 //! disk itself and checks the checksums that came along.
 
+//!
+//! Who may connect is found out before anything else is read (`admission.rs`): by certificates and a challenge or TLS, or by
+//! the user of the process at the other end.
+
+mod admission;
 mod connections;
+mod keys;
+mod refusals;
 mod server;
 
+pub(crate) use admission::READERS;
+pub use admission::{Admission, StreamMode};
 pub use server::{serve_local, serve_tcp};

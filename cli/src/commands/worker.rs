@@ -17,10 +17,10 @@ use weir_proto::v1::GetClusterMapRequest;
 use weir_segment::SegmentError;
 use weir_trust::{Access, Dial, Limits, Role, incoming};
 use weir_worker::snapshots::Snapshots;
-use weir_worker::stream::{serve_local, serve_tcp};
+use weir_worker::stream::{Admission, serve_local, serve_tcp};
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
 
-use crate::args::{CacheArgs, WorkerArgs};
+use crate::args::{CacheArgs, StreamArg, WorkerArgs};
 use crate::connect;
 use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
@@ -52,6 +52,12 @@ pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
 async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
     let trust = Trust::of_server(&args.admit, Role::Worker)?;
+    if trust.identity().is_none() && args.stream == StreamArg::Tls {
+        return Err(Failure::new(
+            Reason::Usage,
+            "--stream tls needs a certificate; give --certs DIR",
+        ));
+    }
     let (data_access, control_access) = (trust.access(args.listen)?, trust.access(args.control)?);
     std::fs::create_dir_all(&args.dir).with_context(|| {
         format!(
@@ -112,9 +118,14 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     };
     let http = http::serve(args.http, PREDECESSOR_DEADLINE, exposed, stop.clone()).await?;
     tracing::info!(worker = %info.id, data = %info.data_address, control = %info.control_address, %http, callers = control_access.describe(), "worker started");
+    let admission = Admission::new(data_access, args.stream.into(), &info.id);
+    tracing::info!(
+        protection = admission.describe(),
+        "the block stream is served"
+    );
     let listeners = Listeners {
         data,
-        data_access,
+        admission,
         local,
         control,
         control_access,
@@ -167,7 +178,7 @@ async fn refuse_namesake(
 /// The listening sockets of a worker, and whom those on the network admit.
 struct Listeners {
     data: TcpListener,
-    data_access: Access,
+    admission: Arc<Admission>,
     local: UnixListener,
     control: TcpListener,
     control_access: Access,
@@ -189,7 +200,7 @@ async fn run_services(
     worker.verify_with_others(map_seen.clone(), dial);
     let Listeners {
         data,
-        data_access,
+        admission,
         local,
         control,
         control_access,
@@ -199,7 +210,13 @@ async fn run_services(
     let control = incoming(control, control_access, Limits::default(), s.clone());
     let services = async {
         tokio::join!(
-            serve_tcp(w.clone(), map_seen.clone(), data, data_access, s.clone()),
+            serve_tcp(
+                w.clone(),
+                map_seen.clone(),
+                data,
+                admission.clone(),
+                s.clone()
+            ),
             serve_local(w.clone(), map_seen, local, s.clone()),
             weir_worker::heartbeat::run(
                 w.clone(),
@@ -210,7 +227,7 @@ async fn run_services(
                 callers,
                 s.clone()
             ),
-            weir_worker::service::serve(w.clone(), snapshots, control, s.clone()),
+            weir_worker::service::serve(w.clone(), snapshots, Some(admission), control, s.clone()),
         )
     };
     let ((), (), (), served) = tokio::select! {

@@ -289,7 +289,7 @@ async fn run(services: Services) {
         let to_worker = incoming_unix(sockets.worker, limits, s.clone());
         let (master_served, worker_served, (), ()) = tokio::join!(
             weir_master::serve(master, to_master, s.clone()),
-            weir_worker::service::serve(w.clone(), snapshots.clone(), to_worker, s.clone()),
+            weir_worker::service::serve(w.clone(), snapshots.clone(), None, to_worker, s.clone()),
             stale.report(snapshot, client.clone(), s.clone()),
             weir_worker::heartbeat::run(w, info, client, snapshots, map, callers, s),
         );

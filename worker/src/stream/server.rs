@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -15,13 +15,15 @@ use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, ObjectRef, OriginId};
 use weir_origin::OriginError;
 use weir_proto::v1::{BlockLocation, BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_segment::CHUNK_SIZE;
-use weir_trust::Access;
+use weir_trust::Caller;
 use weir_wire::{
-    Frame, FrameError, Incoming, LOCATION_FORMAT, Link, Outgoing, STREAM_VERSION, Socket,
+    Frame, FrameError, Incoming, LOCATION_FORMAT, OpeningError, Outgoing, STREAM_VERSION, Socket,
     checksums, keep_alive,
 };
 
+use super::admission::{Admission, Admitted, admit_local};
 use super::connections::{Connections, Limits, Place};
+use super::refusals::{NotAdmitted, Refusals};
 use crate::metrics::ResultLabel;
 use crate::worker::{Ahead, Cached, ReadError, Source, Worker};
 
@@ -42,46 +44,54 @@ const MAX_TOGETHER: u64 = BLOCK_SIZE;
 
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
-/// Serves clients on other machines until `stop`. `access` says whom.
+/// Serves those clients on other machines whom `admission` admits, until `stop`.
 pub async fn serve_tcp(
     worker: Arc<Worker>,
     map: Map,
     listener: TcpListener,
-    access: Access,
+    admission: Arc<Admission>,
     stop: CancellationToken,
 ) {
-    tracing::debug!(callers = access.describe(), "the block stream is served");
-    accept_loop(worker, map, Limits::default(), stop, async || {
+    let accept = async || {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         keep_alive(&stream)?;
-        Ok(stream)
-    })
-    .await;
+        io::Result::Ok(stream)
+    };
+    let epochs = map.clone();
+    let admit = move |stream| {
+        let (admission, epoch) = (admission.clone(), epochs.borrow().epoch);
+        async move { admission.admit(stream, epoch).await }
+    };
+    accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
 }
 
-/// Serves clients on this machine until `stop`.
+/// Serves processes of the worker's own user, and root's, on this machine until `stop`.
 pub async fn serve_local(
     worker: Arc<Worker>,
     map: Map,
     listener: UnixListener,
     stop: CancellationToken,
 ) {
-    accept_loop(worker, map, Limits::default(), stop, async || {
-        Ok(listener.accept().await?.0)
-    })
-    .await;
+    let accept = async || listener.accept().await.map(|(stream, _)| stream);
+    let admit = |stream| std::future::ready(admit_local(stream));
+    accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
 }
 
-async fn accept_loop<S: Socket>(
+async fn accept_loop<A, S, F>(
     worker: Arc<Worker>,
     map: Map,
     limits: Limits,
     stop: CancellationToken,
-    accept: impl AsyncFn() -> io::Result<S>,
-) {
+    accept: impl AsyncFn() -> io::Result<A>,
+    admit: impl Fn(A) -> F,
+) where
+    S: Socket,
+    F: Future<Output = Result<Admitted<S>, OpeningError>> + Send + 'static,
+{
     let open = Connections::new(limits);
     let connections = TaskTracker::new();
+    let refusals = Arc::<Refusals>::default();
     let sweep = async {
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
@@ -99,12 +109,28 @@ async fn accept_loop<S: Socket>(
                     continue;
                 }
             };
-            let place = open.place().await;
+            let (unknown, admitted) = (open.begin(), admit(socket));
+            let (open, refusals) = (open.clone(), refusals.clone());
             let (worker, map, stop) = (worker.clone(), map.clone(), stop.clone());
             connections.spawn(async move {
+                let find_place = async {
+                    let admitted = admitted.await?;
+                    let place = open.place(&admitted.caller).await;
+                    Ok::<_, NotAdmitted>((place.ok_or(NotAdmitted::Crowded)?, admitted))
+                };
+                let outcome = tokio::select! {
+                    outcome = find_place => outcome,
+                    () = unknown.close().cancelled() => Err(NotAdmitted::Crowded),
+                    () = stop.cancelled() => return,
+                };
+                drop(unknown);
+                let (place, admitted) = match outcome {
+                    Ok(found) => found,
+                    Err(why) => return refusals.note(&why, worker.metrics()),
+                };
                 let gauge = worker.metrics().stream_connections.clone();
                 gauge.inc();
-                if let Err(error) = serve_connection(&worker, &map, socket, &place, &stop).await {
+                if let Err(error) = serve_connection(&worker, &map, admitted, &place, &stop).await {
                     tracing::debug!(%error, "a client's connection ended");
                 }
                 gauge.dec();
@@ -123,15 +149,19 @@ async fn accept_loop<S: Socket>(
 async fn serve_connection<S: Socket>(
     worker: &Arc<Worker>,
     map: &Map,
-    socket: S,
+    admitted: Admitted<S>,
     place: &Place,
     stop: &CancellationToken,
 ) -> Result<(), FrameError> {
-    let mut link = Link::of_server(socket);
+    let Admitted {
+        mut link,
+        mut version,
+        caller,
+    } = admitted;
     let (outgoing, mut incoming) = link.split();
+    let mut ended = std::pin::pin!(certificate_ends(&caller));
     let mut closed = std::pin::pin!(place.close().cancelled());
     let mut stopped = std::pin::pin!(stop.cancelled());
-    let mut version = 0;
     loop {
         place.idle();
         let first: Option<BlockRequest> = tokio::select! {
@@ -139,6 +169,7 @@ async fn serve_connection<S: Socket>(
             first = incoming.message() => first?,
             () = &mut closed => return Ok(()),
             () = &mut stopped => return Ok(()),
+            () = &mut ended => return Ok(()), // whoever has a new one connects again
         };
         let Some(first) = first else { return Ok(()) };
         place.busy();
@@ -158,6 +189,17 @@ async fn serve_connection<S: Socket>(
         if !answer_together(worker, requests, epoch, &client).await? {
             return Ok(()); // the worker is stopping
         }
+    }
+}
+
+/// Waits until the certificate ends that a connection was opened with; for ever if there was none.
+async fn certificate_ends(caller: &Caller) {
+    match caller.peer() {
+        Some(peer) => {
+            let left = peer.expires.duration_since(SystemTime::now());
+            tokio::time::sleep(left.unwrap_or_default()).await;
+        }
+        None => std::future::pending().await,
     }
 }
 

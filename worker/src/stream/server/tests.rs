@@ -11,12 +11,15 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::LocalSet;
 use weir_core::ByteSize;
 use weir_origin::{Addressing, FetchPolicy, OriginMetrics, OriginSpec};
-
-use weir_wire::have_checksums;
+use weir_trust::Access;
+use weir_wire::{Link, have_checksums};
 
 use super::*;
 use crate::config::{SsdConfig, WorkerConfig};
 use crate::metrics::WorkerMetrics;
+use crate::stream::StreamMode;
+
+mod opening;
 
 /// Longest wait for anything. Generous: other tests run on the same cores.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -42,6 +45,12 @@ fn content(n: usize) -> Vec<u8> {
 impl Bed {
     /// Call inside a [`LocalSet`].
     async fn new(files: usize) -> Self {
+        let id = "w".parse().unwrap();
+        let admission = Admission::new(Access::SameUser, StreamMode::default(), &id);
+        Self::with(files, admission).await
+    }
+
+    async fn with(files: usize, admission: Arc<Admission>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         std::fs::create_dir(&data).unwrap();
@@ -89,13 +98,7 @@ impl Bed {
             let (worker, stop) = (worker.clone(), stop.clone());
             async move {
                 tokio::join!(
-                    serve_tcp(
-                        worker.clone(),
-                        map.clone(),
-                        tcp,
-                        Access::SameUser,
-                        stop.clone()
-                    ),
+                    serve_tcp(worker.clone(), map.clone(), tcp, admission, stop.clone()),
                     serve_local(worker, map, unix, stop),
                 );
             }
