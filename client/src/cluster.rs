@@ -9,19 +9,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use weir_core::{Block, ClusterMap, NodeName, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
-use weir_wire::{Activity, FrameError};
+use weir_wire::{Activity, FrameError, OpeningError};
 use weir_worker::Ahead;
 use weir_worker::origins::Origins;
 
 use crate::connection::{Answer, ConnectionError, Connections};
 use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
+use crate::opening::FarWorkers;
 use crate::reader::BlockError;
 use crate::silence::{RaceBudget, SILENCE, Suspects};
 
@@ -55,7 +55,7 @@ pub struct ClusterConfig {
 /// Reads blocks from the workers that own them.
 pub struct ClusterReader {
     config: ClusterConfig,
-    remote: Connections<TcpStream>,
+    remote: Arc<Connections<FarWorkers>>,
     local: LocalWorkers,
     suspects: Arc<Suspects>,
     budget: RaceBudget,
@@ -73,10 +73,11 @@ enum Refusal {
 impl ClusterReader {
     /// A reader without connections.
     pub fn new(config: ClusterConfig) -> Self {
+        let remote = Arc::new(Connections::new(FarWorkers::new(config.dial.clone())));
         Self {
-            remote: Connections::default(),
             local: LocalWorkers::new(),
-            suspects: Suspects::new(config.map.clone()),
+            suspects: Suspects::new(config.map.clone(), remote.clone()),
+            remote,
             budget: RaceBudget::default(),
             origins: Origins::new(None, config.fetch.clone()),
             config,
@@ -121,12 +122,13 @@ impl ClusterReader {
         self.read_from(&places, &wanted, before).await
     }
 
-    /// Has a worker asked last until it answers again.
-    fn suspect(&self, worker: &WorkerInfo) {
-        self.suspects.add(worker);
+    /// Has a worker asked last until it answers again; whether it was trusted before.
+    fn suspect(&self, worker: &WorkerInfo) -> bool {
+        let is_new = self.suspects.add(worker);
         self.remote.forget(&worker.data_address);
         self.local.forget(&worker.local_socket);
         self.config.hurry.notify_one();
+        is_new
     }
 
     /// Wishes that a block's owner fetch it before anybody reads it. What goes wrong has no effect on reads.
@@ -143,9 +145,7 @@ impl ClusterReader {
             ..request(map.epoch, dataset, block, &(0..0))
         };
         let activity = Activity::default();
-        let asked = self
-            .remote
-            .request(&owner.data_address, &request, &activity);
+        let asked = self.remote.request(owner, &request, &activity);
         let answer = tokio::select! {
             biased;
             answer = self.unless_it_leaves(owner, asked) => answer,
@@ -190,7 +190,6 @@ impl ClusterReader {
         activity: &Activity,
     ) -> Result<(Bytes, ReadSource), Refusal> {
         let near = self.is_near(worker);
-        let address = &worker.data_address;
         let answer = async {
             let mut request = wanted.request.clone();
             if near {
@@ -202,11 +201,11 @@ impl ClusterReader {
                     Err(_) => {}
                 }
             }
-            let mut answer = self.remote.request(address, &request, activity).await;
+            let mut answer = self.remote.request(worker, &request, activity).await;
             if matches!(answer, Err(ConnectionError::Damaged)) {
                 // Its memory may have been damaged, and its SSD not.
                 self.note_damage(worker, &mut request);
-                answer = self.remote.request(address, &request, activity).await;
+                answer = self.remote.request(worker, &request, activity).await;
             }
             answer.map(|(answer, bytes)| (answer.reply, bytes))
         };
@@ -255,15 +254,22 @@ impl ClusterReader {
                 self.config.metrics.damaged.inc();
                 return Refusal::Next("damaged", format!("worker {}: {error}", worker.id));
             }
-            self.suspect(worker);
+            let is_new = self.suspect(worker);
             let reason = match error {
                 ConnectionError::Io(_)
                 | ConnectionError::Closed
-                | ConnectionError::Frame(FrameError::Io(_)) => "unreachable",
+                | ConnectionError::Frame(FrameError::Io(_))
+                | ConnectionError::Opening(
+                    OpeningError::Late | OpeningError::Closed | OpeningError::Frame(_),
+                ) => "unreachable",
                 ConnectionError::Frame(_)
                 | ConnectionError::Length(..)
                 | ConnectionError::Damaged => "protocol",
+                ConnectionError::Refused(_) | ConnectionError::Opening(_) => "refused",
             };
+            if is_new && reason == "refused" {
+                tracing::warn!(worker = %worker.id, "blocks are read elsewhere: {error}");
+            }
             Refusal::Next(reason, format!("worker {}: {error}", worker.id))
         })
     }
@@ -315,6 +321,7 @@ impl ClusterReader {
         let map = self.config.map.borrow().clone();
         let known = |address: &str| map.workers.iter().any(|w| w.data_address == address);
         self.remote.retain(known);
+        self.remote.connector().retain(known);
         let known = |socket: &str| map.workers.iter().any(|w| w.local_socket == socket);
         self.local.retain(known);
     }

@@ -12,16 +12,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 use weir_core::BLOCK_SIZE;
 use weir_proto::v1::{BlockReply, BlockRequest, BlockStatus};
 use weir_wire::{
-    Activity, Frame, FrameError, Incoming, Link, STREAM_VERSION, Socket, have_checksums, keep_alive,
+    Activity, Frame, FrameError, Incoming, Link, OpeningError, STREAM_VERSION, Socket,
+    have_checksums,
 };
 
 /// Longest wait for a connection.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 /// Idle connections kept to one worker.
 const MAX_IDLE: usize = 64;
 /// How long a connection is kept without use: for less than workers wait before they close it.
@@ -40,31 +41,65 @@ pub(crate) enum ConnectionError {
     Length(u32, u32),
     #[error("the bytes do not have the checksums that they were sent with")]
     Damaged,
+    #[error("{0}")]
+    Opening(#[from] OpeningError),
+    #[error("{0}")]
+    Refused(String),
 }
 
-/// A socket that can be connected to an address.
-pub(crate) trait Connect: Socket + Sized {
-    fn connect(address: &str) -> impl Future<Output = io::Result<Self>> + Send;
+/// How connections to workers are made.
+pub(crate) trait Connect: Send + Sync + 'static {
+    type Socket: Socket;
+    /// What is known of a worker.
+    type Peer: ?Sized + Sync;
+
+    /// What tells a worker's connections from others'.
+    fn address(peer: &Self::Peer) -> &str;
+
+    /// A new connection. What the worker itself says meanwhile is noted in `activity`.
+    fn connect(
+        &self,
+        peer: &Self::Peer,
+        activity: &Activity,
+    ) -> impl Future<Output = Result<Opened<Self::Socket>, ConnectionError>> + Send;
 }
 
-impl Connect for TcpStream {
-    async fn connect(address: &str) -> io::Result<Self> {
-        let stream = Self::connect(address).await?;
-        stream.set_nodelay(true)?;
-        keep_alive(&stream)?;
-        Ok(stream)
+/// A new connection.
+pub(crate) struct Opened<S> {
+    pub(crate) link: Link<S>,
+    /// The version of the stream, where the opening has told it.
+    pub(crate) version: Option<u32>,
+}
+
+/// Connects to workers on this machine, by the paths of their sockets.
+pub(crate) struct NearWorkers;
+
+impl Connect for NearWorkers {
+    type Socket = UnixStream;
+    type Peer = str;
+
+    fn address(socket: &str) -> &str {
+        socket
+    }
+
+    async fn connect(
+        &self,
+        socket: &str,
+        _: &Activity,
+    ) -> Result<Opened<UnixStream>, ConnectionError> {
+        let connected = timeout(CONNECT_DEADLINE, UnixStream::connect(socket)).await;
+        let socket = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok(Opened {
+            link: Link::of_client(socket),
+            version: None,
+        })
     }
 }
 
-impl Connect for UnixStream {
-    async fn connect(address: &str) -> io::Result<Self> {
-        Self::connect(address).await
-    }
-}
-
-/// Idle connections by address.
-pub(crate) struct Connections<S> {
-    idle: Arc<Mutex<Idle<S>>>,
+/// Connections to workers, of which idle ones are kept by address.
+pub(crate) struct Connections<C: Connect> {
+    connector: C,
+    idle: Arc<Mutex<Idle<C::Socket>>>,
 }
 
 struct Idle<S> {
@@ -86,26 +121,32 @@ pub(crate) struct Answer {
     pub(crate) descriptor: Option<OwnedFd>,
 }
 
-impl<S> Default for Connections<S> {
-    fn default() -> Self {
+impl<C: Connect> Connections<C> {
+    /// None yet.
+    pub(crate) fn new(connector: C) -> Self {
         let idle = Idle {
             by_address: HashMap::new(),
             has_sweeper: false,
         };
         Self {
+            connector,
             idle: Arc::new(Mutex::new(idle)),
         }
     }
-}
 
-impl<S: Connect> Connections<S> {
+    /// What makes them.
+    pub(crate) fn connector(&self) -> &C {
+        &self.connector
+    }
+
     /// Sends a request and gives the answer with its bytes.
     pub(crate) async fn request(
         &self,
-        address: &str,
+        peer: &C::Peer,
         request: &BlockRequest,
         activity: &Activity,
     ) -> Result<(Answer, Bytes), ConnectionError> {
+        let address = C::address(peer);
         if let Some(mut kept) = self.idle(address) {
             match kept.exchange(request, activity).await {
                 Ok(answer) => return Ok(self.put_back(address, kept, answer)),
@@ -113,7 +154,7 @@ impl<S: Connect> Connections<S> {
                 Err(error) => self.distrust(address, &error),
             }
         }
-        let mut new = Connection::connect(address).await?;
+        let mut new = self.connect(peer, activity).await?;
         let answer = new.exchange(request, activity).await?;
         Ok(self.put_back(address, new, answer))
     }
@@ -122,11 +163,12 @@ impl<S: Connect> Connections<S> {
     /// long as what is asked for.
     pub(crate) async fn request_together(
         &self,
-        address: &str,
+        peer: &C::Peer,
         requests: &[BlockRequest],
         places: &mut [&mut [u8]],
         activity: &Activity,
     ) -> Result<Vec<Answer>, ConnectionError> {
+        let address = C::address(peer);
         if let Some(mut kept) = self.idle(address) {
             match kept.exchange_together(requests, places, activity).await {
                 Ok(answers) => return Ok(self.put_back(address, kept, answers)),
@@ -134,28 +176,43 @@ impl<S: Connect> Connections<S> {
                 Err(error) => self.distrust(address, &error),
             }
         }
-        let mut new = Connection::connect(address).await?;
+        let mut new = self.connect(peer, activity).await?;
         let answers = new.exchange_together(requests, places, activity).await?;
         Ok(self.put_back(address, new, answers))
     }
 
     /// Asks a worker, over a connection of its own, for a sign of life.
-    pub(crate) async fn probe(address: &str) -> Result<(), ConnectionError> {
-        let mut new = Connection::<S>::connect(address).await?;
+    pub(crate) async fn probe(&self, peer: &C::Peer) -> Result<(), ConnectionError> {
+        let activity = Activity::default();
+        let mut new = self.connect(peer, &activity).await?;
         let (outgoing, mut incoming) = new.link.split();
         outgoing.send(&[hello()]).await?;
         let reply: Option<BlockReply> = incoming.message().await?;
-        reply.map(drop).ok_or(ConnectionError::Closed)
+        let reply = reply.ok_or(ConnectionError::Closed)?;
+        admitted(&reply)
     }
 
-    fn idle(&self, address: &str) -> Option<Connection<S>> {
+    async fn connect(
+        &self,
+        peer: &C::Peer,
+        activity: &Activity,
+    ) -> Result<Connection<C::Socket>, ConnectionError> {
+        let Opened { link, version } = self.connector.connect(peer, activity).await?;
+        Ok(Connection {
+            link,
+            version,
+            last_use: Instant::now(),
+        })
+    }
+
+    fn idle(&self, address: &str) -> Option<Connection<C::Socket>> {
         let mut idle = self.idle.lock();
         let kept = idle.by_address.get_mut(address).and_then(Vec::pop);
         kept.filter(|kept| kept.last_use.elapsed() < IDLE_LIMIT)
     }
 
     /// Keeps a connection after an exchange; gives what came of it.
-    fn put_back<T>(&self, address: &str, mut used: Connection<S>, answer: T) -> T {
+    fn put_back<T>(&self, address: &str, mut used: Connection<C::Socket>, answer: T) -> T {
         used.last_use = Instant::now();
         let mut idle = self.idle.lock();
         let list = match idle.by_address.get_mut(address) {
@@ -213,17 +270,7 @@ fn hello() -> Frame {
     Frame::new(&hello, Vec::new())
 }
 
-impl<S: Connect> Connection<S> {
-    async fn connect(address: &str) -> Result<Self, ConnectionError> {
-        let connected = timeout(CONNECT_DEADLINE, S::connect(address)).await;
-        let socket = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        Ok(Self {
-            link: Link::of_client(socket),
-            version: None,
-            last_use: Instant::now(),
-        })
-    }
-
+impl<S: Socket> Connection<S> {
     async fn exchange(
         &mut self,
         request: &BlockRequest,
@@ -293,12 +340,21 @@ async fn greeted<S: Socket>(
         if reply.length > 0 {
             return Err(ConnectionError::Length(reply.length, 0));
         }
+        admitted(&reply)?;
         *known.insert(reply.stream_version)
     };
     if version == 0 {
         activity.excuse();
     }
     Ok(version)
+}
+
+/// Whether the answer to a hello is one to those who may ask.
+fn admitted(reply: &BlockReply) -> Result<(), ConnectionError> {
+    match reply.status() {
+        BlockStatus::Denied => Err(ConnectionError::Refused(reply.message.clone())),
+        _ => Ok(()),
+    }
 }
 
 /// Checks bytes against what was sent with them.

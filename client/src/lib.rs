@@ -12,6 +12,7 @@ mod connection;
 mod failures;
 mod gather;
 mod local;
+mod opening;
 mod prefetch;
 mod readahead;
 mod reader;

@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::Mutex;
-use tokio::net::UnixStream;
 use weir_core::BlockKey;
 use weir_proto::v1::{BlockReply, BlockRequest};
 use weir_segment::{Background, BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together};
 use weir_wire::{Activity, LOCATION_FORMAT};
 
-use crate::connection::{Answer, ConnectionError, Connections};
+use crate::connection::{Answer, ConnectionError, Connections, NearWorkers};
 
 /// Bytes of read buffers kept for the next reads.
 const POOL_BYTES: usize = 16 << 20;
@@ -31,7 +30,7 @@ const MAX_KNOWN: usize = 1024;
 
 /// Reads from workers on this machine, by the paths of their sockets.
 pub(crate) struct LocalWorkers {
-    connections: Connections<UnixStream>,
+    connections: Connections<NearWorkers>,
     pool: Arc<BufferPool>,
     devices: Devices,
     known: Arc<Mutex<Known>>,
@@ -61,7 +60,7 @@ struct Known {
 impl LocalWorkers {
     pub(crate) fn new() -> Self {
         Self {
-            connections: Connections::default(),
+            connections: Connections::new(NearWorkers),
             pool: BufferPool::new(POOL_BYTES),
             devices: Devices::default(),
             known: Arc::default(),

@@ -11,13 +11,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use weir_core::{ClusterMap, WorkerId, WorkerInfo};
 use weir_wire::Activity;
 
 use crate::connection::Connections;
+use crate::opening::FarWorkers;
 
 /// Silence of a worker that starts a race. A busy one says something every 100 ms.
 pub(crate) const SILENCE: Duration = Duration::from_millis(600);
@@ -81,14 +81,19 @@ impl RaceBudget {
 /// Workers that did not answer.
 pub(crate) struct Suspects {
     map: watch::Receiver<Arc<ClusterMap>>,
+    connections: Arc<Connections<FarWorkers>>,
     workers: Mutex<HashSet<WorkerId>>,
 }
 
 impl Suspects {
     /// None of the workers of a map, so far.
-    pub(crate) fn new(map: watch::Receiver<Arc<ClusterMap>>) -> Arc<Self> {
+    pub(crate) fn new(
+        map: watch::Receiver<Arc<ClusterMap>>,
+        connections: Arc<Connections<FarWorkers>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             map,
+            connections,
             workers: Mutex::default(),
         })
     }
@@ -98,12 +103,15 @@ impl Suspects {
         self.workers.lock().contains(worker)
     }
 
-    /// Suspects a worker until it answers a probe, or leaves the map. Call inside a tokio runtime.
-    pub(crate) fn add(self: &Arc<Self>, worker: &WorkerInfo) {
-        if self.workers.lock().insert(worker.id.clone()) {
+    /// Suspects a worker until it answers a probe, or leaves the map; whether it was trusted before. Call inside a tokio
+    /// runtime.
+    pub(crate) fn add(self: &Arc<Self>, worker: &WorkerInfo) -> bool {
+        let is_new = self.workers.lock().insert(worker.id.clone());
+        if is_new {
             tracing::debug!(worker = %worker.id, "does not answer; it is asked last until it does");
             tokio::spawn(probe(Arc::downgrade(self), worker.clone()));
         }
+        is_new
     }
 
     fn has_left(&self, worker: &WorkerInfo) -> bool {
@@ -123,7 +131,7 @@ async fn probe(suspects: Weak<Suspects>, worker: WorkerInfo) {
             return;
         };
         let answered = suspects.has_left(&worker) || {
-            let probe = Connections::<TcpStream>::probe(&worker.data_address);
+            let probe = suspects.connections.probe(&worker);
             matches!(timeout(SILENCE, probe).await, Ok(Ok(())))
         };
         if answered {

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use weir_core::{ObjectRef, OriginId};
 use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 

@@ -88,10 +88,9 @@ impl ClusterReader {
                     return Ok(replies);
                 }
             }
-            let address = &worker.data_address;
             let remote = self
                 .remote
-                .request_together(address, &requests, &mut places, &activity)
+                .request_together(worker, &requests, &mut places, &activity)
                 .await?;
             Ok(remote.into_iter().map(|answer| answer.reply).collect())
         };
