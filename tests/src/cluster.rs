@@ -63,15 +63,22 @@ impl<'a> Cluster<'a> {
     /// A cluster whose processes know each other by certificates, and so do its mounts and commands.
     #[track_caller]
     pub fn start_secure(lab: &'a Lab, workers: usize) -> Self {
+        Self::start_secure_with(lab, &vec![&[] as &[&str]; workers])
+    }
+
+    /// The same, with flags for each worker, each of which may also be announced at 127.0.0.2.
+    #[track_caller]
+    pub fn start_secure_with(lab: &'a Lab, worker_flags: &[&[&str]]) -> Self {
         let ca = lab.path("ca");
         lab.weir([Path::new("certs"), Path::new("init"), &ca]).ok();
         let cluster = |role, name: &str| issue(lab, role, name, &[]);
         cluster("master", "master");
         cluster("admin", "admin");
-        for number in 0..workers {
-            cluster("worker", &format!("node-{number}"));
+        for number in 0..worker_flags.len() {
+            let name = format!("node-{number}");
+            issue(lab, "worker", &name, &["--address", "127.0.0.2"]);
         }
-        Self::start_as(lab, &vec![&[] as &[&str]; workers], true)
+        Self::start_as(lab, worker_flags, true)
     }
 
     #[track_caller]
@@ -107,6 +114,11 @@ impl<'a> Cluster<'a> {
     /// The port of a worker's block stream.
     pub fn data_port(&self, number: usize) -> u16 {
         self.ports[number].data
+    }
+
+    /// The port of a worker's control service.
+    pub fn control_port(&self, number: usize) -> u16 {
+        self.ports[number].control
     }
 
     /// The master's address.

@@ -12,6 +12,7 @@ mod idle;
 mod lab;
 mod memory_group;
 mod mount;
+mod nobody;
 mod process;
 mod readers;
 
@@ -24,6 +25,7 @@ pub use idle::idle_connections;
 pub use lab::{BUCKET, Lab, Outcome};
 pub use memory_group::MemoryGroup;
 pub use mount::{Mount, is_mountpoint};
+pub use nobody::as_nobody;
 pub use process::{Frozen, Process, free_port, get};
 pub use readers::{Readers, ReadersReport, drop_pages, read_at_random, read_evicted};
 

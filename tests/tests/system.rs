@@ -27,6 +27,7 @@ mod system {
     pub(crate) mod settings;
     pub(crate) mod signing;
     pub(crate) mod silence;
+    pub(crate) mod stream;
     pub(crate) mod tls;
     pub(crate) mod trust;
     pub(crate) mod verified;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         ("cluster", system::cluster::CASES),
         ("jobs", system::jobs::CASES),
         ("silence", system::silence::CASES),
+        ("stream", system::stream::CASES),
         ("waiting", system::waiting::CASES),
         ("limits", system::limits::CASES),
         ("memory", system::memory::CASES),
