@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -13,16 +13,19 @@ use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tonic::transport::Endpoint;
 use weir_client::{Backend, ClientMetrics, ClusterConfig, ClusterReader, ReadAheadTarget, Reader};
 use weir_core::manifest::ROOT;
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::master_client::MasterClient;
+use weir_trust::Role;
 
 use crate::readers::Pass;
+use crate::system::Cluster;
 
 /// Bytes that are asked for at once: as a mount asks.
 const REQUEST: u64 = 1 << 20;
+/// Longest wait for the master's connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A client on a node where no worker is.
 pub struct LoopbackClient {
@@ -34,13 +37,14 @@ pub struct LoopbackClient {
 }
 
 impl LoopbackClient {
-    /// A client of a dataset, with the cluster map as it is now.
-    pub fn connect(master: &str, dataset: &str) -> anyhow::Result<Self> {
+    /// A client of a cluster's dataset, with the cluster map as it is now.
+    pub fn connect(to: &Cluster, dataset: &str) -> anyhow::Result<Self> {
+        let dial = to.dial()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
         let (manifest, map) = runtime.block_on(async {
-            let channel = Endpoint::from_shared(format!("http://{master}"))?.connect_lazy();
+            let channel = dial.channel(to.address(), Role::Master, CONNECT_DEADLINE)?;
             let mut client = MasterClient::new(channel);
             let manifest = weir_worker::snapshots::fetch_manifest(&mut client, dataset, 0).await?;
             let map = weir_client::map::fetch(&mut client).await?;
@@ -54,7 +58,7 @@ impl LoopbackClient {
             node: "elsewhere".parse()?,
             map: seen,
             hurry: Arc::new(Notify::new()),
-            dial: weir_trust::Dial::default(),
+            dial,
             fetch: Arc::new(FetchPolicy::default()),
             metrics: metrics.clone(),
             origin_metrics: OriginMetrics::register(&mut registry),

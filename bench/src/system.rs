@@ -12,7 +12,7 @@ mod cluster;
 mod mount;
 mod peer;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Protection};
 pub(crate) use mount::program_of;
 pub use mount::{Mount, MountStatus};
 pub use peer::{Peer, PeerCommand};

@@ -12,13 +12,16 @@ use crate::loopback::LoopbackClient;
 use crate::readers::{Pass, compare_files, read_files};
 use crate::sendfile::{Source, transfer};
 use crate::server::{Bucket, Server};
-use crate::system::{Cluster, DATASET, EMBEDDED, Kind, Tiers};
+use crate::system::{Cluster, DATASET, EMBEDDED, Kind, Protection, Tiers};
 use crate::table::{Goal, Table, Unit};
 use crate::usage::{Meter, Usage};
 
 const SENDFILE: &str = "sendfile";
 const WRITE: &str = "plain write";
 const REMOTE: &str = "Weir, remote worker";
+/// The same, in clusters with certificates. TLS has no target: it is for those who prefer it to speed.
+const AUTHENTICATED: &str = "Weir, authenticated";
+const TLS: &str = "remote worker over TLS";
 const LOCAL: &str = "Weir, worker on the same node";
 const STREAMS: [usize; 2] = [1, 8];
 /// Passes of each number of streams in a run.
@@ -44,10 +47,19 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         source: format!("data from {}", server.name()),
         runs: bench.runs,
         notes: vec![
-            "Streams: Weir's client without a mount reads all files from a worker's memory over loopback TCP, 1 MiB at once as a mount does; sendfile sends the same files from the page cache, plain write as many bytes from memory. CPU time is that of both ends. Every byte was compared in an extra pass, which also checked that it came over TCP.".to_owned(),
+            "Streams: Weir's client without a mount reads all files from a worker's memory over loopback TCP, 1 MiB at once as a mount does; sendfile sends the same files from the page cache, plain write as many bytes from memory. CPU time is that of both ends. Every byte was compared in an extra pass, which also checked that it came over TCP. Authenticated and TLS: the same in clusters with certificates, whose connections are opened by a challenge, or encrypted.".to_owned(),
         ],
         table,
     })
+}
+
+/// A client and the cluster that it reads from.
+struct Remote {
+    name: &'static str,
+    client: LoopbackClient,
+    /// Of both ends.
+    pids: Vec<u32>,
+    _cluster: Cluster,
 }
 
 /// The block stream beside sendfile.
@@ -56,34 +68,54 @@ fn remote(bench: &Bench, tree: &Tree, server: &Server, table: &mut Table) -> any
         memory: tree.bytes + (256 << 20),
         ..Tiers::ssd_for(tree.bytes)
     };
-    let scratch = bench.scratch().join("remote");
-    let cluster = Cluster::start(&scratch, 1, tiers)?;
-    cluster.create_dataset(DATASET, server.endpoint(), "big")?;
-    cluster.warm()?;
-    let client = LoopbackClient::connect(cluster.address(), DATASET)?;
+    let start = |name, protection: Protection| -> anyhow::Result<Remote> {
+        let scratch = bench.scratch().join(format!("remote-{protection:?}"));
+        let cluster = Cluster::start_protected(&scratch, 1, tiers, protection)?;
+        cluster.create_dataset(DATASET, server.endpoint(), "big")?;
+        cluster.warm()?;
+        let client = LoopbackClient::connect(&cluster, DATASET)?;
+        client.compare(&tree.root)?;
+        let pids = [&cluster.pids()[..], &[std::process::id()]].concat();
+        Ok(Remote {
+            name,
+            client,
+            pids,
+            _cluster: cluster,
+        })
+    };
+    let remotes = [
+        start(REMOTE, Protection::SameUser)?,
+        start(AUTHENTICATED, Protection::Authenticated)?,
+        start(TLS, Protection::Tls)?,
+    ];
     let files: Vec<PathBuf> = tree.files.iter().map(|file| tree.root.join(file)).collect();
-    client.compare(&tree.root)?;
     let memory = std::fs::read(&files[0])?;
     transfer(Source::Files(&files), 1)?; // brings them into the page cache
     let own = [std::process::id()];
-    let mut both_ends = cluster.pids();
-    both_ends.push(own[0]);
     for number in 0..bench.runs * PASSES {
         for streams in STREAMS {
             eprintln!("stream, pass {}: {streams} streams", number + 1);
             let beside = metered(&own, || transfer(Source::Files(&files), streams))?;
             let memory = Source::Memory(&memory, files.len());
             let write = metered(&own, || transfer(memory, streams))?;
-            let pass = metered(&both_ends, || client.read(streams))?;
+            // Each of them is next to sendfile in its turn.
+            let mut passes = vec![None; remotes.len()];
+            for turn in 0..remotes.len() {
+                let at = (turn + number as usize) % remotes.len();
+                let Remote { client, pids, .. } = &remotes[at];
+                passes[at] = Some(metered(pids, || client.read(streams))?);
+            }
+            let passes: Vec<_> = remotes.iter().zip(passes.into_iter().flatten()).collect();
             let name = format!("{streams} stream{}", if streams == 1 { "" } else { "s" });
             let speed = Goal::new(&name, Unit::MegabytesPerSecond).as_fast(SENDFILE, SPEED);
             let row = table.row(&speed);
             row.note(SENDFILE, beside.0.megabytes_per_second(), None);
             let rate = |pass: Pass| pass.megabytes_per_second();
             row.note(WRITE, rate(write.0), Some(rate(beside.0)));
-            let value = pass.0.megabytes_per_second();
-            row.note(REMOTE, value, Some(beside.0.megabytes_per_second()))
-                .cost(pass.1, pass.0.bytes);
+            for (remote, pass) in &passes {
+                row.note(remote.name, rate(pass.0), Some(rate(beside.0)))
+                    .cost(pass.1, pass.0.bytes);
+            }
             let cpu = Goal::new(format!("{name}, CPU time"), Unit::CpuSecondsPerGib);
             let row = table.row(&cpu.as_cheap(SENDFILE, CPU));
             let per_gib = |(pass, usage): (Pass, Usage)| {
@@ -93,7 +125,9 @@ fn remote(bench: &Bench, tree: &Tree, server: &Server, table: &mut Table) -> any
             // A pass that is shorter than the kernel's clock says nothing about a ratio.
             let other = Some(per_gib(beside)).filter(|cpu| *cpu > 0.0);
             row.note(WRITE, per_gib(write), other);
-            row.note(REMOTE, per_gib(pass), other);
+            for (remote, pass) in passes {
+                row.note(remote.name, per_gib(pass), other);
+            }
         }
     }
     Ok(())

@@ -3,7 +3,10 @@
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
+
+use weir_trust::{Authority, Dial, Identity, Role, Subject, Validity};
 
 use super::mount::{Mount, run, weir};
 use super::{DATASET, Tiers};
@@ -13,9 +16,21 @@ use crate::wait::wait_for;
 /// Longest wait for the workers to be in the cluster map.
 const JOIN_DEADLINE: Duration = Duration::from_secs(20);
 
+/// How the processes of a cluster know each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protection {
+    /// By their user.
+    SameUser,
+    /// By certificates; the block stream is opened by a challenge.
+    Authenticated,
+    /// By certificates; the block stream is TLS.
+    Tls,
+}
+
 /// A running cluster. Its processes end when it goes out of scope.
 pub struct Cluster {
     home: PathBuf,
+    protection: Protection,
     address: String,
     // Workers end before the master that they report to.
     workers: Vec<(Process, u16)>,
@@ -26,7 +41,20 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a master and `workers` workers, each with the tiers, and waits until all are in the cluster map.
     pub fn start(home: &Path, workers: usize, tiers: Tiers) -> anyhow::Result<Self> {
+        Self::start_protected(home, workers, tiers, Protection::SameUser)
+    }
+
+    /// The same, with processes that know each other so.
+    pub fn start_protected(
+        home: &Path,
+        workers: usize,
+        tiers: Tiers,
+        protection: Protection,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(home)?;
+        if protection != Protection::SameUser {
+            issue_all(home, workers)?;
+        }
         let (listen, http) = (free_port()?, free_port()?);
         let address = format!("127.0.0.1:{listen}");
         let mut command = weir(home)?;
@@ -34,9 +62,11 @@ impl Cluster {
             .args(["master", "--listen", &address])
             .args(["--http", &format!("127.0.0.1:{http}"), "--dir"])
             .arg(home.join("master"));
+        add_certs(&mut command, home, protection, "master");
         let master = Process::start(command, &home.join("master.log"), || answers(http))?;
         let mut cluster = Self {
             home: home.to_owned(),
+            protection,
             address,
             workers: Vec::new(),
             master,
@@ -69,6 +99,10 @@ impl Cluster {
             .args(["--control", &format!("127.0.0.1:{control}")])
             .args(["--http", &format!("127.0.0.1:{http}"), "--dir"])
             .arg(&dir);
+        add_certs(&mut command, &self.home, self.protection, &node);
+        if self.protection == Protection::Tls {
+            command.args(["--stream", "tls"]);
+        }
         let log = self.home.join(format!("{node}.log"));
         Ok((Process::start(command, &log, || answers(http))?, http))
     }
@@ -121,10 +155,48 @@ impl Cluster {
         Ok(())
     }
 
+    /// How a client of this cluster calls its processes.
+    pub fn dial(&self) -> anyhow::Result<Dial> {
+        let identity = match self.protection {
+            Protection::SameUser => None,
+            _ => Some(Identity::load(&certs(&self.home, "mount"))?),
+        };
+        Ok(Dial::new(identity))
+    }
+
     /// Runs a `weir` command with `--master` and gives its output.
     pub fn weir(&self, args: &[&str]) -> anyhow::Result<String> {
-        run(&self.home, &[args, &["--master", &self.address]].concat())
+        let mut args = [args, &["--master", &self.address]].concat();
+        let admin = certs(&self.home, "admin").display().to_string();
+        if self.protection != Protection::SameUser {
+            args.extend(["--certs", &admin]);
+        }
+        run(&self.home, &args)
     }
+}
+
+/// The directory of a process's certificate.
+fn certs(home: &Path, name: &str) -> PathBuf {
+    home.join("certs").join(name)
+}
+
+fn add_certs(command: &mut Command, home: &Path, protection: Protection, name: &str) {
+    if protection != Protection::SameUser {
+        command.arg("--certs").arg(certs(home, name));
+    }
+}
+
+/// Issues certificates for all processes of a cluster.
+fn issue_all(home: &Path, workers: usize) -> anyhow::Result<()> {
+    let authority = Authority::init(&home.join("ca"), Validity::default())?;
+    let workers = (0..workers).map(|number| (Role::Worker, format!("node-{number}")));
+    let others = [Role::Master, Role::Admin, Role::Mount];
+    let others = others.map(|role| (role, role.to_string()));
+    for (role, name) in others.into_iter().chain(workers) {
+        let subject = Subject::new(role, name.parse()?);
+        authority.issue(&subject, &[], &certs(home, &name))?;
+    }
+    Ok(())
 }
 
 fn metrics_url(port: u16) -> String {
