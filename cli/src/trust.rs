@@ -160,6 +160,11 @@ pub(crate) fn load(dir: &Path) -> Result<Arc<Identity>, Failure> {
     Ok(Identity::load(dir)?)
 }
 
+/// The same for a process that must go on without.
+pub(crate) fn load_when_there(dir: &Path) -> Result<Arc<Identity>, Failure> {
+    Ok(Identity::load_when_there(dir)?)
+}
+
 /// How this process calls others, by its flags.
 pub(crate) fn dial(args: &CertsArgs) -> Result<Dial, Failure> {
     Ok(Dial::new(identity(args)?))

@@ -14,11 +14,16 @@ use tonic::server::NamedService;
 use tower_service::Service;
 
 use crate::caller::Caller;
+use crate::counted::{Counted, Place, Places};
 use crate::refusals::Refusals;
 use crate::subject::Role;
 
 /// The calls of a service by their names, and the roles that may make each.
 pub type Rules = &'static [(&'static str, &'static [Role])];
+
+/// Calls of one caller that are answered at once, and of all. A cluster on one machine may be one user's.
+const MAX_CALLS_OF_ONE: usize = 4096;
+const MAX_CALLS: usize = 16_384;
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
@@ -27,6 +32,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 pub struct Guarded<S> {
     service: S,
     rules: Rules,
+    calls: Places,
     log: Arc<Refusals>,
 }
 
@@ -36,11 +42,24 @@ impl<S> Guarded<S> {
         Self {
             service,
             rules,
+            calls: Places::new("calls"),
             log: Arc::default(),
         }
     }
 
-    fn check(&self, request: &Request<Body>) -> Result<(), Status> {
+    /// Whether a request may be answered, and its place among those that are.
+    fn admit(&self, request: &Request<Body>) -> Result<Place, Status> {
+        let caller = self.check(request)?;
+        let place = self
+            .calls
+            .take(Counted::of(caller), MAX_CALLS_OF_ONE, MAX_CALLS);
+        place.map_err(|why| {
+            self.log.tell(&why);
+            Status::resource_exhausted(why)
+        })
+    }
+
+    fn check<'a>(&self, request: &'a Request<Body>) -> Result<&'a Caller, Status> {
         let path = request.uri().path();
         let asked = path.rsplit('/').next().unwrap_or_default();
         let rule = self.rules.iter().find(|(call, _)| *call == asked);
@@ -53,7 +72,7 @@ impl<S> Guarded<S> {
             )));
         };
         if caller.is_one_of(roles) {
-            return Ok(());
+            return Ok(caller);
         }
         let roles: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
         let why = format!(
@@ -78,8 +97,14 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
-        match self.check(&request) {
-            Ok(()) => self.service.call(request),
+        match self.admit(&request) {
+            Ok(place) => {
+                let answer = self.service.call(request);
+                Box::pin(async move {
+                    let _place = place;
+                    answer.await
+                })
+            }
             Err(status) => Box::pin(async move { Ok(status.into_http()) }),
         }
     }
@@ -107,7 +132,7 @@ mod tests {
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
-        Guarded::new((), RULES).check(&request)
+        Guarded::new((), RULES).admit(&request).map(drop)
     }
 
     fn peer(role: Role) -> Caller {

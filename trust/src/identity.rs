@@ -1,7 +1,7 @@
 //! A process's own certificate, which may be replaced while the process runs.
 //!
 //! The files are looked at again when a connection is made, at most once a second. A certificate that cannot be used is
-//! told in the log, and the one before stays in use.
+//! told in the log, and the one before stays in use until the files change once more.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{ParsedCertificate, ResolvesServerCertUsingSni, WebPkiClientVerifier};
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 
 use crate::authority::{CA_CERT, CERT, KEY, named_in, read};
@@ -63,15 +63,33 @@ impl Identity {
     /// When one of them is missing, or they do not belong together.
     pub fn load(dir: &Path) -> Result<Arc<Self>, TrustError> {
         let stamps = stamps(dir);
+        Ok(Self::new(dir, Loaded::read(dir)?, stamps))
+    }
+
+    /// The same for a process that must go on without: until the directory holds an identity it is nobody's, and every
+    /// connection that it is used for fails.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up at all.
+    pub fn load_when_there(dir: &Path) -> Result<Arc<Self>, TrustError> {
+        let stamps = stamps(dir);
+        let loaded = Loaded::read(dir).or_else(|error| {
+            tracing::warn!("no other process is called until this is mended: {error}");
+            Loaded::nobody()
+        });
+        Ok(Self::new(dir, loaded?, stamps))
+    }
+
+    fn new(dir: &Path, loaded: Loaded, stamps: Stamps) -> Arc<Self> {
         let state = State {
-            loaded: Arc::new(Loaded::read(dir)?),
+            loaded: Arc::new(loaded),
             stamps,
             looked: Instant::now(),
         };
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             dir: dir.to_owned(),
             state: Mutex::new(state),
-        }))
+        })
     }
 
     /// Whom the certificate in a directory names, without its key.
@@ -116,13 +134,13 @@ impl Identity {
             state.looked = Instant::now();
             let stamps = stamps(&self.dir);
             if stamps != state.stamps {
+                state.stamps = stamps;
                 match Loaded::read(&self.dir) {
                     Ok(loaded) => {
                         tracing::info!(dir = %self.dir.display(), "the certificate was renewed");
                         state.loaded = Arc::new(loaded);
-                        state.stamps = stamps;
                     }
-                    // Its files may be half written: they are looked at again.
+                    // Its files may be half written: then they will change again.
                     Err(error) => tracing::warn!("the certificate before stays in use: {error}"),
                 }
             }
@@ -132,6 +150,37 @@ impl Identity {
 }
 
 impl Loaded {
+    /// Of a process that has no certificate: it takes no other, and none takes it.
+    fn nobody() -> Result<Self, TrustError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let server = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+        let roots = Arc::new(RootCertStore::empty());
+        let client = |role| {
+            let verifier = Arc::new(RoleVerifier::new(roots.clone(), &provider, role));
+            let config = ClientConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .dangerous() // no server's certificate is of one of no authorities
+                .with_custom_certificate_verifier(verifier)
+                .with_no_client_auth();
+            Ok((role, Arc::new(config)))
+        };
+        let clients: Result<_, TrustError> = Role::ALL.into_iter().map(client).collect();
+        let name = "nobody".parse();
+        let name = name.map_err(|_| TrustError::Name("nobody is no name".to_owned()))?;
+        Ok(Self {
+            peer: Peer {
+                subject: Subject::new(Role::Mount, name),
+                addresses: Vec::new(),
+                expires: SystemTime::UNIX_EPOCH,
+            },
+            server: Arc::new(server),
+            clients: clients?,
+        })
+    }
+
     fn read(dir: &Path) -> Result<Self, TrustError> {
         let unusable = |file: &str, reason: String| TrustError::Unusable {
             path: dir.join(file),

@@ -3,8 +3,6 @@
 //! Handshakes go on beside each other, and there are limits: on handshakes under way, on connections of one caller, and on
 //! those of all. Who is over one is refused; the others do not notice.
 
-use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -12,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
@@ -23,9 +20,9 @@ use tonic::transport::server::Connected;
 
 use crate::access::Access;
 use crate::caller::Caller;
+use crate::counted::{Counted, Place, Places};
 use crate::refusals::Refusals;
 use crate::stream::Stream;
-use crate::subject::Role;
 
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -56,44 +53,6 @@ impl Default for Limits {
     }
 }
 
-/// Who connections are counted for.
-#[derive(Clone, PartialEq, Eq, Hash)]
-enum Counted {
-    Peer(Role, String),
-    User(u32),
-    Address(Option<IpAddr>),
-}
-
-impl Counted {
-    fn of(caller: &Caller) -> Self {
-        match caller {
-            Caller::Peer { peer, .. } => {
-                Self::Peer(peer.subject.role, peer.subject.name.to_string())
-            }
-            Caller::Local { uid } => Self::User(*uid),
-            Caller::Anybody { from } => Self::Address(*from),
-        }
-    }
-}
-
-impl fmt::Display for Counted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Peer(role, name) => write!(f, "{role} {name}"),
-            Self::User(uid) => write!(f, "user {uid}"),
-            Self::Address(Some(address)) => write!(f, "{address}"),
-            Self::Address(None) => f.write_str("somebody"),
-        }
-    }
-}
-
-/// Open connections. Empty entries are removed, so there are no more entries than connections.
-#[derive(Default)]
-struct Open {
-    all: usize,
-    by_caller: HashMap<Counted, usize>,
-}
-
 /// A connection of somebody who was admitted, until its certificate ends: whoever has a new one connects again.
 pub struct Connection {
     stream: Stream,
@@ -113,51 +72,6 @@ impl Connection {
             caller,
             end,
             _place: place,
-        }
-    }
-}
-
-/// Is counted until it is dropped.
-struct Place {
-    open: Arc<Mutex<Open>>,
-    counted: Counted,
-}
-
-impl Place {
-    /// A place beside the others of `counted`, of whom `each` may have so many, and `all` together.
-    fn take(
-        open: &Arc<Mutex<Open>>,
-        counted: Counted,
-        each: usize,
-        all: usize,
-    ) -> io::Result<Self> {
-        let mut now = open.lock();
-        let held = now.by_caller.get(&counted).copied().unwrap_or(0);
-        if held >= each || now.all >= all {
-            let why = format!(
-                "{counted} has {held} connections open, all have {}",
-                now.all
-            );
-            return Err(io::Error::other(why));
-        }
-        now.all += 1;
-        now.by_caller.insert(counted.clone(), held + 1);
-        Ok(Self {
-            open: open.clone(),
-            counted,
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.open.lock();
-        open.all -= 1;
-        if let Some(held) = open.by_caller.get_mut(&self.counted) {
-            *held -= 1;
-            if *held == 0 {
-                open.by_caller.remove(&self.counted);
-            }
         }
     }
 }
@@ -214,7 +128,7 @@ where
     G: Future<Output = io::Result<(Stream, Caller)>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let (open, handshakes) = (Arc::<Mutex<Open>>::default(), Arc::default());
+    let (open, handshakes) = (Places::new("connections"), Places::new("handshakes"));
     let log = Arc::new(Refusals::default());
     let admit = Arc::new(admit);
     let accepting = async move {
@@ -228,11 +142,11 @@ where
                 }
             };
             let (each, all) = (limits.handshakes_per_address, limits.handshakes);
-            let handshake = match Place::take(&handshakes, Counted::Address(from), each, all) {
+            let handshake = match handshakes.take(Counted::Address(from), each, all) {
                 Ok(handshake) => handshake,
                 Err(error) => {
                     // Closed: those under way end within their deadline.
-                    log.tell(&format!("{error}, before they said who they are"));
+                    log.tell(&error);
                     continue;
                 }
             };
@@ -242,7 +156,8 @@ where
             tokio::spawn(async move {
                 let connection = admit(stream).await.and_then(|(stream, caller)| {
                     let counted = Counted::of(&caller);
-                    let place = Place::take(&open, counted, limits.per_caller, limits.total)?;
+                    let place = open.take(counted, limits.per_caller, limits.total);
+                    let place = place.map_err(io::Error::other)?;
                     Ok(Connection::new(stream, caller, place))
                 });
                 drop(handshake);

@@ -12,6 +12,7 @@
 mod access;
 mod authority;
 mod caller;
+mod counted;
 mod dial;
 mod error;
 mod guard;

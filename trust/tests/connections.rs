@@ -346,6 +346,28 @@ async fn a_renewed_certificate_is_used_and_half_of_one_is_not() {
 }
 
 #[tokio::test]
+async fn who_has_no_certificate_yet_is_nobody_until_there_is_one() {
+    let world = World::new();
+    let dir = world.path("late");
+    let late = Identity::load_when_there(&dir).unwrap();
+    let master = world.identity(Role::Master, "m");
+    let access = || Access::Certificates(master.clone());
+    let (caller, stream) = meet(access(), with(late.clone()), Role::Master).await;
+    assert!(caller.is_err() && stream.is_err(), "{caller:?} {stream:?}");
+    let (caller, stream) = meet(
+        Access::Certificates(late.clone()),
+        with(master.clone()),
+        Role::Mount,
+    )
+    .await;
+    assert!(caller.is_err() && stream.is_err(), "{caller:?} {stream:?}");
+    world.issue(Role::Mount, "late");
+    wait_until("it is there", || late.subject().name.as_str() == "late").await;
+    let (caller, _) = meet(access(), with(late), Role::Master).await;
+    caller.unwrap();
+}
+
+#[tokio::test]
 async fn what_an_authority_issued_before_it_got_a_new_key_stays_valid() {
     let world = World::new();
     let (old, renewed) = (

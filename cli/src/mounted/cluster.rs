@@ -42,7 +42,13 @@ pub(super) async fn prepare(
     else {
         unreachable!("called for cluster mounts only");
     };
-    let identity = certs.as_deref().map(trust::load).transpose()?;
+    let load = if restarted {
+        // Its readers go on, from the origin at worst, whatever has become of the certificate.
+        trust::load_when_there
+    } else {
+        trust::load
+    };
+    let identity = certs.as_deref().map(load).transpose()?;
     if let Some(identity) = &identity {
         trust::register(&mut metrics.registry, identity);
     }

@@ -111,7 +111,7 @@ fn every_flag_of_the_pages_exists() {
     };
     let known = flags_of(&help);
     // Flags of other programs that the pages name.
-    let others = ["device", "cap-add", "test"];
+    let others = ["device", "cap-add", "test", "version"];
     for (path, page) in pages() {
         for flag in flags_of(&page) {
             let exists = known.contains(&flag) || others.contains(&flag.as_str());

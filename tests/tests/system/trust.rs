@@ -46,6 +46,10 @@ pub(crate) const CASES: &[Case] = &[
         renewed_certificates_are_used_without_a_restart,
     ),
     (
+        "a_mount_that_has_lost_its_certificate_reads_on",
+        a_mount_that_has_lost_its_certificate_reads_on,
+    ),
+    (
         "certificates_are_made_shown_and_renewed",
         certificates_are_made_shown_and_renewed,
     ),
@@ -400,6 +404,35 @@ fn renewed_certificates_are_used_without_a_restart() {
         master.metric("weir_master_heartbeats_total", "") >= before + 2.0
     });
     assert_eq!(cluster.status()["workers"].as_array().unwrap().len(), 1);
+}
+
+fn a_mount_that_has_lost_its_certificate_reads_on() {
+    let lab = Lab::new();
+    lab.s3.edit(BUCKET, |bucket| {
+        for name in ["a", "b", "c"] {
+            bucket.put(name, name);
+        }
+    });
+    let cluster = Cluster::start_secure(&lab, 1);
+    cluster.create_dataset("set");
+    let certs = issue(&lab, "mount", "gpu-7", &[]);
+    let flags = ["--master", &cluster.address(), "--certs"];
+    let flags = [&flags[..], &[certs.to_str().unwrap()]].concat();
+    let mount = lab.mount_at("set", "mnt", &flags);
+    assert_eq!(mount.read("a"), b"a");
+    let away = lab.path("away");
+    std::fs::rename(&certs, &away).unwrap();
+    mount.kill_server();
+    assert_eq!(mount.read("b"), b"b");
+    wait_until("the log tells of it", SOON, || {
+        mount.log().contains("until this is mended")
+    });
+    // Once it is back, the mount is one of the cluster again.
+    std::fs::rename(&away, &certs).unwrap();
+    wait_until("it has its certificate", SOON, || {
+        mount.metric("weir_certificate_expires_timestamp_seconds", "") > 0.5
+    });
+    assert_eq!(mount.read("c"), b"c");
 }
 
 fn certificates_are_made_shown_and_renewed() {
