@@ -43,6 +43,23 @@ impl Authority {
     }
 }
 
+/// A certificate that signs itself and says that it is an authority's, as `openssl req -x509` makes them, and the same in
+/// PEM.
+pub fn self_signed(host: &str, expired: bool) -> (Identity, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new([host.to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    if expired {
+        params.not_after = rcgen::date_time_ymd(1999, 12, 31);
+    }
+    let certificate = params.self_signed(&key).unwrap();
+    let identity = Identity {
+        certificate: certificate.der().to_vec(),
+        key: key.serialize_der(),
+    };
+    (identity, certificate.pem())
+}
+
 impl Default for Authority {
     fn default() -> Self {
         Self::new()

@@ -16,7 +16,7 @@ mod nobody;
 mod process;
 mod readers;
 
-pub use authority::Authority;
+pub use authority::{Authority, self_signed};
 pub use big::{all_right, put_big_files, verify_under_flips};
 pub use cluster::{Cluster, issue};
 pub use data::{content, write_tree};

@@ -90,7 +90,15 @@ pub(super) struct Instance {
 }
 
 impl Instance {
+    /// Nobody has asked for this service by name. One that refuses is none: other clouds have others at its address.
     pub(super) async fn load(&self, calls: &Calls) -> Result<Temporary, Refused> {
+        self.ask(calls).await.map_err(|refused| match refused {
+            Refused::Denied(detail, _) => Refused::Absent(detail),
+            other => other,
+        })
+    }
+
+    async fn ask(&self, calls: &Calls) -> Result<Temporary, Refused> {
         let calls = calls.direct();
         let what = || format!("the metadata service of the instance, {}", self.endpoint);
         let mut headers = HeaderMap::new();

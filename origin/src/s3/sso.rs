@@ -236,7 +236,8 @@ struct Answer {
 
 /// Replaces a file at once, readable by its user alone.
 fn save(path: &Path, content: &str) -> std::io::Result<()> {
-    let new = path.with_extension(format!("weir-{}", std::process::id()));
+    let now = jiff::Timestamp::now().as_nanosecond();
+    let new = path.with_extension(format!("weir-{}-{now}", std::process::id()));
     let written = (|| {
         let mut file = std::fs::OpenOptions::new()
             .write(true)

@@ -1,11 +1,19 @@
-//! Which authorities' certificates are trusted: those of a file that was named, else the system's.
+//! Which certificates are trusted: those of the authorities of a file that was named, else of the system's.
+//!
+//! A certificate that is in the file itself is trusted, too, for the names that it has. Many services sign their own, which
+//! the usual tools make as an authority's: OpenSSL, and with it the tools of AWS, takes such a one for a server's.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
 use rustls_platform_verifier::ConfigVerifierExt;
 
 use super::configuration::Configuration;
@@ -50,9 +58,10 @@ impl Trust {
             });
         };
         let content = read(path).map_err(|error| unreadable(&self.origin, name, path, &error))?;
-        let roots = authorities(&content).ok_or_else(|| self.useless(name, path))?;
+        let bundle = Bundle::of(&content).ok_or_else(|| self.useless(name, path))?;
         Ok(ClientConfig::builder()
-            .with_root_certificates(roots)
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(bundle))
             .with_no_client_auth())
     }
 
@@ -65,12 +74,79 @@ impl Trust {
     }
 }
 
-/// The authorities of a file in PEM, if there are any.
-fn authorities(content: &[u8]) -> Option<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_slice_iter(content).filter_map(Result::ok);
-    let (added, _) = roots.add_parsable_certificates(certificates);
-    (added > 0).then_some(roots)
+/// The certificates of a file.
+#[derive(Debug)]
+struct Bundle {
+    members: Vec<CertificateDer<'static>>,
+    /// What they vouch for.
+    below: Arc<WebPkiServerVerifier>,
+}
+
+impl Bundle {
+    /// The certificates of a file in PEM, if there are any.
+    fn of(content: &[u8]) -> Option<Self> {
+        let members: Vec<_> = CertificateDer::pem_slice_iter(content)
+            .filter_map(Result::ok)
+            .collect();
+        let mut roots = RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(members.iter().cloned());
+        if added == 0 {
+            return None;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let below = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+        let below = below.build().ok()?;
+        Some(Self { members, below })
+    }
+}
+
+impl ServerCertVerifier for Bundle {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let usual = self
+            .below
+            .verify_server_cert(certificate, between, name, ocsp, now);
+        match usual {
+            // That it is an authority's is found after its dates were checked, and before its name.
+            Err(Error::InvalidCertificate(CertificateError::Other(_)))
+                if self.members.contains(certificate) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            usual => usual,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.below
+            .verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.below
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.below.supported_verify_schemes()
+    }
 }
 
 #[cfg(test)]

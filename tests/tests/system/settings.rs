@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use weir_s3_server::Config;
-use weir_tests::{Authority, BUCKET, Lab, content, wait_until};
+use weir_tests::{Authority, BUCKET, Lab, content, self_signed, wait_until};
 
 use crate::Case;
 
@@ -35,6 +35,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_bundle_of_authorities_is_trusted_and_a_missing_one_is_named",
         a_bundle_of_authorities_is_trusted_and_a_missing_one_is_named,
+    ),
+    (
+        "a_certificate_that_signs_itself_is_trusted_for_its_names_if_it_is_in_the_bundle",
+        a_certificate_that_signs_itself_is_trusted_for_its_names_if_it_is_in_the_bundle,
     ),
     (
         "no_proxy_exempts_every_host_with_a_star",
@@ -333,6 +337,40 @@ fn a_bundle_of_authorities_is_trusted_and_a_missing_one_is_named() {
     // What is named counts instead of the system's.
     lab.set_env("SSL_CERT_FILE", empty.to_str().unwrap());
     assert!(lab.mount("", &[]).read("f") == content(1, 3000));
+}
+
+fn a_certificate_that_signs_itself_is_trusted_for_its_names_if_it_is_in_the_bundle() {
+    let lab = |host: &str, expired: bool| {
+        let (identity, pem) = self_signed(host, expired);
+        let lab = Lab::with(Config {
+            identity: Some(identity),
+            ..Config::default()
+        });
+        lab.put_all(&[("f".to_owned(), content(1, 3000))].into());
+        std::fs::write(lab.path("own.pem"), pem).unwrap();
+        lab
+    };
+    let mut right = lab("127.0.0.1", false);
+    right.set_env("AWS_CA_BUNDLE", "~/own.pem");
+    assert!(right.mount("", &[]).read("f") == content(1, 3000));
+    for (host, expired, said) in [
+        ("other.example", false, "other.example"),
+        ("127.0.0.1", true, "expired"),
+    ] {
+        let message = refused(
+            &lab(host, expired),
+            &[("AWS_CA_BUNDLE", "~/own.pem")],
+            &["--anonymous"],
+            7,
+        );
+        assert!(message.contains(said), "{said} is not in {message}");
+    }
+    // Another one for the same name.
+    let world = lab("127.0.0.1", false);
+    std::fs::write(world.path("own.pem"), self_signed("127.0.0.1", false).1).unwrap();
+    let bundle = [("AWS_CA_BUNDLE", "~/own.pem")];
+    let message = refused(&world, &bundle, &["--anonymous"], 7);
+    assert!(message.contains("not trusted"), "{message}");
 }
 
 fn no_proxy_exempts_every_host_with_a_star() {

@@ -42,7 +42,10 @@ pub(super) fn own_files(args: &MountArgs, cache: &Path) -> Result<(), Failure> {
         visible("the mount's certificate", certs, "another --certs")?;
     }
     // Credentials, profiles, certificates: a server that is started anew reads them again.
-    for (name, value) in std::env::vars() {
+    for (name, value) in std::env::vars_os() {
+        let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) else {
+            continue;
+        };
         let path = match (value.strip_prefix("~/"), std::env::home_dir()) {
             (Some(below), Some(home)) => home.join(below),
             _ => PathBuf::from(&value),

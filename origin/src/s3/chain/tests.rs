@@ -578,7 +578,13 @@ async fn a_metadata_service_that_is_not_there_or_is_silent_costs_two_seconds_at_
         (if is_token { 200 } else { 404 }, "t".to_owned())
     })
     .await;
-    for endpoint in [silent.as_str(), "http://127.0.0.1:1", &without_role.url()] {
+    let of_another_cloud = Service::start(|_| (403, "no".to_owned())).await;
+    for endpoint in [
+        silent.as_str(),
+        "http://127.0.0.1:1",
+        &without_role.url(),
+        &of_another_cloud.url(),
+    ] {
         let world = World::new("").set("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint);
         let started = Instant::now();
         let message = world.key(None).await.unwrap_err();
