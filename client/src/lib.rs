@@ -6,17 +6,13 @@
 
 #![forbid(unsafe_code)]
 
-mod ahead;
 mod cluster;
 mod connection;
 mod failures;
-mod gather;
 mod local;
 mod opening;
 mod prefetch;
-mod readahead;
 mod reader;
-mod sequential;
 mod silence;
 mod stale;
 
@@ -25,6 +21,6 @@ pub mod metrics;
 
 pub use cluster::{ClusterConfig, ClusterReader};
 pub use metrics::{ClientMetrics, ReadSource};
-pub use readahead::{BATCH_BYTES, Batch, PageCache, Placed, ReadAheadTarget};
+pub use prefetch::{BATCH_BYTES, Batch, PageCache, Placed, ReadAheadTarget};
 pub use reader::{Backend, ReadError, Reader};
 pub use stale::StaleReads;

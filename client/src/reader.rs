@@ -9,12 +9,10 @@ use weir_core::{BLOCK_SIZE, Block, Manifest};
 use weir_origin::OriginError;
 use weir_worker::{DatasetReads, Drive, Worker};
 
-use crate::ahead::Fetcher;
 use crate::cluster::ClusterReader;
 use crate::failures::Failures;
 use crate::metrics::{ClientMetrics, DatasetCounters, ReadSource};
-use crate::prefetch::Prefetcher;
-use crate::readahead::{Batch, Placed, ReadAheadTarget};
+use crate::prefetch::{Batch, Fetcher, Placed, Prefetcher, ReadAheadTarget};
 use crate::stale::StaleReads;
 
 /// Why bytes could not be read.
@@ -248,9 +246,9 @@ impl Reader {
     }
 
     /// The files of a batch that are still to be read ahead.
-    pub(crate) fn still_wished(&self, batch: &Batch) -> Vec<u32> {
+    pub(crate) fn still_wanted(&self, batch: &Batch) -> Vec<u32> {
         let prefetcher = self.prefetcher.as_ref();
-        prefetcher.map_or_else(Vec::new, |prefetcher| prefetcher.still_asked(batch))
+        prefetcher.map_or_else(Vec::new, |prefetcher| prefetcher.still_wanted(batch))
     }
 
     /// Tells the prefetcher which files of a batch the kernel was given.

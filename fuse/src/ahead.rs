@@ -180,7 +180,7 @@ impl Ahead {
 }
 
 impl PageCache for Ahead {
-    fn wish(&self, batch: Batch) -> bool {
+    fn enqueue(&self, batch: Batch) -> bool {
         self.wishes.try_send(batch).is_ok()
     }
 }

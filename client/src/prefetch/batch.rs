@@ -1,4 +1,4 @@
-//! Small files read together, ahead of anybody who asks for them.
+//! Small files that are read together, before anybody asks for them.
 
 use std::mem::take;
 
@@ -8,8 +8,9 @@ use futures::stream::FuturesUnordered;
 use weir_worker::Drive;
 
 use crate::cluster::Whole;
-use crate::readahead::{Batch, Placed};
 use crate::reader::{Backend, Reader};
+
+use super::target::{Batch, Placed};
 
 /// Files of a batch that wait for a network at once.
 const AT_ONCE: usize = 24;
@@ -24,11 +25,11 @@ impl Reader {
         memory: &mut [u8],
         unfinished: &mut Vec<Drive>,
     ) -> Vec<Placed> {
-        let wished = self.still_wished(batch);
-        let mut placed = Vec::with_capacity(wished.len());
+        let wanted = self.still_wanted(batch);
+        let mut placed = Vec::with_capacity(wanted.len());
         let mut absent = Vec::new();
         let (mut rest, mut offset) = (memory, 0);
-        for (&file, cached) in wished.iter().zip(self.read_cached_files(&wished)) {
+        for (&file, cached) in wanted.iter().zip(self.read_cached_files(&wanted)) {
             let length = self.manifest().entry(file).size as usize;
             if length > rest.len() {
                 break;

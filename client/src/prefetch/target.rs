@@ -15,8 +15,8 @@ pub enum ReadAheadTarget {
 
 /// The kernel's page cache, as a place for files that nobody has asked for yet.
 pub trait PageCache: Send + Sync {
-    /// Wishes for files to be put there. False when too many wishes wait already; this one is then forgotten.
-    fn wish(&self, batch: Batch) -> bool;
+    /// Queues files to be put there. False when the queue is full; the batch is then dropped.
+    fn enqueue(&self, batch: Batch) -> bool;
 }
 
 /// Most bytes of the files of a [`Batch`] together.
