@@ -13,7 +13,9 @@ use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use weir_client::{Backend, ClientMetrics, ClusterConfig, ClusterReader, ReadAheadTarget, Reader};
+use weir_client::{
+    ClientMetrics, ClusterConfig, ClusterReader, ClusterSource, ReadAheadTarget, Reader,
+};
 use weir_core::manifest::ROOT;
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::master_client::MasterClient;
@@ -30,7 +32,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// A client on a node where no worker is.
 pub struct LoopbackClient {
     runtime: Runtime,
-    reader: Arc<Reader>,
+    reader: Arc<Reader<ClusterSource>>,
     files: Vec<u32>,
     // Held so that the map stays what it is.
     _map: watch::Sender<Arc<weir_core::ClusterMap>>,
@@ -64,10 +66,11 @@ impl LoopbackClient {
             origin_metrics: OriginMetrics::register(&mut registry),
         });
         let files = manifest.files_below(ROOT).collect();
-        let backend = Backend::Cluster(Arc::new(cluster));
+        let dataset = manifest.summary().snapshot.dataset.clone();
+        let source = ClusterSource::new(Arc::new(cluster), dataset);
         let reader = Arc::new(Reader::new(
             Arc::new(manifest),
-            backend,
+            source,
             ReadAheadTarget::Off,
             &metrics,
         ));
@@ -140,7 +143,7 @@ fn loopback_bytes() -> anyhow::Result<u64> {
     Ok(text.trim().parse()?)
 }
 
-async fn read_files(reader: Arc<Reader>, files: Vec<u32>) -> anyhow::Result<u64> {
+async fn read_files(reader: Arc<Reader<ClusterSource>>, files: Vec<u32>) -> anyhow::Result<u64> {
     let mut total = 0;
     for file in files {
         let size = reader.manifest().object(file).size;

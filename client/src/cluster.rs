@@ -19,17 +19,16 @@ use weir_worker::Ahead;
 use weir_worker::origins::Origins;
 
 use crate::connection::{Answer, ConnectionError, Connections};
+use crate::error::BlockError;
 use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
 use crate::opening::FarWorkers;
-use crate::reader::BlockError;
 use crate::silence::{RaceBudget, SILENCE, Suspects};
 
 mod race;
 mod together;
 
 use race::{Place, Wanted};
-pub(crate) use together::Whole;
 
 /// Workers that are asked for a block before the client reads the origin.
 const MAX_OWNERS: usize = 2;
@@ -131,8 +130,8 @@ impl ClusterReader {
         is_new
     }
 
-    /// Wishes that a block's owner fetch it before anybody reads it. What goes wrong has no effect on reads.
-    pub(crate) async fn fill_ahead(&self, dataset: &str, block: &Block) -> Ahead {
+    /// Asks a block's owner to fetch it before anybody reads it. What goes wrong has no effect on reads.
+    pub(crate) async fn prefetch(&self, dataset: &str, block: &Block) -> Ahead {
         let map = self.config.map.borrow().clone();
         let Some(owner) = map.owner(&block.key()) else {
             return Ahead::Unwanted;
@@ -154,13 +153,13 @@ impl ClusterReader {
         let reply = match answer {
             Some(Ok((Answer { reply, .. }, _))) => reply,
             Some(Err(error)) => {
-                tracing::debug!(worker = %owner.id, %error, "a wish was not answered");
+                tracing::debug!(worker = %owner.id, %error, "a request to prefetch was not answered");
                 return Ahead::Unwanted;
             }
             None => return Ahead::Unwanted,
         };
         self.compare_epoch(&reply);
-        // A worker that knows no wishes answers that they make no sense.
+        // A worker of a version without such requests refuses them.
         match (reply.status(), reply.source()) {
             (BlockStatus::Ok, BlockSource::Origin) => Ahead::Begun,
             (BlockStatus::Ok, BlockSource::Memory | BlockSource::Ssd) => Ahead::Needless,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::reader::BlockError;
+use crate::error::BlockError;
 
 /// A failure that cost its reader so much is remembered, and for how long.
 const COSTLY: Duration = Duration::from_millis(500);
@@ -40,9 +40,9 @@ impl Failures {
         recent.get(&key).map(|(_, error)| error.clone())
     }
 
-    /// Remembers a failure after a read that began at `begun`, if it was costly.
-    pub(crate) fn add(&self, key: Key, error: &BlockError, begun: Instant) {
-        if begun.elapsed() < COSTLY {
+    /// Remembers a failure after a read that began at `started`, if it was costly.
+    pub(crate) fn add(&self, key: Key, error: &BlockError, started: Instant) {
+        if started.elapsed() < COSTLY {
             return;
         }
         let mut recent = self.recent.lock();

@@ -6,21 +6,26 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod cluster;
 mod connection;
+mod error;
 mod failures;
 mod local;
 mod opening;
 mod prefetch;
 mod reader;
 mod silence;
+mod source;
 mod stale;
 
 pub mod map;
 pub mod metrics;
 
 pub use cluster::{ClusterConfig, ClusterReader};
+pub use error::{BatchError, BlockError, ReadError};
 pub use metrics::{ClientMetrics, ReadSource};
 pub use prefetch::{BATCH_BYTES, Batch, PageCache, Placed, ReadAheadTarget};
-pub use reader::{Backend, ReadError, Reader};
+pub use reader::Reader;
+pub use source::{AnySource, BlockSource, ClusterSource, EmbeddedSource};
 pub use stale::StaleReads;

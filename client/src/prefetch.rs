@@ -81,10 +81,10 @@ use tokio::sync::Semaphore;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
 
 use crate::metrics::ClientMetrics;
+use crate::source::BlockSource;
 
 mod batch;
 mod directories;
-mod fetcher;
 mod requests;
 mod sequential;
 mod target;
@@ -93,7 +93,7 @@ use directories::{Directories, SMALL};
 use requests::{BlockAt, Requests};
 use sequential::Sequential;
 
-pub(crate) use fetcher::Fetcher;
+pub(crate) use batch::read_batch;
 pub use target::{BATCH_BYTES, Batch, PageCache, Placed, ReadAheadTarget};
 
 /// Directories with more entries are not listed ahead: the kernel would have to remember all their names.
@@ -102,11 +102,11 @@ const MAX_LISTED: u32 = 10_000;
 const MOST_TASKS: usize = 64;
 
 /// Prefetches for the readers of one snapshot.
-pub(crate) struct Prefetcher {
+pub(crate) struct Prefetcher<S> {
     manifest: Arc<Manifest>,
     /// Where small files go, if not into the tiers.
     page_cache: Option<Arc<dyn PageCache>>,
-    fetcher: Fetcher,
+    source: S,
     runtime: Handle,
     tasks: Arc<Semaphore>,
     state: Mutex<State>,
@@ -124,17 +124,17 @@ struct State {
     delivered: RoaringBitmap,
 }
 
-impl Prefetcher {
+impl<S: BlockSource> Prefetcher<S> {
     /// A prefetcher that works on the runtime it is made in.
     pub(crate) fn new(
         manifest: Arc<Manifest>,
         page_cache: Option<Arc<dyn PageCache>>,
-        fetcher: Fetcher,
+        source: S,
         metrics: Arc<ClientMetrics>,
     ) -> Arc<Self> {
         let state = State {
             directories: Directories::default(),
-            sequential: Sequential::new(fetcher.window()),
+            sequential: Sequential::new(source.prefetch_window()),
             requests: Requests::default(),
             queued: RoaringBitmap::new(),
             delivered: RoaringBitmap::new(),
@@ -142,7 +142,7 @@ impl Prefetcher {
         Arc::new(Self {
             manifest,
             page_cache,
-            fetcher,
+            source,
             runtime: Handle::current(),
             tasks: Arc::new(Semaphore::new(MOST_TASKS)),
             state: Mutex::new(state),
@@ -151,7 +151,7 @@ impl Prefetcher {
     }
 
     /// A reader asks for the beginning of a file, which was cached or not.
-    pub(crate) fn reading(self: &Arc<Self>, file: u32, cached: bool) {
+    pub(crate) fn file_started(self: &Arc<Self>, file: u32, cached: bool) {
         let entry = self.manifest.entry(file);
         if entry.size > SMALL {
             return;
@@ -175,7 +175,7 @@ impl Prefetcher {
     }
 
     /// A reader asks for a part of a block of a big file.
-    pub(crate) fn reading_block(self: &Arc<Self>, file: u32, index: u32) {
+    pub(crate) fn block_read(self: &Arc<Self>, file: u32, index: u32) {
         let entry = self.manifest.entry(file);
         if entry.size <= SMALL {
             return;
@@ -204,7 +204,7 @@ impl Prefetcher {
 
     /// Whether there is a point in asking for blocks.
     fn may_ask(&self, requests: &Requests) -> bool {
-        requests.may_ask() && self.fetcher.may_want()
+        requests.may_ask() && self.source.may_prefetch()
     }
 
     /// Runs a task that waits for places, unless too many do. In a cluster each keeps a connection busy.
@@ -236,7 +236,7 @@ impl Prefetcher {
                 return;
             }
         }
-        let answer = self.fetcher.fetch(block).await;
+        let answer = self.source.prefetch(block).await;
         let outcome = self.state.lock().requests.answered(at, answer);
         let length = u64::from(block.len());
         if outcome.fetched {
@@ -318,7 +318,7 @@ impl Prefetcher {
                     }
                 }
                 // It counts as prefetched when the page cache has it.
-                let answer = prefetcher.fetcher.fetch(&block).await;
+                let answer = prefetcher.source.prefetch(&block).await;
                 prefetcher.state.lock().requests.learn(answer);
             }
         });
@@ -332,7 +332,7 @@ impl Prefetcher {
     }
 
     /// The kernel was given these files of a batch.
-    pub(crate) fn ended(&self, batch: &Batch, given: &[Placed]) {
+    pub(crate) fn batch_ended(&self, batch: &Batch, given: &[Placed]) {
         let bytes: usize = given.iter().map(|placed| placed.length).sum();
         self.metrics.prefetched_bytes.inc_by(bytes as u64);
         let mut state = self.state.lock();
@@ -375,6 +375,7 @@ mod tests {
 
     use super::directories::{AHEAD, test_manifest};
     use super::*;
+    use crate::source::fake::FakeSource;
 
     /// Notes what is queued, and takes so many batches.
     struct Kernel {
@@ -393,29 +394,33 @@ mod tests {
         }
     }
 
-    fn prefetcher(most: usize) -> (Arc<Kernel>, Arc<Prefetcher>) {
-        let kernel = Arc::new(Kernel {
+    fn prefetcher(kernel: Option<Arc<Kernel>>) -> (FakeSource, Arc<Prefetcher<FakeSource>>) {
+        let source = FakeSource::default();
+        let metrics = ClientMetrics::register(&mut Registry::default());
+        let kernel = kernel.map(|kernel| -> Arc<dyn PageCache> { kernel });
+        let manifest = Arc::new(test_manifest());
+        let prefetcher = Prefetcher::new(manifest, kernel, source.clone(), metrics);
+        (source, prefetcher)
+    }
+
+    fn kernel(most: usize) -> Arc<Kernel> {
+        Arc::new(Kernel {
             most,
             queued: Mutex::default(),
-        });
-        let mut registry = Registry::default();
-        let metrics = ClientMetrics::register(&mut registry);
-        let fetcher = Fetcher::to_nobody();
-        let manifest = Arc::new(test_manifest());
-        let prefetcher = Prefetcher::new(manifest, Some(kernel.clone()), fetcher, metrics);
-        (kernel, prefetcher)
+        })
     }
 
     #[tokio::test]
     async fn a_directory_is_queued_once_and_again_when_the_kernel_has_dropped_it() {
-        let (kernel, prefetcher) = prefetcher(100);
+        let kernel = kernel(100);
+        let (_, prefetcher) = prefetcher(Some(kernel.clone()));
         let file = |name: &str| prefetcher.manifest.resolve(name).unwrap();
-        prefetcher.reading(file("f4"), true);
+        prefetcher.file_started(file("f4"), true);
         assert!(
             kernel.queued.lock().is_empty(),
             "one file alone says nothing"
         );
-        prefetcher.reading(file("f5"), true);
+        prefetcher.file_started(file("f5"), true);
         let queued = std::mem::take(&mut *kernel.queued.lock());
         let names = ["f6", "f7", "f8", "f9", "f0", "f1", "f2", "f3", "f4"];
         let batch = Batch {
@@ -429,10 +434,10 @@ mod tests {
             offset: 0,
             length: 100,
         });
-        prefetcher.ended(&batch, &given.collect::<Vec<_>>());
+        prefetcher.batch_ended(&batch, &given.collect::<Vec<_>>());
         assert_eq!(prefetcher.metrics.prefetched_bytes.get(), 900);
         for name in ["f6", "f7"] {
-            prefetcher.reading(file(name), true); // it was dropped
+            prefetcher.file_started(file(name), true); // it was dropped
         }
         assert!(kernel.queued.lock()[0].files.len() > 5);
         assert_eq!(prefetcher.metrics.prefetch_repeated_bytes.get(), 200);
@@ -440,13 +445,64 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_is_not_taken_costs_no_credit() {
-        let (kernel, prefetcher) = prefetcher(0);
+        let kernel = kernel(0);
+        let (_, prefetcher) = prefetcher(Some(kernel.clone()));
         for name in ["f1", "f2"] {
-            prefetcher.reading(prefetcher.manifest.resolve(name).unwrap(), false);
+            prefetcher.file_started(prefetcher.manifest.resolve(name).unwrap(), false);
         }
         assert!(kernel.queued.lock().is_empty());
         let state = prefetcher.state.lock();
         assert!(state.queued.is_empty());
         assert_eq!(state.directories.credit(ROOT), AHEAD);
+    }
+
+    /// Lets tasks go on until there is nothing left to do for them.
+    async fn settle(prefetcher: &Prefetcher<FakeSource>) {
+        while prefetcher.tasks.available_permits() < MOST_TASKS {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn small_files_are_requested_of_the_tiers_and_count_as_used_when_they_are_read() {
+        let (source, prefetcher) = prefetcher(None);
+        let file = |name: &str| prefetcher.manifest.resolve(name).unwrap();
+        prefetcher.file_started(file("f0"), false);
+        prefetcher.file_started(file("f1"), false);
+        settle(&prefetcher).await;
+        let names = ["f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9", "f0"];
+        let requested = names.map(|name| (name.to_owned(), 0));
+        assert_eq!(*source.prefetched.lock(), requested);
+        assert_eq!(prefetcher.metrics.prefetched_bytes.get(), 1000);
+        prefetcher.file_started(file("f2"), true);
+        prefetcher.file_started(file("f2"), true);
+        assert_eq!(prefetcher.metrics.prefetch_used_bytes.get(), 100);
+    }
+
+    #[tokio::test]
+    async fn cached_files_earn_nothing_for_the_tiers() {
+        let (source, prefetcher) = prefetcher(None);
+        for name in ["f0", "f1", "f2"] {
+            prefetcher.file_started(prefetcher.manifest.resolve(name).unwrap(), true);
+        }
+        settle(&prefetcher).await;
+        assert!(source.prefetched.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn blocks_of_a_big_file_are_requested_ahead_of_a_reader_in_order() {
+        let (source, prefetcher) = prefetcher(None);
+        let file = prefetcher.manifest.resolve("big").unwrap();
+        for block in [0, 1, 2, 3] {
+            prefetcher.block_read(file, block);
+            settle(&prefetcher).await;
+        }
+        let requested: Vec<_> = source.prefetched.lock().iter().map(|(_, b)| *b).collect();
+        assert_eq!(requested, [2, 3, 4, 5, 6, 7]);
+        assert_eq!(
+            prefetcher.metrics.prefetch_used_bytes.get(),
+            2 * BLOCK_SIZE,
+            "blocks 2 and 3 were read"
+        );
     }
 }

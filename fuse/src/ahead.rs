@@ -118,7 +118,7 @@ impl Ahead {
             let wish = self.waiting.lock().recv();
             let Ok(batch) = wish else { return };
             let given = self.read(&batch, reader, waiting).unwrap_or_default();
-            reader.ahead_ended(&batch, &given);
+            reader.batch_ended(&batch, &given);
         }
     }
 
@@ -127,8 +127,8 @@ impl Ahead {
         let process = self.process()?;
         let mut place = process.memory.place(SLOT_DEADLINE)?;
         let mut unfinished = Vec::new();
-        let gathering = reader.gather(batch, place.bytes(), &mut unfinished);
-        let placed = waiting.run_here(gathering);
+        let reading = reader.read_batch(batch, place.bytes(), &mut unfinished);
+        let placed = waiting.run_here(reading);
         let sent = (!placed.is_empty()).then(|| {
             let manifest = reader.manifest();
             let files = placed.iter().map(|placed| StoredFile {

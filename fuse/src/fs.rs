@@ -270,7 +270,7 @@ impl Filesystem for SnapshotFs {
         }
         let cached = self.reader.read_cached(index, offset, end);
         if offset == 0 {
-            self.reader.begun(index, cached.is_some());
+            self.reader.file_started(index, cached.is_some());
         }
         if let Some(pieces) = cached {
             send(reply, &pieces);

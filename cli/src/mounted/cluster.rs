@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use weir_client::map::Doubts;
-use weir_client::{Backend, ClusterConfig, ClusterReader, Reader};
+use weir_client::{AnySource, ClusterConfig, ClusterReader, ClusterSource, Reader};
 use weir_core::ClusterMap;
 use weir_fuse::ahead::Ahead;
 use weir_origin::FetchPolicy;
@@ -88,9 +88,11 @@ pub(super) async fn prepare(
         origin_metrics: metrics.origin.clone(),
     });
     let snapshot = manifest.summary().snapshot.to_string();
-    let backend = Backend::Cluster(Arc::new(cluster));
+    let name = manifest.summary().snapshot.dataset.clone();
+    let source = ClusterSource::new(Arc::new(cluster), name);
+    let source = AnySource::Cluster(source);
     let read_ahead = read_ahead(config, kernel, &manifest);
-    let reader = Reader::new(Arc::new(manifest), backend, read_ahead, &metrics.client);
+    let reader = Reader::new(Arc::new(manifest), source, read_ahead, &metrics.client);
     let (stale, snapshot_id) = (
         reader.stale_reads().clone(),
         reader.manifest().summary().snapshot.clone(),

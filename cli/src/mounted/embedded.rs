@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use weir_client::{Backend, Reader, StaleReads};
+use weir_client::{AnySource, EmbeddedSource, Reader, StaleReads};
 use weir_core::{ByteSize, ClusterMap, DatasetRef, Manifest, SnapshotId, WorkerInfo};
 use weir_fuse::ahead::Ahead;
 use weir_master::{Master, MasterConfig, MasterMetrics};
@@ -101,9 +101,10 @@ pub(super) async fn prepare(
     };
     let control_address = unix_address(&runtime_dir.join(MASTER_SOCKET));
     let snapshot = manifest.summary().snapshot.to_string();
-    let backend = Backend::Embedded(worker.clone());
+    let name = &manifest.summary().snapshot.dataset;
+    let source = AnySource::Embedded(EmbeddedSource::new(worker.clone(), name));
     let read_ahead = read_ahead(config, kernel, &manifest);
-    let reader = Reader::new(manifest, backend, read_ahead, &metrics.client);
+    let reader = Reader::new(manifest, source, read_ahead, &metrics.client);
     let background = run(Services {
         stale: reader.stale_reads().clone(),
         snapshot: reader.manifest().summary().snapshot.clone(),

@@ -11,8 +11,8 @@ use weir_proto::v1::BlockRequest;
 use weir_wire::Activity;
 
 use super::{ClusterReader, Refusal};
+use crate::error::BlockError;
 use crate::metrics::ReadSource;
-use crate::reader::BlockError;
 use crate::silence::{SILENCE, SUSPICIOUS, silent};
 
 /// Silence of a worker that is waited for though nobody else could help.

@@ -7,6 +7,7 @@ use weir_core::{ObjectRef, OriginId};
 use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 
 use super::*;
+use crate::error::BatchError;
 
 const LENGTH: usize = 1000;
 /// What each worker fills its blocks with, so that one tells who answered.
@@ -158,15 +159,16 @@ async fn read_one(reader: &ClusterReader, block: &Block) -> (u8, Duration) {
 /// Reads blocks of these keys together, and tells of each what came of it.
 async fn read(reader: &ClusterReader, keys: &[&str]) -> Vec<&'static str> {
     let mut memory = vec![0; keys.len() * LENGTH];
-    let blocks = keys.iter().map(|key| block(key));
+    let blocks: Vec<_> = keys.iter().map(|key| block(key)).collect();
     let places = memory.chunks_exact_mut(LENGTH);
-    let outcomes = reader.read_whole("set", blocks.zip(places)).await;
+    let wanted = blocks.iter().zip(places).collect();
+    let outcomes = reader.read_together("set", wanted).await;
     let outcomes = outcomes.iter().zip(memory.chunks_exact(LENGTH));
     let told = outcomes.map(|(outcome, bytes)| match outcome {
-        Whole::Read(ReadSource::Remote) if bytes == [BYTES[0]; LENGTH] => "read",
-        Whole::Read(_) => "wrong",
-        Whole::Refused => "refused",
-        Whole::Alone => "alone",
+        Ok(ReadSource::Remote) if bytes == [BYTES[0]; LENGTH] => "read",
+        Ok(_) => "wrong",
+        Err(BatchError::Unreadable) => "refused",
+        Err(BatchError::NotTogether) => "alone",
     });
     told.collect()
 }

@@ -8,18 +8,9 @@ use weir_proto::v1::BlockRequest;
 use weir_wire::Activity;
 
 use super::{ClusterReader, Refusal, request};
+use crate::error::BatchError;
 use crate::metrics::ReadSource;
 use crate::silence::silent;
-
-/// What became of a block that was asked for with others.
-pub(crate) enum Whole {
-    /// It is at its place, and came from there.
-    Read(ReadSource),
-    /// It cannot be read; whoever asks for it is told why.
-    Refused,
-    /// It is to be read alone.
-    Alone,
-}
 
 /// Blocks that are asked of one worker together.
 struct Together<'a, 'p> {
@@ -32,16 +23,16 @@ struct Together<'a, 'p> {
 
 impl ClusterReader {
     /// Reads whole blocks to their places, all of one worker's with one exchange.
-    pub(crate) async fn read_whole(
+    pub(crate) async fn read_together(
         &self,
         dataset: &str,
-        blocks: impl IntoIterator<Item = (Block, &mut [u8])>,
-    ) -> Vec<Whole> {
+        blocks: Vec<(&Block, &mut [u8])>,
+    ) -> Vec<Result<ReadSource, BatchError>> {
         let map = self.config.map.borrow().clone();
         let mut groups: HashMap<&WorkerId, Together<'_, '_>> = HashMap::new();
         let mut outcomes = Vec::new();
         for (number, (block, place)) in blocks.into_iter().enumerate() {
-            outcomes.push(Whole::Alone);
+            outcomes.push(Err(BatchError::NotTogether));
             let Some(worker) = map.owner(&block.key()) else {
                 continue;
             };
@@ -57,7 +48,7 @@ impl ClusterReader {
             let whole = 0..block.len();
             group
                 .requests
-                .push(request(map.epoch, dataset, &block, &whole));
+                .push(request(map.epoch, dataset, block, &whole));
             group.numbers.push(number);
             group.places.push(place);
         }
@@ -69,7 +60,10 @@ impl ClusterReader {
     }
 
     /// Gives what became of each block, with its number.
-    async fn ask_together(&self, group: Together<'_, '_>) -> Vec<(usize, Whole)> {
+    async fn ask_together(
+        &self,
+        group: Together<'_, '_>,
+    ) -> Vec<(usize, Result<ReadSource, BatchError>)> {
         let Together {
             worker,
             requests,
@@ -117,9 +111,9 @@ impl ClusterReader {
         let outcomes = answered.map(|((number, request), reply)| {
             let is_here = reply.length == request.length;
             let outcome = match self.judge(worker, near, reply) {
-                Ok(source) if is_here => Whole::Read(source),
-                Err(Refusal::Final(_)) => Whole::Refused,
-                Ok(_) | Err(Refusal::Next(..)) => Whole::Alone,
+                Ok(source) if is_here => Ok(source),
+                Err(Refusal::Final(_)) => Err(BatchError::Unreadable),
+                Ok(_) | Err(Refusal::Next(..)) => Err(BatchError::NotTogether),
             };
             (number, outcome)
         });

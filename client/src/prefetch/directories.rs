@@ -161,7 +161,7 @@ impl Directories {
     }
 }
 
-/// Ten small files, one that is empty, one that is large, and a directory.
+/// Ten small files, one that is empty, two that are not small, and a directory.
 #[cfg(test)]
 pub(super) fn test_manifest() -> Manifest {
     use weir_core::manifest::Mount;
@@ -181,6 +181,7 @@ pub(super) fn test_manifest() -> Manifest {
     }
     add("empty", 0);
     add("large", SMALL + 1);
+    add("big", 10 * weir_core::BLOCK_SIZE);
     add("z/file", 100);
     let snapshot = SnapshotId {
         dataset: "set".parse().unwrap(),
