@@ -106,7 +106,7 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
             weir_mount::supervisor::hold().map_err(anyhow::Error::from)?;
         }
         Command::ServeMount { config } => return Ok(mounted::run(&config)),
-        Command::ReadAhead => weir_fuse::ahead::run().map_err(anyhow::Error::from)?,
+        Command::ReadAhead => weir_fuse::page_cache::run().map_err(anyhow::Error::from)?,
     }
     Ok(success)
 }

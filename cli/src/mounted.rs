@@ -21,9 +21,9 @@ use tokio::sync::broadcast::Receiver;
 use tokio_util::sync::CancellationToken;
 use weir_client::{ClientMetrics, ReadAheadTarget, Reader};
 use weir_core::{ByteSize, DatasetRef, Manifest, NodeName};
-use weir_fuse::ahead::Ahead;
 use weir_fuse::fs::{Ownership, SnapshotFs};
 use weir_fuse::metrics::FuseMetrics;
+use weir_fuse::page_cache::PageCacheWriter;
 use weir_fuse::waiting::WaitingReads;
 use weir_mount::handover::{Handover, ServeConfig};
 use weir_origin::{OriginMetrics, OriginSpec};
@@ -133,12 +133,16 @@ type Background = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Where files go ahead of their readers. A snapshot that the page cache cannot hold with room to spare would push
 /// its own files out before anybody reads them.
-fn read_ahead(config: &MountConfig, kernel: &Arc<Ahead>, manifest: &Manifest) -> ReadAheadTarget {
+fn read_ahead(
+    config: &MountConfig,
+    page_cache: &Arc<PageCacheWriter>,
+    manifest: &Manifest,
+) -> ReadAheadTarget {
     let fits = || manifest.summary().bytes <= memory::limit() / PAGE_CACHE_SHARE;
     match config.read_ahead {
         ReadAheadArg::Off => ReadAheadTarget::Off,
-        ReadAheadArg::PageCache => ReadAheadTarget::PageCache(kernel.clone()),
-        ReadAheadArg::Auto if fits() => ReadAheadTarget::PageCache(kernel.clone()),
+        ReadAheadArg::PageCache => ReadAheadTarget::PageCache(page_cache.clone()),
+        ReadAheadArg::Auto if fits() => ReadAheadTarget::PageCache(page_cache.clone()),
         ReadAheadArg::Auto | ReadAheadArg::Tiers => ReadAheadTarget::Tiers,
     }
 }
@@ -177,16 +181,24 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let stop = CancellationToken::new();
     let mut metrics = Metrics::new();
     let restarted = handover.is_restart();
-    let kernel = Ahead::new(handover.mounted(), handover.fuse());
-    let kernel = kernel.context("cannot keep the mount's descriptor")?;
+    let page_cache = PageCacheWriter::new(handover.mounted(), handover.fuse());
+    let page_cache = page_cache.context("cannot keep the mount's descriptor")?;
     let prepared = runtime.block_on(async {
         match &config.source {
             Source::Embedded { .. } => {
                 let dir = handover.runtime_dir();
-                embedded::prepare(config, restarted, dir, &kernel, &mut metrics, stop.clone()).await
+                embedded::prepare(
+                    config,
+                    restarted,
+                    dir,
+                    &page_cache,
+                    &mut metrics,
+                    stop.clone(),
+                )
+                .await
             }
             Source::Cluster { .. } => {
-                cluster::prepare(config, restarted, &kernel, &mut metrics, stop.clone()).await
+                cluster::prepare(config, restarted, &page_cache, &mut metrics, stop.clone()).await
             }
         }
     })?;
@@ -225,23 +237,23 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
         Err(error) => tracing::error!("{error:#}"),
     }
     let reader = Arc::new(prepared.reader);
-    let started = kernel.start(&reader, &waiting);
-    started.context("cannot start the threads that read ahead")?;
-    let dropping = kernel.drop_doubtful(reader.manifest().clone(), prepared.doubtful);
+    let started = page_cache.start(&reader, &waiting);
+    started.context("cannot start the threads that fill the page cache")?;
+    let dropping = page_cache.drop_doubtful(reader.manifest().clone(), prepared.doubtful);
     dropping.context("cannot start the thread that drops pages")?;
-    let ahead = kernel.clone();
+    let writer = page_cache.clone();
     let fs = SnapshotFs::new(reader, ownership, waiting, metrics.fuse.clone());
     let serving = handover.serve(
         fs,
         ServeConfig {
             threads: THREADS,
-            let_go: Some(Box::new(move || kernel.let_go())),
+            let_go: Some(Box::new(move || page_cache.let_go())),
         },
     );
     let serving = serving.map_err(anyhow::Error::from)?;
     let background = runtime.spawn(prepared.background);
     let ended = serving.wait();
-    ahead.let_go();
+    writer.let_go();
     stop.cancel();
     let closed = async { tokio::time::timeout(SHUTDOWN_DEADLINE, background).await };
     if runtime.block_on(closed).is_err() {

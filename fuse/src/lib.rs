@@ -1,17 +1,17 @@
-//! Weir's face to the kernel: a snapshot as a file system, and files that the page cache is given ahead of their readers.
+//! Weir's face to the kernel: a snapshot as a file system, and files that its page cache is given before anybody reads them.
 //!
-//! [`fs::SnapshotFs`] answers the kernel. [`ahead`] stores files into the page cache, with a process of its own.
+//! [`fs::SnapshotFs`] answers the kernel. [`page_cache`] stores files into the page cache, with a process of its own.
 //! [`duty`] is when a server answers: it may be replaced at any moment by one that goes on where it was.
 //!
 //! This crate must not know how a mount is made, kept alive or ended, nor where blocks are.
 
 #![deny(unsafe_code)]
 
-pub mod ahead;
 pub mod duty;
 pub mod errno;
 pub mod fs;
 pub mod metrics;
+pub mod page_cache;
 pub mod waiting;
 
 mod buffer;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use weir_client::map::Doubts;
 use weir_client::{AnySource, ClusterConfig, ClusterReader, ClusterSource, Reader};
 use weir_core::ClusterMap;
-use weir_fuse::ahead::Ahead;
+use weir_fuse::page_cache::PageCacheWriter;
 use weir_origin::FetchPolicy;
 use weir_trust::Dial;
 use weir_worker::snapshots::fetch_manifest;
@@ -30,7 +30,7 @@ const MAX_DOUBTFUL: usize = 1024;
 pub(super) async fn prepare(
     config: &MountConfig,
     restarted: bool,
-    kernel: &Arc<Ahead>,
+    page_cache: &Arc<PageCacheWriter>,
     metrics: &mut Metrics,
     stop: CancellationToken,
 ) -> Result<Prepared, Failure> {
@@ -91,7 +91,7 @@ pub(super) async fn prepare(
     let name = manifest.summary().snapshot.dataset.clone();
     let source = ClusterSource::new(Arc::new(cluster), name);
     let source = AnySource::Cluster(source);
-    let read_ahead = read_ahead(config, kernel, &manifest);
+    let read_ahead = read_ahead(config, page_cache, &manifest);
     let reader = Reader::new(Arc::new(manifest), source, read_ahead, &metrics.client);
     let (stale, snapshot_id) = (
         reader.stale_reads().clone(),

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_client::{AnySource, EmbeddedSource, Reader, StaleReads};
 use weir_core::{ByteSize, ClusterMap, DatasetRef, Manifest, SnapshotId, WorkerInfo};
-use weir_fuse::ahead::Ahead;
+use weir_fuse::page_cache::PageCacheWriter;
 use weir_master::{Master, MasterConfig, MasterMetrics};
 use weir_origin::{FetchPolicy, OriginSpec};
 use weir_proto::v1;
@@ -38,7 +38,7 @@ pub(super) async fn prepare(
     config: &MountConfig,
     restarted: bool,
     runtime_dir: &Path,
-    kernel: &Arc<Ahead>,
+    page_cache: &Arc<PageCacheWriter>,
     metrics: &mut Metrics,
     stop: CancellationToken,
 ) -> Result<Prepared, Failure> {
@@ -103,7 +103,7 @@ pub(super) async fn prepare(
     let snapshot = manifest.summary().snapshot.to_string();
     let name = &manifest.summary().snapshot.dataset;
     let source = AnySource::Embedded(EmbeddedSource::new(worker.clone(), name));
-    let read_ahead = read_ahead(config, kernel, &manifest);
+    let read_ahead = read_ahead(config, page_cache, &manifest);
     let reader = Reader::new(manifest, source, read_ahead, &metrics.client);
     let background = run(Services {
         stale: reader.stale_reads().clone(),

@@ -3,43 +3,37 @@
 //! Dropping pages waits for reads of them, as storing does, so the process of its own does it, too.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use weir_core::{BLOCK_SIZE, EntryKind, Manifest};
-use weir_process::fdpass;
 use weir_worker::Doubtful;
 
-use super::process::Order;
-use super::{Ahead, Dropping, Process};
+use super::PageCacheWriter;
 
 /// How often and for how long a process is looked for.
 const PROCESS_POLL: Duration = Duration::from_millis(200);
 const ATTEMPTS: u32 = 300;
 
-/// The process is gone.
-struct Gone;
-
-impl Ahead {
+impl PageCacheWriter {
     /// Starts a thread that takes from the kernel what it has of the objects that come. It ends with their source.
     pub fn drop_doubtful(
         self: &Arc<Self>,
         manifest: Arc<Manifest>,
         mut doubtful: Receiver<Arc<Doubtful>>,
     ) -> io::Result<()> {
-        let ahead = self.clone();
+        let writer = self.clone();
         let work = move || {
             loop {
                 match doubtful.blocking_recv().as_deref() {
                     Ok(Doubtful::Object { origin, object }) => {
                         for file in manifest.files_of(*origin, object) {
-                            ahead.drop_pages(&manifest, file);
+                            writer.drop_pages(&manifest, file);
                         }
                     }
-                    Ok(Doubtful::All) | Err(RecvError::Lagged(_)) => ahead.drop_all(&manifest),
+                    Ok(Doubtful::All) | Err(RecvError::Lagged(_)) => writer.drop_all(&manifest),
                     Err(RecvError::Closed) => return,
                 }
             }
@@ -60,8 +54,8 @@ impl Ahead {
 
     fn drop_pages(&self, manifest: &Manifest, file: u32) {
         for _ in 0..ATTEMPTS {
-            let process = self.process();
-            if process.is_some_and(|process| process.drop_pages(manifest.inode(file)).is_ok()) {
+            let child = self.child();
+            if child.is_some_and(|child| child.drop_pages(manifest.inode(file)).is_ok()) {
                 return;
             }
             std::thread::sleep(PROCESS_POLL);
@@ -70,28 +64,5 @@ impl Ahead {
             file = manifest.path(file),
             "the kernel may hold wrong bytes of a file and could not be told; unmount and mount again"
         );
-    }
-}
-
-impl Process {
-    fn drop_pages(&self, inode: u64) -> Result<(), Gone> {
-        self.set_dropping(Dropping::UnderWay);
-        fdpass::send(self.socket.as_fd(), &Order::Drop(inode), &[]).map_err(|_| Gone)?;
-        let mut dropping = self.dropping.lock();
-        // Reads that this waits for have deadlines of their own.
-        self.dropped
-            .wait_while(&mut dropping, |now| *now == Dropping::UnderWay);
-        match *dropping {
-            Dropping::Ended => Err(Gone),
-            Dropping::No | Dropping::UnderWay => Ok(()),
-        }
-    }
-
-    pub(super) fn set_dropping(&self, now: Dropping) {
-        let mut dropping = self.dropping.lock();
-        if *dropping != Dropping::Ended {
-            *dropping = now;
-        }
-        self.dropped.notify_all();
     }
 }

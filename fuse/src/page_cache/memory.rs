@@ -1,4 +1,4 @@
-//! Memory that the server and the process that reads ahead share: the one writes files to it, the other gives them to
+//! Memory that the server and the process that stores share: the one writes files to it, the other gives them to
 //! the kernel. It is cut into slots of equal size.
 //!
 //! Invariant: a slot is written only through its [`Place`], of which there is at most one, and read by the other

@@ -1,9 +1,9 @@
-//! The process that gives the kernel files ahead of their readers.
+//! What the process does that gives the kernel files before anybody reads them.
 //!
 //! Storing into the page cache waits, not even to be killed, while somebody else's read of the same pages is under
 //! way. A server must not wait so: one that was killed meanwhile could not end, nobody would answer that read, and no
 //! other server could start. This process may wait. It holds the mount's descriptor, though, and with it the mount:
-//! [`Process::end`] sees to it that it never is the last one to hold it and waits.
+//! `Process::end` sees to it that it never is the last one to hold it and waits.
 #![forbid(unsafe_code)]
 
 use std::io::{self, IoSlice};
@@ -18,12 +18,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use weir_process::descriptor;
 use weir_process::fdpass::{self, Slot};
 use weir_process::lock::LiveLock;
 
 use super::memory::{SLOTS, View};
+use super::messages::{Done, Files, Order, Start};
 use crate::send_again;
 
 /// Threads that store.
@@ -43,53 +43,6 @@ const DROP_CODE: u32 = 2;
 const DROP_LENGTH: usize = 40;
 /// Requests that want no answer: `FUSE_FORGET`, `FUSE_INTERRUPT`, `FUSE_BATCH_FORGET`.
 const UNANSWERED: [u32; 3] = [2, 36, 42];
-
-/// The first message, with the mount's descriptor and the memory.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Start {
-    pub(super) mountpoint: PathBuf,
-    /// Held by the mount's supervisor and its server.
-    pub(super) lock: PathBuf,
-}
-
-/// What is to be done.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Order {
-    /// The kernel is to have these.
-    Store(Files),
-    /// The kernel is to drop what it has of this inode's content. There is one such order at a time.
-    Drop(u64),
-}
-
-/// Files in a slot of the memory.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Files {
-    pub(super) slot: usize,
-    /// Path of their directory in the mount.
-    pub(super) directory: String,
-    /// Whether the kernel should learn the directory's names first.
-    pub(super) list: bool,
-    pub(super) files: Vec<StoredFile>,
-}
-
-/// A whole file.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct StoredFile {
-    pub(super) name: String,
-    pub(super) inode: u64,
-    /// Where its bytes are in the slot.
-    pub(super) offset: usize,
-    pub(super) length: usize,
-}
-
-/// The answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Done {
-    /// This slot is no longer needed.
-    Read(usize),
-    /// The content was dropped.
-    Dropped,
-}
 
 struct Process {
     mountpoint: PathBuf,
