@@ -59,7 +59,7 @@ impl LoopbackClient {
         let cluster = ClusterReader::new(ClusterConfig {
             node: "elsewhere".parse()?,
             map: seen,
-            hurry: Arc::new(Notify::new()),
+            refresh_now: Arc::new(Notify::new()),
             dial,
             fetch: Arc::new(FetchPolicy::default()),
             metrics: metrics.clone(),

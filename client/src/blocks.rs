@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use weir_core::{Block, Manifest};
-use weir_worker::Drive;
+use weir_worker::FillWork;
 
 use crate::error::{BatchError, BlockError, ReadError};
 use crate::failures::Failures;
@@ -73,7 +73,7 @@ impl<S: BlockSource> Blocks<S> {
         file: u32,
         block: &Block,
         range: Range<u32>,
-        unfinished: &mut Vec<Drive>,
+        unfinished: &mut Vec<FillWork>,
     ) -> Result<Vec<Bytes>, ReadError> {
         let key = (file, block.index);
         if let Some(error) = self.failures.get(key) {

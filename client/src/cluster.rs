@@ -15,7 +15,7 @@ use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
 use weir_wire::{Activity, FrameError, OpeningError};
-use weir_worker::Ahead;
+use weir_worker::PrefetchAnswer;
 use weir_worker::origins::Origins;
 
 use crate::connection::{Answer, ConnectionError, Connections};
@@ -39,8 +39,8 @@ pub struct ClusterConfig {
     pub node: NodeName,
     /// The cluster map, kept fresh by [`crate::map::follow`].
     pub map: watch::Receiver<Arc<ClusterMap>>,
-    /// Asks for a newer map.
-    pub hurry: Arc<Notify>,
+    /// Has the map looked at now, since there is a newer one.
+    pub refresh_now: Arc<Notify>,
     /// How workers are called.
     pub dial: Dial,
     /// How the origin is read when no worker answers.
@@ -126,18 +126,18 @@ impl ClusterReader {
         let is_new = self.suspects.add(worker);
         self.remote.forget(&worker.data_address);
         self.local.forget(&worker.local_socket);
-        self.config.hurry.notify_one();
+        self.config.refresh_now.notify_one();
         is_new
     }
 
     /// Asks a block's owner to fetch it before anybody reads it. What goes wrong has no effect on reads.
-    pub(crate) async fn prefetch(&self, dataset: &str, block: &Block) -> Ahead {
+    pub(crate) async fn prefetch(&self, dataset: &str, block: &Block) -> PrefetchAnswer {
         let map = self.config.map.borrow().clone();
         let Some(owner) = map.owner(&block.key()) else {
-            return Ahead::Unwanted;
+            return PrefetchAnswer::Refused;
         };
         if self.suspects.contains(&owner.id) {
-            return Ahead::Unwanted;
+            return PrefetchAnswer::Refused;
         }
         let request = BlockRequest {
             ahead: true,
@@ -154,23 +154,23 @@ impl ClusterReader {
             Some(Ok((Answer { reply, .. }, _))) => reply,
             Some(Err(error)) => {
                 tracing::debug!(worker = %owner.id, %error, "a request to prefetch was not answered");
-                return Ahead::Unwanted;
+                return PrefetchAnswer::Refused;
             }
-            None => return Ahead::Unwanted,
+            None => return PrefetchAnswer::Refused,
         };
         self.compare_epoch(&reply);
         // A worker of a version without such requests refuses them.
         match (reply.status(), reply.source()) {
-            (BlockStatus::Ok, BlockSource::Origin) => Ahead::Begun,
-            (BlockStatus::Ok, BlockSource::Memory | BlockSource::Ssd) => Ahead::Needless,
-            _ => Ahead::Unwanted,
+            (BlockStatus::Ok, BlockSource::Origin) => PrefetchAnswer::Accepted,
+            (BlockStatus::Ok, BlockSource::Memory | BlockSource::Ssd) => PrefetchAnswer::NotNeeded,
+            _ => PrefetchAnswer::Refused,
         }
     }
 
     /// Asks for a newer map when a worker has one.
     fn compare_epoch(&self, reply: &BlockReply) {
         if reply.epoch > self.config.map.borrow().epoch {
-            self.config.hurry.notify_one();
+            self.config.refresh_now.notify_one();
         }
     }
 
@@ -383,7 +383,7 @@ impl ClusterReader {
         Self::new(ClusterConfig {
             node: "here".parse().unwrap(),
             map: watch::Sender::new(Arc::new(map)).subscribe(),
-            hurry: Arc::default(),
+            refresh_now: Arc::default(),
             dial: Dial::default(),
             fetch: Arc::default(),
             metrics: ClientMetrics::register(&mut registry),

@@ -88,11 +88,11 @@ async fn fetch_all(
     cluster_map(map)
 }
 
-/// Keeps `map` fresh until `stop`; `hurry` makes it look at once.
+/// Keeps `map` fresh until `stop`; `refresh_now` makes it ask the master at once.
 pub async fn follow(
     mut master: MasterClient<Channel>,
     map: watch::Sender<Arc<ClusterMap>>,
-    hurry: Arc<Notify>,
+    refresh_now: Arc<Notify>,
     mut doubts: Doubts,
     metrics: Arc<ClientMetrics>,
     stop: CancellationToken,
@@ -110,7 +110,7 @@ pub async fn follow(
         } // a master that is away changes nothing: the last map stays good
         let pause = async {
             tokio::time::sleep(MIN_INTERVAL).await;
-            let _ = tokio::time::timeout(INTERVAL, hurry.notified()).await;
+            let _ = tokio::time::timeout(INTERVAL, refresh_now.notified()).await;
         };
         tokio::select! {
             () = stop.cancelled() => return,

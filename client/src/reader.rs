@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use weir_core::{BLOCK_SIZE, Block, Manifest};
-use weir_worker::Drive;
+use weir_worker::FillWork;
 
 use crate::blocks::Blocks;
 use crate::error::ReadError;
@@ -103,7 +103,7 @@ impl<S: BlockSource> Reader<S> {
         file: u32,
         offset: u64,
         end: u64,
-        unfinished: &mut Vec<Drive>,
+        unfinished: &mut Vec<FillWork>,
     ) -> Result<Vec<Bytes>, ReadError> {
         let object = self.manifest().object(file);
         let origin = self.manifest().mount(file).origin;
@@ -128,7 +128,7 @@ impl<S: BlockSource> Reader<S> {
         &self,
         batch: &Batch,
         memory: &mut [u8],
-        unfinished: &mut Vec<Drive>,
+        unfinished: &mut Vec<FillWork>,
     ) -> Vec<Placed> {
         let Some(prefetcher) = &self.prefetcher else {
             return Vec::new();

@@ -7,7 +7,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use weir_core::Block;
 use weir_core::manifest::Mount;
-use weir_worker::{Ahead, Drive};
+use weir_worker::{FillWork, PrefetchAnswer};
 
 use crate::error::{BatchError, BlockError};
 use crate::metrics::ReadSource;
@@ -43,7 +43,7 @@ pub trait BlockSource: Clone + Send + Sync + 'static {
         mount: &Mount,
         block: &Block,
         range: Range<u32>,
-        unfinished: &mut Vec<Drive>,
+        unfinished: &mut Vec<FillWork>,
     ) -> impl Future<Output = Result<(Vec<Bytes>, ReadSource), BlockError>> + Send;
 
     /// Reads whole blocks to their places, many with one exchange. Says of each block, in their order, what became of it.
@@ -54,7 +54,7 @@ pub trait BlockSource: Clone + Send + Sync + 'static {
 
     /// Asks for a block to be fetched into a tier before anybody reads it. The answer comes once there was a place for it
     /// among others that nobody waits for, not when it is fetched.
-    fn prefetch(&self, block: &Block) -> impl Future<Output = Ahead> + Send;
+    fn prefetch(&self, block: &Block) -> impl Future<Output = PrefetchAnswer> + Send;
 
     /// How many blocks ahead of one sequential reader are worth a request.
     fn prefetch_window(&self) -> u32;

@@ -22,7 +22,7 @@ pub struct Duty {
     /// Threads that have come.
     gathered: Mutex<usize>,
     changed: Condvar,
-    begun: AtomicBool,
+    started: AtomicBool,
     over: AtomicBool,
 }
 
@@ -30,7 +30,7 @@ impl Duty {
     /// One of the session's threads has come, and waits for the others. `request` lies at the beginning of the thread's
     /// buffer. Costs nothing later.
     pub(crate) fn gather<T>(&self, request: &T) {
-        if self.begun.load(Ordering::Acquire) {
+        if self.started.load(Ordering::Acquire) {
             return;
         }
         if let Err(error) = buffer::keep_from_children(request) {
@@ -42,7 +42,7 @@ impl Duty {
         let mut gathered = self.gathered.lock();
         *gathered += 1;
         self.changed.notify_all();
-        while !self.begun.load(Ordering::Acquire) {
+        while !self.started.load(Ordering::Acquire) {
             if self.changed.wait_until(&mut gathered, until).timed_out() {
                 return;
             }
@@ -64,7 +64,7 @@ impl Duty {
     /// Lets all threads go on.
     pub fn begin(&self) {
         let _gathered = self.gathered.lock();
-        self.begun.store(true, Ordering::Release);
+        self.started.store(true, Ordering::Release);
         self.changed.notify_all();
     }
 

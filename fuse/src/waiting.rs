@@ -16,7 +16,7 @@ const BLOCKING_THREADS: usize = 2;
 
 thread_local! {
     /// The runtime of a thread that has waited before; `None` when it could not be made.
-    static OWN: OnceCell<Option<Runtime>> = const { OnceCell::new() };
+    static RUNTIME: OnceCell<Option<Runtime>> = const { OnceCell::new() };
 }
 
 /// Runs reads that wait.
@@ -44,7 +44,7 @@ impl WaitingReads {
             self.shared.spawn(read);
             return;
         };
-        OWN.with(|own| match own.get_or_init(own_runtime) {
+        RUNTIME.with(|runtime| match runtime.get_or_init(thread_runtime) {
             Some(runtime) => runtime.block_on(read),
             None => drop(self.shared.spawn(read)),
         });
@@ -52,9 +52,9 @@ impl WaitingReads {
 
     /// Runs `work` to its end on this thread, which answers no reads.
     pub(crate) fn run_here<T>(&self, work: impl Future<Output = T>) -> T {
-        OWN.with(|own| {
-            let own = (self.most > 0).then(|| own.get_or_init(own_runtime));
-            match own {
+        RUNTIME.with(|runtime| {
+            let runtime = (self.most > 0).then(|| runtime.get_or_init(thread_runtime));
+            match runtime {
                 Some(Some(runtime)) => runtime.block_on(work),
                 Some(None) | None => self.shared.block_on(work),
             }
@@ -78,11 +78,11 @@ impl Drop for Place<'_> {
     }
 }
 
-fn own_runtime() -> Option<Runtime> {
+fn thread_runtime() -> Option<Runtime> {
     Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("weir-own")
+        .thread_name("weir-waiting")
         .build()
         .inspect_err(|error| tracing::warn!(%error, "a thread waits without a runtime of its own"))
         .ok()

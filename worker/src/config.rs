@@ -11,7 +11,7 @@ pub const FILL_BUDGET: ByteSize = ByteSize(8 * BLOCK_SIZE);
 /// The least [`WorkerConfig::fill_budget`]; a smaller one is taken for this.
 pub const LEAST_FILL_BUDGET: ByteSize = ByteSize(2 * BLOCK_SIZE);
 /// The part of the budget that blocks may take which nobody waits for yet: five eighths.
-const AHEAD_SHARE: (u64, u64) = (5, 8);
+const PREFETCH_SHARE: (u64, u64) = (5, 8);
 
 /// One SSD directory and the most bytes that it takes.
 #[derive(Clone, Debug)]
@@ -56,8 +56,8 @@ impl WorkerConfig {
     }
 
     /// Those of it that blocks may take which nobody waits for yet.
-    pub(crate) fn ahead_budget(&self) -> u64 {
-        let (part, of) = AHEAD_SHARE;
+    pub(crate) fn prefetch_budget(&self) -> u64 {
+        let (part, of) = PREFETCH_SHARE;
         self.budget() / of * part
     }
 }

@@ -5,7 +5,7 @@
 //! - At most one fill of a block is under way.
 //! - A fill is found until its block is found elsewhere: in a tier or, if none took it, in `recent.rs`.
 //! - A block that is evicted while it is fetched is in none of these afterwards. Its readers get it.
-//! - Each fill ends, even if whoever drives it goes away, so nobody waits for it for ever.
+//! - Each fill ends, even if whoever polls it goes away, so nobody waits for it for ever.
 //!
 //! Tested under schedules of all kinds by `interleavings/`.
 
@@ -88,7 +88,7 @@ pub(crate) fn evict<K: Keeper>(keeper: &K, keys: &[BlockKey]) -> K::Removed {
     removed
 }
 
-/// Begins the fill of a block of `len` bytes, or gives the one that is under way.
+/// Starts the fill of a block of `len` bytes, or gives the one that is under way.
 pub(crate) fn start<K: Keeper>(
     keeper: &Arc<K>,
     key: BlockKey,

@@ -28,4 +28,4 @@ pub use config::{FILL_BUDGET, LEAST_FILL_BUDGET, SsdConfig, WorkerConfig};
 pub use metrics::{DatasetReads, WorkerMetrics};
 pub use verify::Doubtful;
 pub use weir_segment::DEFAULT_IDLE_AFTER as EVICT_IDLE;
-pub use worker::{Ahead, Cached, Drive, ReadError, Source, Worker, WorkerError};
+pub use worker::{Cached, FillWork, PrefetchAnswer, ReadError, Source, Worker, WorkerError};

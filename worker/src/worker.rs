@@ -33,7 +33,7 @@ mod gauges;
 mod place;
 
 use filling::BUDGET_UNIT;
-pub use filling::{Ahead, Drive};
+pub use filling::{FillWork, PrefetchAnswer};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -107,7 +107,7 @@ pub struct Worker {
     fills: Fills,
     budget: Arc<Semaphore>,
     /// What blocks may take of the budget that nobody waits for yet.
-    ahead_budget: Arc<Semaphore>,
+    prefetch_budget: Arc<Semaphore>,
     origins: Origins,
     metrics: Arc<WorkerMetrics>,
     origin_metrics: Arc<OriginMetrics>,
@@ -170,7 +170,7 @@ impl Worker {
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
             fills: Fills::new(config.memory.0),
             budget: units(config.budget()),
-            ahead_budget: units(config.ahead_budget()),
+            prefetch_budget: units(config.prefetch_budget()),
             origins: Origins::with_share(
                 config.origins_file.clone(),
                 Arc::new(config.fetch.clone()),
@@ -223,7 +223,7 @@ impl Worker {
 
     /// Whether blocks may be worth fetching before anybody reads them: an eighth of the tier that keeps blocks is free,
     /// and an origin is slow. From one that is as near as the disk a block is as soon to be had.
-    pub fn wants_ahead(&self) -> bool {
+    pub fn wants_prefetch(&self) -> bool {
         self.origins.any_wants_more() && self.has_room()
     }
 
@@ -310,32 +310,32 @@ impl Worker {
         Ok((pieces, Source::Origin))
     }
 
-    /// As [`Self::read`], but a fill that this read starts makes progress only while the caller polls: it is driven
-    /// here until the range has arrived, and what is left of it is pushed to `unfinished`, to be awaited soon. That
-    /// saves a reader the switch to another task and back. A fill that is dropped instead fails for all its readers.
-    pub async fn read_driving(
+    /// As [`Self::read`], but a fill that this read starts is no task of its own: the caller polls it, here until the
+    /// range has arrived. What is left of it is pushed to `unfinished`, to be awaited soon. That saves a reader the
+    /// switch to another task and back. A fill that is dropped instead fails for all its readers.
+    pub async fn read_and_fill(
         self: &Arc<Self>,
         block: &Block,
         range: Range<u32>,
-        unfinished: &mut Vec<Drive>,
+        unfinished: &mut Vec<FillWork>,
     ) -> Result<(Vec<Bytes>, Source), ReadError> {
         let key = block.key();
         if let Some(found) = self.find(key, &range).await {
             return Ok(found);
         }
-        let (fill, drive) = self.start_fill(block, key)?;
-        let pieces = match drive {
+        let (fill, work) = self.start_fill(block, key)?;
+        let pieces = match work {
             None => fill.read(range).await?,
-            Some(mut drive) => {
+            Some(mut work) => {
                 let arrived = tokio::select! {
                     biased;
-                    () = &mut drive => None,
+                    () = &mut work => None,
                     arrived = fill.read(range.clone()) => Some(arrived),
                 };
                 match arrived {
                     None => fill.read(range).await?, // the fill has ended, so this does not wait
                     Some(arrived) => {
-                        unfinished.push(drive);
+                        unfinished.push(work);
                         arrived?
                     }
                 }

@@ -77,11 +77,11 @@ pub(super) async fn prepare(
         serde_json::from_slice::<ClusterMap>(&saved).ok()
     });
     let (map, map_seen) = watch::channel(Arc::new(known.unwrap_or_default()));
-    let hurry = Arc::new(Notify::new());
+    let refresh_now = Arc::new(Notify::new());
     let cluster = ClusterReader::new(ClusterConfig {
         node: config.node.clone(),
         map: map_seen.clone(),
-        hurry: hurry.clone(),
+        refresh_now: refresh_now.clone(),
         dial,
         fetch: Arc::new(FetchPolicy::default()),
         metrics: metrics.client.clone(),
@@ -113,7 +113,7 @@ pub(super) async fn prepare(
         }),
     };
     let counted = metrics.client.clone();
-    let follow = weir_client::map::follow(client, map, hurry, doubts, counted, stop.clone());
+    let follow = weir_client::map::follow(client, map, refresh_now, doubts, counted, stop.clone());
     let background = async move {
         let report = stale.report(snapshot_id, reporter, reporting);
         let services = async { tokio::join!(follow, report, save_maps(map_seen, &map_file, stop)) };

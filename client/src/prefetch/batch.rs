@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use weir_core::Block;
-use weir_worker::Drive;
+use weir_worker::FillWork;
 
 use super::target::Placed;
 use crate::blocks::Blocks;
@@ -30,7 +30,7 @@ pub(crate) async fn read_batch<S: BlockSource>(
     blocks: &Blocks<S>,
     files: &[u32],
     memory: &mut [u8],
-    unfinished: &mut Vec<Drive>,
+    unfinished: &mut Vec<FillWork>,
 ) -> Vec<Placed> {
     let block_of = |&file| Some((file, blocks.manifest().blocks(file).next()?));
     let files: Vec<(u32, Block)> = files.iter().filter_map(block_of).collect();
@@ -93,7 +93,7 @@ async fn read_alone<S: BlockSource>(
     blocks: &Blocks<S>,
     alone: Vec<Absent<'_>>,
     read: &mut Vec<Placed>,
-    unfinished: &mut Vec<Drive>,
+    unfinished: &mut Vec<FillWork>,
 ) {
     let mut alone = alone.into_iter().map(|file| async move {
         let mut fills = Vec::new();

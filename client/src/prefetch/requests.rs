@@ -4,16 +4,15 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use weir_worker::Ahead;
+use weir_worker::PrefetchAnswer;
 
 /// Blocks that are kept track of. Beyond that all are forgotten, and do not count as read.
 const MAX_BLOCKS: usize = 100_000;
 
-/// How long nothing is asked for after so many requests in a row that were refused, or that were for blocks which are
-/// cached.
+/// How long nothing is asked for after so many requests in a row that were refused, or not needed.
 const PAUSE: Duration = Duration::from_millis(250);
 const MOST_REFUSED: u32 = 16;
-const MOST_CACHED: u32 = 128;
+const MOST_NOT_NEEDED: u32 = 128;
 
 /// A block of a file: the file's index in the manifest, and the block's number.
 pub(super) type BlockAt = (u32, u32);
@@ -22,9 +21,9 @@ pub(super) type BlockAt = (u32, u32);
 #[derive(Default)]
 pub(super) struct Requests {
     blocks: HashMap<BlockAt, Request>,
-    /// Requests in a row that were refused, and that were for cached blocks.
+    /// Requests in a row that were refused, and that were not needed.
     refused: u32,
-    cached: u32,
+    not_needed: u32,
     /// None is to be made before.
     pause: Option<Instant>,
 }
@@ -68,9 +67,9 @@ impl Requests {
     }
 
     /// Notes the answer to a request.
-    pub(super) fn answered(&mut self, block: BlockAt, answer: Ahead) -> Outcome {
+    pub(super) fn answered(&mut self, block: BlockAt, answer: PrefetchAnswer) -> Outcome {
         let before = self.blocks.remove(&block);
-        let fetched = answer == Ahead::Begun;
+        let fetched = answer == PrefetchAnswer::Accepted;
         let used = fetched && before == Some(Request::Overtaken);
         if fetched && before == Some(Request::Sent) {
             self.blocks.insert(block, Request::Accepted);
@@ -80,14 +79,14 @@ impl Requests {
     }
 
     /// Learns from an answer whether there is a point in more requests.
-    pub(super) fn learn(&mut self, answer: Ahead) {
-        (self.refused, self.cached) = match answer {
-            Ahead::Begun => (0, 0),
-            Ahead::Needless => (0, self.cached + 1),
-            Ahead::Unwanted => (self.refused + 1, 0),
+    pub(super) fn learn(&mut self, answer: PrefetchAnswer) {
+        (self.refused, self.not_needed) = match answer {
+            PrefetchAnswer::Accepted => (0, 0),
+            PrefetchAnswer::NotNeeded => (0, self.not_needed + 1),
+            PrefetchAnswer::Refused => (self.refused + 1, 0),
         };
-        if self.refused == MOST_REFUSED || self.cached == MOST_CACHED {
-            (self.refused, self.cached) = (0, 0);
+        if self.refused == MOST_REFUSED || self.not_needed == MOST_NOT_NEEDED {
+            (self.refused, self.not_needed) = (0, 0);
             self.pause = Some(Instant::now() + PAUSE);
         }
     }
@@ -114,14 +113,14 @@ mod tests {
     #[test]
     fn after_many_requests_in_vain_there_is_a_pause() {
         for (answer, most) in [
-            (Ahead::Unwanted, MOST_REFUSED),
-            (Ahead::Needless, MOST_CACHED),
+            (PrefetchAnswer::Refused, MOST_REFUSED),
+            (PrefetchAnswer::NotNeeded, MOST_NOT_NEEDED),
         ] {
             let mut requests = Requests::default();
             for _ in 1..most {
                 requests.learn(answer);
             }
-            requests.learn(Ahead::Begun);
+            requests.learn(PrefetchAnswer::Accepted);
             for _ in 0..most {
                 assert!(requests.may_ask());
                 requests.learn(answer);
@@ -138,20 +137,26 @@ mod tests {
         };
         let mut requests = Requests::default();
         assert!(requests.add(BLOCK));
-        assert_eq!(requests.answered(BLOCK, Ahead::Begun), fetched(false));
+        assert_eq!(
+            requests.answered(BLOCK, PrefetchAnswer::Accepted),
+            fetched(false)
+        );
         assert!(!requests.add(BLOCK), "it is here");
         assert!(requests.read(BLOCK));
         assert!(!requests.read(BLOCK));
 
         assert!(requests.add(BLOCK));
         assert!(!requests.read(BLOCK));
-        assert_eq!(requests.answered(BLOCK, Ahead::Begun), fetched(true));
+        assert_eq!(
+            requests.answered(BLOCK, PrefetchAnswer::Accepted),
+            fetched(true)
+        );
         assert!(!requests.read(BLOCK));
     }
 
     #[test]
     fn a_request_that_fetched_nothing_is_never_used() {
-        for answer in [Ahead::Needless, Ahead::Unwanted] {
+        for answer in [PrefetchAnswer::NotNeeded, PrefetchAnswer::Refused] {
             let nothing = Outcome {
                 fetched: false,
                 used: false,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use weir_core::Block;
 use weir_core::manifest::Mount;
-use weir_worker::{Ahead, Drive};
+use weir_worker::{FillWork, PrefetchAnswer};
 
 use super::{BlockSource, ClusterSource, EmbeddedSource};
 use crate::error::{BatchError, BlockError};
@@ -49,7 +49,7 @@ impl BlockSource for AnySource {
         mount: &Mount,
         block: &Block,
         range: Range<u32>,
-        unfinished: &mut Vec<Drive>,
+        unfinished: &mut Vec<FillWork>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         with!(self, source => source.read(mount, block, range, unfinished).await)
     }
@@ -61,7 +61,7 @@ impl BlockSource for AnySource {
         with!(self, source => source.read_together(blocks).await)
     }
 
-    async fn prefetch(&self, block: &Block) -> Ahead {
+    async fn prefetch(&self, block: &Block) -> PrefetchAnswer {
         with!(self, source => source.prefetch(block).await)
     }
 

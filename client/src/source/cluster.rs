@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use weir_core::manifest::Mount;
 use weir_core::{Block, DatasetName};
-use weir_worker::{Ahead, Drive};
+use weir_worker::{FillWork, PrefetchAnswer};
 
 use super::BlockSource;
 use crate::cluster::ClusterReader;
@@ -51,7 +51,7 @@ impl BlockSource for ClusterSource {
         mount: &Mount,
         block: &Block,
         range: Range<u32>,
-        _: &mut Vec<Drive>,
+        _: &mut Vec<FillWork>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         let dataset = self.dataset.as_str();
         self.cluster.read(dataset, &mount.spec, block, range).await
@@ -65,7 +65,7 @@ impl BlockSource for ClusterSource {
         self.cluster.read_together(dataset, blocks).await
     }
 
-    async fn prefetch(&self, block: &Block) -> Ahead {
+    async fn prefetch(&self, block: &Block) -> PrefetchAnswer {
         self.cluster.prefetch(self.dataset.as_str(), block).await
     }
 

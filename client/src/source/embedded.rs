@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use weir_core::manifest::Mount;
 use weir_core::{Block, DatasetName};
-use weir_worker::{Ahead, DatasetReads, Drive, Source, Worker};
+use weir_worker::{DatasetReads, FillWork, PrefetchAnswer, Source, Worker};
 
 use super::BlockSource;
 use crate::error::{BatchError, BlockError};
@@ -60,9 +60,9 @@ impl BlockSource for EmbeddedSource {
         _: &Mount,
         block: &Block,
         range: Range<u32>,
-        unfinished: &mut Vec<Drive>,
+        unfinished: &mut Vec<FillWork>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
-        let (bytes, source) = self.worker.read_driving(block, range, unfinished).await?;
+        let (bytes, source) = self.worker.read_and_fill(block, range, unfinished).await?;
         Ok((bytes, source.into()))
     }
 
@@ -74,16 +74,16 @@ impl BlockSource for EmbeddedSource {
         vec![Err(BatchError::NotTogether); blocks.len()]
     }
 
-    async fn prefetch(&self, block: &Block) -> Ahead {
-        self.worker.fill_ahead(block).await
+    async fn prefetch(&self, block: &Block) -> PrefetchAnswer {
+        self.worker.prefetch(block).await
     }
 
     fn prefetch_window(&self) -> u32 {
-        WINDOW.max(self.worker.blocks_ahead())
+        WINDOW.max(self.worker.prefetch_blocks())
     }
 
     fn may_prefetch(&self) -> bool {
-        self.worker.wants_ahead()
+        self.worker.wants_prefetch()
     }
 
     fn count(&self, source: ReadSource, bytes: u64) {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use weir_core::Block;
 use weir_core::manifest::Mount;
-use weir_worker::{Ahead, Drive};
+use weir_worker::{FillWork, PrefetchAnswer};
 
 use super::BlockSource;
 use crate::error::{BatchError, BlockError};
@@ -69,7 +69,7 @@ impl BlockSource for FakeSource {
         _: &Mount,
         block: &Block,
         range: Range<u32>,
-        _: &mut Vec<Drive>,
+        _: &mut Vec<FillWork>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         let key = &*block.object.key;
         self.read_alone.lock().push(key.to_owned());
@@ -97,10 +97,10 @@ impl BlockSource for FakeSource {
         read.collect()
     }
 
-    async fn prefetch(&self, block: &Block) -> Ahead {
+    async fn prefetch(&self, block: &Block) -> PrefetchAnswer {
         let block = (block.object.key.to_string(), block.index);
         self.prefetched.lock().push(block);
-        Ahead::Begun
+        PrefetchAnswer::Accepted
     }
 
     fn prefetch_window(&self) -> u32 {

@@ -25,7 +25,7 @@ use super::admission::{Admission, Admitted, admit_local};
 use super::connections::{Connections, Limits, Place};
 use super::refusals::{NotAdmitted, Refusals};
 use crate::metrics::ResultLabel;
-use crate::worker::{Ahead, Cached, ReadError, Source, Worker};
+use crate::worker::{Cached, PrefetchAnswer, ReadError, Source, Worker};
 
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -406,10 +406,10 @@ async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, ep
     if message.ahead {
         let reply = BlockReply {
             status: BlockStatus::Ok.into(),
-            source: match worker.fill_ahead(block).await {
-                Ahead::Begun => BlockSource::Origin,
-                Ahead::Needless => BlockSource::Ssd,
-                Ahead::Unwanted => BlockSource::Unspecified,
+            source: match worker.prefetch(block).await {
+                PrefetchAnswer::Accepted => BlockSource::Origin,
+                PrefetchAnswer::NotNeeded => BlockSource::Ssd,
+                PrefetchAnswer::Refused => BlockSource::Unspecified,
             }
             .into(),
             epoch,

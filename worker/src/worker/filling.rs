@@ -1,4 +1,4 @@
-//! Fills: started by a read that misses, by a warm job or for readers to come, fetched within the budget, and offered to the
+//! Fills: started by a read that misses, by a warm job or by a prefetch, fetched within the budget, and offered to the
 //! tiers.
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use weir_segment::{Admission, Pieces};
 pub(super) const BUDGET_UNIT: u64 = 4096;
 /// What even a small block counts against it that nobody waits for: with many requests under way it is connections that take
 /// memory.
-const LEAST_AHEAD: u64 = 256 << 10;
+const LEAST_PREFETCHED: u64 = 256 << 10;
 /// How long a block that nobody waits for may wait for its place.
 const PLACE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -31,76 +31,77 @@ fn units_of(block: &Block, least: u64) -> u32 {
     u64::from(block.len()).max(least).div_ceil(BUDGET_UNIT) as u32
 }
 
-/// What became of a request to fetch a block before anybody reads it.
+/// The answer to a request to prefetch a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ahead {
-    /// It is being fetched for this.
-    Begun,
-    /// It is here, or on its way.
-    Needless,
+pub enum PrefetchAnswer {
+    /// It is being fetched for this request.
+    Accepted,
+    /// It is cached, or on its way.
+    NotNeeded,
     /// There is no room for guesses, the origin answers as soon as the disk, or whoever would fetch it cannot be asked.
-    Unwanted,
+    Refused,
 }
 
-/// The work of a fill: resolves when its block is complete and was given to the tiers, or when it has failed.
-pub type Drive = BoxFuture<'static, ()>;
+/// The work of a fill: resolves when its block is complete and was given to the tiers, or when it has failed. The fill
+/// makes progress only while somebody polls it.
+pub type FillWork = BoxFuture<'static, ()>;
 
 impl Worker {
-    /// Makes sure that a block is held; gives whether it was fetched for this. A fill that this starts is driven by
-    /// the caller, as with [`Self::read_driving`]: to be polled to the end.
+    /// Makes sure that a block is held; gives whether it was fetched for this. The caller polls a fill that
+    /// this starts to its end.
     pub async fn warm(self: &Arc<Self>, block: &Block) -> Result<bool, ReadError> {
         let key = block.key();
         if self.holds(&key) {
             return Ok(false);
         }
-        let (fill, drive) = self.start_fill(block, key)?;
-        let is_new = drive.is_some();
-        if let Some(drive) = drive {
-            drive.await;
+        let (fill, work) = self.start_fill(block, key)?;
+        let is_new = work.is_some();
+        if let Some(work) = work {
+            work.await;
         }
         fill.finished().await?;
         Ok(is_new)
     }
 
     /// How many whole blocks that nobody waits for are fetched at once.
-    pub fn blocks_ahead(&self) -> u32 {
-        u32::try_from(self.config.ahead_budget() / BLOCK_SIZE).unwrap_or(u32::MAX)
+    pub fn prefetch_blocks(&self) -> u32 {
+        u32::try_from(self.config.prefetch_budget() / BLOCK_SIZE).unwrap_or(u32::MAX)
     }
 
     /// Fetches a block before anybody reads it, in the background and once there is a place for it among others that
     /// nobody waits for.
-    pub async fn fill_ahead(self: &Arc<Self>, block: &Block) -> Ahead {
+    pub async fn prefetch(self: &Arc<Self>, block: &Block) -> PrefetchAnswer {
         let key = block.key();
         let refusal = || {
             if self.keeps(&key) || self.fills.running(&key).is_some() {
-                Some(Ahead::Needless)
+                Some(PrefetchAnswer::NotNeeded)
             } else if self.origins.wants_more(block.origin) && self.has_room() {
                 None
             } else {
-                Some(Ahead::Unwanted)
+                Some(PrefetchAnswer::Refused)
             }
         };
         if let Some(refusal) = refusal() {
             return refusal;
         }
-        let units = units_of(block, LEAST_AHEAD);
-        let place = self.ahead_budget.clone().acquire_many_owned(units);
+        let units = units_of(block, LEAST_PREFETCHED);
+        let place = self.prefetch_budget.clone().acquire_many_owned(units);
         let Ok(place) = timeout(PLACE_DEADLINE, place).await else {
-            return Ahead::Unwanted;
+            return PrefetchAnswer::Refused;
         };
         if let Some(refusal) = refusal() {
             return refusal;
         }
         match self.start_fill(block, key) {
-            Ok((_, Some(drive))) => {
+            Ok((_, Some(work))) => {
                 tokio::spawn(async move {
-                    drive.await;
+                    work.await;
                     drop(place);
                 });
-                Ahead::Begun
+                PrefetchAnswer::Accepted
             }
-            Ok((_, None)) => Ahead::Needless,
-            Err(_) => Ahead::Unwanted,
+            Ok((_, None)) => PrefetchAnswer::NotNeeded,
+            Err(_) => PrefetchAnswer::Refused,
         }
     }
 
@@ -110,9 +111,9 @@ impl Worker {
         block: &Block,
         key: BlockKey,
     ) -> Result<Arc<Fill>, ReadError> {
-        let (fill, drive) = self.start_fill(block, key)?;
-        if let Some(drive) = drive {
-            tokio::spawn(drive);
+        let (fill, work) = self.start_fill(block, key)?;
+        if let Some(work) = work {
+            tokio::spawn(work);
         }
         Ok(fill)
     }
@@ -122,7 +123,7 @@ impl Worker {
         self: &Arc<Self>,
         block: &Block,
         key: BlockKey,
-    ) -> Result<(Arc<Fill>, Option<Drive>), ReadError> {
+    ) -> Result<(Arc<Fill>, Option<FillWork>), ReadError> {
         if self.stop.is_cancelled() {
             return Err(ReadError::ShuttingDown);
         }
@@ -135,8 +136,8 @@ impl Worker {
         };
         let fill = started.fill().clone();
         let (worker, block) = (self.clone(), block.clone());
-        let drive = async move { worker.run_fill(&block, started).await };
-        Ok((fill, Some(self.tasks.track_future(drive).boxed())))
+        let work = async move { worker.run_fill(&block, started).await };
+        Ok((fill, Some(self.tasks.track_future(work).boxed())))
     }
 
     async fn run_fill(self: Arc<Self>, block: &Block, started: Started<Self>) {
