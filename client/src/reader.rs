@@ -11,7 +11,8 @@ use crate::blocks::Blocks;
 use crate::error::ReadError;
 use crate::metrics::ClientMetrics;
 use crate::prefetch::{Batch, Placed, Prefetcher, ReadAheadTarget, read_batch};
-use crate::source::{AnySource, BlockSource};
+use crate::source::BlockSource;
+use crate::source::any::AnySource;
 use crate::stale::StaleReads;
 
 /// Reads the files of one snapshot.

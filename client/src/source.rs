@@ -12,15 +12,11 @@ use weir_worker::{FillWork, PrefetchAnswer};
 use crate::error::{BatchError, BlockError};
 use crate::metrics::ReadSource;
 
-mod any;
-mod cluster;
-mod embedded;
+pub(crate) mod any;
+pub(crate) mod cluster;
+pub(crate) mod embedded;
 #[cfg(test)]
 pub(crate) mod fake;
-
-pub use any::AnySource;
-pub use cluster::ClusterSource;
-pub use embedded::EmbeddedSource;
 
 /// Gives the blocks of one dataset. A clone is another handle of the same source.
 pub trait BlockSource: Clone + Send + Sync + 'static {

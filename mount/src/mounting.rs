@@ -177,6 +177,13 @@ impl MountError {
             reason: reason.to_string(),
         }
     }
+
+    pub(crate) fn of_supervisor(mountpoint: &Path, what: &str, error: io::Error) -> Self {
+        Self::Supervisor {
+            mountpoint: mountpoint.to_owned(),
+            reason: format!("{what}: {error}"),
+        }
+    }
 }
 
 /// Mounts at `mountpoint`, which is [resolved](mountpoint::resolve), and gives the connection to the kernel. The

@@ -150,8 +150,14 @@ pub(crate) fn claim(mountpoint: &Path) -> Result<(PathBuf, OwnedFd), MountError>
     Ok((dir, held.into()))
 }
 
+/// Sends standard error to the mount's log from now on.
+pub(crate) fn log_to(dir: &Path) -> io::Result<()> {
+    let log = open_log(dir)?;
+    Ok(rustix::stdio::dup2_stderr(log)?)
+}
+
 /// Opens the log of a mount, to append to it.
-pub(crate) fn open_log(dir: &Path) -> io::Result<File> {
+fn open_log(dir: &Path) -> io::Result<File> {
     let path = dir.join(LOG);
     if std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG) {
         std::fs::remove_file(&path)?;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::mounting::MountError;
-use crate::supervisor::StartRequest;
+use crate::supervisor::request::StartRequest;
 
 /// All that the processes of a mount know of it beside the descriptors.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -10,17 +10,17 @@ mod daemon;
 mod environment;
 mod holder;
 mod made;
+pub(crate) mod request;
 mod server;
 
-use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use weir_process::fdpass::{self, Slot};
 use weir_process::{descriptor, spawn};
 
@@ -29,8 +29,10 @@ use crate::runtime;
 use crate::state::{Assignment, Outcome};
 use daemon::Daemon;
 use environment::Environment;
+use request::Control;
 
 pub use made::{Made, own_state};
+pub use request::StartRequest;
 
 /// Between attempts to reach a supervisor that is being replaced.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
@@ -41,26 +43,6 @@ const GIVEN_UP_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait for the first message to a supervisor.
 const ASSIGNMENT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What is to be mounted, and how its server is started.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct StartRequest {
-    /// The directory; need not be absolute.
-    pub mountpoint: PathBuf,
-    /// What is mounted, in the user's words.
-    pub source: String,
-    /// What that is, however it is written: a mount can only be taken over by the same. Empty when an older version
-    /// has asked, whose words are compared.
-    #[serde(default)]
-    pub identity: String,
-    /// Let other users in.
-    pub allow_other: bool,
-    /// Arguments of `serve-mount`.
-    pub server_args: Vec<String>,
-    /// Is removed again should the mount never become usable.
-    #[serde(default)]
-    pub made: Made,
-}
-
 /// A mount that is usable.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Started {
@@ -68,26 +50,6 @@ pub struct Started {
     pub took_over: bool,
     /// The supervisor's process.
     pub supervisor_pid: u32,
-}
-
-/// What a command asks of a supervisor, over the control socket.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Control {
-    /// End the mount. Answered with `Result<(), MountError>`, when it has ended.
-    Unmount {
-        /// Also when it is in use.
-        lazy: bool,
-    },
-    /// Become `exe` and serve with the new arguments. Answered with an [`Outcome`].
-    TakeOver {
-        /// What to serve from now on.
-        request: Box<StartRequest>,
-        /// The program.
-        exe: PathBuf,
-        /// Its environment; that of before when an older version asks.
-        #[serde(default)]
-        environment: Option<Environment>,
-    },
 }
 
 /// Fails when a mount at `mountpoint` would hide `path`, which its processes need. `what` and `remedy` are words for
@@ -122,8 +84,9 @@ fn try_start(request: StartRequest, until: Instant) -> Result<Started, MountErro
     let mountpoint = request.mountpoint.clone();
     let dir = runtime::dir_of(&mountpoint);
     if runtime::is_live(&dir) {
-        let exe = std::env::current_exe()
-            .map_err(|error| supervisor_error(&mountpoint, "cannot find its program", error))?;
+        let exe = std::env::current_exe().map_err(|error| {
+            MountError::of_supervisor(&mountpoint, "cannot find its program", error)
+        })?;
         let socket = reach(&dir, &mountpoint)?;
         let environment = Some(Environment::current());
         let take_over = Control::TakeOver {
@@ -135,11 +98,11 @@ fn try_start(request: StartRequest, until: Instant) -> Result<Started, MountErro
         return ready(wait_for(&socket, &mountpoint, until, "taken over")?, true);
     }
     let (ours, theirs) = fdpass::pair()
-        .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error))?;
+        .map_err(|error| MountError::of_supervisor(&mountpoint, "cannot be started", error))?;
     ask(&ours, &mountpoint, &Assignment::Start(request))?;
     let mut command = spawn::own("supervise");
     spawn::spawn_detached(&mut command, theirs.as_fd())
-        .map_err(|error| supervisor_error(&mountpoint, "cannot be started", error))?;
+        .map_err(|error| MountError::of_supervisor(&mountpoint, "cannot be started", error))?;
     drop(theirs);
     let outcome = wait_for(&ours, &mountpoint, until, "mounted").inspect_err(|error| {
         if matches!(error, MountError::Deadline { .. }) {
@@ -276,13 +239,6 @@ fn resolve(mut request: StartRequest) -> Result<StartRequest, MountError> {
     Ok(request)
 }
 
-fn supervisor_error(mountpoint: &Path, what: &str, error: std::io::Error) -> MountError {
-    MountError::Supervisor {
-        mountpoint: mountpoint.to_owned(),
-        reason: format!("{what}: {error}"),
-    }
-}
-
 /// Connects to the supervisor of a live mount. One that has just died is waited for: its server starts another.
 fn reach(dir: &Path, mountpoint: &Path) -> Result<OwnedFd, MountError> {
     let until = Instant::now() + REPLACED_WITHIN;
@@ -290,7 +246,11 @@ fn reach(dir: &Path, mountpoint: &Path) -> Result<OwnedFd, MountError> {
         match runtime::connect_control(dir) {
             Ok(socket) => return Ok(socket),
             Err(error) if Instant::now() > until => {
-                return Err(supervisor_error(mountpoint, "does not answer", error));
+                return Err(MountError::of_supervisor(
+                    mountpoint,
+                    "does not answer",
+                    error,
+                ));
             }
             Err(_) => std::thread::sleep(RETRY_INTERVAL),
         }
@@ -299,7 +259,7 @@ fn reach(dir: &Path, mountpoint: &Path) -> Result<OwnedFd, MountError> {
 
 fn ask<T: Serialize>(socket: &OwnedFd, mountpoint: &Path, message: &T) -> Result<(), MountError> {
     fdpass::send(socket.as_fd(), message, &[])
-        .map_err(|error| supervisor_error(mountpoint, "cannot be asked", error))
+        .map_err(|error| MountError::of_supervisor(mountpoint, "cannot be asked", error))
 }
 
 fn wait_for<T: DeserializeOwned>(
@@ -308,7 +268,7 @@ fn wait_for<T: DeserializeOwned>(
     until: Instant,
     wanted: &str,
 ) -> Result<T, MountError> {
-    let broken = |error| supervisor_error(mountpoint, "broke off", error);
+    let broken = |error| MountError::of_supervisor(mountpoint, "broke off", error);
     let left = until.saturating_duration_since(Instant::now());
     if !fdpass::readable(socket, left).map_err(broken)? {
         return Err(MountError::Deadline {
@@ -326,10 +286,4 @@ fn wait_for<T: DeserializeOwned>(
             ),
         }),
     }
-}
-
-/// Sends standard error to the mount's log from now on.
-fn log_to(dir: &Path) -> std::io::Result<()> {
-    let log: File = runtime::open_log(dir)?;
-    Ok(rustix::stdio::dup2_stderr(log)?)
 }

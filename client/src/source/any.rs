@@ -7,7 +7,9 @@ use weir_core::Block;
 use weir_core::manifest::Mount;
 use weir_worker::{FillWork, PrefetchAnswer};
 
-use super::{BlockSource, ClusterSource, EmbeddedSource};
+use super::BlockSource;
+use super::cluster::ClusterSource;
+use super::embedded::EmbeddedSource;
 use crate::error::{BatchError, BlockError};
 use crate::metrics::ReadSource;
 

@@ -18,9 +18,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use weir_process::fdpass;
 use weir_process::signals::Signals;
 
-use self::ending::Ending;
-use super::StartRequest;
 use super::holder::Holder;
+use super::request::StartRequest;
 use super::server::{PING_INTERVAL, Server};
 use crate::mounting::{self, MountError};
 use crate::runtime::{self, MountInfo};
@@ -64,6 +63,14 @@ pub(super) struct Daemon {
     stop_by: Option<Instant>,
     /// Why the mount never became usable, and since when it is given up.
     failed: Option<(MountError, Instant)>,
+}
+
+/// The mount has been taken out of the tree.
+#[derive(Default)]
+struct Ending {
+    /// Who waits for its end.
+    waiting: Vec<OwnedFd>,
+    kill_at: Option<Instant>,
 }
 
 impl Daemon {

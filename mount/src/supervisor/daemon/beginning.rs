@@ -15,8 +15,8 @@ use crate::mounting::{self, MountError, mountpoint, table};
 use crate::runtime;
 use crate::state::{InitExchange, MountState};
 use crate::supervisor::holder::Holder;
+use crate::supervisor::request::StartRequest;
 use crate::supervisor::server::Server;
-use crate::supervisor::{StartRequest, log_to, supervisor_error};
 
 /// Longest wait for the kernel's first request.
 const INIT_DEADLINE: Duration = Duration::from_secs(5);
@@ -43,9 +43,9 @@ impl Daemon {
         lock: OwnedFd,
     ) -> Result<Self, MountError> {
         let at = request.mountpoint.clone();
-        let system = |what: &str, error: io::Error| supervisor_error(&at, what, error);
+        let system = |what: &str, error: io::Error| MountError::of_supervisor(&at, what, error);
         if logs_to_file {
-            log_to(dir).map_err(|error| system("cannot open its log", error))?;
+            runtime::log_to(dir).map_err(|error| system("cannot open its log", error))?;
         }
         let signals = Signals::watch().map_err(|error| system("cannot watch signals", error))?;
         let control = runtime::bind_control(dir).map_err(|error| MountError::Runtime {
@@ -109,7 +109,7 @@ impl Daemon {
         descriptors: &mut Descriptors,
     ) -> io::Result<Self> {
         if state.logs_to_file {
-            log_to(&state.dir)?;
+            runtime::log_to(&state.dir)?;
         }
         tracing::warn!(mountpoint = %state.request.mountpoint.display(), "the supervisor died; another one takes over");
         let fuse = descriptors.need(Slot::Fuse)?;

@@ -14,7 +14,7 @@ use weir_process::spawn;
 use super::{Audience, Daemon, answer};
 use crate::mounting::MountError;
 use crate::state::{Assignment, Outcome};
-use crate::supervisor::{Control, StartRequest, supervisor_error};
+use crate::supervisor::request::{Control, StartRequest};
 
 /// Commands that may be connected and have not asked yet.
 pub(super) const MAX_CLIENTS: usize = 8;
@@ -159,7 +159,7 @@ impl Daemon {
         };
         let exe = Path::new(command.get_program());
         let what = format!("could not become {}", exe.display());
-        (client, supervisor_error(&at, &what, error))
+        (client, MountError::of_supervisor(&at, &what, error))
     }
 }
 

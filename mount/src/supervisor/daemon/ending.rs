@@ -1,7 +1,7 @@
 //! How a mount ends: given up before it was usable, unmounted, or detached while it is in use.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use weir_process::fdpass;
@@ -16,14 +16,6 @@ const LET_GO_DEADLINE: Duration = Duration::from_millis(500);
 const LET_GO_POLL: Duration = Duration::from_millis(20);
 /// Longest wait for the end of a server that was killed because its mount never became usable.
 const KILLED_WITHIN: Duration = Duration::from_secs(3);
-
-/// The mount has been taken out of the tree.
-#[derive(Default)]
-pub(super) struct Ending {
-    /// Who waits for its end.
-    pub(super) waiting: Vec<OwnedFd>,
-    pub(super) kill_at: Option<Instant>,
-}
 
 impl Daemon {
     /// After the kernel's side is gone, or was given up: whether the server has gone too. It gets a while to close its

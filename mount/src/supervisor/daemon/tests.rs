@@ -16,8 +16,9 @@ use super::{Audience, Daemon};
 use crate::mounting::MountError;
 use crate::runtime;
 use crate::state::{FromServer, InitExchange, MountState, Outcome, ServerFailure};
+use crate::supervisor::Made;
+use crate::supervisor::request::{Control, StartRequest};
 use crate::supervisor::server::Server;
-use crate::supervisor::{Control, Made, StartRequest};
 
 /// Longest wait for something that happens at once.
 const SOON: Duration = Duration::from_secs(20);
