@@ -15,6 +15,7 @@ use rustix::process::{
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
 use weir_core::NodeName;
 
 use crate::args::ParentArgs;
@@ -51,11 +52,13 @@ pub(crate) fn end_with(args: &ParentArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Logs to standard error; `WEIR_LOG` chooses what (`info`, `weir_worker=debug`, …).
+/// Logs to standard error; `WEIR_LOG` chooses what (`info`, `weir_worker=debug`, …). Where it turns on the steps of reads
+/// (`weir::read=trace`), there is a line for each when it ends.
 pub(crate) fn init_logging() {
     let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_span_events(FmtSpan::CLOSE)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();

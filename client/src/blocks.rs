@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, trace_span};
 use weir_core::{Block, Manifest};
 use weir_worker::FillWork;
 
@@ -50,7 +52,9 @@ impl<S: BlockSource> Blocks<S> {
         range: &Range<u32>,
         bytes: &mut Vec<Bytes>,
     ) -> Option<()> {
+        let span = span(block, range).entered();
         let source = self.source.read_cached(block, range, bytes)?;
+        span.record("source", source.label());
         self.count(source, range.len() as u64);
         Some(())
     }
@@ -68,13 +72,30 @@ impl<S: BlockSource> Blocks<S> {
 
     /// The bytes of `range` of a block of `file`, from wherever they are. Fills that are still under way then are pushed to
     /// `unfinished`.
-    pub(crate) async fn read(
+    pub(crate) fn read(
         &self,
         file: u32,
         block: &Block,
         range: Range<u32>,
         unfinished: &mut Vec<FillWork>,
-    ) -> Result<Vec<Bytes>, ReadError> {
+    ) -> impl Future<Output = Result<Vec<Bytes>, ReadError>> {
+        let span = span(block, &range);
+        let inside = span.clone();
+        let read = async move {
+            let (bytes, source) = self.read_or_explain(file, block, range, unfinished).await?;
+            inside.record("source", source.label());
+            Ok(bytes)
+        };
+        read.instrument(span)
+    }
+
+    async fn read_or_explain(
+        &self,
+        file: u32,
+        block: &Block,
+        range: Range<u32>,
+        unfinished: &mut Vec<FillWork>,
+    ) -> Result<(Vec<Bytes>, ReadSource), ReadError> {
         let key = (file, block.index);
         if let Some(error) = self.failures.get(key) {
             return Err(self.explain(file, error));
@@ -88,7 +109,7 @@ impl<S: BlockSource> Blocks<S> {
             self.explain(file, error)
         })?;
         self.count(source, length);
-        Ok(bytes)
+        Ok((bytes, source))
     }
 
     /// Reads whole blocks to their places, many with one exchange.
@@ -123,5 +144,86 @@ impl<S: BlockSource> Blocks<S> {
             }
             BlockError::Failed(message) => ReadError::Unavailable { path, message },
         }
+    }
+}
+
+/// What a log may say of the read of a block. Costs nothing unless that is turned on.
+fn span(block: &Block, range: &Range<u32>) -> Span {
+    trace_span!(target: "weir::read", "block", block = block.index, ?range, source = Empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt;
+    use std::sync::Mutex;
+
+    use prometheus_client::registry::Registry;
+    use tracing::field::{Field, Visit};
+    use tracing::level_filters::LevelFilter;
+    use tracing::span::{Attributes, Id, Record};
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    use super::*;
+    use crate::prefetch::test_manifest;
+    use crate::source::fake::FakeSource;
+
+    /// Notes spans and what is recorded in them.
+    #[derive(Clone, Default)]
+    struct Noting(Arc<Mutex<Vec<String>>>);
+
+    impl Visit for Noting {
+        fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+            let text = format!("{}={value:?}", field.name());
+            self.0.lock().unwrap().push(text);
+        }
+    }
+
+    impl<S: tracing::Subscriber> Layer<S> for Noting {
+        fn on_new_span(&self, attributes: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+            attributes.record(&mut self.clone());
+        }
+
+        fn on_record(&self, _: &Id, values: &Record<'_>, _: Context<'_, S>) {
+            values.record(&mut self.clone());
+        }
+    }
+
+    /// Reads a file that is cached and one that is not; gives the spans of that.
+    async fn spans_of_reads(level: LevelFilter) -> Vec<String> {
+        let noting = Noting::default();
+        let subscriber = tracing_subscriber::registry().with(noting.clone().with_filter(level));
+        let _on = tracing::subscriber::set_default(subscriber);
+        let manifest = Arc::new(test_manifest());
+        let source = FakeSource::default();
+        source.cached.lock().extend(["f0"]);
+        let metrics = ClientMetrics::register(&mut Registry::default());
+        let blocks = Blocks::new(manifest.clone(), source, &metrics);
+        let block_of = |name: &str| {
+            let file = manifest.resolve(name).unwrap();
+            (file, manifest.blocks(file).next().unwrap())
+        };
+        let (_, block) = block_of("f0");
+        let cached = blocks.read_cached(&block, &(0..100), &mut Vec::new());
+        assert!(cached.is_some());
+        let (file, block) = block_of("f1");
+        let read = blocks.read(file, &block, 10..100, &mut Vec::new()).await;
+        assert_eq!(read.unwrap().concat().len(), 90);
+        let noted = noting.0.lock().unwrap();
+        noted.clone()
+    }
+
+    #[tokio::test]
+    async fn each_block_of_a_read_has_a_span_when_that_is_turned_on() {
+        let spans = spans_of_reads(LevelFilter::TRACE).await.join("; ");
+        for part in [
+            "block=0",
+            "range=0..100",
+            "memory",
+            "range=10..100",
+            "origin",
+        ] {
+            assert!(spans.contains(part), "{part} is not in {spans}");
+        }
+        assert_eq!(spans_of_reads(LevelFilter::DEBUG).await, [""; 0]);
     }
 }

@@ -94,6 +94,8 @@ use requests::{BlockAt, Requests};
 use sequential::Sequential;
 
 pub(crate) use batch::read_batch;
+#[cfg(test)]
+pub(crate) use directories::test_manifest;
 pub use target::{BATCH_BYTES, Batch, PageCache, Placed, ReadAheadTarget};
 
 /// Directories with more entries are not listed ahead: the kernel would have to remember all their names.

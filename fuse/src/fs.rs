@@ -18,6 +18,7 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
+use tracing::{Instrument, Span, trace, trace_span};
 use weir_client::{ReadError, Reader};
 use weir_core::{EntryKind, Manifest};
 
@@ -121,6 +122,16 @@ impl SnapshotFs {
             blksize: PREFERRED_IO,
             flags: 0,
         }
+    }
+
+    /// What a log may say of a read. Costs nothing unless that is turned on.
+    fn span(&self, file: u32, offset: u64, end: u64) -> Span {
+        let snapshot = &self.manifest.summary().snapshot;
+        trace_span!(
+            target: "weir::read", "read",
+            dataset = snapshot.dataset.as_str(), snapshot = snapshot.version,
+            file = self.manifest.path(file), offset, end,
+        )
     }
 
     fn index(&self, inode: INodeNo) -> Result<u32, Errno> {
@@ -268,12 +279,15 @@ impl Filesystem for SnapshotFs {
         if offset >= end {
             return reply.data(&[]);
         }
+        let span = self.span(index, offset, end);
+        let entered = span.enter();
         let cached = self.reader.read_cached(index, offset, end);
         if offset == 0 {
             self.reader.file_started(index, cached.is_some());
         }
         if let Some(pieces) = cached {
             send(reply, &pieces);
+            trace!(target: "weir::read", "answered");
             self.metrics.read_bytes.inc_by(end - offset);
             self.metrics
                 .read_duration
@@ -289,7 +303,8 @@ impl Filesystem for SnapshotFs {
             range: offset..end,
             started,
         };
-        self.waiting.run(read.answer(reply));
+        drop(entered);
+        self.waiting.run(read.answer(reply).instrument(span));
     }
 
     fn readdir(
@@ -378,6 +393,7 @@ impl WaitingRead {
         match outcome {
             Ok(pieces) => {
                 send(reply, &pieces);
+                trace!(target: "weir::read", "answered");
                 let length = self.range.end - self.range.start;
                 self.metrics.read_bytes.inc_by(length);
             }

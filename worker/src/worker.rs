@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span, trace_span};
 use weir_core::{Block, BlockKey};
 use weir_origin::{OriginError, OriginMetrics};
 
@@ -249,6 +250,7 @@ impl Worker {
     /// The bytes of `range`, if they can be had without the origin. May block on the disk, but never waits for
     /// the network.
     pub fn read_cached(&self, key: &BlockKey, range: &Range<u32>) -> Option<Cached> {
+        let _span = trace_span!(target: "weir::read", "look_up", ?key, ?range).entered();
         let found = self.read_memory(key, range);
         found.or_else(|| self.ssd.read(key, range.clone()).map(from_ssd))
     }
@@ -297,51 +299,59 @@ impl Worker {
     }
 
     /// The bytes of `range` of a block, from wherever they are. Joins a fill that is under way, or starts one.
-    pub async fn read(
+    pub fn read(
         self: &Arc<Self>,
         block: &Block,
         range: Range<u32>,
-    ) -> Result<(Vec<Bytes>, Source), ReadError> {
-        let key = block.key();
-        if let Some(found) = self.find(key, &range).await {
-            return Ok(found);
-        }
-        let pieces = self.spawn_fill(block, key)?.read(range).await?;
-        Ok((pieces, Source::Origin))
+    ) -> impl Future<Output = Result<(Vec<Bytes>, Source), ReadError>> + Send {
+        let span = span(block, &range);
+        let read = async move {
+            let key = block.key();
+            if let Some(found) = self.find(key, &range).await {
+                return Ok(found);
+            }
+            let pieces = self.spawn_fill(block, key)?.read(range).await?;
+            Ok((pieces, Source::Origin))
+        };
+        read.instrument(span)
     }
 
     /// As [`Self::read`], but a fill that this read starts is no task of its own: the caller polls it, here until the
     /// range has arrived. What is left of it is pushed to `unfinished`, to be awaited soon. That saves a reader the
     /// switch to another task and back. A fill that is dropped instead fails for all its readers.
-    pub async fn read_and_fill(
+    pub fn read_and_fill(
         self: &Arc<Self>,
         block: &Block,
         range: Range<u32>,
         unfinished: &mut Vec<FillWork>,
-    ) -> Result<(Vec<Bytes>, Source), ReadError> {
-        let key = block.key();
-        if let Some(found) = self.find(key, &range).await {
-            return Ok(found);
-        }
-        let (fill, work) = self.start_fill(block, key)?;
-        let pieces = match work {
-            None => fill.read(range).await?,
-            Some(mut work) => {
-                let arrived = tokio::select! {
-                    biased;
-                    () = &mut work => None,
-                    arrived = fill.read(range.clone()) => Some(arrived),
-                };
-                match arrived {
-                    None => fill.read(range).await?, // the fill has ended, so this does not wait
-                    Some(arrived) => {
-                        unfinished.push(work);
-                        arrived?
+    ) -> impl Future<Output = Result<(Vec<Bytes>, Source), ReadError>> + Send {
+        let span = span(block, &range);
+        let read = async move {
+            let key = block.key();
+            if let Some(found) = self.find(key, &range).await {
+                return Ok(found);
+            }
+            let (fill, work) = self.start_fill(block, key)?;
+            let pieces = match work {
+                None => fill.read(range).await?,
+                Some(mut work) => {
+                    let arrived = tokio::select! {
+                        biased;
+                        () = &mut work => None,
+                        arrived = fill.read(range.clone()) => Some(arrived),
+                    };
+                    match arrived {
+                        None => fill.read(range).await?, // the fill has ended, so this does not wait
+                        Some(arrived) => {
+                            unfinished.push(work);
+                            arrived?
+                        }
                     }
                 }
-            }
+            };
+            Ok((pieces, Source::Origin))
         };
-        Ok((pieces, Source::Origin))
+        read.instrument(span)
     }
 
     /// [`Self::read_cached`] without blocking the caller's thread.
@@ -439,4 +449,10 @@ impl Worker {
             );
         }
     }
+}
+
+/// What a log may say of a read that may wait. Costs nothing unless that is turned on.
+fn span(block: &Block, range: &Range<u32>) -> Span {
+    let object = &*block.object.key;
+    trace_span!(target: "weir::read", "worker_read", object, block = block.index, ?range)
 }

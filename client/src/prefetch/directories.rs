@@ -163,7 +163,7 @@ impl Directories {
 
 /// Ten small files, one that is empty, two that are not small, and a directory.
 #[cfg(test)]
-pub(super) fn test_manifest() -> Manifest {
+pub(crate) fn test_manifest() -> Manifest {
     use weir_core::manifest::Mount;
     use weir_core::{ManifestBuilder, OriginId, SnapshotId};
 

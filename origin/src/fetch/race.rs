@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
+use tracing::{Instrument, trace_span};
 use weir_core::ObjectRef;
 
 use crate::digest::Digest;
@@ -113,6 +114,10 @@ impl Race {
     ) {
         let timer = metrics.request(origin.kind(), Operation::Get);
         self.hedges += usize::from(is_hedge);
+        let span = trace_span!(
+            target: "weir::read", "origin_request",
+            origin = origin.describe(), object = &*object.key, range = ?wanted, is_hedge,
+        );
         let run = async move {
             let answer = origin.get(&object, wanted.clone()).await;
             timer.finish(answer.as_ref().err());
@@ -135,8 +140,11 @@ impl Race {
             asked.answered();
             Ok(delivery)
         };
-        self.runners
-            .push(run.map(move |outcome| (is_hedge, outcome)).boxed());
+        self.runners.push(
+            run.instrument(span)
+                .map(move |outcome| (is_hedge, outcome))
+                .boxed(),
+        );
     }
 
     /// Lets a body that has won run on.

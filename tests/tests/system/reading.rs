@@ -56,7 +56,49 @@ pub(crate) const CASES: &[Case] = &[
         "a_cache_that_is_too_small_still_serves_right_bytes",
         a_cache_that_is_too_small_still_serves_right_bytes,
     ),
+    (
+        "the_steps_of_a_read_are_logged_when_that_is_turned_on",
+        the_steps_of_a_read_are_logged_when_that_is_turned_on,
+    ),
 ];
+
+fn the_steps_of_a_read_are_logged_when_that_is_turned_on() {
+    for (filter, is_on) in [("info,weir::read=trace", true), ("info", false)] {
+        let mut lab = Lab::new();
+        lab.set_env("WEIR_LOG", filter);
+        lab.s3.edit(BUCKET, |bucket| bucket.put("a/file", "bytes"));
+        let mount = lab.mount("", &["--read-ahead", "off"]);
+        assert_eq!(mount.read("a/file"), b"bytes");
+        let is_logged = |step: &str| {
+            let log = mount.log();
+            log.lines()
+                .any(|line| line.contains("read{dataset=") && line.contains(step))
+        };
+        let steps = [
+            "file=\"a/file\"",
+            ":block{block=0",
+            ":worker_read{object=\"a/file\"",
+            ":fill{",
+            ":origin_request{",
+            "answered",
+            "time.busy",
+        ];
+        if is_on {
+            wait_until("each step is logged", Duration::from_secs(10), || {
+                steps.into_iter().all(is_logged)
+            });
+            drop_pages([mount.path("a/file")]);
+            assert_eq!(mount.read("a/file"), b"bytes");
+            wait_until("the cached read, too", Duration::from_secs(10), || {
+                is_logged(":look_up{")
+            });
+        } else {
+            drop_pages([mount.path("a/file")]);
+            assert_eq!(mount.read("a/file"), b"bytes");
+            assert!(!mount.log().contains("weir::read"), "{}", mount.log());
+        }
+    }
+}
 
 fn reads_of_every_kind_agree() {
     let lab = Lab::new();

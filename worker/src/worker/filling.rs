@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures::future::{BoxFuture, FutureExt};
 use futures::{TryStreamExt, stream};
 use tokio::time::timeout;
+use tracing::{Instrument, trace_span};
 use weir_core::{BLOCK_SIZE, Block, BlockKey};
 use weir_origin::OriginError;
 
@@ -135,8 +136,11 @@ impl Worker {
             Err(running) => return Ok((running, None)),
         };
         let fill = started.fill().clone();
+        let object = &*block.object.key;
+        let span = trace_span!(target: "weir::read", "fill", object, block = block.index);
         let (worker, block) = (self.clone(), block.clone());
         let work = async move { worker.run_fill(&block, started).await };
+        let work = work.instrument(span);
         Ok((fill, Some(self.tasks.track_future(work).boxed())))
     }
 
