@@ -1,6 +1,7 @@
 //! What the demo and the benchmarks share: data, readers, the systems under test, and tables of what they cost.
 //!
 //! Everything runs as a user would run it: the `weir` binary, a real S3 server on loopback, real mounts.
+//! What is measured must not know that it is: there is no code for benchmarks in the other crates.
 
 pub mod data;
 pub mod device;

@@ -1,4 +1,6 @@
 //! The `weir` binary: arguments, output and exit codes; everything else is in the crates below.
+//!
+//! It puts the parts together. It must not know how they do their work: what needs a test of its own is in a crate.
 
 #![deny(
     clippy::print_stdout,

@@ -10,6 +10,8 @@
 //! | `WEIR_FUZZ_SEED` | 1 | where the inputs begin |
 //! | `WEIR_FUZZ_INPUT` | | a file with the one input to try, such as a failed run has left |
 //!
+//! This crate must not know what the inputs mean, nor any parser.
+//!
 //! A test crate that uses this counts its memory with `#[global_allocator] static COUNTING: weir_fuzz::Counting`.
 
 mod memory;

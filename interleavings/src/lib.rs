@@ -6,7 +6,7 @@
 //!
 //! The files under test are compiled here once more, with shuttle's types for those of their crate's `sync.rs`. So the
 //! program itself knows nothing of this, and costs nothing. What is not in these files is played by each scenario: the
-//! tiers, the origin, processes.
+//! tiers, the origin, processes. This crate must not know more of a file than its own crate does.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,7 @@
 //! Generated messages and services of `weir.v1`. The `.proto` files in `weir/v1/` are the documentation.
+//!
+//! There is no code by hand: this crate must not know what is done with a message. What a message means to a part of Weir is
+//! that part's to say, beside the types that it is turned into.
 
 #![forbid(unsafe_code)]
 

@@ -3,6 +3,8 @@
 //! It speaks the real protocol over real sockets (s3s parses requests and verifies signatures), serves buckets from
 //! memory or from a directory, counts what it is asked for, and misbehaves on request. It is not for production: reads
 //! of files block its threads, and nothing survives its process.
+//!
+//! It must not know anything of Weir: it stands for services that do not either.
 
 mod body;
 mod bucket;

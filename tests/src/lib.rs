@@ -1,6 +1,8 @@
 //! What the whole-system tests share: a scratch world with the `weir` binary, an S3 server, mounts and processes.
 //!
 //! Everything that a test starts is ended by its guard, by process id, also when the test fails.
+//!
+//! The tests see what a user sees: files, commands, metrics, logs. They must not know what is inside of the processes.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod authority;

@@ -24,7 +24,66 @@ pub(crate) const CASES: &[Case] = &[
         "links_between_the_pages_lead_somewhere",
         links_between_the_pages_lead_somewhere,
     ),
+    (
+        "each_path_that_the_architecture_names_exists",
+        each_path_that_the_architecture_names_exists,
+    ),
+    (
+        "each_crate_says_what_it_is_for",
+        each_crate_says_what_it_is_for,
+    ),
 ];
+
+/// Paths are written without `src/` in the text, and without the crate in the rows of the table of crates.
+fn each_path_that_the_architecture_names_exists() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut checked = 0;
+    for line in page.lines() {
+        let crate_of_row = line
+            .strip_prefix("| `")
+            .and_then(|row| row.split('`').next());
+        for name in line.split('`').skip(1).step_by(2) {
+            let is_file = Path::new(name).extension().is_some_and(|e| e == "rs");
+            if !(is_file || name.ends_with('/')) || name.starts_with('/') {
+                continue;
+            }
+            let (first, rest) = name.split_once('/').unwrap_or((name, ""));
+            let mut places = vec![root().join(name), root().join(first).join("src").join(rest)];
+            places.extend(crate_of_row.map(|of| root().join(of).join(name)));
+            let exists = places.iter().any(|place| place.exists());
+            assert!(exists, "there is no {name}: {line}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 40, "only {checked} paths were found");
+}
+
+fn each_crate_says_what_it_is_for() {
+    let workspace = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let members = workspace.split("members = [").nth(1).unwrap();
+    let members = members.split(']').next().unwrap();
+    let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut checked = 0;
+    for member in members.split('"').skip(1).step_by(2) {
+        let source = root().join(member).join("src");
+        let file = ["lib.rs", "main.rs"].map(|name| source.join(name));
+        let file = file.iter().find(|file| file.exists()).unwrap();
+        let text = std::fs::read_to_string(file).unwrap();
+        let head: String = text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .collect();
+        assert!(
+            head.contains("must not know"),
+            "{} does not say what the crate must not know",
+            file.display()
+        );
+        let named = architecture.contains(&format!("`{member}/`"));
+        assert!(named, "ARCHITECTURE.md does not name {member}/");
+        checked += 1;
+    }
+    assert!(checked > 10, "only {checked} crates were found");
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
