@@ -1,8 +1,8 @@
 //! Block reads from the workers of a cluster.
 //!
-//! The owner is asked first, then the next workers in the hash order, then the origin itself. A worker that says
-//! nothing is raced (`silence.rs`); one that leaves the cluster map is given up on at once, even in the middle of a
-//! request.
+//! The owner is asked first, then the next worker in the hash order, then the origin itself. If a worker says nothing, the
+//! next place is asked beside it (`silence.rs`). One that leaves the cluster map is given up on at once, even in the middle
+//! of a request.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -83,7 +83,7 @@ impl ClusterReader {
         }
     }
 
-    /// The bytes of `range` of a block when its place on this machine's SSD is known. Blocks on the disk.
+    /// The bytes of `range` of a block if its place on this machine's SSD is known. Blocks the thread on the disk.
     pub(crate) fn read_known(&self, block: &Block, range: &Range<u32>) -> Option<Bytes> {
         self.local.read_known(|| block.key(), range)
     }

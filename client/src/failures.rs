@@ -1,7 +1,7 @@
-//! Blocks that were waited for in vain a moment ago.
+//! Blocks that could not be read a moment ago, after a long wait.
 //!
-//! The kernel asks again, for a single page, when a read of several pages fails. Without a memory of the failure its reader
-//! would wait for the origin's whole patience twice.
+//! When a read of several pages fails, the kernel asks again, for a single page. If the failure were not remembered, the
+//! reader would wait twice for as long as an origin that fails is waited for.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

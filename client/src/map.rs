@@ -18,24 +18,24 @@ use crate::metrics::ClientMetrics;
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Shortest time between two looks, however often a worker says that the map is old.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
-/// What is doubtful is so once more after this long: a mount on a worker's node reads for a second more from where a block
-/// was that is dropped.
+/// Objects that may be wrong are told of once more after this long. For a second after a block was dropped, a mount on its
+/// worker's node may still read it from its old place.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Longest wait for the master's answer.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// What the master says of objects of which page caches may hold wrong bytes comes with the map.
+/// The master's reply has more than the map: it names objects of which page caches may hold wrong bytes.
 pub struct Doubts {
-    /// The number of the last reply that was heeded; 0 if there was none.
+    /// The number of the last reply that was taken in; 0 if there was none.
     pub seen: u64,
-    /// Who heeds them.
+    /// Who drops their pages.
     pub listener: broadcast::Sender<Arc<Doubtful>>,
     /// Keeps the number, for a process that follows this one.
     pub keep: Box<dyn Fn(u64) + Send + Sync>,
 }
 
 impl Doubts {
-    fn heed(&mut self, reply: v1::GetClusterMapReply) {
+    fn take_in(&mut self, reply: v1::GetClusterMapReply) {
         let objects = reply.doubtful.into_iter().filter_map(Doubtful::from_wire);
         let all = reply.doubtful_left_out.then_some(Doubtful::All);
         let doubtful: Vec<_> = objects.chain(all).map(Arc::new).collect();
@@ -77,14 +77,14 @@ async fn ask(
     Ok(master.get_cluster_map(request).await?.into_inner())
 }
 
-/// As [`fetch`], and heeds what is doubtful.
+/// As [`fetch`], and takes in which objects may be wrong.
 async fn fetch_all(
     master: &mut MasterClient<Channel>,
     doubts: &mut Doubts,
 ) -> Result<ClusterMap, tonic::Status> {
     let mut reply = ask(master, doubts.seen).await?;
     let map = reply.map.take().unwrap_or_default();
-    doubts.heed(reply);
+    doubts.take_in(reply);
     cluster_map(map)
 }
 

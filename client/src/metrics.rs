@@ -134,24 +134,24 @@ impl ClientMetrics {
         );
         r.register(
             "damaged_answers",
-            "Answers of workers whose bytes did not have their checksum; they were asked for again",
+            "Answers of workers whose bytes did not match their checksum; they were asked for again",
             metrics.damaged.clone(),
         );
         r.register_with_unit(
             "prefetched",
-            "Bytes of files that were read ahead of their readers",
+            "Bytes that were fetched before their readers asked for them",
             Unit::Bytes,
             metrics.prefetched_bytes.clone(),
         );
         r.register_with_unit(
             "prefetch_used",
-            "Bytes read ahead into the tiers that were read since",
+            "Bytes prefetched into the tiers that were read since",
             Unit::Bytes,
             metrics.prefetch_used_bytes.clone(),
         );
         r.register_with_unit(
             "prefetch_repeated",
-            "Bytes read ahead into the page cache that the kernel asked for again",
+            "Bytes prefetched into the page cache that the kernel asked for again",
             Unit::Bytes,
             metrics.prefetch_repeated_bytes.clone(),
         );

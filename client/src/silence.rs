@@ -1,9 +1,8 @@
-//! What becomes of a worker that says nothing: how long readers wait for it, who is asked meanwhile, and when it is trusted
-//! again.
+//! Workers that say nothing: how long readers wait for one, who is asked meanwhile, and when it is trusted again.
 //!
-//! A worker that is busy says so. One that is silent is raced: the next owner is asked beside it, then the origin. Races are
-//! a part of the requests only, so that workers that are slow because they are overloaded do not get more to do. A worker
-//! that lost its race is a suspect: it is asked after all others until it answers a probe.
+//! A worker that is busy says so. If one is silent, a race starts: the next owner is asked beside it, then the origin. Only
+//! a part of the requests may start a race, so that workers that are slow because they are overloaded do not get more to
+//! do. A worker that lost its race is a suspect: it is asked after all others until it answers a probe.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

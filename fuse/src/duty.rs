@@ -1,12 +1,12 @@
-//! When a server's threads begin to read requests of the kernel, and from when on what fails is its successor's to
-//! answer.
+//! The time in which a server answers the kernel: when its threads begin to read requests, and from when on a request
+//! that fails is left to the next server.
 //!
-//! A server may be killed at any moment, and the kernel then gives to its successor what it has read and not answered.
-//! There is one moment at which that is not so: the kernel fails a request with EIO if it cannot copy it into the
-//! memory of a dying process, and it cannot when the memory was never touched before. So each thread first reads a
-//! message that stands for nothing, which touches its buffer, and waits until all have done so; only then they are
-//! given the connection to the kernel. And a process that this one starts must not share the buffers for a moment, as
-//! it would after a fork: to write to them takes a page fault, too (`buffer.rs`).
+//! A server may be killed at any moment. The kernel then gives the requests that it has read and not answered to the
+//! next server. There is one exception: the kernel fails a request with EIO if it cannot copy it into the memory of a
+//! dying process, and it cannot if that memory was never touched before. So each thread first reads a message without
+//! a meaning, which touches its buffer, and waits until all threads have done so. Only then they are given the
+//! connection to the kernel. A fork would undo that: a process that this one starts would share the buffers for a
+//! moment, and the next write to them would take a page fault again. So they are kept out of forks (`buffer.rs`).
 
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,9 @@
 //! Where a read runs that must wait for a network.
 //!
-//! On the thread that received it, if enough others stay free: the reply is then written by a thread that the
-//! answer itself has woken, and no other had to be. Each switch between threads costs microseconds, for a file of
-//! 100 KiB as much as copying it. What is more than that many reads is handed to the runtime, so a slow origin never
-//! keeps the last threads from names and cached reads.
+//! It runs on the thread that received it, which then sleeps until the network has an answer, and writes the reply
+//! itself. So one thread is woken for each read, and no other. A switch between threads costs microseconds, for a file
+//! of 100 KiB as much as copying it. Only some of the threads may wait like that at once: further reads are handed to
+//! the runtime, so that a slow origin never takes the last threads, which answer names and cached reads.
 #![forbid(unsafe_code)]
 
 use std::cell::OnceCell;

@@ -39,8 +39,8 @@ impl Sequential {
         }
     }
 
-    /// A reader reads in `block` of a file of `blocks` blocks; gives the blocks to fetch now. Nothing is asked for
-    /// unless it `may` be, which is found out only when it matters.
+    /// A reader reads in `block` of a file of `blocks` blocks; gives the blocks to fetch now. `may` says whether
+    /// anything may be asked for; it is called only when there is something to ask for.
     pub(crate) fn step(
         &mut self,
         file: u32,

@@ -1,8 +1,8 @@
-//! Where files are read ahead to, and what the prefetcher and the kernel's face say to each other about it.
+//! Where prefetched files go, and what the prefetcher and the kernel's face say to each other about it.
 
 use std::sync::Arc;
 
-/// Where small files go ahead of their readers. Blocks of big files go into the tiers, unless it is off.
+/// Where small files are prefetched to. Blocks of big files go into the tiers, unless it is off.
 #[derive(Clone)]
 pub enum ReadAheadTarget {
     /// Nowhere: everything is read when it is asked for.
@@ -22,7 +22,7 @@ pub trait PageCache: Send + Sync {
 /// Most bytes of the files of a [`Batch`] together.
 pub const BATCH_BYTES: usize = 2 << 20;
 
-/// Small files of one directory that are read ahead together.
+/// Small files of one directory that are prefetched together.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Batch {
     /// The directory's index in the manifest.

@@ -1,9 +1,9 @@
 //! What the process does that gives the kernel files before anybody reads them.
 //!
-//! Storing into the page cache waits, not even to be killed, while somebody else's read of the same pages is under
-//! way. A server must not wait so: one that was killed meanwhile could not end, nobody would answer that read, and no
-//! other server could start. This process may wait. It holds the mount's descriptor, though, and with it the mount:
-//! `Process::end` sees to it that it never is the last one to hold it and waits.
+//! Storing into the page cache waits while somebody else's read of the same pages is under way, and a process that waits
+//! so cannot even be killed. A server must not wait so: if it were killed meanwhile, it could not end, nobody would
+//! answer that read, and no other server could start. This process may wait. But it has the mount's descriptor open, and
+//! while it does, the mount lives: `Process::end` sees to it that it does not wait as the last one that has it open.
 #![forbid(unsafe_code)]
 
 use std::io::{self, IoSlice};
