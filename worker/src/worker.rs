@@ -250,7 +250,7 @@ impl Worker {
     /// The bytes of `range`, if they can be had without the origin. May block on the disk, but never waits for
     /// the network.
     pub fn read_cached(&self, key: &BlockKey, range: &Range<u32>) -> Option<Cached> {
-        let _span = trace_span!(target: "weir::read", "look_up", ?key, ?range).entered();
+        let _span = trace_span!(target: "weir::read", "look_up", %key, ?range).entered();
         let found = self.read_memory(key, range);
         found.or_else(|| self.ssd.read(key, range.clone()).map(from_ssd))
     }
