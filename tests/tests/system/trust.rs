@@ -342,6 +342,18 @@ fn a_forged_heartbeat_is_refused() {
         beat(&worker, "node-0", 1, "10.0.0.9:7450"),
         beat(&gpu, "node-0", 1, here),
     ];
+    // Nor may it say what another one holds.
+    let report = v1::ReportInventoryRequest {
+        worker: "node-1".to_owned(),
+        inventory: Some(v1::Inventory::default()),
+    };
+    let status = runtime.block_on(async {
+        let dial = Dial::new(Some(Identity::load(&worker).unwrap()));
+        let channel = dial.channel(&cluster.address(), Role::Master, SOON);
+        let mut master = MasterClient::new(channel.unwrap());
+        master.report_inventory(report).await.unwrap_err()
+    });
+    assert_eq!(status.code(), tonic::Code::PermissionDenied, "{status}");
     let log = cluster.master.as_ref().unwrap().log();
     for (why, about) in told
         .iter()
