@@ -166,10 +166,11 @@ async fn serve_connection<S: Socket>(
         place.idle();
         let first: Option<BlockRequest> = tokio::select! {
             biased;
+            // However much it asks. Whoever has a new one connects again.
+            () = &mut ended => return Ok(()),
             first = incoming.message() => first?,
             () = &mut closed => return Ok(()),
             () = &mut stopped => return Ok(()),
-            () = &mut ended => return Ok(()), // whoever has a new one connects again
         };
         let Some(first) = first else { return Ok(()) };
         place.busy();

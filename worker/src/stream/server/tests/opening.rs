@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use tokio::net::TcpSocket;
-use weir_trust::{Authority, Dial, Identity, Role, Stream, Subject, Validity};
+use weir_trust::{Authority, Dial, Identity, Peer, Role, Stream, Subject, Validity};
 use weir_wire::{Activity, Ends, Remote, StreamKey, open};
 
 use super::*;
@@ -299,4 +299,54 @@ fn who_says_nothing_is_let_go() {
             certified.bed.end().await;
         });
     }
+}
+
+#[test]
+fn a_connection_ends_with_the_certificate_however_busy_it_is() {
+    run(async {
+        let certified = Certified::new(StreamMode::Authenticated).await;
+        let bed = &certified.bed;
+        let Caller::Peer { peer, from } = certified.caller(Role::Mount, "m") else {
+            panic!("not known by a certificate");
+        };
+        let peer = Peer {
+            expires: SystemTime::now() + Duration::from_secs(2),
+            ..(*peer).clone()
+        };
+        let peer = Arc::new(peer);
+        let reply = certified
+            .admission
+            .open_stream(&Caller::Peer { peer, from });
+        let reply = reply.unwrap();
+        let key = StreamKey::new(&reply.key_id, &reply.key).unwrap();
+        let mut link = opened(bed.address, &key, "mount m").await.unwrap();
+        let (outgoing, mut incoming) = link.split();
+        let asked = Frame::new(&bed.request(0, 0..100), Vec::new());
+        let busy = async {
+            // There is always one more that waits.
+            while outgoing.send(std::slice::from_ref(&asked)).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let answered = async {
+            let mut answers = 0;
+            while let Ok(Some(reply)) = incoming.message::<BlockReply>().await {
+                if incoming.payload(reply.length as usize).await.is_err() {
+                    break;
+                }
+                answers += 1;
+            }
+            answers
+        };
+        let answers = tokio::time::timeout(DEADLINE, async {
+            tokio::select! {
+                answers = answered => answers,
+                () = busy => 1,
+            }
+        });
+        assert!(answers.await.expect("it goes on without a certificate") > 0);
+        let refused = opened(bed.address, &key, "mount m").await;
+        assert!(matches!(refused, Err(OpeningError::UnknownKey)));
+        certified.bed.end().await;
+    });
 }
