@@ -10,7 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
-use weir_origin::Addressing;
+use weir_origin::{Addressing, AllowedDir, AllowedEndpoint, SourcePolicy};
 use weir_trust::Role;
 use weir_worker::LEAST_FILL_BUDGET;
 use weir_worker::stream::StreamMode;
@@ -141,6 +141,32 @@ impl CacheArgs {
     /// What a full SSD tier drops.
     pub(crate) fn evict_idle(&self) -> Duration {
         self.evict_idle.unwrap_or(weir_worker::EVICT_IDLE)
+    }
+}
+
+/// Which sources a process of a cluster reads. Datasets are named by others than who runs it.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct SourceArgs {
+    /// Directory below which file:// sources may lie; may be repeated [default: none]
+    #[arg(long, value_name = "DIR")]
+    #[serde(default)]
+    pub(crate) allow_file: Vec<AllowedDir>,
+    /// Endpoint of sources: HOST, HOST:PORT, a network such as 10.0.0.0/8, *.DOMAIN or any; may be repeated. Those on
+    /// loopback and link-local addresses must be named. With any named, others than those, AWS's and that of the
+    /// environment are refused [default: all others, without this process's credentials]
+    #[arg(long, value_name = "ENDPOINT")]
+    #[serde(default)]
+    pub(crate) allow_endpoint: Vec<AllowedEndpoint>,
+}
+
+impl SourceArgs {
+    /// The policy of a process that `command` runs, as in `weir worker`.
+    pub(crate) fn policy(&self, command: &'static str) -> SourcePolicy {
+        SourcePolicy::of(
+            command,
+            self.allow_file.clone(),
+            self.allow_endpoint.clone(),
+        )
     }
 }
 
@@ -291,6 +317,8 @@ pub(crate) struct MountArgs {
     pub(crate) origin: OriginArgs,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) sources: SourceArgs,
     /// Stay in the foreground until the mount ends
     #[arg(long, short)]
     pub(crate) foreground: bool,
@@ -365,6 +393,8 @@ pub(crate) struct MasterArgs {
         env = "WEIR_HTTP"
     )]
     pub(crate) http: SocketAddr,
+    #[command(flatten)]
+    pub(crate) sources: SourceArgs,
 }
 
 #[derive(Args)]
@@ -409,6 +439,8 @@ pub(crate) struct WorkerArgs {
         env = "WEIR_HTTP"
     )]
     pub(crate) http: SocketAddr,
+    #[command(flatten)]
+    pub(crate) sources: SourceArgs,
 }
 
 /// What protects the block stream.

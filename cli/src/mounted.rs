@@ -29,7 +29,7 @@ use weir_mount::handover::{Handover, ServeConfig};
 use weir_origin::{OriginMetrics, OriginSpec};
 use weir_worker::Doubtful;
 
-use crate::args::ReadAheadArg;
+use crate::args::{ReadAheadArg, SourceArgs};
 use crate::exit::Failure;
 use crate::http::{self, Exposed};
 use crate::memory;
@@ -57,6 +57,9 @@ pub(crate) struct MountConfig {
     pub(crate) http: SocketAddr,
     #[serde(default)]
     pub(crate) read_ahead: ReadAheadArg,
+    /// Which sources a mount of a cluster's dataset reads by itself, if no worker answers.
+    #[serde(default)]
+    pub(crate) allowed: SourceArgs,
 }
 
 /// Where the mount's data comes from.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{Notify, watch};
 use weir_core::{Block, ClusterMap, NodeName, WorkerInfo};
-use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec};
+use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
 use weir_wire::{Activity, FrameError, OpeningError};
@@ -45,6 +45,8 @@ pub struct ClusterConfig {
     pub dial: Dial,
     /// How the origin is read when no worker answers.
     pub fetch: Arc<FetchPolicy>,
+    /// Which origins are.
+    pub sources: SourcePolicy,
     /// Metrics of the client.
     pub metrics: Arc<ClientMetrics>,
     /// Metrics of direct reads from the origin.
@@ -78,7 +80,7 @@ impl ClusterReader {
             suspects: Suspects::new(config.map.clone(), remote.clone()),
             remote,
             budget: RaceBudget::default(),
-            origins: Origins::new(None, config.fetch.clone()),
+            origins: Origins::new(None, config.fetch.clone(), config.sources.clone()),
             config,
         }
     }
@@ -386,6 +388,7 @@ impl ClusterReader {
             refresh_now: Arc::default(),
             dial: Dial::default(),
             fetch: Arc::default(),
+            sources: SourcePolicy::unlimited(),
             metrics: ClientMetrics::register(&mut registry),
             origin_metrics: OriginMetrics::register(&mut registry),
         })

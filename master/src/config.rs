@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use weir_origin::SourcePolicy;
 use weir_trust::{Access, Dial};
 
 /// How a master runs.
@@ -16,6 +17,8 @@ pub struct MasterConfig {
     pub dial: Dial,
     /// How its callers are known, as `weir status` shows it.
     pub callers: &'static str,
+    /// Which sources datasets may have. The default is AWS, and what is neither near nor needs a signature.
+    pub sources: SourcePolicy,
 }
 
 impl Default for MasterConfig {
@@ -25,6 +28,7 @@ impl Default for MasterConfig {
             max_snapshots: 64,
             dial: Dial::default(),
             callers: Access::SameUser.describe(),
+            sources: SourcePolicy::default(),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use prost::Message;
 use weir_core::{DatasetName, Manifest, SnapshotId};
-use weir_origin::OriginMetrics;
+use weir_origin::{OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1;
 
 use crate::config::MasterConfig;
@@ -22,7 +22,7 @@ use crate::manifests::Manifests;
 use crate::metrics::{DatasetLabel, MasterMetrics};
 use crate::records::{Records, decode, now_ns};
 use crate::store::Change;
-use listing::{Found, Listing, places};
+use listing::{Found, Listing, origin_of, places};
 
 const DATASET_KEY: &str = "dataset/";
 /// Most datasets of one master, and mounts of one dataset.
@@ -40,6 +40,8 @@ pub(crate) struct Datasets {
     origin_metrics: Arc<OriginMetrics>,
     /// Snapshots that are kept of each.
     max_snapshots: usize,
+    /// Which sources they may have.
+    sources: SourcePolicy,
     known: Mutex<HashMap<DatasetName, v1::Dataset>>,
     /// Grows with each change of `known`, also from one master to the next.
     version: AtomicU64,
@@ -56,6 +58,8 @@ pub(crate) struct Told {
     pub(crate) origins: Vec<v1::OriginSpec>,
     /// The newest snapshots of all datasets; none if the worker knows this version.
     pub(crate) snapshots: Vec<SnapshotId>,
+    /// What each dataset is made of; `None` if the worker knows this version.
+    pub(crate) sources: Option<Vec<v1::DatasetSources>>,
 }
 
 impl Datasets {
@@ -81,6 +85,7 @@ impl Datasets {
             metrics,
             origin_metrics,
             max_snapshots: config.max_snapshots,
+            sources: config.sources.clone(),
             known: Mutex::new(known),
             version: AtomicU64::new(now_ns().unsigned_abs()),
             listings: Mutex::default(),
@@ -125,6 +130,7 @@ impl Datasets {
             version,
             origins: origins.cloned().collect(),
             snapshots: newest.map(|(snapshot, _)| snapshot).collect(),
+            sources: Some(known.values().map(sources_of).collect()),
         }
     }
 
@@ -177,6 +183,10 @@ impl Datasets {
                 )));
             }
             if dataset.mounts != request.mounts {
+                // Another region, profile or signature, of sources that are not listed again.
+                for mount in &request.mounts {
+                    self.sources.check(&origin_of(mount)?)?;
+                }
                 dataset.mounts = request.mounts;
                 self.save(&name, &dataset, None).await?;
             }
@@ -440,6 +450,21 @@ impl Datasets {
     }
 }
 
+/// What a dataset is made of, as workers check requests by it.
+fn sources_of(dataset: &v1::Dataset) -> v1::DatasetSources {
+    let sources = dataset.mounts.iter().filter_map(|mount| {
+        let spec = OriginSpec::from(mount.origin.clone()?);
+        Some(v1::Source {
+            origin: spec.id().0,
+            prefix: spec.prefix().into_owned(),
+        })
+    });
+    v1::DatasetSources {
+        dataset: dataset.name.clone(),
+        sources: sources.collect(),
+    }
+}
+
 /// The newest snapshot of a dataset.
 fn newest(name: &DatasetName, dataset: &v1::Dataset) -> Option<(SnapshotId, v1::Snapshot)> {
     let newest = dataset.snapshots.last()?;
@@ -463,6 +488,7 @@ mod tests {
         let store = RocksStore::open(&dir.path().join("store")).unwrap();
         let config = MasterConfig {
             dir: dir.path().to_owned(),
+            sources: SourcePolicy::unlimited(),
             ..MasterConfig::default()
         };
         let mut registry = Registry::default();

@@ -69,7 +69,7 @@ impl From<MasterError> for Status {
             MasterError::Ended(_) => Code::Unavailable,
             MasterError::Store(_) | MasterError::Manifest { .. } => Code::Internal,
             MasterError::Origin(error) => match error.kind() {
-                "access_denied" | "credentials_expired" => Code::PermissionDenied,
+                "access_denied" | "credentials_expired" | "not_allowed" => Code::PermissionDenied,
                 "bucket_missing" | "not_found" => Code::NotFound,
                 "config" => Code::InvalidArgument,
                 "refused" | "untrusted" | "unsupported" | "malformed" | "no_such_host" => {

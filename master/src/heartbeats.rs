@@ -101,6 +101,8 @@ impl Master {
             snapshots: told.snapshots.into_iter().map(name).collect(),
             version: told.version,
             missing: missing.into_iter().map(name).collect(),
+            has_sources: told.sources.is_some(),
+            sources: told.sources.unwrap_or_default(),
         }
     }
 

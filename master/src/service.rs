@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use weir_core::placement::MAX_WORKERS;
+use weir_origin::OriginError;
 use weir_proto::v1;
 use weir_proto::v1::master_server::{Master as MasterApi, MasterServer};
 use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
@@ -66,6 +67,14 @@ pub async fn serve(
         .await
 }
 
+/// Tells the operator who wants what this master may not read.
+fn note_refused(who: &Caller, dataset: &str, error: &MasterError) {
+    if let MasterError::Origin(error @ OriginError::NotAllowed { .. }) = error {
+        let dataset = dataset.escape_debug();
+        tracing::warn!(%who, %dataset, "a dataset's source was refused: {error}");
+    }
+}
+
 struct Service {
     master: Arc<Master>,
     calls: Arc<Semaphore>,
@@ -112,9 +121,12 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::CreateDatasetRequest>,
     ) -> Result<Response<v1::Dataset>, Status> {
+        let who = caller(&request)?;
         let request = request.into_inner();
         self.run(&self.calls, |master| async move {
-            master.create_dataset(request).await
+            let name = request.name.clone();
+            let made = master.create_dataset(request).await;
+            made.inspect_err(|error| note_refused(&who, &name, error))
         })
         .await
     }
@@ -153,9 +165,12 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::RefreshDatasetRequest>,
     ) -> Result<Response<v1::RefreshDatasetReply>, Status> {
+        let who = caller(&request)?;
         let name = request.into_inner().name;
         self.run(&self.calls, |master| async move {
-            let (dataset, changed) = master.refresh_dataset(&name).await?;
+            let listed = master.refresh_dataset(&name).await;
+            let listed = listed.inspect_err(|error| note_refused(&who, &name, error));
+            let (dataset, changed) = listed?;
             Ok(v1::RefreshDatasetReply {
                 dataset: Some(dataset),
                 changed,

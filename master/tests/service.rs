@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 use weir_master::store::{Change, MetaStore, StoreError};
 use weir_master::{Master, MasterConfig, MasterMetrics};
-use weir_origin::OriginMetrics;
+use weir_origin::{OriginMetrics, SourcePolicy};
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_proto::v1::worker_server::{Worker, WorkerServer};
@@ -102,6 +102,7 @@ impl Served {
         let mut registry = Registry::default();
         let config = MasterConfig {
             dir: dir.path().to_owned(),
+            sources: SourcePolicy::unlimited(),
             ..MasterConfig::default()
         };
         let metrics = MasterMetrics::register(&mut registry);

@@ -41,6 +41,16 @@ pub enum OriginError {
         /// Status and code of the answer.
         detail: String,
     },
+    /// This process does not read such sources, or has no credentials that are meant for them. Final.
+    #[error("origin {target}: {problem}; {remedy}")]
+    NotAllowed {
+        /// The bucket or directory.
+        target: Arc<str>,
+        /// What is not allowed to which process.
+        problem: String,
+        /// Which flag of that process allows it.
+        remedy: String,
+    },
     /// There is no such bucket or directory. Final.
     #[error("origin {origin}: it does not exist; check the name, --endpoint and --region")]
     BucketMissing {
@@ -199,10 +209,11 @@ pub enum OriginError {
 
 impl OriginError {
     /// Every value of [`kind`](Self::kind).
-    pub(crate) const KINDS: [&'static str; 19] = [
+    pub(crate) const KINDS: [&'static str; 20] = [
         "config",
         "access_denied",
         "credentials_expired",
+        "not_allowed",
         "bucket_missing",
         "not_found",
         "changed",
@@ -284,6 +295,7 @@ impl OriginError {
             Self::Config { .. } => "config",
             Self::AccessDenied { .. } => "access_denied",
             Self::CredentialsExpired { .. } => "credentials_expired",
+            Self::NotAllowed { .. } => "not_allowed",
             Self::BucketMissing { .. } => "bucket_missing",
             Self::NotFound { .. } => "not_found",
             Self::Changed { .. } => "changed",

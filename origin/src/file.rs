@@ -1,11 +1,12 @@
 //! A directory as an origin.
 //!
 //! Keys are paths below the directory, versions are made of mtime, size and inode. Nothing outside the directory is
-//! ever read, wherever symbolic links lead: keys come over the network. The version is compared before the first
+//! ever read, wherever symbolic links lead ([`beneath`]): keys come over the network. The version is compared before the first
 //! byte is read and again after the last one, so a file that is rewritten during a read is not mixed.
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -15,16 +16,22 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
 use tokio::task::spawn_blocking;
 use weir_core::{ObjectRef, OriginId};
 
 use crate::error::OriginError;
 use crate::origin::{Fetched, Listed, Origin};
+use crate::sources::SourcePolicy;
 
+mod beneath;
 mod mounts;
+mod root;
 mod walk;
+
+pub(crate) use root::Root;
+use root::RootError;
 
 /// Bytes of one read: long enough for a disk, short enough that a reader starts early.
 const READ_SIZE: usize = 256 << 10;
@@ -33,24 +40,47 @@ const READ_SIZE: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct FileOrigin {
     id: OriginId,
-    dir: PathBuf,
+    place: DirectoryPlace,
+}
+
+/// The directory, and what its errors need.
+#[derive(Clone, Debug)]
+struct DirectoryPlace {
+    root: Root,
     describe: Arc<str>,
+    policy: SourcePolicy,
 }
 
 impl FileOrigin {
-    /// Opens a directory, which must exist.
-    pub(crate) async fn open(id: OriginId, dir: PathBuf) -> Result<Self, OriginError> {
+    /// Opens a directory, which must exist, and which this process must be allowed to read.
+    pub(crate) async fn open(
+        id: OriginId,
+        dir: PathBuf,
+        policy: &SourcePolicy,
+    ) -> Result<Self, OriginError> {
         let describe: Arc<str> = format!("file://{}", dir.display()).into();
-        let origin = Self { id, dir, describe };
-        match tokio::fs::metadata(&origin.dir).await {
-            Ok(metadata) if metadata.is_dir() => Ok(origin),
-            Ok(_) => Err(OriginError::config(
-                origin.describe,
+        let place = DirectoryPlace {
+            root: policy.root(dir),
+            describe: describe.clone(),
+            policy: policy.clone(),
+        };
+        let opening = place.clone();
+        blocking(&describe, move || opening.open().map(drop)).await?;
+        Ok(Self { id, place })
+    }
+}
+
+impl DirectoryPlace {
+    fn open(&self) -> Result<OwnedFd, OriginError> {
+        self.root.open().map_err(|error| match error {
+            RootError::NotBelow => self.policy.refuse_dir(&self.describe),
+            RootError::System(Errno::NOTDIR) => OriginError::config(
+                self.describe.clone(),
                 "it is not a directory",
                 "name the directory that holds the files",
-            )),
-            Err(error) => Err(directory_error(&origin.describe, &error)),
-        }
+            ),
+            RootError::System(errno) => directory_error(&self.describe, &errno.into()),
+        })
     }
 }
 
@@ -96,31 +126,33 @@ fn is_file(stat: &Stat) -> bool {
 /// One object version, for the blocking part of a read.
 #[derive(Clone)]
 struct Source {
-    root: PathBuf,
-    describe: Arc<str>,
+    place: DirectoryPlace,
     object: ObjectRef,
 }
 
 impl Source {
-    /// Opens the file and checks that it is inside the directory and the wanted version.
+    /// Opens the file, which must be inside the directory, and checks that it is the wanted version.
     fn open(&self) -> Result<File, OriginError> {
         let path = Path::new(&*self.object.key);
-        if !path
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)))
-        {
+        let is_plain = |part| matches!(part, Component::Normal(_));
+        let is_name = !path.as_os_str().is_empty() && !self.object.key.contains('\0');
+        if !is_name || !path.components().all(is_plain) {
             return Err(OriginError::NotFound {
-                origin: self.describe.clone(),
+                origin: self.place.describe.clone(),
                 key: self.object.key.clone(),
             });
         }
+        let root = self.place.open()?;
         // Not blocking, so that a pipe that took the file's place does not hold the thread.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = rustix::fs::open(self.root.join(path), flags, Mode::empty())
-            .map_err(|errno| self.error(errno))?;
+        let file = beneath::open(&root, path, flags).map_err(|errno| {
+            if errno == Errno::XDEV {
+                tracing::warn!(directory = %self.place.describe, key = %self.object.key.escape_debug(), "a symbolic link leads out of the directory");
+            }
+            self.error(errno)
+        })?;
         let file = File::from(file);
         self.check_version(&file)?;
-        self.check_inside(&file)?;
         Ok(file)
     }
 
@@ -130,21 +162,6 @@ impl Source {
             Ok(())
         } else {
             Err(self.changed())
-        }
-    }
-
-    /// Asks the kernel where the open file really is, after all symbolic links.
-    fn check_inside(&self, file: &File) -> Result<(), OriginError> {
-        use std::os::fd::AsRawFd;
-        let found = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let root = self.root.canonicalize();
-        match (found, root) {
-            (Ok(found), Ok(root)) if found.starts_with(&root) => Ok(()),
-            (Ok(found), Ok(root)) => {
-                tracing::warn!(file = %found.display(), directory = %root.display(), "a symbolic link leads out of the directory");
-                Err(self.changed())
-            }
-            (Err(error), _) | (_, Err(error)) => Err(directory_error(&self.describe, &error)),
         }
     }
 
@@ -169,19 +186,20 @@ impl Source {
 
     fn changed(&self) -> OriginError {
         OriginError::Changed {
-            origin: self.describe.clone(),
+            origin: self.place.describe.clone(),
             key: self.object.key.clone(),
         }
     }
 
     fn error(&self, errno: Errno) -> OriginError {
-        let target = format!("{}/{}", self.describe, self.object.key).into();
+        let target = format!("{}/{}", self.place.describe, self.object.key).into();
         match errno {
             Errno::NOENT
             | Errno::NOTDIR
             | Errno::ISDIR
             | Errno::LOOP
             | Errno::NAMETOOLONG
+            | Errno::XDEV
             | Errno::NXIO => self.changed(),
             Errno::ACCESS | Errno::PERM => denied(target, &errno.into()),
             errno => OriginError::Unavailable {
@@ -216,31 +234,26 @@ impl Origin for FileOrigin {
     }
 
     fn describe(&self) -> &str {
-        &self.describe
+        &self.place.describe
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Vec<Listed>, OriginError>> {
-        walk::list(
-            self.dir.clone(),
-            self.describe.clone(),
-            prefix.as_bytes().to_vec(),
-        )
+        walk::list(self.place.clone(), prefix.as_bytes().to_vec())
     }
 
     async fn get(&self, object: &ObjectRef, range: Range<u64>) -> Result<Fetched, OriginError> {
         let source = Source {
-            root: self.dir.clone(),
-            describe: self.describe.clone(),
+            place: self.place.clone(),
             object: object.clone(),
         };
         let opening = source.clone();
-        let file = blocking(&self.describe, move || opening.open()).await?;
+        let file = blocking(&self.place.describe, move || opening.open()).await?;
         let state = (source, Arc::new(file), range.clone());
         let body = stream::try_unfold(state, |(source, file, range)| async move {
             if range.is_empty() {
                 return Ok(None);
             }
-            let describe = source.describe.clone();
+            let describe = source.place.describe.clone();
             let (reading, open, left) = (source.clone(), file.clone(), range.clone());
             let bytes = blocking(&describe, move || reading.read(&open, &left)).await?;
             let rest = range.start + bytes.len() as u64..range.end;

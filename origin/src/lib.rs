@@ -19,6 +19,7 @@ mod origin;
 mod pace;
 mod policy;
 mod s3;
+mod sources;
 mod spec;
 
 pub use checksum::{CrcKind, ObjectChecksum, PartSum, Shift, object_checksum};
@@ -30,4 +31,5 @@ pub use origin::{Fetched, Hindrance, Listed, Origin, list, open};
 pub use pace::Pace;
 pub use policy::FetchPolicy;
 pub use s3::signature::{Keys, Signer};
+pub use sources::{AllowedDir, AllowedEndpoint, SourcePolicy};
 pub use spec::{Addressing, OriginSpec};

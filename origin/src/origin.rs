@@ -20,6 +20,7 @@ use crate::error::OriginError;
 use crate::file::FileOrigin;
 use crate::metrics::{Operation, OriginMetrics};
 use crate::s3::S3Origin;
+use crate::sources::SourcePolicy;
 use crate::spec::{OriginSpec, Place};
 
 /// One object of a listing.
@@ -96,12 +97,19 @@ pub trait Origin: Send + Sync + Debug {
 }
 
 /// Opens an origin. Sends no request: wrong configuration is an error here, a missing bucket or wrong credentials
-/// are errors of the first request. A directory must exist.
-pub async fn open(spec: &OriginSpec) -> Result<Arc<dyn Origin>, OriginError> {
+/// are errors of the first request. A directory must exist. What `policy` does not allow is an error here, or of the
+/// request that would have gone where it must not.
+pub async fn open(
+    spec: &OriginSpec,
+    policy: &SourcePolicy,
+) -> Result<Arc<dyn Origin>, OriginError> {
     spec.validate()?;
     match spec.place()? {
-        Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec)?)),
-        Place::File { dir } => Ok(Arc::new(FileOrigin::open(spec.id(), dir.into()).await?)),
+        Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec, policy.reach(spec)?)?)),
+        Place::File { dir } => {
+            let opened = FileOrigin::open(spec.id(), dir.into(), policy).await?;
+            Ok(Arc::new(opened))
+        }
     }
 }
 

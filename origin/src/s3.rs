@@ -48,6 +48,7 @@ use crate::digest::Digest;
 use crate::error::OriginError;
 use crate::origin::{Fetched, Listed, Origin};
 use crate::policy::FetchPolicy;
+use crate::sources::Reach;
 use crate::spec::OriginSpec;
 
 use exchange::Answer;
@@ -71,12 +72,12 @@ pub(crate) struct S3Origin {
 }
 
 impl S3Origin {
-    pub(crate) fn open(spec: &OriginSpec) -> Result<Self, OriginError> {
+    pub(crate) fn open(spec: &OriginSpec, reach: Reach) -> Result<Self, OriginError> {
         let usual = FetchPolicy::default();
         let patient = usual.with_patience(spec);
         Ok(Self {
             id: spec.id(),
-            client: Arc::new(Client::new(spec)?),
+            client: Arc::new(Client::new(spec, reach)?),
             policy: FetchPolicy {
                 // Somebody waits at the command line.
                 budget: patient.budget.min(usual.budget),

@@ -24,9 +24,11 @@ pub struct Cluster<'a> {
     /// The workers; `None` those that are down.
     pub workers: Vec<Option<Process>>,
     ports: Vec<Ports>,
+    master_flags: Vec<String>,
     worker_flags: Vec<Vec<String>>,
     /// Whether its processes know each other by certificates.
     secure: bool,
+    mount_flags: Vec<String>,
     master_ports: Ports,
 }
 
@@ -83,13 +85,50 @@ impl<'a> Cluster<'a> {
 
     #[track_caller]
     fn start_as(lab: &'a Lab, worker_flags: &[&[&str]], secure: bool) -> Self {
-        let owned = |flags: &&[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let dir = lab.path("");
+        // The lab's S3 server is on this machine, and its directories are in the scratch directory.
+        let allowed = [
+            "--allow-endpoint",
+            "127.0.0.1",
+            "--allow-file",
+            dir.to_str().unwrap(),
+        ];
+        let worker_flags: Vec<Vec<&str>> = worker_flags
+            .iter()
+            .map(|flags| [&allowed[..], flags].concat())
+            .collect();
+        let worker_flags: Vec<&[&str]> = worker_flags.iter().map(Vec::as_slice).collect();
+        Self::start_all(lab, secure, &allowed, &worker_flags, &allowed)
+    }
+
+    /// A cluster that reads what these flags allow to its master, its workers and its mounts.
+    #[track_caller]
+    pub fn start_allowing(
+        lab: &'a Lab,
+        master_flags: &[&str],
+        worker_flags: &[&[&str]],
+        mount_flags: &[&str],
+    ) -> Self {
+        Self::start_all(lab, false, master_flags, worker_flags, mount_flags)
+    }
+
+    #[track_caller]
+    fn start_all(
+        lab: &'a Lab,
+        secure: bool,
+        master_flags: &[&str],
+        worker_flags: &[&[&str]],
+        mount_flags: &[&str],
+    ) -> Self {
+        let owned = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect();
         let mut cluster = Self {
             lab,
             master: None,
             workers: worker_flags.iter().map(|_| None).collect(),
             ports: worker_flags.iter().map(|_| Ports::free()).collect(),
-            worker_flags: worker_flags.iter().map(owned).collect(),
+            master_flags: owned(master_flags),
+            worker_flags: worker_flags.iter().map(|flags| owned(flags)).collect(),
+            mount_flags: owned(mount_flags),
             secure,
             master_ports: Ports::free(),
         };
@@ -145,6 +184,7 @@ impl<'a> Cluster<'a> {
         ];
         let mut command = self.lab.command(args);
         command.args(self.certs_flags("master"));
+        command.args(&self.master_flags);
         self.master = Some(Process::start(
             command,
             self.lab.path("master.log"),
@@ -246,7 +286,7 @@ impl<'a> Cluster<'a> {
         let address = self.address();
         let certs = self.certs_flags("admin");
         let mut flags = vec!["--master", &address, "--node", node];
-        flags.extend(certs.iter().map(String::as_str));
+        flags.extend(certs.iter().chain(&self.mount_flags).map(String::as_str));
         self.lab.mount_at(source, "mnt", &flags)
     }
 

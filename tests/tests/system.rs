@@ -27,6 +27,7 @@ mod system {
     pub(crate) mod settings;
     pub(crate) mod signing;
     pub(crate) mod silence;
+    pub(crate) mod sources;
     pub(crate) mod stream;
     pub(crate) mod tls;
     pub(crate) mod trust;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         ("restarts", system::restarts::CASES),
         ("faults", system::faults::CASES),
         ("tls", system::tls::CASES),
+        ("sources", system::sources::CASES),
         ("credentials", system::credentials::CASES),
         ("settings", system::settings::CASES),
         ("fstab", system::fstab::CASES),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weir_core::{BLOCK_SIZE, ByteSize, NodeName, WorkerId};
-use weir_origin::FetchPolicy;
+use weir_origin::{FetchPolicy, SourcePolicy};
 
 /// Default of [`WorkerConfig::fill_budget`]: eight whole blocks, enough to keep a fast origin busy.
 pub const FILL_BUDGET: ByteSize = ByteSize(8 * BLOCK_SIZE);
@@ -41,6 +41,8 @@ pub struct WorkerConfig {
     pub origins_file: Option<PathBuf>,
     /// How origins are read.
     pub fetch: FetchPolicy,
+    /// Which sources are read, whatever the master names.
+    pub sources: SourcePolicy,
 }
 
 impl WorkerConfig {

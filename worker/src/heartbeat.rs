@@ -23,6 +23,7 @@ use weir_proto::v1::master_client::MasterClient;
 use crate::inventory::reports::{self, Wanted};
 use crate::service::cluster_map;
 use crate::snapshots::Snapshots;
+use crate::sources::DatasetSources;
 use crate::verify::{Doubtful, wire};
 use crate::worker::{Source, Worker};
 
@@ -176,6 +177,9 @@ impl Heartbeat {
         self.left_out = false;
         let missing = reply.missing.into_iter().filter_map(snapshot_id).collect();
         if reply.version == 0 || reply.version != self.version {
+            let sources = reply.has_sources;
+            let sources = sources.then(|| DatasetSources::of_reply(reply.sources));
+            self.worker.origins().bind(sources);
             let specs = reply.origins.into_iter().map(OriginSpec::from).collect();
             self.worker.origins().set(specs);
             let snapshots = reply.snapshots.into_iter().filter_map(snapshot_id);

@@ -98,7 +98,7 @@ mod tests {
     use prometheus_client::registry::Registry;
     use weir_core::manifest::Mount;
     use weir_core::{ByteSize, ManifestBuilder};
-    use weir_origin::{FetchPolicy, OriginMetrics, OriginSpec};
+    use weir_origin::{FetchPolicy, OriginMetrics, OriginSpec, SourcePolicy};
 
     use super::*;
     use crate::config::WorkerConfig;
@@ -114,7 +114,9 @@ mod tests {
             std::fs::write(data.join(number.to_string()), content).unwrap();
         }
         let spec = OriginSpec::parse(&format!("file://{}", data.display())).unwrap();
-        let origin = weir_origin::open(&spec).await.unwrap();
+        let origin = weir_origin::open(&spec, &SourcePolicy::unlimited())
+            .await
+            .unwrap();
         let mut builder = ManifestBuilder::new();
         let mount = Mount {
             origin: spec.id(),
@@ -146,6 +148,7 @@ mod tests {
             fill_budget: ByteSize(0),
             origins_file: Some(dir.path().join("origins.json")),
             fetch: FetchPolicy::default(),
+            sources: SourcePolicy::unlimited(),
         };
         let scratch = config.scratch_dir();
         assert_eq!(scratch.as_deref(), Some(dir.path()));

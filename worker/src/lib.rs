@@ -7,6 +7,7 @@
 mod config;
 mod fills;
 mod recent;
+mod sources;
 mod ssd;
 mod sync;
 

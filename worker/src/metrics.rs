@@ -165,6 +165,8 @@ impl WorkerMetrics {
                 .get_or_create(&ResultLabel { result })
                 .inc_by(0);
         }
+        let refused = ResultLabel { result: "refused" };
+        metrics.stream_requests.get_or_create(&refused).inc_by(0);
         for result in ["right", "given_up", "no_checksum"] {
             metrics
                 .verified_files

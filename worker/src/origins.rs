@@ -1,11 +1,13 @@
 //! The origins that this worker may read.
 //!
 //! A block request names an origin by its id alone; only origins of known datasets are in the table, so no client
-//! can make a worker fetch from elsewhere with the worker's credentials. The table is kept in a file, so that a
-//! worker that restarts while the master is away still serves.
+//! can make a worker fetch from elsewhere with the worker's credentials. Which sources those may be the master has
+//! checked, and this process checks again by its own policy. The table is kept in a file, so that a worker that restarts
+//! while the master is away still serves; and so is which dataset has which of them.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,13 +15,20 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use weir_core::OriginId;
-use weir_origin::{FetchPolicy, Origin, OriginError, OriginSpec, Pace};
+use weir_origin::{FetchPolicy, Origin, OriginError, OriginSpec, Pace, SourcePolicy};
+
+use crate::sources::{Claim, DatasetSources, Refusals};
 
 /// Longest wait for the master to name an origin that a block request names, and how long it stays unknown after.
 const LEARN_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Unknown origins that are waited for or remembered: callers may name any.
+/// Unknown origins and datasets that are waited for or remembered: callers may name any.
 const MAX_UNKNOWN: usize = 1024;
+/// Answers of the master that a dataset is waited for which does not have what a request names: one may have been on its
+/// way when the dataset was made.
+const ANSWERS: usize = 2;
+/// Which dataset has which sources is kept in a file of this name beside that of the origins.
+const SOURCES_FILE: &str = "sources.json";
 
 /// An origin that is open.
 #[derive(Clone, Debug)]
@@ -43,14 +52,19 @@ pub struct Origins {
     own: Mutex<Vec<OriginSpec>>,
     /// How patient reads are where the origin does not say it.
     policy: Arc<FetchPolicy>,
+    /// Which sources this process reads.
+    sources: SourcePolicy,
+    /// Which dataset has which; `None` with a master that does not say it.
+    datasets: RwLock<Option<DatasetSources>>,
+    pub(crate) refusals: Refusals,
     /// What the fills of one origin may take of the budget of all.
     share: usize,
     /// Somebody waits for an origin that is not in the table: the master should be asked now.
     wanted: Notify,
     /// The master was asked.
     learned: Notify,
-    /// Origins that are not in the table, and when the first asked for them.
-    unknown: Mutex<HashMap<OriginId, Instant>>,
+    /// Origins and datasets that are not known, by a number, and when the first asked for them.
+    unknown: Mutex<HashMap<u64, Instant>>,
     /// Where origins are opened. What they do in the background must go on, and a thread that answers the kernel has
     /// a runtime of its own that stands still between two reads.
     home: Handle,
@@ -83,18 +97,22 @@ impl Slot {
 
 impl Origins {
     /// An empty table, or what `file` holds; the file is kept up to date. Call inside the process's own runtime.
-    pub fn new(file: Option<PathBuf>, policy: Arc<FetchPolicy>) -> Self {
-        Self::with_share(file, policy, Semaphore::MAX_PERMITS)
+    pub fn new(file: Option<PathBuf>, policy: Arc<FetchPolicy>, sources: SourcePolicy) -> Self {
+        Self::with_share(file, policy, sources, Semaphore::MAX_PERMITS)
     }
 
     /// As [`new`](Self::new), for a worker whose fills have a budget of so many units.
     pub(crate) fn with_share(
         file: Option<PathBuf>,
         policy: Arc<FetchPolicy>,
+        sources: SourcePolicy,
         share: usize,
     ) -> Self {
         let origins = Self {
             policy,
+            sources,
+            datasets: RwLock::default(),
+            refusals: Refusals::default(),
             share,
             table: RwLock::default(),
             file,
@@ -108,7 +126,13 @@ impl Origins {
         if let Some(specs) = saved.and_then(|json| serde_json::from_slice(&json).ok()) {
             origins.replace(specs);
         }
+        let saved = origins.sources_file().and_then(|f| std::fs::read(f).ok());
+        *origins.datasets.write() = saved.and_then(|json| DatasetSources::of_json(&json).ok());
         origins
+    }
+
+    fn sources_file(&self) -> Option<PathBuf> {
+        Some(self.file.as_ref()?.with_file_name(SOURCES_FILE))
     }
 
     /// Makes `specs`, and what was added, the whole table. Origins that stay keep their connections.
@@ -123,14 +147,55 @@ impl Origins {
             && let Some(file) = &self.file
             && let Ok(json) = serde_json::to_vec(&specs)
         {
-            let temporary = file.with_extension("new");
-            let written =
-                std::fs::write(&temporary, json).and_then(|()| std::fs::rename(&temporary, file));
-            if let Err(error) = written {
-                tracing::warn!(%error, file = %file.display(), "the list of origins could not be saved");
-            }
+            save(file, &json);
         }
         self.confirm();
+    }
+
+    /// Says which dataset has which sources; `None` if the master does not say. Call before the origins are set.
+    pub(crate) fn bind(&self, datasets: Option<DatasetSources>) {
+        if let Some(file) = self.sources_file() {
+            match datasets.as_ref().map(DatasetSources::to_json) {
+                Some(Ok(json)) => save(&file, &json),
+                _ => drop(std::fs::remove_file(&file)), // not there, mostly
+            }
+        }
+        *self.datasets.write() = datasets;
+    }
+
+    /// Whether a dataset may have this object.
+    pub(crate) fn claim(&self, dataset: &str, origin: OriginId, key: &str) -> Claim {
+        match &*self.datasets.read() {
+            Some(datasets) => datasets.claim(dataset, origin, key),
+            None => Claim::Inside,
+        }
+    }
+
+    /// As [`claim`](Self::claim), but the dataset may be new: where it does not have the object, the master's next answers
+    /// are waited for.
+    pub(crate) async fn claim_or_learn(&self, dataset: &str, origin: OriginId, key: &str) -> Claim {
+        let mut hasher = DefaultHasher::new();
+        (dataset, origin).hash(&mut hasher);
+        let number = hasher.finish();
+        for _ in 0..ANSWERS {
+            let mut learned = std::pin::pin!(self.learned.notified());
+            learned.as_mut().enable(); // before the look, so that nothing is missed
+            let claim = self.claim(dataset, origin, key);
+            if claim == Claim::Inside {
+                return claim;
+            }
+            let Some(until) = self.learn_until(number, Instant::now()) else {
+                return claim;
+            };
+            self.wanted.notify_one();
+            if tokio::time::timeout_at(until.into(), learned)
+                .await
+                .is_err()
+            {
+                break;
+            }
+        }
+        self.claim(dataset, origin, key)
     }
 
     /// The master has answered, and the table is as it says.
@@ -155,14 +220,14 @@ impl Origins {
             if let Some(found) = self.get(id).await {
                 return Some(found);
             }
-            let until = self.learn_until(id, Instant::now())?;
+            let until = self.learn_until(id.0, Instant::now())?;
             self.wanted.notify_one();
             tokio::time::timeout_at(until.into(), learned).await.ok()?;
         }
     }
 
     /// Until when the master's answer is waited for. `None` when it was waited for in vain, or when too many are.
-    fn learn_until(&self, id: OriginId, now: Instant) -> Option<Instant> {
+    fn learn_until(&self, id: u64, now: Instant) -> Option<Instant> {
         let mut unknown = self.unknown.lock();
         unknown.retain(|_, asked| now < *asked + 2 * LEARN_DEADLINE);
         if unknown.len() >= MAX_UNKNOWN && !unknown.contains_key(&id) {
@@ -255,10 +320,10 @@ impl Origins {
                 }
                 slot.spec.clone()
             };
-            let opening = spec.clone();
+            let (opening, sources) = (spec.clone(), self.sources.clone());
             let opening = self
                 .home
-                .spawn(async move { weir_origin::open(&opening).await });
+                .spawn(async move { weir_origin::open(&opening, &sources).await });
             let opened = match opening.await {
                 Ok(Ok(origin)) => OpenOrigin {
                     origin,
@@ -293,6 +358,15 @@ impl Origins {
     }
 }
 
+/// Replaces a file; that it cannot be written is not a reader's matter.
+fn save(file: &Path, json: &[u8]) {
+    let temporary = file.with_extension("new");
+    let written = std::fs::write(&temporary, json).and_then(|()| std::fs::rename(&temporary, file));
+    if let Err(error) = written {
+        tracing::warn!(%error, file = %file.display(), "what the master says of origins could not be saved");
+    }
+}
+
 /// Two datasets may name two prefixes of one bucket, and wait for it for longer or shorter: that is one origin.
 fn is_same_place(a: &OriginSpec, b: &OriginSpec) -> bool {
     OriginSpec {
@@ -319,12 +393,14 @@ mod tests {
             ..new.clone()
         };
         let open = async |spec: &OriginSpec| OpenOrigin {
-            origin: weir_origin::open(spec).await.unwrap(),
+            origin: weir_origin::open(spec, &SourcePolicy::unlimited())
+                .await
+                .unwrap(),
             pace: Arc::default(),
             policy: Arc::default(),
             share: Arc::new(Semaphore::new(1)),
         };
-        let origins = Origins::new(None, Arc::default());
+        let origins = Origins::new(None, Arc::default(), SourcePolicy::unlimited());
         origins.add(old.clone());
         let opened = open(&new).await; // stands for one by the old options: its making takes no credentials
         origins.add(new.clone());
@@ -343,7 +419,7 @@ mod tests {
             ..OriginSpec::parse(url).unwrap()
         };
         let id = spec("s3://bucket", None).id();
-        let origins = Origins::new(None, Arc::default());
+        let origins = Origins::new(None, Arc::default(), SourcePolicy::unlimited());
         let budget = async || {
             let open = origins.get(id).await.unwrap().unwrap();
             (open.policy.budget.as_secs(), open.origin)
@@ -366,8 +442,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_unknown_origin_is_waited_for_once_and_no_more_than_a_thousand_are() {
-        let origins = Origins::new(None, Arc::default());
-        let id = |n: usize| OriginSpec::parse(&format!("s3://b{n}")).unwrap().id();
+        let origins = Origins::new(None, Arc::default(), SourcePolicy::unlimited());
+        let id = |n: usize| OriginSpec::parse(&format!("s3://b{n}")).unwrap().id().0;
         let start = Instant::now();
         let after = |millis: u64| start + Duration::from_millis(millis);
         let end = Some(after(3000));
@@ -390,7 +466,7 @@ mod tests {
             anonymous: true,
             ..OriginSpec::parse(url).unwrap()
         };
-        let origins = Origins::new(None, Arc::default());
+        let origins = Origins::new(None, Arc::default(), SourcePolicy::unlimited());
         origins.add(spec("s3://own/a"));
         let known = async |url: &str| origins.get(spec(url).id()).await.is_some();
         origins.set(vec![spec("s3://one")]);
@@ -400,5 +476,76 @@ mod tests {
         assert!(!known("s3://one").await);
         origins.set(Vec::new());
         assert!(known("s3://own").await && !known("s3://two").await);
+    }
+
+    fn of_dataset(name: &str, origin: OriginId, prefix: &str) -> DatasetSources {
+        DatasetSources::of_reply(vec![weir_proto::v1::DatasetSources {
+            dataset: name.to_owned(),
+            sources: vec![weir_proto::v1::Source {
+                origin: origin.0,
+                prefix: prefix.to_owned(),
+            }],
+        }])
+    }
+
+    #[tokio::test]
+    async fn a_dataset_that_is_new_is_asked_for_and_one_that_is_none_is_given_up_soon() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Some(dir.path().join("origins.json"));
+        let new = || Origins::new(file.clone(), Arc::default(), SourcePolicy::unlimited());
+        let origins = new();
+        let id = OriginId(1);
+        assert_eq!(
+            origins.claim("old", id, "a/b"),
+            Claim::Inside,
+            "an old master says nothing"
+        );
+        origins.bind(Some(of_dataset("old", id, "a/")));
+        assert_eq!(
+            origins.claim_or_learn("old", id, "a/b").await,
+            Claim::Inside
+        );
+        let (claim, ()) = tokio::join!(origins.claim_or_learn("new", id, "a/b"), async {
+            origins.wanted().await;
+            origins.confirm(); // an answer that was on its way
+            origins.wanted().await;
+            origins.bind(Some(of_dataset("new", id, "a/")));
+            origins.set(Vec::new());
+        });
+        assert_eq!(claim, Claim::Inside);
+        let begun = Instant::now();
+        for (dataset, key, expected) in [
+            ("new", "b/c", Claim::Outside),
+            ("other", "a/b", Claim::Unknown),
+        ] {
+            let answers = async {
+                for _ in 0..ANSWERS {
+                    origins.wanted().await;
+                    origins.confirm();
+                }
+            };
+            let (claim, ()) = tokio::join!(origins.claim_or_learn(dataset, id, key), answers);
+            assert_eq!(claim, expected, "{dataset}");
+        }
+        assert!(begun.elapsed() < LEARN_DEADLINE);
+        // The next process knows what this one knew, before the master answers.
+        assert_eq!(new().claim("new", id, "a/b"), Claim::Inside);
+        assert_eq!(new().claim("new", id, "b/c"), Claim::Outside);
+        origins.bind(None);
+        assert_eq!(
+            new().claim("new", id, "b/c"),
+            Claim::Inside,
+            "the master says it no more"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_worker_s_own_policy_counts_whatever_the_master_says() {
+        let policy = SourcePolicy::of("weir worker", Vec::new(), Vec::new());
+        let origins = Origins::new(None, Arc::default(), policy);
+        let etc = OriginSpec::parse("file:///etc").unwrap();
+        origins.set(vec![etc.clone()]);
+        let error = origins.get(etc.id()).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), "not_allowed", "{error}");
     }
 }

@@ -175,6 +175,7 @@ impl Worker {
             origins: Origins::with_share(
                 config.origins_file.clone(),
                 Arc::new(config.fetch.clone()),
+                config.sources.clone(),
                 count(config.budget()),
             ),
             metrics,

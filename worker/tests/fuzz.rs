@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_core::{ByteSize, ClusterMap};
 use weir_fuzz::{Counting, Target};
-use weir_origin::{FetchPolicy, OriginMetrics};
+use weir_origin::{FetchPolicy, OriginMetrics, SourcePolicy};
 use weir_proto::v1::BlockRequest;
 use weir_worker::stream::serve_local;
 use weir_worker::{Worker, WorkerConfig, WorkerMetrics};
@@ -67,6 +67,7 @@ fn requests_of_any_bytes_are_answered_or_refused() {
         fill_budget: ByteSize(0),
         origins_file: None,
         fetch: FetchPolicy::default(),
+        sources: SourcePolicy::unlimited(),
     };
     let (stop, (_map, seen)) = (
         CancellationToken::new(),

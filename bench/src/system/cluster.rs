@@ -27,6 +27,9 @@ pub enum Protection {
     Tls,
 }
 
+/// The origin's server is on this machine, too.
+const ALLOWED: [&str; 2] = ["--allow-endpoint", "127.0.0.1"];
+
 /// A running cluster. Its processes end when it goes out of scope.
 pub struct Cluster {
     home: PathBuf,
@@ -60,6 +63,7 @@ impl Cluster {
         let mut command = weir(home)?;
         command
             .args(["master", "--listen", &address])
+            .args(ALLOWED)
             .args(["--http", &format!("127.0.0.1:{http}"), "--dir"])
             .arg(home.join("master"));
         add_certs(&mut command, home, protection, "master");
@@ -94,6 +98,7 @@ impl Cluster {
         let mut command = weir(&self.home)?;
         command
             .args(["worker", "--master", &self.address, "--node", &node])
+            .args(ALLOWED)
             .args(["--mem", &tiers.memory.to_string(), "--ssd", &ssd])
             .args(["--listen", &format!("127.0.0.1:{data}")])
             .args(["--control", &format!("127.0.0.1:{control}")])
@@ -145,8 +150,8 @@ impl Cluster {
 
     /// Mounts a dataset on a node.
     pub fn mount(&self, name: &str, dir: &Path, node: &str) -> anyhow::Result<Mount> {
-        let args = ["--master", self.address(), "--node", node];
-        Mount::new(name, dir, &self.home, &args)
+        let cluster = ["--master", self.address(), "--node", node];
+        Mount::new(name, dir, &self.home, &[&cluster[..], &ALLOWED].concat())
     }
 
     /// Fetches everything into the cache.

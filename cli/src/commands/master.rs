@@ -36,6 +36,7 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
         dir: args.dir,
         dial: trust.dial(),
         callers: access.describe(),
+        sources: args.sources.policy("weir master"),
         ..MasterConfig::default()
     };
     let master = Master::open(config, metrics, origin_metrics)

@@ -45,6 +45,7 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
         dir_mode: args.dir_mode.0,
         http: args.http,
         read_ahead: args.read_ahead,
+        allowed: args.sources.clone(),
     };
     let json = serde_json::to_string(&config).map_err(anyhow::Error::from)?;
     let request = StartRequest {

@@ -86,6 +86,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         fill_budget: args.cache.fill_memory.unwrap_or_else(default_fill_memory),
         origins_file: Some(args.dir.join("origins.json")),
         fetch: FetchPolicy::default(),
+        sources: args.sources.policy("weir worker"),
     };
     let worker = open(&config, &metrics, &origin_metrics).await?;
     check_weight(&trust, worker.capacity())?;

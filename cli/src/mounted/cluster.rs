@@ -84,6 +84,7 @@ pub(super) async fn prepare(
         refresh_now: refresh_now.clone(),
         dial,
         fetch: Arc::new(FetchPolicy::default()),
+        sources: config.allowed.policy("weir mount"),
         metrics: metrics.client.clone(),
         origin_metrics: metrics.origin.clone(),
     });

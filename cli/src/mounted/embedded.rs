@@ -16,7 +16,7 @@ use weir_client::{AnySource, EmbeddedSource, Reader, StaleReads};
 use weir_core::{ByteSize, ClusterMap, DatasetRef, Manifest, SnapshotId, WorkerInfo};
 use weir_fuse::page_cache::PageCacheWriter;
 use weir_master::{Master, MasterConfig, MasterMetrics};
-use weir_origin::{FetchPolicy, OriginSpec};
+use weir_origin::{FetchPolicy, OriginSpec, SourcePolicy};
 use weir_proto::v1;
 use weir_trust::{Access, Dial, Limits, incoming_unix};
 use weir_worker::snapshots::Snapshots;
@@ -73,6 +73,8 @@ pub(super) async fn prepare(
     worker.origins().add(origin.clone());
     let master_config = MasterConfig {
         dir: config.state_dir.join("master"),
+        // What it reads is named by the user whose mount it is.
+        sources: SourcePolicy::unlimited(),
         ..MasterConfig::default()
     };
     let (manifest, master) = if restarted {
@@ -146,6 +148,7 @@ fn open_worker(
         fill_budget,
         origins_file: None,
         fetch: FetchPolicy::default(),
+        sources: SourcePolicy::unlimited(),
     };
     Ok(Worker::open(
         config,

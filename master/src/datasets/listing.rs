@@ -53,7 +53,7 @@ impl Datasets {
                 prefix: prefix.clone(),
                 path: mount.path.clone(),
             })?;
-            let origin = weir_origin::open(&spec).await?;
+            let origin = weir_origin::open(&spec, &self.sources).await?;
             let mut pages =
                 std::pin::pin!(weir_origin::list(&*origin, &prefix, &self.origin_metrics));
             while let Some(page) = pages.next().await {
@@ -157,7 +157,7 @@ impl Drop for Listing<'_> {
 }
 
 /// The valid origin of a mount.
-fn origin_of(mount: &v1::MountSpec) -> Result<OriginSpec, MasterError> {
+pub(super) fn origin_of(mount: &v1::MountSpec) -> Result<OriginSpec, MasterError> {
     let spec = mount
         .origin
         .clone()

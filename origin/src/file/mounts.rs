@@ -2,12 +2,16 @@
 //!
 //! A directory is never listed through Weir's own mounts: they show what is listed, and would be listed into themselves.
 
-use rustix::fs::{AtFlags, CWD, Dev, StatxFlags, makedev, statx};
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, Dev, StatxFlags, makedev, statx};
 use rustix::path::Arg;
 
-/// The file system of `path`. The one that serves a mountpoint is not asked, so this answers also if that one hangs.
-pub(super) fn device(path: impl Arg) -> rustix::io::Result<Dev> {
-    let stat = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+/// The file system of `path`, from an open directory; of that itself if the path is empty. The one that serves a
+/// mountpoint is not asked, so this answers also if that one hangs. A symbolic link is not followed.
+pub(super) fn device(directory: impl AsFd, path: impl Arg) -> rustix::io::Result<Dev> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+    let stat = statx(directory, path, flags, StatxFlags::empty())?;
     Ok(makedev(stat.stx_dev_major, stat.stx_dev_minor))
 }
 
@@ -51,7 +55,7 @@ mod tests {
     fn the_device_of_a_directory_is_the_one_of_its_stat() {
         let dir = tempfile::tempdir().unwrap();
         let stat = std::fs::metadata(dir.path()).unwrap();
-        assert_eq!(device(dir.path()).unwrap(), stat.dev());
+        assert_eq!(device(rustix::fs::CWD, dir.path()).unwrap(), stat.dev());
         assert!(!is_weir(stat.dev()));
     }
 }

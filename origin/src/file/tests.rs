@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 
 use futures::TryStreamExt;
+use rustix::fs::Mode;
 use tempfile::TempDir;
 use weir_core::keypath::LeftOut;
 
@@ -11,7 +12,9 @@ use crate::spec::OriginSpec;
 
 async fn open(dir: &TempDir) -> Arc<dyn Origin> {
     let spec = OriginSpec::parse(&format!("file://{}", dir.path().display())).unwrap();
-    crate::origin::open(&spec).await.unwrap()
+    crate::origin::open(&spec, &SourcePolicy::unlimited())
+        .await
+        .unwrap()
 }
 
 async fn list(origin: &dyn Origin, prefix: &str) -> BTreeMap<Vec<u8>, Listed> {
@@ -248,11 +251,118 @@ async fn a_missing_directory_and_a_file_in_its_place_are_clear_errors() {
     write(&dir, "file", b"");
     let open = async |name: &str| {
         let spec = OriginSpec::parse(&format!("file://{}/{name}", dir.path().display())).unwrap();
-        crate::origin::open(&spec).await.unwrap_err()
+        crate::origin::open(&spec, &SourcePolicy::unlimited())
+            .await
+            .unwrap_err()
     };
     assert!(matches!(
         open("missing").await,
         OriginError::BucketMissing { .. }
     ));
     assert!(matches!(open("file").await, OriginError::Config { .. }));
+}
+
+/// A policy that allows these directories.
+fn allowing(dirs: &[&Path]) -> SourcePolicy {
+    let dirs = dirs
+        .iter()
+        .map(|dir| dir.to_str().unwrap().parse().unwrap());
+    SourcePolicy::of("weir worker", dirs.collect(), Vec::new())
+}
+
+async fn open_at(dir: &Path, policy: &SourcePolicy) -> Result<Arc<dyn Origin>, OriginError> {
+    let spec = OriginSpec::parse(&format!("file://{}", dir.display())).unwrap();
+    crate::origin::open(&spec, policy).await
+}
+
+#[tokio::test]
+async fn directories_are_read_below_allowed_ones_alone_and_the_refusal_names_the_flag() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "data/set/a", b"1");
+    write(&dir, "database/b", b"1");
+    symlink(dir.path().join("database"), dir.path().join("data/out")).unwrap();
+    let policy = allowing(&[&dir.path().join("data")]);
+    let origin = open_at(&dir.path().join("data/set"), &policy)
+        .await
+        .unwrap();
+    assert_eq!(keys(&*origin, "").await, ["a"]);
+    for (place, policy) in [
+        ("database", &policy),
+        ("data/out", &policy),
+        ("none", &policy),
+        ("data/set", &SourcePolicy::default()),
+    ] {
+        let error = open_at(&dir.path().join(place), policy).await.unwrap_err();
+        assert_eq!(error.kind(), "not_allowed", "{place}: {error}");
+        assert!(error.to_string().contains("--allow-file"), "{error}");
+    }
+    let error = open_at(Path::new("/etc"), &policy)
+        .await
+        .unwrap_err()
+        .to_string();
+    for said in ["file:///etc", "`weir worker`", "--allow-file"] {
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_becomes_a_link_to_another_after_it_was_listed_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    write(&home, "data/set/passwd", b"fine");
+    write(&home, "secret/passwd", b"root");
+    // As if they were of one version, which only the inode tells apart.
+    for place in ["data/set/passwd", "secret/passwd"] {
+        let file = File::options()
+            .write(true)
+            .open(home.path().join(place))
+            .unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+    }
+    let set = home.path().join("data/set");
+    let origin = open_at(&set, &allowing(&[&home.path().join("data")]))
+        .await
+        .unwrap();
+    let listed = object(&*origin, "passwd").await;
+    std::fs::rename(&set, home.path().join("data/kept")).unwrap();
+    symlink(home.path().join("secret"), &set).unwrap();
+    let stat = rustix::fs::stat(home.path().join("secret/passwd")).unwrap();
+    let secret = ObjectRef {
+        version: version(&stat).into(),
+        ..listed.clone()
+    };
+    for object in [&listed, &secret] {
+        let error = read(&*origin, object, 0..4).await.unwrap_err();
+        assert_eq!(error.kind(), "not_allowed", "{error}");
+    }
+    let pages: Result<Vec<Vec<Listed>>, _> = origin.list("").try_collect().await;
+    assert_eq!(pages.unwrap_err().kind(), "not_allowed");
+    // It is read again as soon as it is what it was.
+    std::fs::remove_file(&set).unwrap();
+    std::fs::rename(home.path().join("data/kept"), &set).unwrap();
+    assert_eq!(read(&*origin, &listed, 0..4).await.unwrap(), b"fine");
+    // A file that is replaced by a link out.
+    std::fs::remove_file(set.join("passwd")).unwrap();
+    symlink(home.path().join("secret/passwd"), set.join("passwd")).unwrap();
+    let error = read(&*origin, &secret, 0..4).await.unwrap_err();
+    assert_eq!(error.kind(), "changed", "{error}");
+}
+
+#[tokio::test]
+async fn hostile_keys_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write(&dir, "a", b"content");
+    let origin = open(&dir).await;
+    let listed = object(&*origin, "a").await;
+    let (deep, long) = ("x/".repeat(5000), "x".repeat(70_000));
+    for key in [
+        "", ".", "..", "../a", "/a", "/", "a/..", "./../a", "a\0b", "a\0", &deep, &long,
+    ] {
+        let object = ObjectRef {
+            key: key.into(),
+            ..listed.clone()
+        };
+        let error = read(&*origin, &object, 0..7).await.unwrap_err();
+        assert!(!error.is_retryable(), "{error}");
+    }
 }

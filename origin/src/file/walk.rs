@@ -2,21 +2,24 @@
 //!
 //! The walk runs on a thread of its own and stays at most [`PAGES_AHEAD`] pages ahead of its reader. Symbolic links
 //! are followed as long as they stay inside the directory and do not lead back to a directory on their own path. Mounts of
-//! Weir are not walked into.
+//! Weir are not walked into. Directories are opened from the descriptor of the first, so that none is listed that is put
+//! into the place of another meanwhile and is not below it.
 
-use std::fs::DirEntry;
-use std::os::unix::fs::MetadataExt;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use rustix::fs::{AtFlags, CWD, FileType, Stat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat, fstat, statat};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use weir_core::keypath::LeftOut;
 
-use super::{directory_error, is_file, key_of, mounts, mtime_ns, version};
+use super::{DirectoryPlace, beneath, directory_error, key_of, mounts, mtime_ns, version};
 use crate::error::OriginError;
 use crate::origin::{Hindrance, Listed};
 
@@ -31,18 +34,18 @@ const MAX_DEPTH: usize = 1024;
 
 type Page = Result<Vec<Listed>, OriginError>;
 
-/// Lists the files below `root` whose key starts with `prefix`.
-pub(super) fn list(root: PathBuf, describe: Arc<str>, prefix: Vec<u8>) -> BoxStream<'static, Page> {
+/// Lists the files below a directory whose key starts with `prefix`.
+pub(super) fn list(place: DirectoryPlace, prefix: Vec<u8>) -> BoxStream<'static, Page> {
     let (pages, receiver) = mpsc::channel(PAGES_AHEAD);
     // Ends when its reader goes away: sending a page fails then.
     tokio::task::spawn_blocking(move || {
         let mut walk = Walk {
-            describe,
+            place,
             prefix,
             page: Vec::with_capacity(PAGE),
             pages,
         };
-        if let Err(Stopped::Failed(error)) = walk.run(&root) {
+        if let Err(Stopped::Failed(error)) = walk.run() {
             let _ = walk.pages.blocking_send(Err(error));
         }
     });
@@ -51,7 +54,8 @@ pub(super) fn list(root: PathBuf, describe: Arc<str>, prefix: Vec<u8>) -> BoxStr
 
 /// A directory yet to be read.
 struct Pending {
-    path: PathBuf,
+    /// Its path below the root, without symbolic links.
+    inside: PathBuf,
     key: Vec<u8>,
     trail: Trail,
 }
@@ -107,45 +111,55 @@ enum Stopped {
 }
 
 struct Walk {
-    describe: Arc<str>,
+    place: DirectoryPlace,
     prefix: Vec<u8>,
     page: Vec<Listed>,
     pages: mpsc::Sender<Page>,
 }
 
 impl Walk {
-    fn run(&mut self, root: &Path) -> Result<(), Stopped> {
+    fn run(&mut self) -> Result<(), Stopped> {
+        let descriptor = self.place.open().map_err(Stopped::Failed)?;
         let failed =
-            |error: std::io::Error| Stopped::Failed(directory_error(&self.describe, &error));
-        let real_root = root.canonicalize().map_err(failed)?;
-        if mounts::device(&real_root).is_ok_and(mounts::is_weir) {
+            |errno: Errno| Stopped::Failed(directory_error(&self.place.describe, &errno.into()));
+        if mounts::device(&descriptor, "").is_ok_and(mounts::is_weir) {
             return Err(Stopped::Failed(OriginError::config(
-                self.describe.clone(),
+                self.place.describe.clone(),
                 "a mount of Weir covers it, which cannot be listed",
                 "unmount it, or name the directory that the mount shows",
             )));
         }
-        let metadata = real_root.metadata().map_err(failed)?;
+        let stat = fstat(&descriptor).map_err(failed)?;
+        let path = beneath::real(&descriptor).map_err(failed)?;
+        let root = Root { descriptor, path };
         let mut pending = vec![Pending {
-            path: real_root.clone(),
+            inside: PathBuf::new(),
             key: Vec::new(),
-            trail: Trail::start((metadata.dev(), metadata.ino())),
+            trail: Trail::start((stat.st_dev, stat.st_ino)),
         }];
         while let Some(directory) = pending.pop() {
-            let entries = match std::fs::read_dir(&directory.path) {
-                Ok(entries) => entries,
-                // A directory that went away during the walk has no files.
-                Err(error)
-                    if error.kind() == std::io::ErrorKind::NotFound
-                        && !directory.key.is_empty() =>
-                {
+            let failed = |errno: Errno| root.failed(&directory.inside, errno);
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let opened = match beneath::open_plain(&root.descriptor, &directory.inside, flags) {
+                Ok(opened) => opened,
+                // A directory that went away during the walk, or is one no more, has no files.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !directory.key.is_empty() => {
                     continue;
                 }
-                Err(error) => return Err(failed_at(&directory.path, &error)),
+                Err(errno) => return Err(failed(errno)),
             };
-            for entry in entries {
-                let entry = entry.map_err(|error| failed_at(&directory.path, &error))?;
-                if let Some(found) = self.visit(&real_root, &directory, &entry)? {
+            for entry in Dir::read_from(&opened).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let name = OsStr::from_bytes(entry.file_name().to_bytes());
+                if name == "." || name == ".." {
+                    continue;
+                }
+                let entry = Entry {
+                    parent: &opened,
+                    name,
+                    kind: entry.file_type(),
+                };
+                if let Some(found) = self.visit(&root, &directory, &entry)? {
                     pending.push(found);
                 }
             }
@@ -156,58 +170,62 @@ impl Walk {
     /// Lists a file; gives back a directory that is to be walked.
     fn visit(
         &mut self,
-        root: &Path,
+        root: &Root,
         parent: &Pending,
-        entry: &DirEntry,
+        entry: &Entry<'_>,
     ) -> Result<Option<Pending>, Stopped> {
-        let key = key_of(&parent.key, &entry.file_name());
+        let key = key_of(&parent.key, entry.name);
         // What cannot lead to the prefix is not even looked at.
         if !(key.starts_with(&self.prefix) || leads_to(&key, &self.prefix)) {
             return Ok(None);
         }
-        let path = entry.path();
-        let gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        let kind = match entry.file_type() {
-            Ok(kind) => kind,
-            Err(error) if gone(&error) => return Ok(None),
-            Err(error) => return Err(failed_at(&path, &error)),
+        let mut inside = parent.inside.join(entry.name);
+        let kind = match entry.kind {
+            FileType::Unknown => match entry.stat() {
+                Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(errno) => return Err(root.failed(&inside, errno)),
+            },
+            kind => kind,
         };
-        if kind.is_symlink() {
-            let reason = match path.canonicalize() {
-                Ok(target) if target.starts_with(root) => None,
-                Ok(_) => Some(LeftOut::LinkOutside),
-                Err(error) if is_loop(&error) => Some(LeftOut::TooDeep),
-                Err(_) => Some(LeftOut::LinkBroken),
-            };
-            if let Some(reason) = reason {
-                self.leave_out(key, reason)?;
-                return Ok(None);
+        if kind == FileType::Symlink {
+            match root.real(&inside) {
+                Ok(target) => inside = target,
+                Err(reason) => {
+                    self.leave_out(key, reason)?;
+                    return Ok(None);
+                }
             }
         }
-        if !kind.is_file() {
-            match mounts::device(&path) {
+        if kind != FileType::RegularFile {
+            let device = match kind {
+                FileType::Symlink => mounts::device(&root.descriptor, &inside),
+                _ => mounts::device(entry.parent, entry.name),
+            };
+            match device {
                 Ok(device) if device == parent.trail.device() || !mounts::is_weir(device) => {}
                 Ok(_) => {
                     self.leave_out(key, LeftOut::WeirMount)?;
                     return Ok(None);
                 }
-                Err(rustix::io::Errno::NOENT) => return Ok(None),
-                Err(errno) => return Err(failed_at(&path, &errno.into())),
+                Err(Errno::NOENT) => return Ok(None),
+                Err(errno) => return Err(root.failed(&inside, errno)),
             }
         }
-        let stat = match statat(CWD, &path, AtFlags::empty()) {
-            Ok(stat) => stat,
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(failed_at(&path, &errno.into())),
+        let stat = match kind {
+            FileType::Symlink => root.stat(&inside),
+            _ => entry.stat(),
         };
-        if is_file(&stat) {
-            if key.starts_with(&self.prefix) {
-                self.add(key, &stat)?;
-            }
-        } else if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            return self.directory(parent, path, key, &stat);
-        } else {
-            self.leave_out(key, LeftOut::SpecialFile)?;
+        let stat = match stat {
+            Ok(stat) => stat,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(errno) => return Err(root.failed(&inside, errno)),
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile if key.starts_with(&self.prefix) => self.add(key, &stat)?,
+            FileType::RegularFile => {}
+            FileType::Directory => return self.directory(parent, inside, key, &stat),
+            _ => self.leave_out(key, LeftOut::SpecialFile)?,
         }
         Ok(None)
     }
@@ -215,7 +233,7 @@ impl Walk {
     fn directory(
         &mut self,
         parent: &Pending,
-        path: PathBuf,
+        inside: PathBuf,
         key: Vec<u8>,
         stat: &Stat,
     ) -> Result<Option<Pending>, Stopped> {
@@ -225,7 +243,7 @@ impl Walk {
             return Ok(None);
         }
         Ok(Some(Pending {
-            path,
+            inside,
             key,
             trail: parent.trail.down(identity),
         }))
@@ -275,13 +293,50 @@ impl Walk {
     }
 }
 
-fn is_loop(error: &std::io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+/// The directory that is listed.
+struct Root {
+    descriptor: OwnedFd,
+    /// Where it is.
+    path: PathBuf,
 }
 
-fn failed_at(path: &Path, error: &std::io::Error) -> Stopped {
-    let place: Arc<str> = format!("file://{}", path.display()).into();
-    Stopped::Failed(directory_error(&place, error))
+impl Root {
+    /// Where a symbolic link leads, below the root and without links; or why it is of no use.
+    fn real(&self, link: &Path) -> Result<PathBuf, LeftOut> {
+        match self.path.join(link).canonicalize() {
+            Ok(target) => match target.strip_prefix(&self.path) {
+                Ok(inside) => Ok(inside.to_owned()),
+                Err(_) => Err(LeftOut::LinkOutside),
+            },
+            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                Err(LeftOut::TooDeep)
+            }
+            Err(_) => Err(LeftOut::LinkBroken),
+        }
+    }
+
+    fn stat(&self, inside: &Path) -> Result<Stat, Errno> {
+        fstat(beneath::open_plain(&self.descriptor, inside, OFlags::PATH)?)
+    }
+
+    fn failed(&self, inside: &Path, errno: Errno) -> Stopped {
+        let place: Arc<str> = format!("file://{}", self.path.join(inside).display()).into();
+        Stopped::Failed(directory_error(&place, &errno.into()))
+    }
+}
+
+/// Something in a directory that is being read.
+struct Entry<'a> {
+    parent: &'a OwnedFd,
+    name: &'a OsStr,
+    kind: FileType,
+}
+
+impl Entry<'_> {
+    /// A symbolic link's is its own.
+    fn stat(&self) -> Result<Stat, Errno> {
+        statat(self.parent, self.name, AtFlags::SYMLINK_NOFOLLOW)
+    }
 }
 
 /// Whether keys below the directory `key` can start with `prefix`.

@@ -17,6 +17,7 @@ use super::failure::HttpError;
 use super::proxy::Proxies;
 use super::trust::Trust;
 use crate::error::OriginError;
+use crate::sources::Reach;
 
 /// Longest answer, in bytes.
 const MAX_ANSWER: usize = 256 << 10;
@@ -112,7 +113,11 @@ impl Calls {
         limits: Limits,
     ) -> Result<Reply, CallError> {
         let with_tls = uri.scheme_str() == Some("https");
-        let connector = Connector::new(with_tls.then_some(&self.trust), self.proxies.clone());
+        let connector = Connector::new(
+            with_tls.then_some(&self.trust),
+            self.proxies.clone(),
+            Reach::anywhere(),
+        );
         let connector = connector.map_err(CallError::Settings)?;
         let late = |limit: Duration| format!("nothing came within {limit:?}");
         let opened = timeout(limits.connect, connector.open(uri)).await;

@@ -1,4 +1,6 @@
 //! Opening a connection: names, proxies, TLS.
+//!
+//! The addresses that were checked are those that are connected to: a name is looked up once for both.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -14,10 +16,11 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::low_water::set_low_water;
-use super::names::Names;
+use super::names::{Guarded, Names};
 use super::proxy::Proxies;
 use super::trust::Trust;
 use crate::error::OriginError;
+use crate::sources::Reach;
 
 /// A connection's bytes, deciphered.
 pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -33,7 +36,8 @@ const RECORD: u64 = 20 << 10;
 
 /// Opens connections, through a proxy or not.
 pub(super) struct Connector {
-    pub(super) tcp: HttpConnector<Names>,
+    names: Names,
+    reach: Reach,
     pub(super) tls: ClientConfig,
     proxies: Arc<Proxies>,
 }
@@ -41,19 +45,25 @@ pub(super) struct Connector {
 impl Connector {
     /// Reads certificates if there is to be TLS, which is when `trust` says whose: that takes milliseconds, and an image
     /// need not have any.
-    pub(super) fn new(trust: Option<&Trust>, proxies: Arc<Proxies>) -> Result<Self, OriginError> {
+    pub(super) fn new(
+        trust: Option<&Trust>,
+        proxies: Arc<Proxies>,
+        reach: Reach,
+    ) -> Result<Self, OriginError> {
         // A second installation is refused, which is fine: the first is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut tcp = HttpConnector::new_with_resolver(Names::of_system());
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
         let tls = match trust {
             Some(trust) => trust.tls()?,
             None => ClientConfig::builder()
                 .with_root_certificates(RootCertStore::empty())
                 .with_no_client_auth(),
         };
-        Ok(Self { tcp, tls, proxies })
+        Ok(Self {
+            names: Names::of_system(),
+            reach,
+            tls,
+            proxies,
+        })
     }
 
     /// The proxy that requests for `uri` are given to as they are. Those with TLS go through it unseen.
@@ -77,9 +87,10 @@ impl Connector {
         {
             return Err(ProxyUnusable(proxy.uri().clone()).into());
         }
+        self.reach.check_name(uri, proxy.is_some())?;
         let stream = match proxy {
             Some(proxy) if uri.scheme_str() == Some("https") => {
-                let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());
+                let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp(None));
                 if let Some(credentials) = proxy.basic_auth() {
                     tunnel = tunnel.with_auth(credentials.clone());
                 }
@@ -87,15 +98,33 @@ impl Connector {
                     .call(uri.clone())
                     .await?
             }
-            Some(proxy) => self.tls_over_tcp().call(proxy.uri().clone()).await?,
-            None => self.tls_over_tcp().call(uri.clone()).await?,
+            Some(proxy) => {
+                let proxy = proxy.uri().clone();
+                self.tls_over(self.tcp(None)).call(proxy).await?
+            }
+            None => {
+                let tcp = self.tcp(Some(uri));
+                self.tls_over(tcp).call(uri.clone()).await?
+            }
         };
         let socket = Socket::of(&stream)?;
         Ok((stream, socket))
     }
 
-    fn tls_over_tcp(&self) -> HttpsConnector<HttpConnector<Names>> {
-        HttpsConnector::from((self.tcp.clone(), self.tls.clone()))
+    /// Opens connections to the service at `uri`, at addresses that this process may connect to; without one to a proxy,
+    /// wherever that is: the operator has chosen it.
+    pub(super) fn tcp(&self, uri: Option<&Uri>) -> HttpConnector<Guarded> {
+        let mut tcp = HttpConnector::new_with_resolver(Guarded {
+            names: self.names.clone(),
+            reach: uri.map(|uri| (self.reach.clone(), uri.clone())),
+        });
+        tcp.set_nodelay(true);
+        tcp.enforce_http(false);
+        tcp
+    }
+
+    fn tls_over(&self, tcp: HttpConnector<Guarded>) -> HttpsConnector<HttpConnector<Guarded>> {
+        HttpsConnector::from((tcp, self.tls.clone()))
     }
 }
 
@@ -133,3 +162,6 @@ impl Socket {
         set_low_water(&self.descriptor, 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

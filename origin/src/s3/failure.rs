@@ -7,6 +7,7 @@ use super::connect::ProxyUnusable;
 use super::exchange::CONNECT_DEADLINE;
 use super::names::NoSuchHost;
 use crate::error::OriginError;
+use crate::sources::Forbidden;
 
 /// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ impl HttpError {
             let host = host.clone();
             return OriginError::NoSuchHost { target, host };
         }
+        if let Some(forbidden) = self.source_of::<Forbidden>() {
+            return forbidden.clone().of(target);
+        }
         match self.cause() {
             Cause::Descriptors => OriginError::NoDescriptors { target, detail },
             Cause::Certificate => OriginError::Untrusted { target, detail },
@@ -53,7 +57,7 @@ impl HttpError {
                 remedy: "check HTTPS_PROXY and HTTP_PROXY".to_owned(),
             },
             Cause::Answer => OriginError::Malformed { target, detail },
-            Cause::Other => OriginError::Unavailable { target, detail },
+            Cause::Forbidden | Cause::Other => OriginError::Unavailable { target, detail },
         }
     }
 
@@ -75,6 +79,8 @@ impl HttpError {
         let mut causes = self.chain().map(|error| {
             if error.is::<ProxyUnusable>() {
                 Cause::Proxy
+            } else if error.is::<Forbidden>() {
+                Cause::Forbidden
             } else if let Some(tls) = error.downcast_ref::<rustls::Error>() {
                 of_tls(tls)
             } else if let Some(system) = error.downcast_ref::<io::Error>() {
@@ -121,6 +127,8 @@ pub(super) enum Cause {
     NoTls,
     /// The proxy is of a kind that cannot be used.
     Proxy,
+    /// This process may not connect there.
+    Forbidden,
     /// What came is no answer.
     Answer,
     Other,

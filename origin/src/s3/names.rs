@@ -12,11 +12,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, Shared};
+use http::Uri;
 use hyper_util::client::legacy::connect::dns::Name;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tower_service::Service;
+
+use crate::sources::Reach;
 
 /// Longest wait for a name; shorter than that for a connection, so that the message tells what was slow.
 const DEADLINE: Duration = Duration::from_secs(4);
@@ -100,7 +103,9 @@ impl Names {
         Self::new(|name| Ok((name, 0).to_socket_addrs()?.collect()))
     }
 
-    fn new(lookup: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static) -> Self {
+    pub(super) fn new(
+        lookup: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             lookup: Arc::new(lookup),
             table: Arc::default(),
@@ -160,7 +165,16 @@ impl Names {
     }
 }
 
-impl Service<Name> for Names {
+/// Looks names up for connections to one service, and gives those of their addresses that may be connected to. What the
+/// name servers say later does not matter: it is checked as well.
+#[derive(Clone)]
+pub(super) struct Guarded {
+    pub(super) names: Names,
+    /// What may be connected to, for which address of the service; `None` for a proxy.
+    pub(super) reach: Option<(Reach, Uri)>,
+}
+
+impl Service<Name> for Guarded {
     type Response = std::vec::IntoIter<SocketAddr>;
     type Error = io::Error;
     type Future = BoxFuture<'static, io::Result<Self::Response>>;
@@ -170,8 +184,16 @@ impl Service<Name> for Names {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let names = self.clone();
-        async move { Ok(names.resolve(name.to_string()).await?.into_iter()) }.boxed()
+        let Self { names, reach } = self.clone();
+        async move {
+            let mut found = names.resolve(name.to_string()).await?;
+            if let Some((reach, uri)) = reach {
+                let denied = |error| io::Error::new(io::ErrorKind::PermissionDenied, error);
+                found = reach.admit(&uri, found).map_err(denied)?;
+            }
+            Ok(found.into_iter())
+        }
+        .boxed()
     }
 }
 
@@ -289,8 +311,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_system_finds_this_machine() {
-        let mut names = Names::of_system();
-        let found = names.call("localhost".parse().unwrap()).await.unwrap();
-        assert!(found.into_iter().any(|address| address.ip().is_loopback()));
+        let found = Names::of_system().resolve("localhost".to_owned()).await;
+        assert!(
+            found
+                .unwrap()
+                .into_iter()
+                .any(|address| address.ip().is_loopback())
+        );
     }
 }

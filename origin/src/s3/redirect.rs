@@ -1,13 +1,13 @@
 //! Redirects: S3 sends requests for a new bucket on to its region, other services to another of their hosts.
 //!
 //! A request carries a signature, which holds for one request, and a session token. It follows a redirect to the same
-//! service alone: an answer must not be able to send it anywhere else.
+//! service alone: an answer must not be able to send it anywhere else. In a cluster that one has to be allowed, too
+//! ([`Reach`](crate::sources::Reach)).
 
 use http::Uri;
 use url::Url;
 
-/// Domains all of whose hosts are one service.
-const FAMILIES: [&str; 2] = ["amazonaws.com", "amazonaws.com.cn"];
+use crate::sources::is_aws_s3;
 
 /// The address that a request for `from` is to be sent to, if that is the same service.
 pub(super) fn follow(from: &Uri, location: &str) -> Option<Uri> {
@@ -29,11 +29,7 @@ fn is_same_service(from: &Url, to: &Url) -> bool {
         host.strip_suffix(domain)
             .is_some_and(|rest| rest.ends_with('.'))
     };
-    from == to
-        || below(to, from)
-        || FAMILIES
-            .iter()
-            .any(|family| below(from, family) && below(to, family))
+    from == to || below(to, from) || (is_aws_s3(from) && is_aws_s3(to))
 }
 
 #[cfg(test)]
@@ -61,6 +57,8 @@ mod tests {
         for (from, to) in [
             (aws, "http://b.s3.eu-west-1.amazonaws.com/k"),
             (aws, "https://example.com/k"),
+            (aws, "https://id.execute-api.us-east-1.amazonaws.com/k"),
+            (aws, "https://b.s3.eu-west-1.amazonaws.com.evil.com/k"),
             (aws, "https://evilamazonaws.com/k"),
             (
                 "http://s3.example.com/b/k",

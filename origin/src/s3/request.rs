@@ -18,6 +18,7 @@ use super::refusal::Refusal;
 use super::signature::{Keys, Signer};
 use super::trust::Trust;
 use crate::error::OriginError;
+use crate::sources::Reach;
 use crate::spec::{Addressing, OriginSpec, Place};
 
 /// Region of requests when nobody names one; the service corrects it.
@@ -37,6 +38,8 @@ pub(super) struct Client {
     region: RwLock<String>,
     /// `None` when requests are not signed.
     credentials: Option<Credentials>,
+    /// Where requests may go, and which of them may be signed.
+    reach: Reach,
     /// A request has succeeded: its address is right.
     pub(super) answered: AtomicBool,
 }
@@ -48,7 +51,7 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    pub(super) fn new(spec: &OriginSpec) -> Result<Self, OriginError> {
+    pub(super) fn new(spec: &OriginSpec, reach: Reach) -> Result<Self, OriginError> {
         let Place::S3 { bucket, .. } = spec.place()? else {
             return Err(OriginError::config(
                 spec.url.as_str(),
@@ -67,7 +70,7 @@ impl Client {
             None
         };
         let proxies = Arc::new(Proxies::of(&environment));
-        let connector = Connector::new(trust.as_ref(), proxies)?;
+        let connector = Connector::new(trust.as_ref(), proxies, reach.clone())?;
         let region = spec
             .region
             .clone()
@@ -88,6 +91,7 @@ impl Client {
             bucket: bucket.to_owned(),
             region: RwLock::new(region),
             credentials,
+            reach,
             answered: AtomicBool::new(false),
         })
     }
@@ -141,7 +145,14 @@ impl Client {
                 None => self.address(key, query, &target)?,
             };
             let credential = match &self.credentials {
-                Some(credentials) => Some(credentials.get().await?),
+                Some(credentials) => {
+                    if elsewhere.is_some() {
+                        // That the endpoint may have them was found when this client was made.
+                        let meant = self.reach.check_signature(&uri);
+                        meant.map_err(|forbidden| forbidden.of(target()))?;
+                    }
+                    Some(credentials.get().await?)
+                }
                 None => None,
             };
             let signer = credential.as_deref();

@@ -41,7 +41,7 @@ impl Connector {
         let Some(uri) = with_scheme(uri, "https", 80) else {
             return false;
         };
-        let mut connector = HttpsConnector::from((self.tcp.clone(), self.tls.clone()));
+        let mut connector = HttpsConnector::from((self.tcp(Some(&uri)), self.tls.clone()));
         match connector.call(uri).await {
             Ok(_) => true,
             // Whatever it dislikes or is disliked for, it has said so in TLS.
@@ -54,7 +54,7 @@ impl Connector {
     async fn speaks_plainly(&self, uri: &Uri) -> Option<bool> {
         let uri = with_scheme(uri, "http", 443)?;
         let request = format!("HEAD / HTTP/1.0\r\nHost: {}\r\n\r\n", uri.host()?);
-        let mut stream = self.tcp.clone().call(uri).await.ok()?.into_inner();
+        let mut stream = self.tcp(Some(&uri)).call(uri).await.ok()?.into_inner();
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = [0; 5];
         stream.read_exact(&mut answer).await.ok()?;

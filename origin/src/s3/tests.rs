@@ -53,7 +53,7 @@ fn origin(address: SocketAddr) -> S3Origin {
         anonymous: true,
         ..OriginSpec::parse("s3://bucket").unwrap()
     };
-    S3Origin::open(&spec).unwrap()
+    S3Origin::open(&spec, Reach::anywhere()).unwrap()
 }
 
 fn object(size: u64) -> ObjectRef {
@@ -210,4 +210,34 @@ async fn redirects_are_followed_within_the_service_and_not_for_ever() {
         assert!(error.to_string().contains(told), "{error}");
         assert_eq!(count.load(Ordering::Relaxed), requests, "{location}");
     }
+}
+
+#[tokio::test]
+async fn a_redirect_to_what_is_not_allowed_is_refused_and_asked_nothing() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let target = service(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        with_head("200 OK", &[ETAG, "Content-Length: 5"], b"12345")
+    })
+    .await;
+    let location = format!("Location: http://{target}/bucket/k");
+    let address = service(move |_| with_head("307 Temporary Redirect", &[&location], b"")).await;
+    let spec = OriginSpec {
+        endpoint: Some(format!("http://{address}")),
+        anonymous: true,
+        ..OriginSpec::parse("s3://bucket").unwrap()
+    };
+    let open = |allowed: &str| {
+        let allowed = vec![allowed.parse().unwrap()];
+        let policy = crate::SourcePolicy::of("weir worker", Vec::new(), allowed);
+        S3Origin::open(&spec, policy.reach(&spec).unwrap()).unwrap()
+    };
+    let error = read(&open(&address.to_string()), 5, 0..5)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), "not_allowed", "{error}");
+    assert!(error.to_string().contains(&target.to_string()), "{error}");
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    assert_eq!(read(&open("127.0.0.1"), 5, 0..5).await.unwrap(), b"12345");
 }

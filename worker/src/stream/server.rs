@@ -25,6 +25,7 @@ use super::admission::{Admission, Admitted, admit_local};
 use super::connections::{Connections, Limits, Place};
 use super::refusals::{NotAdmitted, Refusals};
 use crate::metrics::ResultLabel;
+use crate::sources::Claim;
 use crate::worker::{Cached, PrefetchAnswer, ReadError, Source, Worker};
 
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
@@ -180,11 +181,12 @@ async fn serve_connection<S: Socket>(
             outgoing.send(&[hello(epoch)]).await?;
             continue;
         }
-        let requests = with_others(first, version, &mut incoming)?;
+        let requests = with_others(worker, first, version, &mut incoming)?;
         let epoch = map.borrow().epoch;
         let client = Client {
             outgoing: &outgoing,
             version,
+            caller: &caller,
             stop,
         };
         if !answer_together(worker, requests, epoch, &client).await? {
@@ -234,7 +236,7 @@ async fn answer_together<S: Socket>(
     let answers = requests
         .into_iter()
         .zip(found)
-        .map(|(request, found)| answer(worker.clone(), request, found, epoch));
+        .map(|(request, found)| answer(worker.clone(), request, found, epoch, client.caller));
     let answers = stream::iter(answers).buffered(AT_ONCE);
     let mut answers = std::pin::pin!(answers.ready_chunks(AT_ONCE));
     while answered < keys.len() {
@@ -255,6 +257,8 @@ struct Client<'a, S> {
     outgoing: &'a Outgoing<'a, S>,
     /// The version of the stream that it speaks.
     version: u32,
+    /// Whose it is.
+    caller: &'a Caller,
     stop: &'a CancellationToken,
 }
 
@@ -308,17 +312,18 @@ impl<S: Socket> Client<'_, S> {
 
 /// A request with those that came together with it, up to a bound of their bytes.
 fn with_others<S: Socket>(
+    worker: &Worker,
     first: BlockRequest,
     version: u32,
     incoming: &mut Incoming<'_, S>,
 ) -> Result<Vec<Request>, FrameError> {
     let mut bytes = u64::from(first.length);
-    let mut requests = vec![Request::new::<S>(first, version)];
+    let mut requests = vec![Request::new::<S>(worker, first, version)];
     while bytes < MAX_TOGETHER
         && let Some(next) = incoming.arrived::<BlockRequest>()?
     {
         bytes += u64::from(next.length);
-        requests.push(Request::new::<S>(next, version));
+        requests.push(Request::new::<S>(worker, next, version));
     }
     Ok(requests)
 }
@@ -327,21 +332,27 @@ fn with_others<S: Socket>(
 struct Request {
     message: BlockRequest,
     wanted: Option<(Block, Range<u32>)>,
+    /// Whether the dataset that it names may have such an object.
+    claim: Claim,
     /// The version of the stream that the answer is in.
     version: u32,
 }
 
 impl Request {
-    fn new<S: Socket>(mut message: BlockRequest, version: u32) -> Self {
+    fn new<S: Socket>(worker: &Worker, mut message: BlockRequest, version: u32) -> Self {
         if !S::CARRIES_DESCRIPTORS {
             message.location_format = 0;
             message.report_damaged &= version > 0;
             (message.reads_before, message.bytes_before) = (0, 0);
         }
         let wanted = parse(&message);
+        let origin = OriginId(message.origin);
+        let origins = worker.origins();
+        let claim = origins.claim(&message.dataset, origin, &message.key);
         Self {
             message,
             wanted,
+            claim,
             version,
         }
     }
@@ -356,6 +367,9 @@ async fn find_together(worker: &Worker, requests: &[Request]) -> Vec<Option<Cach
     let mut found = vec![None; requests.len()];
     let whole = requests.iter().enumerate().filter_map(|(at, request)| {
         let (block, range) = request.wanted.as_ref()?;
+        if request.claim != Claim::Inside {
+            return None;
+        }
         let takes_descriptor = request.message.location_format == LOCATION_FORMAT;
         let is_whole = *range == (0..block.len()) && !takes_descriptor;
         is_whole.then(|| (at, (block.key(), block.len())))
@@ -371,7 +385,13 @@ async fn find_together(worker: &Worker, requests: &[Request]) -> Vec<Option<Cach
 }
 
 /// The answer to a request, for which something may have been found already.
-async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, epoch: u64) -> Frame {
+async fn answer(
+    worker: Arc<Worker>,
+    request: Request,
+    found: Option<Cached>,
+    epoch: u64,
+    caller: &Caller,
+) -> Frame {
     let failed = |status: BlockStatus, message: String| {
         count(&worker, "error");
         let reply = BlockReply {
@@ -392,6 +412,18 @@ async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, ep
             ),
         );
     };
+    if request.claim != Claim::Inside
+        && let Some((status, message)) = refuse(&worker, message, caller).await
+    {
+        count(&worker, "refused");
+        let reply = BlockReply {
+            status: status.into(),
+            message,
+            epoch,
+            ..BlockReply::default()
+        };
+        return Frame::new(&reply, Vec::new());
+    }
     let count_read = |source, bytes| {
         count(&worker, "ok");
         let reads = worker.metrics().dataset(&message.dataset);
@@ -469,12 +501,38 @@ async fn answer(worker: Arc<Worker>, request: Request, found: Option<Cached>, ep
     }
 }
 
+/// What a request is told whose dataset does not have the object; none if the dataset was only new.
+async fn refuse(
+    worker: &Worker,
+    request: &BlockRequest,
+    caller: &Caller,
+) -> Option<(BlockStatus, String)> {
+    let (dataset, key, origin) = (&request.dataset, &request.key, OriginId(request.origin));
+    let claim = worker.origins().claim_or_learn(dataset, origin, key).await;
+    let refused = match claim {
+        Claim::Inside => return None,
+        Claim::Unknown => (
+            BlockStatus::UnknownOrigin,
+            format!("dataset {dataset} is not known here; check that it still exists"),
+        ),
+        Claim::Outside => (
+            BlockStatus::Denied,
+            format!(
+                "dataset {dataset} has no source with such an object; `weir dataset get {dataset}` shows its sources"
+            ),
+        ),
+    };
+    worker.origins().refusals.note(caller, dataset, origin, key);
+    Some(refused)
+}
+
 /// Whether another worker, or the client itself, may have better luck with the origin: credentials, certificates and
 /// profiles are those of a process.
 fn depends_on_the_worker(error: &OriginError) -> bool {
     [
         "access_denied",
         "credentials_expired",
+        "not_allowed",
         "config",
         "untrusted",
         "no_such_host",

@@ -54,7 +54,7 @@ async fn list_from(
         first_backoff: Duration::from_millis(1),
         ..FetchPolicy::default()
     };
-    let client = Client::new(&spec).unwrap();
+    let client = Client::new(&spec, crate::sources::Reach::anywhere()).unwrap();
     let listed = async {
         let mut pages = pages(&client, prefix.to_owned(), &policy);
         let mut all = Vec::new();
@@ -288,7 +288,7 @@ async fn a_host_that_does_not_exist_is_final_until_the_origin_has_answered() {
         budget: Duration::from_millis(500),
         ..FetchPolicy::default()
     };
-    let client = Client::new(&spec).unwrap();
+    let client = Client::new(&spec, crate::sources::Reach::anywhere()).unwrap();
     let list = async || {
         let first = pages(&client, String::new(), &policy).next().await;
         first.unwrap().unwrap_err()

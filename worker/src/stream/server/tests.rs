@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::LocalSet;
 use weir_core::ByteSize;
-use weir_origin::{Addressing, FetchPolicy, OriginMetrics, OriginSpec};
+use weir_origin::{Addressing, FetchPolicy, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_trust::Access;
 use weir_wire::{Link, have_checksums};
 
@@ -80,6 +80,7 @@ impl Bed {
             fill_budget: ByteSize(0),
             origins_file: None,
             fetch: FetchPolicy::default(),
+            sources: SourcePolicy::unlimited(),
         };
         let metrics = WorkerMetrics::register(&mut registry);
         let origin_metrics = OriginMetrics::register(&mut registry);
@@ -117,7 +118,9 @@ impl Bed {
 
     /// The origin's number, and the versions of its files in the order of their numbers.
     async fn list(spec: &OriginSpec, files: usize) -> (u64, Vec<String>) {
-        let opened = weir_origin::open(spec).await.unwrap();
+        let opened = weir_origin::open(spec, &SourcePolicy::unlimited())
+            .await
+            .unwrap();
         let mut pages = opened.list("");
         let mut versions = vec![String::new(); files];
         while let Some(page) = pages.next().await {
@@ -385,5 +388,107 @@ fn when_the_worker_stops_its_idle_connections_end_and_new_requests_get_no_answer
         bed.end().await;
         let end = idle.split().1.message::<BlockReply>().await;
         assert!(matches!(end, Ok(None) | Err(_)), "{end:?}");
+    });
+}
+
+#[test]
+fn a_request_is_for_the_objects_of_the_dataset_that_it_names() {
+    run(async {
+        let bed = Bed::new(3).await;
+        let sources = |dataset: &str, origin, prefix: &str| weir_proto::v1::DatasetSources {
+            dataset: dataset.to_owned(),
+            sources: vec![weir_proto::v1::Source {
+                origin,
+                prefix: prefix.to_owned(),
+            }],
+        };
+        let bind = |datasets| {
+            let datasets = crate::sources::DatasetSources::of_reply(datasets);
+            bed.worker.origins().bind(Some(datasets));
+        };
+        let told = vec![
+            sources("set", bed.origin, ""),
+            sources("part", bed.origin, "1/"),
+            sources("other", 7, ""),
+        ];
+        bind(told.clone());
+        // A master that answers at once, and has nothing new until a dataset is asked for that was just made.
+        let master = async {
+            loop {
+                bed.worker.origins().wanted().await;
+                let mut told = told.clone();
+                told.push(sources("new", bed.origin, ""));
+                bind(told);
+                bed.worker.origins().confirm();
+            }
+        };
+        let ask = async {
+            let whole = 0..LENGTH as u32;
+            let of = |dataset: &str, n: usize| BlockRequest {
+                dataset: dataset.to_owned(),
+                ..bed.request(n, whole.clone())
+            };
+            // In the tier, so that what is cached is guarded as well.
+            let mut link = bed.tcp().await;
+            send(
+                &mut link,
+                &[bed.request(0, whole.clone()), bed.request(1, whole.clone())],
+            )
+            .await;
+            for _ in 0..2 {
+                assert_eq!(receive(&mut link).await.0.status(), BlockStatus::Ok);
+            }
+            bed.until_stored(2).await;
+            let hostile = |key: &str| BlockRequest {
+                key: key.to_owned(),
+                ..of("set", 0)
+            };
+            let long = "x".repeat(50_000);
+            let cases = [
+                (of("set", 0), BlockStatus::Ok),
+                (of("other", 0), BlockStatus::Denied),
+                (of("part", 1), BlockStatus::Denied),
+                (of("set", 1), BlockStatus::Ok),
+                (of("gone", 1), BlockStatus::UnknownOrigin),
+                (hostile("../0"), BlockStatus::Denied),
+                (hostile("/etc/shadow"), BlockStatus::Denied),
+                (hostile(""), BlockStatus::Denied),
+                (hostile("a\0b"), BlockStatus::Denied),
+                (hostile(&long), BlockStatus::Denied),
+                (of("new", 2), BlockStatus::Ok),
+            ];
+            let requests: Vec<_> = cases.iter().map(|(request, _)| request.clone()).collect();
+            let mut link = bed.tcp().await;
+            send(&mut link, &requests).await;
+            for (request, expected) in &cases {
+                let (reply, _) = receive(&mut link).await;
+                assert_eq!(reply.status(), *expected, "{request:?}: {reply:?}");
+                let has_bytes = *expected == BlockStatus::Ok;
+                assert_eq!(reply.length > 0, has_bytes, "{request:?}");
+            }
+            // Nor as a descriptor of the file where it is.
+            let mut link = bed.unix().await;
+            let located = BlockRequest {
+                location_format: LOCATION_FORMAT,
+                ..of("other", 0)
+            };
+            send(&mut link, &[located]).await;
+            let (reply, _) = receive(&mut link).await;
+            assert_eq!(reply.status(), BlockStatus::Denied);
+            assert!(reply.location.is_none());
+        };
+        tokio::select! {
+            () = master => {}
+            () = ask => {}
+        }
+        let refused = ResultLabel { result: "refused" };
+        let counted = bed
+            .worker
+            .metrics()
+            .stream_requests
+            .get_or_create(&refused)
+            .get();
+        assert_eq!(counted, 9);
+        bed.end().await;
     });
 }

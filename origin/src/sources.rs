@@ -1,0 +1,485 @@
+//! Which sources a process may read, and where its credentials may go.
+//!
+//! A master and its workers read what a dataset names, and whoever may make a dataset names it: without a limit they
+//! would read any file and any address that they can reach, with their own keys. So a process of a cluster has a
+//! [`SourcePolicy`]. Directories are read only below those that it allows; endpoints only where neither their name nor
+//! the addresses that a connection is made to are refused; and requests are signed only for endpoints that the keys are
+//! meant for. Each process checks for itself, whatever another one has allowed.
+//!
+//! A mount with its own cache reads what its user names, and has no limits ([`SourcePolicy::unlimited`]).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Component, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Uri;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use url::{Host, Url};
+
+use crate::error::OriginError;
+use crate::file::Root;
+use crate::spec::{Addressing, OriginSpec, Place};
+
+pub(crate) mod address;
+mod endpoint;
+
+use address::Special;
+pub use endpoint::AllowedEndpoint;
+pub(crate) use endpoint::is_aws_s3;
+
+/// The same refusal is logged once in so long.
+const LOG_AGAIN: Duration = Duration::from_mins(1);
+/// Refusals that are remembered for that: callers may name any source.
+const MAX_LOGGED: usize = 256;
+
+/// Which sources a process may read. The default is that of a process that was told of none: AWS, and endpoints that
+/// are elsewhere on the network, without a signature.
+#[derive(Clone, Debug)]
+pub struct SourcePolicy(Option<Arc<Limits>>);
+
+/// A directory below which sources may lie.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AllowedDir(PathBuf);
+
+impl TryFrom<String> for AllowedDir {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<AllowedDir> for String {
+    fn from(dir: AllowedDir) -> Self {
+        dir.0.to_string_lossy().into_owned() // it was made from text
+    }
+}
+
+impl FromStr for AllowedDir {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = PathBuf::from(text.strip_prefix("file://").unwrap_or(text));
+        let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        if !path.is_absolute() || !path.components().all(is_plain) {
+            return Err("write an absolute directory without `..`, for example /data".to_owned());
+        }
+        Ok(Self(path))
+    }
+}
+
+#[derive(Debug)]
+struct Limits {
+    /// The command that runs, in messages: `weir worker`.
+    process: &'static str,
+    /// The widest first.
+    dirs: Arc<[PathBuf]>,
+    endpoints: Vec<AllowedEndpoint>,
+    /// When a refusal was logged, by a hash of it.
+    logged: Mutex<HashMap<String, Instant>>,
+}
+
+impl Default for SourcePolicy {
+    fn default() -> Self {
+        Self::of("this process", Vec::new(), Vec::new())
+    }
+}
+
+impl SourcePolicy {
+    /// The policy of a process whose own user names what it reads.
+    pub fn unlimited() -> Self {
+        Self(None)
+    }
+
+    /// The policy of a process that reads what others name. `process` is its command in messages: `weir worker`. With
+    /// any `endpoints`, others than those are refused, except for AWS's own and that of the process's environment.
+    pub fn of(
+        process: &'static str,
+        dirs: Vec<AllowedDir>,
+        endpoints: Vec<AllowedEndpoint>,
+    ) -> Self {
+        let mut dirs: Vec<PathBuf> = dirs.into_iter().map(|dir| dir.0).collect();
+        dirs.sort_by_key(|dir| dir.components().count());
+        Self(Some(Arc::new(Limits {
+            process,
+            dirs: dirs.into(),
+            endpoints,
+            logged: Mutex::default(),
+        })))
+    }
+
+    /// Checks what can be told of a source without asking anybody: its directory's name, or its endpoint's.
+    pub fn check(&self, spec: &OriginSpec) -> Result<(), OriginError> {
+        match spec.place()? {
+            Place::S3 { .. } => self.reach(spec).map(drop),
+            Place::File { .. } => Ok(()), // a name tells nothing, links may lead anywhere
+        }
+    }
+
+    /// Where the files of a directory may be opened.
+    pub(crate) fn root(&self, dir: PathBuf) -> Root {
+        match &self.0 {
+            None => Root::anywhere(dir),
+            Some(limits) => Root::below(limits.dirs.clone(), dir),
+        }
+    }
+
+    /// The error for a directory that is not below an allowed one.
+    pub(crate) fn refuse_dir(&self, describe: &Arc<str>) -> OriginError {
+        let process = self
+            .0
+            .as_ref()
+            .map_or("this process", |limits| limits.process);
+        let refused = Forbidden {
+            problem: format!("this directory is not below one that `{process}` allows"),
+            remedy: format!(
+                "start `{process}` with --allow-file DIR if datasets may show the files below DIR"
+            ),
+        };
+        if let Some(limits) = &self.0 {
+            limits.log(describe, &refused);
+        }
+        refused.of(describe.clone())
+    }
+
+    /// What requests to a bucket may do. Refused here is what an address cannot make right any more.
+    pub(crate) fn reach(&self, spec: &OriginSpec) -> Result<Reach, OriginError> {
+        self.reach_with(spec, || own_endpoint(spec))
+    }
+
+    fn reach_with(
+        &self,
+        spec: &OriginSpec,
+        own: impl FnOnce() -> Option<Url>,
+    ) -> Result<Reach, OriginError> {
+        let Some(limits) = &self.0 else {
+            return Ok(Reach(None));
+        };
+        let Place::S3 { bucket, .. } = spec.place()? else {
+            return Ok(Reach(None));
+        };
+        let endpoint = match &spec.endpoint {
+            None => None,
+            Some(endpoint) => Some(spec.endpoint_url(endpoint)?),
+        };
+        let bucket_host = match &endpoint {
+            Some(url) if spec.addressing == Addressing::Virtual => url.host_str().map(|host| {
+                let behind = format!("{bucket}.{host}").to_ascii_lowercase();
+                (behind, host.to_owned())
+            }),
+            _ => None,
+        };
+        let own = endpoint
+            .as_ref()
+            .and_then(|endpoint| own().filter(|own| own == endpoint));
+        let reach = Bounds {
+            limits: limits.clone(),
+            origin: format!("s3://{bucket}").into(),
+            bucket_host,
+            own,
+        };
+        if let Some(endpoint) = &endpoint {
+            let uri = endpoint.as_str().parse::<Uri>().map_err(|_| {
+                OriginError::config(spec.url.as_str(), "the endpoint is no address", "check it")
+            })?;
+            // Which addresses the name has is seen when a connection is made.
+            reach
+                .check_name(&uri, false)
+                .map_err(|e| e.of(reach.origin.clone()))?;
+            if !spec.anonymous {
+                reach
+                    .check_signature(&uri)
+                    .map_err(|e| e.of(reach.origin.clone()))?;
+            }
+        }
+        Ok(Reach(Some(Arc::new(reach))))
+    }
+}
+
+/// The endpoint that this process's own environment, or the profile that the spec names, has for S3.
+fn own_endpoint(spec: &OriginSpec) -> Option<Url> {
+    let bare = OriginSpec {
+        endpoint: None,
+        ..spec.clone()
+    };
+    let own = bare.with_environment().ok()?.endpoint?;
+    spec.endpoint_url(&own).ok()
+}
+
+/// Why a source may not be read.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{problem}")]
+pub(crate) struct Forbidden {
+    problem: String,
+    remedy: String,
+}
+
+impl Forbidden {
+    /// The error for the caller.
+    pub(crate) fn of(self, target: Arc<str>) -> OriginError {
+        OriginError::NotAllowed {
+            target,
+            problem: self.problem,
+            remedy: self.remedy,
+        }
+    }
+}
+
+impl Limits {
+    /// Tells the operator, but not each time that a reader tries again.
+    fn log(&self, origin: &str, refused: &Forbidden) {
+        let message = format!("{origin}: {}", refused.problem);
+        let now = Instant::now();
+        {
+            let mut logged = self.logged.lock();
+            if logged.get(&message).is_some_and(|at| now < *at + LOG_AGAIN) {
+                return;
+            }
+            if logged.len() >= MAX_LOGGED {
+                logged.retain(|_, at| now < *at + LOG_AGAIN);
+            }
+            if logged.len() >= MAX_LOGGED {
+                return;
+            }
+            logged.insert(message, now);
+        }
+        tracing::warn!(
+            origin,
+            "a source was refused: {}; {}",
+            refused.problem,
+            refused.remedy
+        );
+    }
+}
+
+/// What the requests of one origin may do; without a limit where the process's own user names the origin.
+#[derive(Clone, Debug)]
+pub(crate) struct Reach(Option<Arc<Bounds>>);
+
+#[derive(Debug)]
+struct Bounds {
+    limits: Arc<Limits>,
+    /// In messages.
+    origin: Arc<str>,
+    /// The endpoint's host behind the bucket's name, which counts as the endpoint's, and that.
+    bucket_host: Option<(String, String)>,
+    /// The endpoint, if the process's own environment names it.
+    own: Option<Url>,
+}
+
+/// What is known of a host by its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Standing {
+    /// The operator names it: it may have any address.
+    Named,
+    /// It is AWS's, or below a domain that the operator names: its addresses must not be special ones.
+    Known,
+    /// Nobody names it.
+    Other,
+}
+
+impl Reach {
+    /// Requests that may go anywhere: to services that give this process its credentials.
+    pub(crate) fn anywhere() -> Self {
+        Self(None)
+    }
+
+    /// Checks where a request goes, by name; a host that is an address is checked as one. Behind a proxy nobody here
+    /// sees the addresses, so that the name must do.
+    pub(crate) fn check_name(&self, uri: &Uri, behind_proxy: bool) -> Result<(), Forbidden> {
+        match &self.0 {
+            None => Ok(()),
+            Some(bounds) => bounds.check_name(uri, behind_proxy),
+        }
+    }
+
+    /// Those of a host's addresses that a connection for `uri` may be made to; an error when none is.
+    pub(crate) fn admit(
+        &self,
+        uri: &Uri,
+        mut addresses: Vec<SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, Forbidden> {
+        let Some(bounds) = &self.0 else {
+            return Ok(addresses);
+        };
+        let mut refused = None;
+        addresses.retain(|address| match bounds.check_address(uri, address.ip()) {
+            Ok(()) => true,
+            Err(error) => {
+                refused = Some(error);
+                false
+            }
+        });
+        match refused {
+            Some(refused) if addresses.is_empty() => Err(bounds.forbid(refused)),
+            _ => Ok(addresses),
+        }
+    }
+
+    /// Whether a request to `uri` may carry a signature, and with it a session token.
+    pub(crate) fn check_signature(&self, uri: &Uri) -> Result<(), Forbidden> {
+        match &self.0 {
+            None => Ok(()),
+            Some(bounds) => bounds.check_signature(uri),
+        }
+    }
+}
+
+impl Bounds {
+    fn check_name(&self, uri: &Uri, behind_proxy: bool) -> Result<(), Forbidden> {
+        let host = self.host(uri);
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return self.check_address(uri, ip).map_err(|e| self.forbid(e));
+        }
+        let is_local = host == "localhost" || host.ends_with(".localhost");
+        if behind_proxy && is_local {
+            let loopback = IpAddr::from([127, 0, 0, 1]);
+            return self
+                .check_address(uri, loopback)
+                .map_err(|e| self.forbid(e));
+        }
+        let by_address = self
+            .limits
+            .endpoints
+            .iter()
+            .any(AllowedEndpoint::is_address);
+        let is_open = self.limits.endpoints.is_empty() || (by_address && !behind_proxy);
+        if self.standing(uri, &host) == Standing::Other && !is_open {
+            return Err(self.forbid(self.not_named(uri)));
+        }
+        Ok(())
+    }
+
+    /// Checks an address that a connection for `uri` is made to.
+    fn check_address(&self, uri: &Uri, ip: IpAddr) -> Result<(), Forbidden> {
+        let ip = address::plain(ip);
+        let port = port(uri);
+        let names_it = |endpoint: &AllowedEndpoint| endpoint.names_address(ip, port);
+        if self.limits.endpoints.iter().any(names_it) {
+            return Ok(());
+        }
+        let standing = self.standing(uri, &self.host(uri));
+        match (standing, address::special(ip)) {
+            (Standing::Named, _) | (Standing::Known, None) => Ok(()),
+            (_, Some(special)) => Err(self.special(uri, ip, special)),
+            (Standing::Other, None) if self.limits.endpoints.is_empty() => Ok(()),
+            (Standing::Other, None) => Err(self.not_named(uri)),
+        }
+    }
+
+    fn check_signature(&self, uri: &Uri) -> Result<(), Forbidden> {
+        // With any endpoint named, connections are made to named ones alone.
+        let is_meant = !self.limits.endpoints.is_empty()
+            || self.standing(uri, &self.host(uri)) != Standing::Other;
+        if is_meant {
+            return Ok(());
+        }
+        let process = self.limits.process;
+        let (shown, name) = (shown(uri), shown_host(uri));
+        Err(self.forbid(Forbidden {
+            problem: format!("the credentials of `{process}` are not meant for the endpoint {shown}"),
+            remedy: format!(
+                "start `{process}` with --allow-endpoint {name} or AWS_ENDPOINT_URL={shown}, or make the dataset with --anonymous"
+            ),
+        }))
+    }
+
+    /// The host of a request, as names are compared.
+    fn host(&self, uri: &Uri) -> String {
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        host.trim_end_matches('.').to_ascii_lowercase()
+    }
+
+    fn standing(&self, uri: &Uri, host: &str) -> Standing {
+        let is_aws = uri.scheme_str() == Some("https") && is_aws_s3(host);
+        let host = match &self.bucket_host {
+            Some((behind, endpoint)) if behind == host => endpoint,
+            _ => host,
+        };
+        let is_own = |own: &Url| {
+            own.host_str()
+                .is_some_and(|own| own.trim_matches(['[', ']']) == host)
+                && uri.scheme_str() == Some(own.scheme())
+                && own.port_or_known_default() == Some(port(uri))
+        };
+        let endpoints = &self.limits.endpoints;
+        let is_named = |endpoint: &AllowedEndpoint| endpoint.names_host(host, port(uri));
+        if self.own.as_ref().is_some_and(is_own) || endpoints.iter().any(is_named) {
+            Standing::Named
+        } else if is_aws
+            || endpoints
+                .iter()
+                .any(|endpoint| endpoint.names_domain_of(host))
+        {
+            Standing::Known
+        } else {
+            Standing::Other
+        }
+    }
+
+    fn special(&self, uri: &Uri, ip: IpAddr, special: Special) -> Forbidden {
+        let (process, host) = (self.limits.process, shown_host(uri));
+        Forbidden {
+            problem: format!(
+                "the endpoint {host} is at {ip}, {special}, from which `{process}` does not read unless that is allowed"
+            ),
+            remedy: format!("start `{process}` with --allow-endpoint {host} if it is meant"),
+        }
+    }
+
+    fn not_named(&self, uri: &Uri) -> Forbidden {
+        let (process, host) = (self.limits.process, shown_host(uri));
+        Forbidden {
+            problem: format!(
+                "the endpoint {host} is neither AWS's nor one that `{process}` allows"
+            ),
+            remedy: format!("start `{process}` with --allow-endpoint {host} too if it is meant"),
+        }
+    }
+
+    fn forbid(&self, refused: Forbidden) -> Forbidden {
+        self.limits.log(&self.origin, &refused);
+        refused
+    }
+}
+
+/// The port of a request.
+fn port(uri: &Uri) -> u16 {
+    let usual = if uri.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
+    uri.port_u16().unwrap_or(usual)
+}
+
+/// An endpoint in messages: never its user, path or query.
+fn shown(uri: &Uri) -> String {
+    format!(
+        "{}://{}",
+        uri.scheme_str().unwrap_or("http"),
+        shown_host(uri)
+    )
+}
+
+fn shown_host(uri: &Uri) -> String {
+    let host = uri.host().unwrap_or_default();
+    match uri.port_u16() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// Reads a host as URLs do: `0x7f.1` is an address.
+fn parse_host(text: &str) -> Option<Host> {
+    Host::parse(text).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! What datasets are made of, by which requests that name them are checked.
+//!
+//! A request on the block stream names a dataset, an origin and a key. Only keys that the dataset can have are read: below
+//! one of its sources, and such that a file of the dataset has them. Whoever may read one dataset can so read no other,
+//! nor what lies beside them in the same bucket.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use weir_core::OriginId;
+use weir_core::keypath::{KeyPath, classify};
+use weir_proto::v1;
+use weir_trust::Caller;
+
+/// Least time between two lines about refused requests in the log.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The sources of all datasets.
+#[derive(Debug, Default)]
+pub(crate) struct DatasetSources(HashMap<String, Box<[Source]>>);
+
+/// An origin, and what all keys of a dataset begin with there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Source {
+    origin: u64,
+    prefix: Box<str>,
+}
+
+/// Sources in a file.
+type Kept = Vec<(u64, String)>;
+
+/// Whether a dataset has a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Claim {
+    /// It may be one of its files.
+    Inside,
+    /// It is not below any of its sources.
+    Outside,
+    /// There is no such dataset.
+    Unknown,
+}
+
+impl DatasetSources {
+    /// The table that a master sends.
+    pub(crate) fn of_reply(datasets: Vec<v1::DatasetSources>) -> Self {
+        let table = datasets.into_iter().map(|dataset| {
+            let sources = dataset.sources.into_iter().map(|source| Source {
+                origin: source.origin,
+                prefix: source.prefix.into(),
+            });
+            (dataset.dataset, outermost(sources.collect()))
+        });
+        Self(table.collect())
+    }
+
+    /// The table as it is kept over a restart.
+    pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        let source = |source: &Source| (source.origin, source.prefix.to_string());
+        let rows = self.0.iter().map(|(dataset, sources)| {
+            let sources: Kept = sources.iter().map(source).collect();
+            (dataset, sources)
+        });
+        serde_json::to_vec(&rows.collect::<Vec<_>>())
+    }
+
+    /// The table that was kept.
+    pub(crate) fn of_json(json: &[u8]) -> serde_json::Result<Self> {
+        let rows: Vec<(String, Kept)> = serde_json::from_slice(json)?;
+        let table = rows.into_iter().map(|(dataset, sources)| {
+            let sources = sources.into_iter().map(|(origin, prefix)| Source {
+                origin,
+                prefix: prefix.into(),
+            });
+            (dataset, outermost(sources.collect()))
+        });
+        Ok(Self(table.collect()))
+    }
+
+    /// Whether a key of an origin is one that the dataset may have.
+    pub(crate) fn claim(&self, dataset: &str, origin: OriginId, key: &str) -> Claim {
+        let Some(sources) = self.0.get(dataset) else {
+            return Claim::Unknown;
+        };
+        // None is below another, so only the last before the key can be above it.
+        let place = |source: &Source| (source.origin, &*source.prefix) <= (origin.0, key);
+        let before = sources.partition_point(place).checked_sub(1);
+        let rest = before.and_then(|at| {
+            let source = &sources[at];
+            let rest = key.strip_prefix(&*source.prefix)?;
+            (source.origin == origin.0).then_some(rest)
+        });
+        match rest.map(|rest| classify(rest.as_bytes(), 1)) {
+            Some(Ok(KeyPath::File(_))) => Claim::Inside,
+            _ => Claim::Outside,
+        }
+    }
+}
+
+/// The sources in order, without those that are below another.
+fn outermost(mut sources: Vec<Source>) -> Box<[Source]> {
+    sources.sort();
+    sources.dedup_by(|later, earlier| {
+        later.origin == earlier.origin && later.prefix.starts_with(&*earlier.prefix)
+    });
+    sources.into()
+}
+
+/// Tells the operator of requests that were refused, but not of each: whoever makes them can make many.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Mutex<(Option<Instant>, u64)>);
+
+impl Refusals {
+    /// Notes a request that was refused.
+    pub(crate) fn note(&self, from: &Caller, dataset: &str, origin: OriginId, key: &str) {
+        let refused = {
+            let mut state = self.0.lock();
+            let (last, count) = &mut *state;
+            *count += 1;
+            if last.is_some_and(|last| last.elapsed() < LOG_INTERVAL) {
+                return;
+            }
+            *last = Some(Instant::now());
+            std::mem::take(count)
+        };
+        let key: String = key.chars().take(200).flat_map(char::escape_debug).collect();
+        let dataset: String = dataset
+            .chars()
+            .take(200)
+            .flat_map(char::escape_debug)
+            .collect();
+        tracing::warn!(
+            %from, dataset, %origin, key, refused,
+            "a request was refused: its dataset has no such object"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(datasets: &[(&str, &[(u64, &str)])]) -> DatasetSources {
+        let datasets = datasets.iter().map(|(name, sources)| {
+            let sources = sources.iter().map(|(origin, prefix)| v1::Source {
+                origin: *origin,
+                prefix: (*prefix).to_owned(),
+            });
+            v1::DatasetSources {
+                dataset: (*name).to_owned(),
+                sources: sources.collect(),
+            }
+        });
+        DatasetSources::of_reply(datasets.collect())
+    }
+
+    #[test]
+    fn a_key_is_a_dataset_s_if_it_is_below_a_source_and_a_file_may_have_it() {
+        let nested = [
+            (1, "a/b/"),
+            (1, "a/"),
+            (1, "a/bc/"),
+            (2, ""),
+            (3, "x/"),
+            (1, "z/"),
+        ];
+        let table = table(&[("one", &[(1, "a/b/")]), ("many", &nested), ("none", &[])]);
+        let claim = |dataset: &str, origin, key: &str| table.claim(dataset, OriginId(origin), key);
+        for (dataset, origin, key) in [
+            ("one", 1, "a/b/file"),
+            ("one", 1, "a/b/c/file"),
+            ("many", 1, "a/b/file"),
+            ("many", 1, "a/zz/file"),
+            ("many", 1, "a/bc/file"),
+            ("many", 1, "z/file"),
+            ("many", 2, "anything/at/all"),
+            ("many", 3, "x/é"),
+        ] {
+            assert_eq!(
+                claim(dataset, origin, key),
+                Claim::Inside,
+                "{dataset} {origin} {key}"
+            );
+        }
+        let long = format!("a/b/{}", "x".repeat(60_000));
+        for (dataset, origin, key) in [
+            ("one", 1, "a/bc/file"),
+            ("one", 1, "a/bfile"),
+            ("one", 1, "a/b"),
+            ("one", 1, "a/b/"),
+            ("one", 1, "a/c/file"),
+            ("one", 1, "b/file"),
+            ("one", 1, ""),
+            ("one", 2, "a/b/file"),
+            ("one", 0, "a/b/file"),
+            ("one", 1, "a/b/../../secret"),
+            ("one", 1, "a/b/./file"),
+            ("one", 1, "a/b//file"),
+            ("one", 1, "a/b/fi\0le"),
+            ("one", 1, &long),
+            ("many", 1, "b/file"),
+            ("many", 2, ""),
+            ("many", 2, "/etc/shadow"),
+            ("many", 2, "../etc/shadow"),
+            ("many", 3, "y/file"),
+            ("none", 1, "a/b/file"),
+        ] {
+            assert_eq!(
+                claim(dataset, origin, key),
+                Claim::Outside,
+                "{dataset} {origin} {key:?}"
+            );
+        }
+        for dataset in ["two", "", "one@1", "ONE"] {
+            assert_eq!(claim(dataset, 1, "a/b/file"), Claim::Unknown, "{dataset}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_may_be_what_no_file_s_name_is() {
+        let table = table(&[("odd", &[(1, "a//../b/")])]);
+        let claim = |key: &str| table.claim("odd", OriginId(1), key);
+        assert_eq!(claim("a//../b/file"), Claim::Inside);
+        assert_eq!(claim("a//../b/../file"), Claim::Outside);
+        assert_eq!(claim("b/file"), Claim::Outside);
+    }
+
+    #[test]
+    fn the_table_survives_its_file() {
+        let before = table(&[("one", &[(u64::MAX, "a/b/")])]);
+        let json = before.to_json().unwrap();
+        let after = DatasetSources::of_json(&json).unwrap();
+        assert_eq!(
+            after.claim("one", OriginId(u64::MAX), "a/b/c"),
+            Claim::Inside
+        );
+        assert_eq!(after.claim("one", OriginId(1), "a/b/c"), Claim::Outside);
+    }
+
+    #[test]
+    fn of_many_refusals_few_are_told() {
+        let refusals = Refusals::default();
+        let caller = Caller::Local { uid: 65_534 };
+        for _ in 0..1000 {
+            refusals.note(&caller, "set", OriginId(1), "key");
+        }
+        assert_eq!(refusals.0.lock().1, 999);
+    }
+}
