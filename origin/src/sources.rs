@@ -332,7 +332,7 @@ impl Reach {
 
 impl Bounds {
     fn check_name(&self, uri: &Uri, behind_proxy: bool) -> Result<(), Forbidden> {
-        let host = self.host(uri);
+        let host = Self::host(uri);
         if let Ok(ip) = host.parse::<IpAddr>() {
             return self.check_address(uri, ip).map_err(|e| self.forbid(e));
         }
@@ -363,7 +363,7 @@ impl Bounds {
         if self.limits.endpoints.iter().any(names_it) {
             return Ok(());
         }
-        let standing = self.standing(uri, &self.host(uri));
+        let standing = self.standing(uri, &Self::host(uri));
         match (standing, address::special(ip)) {
             (Standing::Named, _) | (Standing::Known, None) => Ok(()),
             (_, Some(special)) => Err(self.special(uri, ip, special)),
@@ -375,7 +375,7 @@ impl Bounds {
     fn check_signature(&self, uri: &Uri) -> Result<(), Forbidden> {
         // With any endpoint named, connections are made to named ones alone.
         let is_meant = !self.limits.endpoints.is_empty()
-            || self.standing(uri, &self.host(uri)) != Standing::Other;
+            || self.standing(uri, &Self::host(uri)) != Standing::Other;
         if is_meant {
             return Ok(());
         }
@@ -390,7 +390,7 @@ impl Bounds {
     }
 
     /// The host of a request, as names are compared.
-    fn host(&self, uri: &Uri) -> String {
+    fn host(uri: &Uri) -> String {
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         host.trim_end_matches('.').to_ascii_lowercase()

@@ -239,6 +239,8 @@ fn own(part: &str, dir: &Path, certs: &Path) -> Command {
     command
         .args(["--parent", &std::process::id().to_string()])
         .args(["--http", "127.0.0.1:0"])
+        // Datasets are made by who runs this, and may be what this user can read.
+        .args(["--allow-file", "/", "--allow-endpoint", "any"])
         .arg("--dir")
         .arg(dir)
         .arg("--certs")

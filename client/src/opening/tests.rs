@@ -62,6 +62,7 @@ impl Served {
             fill_budget: ByteSize(0),
             origins_file: None,
             fetch: FetchPolicy::default(),
+            sources: weir_origin::SourcePolicy::unlimited(),
         };
         let id = config.id.clone();
         let metrics = WorkerMetrics::register(&mut registry);

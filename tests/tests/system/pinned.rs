@@ -92,6 +92,7 @@ fn a_mount_of_a_cluster_goes_on_after_its_dataset_was_deleted() {
     let cluster = Cluster::start(&lab, 1);
     cluster.create_dataset("set");
     let flags = ["--master", &cluster.address(), "--read-ahead", "off"];
+    let flags = [&flags[..], &["--allow-endpoint", "127.0.0.1"]].concat();
     let mount = lab.mount_at("set", "mnt", &flags);
     assert!(mount.read("d0/f0") == files["d0/f0"]);
     cluster.weir(&["dataset", "delete", "set"]).ok();

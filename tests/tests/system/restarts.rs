@@ -106,6 +106,7 @@ fn a_cluster_mount_that_is_taken_over_fails_no_cold_read() {
         let mount = cluster.mount("set", node);
         let dir = mount.dir.to_str().unwrap();
         let again = ["mount", "set", dir, "--master", &address, "--node", node];
+        let again = [&again[..], &["--allow-endpoint", "127.0.0.1"]].concat();
         take_over(&lab, &files, &mount, &again, 3);
         mount.unmount();
     }
@@ -248,14 +249,10 @@ fn a_server_of_a_cluster_mount_that_starts_slowly_fails_no_read() {
     let cluster = Cluster::start(&lab, 1);
     cluster.create_dataset("set");
     let address = cluster.address();
-    let mount = lab.mount_at("set", "mnt", &["--master", &address]);
-    let again = [
-        "mount",
-        "set",
-        mount.dir.to_str().unwrap(),
-        "--master",
-        &address,
-    ];
+    let flags = ["--master", &address, "--allow-endpoint", "127.0.0.1"];
+    let mount = lab.mount_at("set", "mnt", &flags);
+    let again = ["mount", "set", mount.dir.to_str().unwrap()];
+    let again = [&again[..], &flags].concat();
     start_slowly(&lab, &files, &mount, &again, "manifest");
     mount.unmount();
 }

@@ -53,8 +53,7 @@ fn big_files_are_right_for_good_once_they_were_verified() {
 fn cluster(lab: &Lab) -> (Cluster<'_>, Mount<'_>) {
     let cluster = Cluster::start(lab, 3);
     cluster.create_dataset("set");
-    let address = cluster.address();
-    let mount = lab.mount_at("set", "mnt", &["--master", &address, "--node", "elsewhere"]);
+    let mount = cluster.mount("set", "elsewhere");
     (cluster, mount)
 }
 

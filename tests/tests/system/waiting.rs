@@ -161,6 +161,7 @@ fn readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached() {
     create_patient(&lab, &cluster, "set");
     for node in ["node-0", "elsewhere"] {
         let flags = ["--master", &address, "--node", node, "--read-ahead", "off"];
+        let flags = [&flags[..], &["--allow-endpoint", "127.0.0.1"]].concat();
         let mount = lab.mount_at("set", "mnt", &flags);
         check(&lab, &mount, &world, || {
             cluster.worker(0).metric("weir_worker_fills_in_flight", "") as usize
@@ -189,6 +190,8 @@ fn readers_that_wait_for_one_origin_keep_no_readers_of_another_waiting() {
         "elsewhere",
         "--read-ahead",
         "off",
+        "--allow-endpoint",
+        "127.0.0.1",
     ];
     let down = lab.mount_at("down", "down", &flags);
     let mount = lab.mount_at("healthy", "mnt", &flags);
