@@ -150,8 +150,8 @@ fn flipped_bits_of_big_files(effort: Effort) -> Outcome {
     let files = Arc::new(put_big_files(&lab));
     let mut all = Outcome::default();
     for round in 0..effort.of(1, 10) {
-        let cache = lab.path(&format!("cache-{round}"));
-        let mount = lab.mount("", &["--mem", "0", "--ssd", cache.to_str().unwrap()]);
+        let cache = format!("{}:1GiB", lab.path(&format!("cache-{round}")).display());
+        let mount = lab.mount("", &["--mem", "0", "--ssd", &cache]);
         verify_under_flips(&lab, &mount, &files);
         let outcome = under_readers(&mount, &files, (1, effort.pause()), |_, _| ());
         all.readers.add(outcome.readers);
