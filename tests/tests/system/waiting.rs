@@ -28,13 +28,12 @@ pub(crate) const CASES: &[Case] = &[
 
 /// More than threads that answer the kernel, and more than requests that it has under way by default.
 const WAITING: usize = 400;
-/// So many wait when it counts: more than fills have room at once. In a cluster some readers go on to the origin themselves
-/// before all are there, as reads do that wait too long for their turn.
+/// So many wait when it counts: more than fills have room at once.
 const ENOUGH: usize = 300;
 /// Files of several requests each, the kernel's readahead included.
 const LARGE: usize = 8;
-/// A reader that waits behind others waits for minutes.
-const SOON: Duration = Duration::from_secs(5);
+/// A reader that waits behind others waits for as long as they do: much longer.
+const SOON: Duration = Duration::from_secs(20);
 /// Longest wait until all readers wait, and until they have read.
 const ALL: Duration = Duration::from_mins(1);
 /// Longer than that. Not much: readers that are killed while they wait end no sooner.
@@ -145,6 +144,13 @@ fn readers_that_wait_for_an_origin_keep_no_others_from_what_is_cached() {
     mount.unmount();
 }
 
+/// Reads that wait for the origin at the worker, and in the mount: those that wait too long for their turn at the worker go
+/// on to the origin themselves.
+fn waiting_in(cluster: &Cluster<'_>, mount: &Mount<'_>) -> usize {
+    let at_the_worker = cluster.worker(0).metric("weir_worker_fills_in_flight", "");
+    (at_the_worker + mount.metric("weir_origin_waiting_reads", "")) as usize
+}
+
 /// Makes a dataset of the lab's bucket whose readers wait long.
 fn create_patient(lab: &Lab, cluster: &Cluster<'_>, name: &str) {
     let (url, origin) = (lab.url(""), lab.origin_flags());
@@ -163,9 +169,7 @@ fn readers_that_wait_in_a_cluster_keep_no_others_from_what_is_cached() {
         let flags = ["--master", &address, "--node", node, "--read-ahead", "off"];
         let flags = [&flags[..], &["--allow-endpoint", "127.0.0.1"]].concat();
         let mount = lab.mount_at("set", "mnt", &flags);
-        check(&lab, &mount, &world, || {
-            cluster.worker(0).metric("weir_worker_fills_in_flight", "") as usize
-        });
+        check(&lab, &mount, &world, || waiting_in(&cluster, &mount));
         mount.unmount();
         cluster.weir(&["evict", "set"]).ok();
     }
@@ -200,7 +204,7 @@ fn readers_that_wait_for_one_origin_keep_no_readers_of_another_waiting() {
     let outage = Outage(&lab);
     let readers = start_readers(&down, &world.waited_for);
     wait_until("the readers wait", ALL, || {
-        cluster.worker(0).metric("weir_worker_fills_in_flight", "") as usize >= ENOUGH
+        waiting_in(&cluster, &down) >= ENOUGH
     });
     let cached = world.cached.iter();
     let wanted: Vec<_> = cached
