@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -17,8 +15,6 @@ use crate::mount::Mount;
 
 /// The bucket that most tests use.
 pub const BUCKET: &str = "bucket";
-/// The user nobody, and its group.
-const NOBODY: u32 = 65534;
 /// Longest time that any command may take.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
@@ -153,31 +149,6 @@ impl Lab {
     #[track_caller]
     pub fn run(&self, command: Command) -> Outcome {
         finish(command)
-    }
-
-    /// Runs the binary as the user nobody, with the lab's environment. `None` where this is not root, who alone can.
-    #[track_caller]
-    pub fn weir_as_nobody<S: AsRef<OsStr>>(
-        &self,
-        args: impl IntoIterator<Item = S>,
-    ) -> Option<Outcome> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("not root: nothing is tried as another user");
-            return None;
-        }
-        // The binary may lie where nobody may not look.
-        let binary = self.path("weir-of-nobody");
-        if !binary.exists() {
-            std::fs::copy(&self.binary, &binary).unwrap();
-            for path in [self.dir.path(), &binary] {
-                std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
-            }
-        }
-        let mut command = Command::new(&binary);
-        command.args(args);
-        self.set_environment(&mut command);
-        command.uid(NOBODY).gid(NOBODY).current_dir("/");
-        Some(finish(command))
     }
 
     /// Mounts the lab's bucket (or a prefix) at `mnt`, with more flags.

@@ -21,7 +21,7 @@ mod readers;
 pub use authority::{Authority, self_signed};
 pub use big::{all_right, put_big_files, verify_under_flips};
 pub use cluster::{Cluster, issue};
-pub use data::{content, write_tree};
+pub use data::{content, put_apart, write_tree};
 pub use disk::{DiskFault, FaultyDisk};
 pub use idle::idle_connections;
 pub use lab::{BUCKET, Lab, Outcome};

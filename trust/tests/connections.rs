@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 use std::io;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -265,7 +266,11 @@ async fn handshakes_of_one_address_do_not_keep_others_from_theirs() {
 /// Runs `script` as the user nobody. `None` where this is not root, who alone can.
 fn as_nobody(script: &str) -> Option<std::process::Child> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("not root: nothing is tried as another user");
+        // Nobody may read it.
+        let _ = writeln!(
+            std::io::stderr(),
+            "not root: nothing is tried as another user"
+        );
         return None;
     }
     let mut command = Command::new("bash");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use weir_s3_server::{Fault, Rule};
-use weir_tests::{Cluster, Lab, Mount, Readers, content, idle_connections};
+use weir_tests::{Cluster, Lab, Mount, Readers, idle_connections, put_apart};
 
 use crate::Case;
 
@@ -36,15 +36,6 @@ pub(crate) const CASES: &[Case] = &[
 
 type Files = Arc<BTreeMap<String, Vec<u8>>>;
 
-/// Files, each in a directory of its own, so that none is read ahead.
-fn fill(lab: &Lab, count: u64) -> Files {
-    let files: BTreeMap<String, Vec<u8>> = (0..count)
-        .map(|n| (format!("d{n}/file"), content(n, 50_000)))
-        .collect();
-    lab.put_all(&files);
-    Arc::new(files)
-}
-
 /// Reads files of a mount whose worker does not answer. Fails if that costs more than a second or so, or costs it often.
 #[track_caller]
 fn reads_past_a_silent_worker(mount: &Mount<'_>, files: &Files) {
@@ -63,7 +54,7 @@ fn reads_past_a_silent_worker(mount: &Mount<'_>, files: &Files) {
 
 fn a_frozen_worker_costs_its_readers_a_second_once() {
     let lab = Lab::new();
-    let files = fill(&lab, 60);
+    let files = put_apart(&lab, 60);
     let mut cluster = Cluster::start(&lab, 2);
     cluster.create_dataset("set");
     let mount = cluster.mount("set", "elsewhere");
@@ -75,7 +66,7 @@ fn a_frozen_worker_costs_its_readers_a_second_once() {
 
 fn a_frozen_worker_of_the_same_node_costs_its_readers_a_second_once() {
     let lab = Lab::new();
-    let files = fill(&lab, 60);
+    let files = put_apart(&lab, 60);
     let mut cluster = Cluster::start(&lab, 1);
     cluster.create_dataset("set");
     let mount = cluster.mount("set", "node-0");
@@ -87,7 +78,7 @@ fn a_frozen_worker_of_the_same_node_costs_its_readers_a_second_once() {
 
 fn a_worker_that_lives_but_does_not_answer_costs_a_second_once() {
     let lab = Lab::new();
-    let files = fill(&lab, 60);
+    let files = put_apart(&lab, 60);
     // Its heartbeats name an address at which somebody listens who never says a word.
     let cluster = Cluster::start_with(&lab, &[&["--advertise", "127.0.0.2"], &[]]);
     let deaf = TcpListener::bind(("127.0.0.2", cluster.data_port(0))).unwrap();
@@ -99,7 +90,7 @@ fn a_worker_that_lives_but_does_not_answer_costs_a_second_once() {
 
 fn thousands_of_idle_connections_keep_no_mount_out() {
     let lab = Lab::new();
-    let files = fill(&lab, 20);
+    let files = put_apart(&lab, 20);
     let cluster = Cluster::start(&lab, 1);
     cluster.create_dataset("set");
     // More than a worker takes at once, if as many can be had here.
@@ -118,7 +109,7 @@ fn thousands_of_idle_connections_keep_no_mount_out() {
 
 fn a_worker_that_stops_and_starts_again_fails_no_cold_read() {
     let lab = Lab::new();
-    let files = fill(&lab, 400);
+    let files = put_apart(&lab, 400);
     let mut cluster = Cluster::start(&lab, 2);
     cluster.create_dataset("set");
     let mount = cluster.mount("set", "elsewhere");

@@ -3,7 +3,6 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use weir_s3_server::{Config, S3Server};
@@ -74,24 +73,12 @@ fn files_are_read_where_each_process_allows_it_alone() {
         let up = format!("file://{}/../etc", lab.path("").display());
         cluster.weir(&["dataset", "create", "up", &up]).fails(2);
         // Nor by another user of this machine.
-        let mut nobody = Command::new("setpriv");
-        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        nobody.arg(lab.binary());
-        nobody.args([
-            "dataset",
-            "create",
-            "nobody",
-            "file:///etc",
-            "--master",
-            &cluster.address(),
-        ]);
-        lab.set_environment(&mut nobody);
-        let status = nobody
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(!status.success());
+        let address = cluster.address();
+        let create = ["dataset", "create", "nobody", "file:///etc", "--master"];
+        let create = [&create[..], &[&address]].concat();
+        if let Some(outcome) = lab.weir_as_nobody(create) {
+            outcome.fails(4);
+        }
         let listed = names(&cluster);
         for name in ["etc", "outside", "link", "missing", "up", "nobody"] {
             assert!(!listed.contains(&format!("{name:?}")), "{listed}");

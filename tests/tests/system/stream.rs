@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use weir_tests::{Cluster, Lab, Mount, Readers, as_nobody, content, idle_connections, wait_until};
+use weir_tests::{
+    Cluster, Lab, Mount, Readers, as_nobody, content, idle_connections, put_apart, wait_until,
+};
 
 use crate::Case;
 
@@ -48,15 +50,6 @@ pub(crate) const CASES: &[Case] = &[
 const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
 
 type Files = Arc<BTreeMap<String, Vec<u8>>>;
-
-/// Files, each in a directory of its own, so that none is read ahead.
-fn fill(lab: &Lab, count: u64) -> Files {
-    let files: BTreeMap<String, Vec<u8>> = (0..count)
-        .map(|n| (format!("d{n}/file"), content(n, 50_000)))
-        .collect();
-    lab.put_all(&files);
-    Arc::new(files)
-}
 
 #[track_caller]
 fn check_all(mount: &Mount<'_>, files: &Files) {
@@ -101,7 +94,7 @@ fn blocks_are_read_over_tls() {
 
 fn survives_kills(mode: &str) {
     let lab = Lab::new();
-    let files = fill(&lab, 300);
+    let files = put_apart(&lab, 300);
     let flags: &[&str] = &["--stream", mode];
     let mut cluster = Cluster::start_secure_with(&lab, &[flags, flags]);
     cluster.create_dataset("set");
@@ -205,7 +198,7 @@ fn connect(port: u16) -> TcpStream {
 
 fn another_user_of_the_machine_gets_nothing_from_the_stream() {
     let lab = Lab::new();
-    let files = fill(&lab, 5);
+    let files = put_apart(&lab, 5);
     let cluster = Cluster::start_with(&lab, &[&["--advertise", "127.0.0.2"]]);
     let port = cluster.data_port(0);
     let overheard = overhear(port);
@@ -250,7 +243,7 @@ fn another_user_of_the_machine_gets_nothing_from_the_stream() {
 
 fn what_was_overheard_of_an_authenticated_stream_gets_nothing() {
     let lab = Lab::new();
-    let files = fill(&lab, 5);
+    let files = put_apart(&lab, 5);
     let cluster = Cluster::start_secure_with(&lab, &[&["--advertise", "127.0.0.2"]]);
     let port = cluster.data_port(0);
     let overheard = overhear(port);
@@ -268,7 +261,7 @@ fn what_was_overheard_of_an_authenticated_stream_gets_nothing() {
 fn a_thousand_who_never_answer_the_challenge_keep_no_reader_out() {
     for mode in ["authenticated", "tls"] {
         let lab = Lab::new();
-        let files = fill(&lab, 40);
+        let files = put_apart(&lab, 40);
         let flags: &[&str] = &["--stream", mode];
         let cluster = Cluster::start_secure_with(&lab, &[flags]);
         cluster.create_dataset("set");
@@ -294,7 +287,7 @@ fn a_thousand_who_never_answer_the_challenge_keep_no_reader_out() {
 fn a_worker_that_is_frozen_before_the_handshake_costs_a_second_once() {
     for mode in ["authenticated", "tls"] {
         let lab = Lab::new();
-        let files = fill(&lab, 60);
+        let files = put_apart(&lab, 60);
         let flags: &[&str] = &["--stream", mode];
         let mut cluster = Cluster::start_secure_with(&lab, &[flags, flags]);
         cluster.create_dataset("set");
