@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -152,17 +151,7 @@ pub(crate) fn moment(at: SystemTime) -> String {
 
 /// Who this process is, by its flags.
 pub(crate) fn identity(args: &CertsArgs) -> Result<Option<Arc<Identity>>, Failure> {
-    args.dir().map(load).transpose()
-}
-
-/// Who this process is, by the directory of its certificate.
-pub(crate) fn load(dir: &Path) -> Result<Arc<Identity>, Failure> {
-    Ok(Identity::load(dir)?)
-}
-
-/// The same for a process that must go on without.
-pub(crate) fn load_when_there(dir: &Path) -> Result<Arc<Identity>, Failure> {
-    Ok(Identity::load_when_there(dir)?)
+    Ok(args.dir().map(Identity::load).transpose()?)
 }
 
 /// How this process calls others, by its flags.

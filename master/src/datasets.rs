@@ -102,7 +102,8 @@ impl Datasets {
         let known = self.known.lock();
         let newest = known
             .iter()
-            .filter_map(|(name, dataset)| newest(name, dataset));
+            .filter_map(|(name, dataset)| newest(name, dataset))
+            .map(|(id, newest)| (id, newest.clone()));
         let mut newest: Vec<_> = newest.collect();
         newest.sort_by(|a, b| a.0.cmp(&b.0));
         newest
@@ -466,13 +467,16 @@ fn sources_of(dataset: &v1::Dataset) -> v1::DatasetSources {
 }
 
 /// The newest snapshot of a dataset.
-fn newest(name: &DatasetName, dataset: &v1::Dataset) -> Option<(SnapshotId, v1::Snapshot)> {
+fn newest<'a>(
+    name: &DatasetName,
+    dataset: &'a v1::Dataset,
+) -> Option<(SnapshotId, &'a v1::Snapshot)> {
     let newest = dataset.snapshots.last()?;
     let id = SnapshotId {
         dataset: name.clone(),
         version: newest.version,
     };
-    Some((id, newest.clone()))
+    Some((id, newest))
 }
 
 #[cfg(test)]

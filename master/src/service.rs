@@ -107,12 +107,6 @@ impl Service {
     }
 }
 
-/// Who called.
-fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
-    let caller = request.extensions().get::<Caller>().cloned();
-    caller.ok_or_else(|| Status::permission_denied("it is not known who calls"))
-}
-
 #[tonic::async_trait]
 impl MasterApi for Service {
     type GetManifestStream = BoxStream<'static, Result<v1::ManifestChunk, Status>>;
@@ -121,7 +115,7 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::CreateDatasetRequest>,
     ) -> Result<Response<v1::Dataset>, Status> {
-        let who = caller(&request)?;
+        let who = Caller::of(&request)?.clone();
         let request = request.into_inner();
         self.run(&self.calls, |master| async move {
             let name = request.name.clone();
@@ -165,7 +159,7 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::RefreshDatasetRequest>,
     ) -> Result<Response<v1::RefreshDatasetReply>, Status> {
-        let who = caller(&request)?;
+        let who = Caller::of(&request)?.clone();
         let name = request.into_inner().name;
         self.run(&self.calls, |master| async move {
             let listed = master.refresh_dataset(&name).await;
@@ -200,7 +194,7 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatReply>, Status> {
-        let caller = caller(&request)?;
+        let caller = Caller::of(&request)?.clone();
         let beat = request.into_inner();
         self.run(&self.heartbeats, |master| async move {
             master.heartbeat(&caller, beat).await
@@ -212,7 +206,7 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::ReportInventoryRequest>,
     ) -> Result<Response<v1::ReportInventoryReply>, Status> {
-        let caller = caller(&request)?;
+        let caller = Caller::of(&request)?.clone();
         let report = request.into_inner();
         let master = self.master.clone();
         // Reading a large bitmap takes a while, and others use this thread.

@@ -80,7 +80,7 @@ struct Limits {
     /// The widest first.
     dirs: Arc<[PathBuf]>,
     endpoints: Vec<AllowedEndpoint>,
-    /// When a refusal was logged, by a hash of it.
+    /// When a refusal was logged, by what was said.
     logged: Mutex<HashMap<String, Instant>>,
 }
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::caller::Caller;
-use crate::error::TrustError;
+use crate::error::{TrustError, refused};
 use crate::identity::Identity;
 use crate::local::user_of_peer;
 use crate::stream::Stream;
@@ -69,11 +69,9 @@ impl Access {
                 let acceptor = TlsAcceptor::from(identity.server_config());
                 let handshake = timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream));
                 let stream = handshake.await.map_err(|_| late())??;
-                let shown = stream.get_ref().1.peer_certificates();
-                let shown = shown.and_then(|chain| chain.first());
-                let shown = shown.ok_or_else(|| refused("no certificate was shown".to_owned()))?;
-                let peer = Arc::new(Peer::of(shown).map_err(refused)?);
-                let from = Some(from);
+                let peer = Peer::shown(stream.get_ref().1.peer_certificates())?;
+                let peer = peer.ok_or_else(|| refused("no certificate was shown".to_owned()))?;
+                let (peer, from) = (Arc::new(peer), Some(from));
                 let stream = Box::new(TlsStream::Server(stream));
                 Ok((Stream::Tls(stream), Caller::Peer { peer, from }))
             }
@@ -123,8 +121,4 @@ impl Access {
 fn late() -> io::Error {
     let why = format!("no handshake within {HANDSHAKE_DEADLINE:?}");
     io::Error::new(io::ErrorKind::TimedOut, why)
-}
-
-fn refused(why: String) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, why)
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tonic::{Request, Status};
+
 use crate::subject::{Peer, Role};
 
 /// Who called. A gRPC service finds it among a request's extensions.
@@ -29,6 +31,15 @@ pub enum Caller {
 }
 
 impl Caller {
+    /// Who has sent a request, by its extensions.
+    ///
+    /// # Errors
+    /// When the server does not know its callers.
+    pub fn of<T>(request: &Request<T>) -> Result<&Self, Status> {
+        let caller = request.extensions().get();
+        caller.ok_or_else(|| Status::permission_denied("it is not known who calls"))
+    }
+
     /// Whether it may do what only processes of these roles may. Processes of the same user may do everything, and so may
     /// anybody if nobody is asked.
     pub fn is_one_of(&self, roles: &[Role]) -> bool {

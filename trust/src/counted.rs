@@ -12,15 +12,19 @@ use crate::caller::Caller;
 use crate::subject::Role;
 
 /// For whom something is counted.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Counted {
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Counted {
+    /// All who have certificates of this role and name.
     Peer(Role, String),
+    /// The processes of a user of this machine.
     User(u32),
+    /// All who connect from an address, or from this machine.
     Address(Option<IpAddr>),
 }
 
 impl Counted {
-    pub(crate) fn of(caller: &Caller) -> Self {
+    /// For whom what this caller has is counted.
+    pub fn of(caller: &Caller) -> Self {
         match caller {
             Caller::Peer { peer, .. } => {
                 Self::Peer(peer.subject.role, peer.subject.name.to_string())

@@ -18,7 +18,7 @@ use tower_service::Service;
 use weir_core::NodeName;
 
 use crate::access::HANDSHAKE_DEADLINE;
-use crate::error::TrustError;
+use crate::error::{TrustError, refused};
 use crate::identity::Identity;
 use crate::stream::Stream;
 use crate::subject::{Peer, Role};
@@ -117,9 +117,7 @@ impl Dial {
         let handshake = timeout(HANDSHAKE_DEADLINE, connector.connect(name, stream));
         let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
         if let Some(expected) = &self.expected {
-            let shown = stream.get_ref().1.peer_certificates();
-            let shown = shown.and_then(|chain| chain.first());
-            let peer = shown.map(Peer::of).transpose().map_err(refused)?;
+            let peer = Peer::shown(stream.get_ref().1.peer_certificates())?;
             let name = peer.map(|peer| peer.subject.name);
             if name.as_ref().map(NodeName::as_str) != Some(&**expected) {
                 let name = name.map_or_else(|| "nobody".to_owned(), |name| name.to_string());
@@ -130,10 +128,6 @@ impl Dial {
         }
         Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
     }
-}
-
-fn refused(why: String) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, why)
 }
 
 #[derive(Clone)]

@@ -48,3 +48,8 @@ pub enum TrustError {
     #[error("address {0:?} is not valid: write HOST:PORT")]
     Address(String),
 }
+
+/// The error of a connection with somebody who may not be at its other end.
+pub(crate) fn refused(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, why)
+}

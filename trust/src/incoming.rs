@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -63,10 +63,7 @@ pub struct Connection {
 
 impl Connection {
     fn new(stream: Stream, caller: Caller, place: Place) -> Self {
-        let end = caller.peer().map(|peer| {
-            let left = peer.expires.duration_since(SystemTime::now());
-            Box::pin(sleep(left.unwrap_or_default()))
-        });
+        let end = caller.peer().map(|peer| Box::pin(sleep(peer.time_left())));
         Self {
             stream,
             caller,

@@ -4,6 +4,7 @@
 //! that may not claim more. Host names and IP addresses beside them are those that a worker may claim.
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use crate::error::TrustError;
+use crate::error::{TrustError, refused};
 
 const SCHEME: &str = "weir:";
 const MAX_WEIGHT: &str = "weir:max-weight:";
@@ -160,6 +161,18 @@ impl Peer {
             addresses: addresses.collect(),
             expires: end(&certificate),
         })
+    }
+
+    /// Whom the certificates name that the other end of a connection has shown; `None` if it has shown none.
+    pub(crate) fn shown(chain: Option<&[CertificateDer<'_>]>) -> io::Result<Option<Self>> {
+        let first = chain.and_then(<[_]>::first);
+        first.map(Self::of).transpose().map_err(refused)
+    }
+
+    /// How long its certificate is still valid.
+    pub fn time_left(&self) -> Duration {
+        let left = self.expires.duration_since(SystemTime::now());
+        left.unwrap_or_default()
     }
 
     /// Whether it may claim to be reached at this host: it is named, or `connected` from there.

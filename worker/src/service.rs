@@ -199,8 +199,7 @@ impl WorkerApi for Service {
         &self,
         request: Request<v1::OpenStreamRequest>,
     ) -> Result<Response<v1::OpenStreamReply>, Status> {
-        let caller = request.extensions().get::<Caller>();
-        let caller = caller.ok_or_else(|| Status::unauthenticated("nobody knows who you are"))?;
+        let caller = Caller::of(&request)?;
         let admission = self.admission.as_ref();
         let admission = admission.ok_or_else(|| Status::unimplemented("there is no stream"))?;
         Ok(Response::new(admission.open_stream(caller)?))

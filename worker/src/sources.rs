@@ -5,13 +5,12 @@
 //! nor what lies beside them in the same bucket.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use weir_core::OriginId;
 use weir_core::keypath::{KeyPath, classify};
 use weir_proto::v1;
-use weir_trust::Caller;
+use weir_trust::{Caller, LogLimit};
 
 /// Least time between two lines about refused requests in the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -107,22 +106,22 @@ fn outermost(mut sources: Vec<Source>) -> Box<[Source]> {
 }
 
 /// Tells the operator of requests that were refused, but not of each: whoever makes them can make many.
-#[derive(Debug, Default)]
-pub(crate) struct Refusals(Mutex<(Option<Instant>, u64)>);
+#[derive(Debug)]
+pub(crate) struct Refusals(LogLimit);
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self(LogLimit::new(1, LOG_INTERVAL))
+    }
+}
 
 impl Refusals {
     /// Notes a request that was refused.
     pub(crate) fn note(&self, from: &Caller, dataset: &str, origin: OriginId, key: &str) {
-        let refused = {
-            let mut state = self.0.lock();
-            let (last, count) = &mut *state;
-            *count += 1;
-            if last.is_some_and(|last| last.elapsed() < LOG_INTERVAL) {
-                return;
-            }
-            *last = Some(Instant::now());
-            std::mem::take(count)
+        let Some(left_out) = self.0.line() else {
+            return;
         };
+        let refused = left_out + 1;
         let key: String = key.chars().take(200).flat_map(char::escape_debug).collect();
         let dataset: String = dataset
             .chars()
@@ -244,6 +243,6 @@ mod tests {
         for _ in 0..1000 {
             refusals.note(&caller, "set", OriginId(1), "key");
         }
-        assert_eq!(refusals.0.lock().1, 999);
+        assert_eq!(refusals.0.left_out(), 999);
     }
 }

@@ -80,19 +80,20 @@ impl Cluster {
         let mine = self.certificate(&authority, Role::Admin, "dev")?;
         let certs = self.certificate(&authority, Role::Master, "dev")?;
         let data = self.dir.join("master");
-        let part = own("master", &data, &certs);
-        self.start("master", part.arg_pair("--listen", &master.to_string()))?;
+        let mut part = own("master", &data, &certs);
+        part.args(["--listen", &master.to_string()]);
+        self.start("master", part)?;
         for number in 1..=args.workers {
             let name = format!("worker-{number}");
             let certs = self.certificate(&authority, Role::Worker, &name)?;
             let data = self.dir.join(&name);
             let ssd = format!("{}:{}", data.join("ssd").display(), args.ssd.0);
-            let part = own("worker", &data, &certs)
-                .arg_pair("--master", &master.to_string())
-                .arg_pair("--mem", &args.mem.0.to_string())
-                .arg_pair("--ssd", &ssd)
-                .arg_pair("--listen", "127.0.0.1:0")
-                .arg_pair("--control", "127.0.0.1:0");
+            let mut part = own("worker", &data, &certs);
+            part.args(["--master", &master.to_string()])
+                .args(["--mem", &args.mem.0.to_string()])
+                .args(["--ssd", &ssd])
+                .args(["--listen", "127.0.0.1:0"])
+                .args(["--control", "127.0.0.1:0"]);
             self.start(&name, part)?;
         }
         let dial = Dial::new(Some(Identity::load(&mine)?));
@@ -246,16 +247,4 @@ fn own(part: &str, dir: &Path, certs: &Path) -> Command {
         .arg("--certs")
         .arg(certs);
     command.into()
-}
-
-/// Adds a flag and its value.
-trait ArgPair {
-    fn arg_pair(self, flag: &str, value: &str) -> Self;
-}
-
-impl ArgPair for Command {
-    fn arg_pair(mut self, flag: &str, value: &str) -> Self {
-        self.args([flag, value]);
-        self
-    }
 }

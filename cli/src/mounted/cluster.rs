@@ -13,7 +13,7 @@ use weir_client::{AnySource, ClusterConfig, ClusterReader, ClusterSource, Reader
 use weir_core::ClusterMap;
 use weir_fuse::page_cache::PageCacheWriter;
 use weir_origin::FetchPolicy;
-use weir_trust::Dial;
+use weir_trust::{Dial, Identity};
 use weir_worker::snapshots::fetch_manifest;
 
 use super::{Metrics, MountConfig, Prepared, Source, pinned, read_ahead};
@@ -44,9 +44,9 @@ pub(super) async fn prepare(
     };
     let load = if restarted {
         // Its readers go on, from the origin at worst, whatever has become of the certificate.
-        trust::load_when_there
+        Identity::load_when_there
     } else {
-        trust::load
+        Identity::load
     };
     let identity = certs.as_deref().map(load).transpose()?;
     if let Some(identity) = &identity {

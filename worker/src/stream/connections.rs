@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weir_trust::Caller;
+use weir_trust::{Caller, Counted};
 
 /// How long a new connection waits before it is looked again for one that has become idle.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -70,13 +70,13 @@ struct Table {
     next: u64,
     open: HashMap<u64, Arc<Open>>,
     /// How many of them each caller has; nobody is in it who has none.
-    by_caller: HashMap<String, usize>,
+    by_caller: HashMap<Counted, usize>,
     /// In the order in which they came, and since when.
     unknown: BTreeMap<u64, (CancellationToken, Instant)>,
 }
 
 struct Open {
-    caller: String,
+    caller: Counted,
     /// Milliseconds from the start to when it became idle, or `BUSY`.
     idle_since: AtomicU64,
     has_spoken: AtomicBool,
@@ -95,14 +95,6 @@ pub(super) struct Place {
     connections: Arc<Connections>,
     number: u64,
     open: Arc<Open>,
-}
-
-/// Who connections are counted for.
-fn counted(caller: &Caller) -> String {
-    match caller {
-        Caller::Peer { peer, .. } => peer.subject.to_string(),
-        Caller::Local { .. } | Caller::Anybody { .. } => caller.to_string(),
-    }
 }
 
 impl Connections {
@@ -141,7 +133,7 @@ impl Connections {
 
     /// A place for one more of a caller's, once there is one; `None` if that takes too long.
     pub(super) async fn place(self: &Arc<Self>, caller: &Caller) -> Option<Place> {
-        let caller = counted(caller);
+        let caller = Counted::of(caller);
         let find = async {
             loop {
                 let freed = self.freed.notified();
@@ -156,11 +148,11 @@ impl Connections {
     }
 
     /// A place if one is free; else the idlest connection that may make room is closed.
-    fn free_place(self: &Arc<Self>, caller: &str) -> Option<Place> {
+    fn free_place(self: &Arc<Self>, caller: &Counted) -> Option<Place> {
         let mut table = self.table.lock();
         let own = table.by_caller.get(caller).copied().unwrap_or(0);
         if own >= self.limits.per_caller {
-            table.close_idlest(|open| open.caller == caller);
+            table.close_idlest(|open| open.caller == *caller);
             return None;
         }
         if table.open.len() >= self.limits.connections {
@@ -169,13 +161,13 @@ impl Connections {
         }
         let number = table.number();
         let open = Arc::new(Open {
-            caller: caller.to_owned(),
+            caller: caller.clone(),
             idle_since: AtomicU64::new(self.now()),
             has_spoken: AtomicBool::new(false),
             close: CancellationToken::new(),
         });
         table.open.insert(number, open.clone());
-        table.by_caller.insert(caller.to_owned(), own + 1);
+        table.by_caller.insert(caller.clone(), own + 1);
         Some(Place {
             connections: self.clone(),
             number,

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::time::Instant;
+use weir_trust::LogLimit;
 use weir_wire::OpeningError;
 
 use crate::metrics::{ReasonLabel, WorkerMetrics};
@@ -36,9 +35,12 @@ impl NotAdmitted {
 }
 
 /// The refusals of a listener.
-#[derive(Default)]
-pub(super) struct Refusals {
-    logged: Mutex<Option<Instant>>,
+pub(super) struct Refusals(LogLimit);
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self(LogLimit::new(1, LOG_INTERVAL))
+    }
 }
 
 impl Refusals {
@@ -50,19 +52,10 @@ impl Refusals {
             .inc();
         // Keys are forgotten, and clients ask for others; probes of all kinds connect and close.
         let matters = matches!(reason, "refused" | "crowded");
-        if matters && self.is_due() {
+        if matters && self.0.line().is_some() {
             tracing::warn!("a connection of the block stream was refused: {why}");
         } else {
             tracing::debug!("a connection of the block stream was refused: {why}");
         }
-    }
-
-    fn is_due(&self) -> bool {
-        let (now, mut logged) = (Instant::now(), self.logged.lock());
-        let due = logged.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
-        if due {
-            *logged = Some(now);
-        }
-        due
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -198,10 +198,7 @@ async fn serve_connection<S: Socket>(
 /// Waits until the certificate ends that a connection was opened with; for ever if there was none.
 async fn certificate_ends(caller: &Caller) {
     match caller.peer() {
-        Some(peer) => {
-            let left = peer.expires.duration_since(SystemTime::now());
-            tokio::time::sleep(left.unwrap_or_default()).await;
-        }
+        Some(peer) => tokio::time::sleep(peer.time_left()).await,
         None => std::future::pending().await,
     }
 }

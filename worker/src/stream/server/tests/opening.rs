@@ -1,6 +1,7 @@
 //! Who gets in.
 
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use tokio::net::TcpSocket;
 use weir_trust::{Authority, Dial, Identity, Peer, Role, Stream, Subject, Validity};
