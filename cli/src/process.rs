@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ use crate::args::ParentArgs;
 pub(crate) const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
 /// How often an address that is taken is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_millis(50);
+/// Connections that may wait to be accepted; the kernel may allow fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
 /// Open files without which no process serves: those of the runtime, of the mount or the listeners, of a small cache, and
 /// of connections to the origin.
 const LEAST_DESCRIPTORS: u64 = 256;
@@ -129,9 +132,19 @@ pub(crate) async fn listen(address: SocketAddr, deadline: Duration) -> io::Resul
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
                 tokio::time::sleep(LISTEN_AGAIN).await;
             }
-            outcome => return outcome,
+            outcome => {
+                let listener = outcome?;
+                have_many_wait(&listener)?;
+                return Ok(listener);
+            }
         }
     }
+}
+
+/// Lets many connections wait to be accepted. The libraries' 128 or 1024 are not enough for all readers of a large mount, or
+/// all mounts of a cluster, that come at the same moment: what does not fit is told nothing, and asks again after a second.
+fn have_many_wait(listener: &impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::listen(listener, BACKLOG)?)
 }
 
 /// Listens on a Unix socket that only this user and root can use, in place of one that was left over.
@@ -144,6 +157,7 @@ pub(crate) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     let _ = std::fs::remove_file(&new); // left over from a process that was killed
     let listener = UnixListener::bind(&new)?;
     std::fs::set_permissions(&new, PermissionsExt::from_mode(0o600))?;
+    have_many_wait(&listener)?;
     std::fs::rename(&new, path)?;
     Ok(listener)
 }

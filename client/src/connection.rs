@@ -21,8 +21,9 @@ use weir_wire::{
     have_checksums,
 };
 
-/// Longest wait for a connection.
-pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+/// Longest wait for a connection. The kernel asks again after one second for one of which the first packet was lost; nobody
+/// waits for that alone, since the worker is silent meanwhile.
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_millis(2500);
 /// Idle connections kept to one worker.
 const MAX_IDLE: usize = 64;
 /// How long a connection is kept without use: for less than workers wait before they close it.

@@ -2,7 +2,8 @@
 //!
 //! A worker that is busy says so. If one is silent, a race starts: the next owner is asked beside it, then the origin. Only
 //! a part of the requests may start a race, so that workers that are slow because they are overloaded do not get more to
-//! do. A worker that lost its race is a suspect: it is asked after all others until it answers a probe.
+//! do. A worker that lost its race is a suspect: it is asked after all others until it answers a probe. Reads that wait for
+//! the origin meanwhile come back to it then: an origin that is down has nothing, and the worker may.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -82,6 +83,8 @@ pub(crate) struct Suspects {
     map: watch::Receiver<Arc<ClusterMap>>,
     connections: Arc<Connections<FarWorkers>>,
     workers: Mutex<HashSet<WorkerId>>,
+    /// Changes when one is a suspect no longer.
+    trusted_again: watch::Sender<()>,
 }
 
 impl Suspects {
@@ -94,6 +97,7 @@ impl Suspects {
             map,
             connections,
             workers: Mutex::default(),
+            trusted_again: watch::Sender::new(()),
         })
     }
 
@@ -111,6 +115,16 @@ impl Suspects {
             tokio::spawn(probe(Arc::downgrade(self), worker.clone()));
         }
         is_new
+    }
+
+    /// Tells when a worker is a suspect no longer.
+    pub(crate) fn trusted_again(&self) -> watch::Receiver<()> {
+        self.trusted_again.subscribe()
+    }
+
+    fn trust(&self, worker: &WorkerId) {
+        self.workers.lock().remove(worker);
+        self.trusted_again.send_replace(());
     }
 
     fn has_left(&self, worker: &WorkerInfo) -> bool {
@@ -134,7 +148,7 @@ async fn probe(suspects: Weak<Suspects>, worker: WorkerInfo) {
             matches!(timeout(SILENCE, probe).await, Ok(Ok(())))
         };
         if answered {
-            suspects.workers.lock().remove(&worker.id);
+            suspects.trust(&worker.id);
             return;
         }
     }

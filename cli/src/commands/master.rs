@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use weir_master::{Master, MasterConfig, MasterMetrics};
 use weir_origin::OriginMetrics;
 use weir_trust::{Limits, Role};
@@ -12,7 +11,9 @@ use weir_trust::{Limits, Role};
 use crate::args::MasterArgs;
 use crate::exit::Failure;
 use crate::http::{self, Exposed};
-use crate::process::{SHUTDOWN_DEADLINE, end_with, init_logging, serving_runtime, stop_on_signal};
+use crate::process::{
+    SHUTDOWN_DEADLINE, end_with, init_logging, listen, serving_runtime, stop_on_signal,
+};
 use crate::trust::Trust;
 
 pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
@@ -42,7 +43,7 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
     let master = Master::open(config, metrics, origin_metrics)
         .await
         .map_err(anyhow::Error::from)?;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+    let listener = listen(args.listen, Duration::ZERO).await.with_context(|| {
         format!(
             "cannot listen on {}; is another master running?",
             args.listen

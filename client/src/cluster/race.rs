@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
+use futures::stream::FuturesUnordered;
 use weir_core::{Block, WorkerInfo};
 use weir_origin::OriginError;
 use weir_proto::v1::BlockRequest;
@@ -30,6 +32,8 @@ pub(super) struct Wanted<'a> {
     pub(super) block: &'a Block,
     pub(super) range: Range<u32>,
     pub(super) request: BlockRequest,
+    /// The workers that may be asked for it.
+    pub(super) owners: Vec<&'a WorkerInfo>,
     /// The origin's, from the manifest.
     pub(super) spec: &'a str,
 }
@@ -147,8 +151,16 @@ impl ClusterReader {
         wanted: &Wanted<'_>,
         before: String,
     ) -> Outcome {
-        let read = self.read_origin(wanted.spec, wanted.block, wanted.range.clone());
-        match read.await {
+        let mut read =
+            std::pin::pin!(self.read_origin(wanted.spec, wanted.block, wanted.range.clone()));
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut read => outcome,
+            Some((bytes, source)) = self.read_from_one_that_is_back(wanted) => {
+                return Ok((vec![bytes], source));
+            }
+        };
+        match outcome {
             Ok(bytes) => Ok((bytes, ReadSource::Origin)),
             Err(error @ OriginError::Changed { .. }) => Err(BlockError::Changed(error.to_string())),
             Err(error) => {
@@ -163,5 +175,39 @@ impl ClusterReader {
                 })
             }
         }
+    }
+
+    /// Reads from the first owner that did not answer, does so again, and has the bytes. Ends with `None` if there are no
+    /// owners, else not without bytes.
+    async fn read_from_one_that_is_back(&self, wanted: &Wanted<'_>) -> Option<(Bytes, ReadSource)> {
+        let owners = wanted.owners.iter();
+        let mut reads: FuturesUnordered<_> = owners
+            .map(|owner| self.read_once_back(owner, wanted))
+            .collect();
+        reads.next().await
+    }
+
+    async fn read_once_back(
+        &self,
+        worker: &WorkerInfo,
+        wanted: &Wanted<'_>,
+    ) -> (Bytes, ReadSource) {
+        let mut trusted_again = self.suspects.trusted_again();
+        while trusted_again.changed().await.is_ok() {
+            if self.suspects.contains(&worker.id) {
+                continue; // it was another
+            }
+            let activity = Activity::default();
+            tokio::select! {
+                biased;
+                answer = self.ask(worker, wanted, &activity) => if let Ok(answer) = answer {
+                    return answer;
+                },
+                () = activity.silent_for(SUSPICIOUS) => {
+                    self.suspect(worker);
+                }
+            }
+        }
+        std::future::pending().await // nobody is trusted again any more
     }
 }

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -20,6 +20,8 @@ struct Script {
     is_old: bool,
     /// Nobody hears from it while this is not 0.
     is_frozen: AtomicU32,
+    /// It closes connections on which something is asked.
+    is_closing: AtomicBool,
     requests: AtomicU32,
 }
 
@@ -53,6 +55,9 @@ async fn serve(socket: TcpStream, script: Arc<Script>, byte: u8) {
     while let Ok(Some(request)) = incoming.message::<BlockRequest>().await {
         while script.is_frozen.load(Ordering::Relaxed) != 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if script.is_closing.load(Ordering::Relaxed) {
+            break;
         }
         let frame = if request.stream_version > 0 {
             let reply = BlockReply {
@@ -220,6 +225,40 @@ async fn a_frozen_owner_costs_one_wait_and_is_trusted_again_once_it_answers() {
         assert!(Instant::now() < deadline, "it is not trusted again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test]
+async fn a_read_that_waits_for_the_origin_comes_back_to_an_owner_that_answers_again() {
+    let script = Arc::<Script>::default();
+    script.is_closing.store(true, Ordering::Relaxed);
+    let reader = reader_of(std::slice::from_ref(&script)).await;
+    // The kernel accepts connections for it, and nobody answers.
+    let origin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let spec = OriginSpec {
+        endpoint: Some(format!("http://{}", origin.local_addr().unwrap())),
+        anonymous: true,
+        patience_seconds: Some(600),
+        ..OriginSpec::parse("s3://bucket").unwrap()
+    };
+    let block = Block {
+        origin: spec.id(),
+        ..block("key")
+    };
+    let spec = serde_json::to_string(&spec).unwrap();
+    let answers_again = async {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while failovers(&reader, "unreachable") == 0 {
+            assert!(Instant::now() < deadline, "the worker was not asked");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        script.is_closing.store(false, Ordering::Relaxed);
+    };
+    let read = reader.read("set", &spec, &block, 0..LENGTH as u32);
+    let read = tokio::time::timeout(Duration::from_secs(20), read);
+    let (read, ()) = tokio::join!(read, answers_again);
+    let (bytes, source) = read.expect("it waits for the origin").unwrap();
+    assert_eq!(source, ReadSource::Remote);
+    assert_eq!(bytes.concat(), [BYTES[0]; LENGTH]);
 }
 
 #[tokio::test]

@@ -30,8 +30,6 @@ pub(crate) const CASES: &[Case] = &[
 const WAITING: usize = 400;
 /// So many wait when it counts: more than fills have room at once.
 const ENOUGH: usize = 300;
-/// Readers that begin together.
-const AT_A_TIME: usize = 40;
 /// Files of several requests each, the kernel's readahead included.
 const LARGE: usize = 8;
 /// A reader that waits behind others waits for as long as they do: much longer.
@@ -76,25 +74,20 @@ fn soon<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static
 }
 
 /// Starts one reader of each file, and returns when enough of them wait, as `waiting` counts them. Each ends with whether it
-/// has read what it should have. Some begin at a time: a worker to which hundreds connect at the same moment on a busy machine
-/// may be late for so long that it is taken for silent.
+/// has read what it should have.
 fn start_readers(
     mount: &Mount<'_>,
     files: &Files,
     waiting: impl Fn() -> usize,
 ) -> Vec<JoinHandle<bool>> {
-    let reader = |(name, content): &(&String, &Vec<u8>)| {
-        let (path, content) = (mount.path(name), (*content).clone());
+    let reader = |(name, content): (&String, &Vec<u8>)| {
+        let (path, content) = (mount.path(name), content.clone());
         let thread = std::thread::Builder::new().stack_size(256 << 10);
         let read = move || std::fs::read(path).is_ok_and(|bytes| bytes == content);
         thread.spawn(read).unwrap()
     };
-    let mut readers = Vec::new();
-    for part in files.iter().collect::<Vec<_>>().chunks(AT_A_TIME) {
-        readers.extend(part.iter().map(reader));
-        let enough = (readers.len() * 3 / 4).min(ENOUGH);
-        wait_until("the readers wait", ALL, || waiting() >= enough);
-    }
+    let readers: Vec<_> = files.iter().map(reader).collect();
+    wait_until("the readers wait", ALL, || waiting() >= ENOUGH);
     readers
 }
 
