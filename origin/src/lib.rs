@@ -21,6 +21,7 @@ mod policy;
 mod s3;
 mod sources;
 mod spec;
+mod transport;
 
 pub use checksum::{CrcKind, ObjectChecksum, PartSum, Shift, object_checksum};
 pub use digest::Digest;

@@ -1,38 +1,25 @@
 //! S3 and what speaks its protocol: listing and conditional ranged reads.
 //!
-//! The two requests are made here, over connections that their readers drive ([`exchange`]). Credentials and settings are
+//! The two requests are made here, over connections that their readers drive ([`transport`](crate::transport)). Credentials and settings are
 //! found as AWS's tools find them ([`configuration`], [`chain`]); its SDK does not take quoted names of profiles, tokens
 //! that end in a line break, or files that are missing for errors.
 
-mod body;
-mod calls;
 mod chain;
 mod checksums;
 pub(crate) mod configuration;
-mod connect;
 mod credentials;
-pub(crate) mod environment;
-mod exchange;
-mod failure;
-mod head;
 mod helper;
 mod listing;
-mod low_water;
-mod names;
 mod platform;
 mod profile;
-mod proxy;
 mod redirect;
 mod refusal;
 mod request;
-mod scheme;
 pub(crate) mod signature;
 mod sso;
 mod sts;
 #[cfg(test)]
 mod tests;
-mod time;
-mod trust;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -50,11 +37,12 @@ use crate::origin::{Fetched, Listed, Origin};
 use crate::policy::FetchPolicy;
 use crate::sources::Reach;
 use crate::spec::OriginSpec;
+use crate::transport::body;
+use crate::transport::exchange::Answer;
+use crate::transport::head::{Head, Witness, text};
+use crate::transport::time::TIME_VERSION;
 
-use exchange::Answer;
-use head::{Head, Witness, text};
 use request::Client;
-use time::TIME_VERSION;
 
 /// Asks for the checksum of the whole object.
 const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");

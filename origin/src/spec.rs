@@ -14,7 +14,7 @@ use weir_core::OriginId;
 
 use crate::error::OriginError;
 use crate::s3::configuration::{Configuration, Service};
-use crate::s3::environment::Environment;
+use crate::transport::environment::Environment;
 
 mod wire;
 

@@ -9,16 +9,16 @@ use std::time::Duration;
 use http::uri::Authority;
 use http::{HeaderValue, Uri};
 
-use super::calls::{Calls, Refused};
 use super::configuration::{Configuration, Service};
-use super::environment::{Environment, read};
 use super::helper::{DEADLINE, Helper};
 use super::platform::{Container, Instance};
-use super::profile::{Section, unreadable};
+use super::profile::Section;
 use super::signature::Keys;
 use super::sso::{Cache, SignOn};
 use super::sts::{By, Role, Sts};
 use crate::error::OriginError;
+use crate::transport::calls::{Calls, Refused};
+use crate::transport::environment::{Environment, read, unreadable};
 
 /// Profiles that one may lead to another through.
 const MAX_CHAIN: usize = 10;

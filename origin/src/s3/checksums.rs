@@ -5,10 +5,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use weir_core::ObjectRef;
 
-use super::head::{Witness, text};
 use super::{CHECKSUM_MODE, ENABLED, S3Origin, conditions};
 use crate::checksum::{CrcKind, ObjectChecksum, PartSum};
 use crate::error::OriginError;
+use crate::transport::head::{Witness, text};
 
 /// Parts of an object at most, as S3 has it, and how many are asked for at once.
 const MAX_PARTS: usize = 10_000;

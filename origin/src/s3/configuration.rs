@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::environment::{self, Environment};
 use super::profile::{Profiles, Section};
 use crate::error::OriginError;
+use crate::transport::environment::{self, Environment};
 
 /// The variables of a process, the shared files, and the profile that was chosen.
 pub(crate) struct Configuration<'a> {

@@ -12,8 +12,8 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::signature::Keys;
-use super::time;
 use crate::error::OriginError;
+use crate::transport::time;
 
 /// Longest time that a program may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(15);

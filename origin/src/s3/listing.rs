@@ -10,25 +10,25 @@ mod document;
 mod encoding;
 #[cfg(test)]
 mod fuzz;
-mod seen;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use http::HeaderMap;
-use tokio::time::{Instant, sleep, timeout};
 
 use super::refusal::Refusal;
-use super::request::{Client, encode_query};
-use super::time;
+use super::request::Client;
 use crate::error::OriginError;
 use crate::origin::{Hindrance, Listed};
-use crate::policy::{Backoff, FetchPolicy, MAX_WRONG};
+use crate::policy::FetchPolicy;
+use crate::transport::encode::encode_query;
+use crate::transport::head::plain_etag;
+use crate::transport::patience::Patience;
+use crate::transport::time;
 
 use cursor::{Cursor, Next};
 use document::{Document, Entry, NotAPage};
@@ -36,8 +36,6 @@ use encoding::Encodings;
 
 /// Longest page, in bytes: a thousand keys of 1 KiB, encoded, with room to spare.
 const MAX_PAGE: usize = 16 << 20;
-/// Longest wait for one page; services take up to some seconds for a thousand keys.
-const PAGE_DEADLINE: Duration = Duration::from_secs(20);
 /// How often a page is asked for that is no XML or ends in the middle.
 const MAX_BROKEN: u32 = 3;
 
@@ -154,43 +152,19 @@ impl Walk<'_> {
 
     /// A page, asked for again within the policy's budget while the service cannot answer.
     async fn patient_page(&self, query: &str) -> Result<Document, OriginError> {
-        let start = Instant::now();
-        let mut backoff = Backoff::new(self.policy);
-        let mut attempts = 0;
+        let client = self.client;
+        let mut patience = Patience::new(self.policy, client.bucket_url());
         let mut broken = 0;
-        let mut wrong = 0;
         loop {
-            let error = match timeout(PAGE_DEADLINE, page(self.client, query)).await {
-                Ok(Ok(Ok(page))) => return Ok(page),
-                Ok(Ok(Err(not))) => {
+            let error = match patience.ask(page(client, query)).await {
+                Ok(Ok(page)) => return Ok(page),
+                Ok(Err(not)) => {
                     broken += u32::from(matches!(not, NotAPage::Broken(_)));
-                    explain(self.client, not, broken >= MAX_BROKEN)
+                    explain(client, not, broken >= MAX_BROKEN)
                 }
-                Ok(Err(error)) => error,
-                Err(_) => OriginError::Timeout {
-                    target: self.client.bucket_url().into(),
-                    after: PAGE_DEADLINE,
-                },
+                Err(error) => error,
             };
-            let is_final = error.is_final_at_first() && !self.client.has_answered();
-            if is_final || !error.is_retryable() {
-                return Err(error);
-            }
-            attempts += 1;
-            wrong += u32::from(error.passes_soon_or_never());
-            let wait = backoff.wait_after(&error, self.policy);
-            if attempts >= self.policy.max_attempts
-                || wrong > MAX_WRONG
-                || start.elapsed() + wait >= self.policy.budget
-            {
-                return Err(OriginError::GaveUp {
-                    last: error.into(),
-                    attempts,
-                    after: start.elapsed(),
-                });
-            }
-            tracing::debug!(%error, attempts, "a page of the listing is asked for again");
-            sleep(wait).await;
+            patience.pause(error, client.has_answered()).await?;
         }
     }
 }
@@ -243,9 +217,4 @@ fn version(entry: &Entry) -> String {
         "" => time::version(entry.modified_ns, entry.size),
         etag => etag.to_owned(),
     }
-}
-
-/// An ETag without its quotes and its mark for weakness.
-pub(super) fn plain_etag(etag: &str) -> &str {
-    etag.trim().trim_start_matches("W/").trim_matches('"')
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
-use super::calls::{CallError, Calls, Limits, Refused, Reply};
 use super::chain::Temporary;
 use super::signature::Keys;
 use super::sts::plain;
-use super::time;
+use crate::transport::calls::{CallError, Calls, Limits, Refused, Reply};
+use crate::transport::time;
 
 /// The address of a container's agent on ECS.
 const ECS: &str = "http://169.254.170.2";

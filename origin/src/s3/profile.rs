@@ -9,8 +9,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::environment::{self, Environment};
 use crate::error::OriginError;
+use crate::transport::environment::{self, Environment, unreadable};
 
 /// The variable that moves a file, and where the file is without it.
 const CREDENTIALS: (&str, &str) = ("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
@@ -157,23 +157,6 @@ impl Profiles {
             table.entry(name).or_default().0.extend(section.0);
         }
     }
-}
-
-/// The error of a file that a variable or a setting names.
-pub(super) fn unreadable(
-    origin: &Arc<str>,
-    name: &str,
-    path: &std::path::Path,
-    error: &io::Error,
-) -> OriginError {
-    OriginError::config(
-        origin.clone(),
-        format!(
-            "{name} names {}, which cannot be read: {error}",
-            path.display()
-        ),
-        format!("check the path and its permissions, or unset {name}"),
-    )
 }
 
 /// The sections of a file, in its order.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use http::{StatusCode, header};
 
-use super::exchange::Answer;
-use super::head::text;
 use crate::error::OriginError;
+use crate::transport::exchange::Answer;
+use crate::transport::head::text;
 
 /// Longest error document that is read, in bytes, and how long it is waited for.
 const MAX_DOCUMENT: usize = 64 << 10;

@@ -7,19 +7,20 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use parking_lot::RwLock;
 
 use super::configuration::Configuration;
-use super::connect::Connector;
-use super::credentials::{Credentials, Settings};
-use super::environment::Environment;
-use super::exchange::{Answer, Http};
-use super::failure::HttpError;
-use super::proxy::Proxies;
+use super::credentials::{self, Credentials, Settings};
 use super::redirect;
 use super::refusal::Refusal;
 use super::signature::{Keys, Signer};
-use super::trust::Trust;
 use crate::error::OriginError;
 use crate::sources::Reach;
 use crate::spec::{Addressing, OriginSpec, Place};
+use crate::transport::connect::Connector;
+use crate::transport::encode::encode_path;
+use crate::transport::environment::Environment;
+use crate::transport::exchange::{Answer, Http};
+use crate::transport::failure::HttpError;
+use crate::transport::proxy::Proxies;
+use crate::transport::trust::Trust;
 
 /// Region of requests when nobody names one; the service corrects it.
 const DEFAULT_REGION: &str = "us-east-1";
@@ -65,7 +66,7 @@ impl Client {
         let trust = if base.starts_with("https:") {
             let profile = spec.profile.as_deref();
             let configuration = Configuration::load(&name, profile, &environment)?;
-            Some(Trust::of(&name, &configuration))
+            Some(Trust::of(&name, configuration.ca_bundle()))
         } else {
             None
         };
@@ -78,7 +79,7 @@ impl Client {
         let credentials = if spec.anonymous {
             None
         } else {
-            Some(Credentials::find(Settings {
+            Some(credentials::find(Settings {
                 profile: spec.profile.clone(),
                 region: spec.region.clone(),
                 name: name.clone(),
@@ -344,43 +345,9 @@ fn check_signable(credential: &Keys, region: &str, origin: &Arc<str>) -> Result<
     Ok(())
 }
 
-/// Percent-encodes a key as SigV4 wants it: all but unreserved characters and `/`.
-fn encode_path(key: &str, out: &mut String) {
-    encode(key.as_bytes(), |byte| byte == b'/', out);
-}
-
-/// Percent-encodes a value of the query.
-pub(super) fn encode_query(value: impl AsRef<[u8]>, out: &mut String) {
-    encode(value.as_ref(), |_| false, out);
-}
-
-fn encode(bytes: &[u8], also: impl Fn(u8) -> bool, out: &mut String) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for &byte in bytes {
-        let plain = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
-        if plain || also(byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push('%');
-            out.push(char::from(HEX[usize::from(byte >> 4)]));
-            out.push(char::from(HEX[usize::from(byte & 15)]));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_are_encoded_as_signatures_want_them() {
-        let mut out = String::new();
-        encode_path("a b/é+~\n", &mut out);
-        assert_eq!(out, "a%20b/%C3%A9%2B~%0A");
-        let mut out = String::new();
-        encode_query("a/b=c", &mut out);
-        assert_eq!(out, "a%2Fb%3Dc");
-    }
 
     #[test]
     fn addresses_follow_endpoint_and_addressing() {

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use ring::{digest, hmac};
 use url::form_urlencoded;
 
-use super::request::encode_query;
+use crate::transport::encode::encode_query;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const DATE: HeaderName = HeaderName::from_static("x-amz-date");

@@ -12,14 +12,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use ring::digest;
 use serde_json::{Map, Value};
 
-use super::calls::{Calls, Limits, Refused, Reply};
 use super::chain::Temporary;
-use super::environment::read;
-use super::request::encode_query;
 use super::signature::{Keys, hex};
 use super::sts::plain;
-use super::time;
 use crate::error::OriginError;
+use crate::transport::calls::{Calls, Limits, Refused, Reply};
+use crate::transport::encode::encode_query;
+use crate::transport::environment::read;
+use crate::transport::time;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-amz-sso_bearer_token");
 const ERROR_TYPE: &str = "x-amzn-errortype";

@@ -8,11 +8,11 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use url::form_urlencoded;
 
-use super::calls::{Calls, Limits, Refused, Reply};
 use super::chain::{Source, Temporary};
 use super::signature::{Keys, Signer};
-use super::time;
 use crate::error::OriginError;
+use crate::transport::calls::{Calls, Limits, Refused, Reply};
+use crate::transport::time;
 
 /// The version of the protocol.
 const VERSION: &str = "2011-06-15";

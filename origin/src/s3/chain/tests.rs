@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::super::trust::Trust;
 use super::*;
+use crate::transport::trust::Trust;
 
 /// A home with the shared files, and the variables of a process.
 struct World {

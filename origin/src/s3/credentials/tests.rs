@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::chain::trimmed;
 use super::super::helper::Helper;
+use tokio::time::Instant;
+
 use super::*;
 
 fn settings() -> Settings {
@@ -18,7 +20,9 @@ fn settings() -> Settings {
 fn found(source: Source) -> Credentials {
     let calls = Calls::new(Trust::of_system(), &Environment::of([]));
     let found = Found { source, calls };
-    Credentials::of(settings(), Box::new(move |_| Ok(found.clone()))).unwrap()
+    let find = Box::new(move |_: &Settings| Ok(found.clone()));
+    let settings = settings();
+    Credentials::find(Finder { settings, find }).unwrap()
 }
 
 /// Keys of a profile whose program is `command`.
@@ -69,12 +73,10 @@ async fn keys_are_renewed_while_the_old_ones_are_in_use() {
     credentials.get().await.unwrap();
     {
         let now = Instant::now();
-        let mut state = credentials.inner.state.lock();
-        state.keys.as_mut().unwrap().lasts = Some((now, now + Duration::from_mins(10)));
+        credentials.set_lasts(now, now + Duration::from_mins(10));
     }
     let old = credentials.get().await.unwrap();
-    let flight = credentials.inner.state.lock().flight.clone();
-    let new = flight.unwrap().await.unwrap();
+    let new = credentials.loading().await.unwrap();
     assert!(!Arc::ptr_eq(&old, &new));
     assert!(Arc::ptr_eq(&credentials.get().await.unwrap(), &new));
     assert_eq!(runs(&log), 2);
@@ -94,7 +96,7 @@ async fn keys_that_have_expired_are_not_used() {
     let credentials = helped(&prints(&log, 3600));
     credentials.get().await.unwrap();
     let now = Instant::now();
-    credentials.inner.state.lock().keys.as_mut().unwrap().lasts = Some((now, now));
+    credentials.set_lasts(now, now);
     credentials.get().await.unwrap();
     assert_eq!(runs(&log), 2);
 }
@@ -115,7 +117,7 @@ async fn refused_keys_are_loaded_again_but_not_at_each_request_if_there_are_no_o
     }
     assert_eq!(runs(&log), 2);
     std::fs::write(&key, "B").unwrap();
-    credentials.inner.state.lock().no_others = None;
+    credentials.forget_failures();
     let all = futures::future::join_all((0..10).map(|_| credentials.renew(&old))).await;
     assert!(all.into_iter().all(|renewed| renewed.unwrap()));
     assert_eq!(runs(&log), 3);
@@ -159,7 +161,7 @@ async fn loading_that_panics_is_tried_again() {
     let fragile = Source::Fragile(Arc::default());
     let credentials = found(fragile);
     assert!(credentials.get().await.is_err());
-    credentials.inner.state.lock().failed = None;
+    credentials.forget_failures();
     assert_eq!(credentials.get().await.unwrap().access_key, "A");
 }
 

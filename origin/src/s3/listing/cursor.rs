@@ -8,8 +8,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::super::request::encode_query;
-use super::seen::{self, Seen};
+use crate::transport::encode::encode_query;
+use crate::transport::seen::{self, Seen};
 
 /// Pages without a key in a row. Services skip deleted objects page by page.
 const MAX_EMPTY: u32 = 10_000;

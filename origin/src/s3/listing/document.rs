@@ -7,8 +7,8 @@ use quick_xml::Reader;
 use quick_xml::escape::resolve_xml_entity;
 use quick_xml::events::{BytesRef, Event};
 
-use super::super::time;
 use super::archived;
+use crate::transport::time;
 
 /// Bytes of a document that a message repeats at most.
 const MAX_SHOWN: usize = 100;

@@ -4,6 +4,8 @@
 //! not say so, or do not comply; some write a space as `+`, others leave a `+` as it is. A key that reads differently
 //! is looked for under each of its names: the service lists the one that is its key.
 
+use crate::transport::encode::{decode, escaped};
+
 /// A way to write keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Encoding {
@@ -17,32 +19,15 @@ pub(super) enum Encoding {
 
 impl Encoding {
     pub(super) fn decode(self, text: &[u8]) -> Vec<u8> {
-        if self == Self::Plain {
-            return text.to_vec();
-        }
-        let mut out = Vec::with_capacity(text.len());
-        let mut at = 0;
-        while let Some(&byte) = text.get(at) {
-            match escaped(text, at) {
-                Some(value) => {
-                    out.push(value);
-                    at += 3;
-                    continue;
-                }
-                None if byte == b'+' && self == Self::Form => out.push(b' '),
-                None => out.push(byte),
+        match self {
+            Self::Plain => text.to_vec(),
+            Self::Percent => decode(text),
+            Self::Form => {
+                let space = |byte: &u8| if *byte == b'+' { b' ' } else { *byte };
+                decode(&text.iter().map(space).collect::<Vec<u8>>())
             }
-            at += 1;
         }
-        out
     }
-}
-
-/// The byte that `%` and two hexadecimal digits at `at` stand for.
-fn escaped(text: &[u8], at: usize) -> Option<u8> {
-    let hex = |at: usize| char::from(*text.get(at)?).to_digit(16);
-    (text[at] == b'%').then_some(())?;
-    Some((hex(at + 1)? * 16 + hex(at + 2)?) as u8)
 }
 
 /// The ways that a service may write its keys, as far as they are known; the likeliest first, and never none.

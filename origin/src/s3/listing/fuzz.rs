@@ -5,7 +5,7 @@ use weir_fuzz::Target;
 use super::document::{NotAPage, parse};
 use super::encoding::Encodings;
 use super::version;
-use crate::s3::time;
+use crate::transport::time;
 
 const PAGE: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?><ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name><Prefix></Prefix><KeyCount>2</KeyCount><MaxKeys>1000</MaxKeys><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextContinuationToken>1ueGcxLPRx1Tr/XYExHnhbYLgveDs2J/wm36Hy4vbOwM=</NextContinuationToken><Contents><Key>a%20b+c</Key><LastModified>2026-03-01T12:00:00.000Z</LastModified><ETag>&quot;599bab3ed2c697f1d26842727561fd94&quot;</ETag><Size>857</Size></Contents><Contents><Key>d/\u{e9}&#x41;</Key><LastModified>Sun, 01 Mar 2026 12:00:00 GMT</LastModified><ETag>\"x-2\"</ETag><Size>18446744073709551615</Size></Contents></ListBucketResult>";
 const FIRST_VERSION: &str = "<ListBucketResult><IsTruncated>false</IsTruncated><Marker/><NextMarker>m</NextMarker><Contents><Key>k</Key><Size>1</Size><LastModified>2026-03-01 12:00:00</LastModified></Contents></ListBucketResult>";

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
+use std::time::Duration;
+
 use super::*;
 use crate::spec::OriginSpec;
 

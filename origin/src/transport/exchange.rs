@@ -29,7 +29,7 @@ use super::connect::{Connector, Socket, Stream};
 use super::failure::{Cause, HttpError};
 
 /// Longest wait for a connection: name, address, proxy and TLS.
-pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Idle connections kept of one runtime to one service, and for how long: shorter than the usual keep-alive of 20 s.
 const MAX_IDLE: usize = 128;
 const IDLE_FOR: Duration = Duration::from_secs(15);
@@ -48,7 +48,7 @@ const GATHER_FOR: Duration = Duration::from_millis(20);
 type Key = (Id, Scheme, Authority);
 
 /// Connections to services, and what they are opened with.
-pub(super) struct Http {
+pub(crate) struct Http {
     connector: Connector,
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
     /// Answers have had long heads: new connections read such.
@@ -62,7 +62,7 @@ struct Idle {
 
 impl Http {
     /// Connections that `connector` opens. None is made yet.
-    pub(super) fn new(connector: Connector) -> Self {
+    pub(crate) fn new(connector: Connector) -> Self {
         Self {
             connector,
             idle: Mutex::default(),
@@ -72,7 +72,7 @@ impl Http {
 
     /// Sends a request without a body and waits for the head of its answer. One that fails on a connection that was used before
     /// is sent again: the service may have closed it meanwhile. So is one whose answer's head may have been too long.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         self: &Arc<Self>,
         method: &Method,
         uri: &Uri,
@@ -119,7 +119,7 @@ impl Http {
     }
 
     /// Whether a service that has not answered well may be asked with TLS alone, or without it alone, other than `uri` says.
-    pub(super) async fn speaks_otherwise(&self, uri: &Uri) -> bool {
+    pub(crate) async fn speaks_otherwise(&self, uri: &Uri) -> bool {
         self.connector.speaks_otherwise(uri).await
     }
 
@@ -209,7 +209,7 @@ impl Http {
     }
 
     /// Closes the connections that were not used for a while.
-    pub(super) fn close_idle(&self) {
+    pub(crate) fn close_idle(&self) {
         self.idle.lock().retain(|_, kept| {
             kept.retain(|idle| idle.since.elapsed() < IDLE_FOR);
             !kept.is_empty()
@@ -284,9 +284,9 @@ fn poll_body(
 }
 
 /// The head of an answer, and the body that is still to come.
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
     body: Incoming,
     /// Bytes of the body that have not been read, where the head tells.
     left: Option<u64>,
@@ -299,7 +299,7 @@ pub(super) struct Answer {
 
 impl Answer {
     /// The next bytes of the body; `None` behind its end.
-    pub(super) async fn chunk(&mut self) -> Option<Result<Bytes, HttpError>> {
+    pub(crate) async fn chunk(&mut self) -> Option<Result<Bytes, HttpError>> {
         let Connection { driver, socket, .. } = self.connection.as_mut()?;
         let mut body = Pin::new(&mut self.body);
         let ready = poll_fn(|context| Poll::Ready(poll_body(driver, body.as_mut(), context)));
@@ -349,7 +349,7 @@ impl Answer {
     }
 
     /// The whole body, if it has `most` bytes at most.
-    pub(super) async fn document(mut self, most: usize) -> Result<Vec<u8>, HttpError> {
+    pub(crate) async fn document(mut self, most: usize) -> Result<Vec<u8>, HttpError> {
         let mut document = Vec::new();
         while let Some(chunk) = self.chunk().await {
             document.extend_from_slice(&chunk?);

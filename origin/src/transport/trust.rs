@@ -16,30 +16,28 @@ use rustls::{
 };
 use rustls_platform_verifier::ConfigVerifierExt;
 
-use super::configuration::Configuration;
-use super::environment::read;
-use super::profile::unreadable;
+use super::environment::{read, unreadable};
 use crate::error::OriginError;
 
 /// Where the trusted authorities are, and what names the file (`AWS_CA_BUNDLE`).
 #[derive(Clone)]
-pub(super) struct Trust {
+pub(crate) struct Trust {
     origin: Arc<str>,
     bundle: Option<(&'static str, PathBuf)>,
 }
 
 impl Trust {
-    /// What the environment and the profile say.
-    pub(super) fn of(origin: &Arc<str>, configuration: &Configuration) -> Self {
+    /// Trust in the authorities of a file, which comes with the name of the setting that names it, or in the system's.
+    pub(crate) fn of(origin: &Arc<str>, bundle: Option<(&'static str, PathBuf)>) -> Self {
         Self {
             origin: origin.clone(),
-            bundle: configuration.ca_bundle(),
+            bundle,
         }
     }
 
     /// Trust in the system's authorities.
     #[cfg(test)]
-    pub(super) fn of_system() -> Self {
+    pub(crate) fn of_system() -> Self {
         Self {
             origin: "s3://b".into(),
             bundle: None,
@@ -50,7 +48,7 @@ impl Trust {
     ///
     /// # Errors
     /// When a file that was named has no authority, or the system's cannot be read.
-    pub(super) fn tls(&self) -> Result<ClientConfig, OriginError> {
+    pub(crate) fn tls(&self) -> Result<ClientConfig, OriginError> {
         let Some((name, path)) = &self.bundle else {
             return ClientConfig::with_platform_verifier().map_err(|error| {
                 let remedy = "check the system's certificates, or name others in AWS_CA_BUNDLE";
@@ -151,7 +149,6 @@ impl ServerCertVerifier for Bundle {
 
 #[cfg(test)]
 mod tests {
-    use super::super::environment::Environment;
     use super::*;
 
     #[test]
@@ -169,10 +166,8 @@ mod tests {
             ("", "cannot be read"),
         ] {
             let file = path(file);
-            let variables = [("AWS_CA_BUNDLE", &*file), ("HOME", "/nonexistent")];
-            let environment = Environment::of(variables);
-            let configuration = Configuration::load(&origin, None, &environment).unwrap();
-            let error = Trust::of(&origin, &configuration).tls().unwrap_err();
+            let bundle = Some(("AWS_CA_BUNDLE", PathBuf::from(&file)));
+            let error = Trust::of(&origin, bundle).tls().unwrap_err();
             assert_eq!(error.kind(), "config");
             let error = error.to_string();
             for said in [said, &file, "AWS_CA_BUNDLE"] {

@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(1);
 
 impl Connector {
     /// Whether what listens at `uri` speaks TLS although the address says that it does not, or the other way round.
-    pub(super) async fn speaks_otherwise(&self, uri: &Uri) -> bool {
+    pub(crate) async fn speaks_otherwise(&self, uri: &Uri) -> bool {
         if self.uses_proxy(uri) {
             return false; // it is the proxy that would answer
         }

@@ -15,7 +15,7 @@ const MAX_ROW: u32 = 64;
 const MIN_PAGES: u32 = 4;
 
 /// The keys of one listing, as far as they are remembered.
-pub(super) struct Seen {
+pub(crate) struct Seen {
     sample: HashSet<u64>,
     /// Hashes with these bits belong to the sample.
     mask: u64,
@@ -26,7 +26,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_most(MAX_SAMPLE)
     }
 
@@ -41,7 +41,7 @@ impl Seen {
     }
 
     /// Takes in the keys of a page, given by their hashes. False when for long there was no key that is new.
-    pub(super) fn advances(&mut self, hashes: impl IntoIterator<Item = u64>) -> bool {
+    pub(crate) fn advances(&mut self, hashes: impl IntoIterator<Item = u64>) -> bool {
         let mut old = 0;
         for hash in hashes {
             if hash & self.mask != self.mask {
@@ -67,7 +67,7 @@ impl Seen {
 }
 
 /// The hash of a key: the same in each listing, and with no bit better than another.
-pub(super) fn hash(key: &[u8]) -> u64 {
+pub(crate) fn hash(key: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
     hasher.finish()

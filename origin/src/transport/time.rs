@@ -10,7 +10,7 @@ use jiff::fmt::rfc2822;
 use jiff::tz::TimeZone;
 
 /// What a version starts with when the service lists no ETag: the time of the last change stands in.
-pub(super) const TIME_VERSION: &str = "mtime-";
+pub(crate) const TIME_VERSION: &str = "mtime-";
 /// Stands for a time that could not be read.
 const NO_TIME: &str = "unknown";
 
@@ -19,7 +19,7 @@ const SECOND: i64 = 1_000_000_000;
 const OLD_FORMS: [&str; 2] = ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
 
 /// Nanoseconds since 1970. `None` for what is not a time, and for the years that 64 bits do not reach.
-pub(super) fn parse(text: &str) -> Option<i64> {
+pub(crate) fn parse(text: &str) -> Option<i64> {
     let text = text.trim();
     // Go's way to print times names the zone twice.
     let text = text.strip_suffix(" UTC").unwrap_or(text);
@@ -39,12 +39,12 @@ pub(super) fn parse(text: &str) -> Option<i64> {
 }
 
 /// Time until `text`, none if it is past. `None` for what is not a time, and for one that is centuries away.
-pub(super) fn left(text: &str) -> Option<Duration> {
+pub(crate) fn left(text: &str) -> Option<Duration> {
     parse(text).map(until)
 }
 
 /// Time until so many nanoseconds since 1970, none if that is past.
-pub(super) fn until(expires_ns: i64) -> Duration {
+pub(crate) fn until(expires_ns: i64) -> Duration {
     let now = jiff::Timestamp::now().as_nanosecond();
     Duration::from_nanos(u64::try_from(i128::from(expires_ns) - now).unwrap_or(0))
 }
@@ -53,7 +53,7 @@ pub(super) fn until(expires_ns: i64) -> Duration {
 const HTTP: rfc2822::DateTimeParser = rfc2822::DateTimeParser::new().relaxed_weekday(true);
 
 /// The version of an object without ETag. The size is all there is without a time.
-pub(super) fn version(time_ns: Option<i64>, size: u64) -> String {
+pub(crate) fn version(time_ns: Option<i64>, size: u64) -> String {
     let Some(time) = time_ns else {
         return format!("{TIME_VERSION}{NO_TIME}-{size}");
     };
@@ -66,7 +66,7 @@ pub(super) fn version(time_ns: Option<i64>, size: u64) -> String {
 
 /// Whether an answer with this `Last-Modified` is of a version that [`version`] made; `None` when that cannot be told.
 /// Headers have whole seconds, rounded down or up.
-pub(super) fn agrees(version: &str, last_modified: &str) -> Option<bool> {
+pub(crate) fn agrees(version: &str, last_modified: &str) -> Option<bool> {
     let listed = version.strip_prefix(TIME_VERSION)?;
     let (seconds, rounded) = match listed.split_once('.') {
         Some((seconds, _)) => (seconds.parse::<i64>().ok()?, 1),

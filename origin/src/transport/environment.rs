@@ -1,8 +1,11 @@
-//! The variables of a process that configure S3, as a value, so that tests need not change the real ones.
+//! The variables of a process that configure origins, as a value, so that tests need not change the real ones.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::OriginError;
 
 /// Longest file that a variable or a profile may name, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -88,7 +91,7 @@ impl Environment {
 }
 
 /// Whether a setting is `true`, in any case.
-pub(super) fn is_true(value: &str) -> bool {
+pub(crate) fn is_true(value: &str) -> bool {
     value.trim().eq_ignore_ascii_case("true")
 }
 
@@ -96,7 +99,7 @@ pub(super) fn is_true(value: &str) -> bool {
 ///
 /// # Errors
 /// What the system says, and that the file is longer than any of its kind.
-pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     let file = std::fs::File::open(path)?;
     file.take(MAX_FILE + 1).read_to_end(&mut content)?;
@@ -105,6 +108,23 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
     Ok(content)
+}
+
+/// The error of a file that a variable or a setting names.
+pub(crate) fn unreadable(
+    origin: &Arc<str>,
+    name: &str,
+    path: &Path,
+    error: &io::Error,
+) -> OriginError {
+    OriginError::config(
+        origin.clone(),
+        format!(
+            "{name} names {}, which cannot be read: {error}",
+            path.display()
+        ),
+        format!("check the path and its permissions, or unset {name}"),
+    )
 }
 
 #[cfg(test)]

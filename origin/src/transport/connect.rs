@@ -23,29 +23,29 @@ use crate::error::OriginError;
 use crate::sources::Reach;
 
 /// A connection's bytes, deciphered.
-pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+pub(crate) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A proxy is of a kind that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy {0} cannot be used; write http://HOST:PORT")]
-pub(super) struct ProxyUnusable(Uri);
+pub(crate) struct ProxyUnusable(Uri);
 
 /// More than one TLS record: what the TLS layer may hold of bytes that the kernel has handed over.
 const RECORD: u64 = 20 << 10;
 
 /// Opens connections, through a proxy or not.
-pub(super) struct Connector {
+pub(crate) struct Connector {
     names: Names,
     reach: Reach,
-    pub(super) tls: ClientConfig,
+    pub(crate) tls: ClientConfig,
     proxies: Arc<Proxies>,
 }
 
 impl Connector {
     /// Reads certificates if there is to be TLS, which is when `trust` says whose: that takes milliseconds, and an image
     /// need not have any.
-    pub(super) fn new(
+    pub(crate) fn new(
         trust: Option<&Trust>,
         proxies: Arc<Proxies>,
         reach: Reach,
@@ -67,7 +67,7 @@ impl Connector {
     }
 
     /// The proxy that requests for `uri` are given to as they are. Those with TLS go through it unseen.
-    pub(super) fn forwarder(&self, uri: &Uri) -> Option<Intercept> {
+    pub(crate) fn forwarder(&self, uri: &Uri) -> Option<Intercept> {
         if uri.scheme_str() == Some("https") {
             return None;
         }
@@ -75,12 +75,12 @@ impl Connector {
     }
 
     /// Whether requests to `uri` go through a proxy.
-    pub(super) fn uses_proxy(&self, uri: &Uri) -> bool {
+    pub(crate) fn uses_proxy(&self, uri: &Uri) -> bool {
         self.proxies.intercept(uri).is_some()
     }
 
     /// Opens a connection for requests to `uri`.
-    pub(super) async fn open(&self, uri: &Uri) -> Result<(Stream, Socket), BoxError> {
+    pub(crate) async fn open(&self, uri: &Uri) -> Result<(Stream, Socket), BoxError> {
         let proxy = self.proxies.intercept(uri);
         if let Some(proxy) = &proxy
             && proxy.uri().scheme_str() != Some("http")
@@ -113,7 +113,7 @@ impl Connector {
 
     /// Opens connections to the service at `uri`, at addresses that this process may connect to; without one to a proxy,
     /// wherever that is: the operator has chosen it.
-    pub(super) fn tcp(&self, uri: Option<&Uri>) -> HttpConnector<Guarded> {
+    pub(crate) fn tcp(&self, uri: Option<&Uri>) -> HttpConnector<Guarded> {
         let mut tcp = HttpConnector::new_with_resolver(Guarded {
             names: self.names.clone(),
             reach: uri.map(|uri| (self.reach.clone(), uri.clone())),
@@ -129,7 +129,7 @@ impl Connector {
 }
 
 /// The socket below a connection, for its options.
-pub(super) struct Socket {
+pub(crate) struct Socket {
     descriptor: OwnedFd,
     /// Bytes that may be on their way between the socket and the stream.
     between: u64,
@@ -150,7 +150,7 @@ impl Socket {
     }
 
     /// Has the kernel wake the reader only when so many bytes of the body have come. False when that is not worth it.
-    pub(super) fn gather(&self, bytes: u64) -> bool {
+    pub(crate) fn gather(&self, bytes: u64) -> bool {
         let Some(bytes) = bytes.checked_sub(self.between).filter(|bytes| *bytes > 0) else {
             return false;
         };
@@ -158,7 +158,7 @@ impl Socket {
     }
 
     /// Has the kernel wake the reader at once again.
-    pub(super) fn gather_no_more(&self) {
+    pub(crate) fn gather_no_more(&self) {
         set_low_water(&self.descriptor, 1);
     }
 }

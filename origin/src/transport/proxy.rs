@@ -8,7 +8,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use super::environment::Environment;
 
 /// The proxies of a process.
-pub(super) struct Proxies {
+pub(crate) struct Proxies {
     matcher: Matcher,
     exempt: Vec<Exempt>,
 }
@@ -29,7 +29,7 @@ enum Hosts {
 
 impl Proxies {
     /// The proxies that variables name. Where both spellings of one are set, the capitals count.
-    pub(super) fn of(environment: &Environment) -> Self {
+    pub(crate) fn of(environment: &Environment) -> Self {
         let variable = |upper, lower| {
             let value = environment.first(&[upper, lower]);
             value.unwrap_or_default().to_owned()
@@ -51,7 +51,7 @@ impl Proxies {
     }
 
     /// No proxy at all.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self {
             matcher: Matcher::builder().build(),
             exempt: Vec::new(),
@@ -59,7 +59,7 @@ impl Proxies {
     }
 
     /// The proxy for a request to `uri`.
-    pub(super) fn intercept(&self, uri: &Uri) -> Option<Intercept> {
+    pub(crate) fn intercept(&self, uri: &Uri) -> Option<Intercept> {
         let proxy = self.matcher.intercept(uri)?;
         let host = uri.host().unwrap_or_default();
         let port = uri.port_u16().or_else(|| match uri.scheme_str() {

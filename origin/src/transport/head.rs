@@ -9,13 +9,12 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode, header};
 use weir_core::{BLOCK_SIZE, ObjectRef};
 
-use super::listing;
 use super::time::{self, TIME_VERSION};
 use crate::error::OriginError;
 
 /// What in an answer shows that it is of the version that was listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Witness {
+pub(crate) enum Witness {
     /// Its ETag.
     Etag,
     /// The time of its last change.
@@ -26,27 +25,27 @@ pub(super) enum Witness {
 
 /// What a body holds of its object.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Part {
-    pub(super) range: Range<u64>,
+pub(crate) struct Part {
+    pub(crate) range: Range<u64>,
     /// The head tells the body's length. Otherwise the body shows only at its end whether it is what it should be.
-    pub(super) declared: bool,
+    pub(crate) declared: bool,
 }
 
 /// The head of an answer to a read.
-pub(super) struct Head<'a> {
-    pub(super) target: Arc<str>,
-    pub(super) origin: Arc<str>,
-    pub(super) object: &'a ObjectRef,
-    pub(super) status: StatusCode,
-    pub(super) headers: &'a HeaderMap,
+pub(crate) struct Head<'a> {
+    pub(crate) target: Arc<str>,
+    pub(crate) origin: Arc<str>,
+    pub(crate) object: &'a ObjectRef,
+    pub(crate) status: StatusCode,
+    pub(crate) headers: &'a HeaderMap,
 }
 
 impl Head<'_> {
     /// Compares the version, since a service may ignore If-Match.
-    pub(super) fn witness(&self) -> Result<Witness, OriginError> {
+    pub(crate) fn witness(&self) -> Result<Witness, OriginError> {
         let listed = &*self.object.version;
         let etag = text(self.headers, header::ETAG.as_str())
-            .map(listing::plain_etag)
+            .map(plain_etag)
             .filter(|etag| !etag.is_empty());
         if let Some(etag) = etag
             && !listed.starts_with(TIME_VERSION)
@@ -74,7 +73,7 @@ impl Head<'_> {
     }
 
     /// The part of the object that the body holds, which begins where `asked` does or before.
-    pub(super) fn part(&self, witness: Witness, asked: &Range<u64>) -> Result<Part, OriginError> {
+    pub(crate) fn part(&self, witness: Witness, asked: &Range<u64>) -> Result<Part, OriginError> {
         let size = self.object.size;
         let range = match self.status {
             StatusCode::PARTIAL_CONTENT => {
@@ -160,8 +159,13 @@ impl Head<'_> {
     }
 }
 
+/// An ETag without its quotes and its mark for weakness.
+pub(crate) fn plain_etag(etag: &str) -> &str {
+    etag.trim().trim_start_matches("W/").trim_matches('"')
+}
+
 /// A header's value, where it is text.
-pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::s3::failure::HttpError;
 use crate::sources::SourcePolicy;
 use crate::spec::OriginSpec;
+use crate::transport::failure::HttpError;
 
 /// A listener that counts who connects.
 async fn listener(ip: &str, port: u16) -> (u16, Arc<AtomicUsize>) {

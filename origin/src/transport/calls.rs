@@ -24,27 +24,27 @@ const MAX_ANSWER: usize = 256 << 10;
 
 /// How the services are reached.
 #[derive(Clone)]
-pub(super) struct Calls {
+pub(crate) struct Calls {
     trust: Trust,
     proxies: Arc<Proxies>,
 }
 
 /// How long a connection, and the whole exchange, may take.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
-    pub(super) connect: Duration,
-    pub(super) whole: Duration,
+pub(crate) struct Limits {
+    pub(crate) connect: Duration,
+    pub(crate) whole: Duration,
 }
 
 /// A service's answer.
-pub(super) struct Reply {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
 }
 
 /// Why there is none.
-pub(super) enum CallError {
+pub(crate) enum CallError {
     /// The settings make no sense.
     Settings(OriginError),
     /// No connection was made.
@@ -54,7 +54,7 @@ pub(super) enum CallError {
 }
 
 /// Why a service gave no keys.
-pub(super) enum Refused {
+pub(crate) enum Refused {
     /// A final error.
     Error(OriginError),
     /// It refused, and will do so again: what, and what to do.
@@ -67,7 +67,7 @@ pub(super) enum Refused {
 
 impl CallError {
     /// The refusal of a service that has to be there. `what` is the service.
-    pub(super) fn of_service(self, what: &str) -> Refused {
+    pub(crate) fn of_service(self, what: &str) -> Refused {
         match self {
             Self::Settings(error) => Refused::Error(error),
             Self::Connect(detail) | Self::Broken(detail) => {
@@ -77,7 +77,7 @@ impl CallError {
     }
 
     /// The refusal of a service of the platform, which many have not.
-    pub(super) fn of_platform(self, what: &str) -> Refused {
+    pub(crate) fn of_platform(self, what: &str) -> Refused {
         match self {
             Self::Settings(error) => Refused::Error(error),
             Self::Connect(detail) | Self::Broken(detail) => {
@@ -88,7 +88,7 @@ impl CallError {
 }
 
 impl Calls {
-    pub(super) fn new(trust: Trust, environment: &Environment) -> Self {
+    pub(crate) fn new(trust: Trust, environment: &Environment) -> Self {
         Self {
             trust,
             proxies: Arc::new(Proxies::of(environment)),
@@ -96,7 +96,7 @@ impl Calls {
     }
 
     /// The same without proxies: the services of a machine or a container are where it is.
-    pub(super) fn direct(&self) -> Self {
+    pub(crate) fn direct(&self) -> Self {
         Self {
             trust: self.trust.clone(),
             proxies: Arc::new(Proxies::none()),
@@ -104,7 +104,7 @@ impl Calls {
     }
 
     /// Sends a request and waits for the answer to its end.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         method: Method,
         uri: &Uri,

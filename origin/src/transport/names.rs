@@ -34,7 +34,7 @@ type Outcome = Result<Vec<SocketAddr>, Failed>;
 
 /// The names of one origin.
 #[derive(Clone)]
-pub(super) struct Names {
+pub(crate) struct Names {
     lookup: Arc<Lookup>,
     table: Arc<Mutex<HashMap<String, Entry>>>,
 }
@@ -57,7 +57,7 @@ const MISSING: [&str; 4] = [
 /// The name servers know no such host.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no host {0:?}")]
-pub(super) struct NoSuchHost(pub(super) Arc<str>);
+pub(crate) struct NoSuchHost(pub(crate) Arc<str>);
 
 /// Why a name was not found, for all who asked.
 #[derive(Clone)]
@@ -99,11 +99,11 @@ impl From<Failed> for io::Error {
 
 impl Names {
     /// Names as the system finds them.
-    pub(super) fn of_system() -> Self {
+    pub(crate) fn of_system() -> Self {
         Self::new(|name| Ok((name, 0).to_socket_addrs()?.collect()))
     }
 
-    pub(super) fn new(
+    pub(crate) fn new(
         lookup: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Self {
         Self {
@@ -168,10 +168,10 @@ impl Names {
 /// Looks names up for connections to one service, and gives those of their addresses that may be connected to. What the
 /// name servers say later does not matter: it is checked as well.
 #[derive(Clone)]
-pub(super) struct Guarded {
-    pub(super) names: Names,
+pub(crate) struct Guarded {
+    pub(crate) names: Names,
     /// What may be connected to, for which address of the service; `None` for a proxy.
-    pub(super) reach: Option<(Reach, Uri)>,
+    pub(crate) reach: Option<(Reach, Uri)>,
 }
 
 impl Service<Name> for Guarded {

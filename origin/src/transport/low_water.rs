@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Sets the mark, in bytes. False when the system refuses; reads work all the same.
-pub(super) fn set_low_water(socket: impl AsFd, bytes: u64) -> bool {
+pub(crate) fn set_low_water(socket: impl AsFd, bytes: u64) -> bool {
     let mark = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     // SAFETY: the descriptor is open for the call, and the option's value is one `c_int`, which outlives it.
     let result = unsafe {

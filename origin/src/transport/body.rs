@@ -16,7 +16,7 @@ use super::head::Part;
 use crate::error::OriginError;
 
 /// The bytes `kept` of a body that holds the part `sent`: exactly those, or an error.
-pub(super) fn exactly(
+pub(crate) fn exactly(
     answer: Answer,
     sent: Part,
     kept: Range<u64>,

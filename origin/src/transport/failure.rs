@@ -11,7 +11,7 @@ use crate::sources::Forbidden;
 
 /// Why an exchange failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HttpError {
+pub(crate) enum HttpError {
     /// No connection was made.
     #[error("{}", root_cause(.0.as_ref()))]
     Connect(Box<dyn std::error::Error + Send + Sync>),
@@ -34,7 +34,7 @@ pub(super) enum HttpError {
 
 impl HttpError {
     /// What it means for the caller. Most errors of a connection pass.
-    pub(super) fn explain(self, target: Arc<str>) -> OriginError {
+    pub(crate) fn explain(self, target: Arc<str>) -> OriginError {
         let detail = self.to_string();
         if let Some(NoSuchHost(host)) = self.source_of() {
             let host = host.clone();
@@ -62,7 +62,7 @@ impl HttpError {
     }
 
     /// Whether a service may fail so that speaks with TLS where its address does not say so, or the other way round.
-    pub(super) fn may_be_another_scheme(&self) -> bool {
+    pub(crate) fn may_be_another_scheme(&self) -> bool {
         match self {
             Self::Exchange(_) | Self::Closed => true,
             Self::Connect(_) => self.cause() == Cause::Other,
@@ -70,7 +70,7 @@ impl HttpError {
         }
     }
 
-    pub(super) fn cause(&self) -> Cause {
+    pub(crate) fn cause(&self) -> Cause {
         match self {
             Self::Exchange(error) if error.is_parse() => return Cause::Answer,
             Self::TooLong(_) => return Cause::Answer,
@@ -95,7 +95,7 @@ impl HttpError {
     }
 
     /// The error of type `E` that it comes from, if there is one.
-    pub(super) fn source_of<E: std::error::Error + 'static>(&self) -> Option<&E> {
+    pub(crate) fn source_of<E: std::error::Error + 'static>(&self) -> Option<&E> {
         self.chain().find_map(|error| error.downcast_ref())
     }
 
@@ -118,7 +118,7 @@ impl HttpError {
 
 /// Why an exchange failed, as far as it makes a difference to the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Cause {
+pub(crate) enum Cause {
     /// No descriptor is left.
     Descriptors,
     /// The certificate is not trusted.
