@@ -120,10 +120,7 @@ impl Pairs<'_> {
                 server.name(),
                 bench.runs
             ),
-            notes: vec![
-                "Every byte that the mounts gave in an extra pass was compared with its source."
-                    .to_owned(),
-            ],
+            notes: notes(suite),
             table,
         })
     }
@@ -260,6 +257,16 @@ impl Mounted<'_> {
         }
         Ok(())
     }
+}
+
+fn notes(suite: Suite) -> Vec<String> {
+    let compared = "Every byte that the mounts gave in an extra pass was compared with its source.";
+    let certificates = "Processes of a cluster know each other by certificates, and connections of the block stream are opened by a challenge, where a build has that.";
+    let both = [
+        Some(compared),
+        (suite == Suite::Stream).then_some(certificates),
+    ];
+    both.into_iter().flatten().map(str::to_owned).collect()
 }
 
 /// The sides in the order of a pair: each build comes first in every other one.

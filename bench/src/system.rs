@@ -105,10 +105,12 @@ impl Kind {
         bucket: &str,
         tiers: Tiers,
     ) -> anyhow::Result<System> {
-        self.start_build(None, scratch, endpoint, bucket, tiers)
+        clear(scratch)?;
+        self.start_protected(scratch, endpoint, bucket, tiers, Protection::SameUser)
     }
 
-    /// As [`Self::start`], with another build's `weir`, if one is given.
+    /// As [`Self::start`], with another build's `weir`, if one is given. The processes of a cluster know each other by
+    /// certificates where that build has them.
     pub fn start_build(
         &self,
         weir: Option<&Path>,
@@ -117,11 +119,26 @@ impl Kind {
         bucket: &str,
         tiers: Tiers,
     ) -> anyhow::Result<System> {
-        let _ = std::fs::remove_dir_all(scratch); // a cache of an earlier run would not be empty
-        std::fs::create_dir_all(scratch)?;
+        clear(scratch)?;
         if let Some(weir) = weir {
             std::os::unix::fs::symlink(weir, mount::program_of(scratch))?;
         }
+        let protection = if mount::knows(scratch, "worker", "--certs")? {
+            Protection::Authenticated
+        } else {
+            Protection::SameUser
+        };
+        self.start_protected(scratch, endpoint, bucket, tiers, protection)
+    }
+
+    fn start_protected(
+        &self,
+        scratch: &Path,
+        endpoint: &str,
+        bucket: &str,
+        tiers: Tiers,
+        protection: Protection,
+    ) -> anyhow::Result<System> {
         let dir = scratch.join("mnt");
         let inner = match self {
             Self::Embedded => {
@@ -131,7 +148,7 @@ impl Kind {
                 Inner::Embedded(mount)
             }
             Self::Cluster => {
-                let cluster = Cluster::start(scratch, 2, tiers.share(2))?;
+                let cluster = Cluster::start_protected(scratch, 2, tiers.share(2), protection)?;
                 cluster.create_dataset(DATASET, endpoint, bucket)?;
                 let mount = cluster.mount(DATASET, &dir, "elsewhere")?;
                 Inner::Cluster(mount, cluster)
@@ -146,6 +163,12 @@ impl Kind {
             inner,
         })
     }
+}
+
+/// Empties a directory: the cache of an earlier run would not be empty.
+fn clear(scratch: &Path) -> anyhow::Result<()> {
+    let _ = std::fs::remove_dir_all(scratch);
+    Ok(std::fs::create_dir_all(scratch)?)
 }
 
 impl System {

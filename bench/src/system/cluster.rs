@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use weir_trust::{Authority, Dial, Identity, Role, Subject, Validity};
 
-use super::mount::{Mount, run, weir};
+use super::mount::{Mount, knows, run, weir};
 use super::{DATASET, Tiers};
 use crate::process::{Process, free_port};
 use crate::wait::wait_for;
@@ -34,6 +34,8 @@ const ALLOWED: [&str; 2] = ["--allow-endpoint", "127.0.0.1"];
 pub struct Cluster {
     home: PathBuf,
     protection: Protection,
+    /// Flags that let its processes read from a server on this machine.
+    allowed: &'static [&'static str],
     address: String,
     // Workers end before the master that they report to.
     workers: Vec<(Process, u16)>,
@@ -55,6 +57,11 @@ impl Cluster {
         protection: Protection,
     ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(home)?;
+        let allowed: &[&str] = if knows(home, "worker", ALLOWED[0])? {
+            &ALLOWED
+        } else {
+            &[]
+        };
         if protection != Protection::SameUser {
             issue_all(home, workers)?;
         }
@@ -63,7 +70,7 @@ impl Cluster {
         let mut command = weir(home)?;
         command
             .args(["master", "--listen", &address])
-            .args(ALLOWED)
+            .args(allowed)
             .args(["--http", &format!("127.0.0.1:{http}"), "--dir"])
             .arg(home.join("master"));
         add_certs(&mut command, home, protection, "master");
@@ -71,6 +78,7 @@ impl Cluster {
         let mut cluster = Self {
             home: home.to_owned(),
             protection,
+            allowed,
             address,
             workers: Vec::new(),
             master,
@@ -98,7 +106,7 @@ impl Cluster {
         let mut command = weir(&self.home)?;
         command
             .args(["worker", "--master", &self.address, "--node", &node])
-            .args(ALLOWED)
+            .args(self.allowed)
             .args(["--mem", &tiers.memory.to_string(), "--ssd", &ssd])
             .args(["--listen", &format!("127.0.0.1:{data}")])
             .args(["--control", &format!("127.0.0.1:{control}")])
@@ -150,8 +158,13 @@ impl Cluster {
 
     /// Mounts a dataset on a node.
     pub fn mount(&self, name: &str, dir: &Path, node: &str) -> anyhow::Result<Mount> {
-        let cluster = ["--master", self.address(), "--node", node];
-        Mount::new(name, dir, &self.home, &[&cluster[..], &ALLOWED].concat())
+        let mut args = vec!["--master", self.address(), "--node", node];
+        args.extend(self.allowed);
+        let own = certs(&self.home, "mount").display().to_string();
+        if self.protection != Protection::SameUser {
+            args.extend(["--certs", &own]);
+        }
+        Mount::new(name, dir, &self.home, &args)
     }
 
     /// Fetches everything into the cache.

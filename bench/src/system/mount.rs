@@ -48,6 +48,12 @@ pub(super) fn run(home: &Path, args: &[&str]) -> anyhow::Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// Whether a command of this home's `weir` has a flag; that of an earlier build may not.
+pub(super) fn knows(home: &Path, command: &str, flag: &str) -> anyhow::Result<bool> {
+    let help = weir(home)?.args([command, "--help"]).output()?;
+    Ok(String::from_utf8_lossy(&help.stdout).contains(flag))
+}
+
 /// A live mount. It is unmounted when it goes out of scope.
 pub struct Mount {
     /// Where it is.
