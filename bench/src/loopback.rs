@@ -122,9 +122,11 @@ impl LoopbackClient {
             let mut expected = vec![0; REQUEST as usize];
             for offset in (0..size).step_by(REQUEST as usize) {
                 let end = size.min(offset + REQUEST);
-                let ours =
-                    self.runtime
-                        .block_on(self.reader.read(file, offset, end, &mut Vec::new()))?;
+                let (mut ours, mut unfinished) = (Vec::new(), Vec::new());
+                let read = self
+                    .reader
+                    .read(file, offset, end, &mut ours, &mut unfinished);
+                self.runtime.block_on(read)?;
                 let expected = &mut expected[..(end - offset) as usize];
                 theirs.read_exact_at(expected, offset)?;
                 let equal = ours.concat() == expected;
@@ -151,7 +153,9 @@ async fn read_files(reader: Arc<Reader<ClusterSource>>, files: Vec<u32>) -> anyh
         let mut offset = 0;
         while offset < size {
             let end = size.min(offset + REQUEST);
-            let pieces = reader.read(file, offset, end, &mut Vec::new()).await?;
+            let (mut pieces, mut unfinished) = (Vec::new(), Vec::new());
+            let reading = reader.read(file, offset, end, &mut pieces, &mut unfinished);
+            reading.await?;
             let read: usize = pieces.iter().map(Bytes::len).sum();
             anyhow::ensure!(
                 read as u64 == end - offset,

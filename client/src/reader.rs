@@ -78,37 +78,42 @@ impl<S: BlockSource> Reader<S> {
         self.blocks.manifest()
     }
 
-    /// The bytes `offset..end` of a file when they can be had without waiting for a network; blocks on the disk at
-    /// most. `end` must not lie past the file's end.
-    pub fn read_cached(&self, file: u32, offset: u64, end: u64) -> Option<Vec<Bytes>> {
+    /// Appends to `bytes` what can be had of `offset..end` of a file without waiting for a network, from its beginning to
+    /// the first block that must be waited for. Blocks on the disk at most. Says how far that is: `end`, or where
+    /// [`Self::read`] is to go on. `end` must not lie past the file's end.
+    pub fn read_cached(&self, file: u32, offset: u64, end: u64, bytes: &mut Vec<Bytes>) -> u64 {
         let object = self.manifest().object(file);
         let origin = self.manifest().mount(file).origin;
-        let mut bytes = Vec::new();
+        let mut reached = offset;
         for piece in pieces(offset, end) {
             let block = Block {
                 origin,
                 object: object.clone(),
                 index: piece.index,
             };
-            self.blocks.read_cached(&block, &piece.range, &mut bytes)?;
+            let cached = self.blocks.read_cached(&block, &piece.range, bytes);
+            if cached.is_none() {
+                break;
+            }
             self.block_read(file, piece.index);
+            reached += piece.range.len() as u64;
         }
-        Some(bytes)
+        reached
     }
 
-    /// The bytes `offset..end` of a file, from wherever they are. Blocks are asked for one after the other, so the
-    /// first does not wait for the last. `end` must not lie past the file's end. Fills that this read started and
-    /// that are still under way are pushed to `unfinished`: the caller uses the bytes, and then awaits them.
+    /// Appends the bytes `offset..end` of a file to `bytes`, from wherever they are. Blocks are asked for one after the
+    /// other, so the first does not wait for the last. `end` must not lie past the file's end. Fills that this read
+    /// started and that are still under way are pushed to `unfinished`: the caller uses the bytes, and then awaits them.
     pub async fn read(
         &self,
         file: u32,
         offset: u64,
         end: u64,
+        bytes: &mut Vec<Bytes>,
         unfinished: &mut Vec<FillWork>,
-    ) -> Result<Vec<Bytes>, ReadError> {
+    ) -> Result<(), ReadError> {
         let object = self.manifest().object(file);
         let origin = self.manifest().mount(file).origin;
-        let mut bytes = Vec::new();
         for piece in pieces(offset, end) {
             let block = Block {
                 origin,
@@ -119,7 +124,7 @@ impl<S: BlockSource> Reader<S> {
             let read = self.blocks.read(file, &block, piece.range, unfinished);
             bytes.extend(read.await?);
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Copies the files of a batch to `memory`, those that nobody has asked for meanwhile and that can be read.
@@ -161,7 +166,11 @@ impl<S: BlockSource> Reader<S> {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+
     use super::*;
+    use crate::prefetch::test_manifest;
+    use crate::source::fake::{ALONE, CACHED, FakeSource};
 
     #[test]
     fn a_range_is_cut_at_the_blocks_borders() {
@@ -176,5 +185,48 @@ mod tests {
         );
         assert_eq!(cut(BLOCK_SIZE, 2 * BLOCK_SIZE), [(1, 0..block)]);
         assert_eq!(cut(3, 3), []);
+    }
+
+    #[tokio::test]
+    async fn a_block_that_is_cached_is_looked_up_once_though_a_later_one_is_missing() {
+        let source = FakeSource::default();
+        source.cached.lock().insert("big");
+        *source.cached_blocks.lock() = Some(2);
+        let manifest = Arc::new(test_manifest());
+        let file = manifest.resolve("big").unwrap();
+        let metrics = ClientMetrics::register(&mut Registry::default());
+        let reader = Reader::new(manifest, source.clone(), ReadAheadTarget::Off, &metrics);
+        let (offset, end) = (BLOCK_SIZE - 10, 3 * BLOCK_SIZE + 5);
+        let mut bytes = Vec::new();
+        let reached = reader.read_cached(file, offset, end, &mut bytes);
+        assert_eq!(reached, 2 * BLOCK_SIZE);
+        let (rest, unfinished) = (&mut bytes, &mut Vec::new());
+        let read = reader.read(file, reached, end, rest, unfinished).await;
+        read.unwrap();
+        let lookups = source.lookups.lock().clone();
+        let expected = [(0, false), (1, false), (2, false), (2, true), (3, true)];
+        assert_eq!(lookups, expected);
+        let counted = source.counted.lock().clone();
+        assert_eq!(counted, [10, BLOCK_SIZE, BLOCK_SIZE, 5]);
+        let bytes = bytes.concat();
+        assert_eq!(bytes.len() as u64, end - offset);
+        let (cached, waited) = bytes.split_at((reached - offset) as usize);
+        assert!(cached.iter().all(|byte| *byte == CACHED));
+        assert!(waited.iter().all(|byte| *byte == ALONE));
+    }
+
+    #[test]
+    fn a_read_that_is_cached_reaches_its_end_and_one_that_is_not_its_beginning() {
+        let source = FakeSource::default();
+        source.cached.lock().insert("f1");
+        let manifest = Arc::new(test_manifest());
+        let metrics = ClientMetrics::register(&mut Registry::default());
+        let reader = Reader::new(manifest, source, ReadAheadTarget::Off, &metrics);
+        for (name, reached, length) in [("f1", 70, 60), ("f2", 10, 0)] {
+            let file = reader.manifest().resolve(name).unwrap();
+            let mut bytes = Vec::new();
+            assert_eq!(reader.read_cached(file, 10, 70, &mut bytes), reached);
+            assert_eq!(bytes.concat().len(), length, "{name}");
+        }
     }
 }

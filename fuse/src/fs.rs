@@ -281,12 +281,14 @@ impl Filesystem for SnapshotFs {
         }
         let span = self.span(index, offset, end);
         let entered = span.enter();
-        let cached = self.reader.read_cached(index, offset, end);
+        let mut bytes = Vec::new();
+        let reached = self.reader.read_cached(index, offset, end, &mut bytes);
+        let is_cached = reached == end;
         if offset == 0 {
-            self.reader.file_started(index, cached.is_some());
+            self.reader.file_started(index, is_cached);
         }
-        if let Some(pieces) = cached {
-            send(reply, &pieces);
+        if is_cached {
+            send(reply, &bytes);
             trace!(target: "weir::read", "answered");
             self.metrics.read_bytes.inc_by(end - offset);
             self.metrics
@@ -301,10 +303,11 @@ impl Filesystem for SnapshotFs {
             duty: self.duty.clone(),
             file: index,
             range: offset..end,
+            reached,
             started,
         };
         drop(entered);
-        self.waiting.run(read.answer(reply).instrument(span));
+        self.waiting.run(read.answer(bytes, reply).instrument(span));
     }
 
     fn readdir(
@@ -370,16 +373,22 @@ struct WaitingRead {
     duty: Arc<Duty>,
     file: u32,
     range: Range<u64>,
+    /// Up to where the bytes were there at once.
+    reached: u64,
     started: Instant,
 }
 
 impl WaitingRead {
-    /// Answers as soon as the bytes are there, and then finishes the fills that the read has started.
-    async fn answer(self, reply: ReplyData) {
-        let Range { start, end } = self.range.clone();
+    /// Adds the rest to the `bytes` that were there at once. Answers as soon as it is there, and then finishes the fills
+    /// that the read has started.
+    async fn answer(self, mut bytes: Vec<Bytes>, reply: ReplyData) {
+        let (file, from, end) = (self.file, self.reached, self.range.end);
         let mut unfinished = Vec::new();
-        let outcome = self.reader.read(self.file, start, end, &mut unfinished);
-        self.reply(reply, outcome.await);
+        let rest = self
+            .reader
+            .read(file, from, end, &mut bytes, &mut unfinished);
+        let outcome = rest.await.map(|()| bytes);
+        self.reply(reply, outcome);
         if !unfinished.is_empty() {
             // The reader may have been woken on this core, and would wait for it until the fill's next pause.
             std::thread::yield_now();

@@ -25,6 +25,12 @@ type Keys = Arc<Mutex<HashSet<&'static str>>>;
 #[derive(Clone, Default)]
 pub(crate) struct FakeSource {
     pub(crate) cached: Keys,
+    /// How many blocks of a cached object are cached, from the first on; all of them if that is not said.
+    pub(crate) cached_blocks: Arc<Mutex<Option<u32>>>,
+    /// Each look-up of a block for a reader: its number, and whether the reader waits.
+    pub(crate) lookups: Arc<Mutex<Vec<(u32, bool)>>>,
+    /// Bytes that were counted.
+    pub(crate) counted: Arc<Mutex<Vec<u64>>>,
     /// Given together with others.
     pub(crate) together: Keys,
     /// Refused together with others.
@@ -48,7 +54,9 @@ impl BlockSource for FakeSource {
         range: &Range<u32>,
         found: &mut Vec<Bytes>,
     ) -> Option<ReadSource> {
-        let is_cached = self.cached.lock().contains(&*block.object.key);
+        self.lookups.lock().push((block.index, false));
+        let until = self.cached_blocks.lock().unwrap_or(u32::MAX);
+        let is_cached = block.index < until && self.cached.lock().contains(&*block.object.key);
         is_cached.then(|| {
             found.extend(bytes(CACHED, range.len()));
             ReadSource::Memory
@@ -71,6 +79,7 @@ impl BlockSource for FakeSource {
         range: Range<u32>,
         _: &mut Vec<FillWork>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
+        self.lookups.lock().push((block.index, true));
         let key = &*block.object.key;
         self.read_alone.lock().push(key.to_owned());
         if self.failing.lock().contains(key) {
@@ -111,5 +120,7 @@ impl BlockSource for FakeSource {
         true
     }
 
-    fn count(&self, _: ReadSource, _: u64) {}
+    fn count(&self, _: ReadSource, bytes: u64) {
+        self.counted.lock().push(bytes);
+    }
 }
