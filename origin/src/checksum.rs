@@ -4,23 +4,10 @@
 //! that were read at different times and places give the one of the whole, which is compared with what the origin says.
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use crc_fast::CrcAlgorithm;
-use tokio::time::{sleep, timeout};
-use weir_core::ObjectRef;
-
-use crate::error::OriginError;
-use crate::metrics::{Operation, OriginMetrics};
-use crate::origin::Origin;
-use crate::policy::{Backoff, FetchPolicy};
-
-/// Longest wait for one answer, and how often an origin is asked that fails.
-const DEADLINE: Duration = Duration::from_secs(10);
-const ATTEMPTS: u32 = 5;
 
 /// A checksum that can be combined.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -182,37 +169,6 @@ impl ObjectChecksum {
             let Range { start, end } = self.range(part);
             start.max(range.start)..end.min(range.end)
         })
-    }
-}
-
-/// Asks an origin for the checksum of an object of this very version, a few times if it fails. `None` if it has none that
-/// can be combined. Nobody's read may wait for this.
-pub async fn object_checksum(
-    origin: &Arc<dyn Origin>,
-    object: &ObjectRef,
-    metrics: &OriginMetrics,
-) -> Result<Option<ObjectChecksum>, OriginError> {
-    let policy = FetchPolicy::default();
-    let mut backoff = Backoff::new(&policy);
-    let mut attempt = 1;
-    loop {
-        let request = metrics.request(origin.kind(), Operation::Head);
-        let asked = timeout(DEADLINE, origin.checksum(object)).await;
-        let answer = asked.unwrap_or_else(|_| {
-            Err(OriginError::Timeout {
-                target: format!("{}/{}", origin.describe(), object.key.escape_debug()).into(),
-                after: DEADLINE,
-            })
-        });
-        request.finish(answer.as_ref().err());
-        match answer {
-            Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
-                metrics.retried(&error);
-                sleep(backoff.wait_after(&error, &policy)).await;
-                attempt += 1;
-            }
-            answer => return answer,
-        }
     }
 }
 

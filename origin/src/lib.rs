@@ -2,8 +2,9 @@
 //!
 //! A read is conditional on the version that was listed, so that it gives that version's bytes or an error.
 //! [`fetch()`] makes a read robust: retries, resumption, hedging, digests. [`object_checksum()`] asks for what guards objects
-//! that are read in ranges. This crate must not know about blocks'
-//! placement, caches or datasets.
+//! that are read in ranges. [`open()`] knows all kinds of origin.
+//!
+//! This crate must not know about blocks' placement, caches or datasets.
 
 #![deny(unsafe_code)]
 
@@ -15,6 +16,8 @@ mod fake;
 mod fetch;
 mod file;
 mod metrics;
+mod object_checksum;
+mod opening;
 mod origin;
 mod pace;
 mod policy;
@@ -23,12 +26,14 @@ mod sources;
 mod spec;
 mod transport;
 
-pub use checksum::{CrcKind, ObjectChecksum, PartSum, Shift, object_checksum};
+pub use checksum::{CrcKind, ObjectChecksum, PartSum, Shift};
 pub use digest::Digest;
 pub use error::OriginError;
 pub use fetch::fetch;
 pub use metrics::OriginMetrics;
-pub use origin::{Fetched, Hindrance, Listed, Origin, list, open};
+pub use object_checksum::object_checksum;
+pub use opening::{list, open};
+pub use origin::{Fetched, Hindrance, Listed, Origin};
 pub use pace::Pace;
 pub use policy::FetchPolicy;
 pub use s3::signature::{Keys, Signer};

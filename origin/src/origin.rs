@@ -5,23 +5,16 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
 use weir_core::keypath::LeftOut;
 use weir_core::{ObjectRef, OriginId};
 
 use crate::checksum::ObjectChecksum;
 use crate::digest::Digest;
 use crate::error::OriginError;
-use crate::file::FileOrigin;
-use crate::metrics::{Operation, OriginMetrics};
-use crate::s3::S3Origin;
-use crate::sources::SourcePolicy;
-use crate::spec::{OriginSpec, Place};
 
 /// One object of a listing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -94,40 +87,4 @@ pub trait Origin: Send + Sync + Debug {
 
     /// Closes connections that nobody has used for a while; called now and then.
     fn close_idle(&self) {}
-}
-
-/// Opens an origin. Sends no request: wrong configuration is an error here, a missing bucket or wrong credentials
-/// are errors of the first request. A directory must exist. What `policy` does not allow is an error here, or of the
-/// request that would have gone where it must not.
-pub async fn open(
-    spec: &OriginSpec,
-    policy: &SourcePolicy,
-) -> Result<Arc<dyn Origin>, OriginError> {
-    spec.validate()?;
-    match spec.place()? {
-        Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec, policy.reach(spec)?)?)),
-        Place::File { dir } => {
-            let opened = FileOrigin::open(spec.id(), dir.into(), policy).await?;
-            Ok(Arc::new(opened))
-        }
-    }
-}
-
-/// [`Origin::list`] with its pages and errors counted.
-pub fn list<'a>(
-    origin: &'a dyn Origin,
-    prefix: &str,
-    metrics: &'a OriginMetrics,
-) -> impl Stream<Item = Result<Vec<Listed>, OriginError>> + Send + 'a {
-    let kind = origin.kind();
-    let mut request = Some(metrics.request(kind, Operation::List));
-    origin.list(prefix).inspect(move |page| {
-        if let Some(request) = request.take() {
-            request.finish(page.as_ref().err());
-        }
-        match page {
-            Ok(_) => request = Some(metrics.request(kind, Operation::List)),
-            Err(error) => metrics.failed(error),
-        }
-    })
 }

@@ -12,7 +12,7 @@ use crate::spec::OriginSpec;
 
 async fn open(dir: &TempDir) -> Arc<dyn Origin> {
     let spec = OriginSpec::parse(&format!("file://{}", dir.path().display())).unwrap();
-    crate::origin::open(&spec, &SourcePolicy::unlimited())
+    crate::opening::open(&spec, &SourcePolicy::unlimited())
         .await
         .unwrap()
 }
@@ -251,7 +251,7 @@ async fn a_missing_directory_and_a_file_in_its_place_are_clear_errors() {
     write(&dir, "file", b"");
     let open = async |name: &str| {
         let spec = OriginSpec::parse(&format!("file://{}/{name}", dir.path().display())).unwrap();
-        crate::origin::open(&spec, &SourcePolicy::unlimited())
+        crate::opening::open(&spec, &SourcePolicy::unlimited())
             .await
             .unwrap_err()
     };
@@ -272,7 +272,7 @@ fn allowing(dirs: &[&Path]) -> SourcePolicy {
 
 async fn open_at(dir: &Path, policy: &SourcePolicy) -> Result<Arc<dyn Origin>, OriginError> {
     let spec = OriginSpec::parse(&format!("file://{}", dir.display())).unwrap();
-    crate::origin::open(&spec, policy).await
+    crate::opening::open(&spec, policy).await
 }
 
 #[tokio::test]

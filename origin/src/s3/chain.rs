@@ -4,7 +4,6 @@
 //! reason to look elsewhere: a half-understood profile would read with the wrong identity.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::uri::Authority;
 use http::{HeaderValue, Uri};
@@ -13,9 +12,9 @@ use super::configuration::{Configuration, Service};
 use super::helper::{DEADLINE, Helper};
 use super::platform::{Container, Instance};
 use super::profile::Section;
-use super::signature::Keys;
+use super::signature::{Keys, Temporary};
 use super::sso::{Cache, SignOn};
-use super::sts::{By, Role, Sts};
+use super::sts::{Role, Sts, Terms};
 use crate::error::OriginError;
 use crate::transport::calls::{Calls, Refused};
 use crate::transport::environment::{Environment, read, unreadable};
@@ -35,8 +34,10 @@ pub(super) enum Source {
     Fixed(Arc<Keys>),
     /// A program prints them.
     Helper(Arc<Helper>),
-    /// A role is assumed.
-    Role(Arc<Role>),
+    /// A role is assumed with keys.
+    Role(Arc<Assumed>),
+    /// A role is assumed with a token.
+    WebIdentity(Arc<WebIdentity>),
     /// A single sign-on gives them.
     SignOn(Arc<SignOn>),
     /// The agent beside a container has them.
@@ -49,10 +50,18 @@ pub(super) enum Source {
     Fragile(Arc<super::credentials::tests::Fragile>),
 }
 
-/// Keys, and how long they live if that is known.
-pub(super) struct Temporary {
-    pub(super) keys: Keys,
-    pub(super) life: Option<Duration>,
+/// A role that is assumed with keys.
+pub(super) struct Assumed {
+    role: Role,
+    terms: Terms,
+    /// Of its keys.
+    source: Source,
+}
+
+/// A role that is assumed with a token.
+pub(super) struct WebIdentity {
+    role: Role,
+    token: String,
 }
 
 impl Source {
@@ -72,7 +81,20 @@ impl Source {
                 let keys = trimmed(keys);
                 Ok(Temporary { keys, life })
             }
-            Self::Role(role) => role.load(calls, origin).await,
+            Self::Role(assumed) => {
+                let Assumed {
+                    role,
+                    terms,
+                    source,
+                } = &**assumed;
+                // A chain of roles is as long as the profiles are.
+                let keys = Box::pin(source.load(calls, origin)).await?.keys;
+                role.load_with_keys(&keys, terms, calls, origin).await
+            }
+            Self::WebIdentity(identity) => {
+                let WebIdentity { role, token } = &**identity;
+                role.load_with_token(token, calls, origin).await
+            }
             Self::SignOn(sign_on) => sign_on.load(calls).await,
             Self::Container(container) => container.load(calls).await,
             Self::Instance(instance) => instance.load(calls).await,
@@ -322,15 +344,19 @@ impl Finder<'_> {
                 "write a number from 900 to 43200",
             ));
         }
-        Ok(Source::Role(Arc::new(Role {
+        let role = Role {
             arn: role.to_owned(),
             session: session(section.get("role_session_name")),
             service: self.sts()?,
-            by: By::Keys {
-                source,
-                external_id: section.get("external_id").map(str::to_owned),
-                duration: duration.map(str::to_owned),
-            },
+        };
+        let terms = Terms {
+            external_id: section.get("external_id").map(str::to_owned),
+            duration: duration.map(str::to_owned),
+        };
+        Ok(Source::Role(Arc::new(Assumed {
+            role,
+            terms,
+            source,
         })))
     }
 
@@ -358,12 +384,12 @@ impl Finder<'_> {
         name: Option<&str>,
     ) -> Result<Source, OriginError> {
         let token = self.token(setting, file)?;
-        Ok(Source::Role(Arc::new(Role {
+        let role = Role {
             arn: role.to_owned(),
             session: session(name),
             service: self.sts()?,
-            by: By::Token(token),
-        })))
+        };
+        Ok(Source::WebIdentity(Arc::new(WebIdentity { role, token })))
     }
 
     /// The token in the file that a setting names, without white space around it.

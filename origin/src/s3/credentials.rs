@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::chain::{self, Source, Temporary};
+use super::chain::{self, Source};
 use super::configuration::Configuration;
-use super::signature::Keys;
+use super::signature::{Keys, Temporary};
 use crate::error::OriginError;
 use crate::transport::calls::{Calls, Refused};
 use crate::transport::environment::Environment;

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
-use super::chain::Temporary;
-use super::signature::Keys;
+use super::signature::{Keys, Temporary};
 use super::sts::plain;
 use crate::transport::calls::{CallError, Calls, Limits, Refused, Reply};
 use crate::transport::time;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::time::Duration;
 
 use http::header::InvalidHeaderValue;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
@@ -34,6 +35,12 @@ pub struct Keys {
     pub secret_key: String,
     /// What belongs to keys that expire.
     pub token: Option<String>,
+}
+
+/// Keys, and how long they live if that is known.
+pub(super) struct Temporary {
+    pub(super) keys: Keys,
+    pub(super) life: Option<Duration>,
 }
 
 /// Shows none of it.

@@ -12,8 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use ring::digest;
 use serde_json::{Map, Value};
 
-use super::chain::Temporary;
-use super::signature::{Keys, hex};
+use super::signature::{Keys, Temporary, hex};
 use super::sts::plain;
 use crate::error::OriginError;
 use crate::transport::calls::{Calls, Limits, Refused, Reply};

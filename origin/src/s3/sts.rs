@@ -8,8 +8,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use url::form_urlencoded;
 
-use super::chain::{Source, Temporary};
-use super::signature::{Keys, Signer};
+use super::signature::{Keys, Signer, Temporary};
 use crate::error::OriginError;
 use crate::transport::calls::{Calls, Limits, Refused, Reply};
 use crate::transport::time;
@@ -26,20 +25,22 @@ pub(super) struct Role {
     pub(super) arn: String,
     pub(super) session: String,
     pub(super) service: Sts,
-    pub(super) by: By,
+}
+
+/// What is said of a role that is assumed with keys.
+#[derive(Default)]
+pub(super) struct Terms {
+    pub(super) external_id: Option<String>,
+    /// How long the role's keys are to last, in seconds.
+    pub(super) duration: Option<String>,
 }
 
 /// Who assumes a role.
-pub(super) enum By {
+enum By<'a> {
     /// Whoever has these keys.
-    Keys {
-        source: Source,
-        external_id: Option<String>,
-        /// How long the role's keys are to last, in seconds.
-        duration: Option<String>,
-    },
+    Keys(&'a Keys, &'a Terms),
     /// Whoever has this token.
-    Token(String),
+    Token(&'a str),
 }
 
 /// Where the service is.
@@ -49,9 +50,30 @@ pub(super) struct Sts {
 }
 
 impl Role {
-    /// Asks for the role's keys.
-    pub(super) async fn load(
+    /// Asks for the role's keys, as whoever has `keys`.
+    pub(super) async fn load_with_keys(
         &self,
+        keys: &Keys,
+        terms: &Terms,
+        calls: &Calls,
+        origin: &Arc<str>,
+    ) -> Result<Temporary, Refused> {
+        self.load(By::Keys(keys, terms), calls, origin).await
+    }
+
+    /// Asks for the role's keys, as whoever has the token of a web identity.
+    pub(super) async fn load_with_token(
+        &self,
+        token: &str,
+        calls: &Calls,
+        origin: &Arc<str>,
+    ) -> Result<Temporary, Refused> {
+        self.load(By::Token(token), calls, origin).await
+    }
+
+    async fn load(
+        &self,
+        by: By<'_>,
         calls: &Calls,
         origin: &Arc<str>,
     ) -> Result<Temporary, Refused> {
@@ -59,12 +81,10 @@ impl Role {
         let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
         headers.insert(header::CONTENT_TYPE, kind);
         let uri = &self.service.endpoint;
-        let body = self.question();
-        if let By::Keys { source, .. } = &self.by {
-            // A chain of roles is as long as the profiles are.
-            let keys = Box::pin(source.load(calls, origin)).await?.keys;
+        let body = self.question(&by);
+        if let By::Keys(keys, _) = by {
             let signer = Signer {
-                keys: &keys,
+                keys,
                 service: "sts",
                 region: &self.service.region,
             };
@@ -83,23 +103,22 @@ impl Role {
     }
 
     /// The form that is sent.
-    fn question(&self) -> String {
+    fn question(&self, by: &By<'_>) -> String {
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("Version", VERSION)
             .append_pair("RoleArn", &self.arn)
             .append_pair("RoleSessionName", &self.session);
-        match &self.by {
+        match by {
             By::Token(token) => {
                 form.append_pair("Action", "AssumeRoleWithWebIdentity")
                     .append_pair("WebIdentityToken", token);
             }
-            By::Keys {
-                external_id,
-                duration,
-                ..
-            } => {
+            By::Keys(_, terms) => {
                 form.append_pair("Action", "AssumeRole");
-                for (name, value) in [("ExternalId", external_id), ("DurationSeconds", duration)] {
+                for (name, value) in [
+                    ("ExternalId", &terms.external_id),
+                    ("DurationSeconds", &terms.duration),
+                ] {
                     if let Some(value) = value {
                         form.append_pair(name, value);
                     }

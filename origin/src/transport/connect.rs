@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Uri;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
@@ -21,6 +22,9 @@ use super::proxy::Proxies;
 use super::trust::Trust;
 use crate::error::OriginError;
 use crate::sources::Reach;
+
+/// Longest wait for a connection: name, address, proxy and TLS.
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A connection's bytes, deciphered.
 pub(crate) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;

@@ -25,11 +25,9 @@ use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, timeout};
 
-use super::connect::{Connector, Socket, Stream};
+use super::connect::{CONNECT_DEADLINE, Connector, Socket, Stream};
 use super::failure::{Cause, HttpError};
 
-/// Longest wait for a connection: name, address, proxy and TLS.
-pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Idle connections kept of one runtime to one service, and for how long: shorter than the usual keep-alive of 20 s.
 const MAX_IDLE: usize = 128;
 const IDLE_FOR: Duration = Duration::from_secs(15);

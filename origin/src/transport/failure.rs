@@ -3,8 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::connect::ProxyUnusable;
-use super::exchange::CONNECT_DEADLINE;
+use super::connect::{CONNECT_DEADLINE, ProxyUnusable};
 use super::names::NoSuchHost;
 use crate::error::OriginError;
 use crate::sources::Forbidden;
