@@ -21,11 +21,12 @@ use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 
 use crate::inventory::reports::{self, Wanted};
+use crate::read_source::Source;
 use crate::service::cluster_map;
 use crate::snapshots::Snapshots;
 use crate::sources::DatasetSources;
 use crate::verify::{Doubtful, wire};
-use crate::worker::{Source, Worker};
+use crate::worker::Worker;
 
 /// Time from one heartbeat to the next.
 pub const INTERVAL: Duration = Duration::from_secs(2);

@@ -6,6 +6,7 @@
 
 mod config;
 mod fills;
+mod read_source;
 mod recent;
 mod sources;
 mod ssd;
@@ -27,6 +28,7 @@ mod worker;
 
 pub use config::{FILL_BUDGET, LEAST_FILL_BUDGET, SsdConfig, WorkerConfig};
 pub use metrics::{DatasetReads, WorkerMetrics};
+pub use read_source::Source;
 pub use verify::Doubtful;
 pub use weir_segment::DEFAULT_IDLE_AFTER as EVICT_IDLE;
-pub use worker::{Cached, FillWork, PrefetchAnswer, ReadError, Source, Worker, WorkerError};
+pub use worker::{Cached, FillWork, PrefetchAnswer, ReadError, Worker, WorkerError};

@@ -25,6 +25,7 @@ use crate::fills::{self, Fills, Keeper};
 use crate::memory::{Checked, MemoryTier};
 use crate::metrics::{EvictionLabels, WorkerMetrics};
 use crate::origins::Origins;
+use crate::read_source::Source;
 use crate::ssd::SsdTier;
 use crate::verify::Verifier;
 use weir_segment::{BlockLocation, Checksums, SegmentError, SegmentStats};
@@ -40,31 +41,6 @@ pub use filling::{FillWork, PrefetchAnswer};
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// The part of a tier that must be free before blocks are added that nobody waits for.
 const FREE_SHARE: u64 = 8;
-
-/// Where the bytes of a read came from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Source {
-    /// The memory tier, or a block on its way to the SSD tier.
-    Memory,
-    /// The SSD tier.
-    Ssd,
-    /// The origin.
-    Origin,
-}
-
-impl Source {
-    /// All sources, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Memory, Self::Ssd, Self::Origin];
-
-    /// The source as a metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Ssd => "ssd",
-            Self::Origin => "origin",
-        }
-    }
-}
 
 /// The pieces of a read that needed no origin, and where they were.
 pub type Cached = (Vec<Bytes>, Source);

@@ -25,8 +25,9 @@ use super::admission::{Admission, Admitted, admit_local};
 use super::connections::{Connections, Limits, Place};
 use super::refusals::{NotAdmitted, Refusals};
 use crate::metrics::ResultLabel;
+use crate::read_source::Source;
 use crate::sources::Claim;
-use crate::worker::{Cached, PrefetchAnswer, ReadError, Source, Worker};
+use crate::worker::{Cached, PrefetchAnswer, ReadError, Worker};
 
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

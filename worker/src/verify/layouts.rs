@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use weir_core::{BlockKey, OriginId};
 use weir_origin::ObjectChecksum;
 
-use super::Arrived;
+use super::verifier::{Arrived, Said};
 
 /// Objects at most, and their parts; the first are forgotten first.
 const MAX_OBJECTS: usize = 16 << 10;
@@ -26,16 +26,6 @@ pub(super) enum Layout {
     Known(Arc<ObjectChecksum>),
     /// The origin has none.
     Nothing,
-}
-
-/// What was said of an object.
-pub(crate) enum Said {
-    /// Its checksum.
-    Checksum(Arc<ObjectChecksum>),
-    /// That there is none.
-    Nothing,
-    /// It cannot be known now.
-    NotNow,
 }
 
 #[derive(Default)]

@@ -12,11 +12,12 @@ use weir_core::{Block, BlockKey, WorkerInfo};
 use weir_origin::{ObjectChecksum, object_checksum};
 use weir_proto::v1;
 
-use super::layouts::{Layout, Layouts, Said};
+use super::layouts::{Layout, Layouts};
 use super::outbox::Outbox;
 use super::peers::{MAX_TELLING, Peers};
 use super::table::{Sums, Table, Verdict, is_small_enough, sums_of};
-use super::{Arrived, Fetched, Reported, id_of, wire};
+use super::verifier::{Arrived, Fetched, Reported, Said, id_of};
+use super::wire;
 use crate::worker::Worker;
 
 /// Questions to origins and workers at once, reports to workers, and objects whose blocks are being dropped elsewhere.
