@@ -25,7 +25,8 @@
 //! | `together` | many small blocks with few reads |
 //! | `background` | reads for callers that must not block |
 //! | `reading` | reads, and dropping what is damaged |
-//! | `append` | the one writer: batches, rolling to a new file, sealing |
+//! | `appender` | the one writer's state, and batches |
+//! | `append` | what it does: writing, rolling to a new file, sealing |
 //! | `reclaim` | making room: deletion, compaction, eviction of what is idle |
 //! | `recover` | what a directory still holds when it is opened |
 //! | `removed` | which records of a segment are not to come back |
@@ -37,6 +38,7 @@
 
 mod aligned;
 mod append;
+mod appender;
 mod background;
 mod config;
 mod data;

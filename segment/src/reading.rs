@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use weir_core::BlockKey;
 
-use super::append::Appender;
+use super::appender::Appender;
 use super::error::SegmentError;
 use super::index::Slot;
 use super::location::{BlockLocation, ReadFault};

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use weir_core::BlockKey;
 
 use super::aligned::PAGE;
-use super::append::{Appender, Room, Staged, WRITE_MAX};
+use super::appender::{Appender, Room, Staged, WRITE_MAX};
 use super::error::SegmentError;
 use super::file::Segment;
 use super::footer;

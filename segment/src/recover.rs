@@ -18,7 +18,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::aligned::{AlignedBuf, BufferPool, PAGE, page_ceil, page_floor};
-use super::append::WRITE_MAX;
+use super::appender::WRITE_MAX;
 use super::disk::Disk;
 use super::error::SegmentError;
 use super::file::{self, EXTENSION, Segment, id_of};

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use weir_core::BlockKey;
 
 use super::aligned::{BufferPool, PAGE};
-use super::append::{Appender, Room, Staged, WRITE_MAX, batches};
+use super::appender::{Appender, Room, Staged, WRITE_MAX, batches};
 use super::config::SegmentConfig;
 use super::data::BlockData;
 use super::disk::{Disk, LocalDisk};
