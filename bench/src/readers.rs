@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -203,4 +204,19 @@ pub fn get_objects(
 pub fn object_path(bucket: &str, file: &Path) -> String {
     let key = percent_encode(file.as_os_str().as_encoded_bytes(), KEEP);
     format!("/{bucket}/{key}")
+}
+
+/// Reads a whole file from `start` to its end and then from its beginning.
+pub fn read_from(path: &Path, start: u64, size: u64) -> anyhow::Result<()> {
+    let file = File::open(path)?;
+    let mut buffer = vec![0; BUFFER];
+    for (mut offset, end) in [(start, size), (0, start)] {
+        while offset < end {
+            let most = (end - offset).min(BUFFER as u64) as usize;
+            let read = file.read_at(&mut buffer[..most], offset)?;
+            anyhow::ensure!(read > 0, "{} ends at {offset}", path.display());
+            offset += read as u64;
+        }
+    }
+    Ok(())
 }

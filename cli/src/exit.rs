@@ -1,7 +1,6 @@
 //! Exit codes, documented in docs/cli.md.
 
 use std::fmt;
-use std::process::ExitCode;
 
 use tonic::Code;
 use weir_worker::snapshots::SnapshotError;
@@ -50,14 +49,6 @@ impl Failure {
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         self.reason as u8
-    }
-
-    /// Prints the message and gives the code.
-    pub(crate) fn report(&self) -> ExitCode {
-        if !self.message.is_empty() {
-            crate::output::note(format_args!("weir: {}", self.message));
-        }
-        ExitCode::from(self.code())
     }
 }
 

@@ -52,7 +52,7 @@ fn main() -> std::process::ExitCode {
     };
     match outcome {
         Ok(code) => code,
-        Err(failure) => failure.report(),
+        Err(failure) => output::report(&failure),
     }
 }
 

@@ -118,7 +118,7 @@ pub(crate) fn run(
         _ => return Some(ExitCode::from(USAGE)),
     };
     if let Err(failure) = run(cli) {
-        failure.report();
+        output::report(&failure);
         return Some(ExitCode::from(FAILED));
     }
     if wanted.noexec

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -50,6 +51,14 @@ pub(crate) fn written(outcome: io::Result<()>) -> Result<(), Failure> {
 pub(crate) fn note(text: impl Display) {
     let text = text.to_string();
     let _ = writeln!(io::stderr(), "{}", escaped(&text));
+}
+
+/// Prints a failure's message to standard error and gives its code.
+pub(crate) fn report(failure: &Failure) -> ExitCode {
+    if !failure.message().is_empty() {
+        note(format_args!("weir: {}", failure.message()));
+    }
+    ExitCode::from(failure.code())
 }
 
 /// A table with a header and without lines. Cells are escaped.

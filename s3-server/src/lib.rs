@@ -12,11 +12,14 @@ mod checksum;
 mod fault;
 mod generated;
 mod keys;
+mod pattern;
 mod server;
 mod service;
+mod version;
 
-pub use bucket::{Bucket, Version};
+pub use bucket::Bucket;
 pub use checksum::{Crc, Kept};
 pub use fault::{Fault, Faults, Rule, Target};
 pub use server::{Config, Identity, S3Server};
 pub use service::Stats;
+pub use version::Version;

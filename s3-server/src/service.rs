@@ -18,9 +18,10 @@ use s3s::dto::{
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
-use crate::bucket::{Bucket, Version};
+use crate::bucket::Bucket;
 use crate::checksum::{Crc, Sums};
 use crate::fault::{Fault, Target};
+use crate::version::Version;
 
 /// Keys of one page at most, as S3 has it.
 const MAX_KEYS: i32 = 1000;

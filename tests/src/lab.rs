@@ -11,7 +11,6 @@ use tempfile::TempDir;
 use weir_s3_server::{Config, S3Server};
 
 use crate::comes_true;
-use crate::mount::Mount;
 
 /// The bucket that most tests use.
 pub const BUCKET: &str = "bucket";
@@ -149,24 +148,6 @@ impl Lab {
     #[track_caller]
     pub fn run(&self, command: Command) -> Outcome {
         finish(command)
-    }
-
-    /// Mounts the lab's bucket (or a prefix) at `mnt`, with more flags.
-    #[track_caller]
-    pub fn mount(&self, prefix: &str, flags: &[&str]) -> Mount<'_> {
-        let origin = self.origin_flags();
-        let flags: Vec<&str> = origin
-            .iter()
-            .map(String::as_str)
-            .chain(flags.iter().copied())
-            .collect();
-        self.mount_at(&self.url(prefix), "mnt", &flags)
-    }
-
-    /// Mounts `source` at the scratch directory's `name`.
-    #[track_caller]
-    pub fn mount_at(&self, source: &str, name: &str, flags: &[&str]) -> Mount<'_> {
-        Mount::new(self, source, self.path(name), flags)
     }
 }
 

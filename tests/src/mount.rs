@@ -16,6 +16,26 @@ use crate::wait_until;
 /// Longest wait for a mount to tell about itself.
 const STATUS_DEADLINE: Duration = Duration::from_secs(10);
 
+impl Lab {
+    /// Mounts the lab's bucket (or a prefix) at `mnt`, with more flags.
+    #[track_caller]
+    pub fn mount(&self, prefix: &str, flags: &[&str]) -> Mount<'_> {
+        let origin = self.origin_flags();
+        let flags: Vec<&str> = origin
+            .iter()
+            .map(String::as_str)
+            .chain(flags.iter().copied())
+            .collect();
+        self.mount_at(&self.url(prefix), "mnt", &flags)
+    }
+
+    /// Mounts `source` at the scratch directory's `name`.
+    #[track_caller]
+    pub fn mount_at(&self, source: &str, name: &str, flags: &[&str]) -> Mount<'_> {
+        Mount::new(self, source, self.path(name), flags)
+    }
+}
+
 /// A live mount. It is unmounted when it goes out of scope.
 pub struct Mount<'a> {
     lab: &'a Lab,
@@ -26,7 +46,7 @@ pub struct Mount<'a> {
 
 impl<'a> Mount<'a> {
     #[track_caller]
-    pub(crate) fn new(lab: &'a Lab, source: &str, dir: PathBuf, flags: &[&str]) -> Self {
+    fn new(lab: &'a Lab, source: &str, dir: PathBuf, flags: &[&str]) -> Self {
         let mount = Self {
             lab,
             dir,

@@ -6,10 +6,10 @@ use anyhow::Context;
 use weir_tests::MemoryGroup;
 
 use super::Bench;
-use super::memory::read_from;
 use crate::data::Tree;
 use crate::kernel::drop_caches;
 use crate::process::binary;
+use crate::readers::read_from;
 use crate::server::Server;
 use crate::system::{DATASET, Mount, program_of};
 use crate::table::{Goal, Table, Unit};

@@ -1,6 +1,5 @@
 //! Memory while a file is read that is larger than any tier in memory.
 
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use anyhow::Context;
 
 use super::{Bench, Measured, limited};
 use crate::data::Tree;
-use crate::readers::compare_files;
+use crate::readers::{compare_files, read_from};
 use crate::server::Bucket;
 use crate::stats::median;
 use crate::system::{Kind, System, Tiers};
@@ -22,7 +21,6 @@ const BESIDE: f64 = 150.0;
 const FLAT: f64 = 32.0;
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_millis(100);
-const BUFFER: usize = 1 << 20;
 const MIB: f64 = 1_048_576.0;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
@@ -135,21 +133,6 @@ fn growth(samples: &[f64]) -> f64 {
     let second = median(&samples[quarter..2 * quarter]);
     let last = median(&samples[samples.len() - quarter..]);
     (last - second) / MIB
-}
-
-/// Reads a whole file from `start` to its end and then from its beginning.
-pub(super) fn read_from(path: &std::path::Path, start: u64, size: u64) -> anyhow::Result<()> {
-    let file = std::fs::File::open(path)?;
-    let mut buffer = vec![0; BUFFER];
-    for (mut offset, end) in [(start, size), (0, start)] {
-        while offset < end {
-            let most = (end - offset).min(BUFFER as u64) as usize;
-            let read = file.read_at(&mut buffer[..most], offset)?;
-            anyhow::ensure!(read > 0, "{} ends at {offset}", path.display());
-            offset += read as u64;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
