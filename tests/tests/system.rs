@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod system {
+    pub(crate) mod circles;
     pub(crate) mod cluster;
     pub(crate) mod crash;
     pub(crate) mod credentials;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         ("fstab", system::fstab::CASES),
         ("damage", system::damage::CASES),
         ("verified", system::verified::CASES),
+        ("circles", system::circles::CASES),
         ("cluster", system::cluster::CASES),
         ("jobs", system::jobs::CASES),
         ("silence", system::silence::CASES),

@@ -59,13 +59,10 @@ fn each_path_that_the_architecture_names_exists() {
 }
 
 fn each_crate_says_what_it_is_for() {
-    let workspace = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
-    let members = workspace.split("members = [").nth(1).unwrap();
-    let members = members.split(']').next().unwrap();
     let architecture = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let mut checked = 0;
-    for member in members.split('"').skip(1).step_by(2) {
-        let source = root().join(member).join("src");
+    for member in members() {
+        let source = root().join(&member).join("src");
         let file = ["lib.rs", "main.rs"].map(|name| source.join(name));
         let file = file.iter().find(|file| file.exists()).unwrap();
         let text = std::fs::read_to_string(file).unwrap();
@@ -85,7 +82,16 @@ fn each_crate_says_what_it_is_for() {
     assert!(checked > 10, "only {checked} crates were found");
 }
 
-fn root() -> PathBuf {
+/// The directories of the workspace's crates.
+pub(crate) fn members() -> Vec<String> {
+    let workspace = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let members = workspace.split("members = [").nth(1).unwrap();
+    let members = members.split(']').next().unwrap();
+    let names = members.split('"').skip(1).step_by(2);
+    names.map(str::to_owned).collect()
+}
+
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .canonicalize()
