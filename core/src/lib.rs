@@ -1,4 +1,5 @@
-//! The names that every part of Weir shares: identifiers, block identity, manifests, placement and sizes.
+//! The names that every part of Weir shares: identifiers, block identity, manifests, placement and sizes; and how often
+//! a log may repeat itself.
 //!
 //! This crate does no I/O beyond turning a manifest into bytes and back. It must not know about origins,
 //! networks, the kernel or the command line.
@@ -10,6 +11,7 @@ pub mod blocknumber;
 pub mod bytesize;
 pub mod id;
 pub mod keypath;
+pub mod log_limit;
 pub mod manifest;
 pub mod placement;
 
@@ -17,5 +19,6 @@ pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;
 pub use id::{DatasetName, DatasetRef, NodeName, OriginId, SnapshotId, WorkerId};
 pub use keypath::LeftOut;
+pub use log_limit::{LogLimit, LogLimitByKey};
 pub use manifest::{Entry, EntryKind, Manifest, ManifestBuilder};
 pub use placement::{ClusterMap, WorkerInfo};

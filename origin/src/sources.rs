@@ -8,17 +8,16 @@
 //!
 //! A mount with its own cache reads what its user names, and has no limits ([`SourcePolicy::unlimited`]).
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Component, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Uri;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
+use weir_core::LogLimitByKey;
 
 use crate::error::OriginError;
 use crate::file::Root;
@@ -80,8 +79,8 @@ struct Limits {
     /// The widest first.
     dirs: Arc<[PathBuf]>,
     endpoints: Vec<AllowedEndpoint>,
-    /// When a refusal was logged, by what was said.
-    logged: Mutex<HashMap<String, Instant>>,
+    /// By what was said.
+    logged: LogLimitByKey<String>,
 }
 
 impl Default for SourcePolicy {
@@ -109,7 +108,7 @@ impl SourcePolicy {
             process,
             dirs: dirs.into(),
             endpoints,
-            logged: Mutex::default(),
+            logged: LogLimitByKey::new(MAX_LOGGED, LOG_AGAIN),
         })))
     }
 
@@ -234,22 +233,12 @@ impl Limits {
     /// Tells the operator, but not each time that a reader tries again.
     fn log(&self, origin: &str, refused: &Forbidden) {
         let message = format!("{origin}: {}", refused.problem);
-        let now = Instant::now();
-        {
-            let mut logged = self.logged.lock();
-            if logged.get(&message).is_some_and(|at| now < *at + LOG_AGAIN) {
-                return;
-            }
-            if logged.len() >= MAX_LOGGED {
-                logged.retain(|_, at| now < *at + LOG_AGAIN);
-            }
-            if logged.len() >= MAX_LOGGED {
-                return;
-            }
-            logged.insert(message, now);
-        }
+        let Some(left_out) = self.logged.line(message) else {
+            return;
+        };
         tracing::warn!(
             origin,
+            left_out,
             "a source was refused: {}; {}",
             refused.problem,
             refused.remedy

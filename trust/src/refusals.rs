@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::log_limit::LogLimit;
+use weir_core::LogLimit;
 
 /// Lines that are written in one window, and how long that is.
 const BURST: u64 = 10;

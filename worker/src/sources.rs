@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use weir_core::OriginId;
 use weir_core::keypath::{KeyPath, classify};
+use weir_core::{LogLimit, OriginId};
 use weir_proto::v1;
-use weir_trust::{Caller, LogLimit};
+use weir_trust::Caller;
 
 /// Least time between two lines about refused requests in the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use weir_trust::LogLimit;
+use weir_core::LogLimit;
 use weir_wire::OpeningError;
 
 use crate::metrics::{ReasonLabel, WorkerMetrics};
