@@ -22,6 +22,8 @@ mod local;
 mod refusals;
 mod stream;
 mod subject;
+#[doc(hidden)]
+pub mod testing;
 mod verifier;
 
 pub use access::Access;

@@ -273,7 +273,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use weir_proto::v1::BlockReply;
-    use weir_trust::{Access, Authority, Dial, Identity, Role, Stream, Subject, Validity};
+    use weir_trust::{Access, Dial, Identity, Role, Stream};
 
     use super::*;
     use crate::link::{Frame, FrameError, Link};
@@ -292,16 +292,7 @@ mod tests {
     ];
 
     fn identity(dir: &Path, role: Role) -> Arc<Identity> {
-        let authority = dir.join("ca");
-        let authority = if authority.exists() {
-            Authority::open(&authority, Validity::default())
-        } else {
-            Authority::init(&authority, Validity::default())
-        };
-        let subject = Subject::new(role, "a".parse().unwrap());
-        let place = dir.join(role.as_str());
-        authority.unwrap().issue(&subject, &[], &place).unwrap();
-        Identity::load(&place).unwrap()
+        weir_trust::testing::identity(dir, role, "a".parse().unwrap()).unwrap()
     }
 
     fn remote(stream: Stream) -> Remote {

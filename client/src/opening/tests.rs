@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use weir_core::{ByteSize, ClusterMap};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::master_client::MasterClient;
-use weir_trust::{Access, Authority, Identity, Limits, Subject, Validity, incoming};
+use weir_trust::{Access, Identity, Limits, incoming};
 use weir_worker::snapshots::Snapshots;
 use weir_worker::stream::{Admission, StreamMode as Mode, serve_tcp};
 use weir_worker::{Worker, WorkerConfig, WorkerMetrics};
@@ -24,16 +24,7 @@ use crate::silence::SILENCE;
 const DEADLINE: Duration = Duration::from_mins(1);
 
 fn identity(dir: &Path, role: Role, name: &str) -> Arc<Identity> {
-    let authority = dir.join("ca");
-    let authority = if authority.exists() {
-        Authority::open(&authority, Validity::default())
-    } else {
-        Authority::init(&authority, Validity::default())
-    };
-    let place = dir.join(format!("{role}-{name}"));
-    let subject = Subject::new(role, name.parse().unwrap());
-    authority.unwrap().issue(&subject, &[], &place).unwrap();
-    Identity::load(&place).unwrap()
+    weir_trust::testing::identity(dir, role, name.parse().unwrap()).unwrap()
 }
 
 /// A worker's services, until this is dropped.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use tokio::net::TcpSocket;
-use weir_trust::{Authority, Dial, Identity, Peer, Role, Stream, Subject, Validity};
+use weir_trust::{Dial, Identity, Peer, Role, Stream};
 use weir_wire::{Activity, Ends, Remote, StreamKey, open};
 
 use super::*;
@@ -18,16 +18,7 @@ struct Certified {
 }
 
 fn identity(dir: &Path, role: Role, name: &str) -> Arc<Identity> {
-    let authority = dir.join("ca");
-    let authority = if authority.exists() {
-        Authority::open(&authority, Validity::default())
-    } else {
-        Authority::init(&authority, Validity::default())
-    };
-    let place = dir.join(format!("{role}-{name}"));
-    let subject = Subject::new(role, name.parse().unwrap());
-    authority.unwrap().issue(&subject, &[], &place).unwrap();
-    Identity::load(&place).unwrap()
+    weir_trust::testing::identity(dir, role, name.parse().unwrap()).unwrap()
 }
 
 impl Certified {
