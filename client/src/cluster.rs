@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{Notify, watch};
-use weir_core::{Block, ClusterMap, NodeName, WorkerInfo};
+use weir_core::{Block, ClusterMap, NodeName, RaceBudget, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
@@ -23,7 +23,7 @@ use crate::error::BlockError;
 use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
 use crate::opening::FarWorkers;
-use crate::silence::{RaceBudget, SILENCE, Suspects};
+use crate::silence::{SILENCE, Suspects};
 
 mod race;
 mod together;

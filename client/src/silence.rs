@@ -6,14 +6,13 @@
 //! the origin meanwhile come back to it then: an origin that is down has nothing, and the worker may.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use weir_core::{ClusterMap, WorkerId, WorkerInfo};
+use weir_core::{ClusterMap, RaceBudget, WorkerId, WorkerInfo};
 use weir_wire::Activity;
 
 use crate::connection::Connections;
@@ -29,10 +28,6 @@ const LONGEST: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often a suspect is probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Races that a request earns, in hundredths, and that may be saved up.
-const EARNED: u64 = 5;
-const MOST_SAVED: u64 = 16 * RACE;
-const RACE: u64 = 100;
 
 /// Waits until a worker has been silent for so long that the next one is to be asked.
 pub(crate) async fn silent(
@@ -48,33 +43,6 @@ pub(crate) async fn silent(
             return;
         }
         sleep(LOOK_AGAIN).await;
-    }
-}
-
-/// How many races may be started.
-pub(crate) struct RaceBudget(AtomicU64);
-
-impl Default for RaceBudget {
-    fn default() -> Self {
-        Self(AtomicU64::new(MOST_SAVED))
-    }
-}
-
-impl RaceBudget {
-    /// A request is made.
-    pub(crate) fn earn(&self) {
-        let saved = self.0.load(Relaxed);
-        if saved < MOST_SAVED {
-            // One that is lost to another thread does not matter.
-            let more = (saved + EARNED).min(MOST_SAVED);
-            let _ = self.0.compare_exchange(saved, more, Relaxed, Relaxed);
-        }
-    }
-
-    /// Whether a race may be started.
-    pub(crate) fn take(&self) -> bool {
-        let take = |saved: u64| saved.checked_sub(RACE);
-        self.0.fetch_update(Relaxed, Relaxed, take).is_ok()
     }
 }
 
@@ -151,25 +119,5 @@ async fn probe(suspects: Weak<Suspects>, worker: WorkerInfo) {
             suspects.trust(&worker.id);
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn races_are_a_twentieth_of_the_requests_and_a_few_more() {
-        let budget = RaceBudget::default();
-        let races = |most| (0..most).filter(|_| budget.take()).count();
-        assert_eq!(races(100), 16);
-        for _ in 0..100 {
-            budget.earn();
-        }
-        assert_eq!(races(100), 5);
-        for _ in 0..100_000 {
-            budget.earn();
-        }
-        assert_eq!(races(100), 16);
     }
 }

@@ -1,5 +1,5 @@
 //! The names that every part of Weir shares: identifiers, block identity, manifests, placement and sizes; and how often
-//! a log may repeat itself.
+//! a log may repeat itself, or a slow request may be raced.
 //!
 //! This crate does no I/O beyond turning a manifest into bytes and back. It must not know about origins,
 //! networks, the kernel or the command line.
@@ -14,6 +14,7 @@ pub mod keypath;
 pub mod log_limit;
 pub mod manifest;
 pub mod placement;
+pub mod race_budget;
 
 pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;
@@ -22,3 +23,4 @@ pub use keypath::LeftOut;
 pub use log_limit::{LogLimit, LogLimitByKey};
 pub use manifest::{Entry, EntryKind, Manifest, ManifestBuilder};
 pub use placement::{ClusterMap, WorkerInfo};
+pub use race_budget::RaceBudget;

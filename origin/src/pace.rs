@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use weir_core::RaceBudget;
 
 /// An origin is far once a window's soonest answer took `FAR` or more, and near again once one took less than `NEAR`.
 /// 20,000 files read from a service on busy cores of the same machine, by 1 to 64 readers, with and without many requests
@@ -22,15 +23,13 @@ const WINDOW_FOR_EACH: u32 = 4;
 /// from it ahead of readers then, and a warm job has fewer requests under way.
 const EASED: Duration = Duration::from_secs(2);
 
-/// Requests that are made beside slow bodies are a twentieth of all, and some more before that is reached: an origin that is
-/// slow for everybody would only get slower. In hundredths of a request.
-const RACE: u32 = 100;
-const EARNED: u32 = 5;
-const MOST_OWED: u32 = 16 * RACE;
-
 /// What all reads of one origin know together.
 #[derive(Debug, Default)]
-pub struct Pace(Mutex<State>);
+pub struct Pace {
+    state: Mutex<State>,
+    /// Requests that may be made beside slow bodies.
+    races: RaceBudget,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -40,8 +39,6 @@ struct State {
     is_far: bool,
     /// Until when it is spared.
     eased: Option<Instant>,
-    /// What races have cost that requests have not earned since.
-    owed: u32,
 }
 
 #[derive(Debug, Default)]
@@ -55,16 +52,14 @@ struct Window {
 impl Pace {
     /// Whether more requests at once would bring more: the origin is far away, answers, and does not ask for fewer.
     pub fn wants_more(&self) -> bool {
-        let state = self.0.lock();
+        let state = self.state.lock();
         state.is_far && state.eased.is_none_or(|end| end <= Instant::now())
     }
 
     /// A request that is sent now.
     pub(crate) fn ask(self: &Arc<Self>) -> Asked {
-        let mut state = self.0.lock();
-        state.under_way += 1;
-        state.owed = state.owed.saturating_sub(EARNED);
-        drop(state);
+        self.state.lock().under_way += 1;
+        self.races.earn();
         Asked {
             pace: self.clone(),
             at: Instant::now(),
@@ -73,15 +68,12 @@ impl Pace {
 
     /// Whether a request may be made beside a body that is slow.
     pub(crate) fn race(&self) -> bool {
-        let mut state = self.0.lock();
-        let may = state.owed + RACE <= MOST_OWED;
-        state.owed += if may { RACE } else { 0 };
-        may
+        self.races.take()
     }
 
     /// The origin is to get fewer requests for a while.
     pub(crate) fn ease(&self) {
-        self.0.lock().eased = Some(Instant::now() + EASED);
+        self.state.lock().eased = Some(Instant::now() + EASED);
     }
 }
 
@@ -96,7 +88,7 @@ impl Asked {
     /// Its first bytes have come.
     pub(crate) fn answered(self) {
         let took = self.at.elapsed();
-        let mut state = self.pace.0.lock();
+        let mut state = self.pace.state.lock();
         let most = state.window.most.max(state.under_way);
         let shortest = state.window.shortest.map_or(took, |last| last.min(took));
         state.window = Window {
@@ -113,7 +105,7 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.pace.0.lock().under_way -= 1;
+        self.pace.state.lock().under_way -= 1;
     }
 }
 
@@ -171,7 +163,7 @@ mod tests {
             drop(asked);
         }
         assert!(!pace.wants_more());
-        assert_eq!(pace.0.lock().under_way, 0);
+        assert_eq!(pace.state.lock().under_way, 0);
     }
 
     #[tokio::test]
