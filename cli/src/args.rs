@@ -603,6 +603,9 @@ pub(crate) struct IssueArgs {
     /// Largest cache that a worker may claim, and with it the largest part of the cluster's blocks
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_weight: Option<ByteSize>,
+    /// The only node that a worker may claim to run on, as its --node says
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<NodeName>,
     /// Days until it ends
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = days())]
     pub(crate) days: u16,

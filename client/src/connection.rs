@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use weir_core::BLOCK_SIZE;
 use weir_proto::v1::{BlockReply, BlockRequest, BlockStatus};
+use weir_trust::Access;
 use weir_wire::{
     Activity, Frame, FrameError, Incoming, Link, OpeningError, STREAM_VERSION, Socket,
     have_checksums,
@@ -72,7 +73,8 @@ pub(crate) struct Opened<S> {
     pub(crate) version: Option<u32>,
 }
 
-/// Connects to workers on this machine, by the paths of their sockets.
+/// Connects to workers on this machine, by the paths of their sockets. Only to those of this process's user and of root:
+/// whatever else listens there is not trusted with descriptors.
 pub(crate) struct NearWorkers;
 
 impl Connect for NearWorkers {
@@ -90,6 +92,8 @@ impl Connect for NearWorkers {
     ) -> Result<Opened<UnixStream>, ConnectionError> {
         let connected = timeout(CONNECT_DEADLINE, UnixStream::connect(socket)).await;
         let socket = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        // The path is a claim of a worker's, and descriptors come over it.
+        Access::local(socket.peer_cred()?.uid())?;
         Ok(Opened {
             link: Link::of_client(socket),
             version: None,

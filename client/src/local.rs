@@ -259,3 +259,48 @@ fn location(answer: &mut Answer) -> Option<BlockLocation> {
         page_checksums_at: Some(place.page_checksums_offset).filter(|at| *at > 0),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+
+    use rustix::process::{Uid, geteuid};
+    use rustix::thread::set_thread_res_uid;
+
+    use super::*;
+    use crate::connection::Connect;
+
+    #[tokio::test]
+    async fn a_socket_of_another_user_is_not_spoken_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let everybody = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(dir.path(), everybody).unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (own, others) = (path("own"), path("others"));
+        let activity = Activity::default();
+        let _own = UnixListener::bind(&own).unwrap();
+        assert!(NearWorkers.connect(&own, &activity).await.is_ok());
+        if !geteuid().is_root() {
+            return; // who alone can be somebody else
+        }
+        let nobody = Uid::from_raw(65534);
+        let bind = std::thread::spawn({
+            let others = others.clone();
+            move || {
+                // Of this thread alone.
+                set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                UnixListener::bind(others).unwrap()
+            }
+        });
+        let listener = bind.join().unwrap();
+        let refused = NearWorkers.connect(&others, &activity).await.err().unwrap();
+        let refused = refused.to_string();
+        assert!(refused.contains("user 65534 is another user"), "{refused}");
+        // Nothing was said to it.
+        let (mut end, _) = listener.accept().unwrap();
+        let mut said = Vec::new();
+        std::io::Read::read_to_end(&mut end, &mut said).unwrap();
+        assert!(said.is_empty());
+    }
+}

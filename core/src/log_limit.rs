@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+/// Lines that are usually written in one window, and how long that is.
+const BURST: u64 = 10;
+const WINDOW: Duration = Duration::from_secs(10);
+
 /// Says of how many lines one may be written.
 #[derive(Debug)]
 pub struct LogLimit {
@@ -22,6 +26,13 @@ struct State {
     started: Option<Instant>,
     told: u64,
     left_out: u64,
+}
+
+impl Default for LogLimit {
+    /// Ten lines in ten seconds.
+    fn default() -> Self {
+        Self::new(BURST, WINDOW)
+    }
 }
 
 impl LogLimit {

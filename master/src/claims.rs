@@ -2,8 +2,11 @@
 //!
 //! Every client takes the cluster map for true: who has the largest weight in it is asked for the most blocks, at the
 //! address that it named. So a worker with a certificate may claim its certificate's name, no more weight than that allows,
-//! and addresses that it names or that the worker connected from. Of those without one only what no worker can be is
-//! refused.
+//! the node that it names, if it names one, and addresses that it names or that the worker connected from. Of those without
+//! one only what no worker can be is refused.
+//!
+//! Whose a Unix socket is nobody can know here. Each mount asks its own kernel when it connects; here it is only seen to that
+//! the path does not depend on the mount's working directory.
 
 use weir_core::{ByteSize, WorkerId};
 use weir_proto::v1;
@@ -39,6 +42,14 @@ pub(crate) fn check(caller: &Caller, info: &v1::WorkerInfo) -> Result<(), Master
     let Some(peer) = caller.peer() else {
         return Ok(());
     };
+    if let Some(node) = &peer.subject.node
+        && node.as_str() != info.node
+    {
+        return denied(format!(
+            "to be on node {:?}: its certificate says {node}",
+            info.node
+        ));
+    }
     for address in [&info.data_address, &info.control_address] {
         if !may_claim(peer, caller, address) {
             return denied(format!(
@@ -47,6 +58,14 @@ pub(crate) fn check(caller: &Caller, info: &v1::WorkerInfo) -> Result<(), Master
         }
     }
     Ok(())
+}
+
+/// The path of a worker's socket as mounts are told of it: none if it is not absolute, as those of earlier versions may be.
+pub(crate) fn socket(path: String) -> String {
+    if path.starts_with('/') && !path.contains('\0') {
+        return path;
+    }
+    String::new()
 }
 
 /// Whether a caller may speak for a worker.
@@ -84,6 +103,7 @@ mod tests {
             role: Role::Worker,
             name: "gpu-7".parse().unwrap(),
             max_weight: max_weight.map(ByteSize),
+            node: Some("gpu-7".parse().unwrap()),
         };
         Caller::Peer {
             peer: Arc::new(Peer {
@@ -147,6 +167,29 @@ mod tests {
         ] {
             denied(&caller, &claim(own, 5, address, at));
             denied(&caller, &claim(own, 5, at, address));
+        }
+    }
+
+    #[test]
+    fn a_node_that_the_certificate_does_not_name_is_denied() {
+        let at = "10.0.0.7:7450";
+        let elsewhere = v1::WorkerInfo {
+            node: "gpu-8".to_owned(),
+            ..claim("gpu-7", 5, at, at)
+        };
+        let why = denied(&worker(None), &elsewhere);
+        assert!(
+            why.contains("node \"gpu-8\": its certificate says gpu-7"),
+            "{why}"
+        );
+        check(&Caller::Local { uid: 7 }, &elsewhere).unwrap();
+    }
+
+    #[test]
+    fn a_socket_is_an_absolute_path_or_none() {
+        assert_eq!(socket("/run/w.sock".to_owned()), "/run/w.sock");
+        for path in ["", "w.sock", "../w.sock", "/run/\0/x"] {
+            assert_eq!(socket(path.to_owned()), "", "{path:?}");
         }
     }
 

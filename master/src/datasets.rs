@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use prost::Message;
-use weir_core::{DatasetName, Manifest, SnapshotId};
+use weir_core::{DatasetName, LogLimit, Manifest, SnapshotId};
 use weir_origin::{OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1;
 
@@ -47,6 +47,8 @@ pub(crate) struct Datasets {
     version: AtomicU64,
     /// One listing of a dataset at a time.
     listings: Mutex<HashMap<DatasetName, Arc<tokio::sync::Mutex<()>>>>,
+    /// What became of listings, in the log: whoever may refresh a dataset may do so all the time.
+    listed: LogLimit,
 }
 
 /// What a worker must know of all datasets.
@@ -89,6 +91,7 @@ impl Datasets {
             known: Mutex::new(known),
             version: AtomicU64::new(now_ns().unsigned_abs()),
             listings: Mutex::default(),
+            listed: LogLimit::default(),
         })
     }
 

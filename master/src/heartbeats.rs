@@ -31,7 +31,7 @@ impl Master {
         beat: v1::HeartbeatRequest,
     ) -> Result<v1::HeartbeatReply, MasterError> {
         self.metrics.heartbeats.inc();
-        let info = beat
+        let mut info = beat
             .worker
             .ok_or_else(|| MasterError::Invalid("a heartbeat without its worker".to_owned()))?;
         self.told_if_denied(claims::check(caller, &info))?;
@@ -47,6 +47,7 @@ impl Master {
                 "an address of worker {id} is longer than {MAX_ADDRESS} bytes"
             )));
         }
+        info.local_socket = claims::socket(info.local_socket);
         if beat.callers.len() > MAX_CALLERS {
             return Err(MasterError::Invalid(format!(
                 "worker {id} says how its callers are known in more than {MAX_CALLERS} bytes"

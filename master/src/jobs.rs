@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 use weir_core::manifest::ROOT;
-use weir_core::{DatasetName, Manifest};
+use weir_core::{DatasetName, LogLimit, Manifest};
 use weir_proto::v1;
 
 use crate::error::MasterError;
@@ -33,6 +33,8 @@ pub(crate) struct Jobs {
     records: Records,
     metrics: Arc<MasterMetrics>,
     known: Mutex<Known>,
+    /// Jobs that failed, in the log.
+    failures: LogLimit,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +65,7 @@ impl Jobs {
             records,
             metrics,
             known: Mutex::new(known),
+            failures: LogLimit::default(),
         })
     }
 
@@ -167,7 +170,7 @@ impl Jobs {
         changes.extend(old.into_iter().map(|id| Change::Delete(key(id))));
         if let Err(error) = self.records.write(changes).await {
             // Another caller may have been told of it.
-            self.update(job.id, |job| fail(job, &error));
+            self.update(job.id, |job| self.fail(job, &error));
             return Err(error);
         }
         Ok((job, true))
@@ -259,7 +262,7 @@ impl Jobs {
         self.update(id, |job| match &outcome {
             _ if job.state() == v1::JobState::Cancelled => {}
             Ok(()) => job.set_state(v1::JobState::Done),
-            Err(error) => fail(job, error),
+            Err(error) => self.fail(job, error),
         });
         let Ok(job) = self.get(id) else { return };
         self.metrics.job_ended(&job);
@@ -267,12 +270,14 @@ impl Jobs {
             tracing::error!(job = id, "the end of a job could not be stored: {error}");
         }
     }
-}
 
-fn fail(job: &mut v1::Job, error: &MasterError) {
-    tracing::warn!(job = job.id, "a job failed: {error}");
-    job.set_state(v1::JobState::Failed);
-    job.message = error.to_string();
+    fn fail(&self, job: &mut v1::Job, error: &MasterError) {
+        if let Some(left_out) = self.failures.line() {
+            tracing::warn!(job = job.id, left_out, "a job failed: {error}");
+        }
+        job.set_state(v1::JobState::Failed);
+        job.message = error.to_string();
+    }
 }
 
 /// Files and bytes below the paths.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use weir_core::{DatasetName, Manifest};
+use weir_core::{DatasetName, LogLimit, Manifest};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
 use weir_trust::{Dial, Refusals};
@@ -36,8 +36,10 @@ pub struct Master {
     dial: Dial,
     /// How callers are known.
     callers: &'static str,
-    /// Claims of workers that were denied.
+    /// Claims of workers that were denied, and sources that may not be read.
     pub(crate) refusals: Refusals,
+    /// Datasets that were deleted and not evicted, in the log.
+    not_evicted: LogLimit,
 }
 
 impl Master {
@@ -80,6 +82,7 @@ impl Master {
             dial: config.dial,
             callers: config.callers,
             refusals: Refusals::default(),
+            not_evicted: LogLimit::default(),
         });
         for id in master.jobs.running() {
             tracing::info!(job = id, "going on with a job of before");
@@ -141,7 +144,9 @@ impl Master {
             )),
         };
         if let Some(failed) = failed {
-            tracing::warn!(dataset = %name, "not all blocks of the deleted dataset were evicted: {failed}");
+            if let Some(left_out) = self.not_evicted.line() {
+                tracing::warn!(dataset = %name, left_out, "not all blocks of the deleted dataset were evicted: {failed}");
+            }
         }
         self.datasets.remove(&listing).await?;
         self.members.inventories().forget_dataset(&name);

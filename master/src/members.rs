@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use prost::Message;
-use weir_core::{SnapshotId, WorkerId};
+use weir_core::{LogLimit, SnapshotId, WorkerId};
 use weir_proto::v1;
 
 use crate::error::MasterError;
@@ -35,6 +35,8 @@ pub(crate) struct Members {
     map_writes: tokio::sync::Mutex<()>,
     /// The last map could not be stored.
     map_not_stored: AtomicBool,
+    /// Workers that left, in the log: one may come and go as it likes.
+    departures: LogLimit,
 }
 
 impl Members {
@@ -53,6 +55,7 @@ impl Members {
             inventories: Inventories::default(),
             map_writes: tokio::sync::Mutex::default(),
             map_not_stored: AtomicBool::new(false),
+            departures: LogLimit::default(),
         })
     }
 
@@ -118,7 +121,9 @@ impl Members {
 
     fn forget(&self, gone: &[WorkerId]) {
         for worker in gone {
-            tracing::warn!(%worker, "a worker left the cluster map");
+            if let Some(left_out) = self.departures.line() {
+                tracing::warn!(%worker, left_out, "a worker left the cluster map");
+            }
             self.inventories.forget_worker(worker);
         }
     }

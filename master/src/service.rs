@@ -12,15 +12,18 @@ use weir_core::placement::MAX_WORKERS;
 use weir_origin::OriginError;
 use weir_proto::v1;
 use weir_proto::v1::master_server::{Master as MasterApi, MasterServer};
-use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
+use weir_trust::{Caller, Guarded, Incoming, Refusals, Role, Rules};
 
 use crate::error::MasterError;
 use crate::master::Master;
 
 /// Bytes of a manifest in one message.
 const CHUNK: usize = 1 << 20;
-/// Longest message that is taken: the inventory of a large snapshot.
-const MAX_MESSAGE: usize = 64 << 20;
+/// Longest message that is taken. Requests of people may have 1 MiB; somewhat longer ones are told which limit they exceed.
+const MAX_MESSAGE: usize = 4 << 20;
+/// Longest message of the calls that only workers may make, and these: the inventory of a large snapshot.
+const MAX_INVENTORY: usize = 64 << 20;
+const WITH_INVENTORIES: &[&str] = &["Heartbeat", "ReportInventory"];
 /// Calls that change something, and heartbeats, under way at once. Callers that gave up leave theirs to go on, and no
 /// listing keeps a heartbeat waiting.
 const MAX_CALLS: usize = 1024;
@@ -53,25 +56,40 @@ pub async fn serve(
     incoming: Incoming,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let service = Service {
+    let service = Arc::new(Service {
         master,
         calls: Arc::new(Semaphore::new(MAX_CALLS)),
         heartbeats: Arc::new(Semaphore::new(MAX_HEARTBEATS)),
-    };
-    let service = MasterServer::new(service).max_decoding_message_size(MAX_MESSAGE);
+    });
+    let of_size = |most| MasterServer::from_arc(service.clone()).max_decoding_message_size(most);
+    let guarded = Guarded::new(of_size(MAX_MESSAGE), RULES)
+        .with_large(of_size(MAX_INVENTORY), WITH_INVENTORIES);
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(Guarded::new(service, RULES))
+        .add_service(guarded)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }
 
+/// Longest name, and longest error, that a line of the log repeats, in characters.
+const MAX_NAME_LOGGED: usize = 200;
+const MAX_ERROR_LOGGED: usize = 1000;
+
 /// Tells the operator who wants what this master may not read.
-fn note_refused(who: &Caller, dataset: &str, error: &MasterError) {
+fn note_refused(refusals: &Refusals, who: &Caller, dataset: &str, error: &MasterError) {
     if let MasterError::Origin(error @ OriginError::NotAllowed { .. }) = error {
-        let dataset = dataset.escape_debug();
-        tracing::warn!(%who, %dataset, "a dataset's source was refused: {error}");
+        let part = |text: &str, most| -> String {
+            let shown = text.chars().take(most);
+            shown
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .collect()
+        };
+        let dataset = part(dataset, MAX_NAME_LOGGED);
+        let error = part(&error.to_string(), MAX_ERROR_LOGGED);
+        refusals.tell(&format!(
+            "a source of dataset {dataset} that {who} named: {error}"
+        ));
     }
 }
 
@@ -120,7 +138,7 @@ impl MasterApi for Service {
         self.run(&self.calls, |master| async move {
             let name = request.name.clone();
             let made = master.create_dataset(request).await;
-            made.inspect_err(|error| note_refused(&who, &name, error))
+            made.inspect_err(|error| note_refused(&master.refusals, &who, &name, error))
         })
         .await
     }
@@ -163,7 +181,8 @@ impl MasterApi for Service {
         let name = request.into_inner().name;
         self.run(&self.calls, |master| async move {
             let listed = master.refresh_dataset(&name).await;
-            let listed = listed.inspect_err(|error| note_refused(&who, &name, error));
+            let listed =
+                listed.inspect_err(|error| note_refused(&master.refusals, &who, &name, error));
             let (dataset, changed) = listed?;
             Ok(v1::RefreshDatasetReply {
                 dataset: Some(dataset),

@@ -31,6 +31,8 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 #[derive(Clone)]
 pub struct Guarded<S> {
     service: S,
+    /// The same service with another limit of messages, and the calls that are for it.
+    large: Option<(S, &'static [&'static str])>,
     rules: Rules,
     calls: Places,
     log: Arc<Refusals>,
@@ -41,9 +43,27 @@ impl<S> Guarded<S> {
     pub fn new(service: S, rules: Rules) -> Self {
         Self {
             service,
+            large: None,
             rules,
             calls: Places::new("calls"),
             log: Arc::default(),
+        }
+    }
+
+    /// Has `service`, which is the same with a higher limit for messages, answer these calls: the limit is a service's, and
+    /// few calls need a high one.
+    #[must_use]
+    pub fn with_large(mut self, service: S, calls: &'static [&'static str]) -> Self {
+        self.large = Some((service, calls));
+        self
+    }
+
+    /// What answers a request.
+    fn service_for(&mut self, request: &Request<Body>) -> &mut S {
+        let asked = call_of(request);
+        match &mut self.large {
+            Some((large, calls)) if calls.contains(&asked) => large,
+            _ => &mut self.service,
         }
     }
 
@@ -60,8 +80,7 @@ impl<S> Guarded<S> {
     }
 
     fn check<'a>(&self, request: &'a Request<Body>) -> Result<&'a Caller, Status> {
-        let path = request.uri().path();
-        let asked = path.rsplit('/').next().unwrap_or_default();
+        let asked = call_of(request);
         let rule = self.rules.iter().find(|(call, _)| *call == asked);
         let Some((call, roles)) = rule else {
             return Err(Status::unimplemented("there is no such call"));
@@ -84,6 +103,12 @@ impl<S> Guarded<S> {
     }
 }
 
+/// The name of the call that a request is for.
+fn call_of(request: &Request<Body>) -> &str {
+    let path = request.uri().path();
+    path.rsplit('/').next().unwrap_or_default()
+}
+
 impl<S> Service<Request<Body>> for Guarded<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
@@ -93,13 +118,18 @@ where
     type Future = Answer;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if let Some((large, _)) = &mut self.large
+            && large.poll_ready(context)?.is_pending()
+        {
+            return Poll::Pending;
+        }
         self.service.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
         match self.admit(&request) {
             Ok(place) => {
-                let answer = self.service.call(request);
+                let answer = self.service_for(&request).call(request);
                 Box::pin(async move {
                     let _place = place;
                     answer.await
@@ -126,9 +156,14 @@ mod tests {
         ("Delete", &[Role::Admin]),
     ];
 
-    fn asked(caller: Option<Caller>, path: &str) -> Result<(), Status> {
+    fn request(path: &str) -> Request<Body> {
         let mut request = Request::new(Body::default());
         *request.uri_mut() = path.parse().unwrap();
+        request
+    }
+
+    fn asked(caller: Option<Caller>, path: &str) -> Result<(), Status> {
+        let mut request = request(path);
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
@@ -158,6 +193,16 @@ mod tests {
         let message =
             "mount a at 10.0.0.7 may not call Delete: that needs a certificate of role admin";
         assert_eq!(refused.message(), message);
+    }
+
+    #[test]
+    fn only_calls_that_are_named_go_to_the_service_for_large_messages() {
+        let mut guarded = Guarded::new("small", RULES).with_large("large", &["Delete"]);
+        let mut service_for = |path: &str| *guarded.service_for(&request(path));
+        assert_eq!(service_for("/weir.v1.Master/Delete"), "large");
+        for path in ["/weir.v1.Master/Read", "/weir.v1.Master/DeleteAll", "/"] {
+            assert_eq!(service_for(path), "small", "{path}");
+        }
     }
 
     #[test]

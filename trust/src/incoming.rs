@@ -17,6 +17,7 @@ use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
+use weir_core::LogLimit;
 
 use crate::access::Access;
 use crate::caller::Caller;
@@ -128,12 +129,15 @@ where
     let (open, handshakes) = (Places::new("connections"), Places::new("handshakes"));
     let log = Arc::new(Refusals::default());
     let admit = Arc::new(admit);
+    let failures = LogLimit::default();
     let accepting = async move {
         loop {
             let (stream, from) = match accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if let Some(left_out) = failures.line() {
+                        tracing::warn!(%error, left_out, "a connection could not be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

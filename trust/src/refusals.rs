@@ -1,22 +1,10 @@
 //! Who was refused, in the log.
 
-use std::time::Duration;
-
 use weir_core::LogLimit;
 
-/// Lines that are written in one window, and how long that is.
-const BURST: u64 = 10;
-const WINDOW: Duration = Duration::from_secs(10);
-
 /// Tells those who look after the cluster of callers who were refused.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Refusals(LogLimit);
-
-impl Default for Refusals {
-    fn default() -> Self {
-        Self(LogLimit::new(BURST, WINDOW))
-    }
-}
 
 impl Refusals {
     /// Writes why somebody was refused into the log, unless there were many such lines in the last 10 s.

@@ -1,7 +1,8 @@
 //! Whom a certificate names.
 //!
-//! The name is in the certificate's alternative names, as URIs: `weir:ROLE:NAME`, and `weir:max-weight:BYTES` for a worker
-//! that may not claim more. Host names and IP addresses beside them are those that a worker may claim.
+//! The name is in the certificate's alternative names, as URIs: `weir:ROLE:NAME`, and for a worker `weir:max-weight:BYTES`
+//! if it may not claim more, and `weir:node:NAME` if it may claim no other node. Host names and IP addresses beside them
+//! are those that a worker may claim.
 
 use std::fmt;
 use std::io;
@@ -19,6 +20,7 @@ use crate::error::{TrustError, refused};
 
 const SCHEME: &str = "weir:";
 const MAX_WEIGHT: &str = "weir:max-weight:";
+const NODE: &str = "weir:node:";
 
 /// What a process is in its cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -76,6 +78,8 @@ pub struct Subject {
     pub name: NodeName,
     /// The largest weight that it may have in the cluster map, in bytes; any without.
     pub max_weight: Option<ByteSize>,
+    /// The only node that it may claim to be on; any without.
+    pub node: Option<NodeName>,
 }
 
 impl Subject {
@@ -85,6 +89,7 @@ impl Subject {
             role,
             name,
             max_weight: None,
+            node: None,
         }
     }
 
@@ -94,15 +99,18 @@ impl Subject {
             self.max_weight
                 .map(|most| format!("{MAX_WEIGHT}{}", most.0)),
         );
+        uris.extend(self.node.as_ref().map(|node| format!("{NODE}{node}")));
         uris
     }
 
     fn of_uris<'a>(uris: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
-        let mut max_weight = None;
+        let (mut max_weight, mut node) = (None, None);
         for uri in uris.clone() {
+            // A limit that cannot be read must not mean none.
             if let Some(bytes) = uri.strip_prefix(MAX_WEIGHT) {
-                // A limit that cannot be read must not mean none.
                 max_weight = Some(ByteSize(bytes.parse().ok()?));
+            } else if let Some(name) = uri.strip_prefix(NODE) {
+                node = Some(name.parse().ok()?);
             }
         }
         let mut named = uris.filter_map(|uri| {
@@ -117,6 +125,7 @@ impl Subject {
             role,
             name,
             max_weight,
+            node,
         })
     }
 }
@@ -217,8 +226,9 @@ mod tests {
     #[test]
     fn a_subject_is_read_back_from_its_uris() {
         let mut subject = Subject::new(Role::Worker, "gpu-7".parse().unwrap());
-        for max_weight in [None, Some(ByteSize(5))] {
-            subject.max_weight = max_weight;
+        for limited in [false, true] {
+            subject.max_weight = limited.then_some(ByteSize(5));
+            subject.node = limited.then(|| "rack-1".parse().unwrap());
             let uris = subject.to_uris();
             let uris: Vec<&str> = uris.iter().map(String::as_str).collect();
             assert_eq!(of(&uris).as_ref(), Some(&subject));
@@ -233,6 +243,7 @@ mod tests {
         assert_eq!(of(&["weir:worker:"]), None);
         assert_eq!(of(&["weir:worker:a", "weir:admin:b"]), None);
         assert_eq!(of(&["weir:worker:a", "weir:max-weight:many"]), None);
+        assert_eq!(of(&["weir:worker:a", "weir:node:no node"]), None);
     }
 
     #[test]

@@ -23,8 +23,11 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 /// Reports that wait for the master before the oldest must be taken.
 const REPORT_QUEUE: usize = 4;
 
-/// Longest message that is taken: the cluster map of a job, or the checksums of a large object's blocks.
-const MAX_MESSAGE: usize = 4 << 20;
+/// Longest message that is taken, and that of the calls that only master and workers may make: the cluster map of a job, or
+/// the checksums of a large object's blocks.
+const MAX_MESSAGE: usize = 64 << 10;
+const MAX_OF_CLUSTER: usize = 4 << 20;
+const OF_CLUSTER: &[&str] = &["Warm", "Evict", "ReportChecksums", "DropBlocks"];
 /// A connection whose other end does not answer for this long is closed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,16 +50,18 @@ pub async fn serve(
     incoming: Incoming,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let service = WorkerServer::new(Service {
+    let service = Arc::new(Service {
         worker,
         snapshots,
         admission,
     });
-    let service = service.max_decoding_message_size(MAX_MESSAGE);
+    let of_size = |most| WorkerServer::from_arc(service.clone()).max_decoding_message_size(most);
+    let guarded =
+        Guarded::new(of_size(MAX_MESSAGE), RULES).with_large(of_size(MAX_OF_CLUSTER), OF_CLUSTER);
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(Guarded::new(service, RULES))
+        .add_service(guarded)
         .serve_with_incoming_shutdown(incoming, stop.cancelled())
         .await
 }

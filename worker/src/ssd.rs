@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use weir_core::BlockKey;
+use weir_core::{BlockKey, LogLimit};
 
 use crate::config::SsdConfig;
 use weir_segment::{
@@ -49,6 +49,8 @@ struct Device {
     background: Background,
     queue: Mutex<Option<mpsc::Sender<Write>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// Reads that failed, in the log.
+    failures: LogLimit,
 }
 
 /// Use of one device.
@@ -75,7 +77,9 @@ impl Device {
     fn read(&self, key: &BlockKey, range: Range<u32>) -> Option<Bytes> {
         let found = self.store.read(key, range);
         found.unwrap_or_else(|error| {
-            tracing::warn!(%error, "a block could not be read from the SSD tier; it is fetched again");
+            if let Some(left_out) = self.failures.line() {
+                tracing::warn!(%error, left_out, "a block could not be read from the SSD tier; it is fetched again");
+            }
             None
         })
     }
@@ -109,6 +113,7 @@ impl SsdTier {
                 background: Background::default(),
                 queue: Mutex::new(Some(queue)),
                 writer: Mutex::new(Some(writer)),
+                failures: LogLimit::default(),
             }));
         }
         Ok(Self { devices, bounds })

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, trace_span};
-use weir_core::{Block, BlockKey};
+use weir_core::{Block, BlockKey, LogLimit};
 use weir_origin::{OriginError, OriginMetrics};
 
 use crate::config::WorkerConfig;
@@ -95,6 +95,8 @@ pub struct Worker {
     generation: AtomicU64,
     /// What each store had counted when the metrics were last brought up to date.
     seen_stats: Mutex<HashMap<PathBuf, SegmentStats>>,
+    /// Fills that failed, in the log.
+    failures: LogLimit,
 }
 
 /// Bytes that blocks had in the tiers.
@@ -161,6 +163,7 @@ impl Worker {
             stop: CancellationToken::new(),
             generation: AtomicU64::new(1),
             seen_stats: Mutex::default(),
+            failures: LogLimit::default(),
             config,
         });
         let checks = worker.clone();

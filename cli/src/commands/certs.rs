@@ -62,9 +62,10 @@ fn init(ca: &Path, days: u16) -> Result<(), Failure> {
 
 fn issue(args: IssueArgs) -> Result<(), Failure> {
     let usage = |message: String| Failure::new(Reason::Usage, message);
-    if args.role != Role::Worker && (args.max_weight.is_some() || !args.address.is_empty()) {
+    let limited = args.max_weight.is_some() || args.node.is_some() || !args.address.is_empty();
+    if args.role != Role::Worker && limited {
         return Err(usage(format!(
-            "--address and --max-weight are what a worker may claim, and this is a {}",
+            "--address, --max-weight and --node are what a worker may claim, and this is a {}",
             args.role
         )));
     }
@@ -83,6 +84,7 @@ fn issue(args: IssueArgs) -> Result<(), Failure> {
         role: args.role,
         name: args.name,
         max_weight: args.max_weight,
+        node: args.node,
     };
     match Identity::peek(&args.out) {
         Ok(other) if other.subject.role != subject.role || other.subject.name != subject.name => {
@@ -141,6 +143,7 @@ struct CertificateView {
     name: String,
     addresses: Vec<String>,
     max_weight_bytes: Option<u64>,
+    node: Option<String>,
     expires: String,
     state: &'static str,
 }
@@ -171,6 +174,7 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
             name: peer.subject.name.to_string(),
             addresses: peer.addresses,
             max_weight_bytes: peer.subject.max_weight.map(|most| most.0),
+            node: peer.subject.node.map(|node| node.to_string()),
             expires: moment(peer.expires),
             state: state(peer.expires),
         }),
@@ -185,6 +189,7 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
             "name",
             "addresses",
             "max weight",
+            "node",
             "valid until (UTC)",
             "state",
         ]);
@@ -194,6 +199,7 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
             certificate.name.clone(),
             certificate.addresses.join(" "),
             weight.unwrap_or_else(|| "any".to_owned()),
+            certificate.node.clone().unwrap_or_else(|| "any".to_owned()),
             certificate.expires.clone(),
             certificate.state.to_owned(),
         ]);

@@ -65,10 +65,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
             args.dir.display()
         )
     })?;
-    let node = match args.node.clone() {
-        Some(node) => node,
-        None => node_name()?,
-    };
+    let node = worker_node(&args, &trust)?;
     let id = worker_id(&args, &trust, &node)?;
     let host = advertised_host(&args, &trust)?;
     let own_address = format!("{host}:{}", args.listen.port());
@@ -107,7 +104,11 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         data_address: format!("{host}:{}", data.local_addr()?.port()),
         control_address: format!("{host}:{}", control.local_addr()?.port()),
         node,
-        local_socket: socket.display().to_string(),
+        // Others have other working directories.
+        local_socket: std::path::absolute(&socket)
+            .with_context(|| format!("cannot tell where {} is", socket.display()))?
+            .display()
+            .to_string(),
         weight: worker.capacity(),
     };
     let exposed = Exposed {
@@ -307,6 +308,23 @@ fn check_weight(trust: &Trust, capacity: u64) -> Result<(), Failure> {
             ),
         )),
         _ => Ok(()),
+    }
+}
+
+/// The worker's node: the one that is given, else the certificate's, else the machine's name.
+fn worker_node(args: &WorkerArgs, trust: &Trust) -> Result<NodeName, Failure> {
+    let certified = trust
+        .identity()
+        .and_then(|identity| identity.subject().node);
+    match (args.node.clone(), certified) {
+        (Some(given), Some(certified)) if given != certified => Err(Failure::new(
+            Reason::Usage,
+            format!(
+                "the certificate in --certs is for node {certified}, not for {given}; leave out --node, or make another certificate"
+            ),
+        )),
+        (Some(node), _) | (None, Some(node)) => Ok(node),
+        (None, None) => Ok(node_name()?),
     }
 }
 

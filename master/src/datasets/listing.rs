@@ -82,9 +82,12 @@ impl Datasets {
         .await??;
         let summary = manifest.summary();
         let left_out: u64 = summary.left_out.values().sum();
-        tracing::info!(snapshot = %summary.snapshot, files = summary.files, bytes = summary.bytes, left_out, archived = archived.objects, took = ?started.elapsed(), "listed");
+        let line = self.listed.line();
+        if let Some(untold) = line {
+            tracing::info!(snapshot = %summary.snapshot, files = summary.files, bytes = summary.bytes, left_out, archived = archived.objects, took = ?started.elapsed(), untold, "listed");
+        }
         self.metrics.listed(started.elapsed());
-        if archived.objects > 0 {
+        if line.is_some() && archived.objects > 0 {
             tracing::warn!(
                 snapshot = %summary.snapshot, archived = archived.objects, example = archived.example,
                 "objects are archived: reads of those that were not restored fail"

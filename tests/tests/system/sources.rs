@@ -3,8 +3,11 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tonic::transport::Endpoint;
+use weir_proto::v1;
+use weir_proto::v1::master_client::MasterClient;
 use weir_s3_server::{Config, S3Server};
 use weir_tests::{BUCKET, Cluster, Lab, Process, wait_until};
 
@@ -14,6 +17,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "files_are_read_where_each_process_allows_it_alone",
         files_are_read_where_each_process_allows_it_alone,
+    ),
+    (
+        "who_is_refused_a_thousand_times_does_not_fill_the_log",
+        who_is_refused_a_thousand_times_does_not_fill_the_log,
     ),
     (
         "an_endpoint_that_nobody_allowed_gets_no_request_and_no_keys",
@@ -43,6 +50,42 @@ fn names(cluster: &Cluster<'_>) -> String {
     cluster.weir(&["dataset", "list", "-o", "json"]).ok()
 }
 
+fn who_is_refused_a_thousand_times_does_not_fill_the_log() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let master = format!("http://{}", cluster.address());
+    let began = Instant::now();
+    runtime.block_on(async {
+        let channel = Endpoint::from_shared(master).unwrap().connect_lazy();
+        let mut client = MasterClient::new(channel);
+        for number in 0..1000 {
+            let origin = v1::OriginSpec {
+                url: "file:///etc".to_owned(),
+                ..Default::default()
+            };
+            let request = v1::CreateDatasetRequest {
+                name: format!("etc-{number}"),
+                mounts: vec![v1::MountSpec {
+                    origin: Some(origin),
+                    path: String::new(),
+                }],
+            };
+            client.create_dataset(request).await.unwrap_err();
+        }
+    });
+    let log = cluster.master.as_ref().unwrap().log();
+    let lines = log.lines().filter(|line| line.contains("/etc")).count();
+    let windows = began.elapsed().as_secs() as usize / 10 + 2;
+    assert!(lines > 0 && lines <= 10 * windows, "{lines} lines");
+    // It still works.
+    lab.s3.edit(BUCKET, |bucket| bucket.put("a", "content"));
+    cluster.create_dataset("set");
+}
+
 fn files_are_read_where_each_process_allows_it_alone() {
     let lab = Lab::new();
     let outside = tempfile::tempdir().unwrap();
@@ -67,7 +110,7 @@ fn files_are_read_where_each_process_allows_it_alone() {
             }
             told(
                 cluster.master.as_ref().unwrap(),
-                &["WARN", "who", name, &url],
+                &["WARN", "that user", name, &url],
             );
         }
         let up = format!("file://{}/../etc", lab.path("").display());
@@ -150,7 +193,7 @@ fn an_endpoint_that_nobody_allowed_gets_no_request_and_no_keys() {
         let master = cluster.master.as_ref().unwrap();
         told(
             master,
-            &["WARN", "who", "bait", "127.0.0.2", "--allow-endpoint"],
+            &["WARN", "that user", "bait", "127.0.0.2", "--allow-endpoint"],
         );
         // Elsewhere, it is the keys that are kept.
         let far = "http://s3.weir.invalid:9000";

@@ -42,6 +42,10 @@ pub(crate) const CASES: &[Case] = &[
         a_forged_heartbeat_is_refused,
     ),
     (
+        "only_calls_that_need_large_messages_take_them",
+        only_calls_that_need_large_messages_take_them,
+    ),
+    (
         "renewed_certificates_are_used_without_a_restart",
         renewed_certificates_are_used_without_a_restart,
     ),
@@ -367,6 +371,48 @@ fn a_forged_heartbeat_is_refused() {
     assert_eq!(status["workers"].as_array().unwrap().len(), 2);
 }
 
+fn only_calls_that_need_large_messages_take_them() {
+    let lab = Lab::new();
+    let cluster = Cluster::start_secure(&lab, 1);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let master = |certs: PathBuf| {
+        let dial = Dial::new(Some(Identity::load(&certs).unwrap()));
+        let channel = dial.channel(&cluster.address(), Role::Master, SOON);
+        MasterClient::new(channel.unwrap())
+    };
+    const LARGE: usize = 8 << 20;
+    runtime.block_on(async {
+        for role in ["mount", "admin"] {
+            let certs = issue(&lab, role, &format!("a-{role}"), &[]);
+            let request = v1::GetManifestRequest {
+                dataset: "x".repeat(LARGE),
+                version: 0,
+            };
+            let refused = master(certs).get_manifest(request).await.unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused}");
+        }
+        // Read, and then found to be of no dataset.
+        let report = v1::ReportInventoryRequest {
+            worker: "node-0".to_owned(),
+            inventory: Some(v1::Inventory {
+                dataset: "none".to_owned(),
+                blocks: vec![0; LARGE],
+                ..Default::default()
+            }),
+        };
+        let mut worker = master(lab.path("certs/node-0"));
+        let refused = worker.report_inventory(report.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::NotFound, "{refused}");
+        // Not even read.
+        let mut mount = master(lab.path("certs/a-mount"));
+        let refused = mount.report_inventory(report).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
+    });
+}
+
 fn renewed_certificates_are_used_without_a_restart() {
     let lab = Lab::new();
     let mut cluster = Cluster::start_secure(&lab, 1);
@@ -465,6 +511,8 @@ fn certificates_are_made_shown_and_renewed() {
         "10.0.0.7",
         "--max-weight",
         "2TiB",
+        "--node",
+        "rack-7",
     ];
     issue(&worker, &[&named[..], &limits].concat()).ok();
     let show = || -> Value {
@@ -475,6 +523,7 @@ fn certificates_are_made_shown_and_renewed() {
     assert_eq!(certificate["role"], "worker");
     assert_eq!(certificate["name"], "gpu-7");
     assert_eq!(certificate["max_weight_bytes"], 2_u64 << 40);
+    assert_eq!(certificate["node"], "rack-7");
     assert_eq!(
         certificate["addresses"],
         serde_json::json!(["gpu-7.lab", "10.0.0.7"])
@@ -482,7 +531,9 @@ fn certificates_are_made_shown_and_renewed() {
     assert_eq!(certificate["state"], "valid");
     let table = certs(&["show", &worker]).ok();
     assert!(
-        table.contains("gpu-7.lab 10.0.0.7") && table.contains("2TiB"),
+        table.contains("gpu-7.lab 10.0.0.7")
+            && table.contains("2TiB  ")
+            && table.contains("rack-7"),
         "{table}"
     );
     assert!(
@@ -530,6 +581,7 @@ fn certificates_are_made_shown_and_renewed() {
     let renewed = show();
     assert_eq!(renewed["certificate"]["state"], "valid");
     assert_eq!(renewed["certificate"]["max_weight_bytes"], 2_u64 << 40);
+    assert_eq!(renewed["certificate"]["node"], "rack-7");
     certs(&["rotate", &ca]).fails(2);
     std::fs::write(lab.path("worker/tls.key"), "no key").unwrap();
     let message = certs(&["show", &worker]).fails(1);
@@ -540,7 +592,8 @@ fn a_worker_that_claims_more_than_its_certificate_does_not_start() {
     let lab = Lab::new();
     let ca = lab.path("ca");
     Authority::init(&ca, Validity::default()).unwrap();
-    let certs = issue(&lab, "worker", "small", &["--max-weight", "32MiB"]);
+    let limits = ["--max-weight", "32MiB", "--node", "rack-7"];
+    let certs = issue(&lab, "worker", "small", &limits);
     let (certs, dir) = (certs.to_str().unwrap(), lab.path("small"));
     let ssd = format!("{}:64MiB", dir.join("ssd").display());
     let args = [
@@ -567,6 +620,7 @@ fn a_worker_that_claims_more_than_its_certificate_does_not_start() {
     };
     assert!(run(&[]).contains("allows 32MiB"));
     assert!(run(&["--id", "other"]).contains("worker small, not of other"));
+    assert!(run(&["--node", "rack-8"]).contains("for node rack-7, not for rack-8"));
     assert!(run(&["--insecure"]).contains("choose one"));
 }
 

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, ObjectRef, OriginId};
+use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, LogLimit, ObjectRef, OriginId};
 use weir_origin::OriginError;
 use weir_proto::v1::{BlockLocation, BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_segment::CHUNK_SIZE;
@@ -94,6 +94,7 @@ async fn accept_loop<A, S, F>(
     let open = Connections::new(limits);
     let connections = TaskTracker::new();
     let refusals = Arc::<Refusals>::default();
+    let failures = LogLimit::default();
     let sweep = async {
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
@@ -105,7 +106,9 @@ async fn accept_loop<A, S, F>(
             let socket = match accept().await {
                 Ok(socket) => socket,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if let Some(left_out) = failures.line() {
+                        tracing::warn!(%error, left_out, "a connection could not be accepted");
+                    }
                     open.close_idlest(); // its descriptor may be what is missing
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;

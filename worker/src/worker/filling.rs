@@ -166,7 +166,10 @@ impl Worker {
                 self.keep(started, place).await;
             }
             Err(error) => {
-                tracing::warn!(%error, block = block.index, object = %block.object.key, "a block could not be fetched");
+                // Each reader of an object that fails makes one.
+                if let Some(left_out) = self.failures.line() {
+                    tracing::warn!(%error, block = block.index, object = %block.object.key, left_out, "a block could not be fetched");
+                }
                 started.fail(error);
             }
         }
