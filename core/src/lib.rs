@@ -1,8 +1,8 @@
 //! The names that every part of Weir shares: identifiers, block identity, manifests, placement and sizes; and how often
 //! a log may repeat itself, or a slow request may be raced.
 //!
-//! This crate does no I/O beyond turning a manifest into bytes and back. It must not know about origins,
-//! networks, the kernel or the command line.
+//! This crate does no I/O beyond turning a manifest into bytes and back, and reading files of settings. It must not
+//! know about origins, networks, the kernel or the command line.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod log_limit;
 pub mod manifest;
 pub mod placement;
 pub mod race_budget;
+pub mod settings;
 
 pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;
@@ -24,3 +25,4 @@ pub use log_limit::{LogLimit, LogLimitByKey};
 pub use manifest::{Entry, EntryKind, Manifest, ManifestBuilder};
 pub use placement::{ClusterMap, WorkerInfo};
 pub use race_budget::RaceBudget;
+pub use settings::read_settings;

@@ -22,6 +22,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use time::OffsetDateTime;
+use weir_core::read_settings;
 
 use crate::error::TrustError;
 use crate::subject::{Peer, Subject, name_and_end};
@@ -252,7 +253,11 @@ fn make_dir(dir: &Path) -> Result<(), TrustError> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, TrustError> {
-    std::fs::read_to_string(path).map_err(|source| failed("read", path, source))
+    let content = read_settings(path).and_then(|content| {
+        String::from_utf8(content)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    });
+    content.map_err(|source| failed("read", path, source))
 }
 
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), TrustError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use http::uri::Authority;
 use http::{HeaderValue, Uri};
+use weir_core::read_settings;
 
 use super::configuration::{Configuration, Service};
 use super::helper::{DEADLINE, Helper};
@@ -17,7 +18,7 @@ use super::sso::{Cache, SignOn};
 use super::sts::{Role, Sts, Terms};
 use crate::error::OriginError;
 use crate::transport::calls::{Calls, Refused};
-use crate::transport::environment::{Environment, read, unreadable};
+use crate::transport::environment::{Environment, unreadable};
 
 /// Profiles that one may lead to another through.
 const MAX_CHAIN: usize = 10;
@@ -395,8 +396,8 @@ impl Finder<'_> {
     /// The token in the file that a setting names, without white space around it.
     fn token(&self, setting: &str, file: &str) -> Result<String, OriginError> {
         let path = self.environment().expand(file);
-        let content =
-            read(&path).map_err(|error| unreadable(self.origin, setting, &path, &error))?;
+        let content = read_settings(&path)
+            .map_err(|error| unreadable(self.origin, setting, &path, &error))?;
         let token = String::from_utf8_lossy(&content).trim().to_owned();
         if token.is_empty() {
             return Err(self.wrong(

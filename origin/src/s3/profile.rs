@@ -9,8 +9,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use weir_core::read_settings;
+
 use crate::error::OriginError;
-use crate::transport::environment::{self, Environment, unreadable};
+use crate::transport::environment::{Environment, unreadable};
 
 /// The variable that moves a file, and where the file is without it.
 const CREDENTIALS: (&str, &str) = ("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
@@ -121,7 +123,7 @@ impl Profiles {
         let Some(path) = named.or_else(|| environment.at_home(default)) else {
             return Ok(String::new());
         };
-        let content = environment::read(&path);
+        let content = read_settings(&path);
         self.places.push(path.clone());
         let error = match content {
             Ok(content) => return Ok(String::from_utf8_lossy(&content).into_owned()),
@@ -353,6 +355,15 @@ output = text\n";
                     "{error}"
                 );
             }
+            let pipe = home.path().join(variable);
+            let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+            rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+            let error = read(&[(variable, pipe.to_str().unwrap())]).err().unwrap();
+            let error = error.to_string();
+            assert!(
+                error.contains("a pipe") && error.contains(variable),
+                "{error}"
+            );
             read(&[(variable, "")]).unwrap();
             read(&[(variable, "/dev/null")]).unwrap();
         }

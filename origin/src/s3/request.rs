@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::configuration::Configuration;
 use super::credentials::{self, Credentials, Settings};
@@ -27,6 +28,8 @@ const DEFAULT_REGION: &str = "us-east-1";
 /// How often one request is sent on, and with how many other keys: they may change again meanwhile.
 const MAX_REDIRECTS: u32 = 3;
 const MAX_RENEWALS: u32 = 3;
+/// How long it counts what was found out about a service's scheme.
+const SCHEME_CHECKED_FOR: Duration = Duration::from_secs(1);
 
 /// The connection pool, credentials and address of one bucket.
 pub(super) struct Client {
@@ -43,6 +46,8 @@ pub(super) struct Client {
     reach: Reach,
     /// A request has succeeded: its address is right.
     pub(super) answered: AtomicBool,
+    /// When it was last found out whether the service speaks otherwise than its address says, and what was found.
+    scheme_checked: Mutex<Option<(Instant, bool)>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -94,6 +99,7 @@ impl Client {
             credentials,
             reach,
             answered: AtomicBool::new(false),
+            scheme_checked: Mutex::default(),
         })
     }
 
@@ -163,7 +169,7 @@ impl Client {
             {
                 Ok(response) => response,
                 Err(error) => {
-                    if key.is_none() && error.may_be_another_scheme() {
+                    if error.may_be_another_scheme() {
                         self.check_scheme(&uri).await?;
                     }
                     return Err(error.explain(target()));
@@ -176,7 +182,7 @@ impl Client {
                 return Ok(response);
             }
             let refusal = Refusal::read(response).await;
-            if key.is_none() && refusal.status == StatusCode::BAD_REQUEST && !refusal.has_code() {
+            if refusal.status == StatusCode::BAD_REQUEST && !refusal.has_code() {
                 self.check_scheme(&uri).await?;
             }
             if let Some(region) = refusal.region()
@@ -259,10 +265,27 @@ impl Client {
     }
 
     /// Refuses an address whose scheme is not the service's, as long as nothing has shown that it is right.
+    /// Of requests that fail at the same time one finds out, and the others are sent again.
     async fn check_scheme(&self, uri: &Uri) -> Result<(), OriginError> {
-        if self.has_answered() || !self.http.speaks_otherwise(uri).await {
+        if self.has_answered() {
             return Ok(());
         }
+        let known = {
+            let mut checked = self.scheme_checked.lock();
+            let last = checked.filter(|(at, _)| at.elapsed() < SCHEME_CHECKED_FOR);
+            if last.is_none() {
+                *checked = Some((Instant::now(), false));
+            }
+            last.map(|(_, found)| found)
+        };
+        let speaks_otherwise = match known {
+            Some(found) => found,
+            None => self.http.speaks_otherwise(uri).await,
+        };
+        if !speaks_otherwise {
+            return Ok(());
+        }
+        *self.scheme_checked.lock() = Some((Instant::now(), true));
         let host = uri.authority().map_or("", |authority| authority.as_str());
         let (is, right) = match uri.scheme_str() {
             Some("https") => ("does not speak TLS", "http"),

@@ -11,13 +11,13 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use ring::digest;
 use serde_json::{Map, Value};
+use weir_core::read_settings;
 
 use super::signature::{Keys, Temporary, hex};
 use super::sts::plain;
 use crate::error::OriginError;
 use crate::transport::calls::{Calls, Limits, Refused, Reply};
 use crate::transport::encode::encode_query;
-use crate::transport::environment::read;
 use crate::transport::time;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-amz-sso_bearer_token");
@@ -65,7 +65,7 @@ impl Cache {
             session.as_bytes(),
         ));
         let path = home.join(".aws/sso/cache").join(format!("{name}.json"));
-        let content = read(&path).map_err(|error| {
+        let content = read_settings(&path).map_err(|error| {
             denied(format!(
                 "whose token {} cannot be read: {error}",
                 path.display()
@@ -155,10 +155,16 @@ impl SignOn {
         if life > RENEW_BEFORE {
             return Ok(token.to_owned());
         }
-        if let Some(renewed) = self.renew(calls).await {
-            return Ok(renewed);
-        }
+        let missed = match self.renew(calls).await {
+            Ok(Some(renewed)) => return Ok(renewed),
+            Ok(None) => None,
+            Err(unavailable) => Some(unavailable),
+        };
         if life.is_zero() {
+            // Whoever signs in again would be told the same by a service that is down.
+            if let Some(unavailable) = missed {
+                return Err(unavailable);
+            }
             let when = self.cache.text("expiresAt").unwrap_or("an unknown time");
             let profile = &self.profile;
             let detail = format!("the sign-on of profile {profile:?} has expired, at {when}");
@@ -167,8 +173,45 @@ impl SignOn {
         Ok(token.to_owned())
     }
 
-    /// Asks for a new token, if the old one was given out with what that needs.
-    async fn renew(&self, calls: &Calls) -> Option<String> {
+    /// Asks for a new token, if the old one was given out with what that needs. An error if nobody answers.
+    async fn renew(&self, calls: &Calls) -> Result<Option<String>, Refused> {
+        let Some((uri, question)) = self.renewal() else {
+            return Ok(None);
+        };
+        let mut headers = HeaderMap::new();
+        let kind = HeaderValue::from_static("application/json");
+        headers.insert(header::CONTENT_TYPE, kind);
+        let asked = calls.ask(Method::POST, &uri, headers, question, LIMITS);
+        let what = format!("the single sign-on at {uri} of profile {:?}", self.profile);
+        let reply = asked.await.map_err(|error| error.of_service(&what))?;
+        if reply.status.is_server_error() {
+            let status = reply.status.as_u16();
+            return Err(Refused::Unavailable(format!("{what}: {status}")));
+        }
+        let answer = Some(reply).filter(|reply| reply.status.is_success());
+        let answer = answer.and_then(|reply| serde_json::from_slice::<Answer>(&reply.body).ok());
+        let renewed = answer.and_then(|answer| {
+            let token = answer.access_token.clone();
+            Some((token, self.renewed(answer)?))
+        });
+        let Some((token, content)) = renewed else {
+            tracing::debug!(
+                profile = self.profile,
+                "the token of the sign-on was not renewed"
+            );
+            return Ok(None);
+        };
+        let path = self.cache.path.clone();
+        let saved = tokio::task::spawn_blocking(move || save(&path, &content)).await;
+        if let Ok(Err(error)) = saved {
+            let path = self.cache.path.display();
+            tracing::warn!(%path, %error, "a renewed token was not saved, and its old one may be of no use any more");
+        }
+        Ok(Some(token))
+    }
+
+    /// Where a new token is asked for, and with what; none if the old one was not given out with that.
+    fn renewal(&self) -> Option<(Uri, String)> {
         if self.cache.life("registrationExpiresAt").is_zero() {
             return None;
         }
@@ -180,31 +223,8 @@ impl SignOn {
             "refreshToken": field("refreshToken")?,
         });
         let base = self.tokens.to_string();
-        let uri = format!("{}/token", base.trim_end_matches('/'))
-            .parse()
-            .ok()?;
-        let mut headers = HeaderMap::new();
-        let kind = HeaderValue::from_static("application/json");
-        headers.insert(header::CONTENT_TYPE, kind);
-        let asked = calls.ask(Method::POST, &uri, headers, question.to_string(), LIMITS);
-        let reply = asked.await.ok().filter(|reply| reply.status.is_success());
-        let Some(reply) = reply else {
-            tracing::debug!(
-                profile = self.profile,
-                "the token of the sign-on was not renewed"
-            );
-            return None;
-        };
-        let answer: Answer = serde_json::from_slice(&reply.body).ok()?;
-        let token = answer.access_token.clone();
-        let path = self.cache.path.clone();
-        let content = self.renewed(answer)?;
-        let saved = tokio::task::spawn_blocking(move || save(&path, &content)).await;
-        if let Ok(Err(error)) = saved {
-            let path = self.cache.path.display();
-            tracing::warn!(%path, %error, "a renewed token was not saved, and its old one may be of no use any more");
-        }
-        Some(token)
+        let uri = format!("{}/token", base.trim_end_matches('/'));
+        Some((uri.parse().ok()?, question.to_string()))
     }
 
     /// The file with a renewed token.

@@ -241,3 +241,71 @@ async fn a_redirect_to_what_is_not_allowed_is_refused_and_asked_nothing() {
     assert_eq!(asked.load(Ordering::Relaxed), 0);
     assert_eq!(read(&open("127.0.0.1"), 5, 0..5).await.unwrap(), b"12345");
 }
+
+/// A service with TLS as far as anybody can tell who has no certificate: it answers a greeting with an alert, and closes
+/// connections of all others.
+async fn service_with_tls() -> SocketAddr {
+    const HANDSHAKE: u8 = 22;
+    const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 40];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if stream.read_u8().await.is_ok_and(|first| first == HANDSHAKE) {
+                let _ = stream.write_all(&ALERT).await;
+                let _ = stream.shutdown().await;
+            }
+        }
+    });
+    address
+}
+
+/// A service without TLS, which answers whatever comes.
+async fn plain_service() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if stream.read_u8().await.is_ok() {
+                let answer = with_head("400 Bad Request", &["Content-Length: 0"], b"");
+                let _ = stream.write_all(&answer).await;
+                let _ = stream.shutdown().await;
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_read_over_the_wrong_scheme_is_final_and_says_so() {
+    for (endpoint, said) in [
+        (format!("https://{}", plain_service().await), "TLS"),
+        (format!("http://{}", service_with_tls().await), "speaks TLS"),
+    ] {
+        let spec = OriginSpec {
+            endpoint: Some(endpoint),
+            anonymous: true,
+            ..OriginSpec::parse("s3://bucket").unwrap()
+        };
+        let origin = S3Origin::open(&spec, Reach::anywhere()).unwrap();
+        for _ in 0..3 {
+            let error = read(&origin, 3, 0..3).await.unwrap_err();
+            assert_eq!(error.kind(), "refused", "{error}");
+            assert!(error.to_string().contains(said), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_answered_before_and_closes_connections_is_waited_for() {
+    let answers = Arc::new(AtomicUsize::new(0));
+    let address = service(move |_| match answers.fetch_add(1, Ordering::Relaxed) {
+        0 => with_head("200 OK", &[ETAG, "Content-Length: 3"], b"abc"),
+        _ => Vec::new(),
+    })
+    .await;
+    let origin = origin(address);
+    assert_eq!(read(&origin, 3, 0..3).await.unwrap(), b"abc");
+    let error = read(&origin, 3, 0..3).await.unwrap_err();
+    assert_eq!(error.kind(), "unavailable", "{error}");
+}

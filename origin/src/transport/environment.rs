@@ -1,14 +1,11 @@
 //! The variables of a process that configure origins, as a value, so that tests need not change the real ones.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::OriginError;
-
-/// Longest file that a variable or a profile may name, in bytes.
-const MAX_FILE: u64 = 4 << 20;
 
 /// What is read beside the variables whose names start with `AWS_`.
 const OTHERS: [&str; 10] = [
@@ -95,21 +92,6 @@ pub(crate) fn is_true(value: &str) -> bool {
     value.trim().eq_ignore_ascii_case("true")
 }
 
-/// Reads a file of settings, keys or certificates.
-///
-/// # Errors
-/// What the system says, and that the file is longer than any of its kind.
-pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    let file = std::fs::File::open(path)?;
-    file.take(MAX_FILE + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_FILE {
-        let problem = format!("it is longer than {MAX_FILE} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
-    }
-    Ok(content)
-}
-
 /// The error of a file that a variable or a setting names.
 pub(crate) fn unreadable(
     origin: &Arc<str>,
@@ -161,12 +143,5 @@ mod tests {
         }
         let homeless = Environment::of([("AWS_CONFIG_FILE", "~/x")]);
         assert_eq!(homeless.path("AWS_CONFIG_FILE").unwrap(), Path::new("~/x"));
-    }
-
-    #[test]
-    fn a_file_without_end_is_not_read_for_ever() {
-        let error = read(Path::new("/dev/zero")).unwrap_err();
-        assert!(error.to_string().contains("longer"), "{error}");
-        assert!(read(Path::new("/dev/null")).unwrap().is_empty());
     }
 }

@@ -63,7 +63,8 @@ impl HttpError {
     /// Whether a service may fail so that speaks with TLS where its address does not say so, or the other way round.
     pub(crate) fn may_be_another_scheme(&self) -> bool {
         match self {
-            Self::Exchange(_) | Self::Closed => true,
+            // Without TLS some wait for the end of a line in the greeting.
+            Self::Exchange(_) | Self::Closed | Self::ConnectTimeout => true,
             Self::Connect(_) => self.cause() == Cause::Other,
             _ => false,
         }

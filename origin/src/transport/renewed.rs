@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout};
 use super::calls::Refused;
 use crate::error::OriginError;
 
-/// Longest time that loading may take: a program's deadline, or those of a few services in a row.
+/// Longest time that loading may take: a program's deadline, or those of a few services in a row. Whoever reads waits no longer
+/// for one attempt, and then, by the origin's patience, maybe for others; keys that are still good are used meanwhile.
 const LOAD_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a failure, and that no other keys were found, counts for those who come after.
 const FAILED_FOR: Duration = Duration::from_secs(2);
@@ -178,7 +179,7 @@ impl<I: Issuer> Inner<I> {
             // A panic must not leave those who come later waiting for it.
             let loaded = match AssertUnwindSafe(loaded).catch_unwind().await {
                 Ok(Ok(loaded)) => loaded,
-                Ok(Err(_)) => Err(inner.none(&late(LOAD_DEADLINE))),
+                Ok(Err(_)) => Err(inner.late(LOAD_DEADLINE)),
                 Err(_) => Err(inner.none("loading them failed")),
             };
             let mut state = inner.state.lock();
@@ -213,7 +214,7 @@ impl<I: Issuer> Inner<I> {
     async fn wait(&self, flight: Flight<I::Key>) -> Outcome<I::Key> {
         let limit = LOAD_DEADLINE + Duration::from_secs(1);
         let outcome = timeout(limit, flight).await;
-        outcome.unwrap_or_else(|_| Err(self.none(&late(limit))))
+        outcome.unwrap_or_else(|_| Err(self.late(limit)))
     }
 
     /// `had_keys` is whether there were any before: then a service that does not answer is one that does not answer now.
@@ -258,6 +259,15 @@ impl<I: Issuer> Inner<I> {
         Ok((source, Loaded { credential, lasts }))
     }
 
+    /// What gives the keys is slow, or hangs: another attempt may succeed.
+    fn late(&self, limit: Duration) -> OriginError {
+        let detail = format!("what gives the credentials gave none within {limit:?}");
+        OriginError::Unavailable {
+            target: self.issuer.target().clone(),
+            detail,
+        }
+    }
+
     fn none(&self, detail: &str) -> OriginError {
         OriginError::AccessDenied {
             target: self.issuer.target().clone(),
@@ -265,10 +275,6 @@ impl<I: Issuer> Inner<I> {
             remedy: self.issuer.remedy(),
         }
     }
-}
-
-fn late(limit: Duration) -> String {
-    format!("no credentials within {limit:?}")
 }
 
 /// When keys that live so long are renewed, and when they are gone.
@@ -284,6 +290,11 @@ impl<I: Issuer> Renewed<I> {
         if let Some(keys) = &mut self.inner.state.lock().keys {
             keys.lasts = Some((renew, stale));
         }
+    }
+
+    pub(crate) fn set_keys(&self, credential: Arc<I::Key>, renew: Instant, stale: Instant) {
+        let lasts = Some((renew, stale));
+        self.inner.state.lock().keys = Some(Loaded { credential, lasts });
     }
 
     pub(crate) async fn loading(&self) -> Outcome<I::Key> {

@@ -15,8 +15,9 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 use rustls_platform_verifier::ConfigVerifierExt;
+use weir_core::read_settings;
 
-use super::environment::{read, unreadable};
+use super::environment::unreadable;
 use crate::error::OriginError;
 
 /// Where the trusted authorities are, and what names the file (`AWS_CA_BUNDLE`).
@@ -55,7 +56,8 @@ impl Trust {
                 OriginError::config(self.origin.clone(), error.to_string(), remedy)
             });
         };
-        let content = read(path).map_err(|error| unreadable(&self.origin, name, path, &error))?;
+        let content =
+            read_settings(path).map_err(|error| unreadable(&self.origin, name, path, &error))?;
         let bundle = Bundle::of(&content).ok_or_else(|| self.useless(name, path))?;
         Ok(ClientConfig::builder()
             .dangerous()

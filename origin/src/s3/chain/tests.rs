@@ -723,6 +723,14 @@ async fn a_token_of_a_sign_on_that_is_about_to_expire_is_renewed_and_put_back() 
             .count();
         assert_eq!(renewals, 1);
     }
+    // Where nobody answers, signing in again is no remedy.
+    let (world, _portal) = signed_on(-10, more).await;
+    let world = world.set("AWS_ENDPOINT_URL_SSO_OIDC", "http://127.0.0.1:1");
+    let message = world.key(Some("session")).await.unwrap_err();
+    assert!(
+        message.contains("127.0.0.1:1/token") && !message.contains("aws sso login"),
+        "{message}"
+    );
     // What cannot be renewed is used as long as it lasts.
     let (world, _portal) = signed_on(60, &more.replace("refresh\"", "revoked\"")).await;
     assert_eq!(world.key(Some("session")).await.unwrap(), "OF-PORTAL");

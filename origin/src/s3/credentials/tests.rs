@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::super::chain::trimmed;
-use super::super::helper::Helper;
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use super::super::chain::trimmed;
+use super::super::helper::Helper;
 use super::*;
 
 fn settings() -> Settings {
@@ -175,4 +176,71 @@ fn line_breaks_around_keys_are_taken_off_and_an_empty_token_is_none() {
     let keys = trimmed(keys);
     assert_eq!((&*keys.access_key, &*keys.secret_key), ("key", "secret"));
     assert_eq!(keys.token, None);
+}
+
+/// The longest time for one attempt.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Keys of a role, from a service that accepts connections and never answers, and the service's address.
+async fn of_a_silent_service(token: &Path) -> (Credentials, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    std::fs::write(token, "token").unwrap();
+    let environment = Environment::of([
+        ("HOME", "/nonexistent"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().unwrap()),
+        ("AWS_ROLE_ARN", "arn:aws:iam::1:role/reader"),
+        ("AWS_ENDPOINT_URL_STS", &format!("http://{address}")),
+    ]);
+    let find = move |settings: &Settings| Found::in_environment(settings, &environment);
+    let (settings, find) = (settings(), Box::new(find));
+    (
+        Credentials::find(Finder { settings, find }).unwrap(),
+        address,
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_never_answers_is_waited_for_some_seconds_and_named() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    let (credentials, address) = of_a_silent_service(token.path()).await;
+    let began = Instant::now();
+    let error = credentials.get().await.unwrap_err();
+    assert!(began.elapsed() <= DEADLINE, "{:?}", began.elapsed());
+    assert_eq!(error.kind(), "unavailable", "a read may try again");
+    let error = error.to_string();
+    assert!(
+        error.contains(&address) && error.contains("role/reader"),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_still_good_are_used_while_the_service_is_silent() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    let (credentials, _) = of_a_silent_service(token.path()).await;
+    let old = Arc::new(Keys {
+        access_key: "OLD".to_owned(),
+        secret_key: "S".to_owned(),
+        token: None,
+    });
+    let began = Instant::now();
+    let stale = began + Duration::from_mins(2);
+    credentials.set_keys(old.clone(), began, stale);
+    while Instant::now() < stale {
+        let asked = Instant::now();
+        assert!(Arc::ptr_eq(&credentials.get().await.unwrap(), &old));
+        assert_eq!(asked.elapsed(), Duration::ZERO, "nobody waits");
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    let asked = Instant::now();
+    let error = credentials.get().await.unwrap_err();
+    assert_eq!(error.kind(), "unavailable");
+    assert!(asked.elapsed() <= DEADLINE);
 }
