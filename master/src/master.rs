@@ -143,10 +143,10 @@ impl Master {
                 "some workers did not answer within {EVICT_DEADLINE:?}"
             )),
         };
-        if let Some(failed) = failed {
-            if let Some(left_out) = self.not_evicted.line() {
-                tracing::warn!(dataset = %name, left_out, "not all blocks of the deleted dataset were evicted: {failed}");
-            }
+        if let Some(failed) = failed
+            && let Some(left_out) = self.not_evicted.line()
+        {
+            tracing::warn!(dataset = %name, left_out, "not all blocks of the deleted dataset were evicted: {failed}");
         }
         self.datasets.remove(&listing).await?;
         self.members.inventories().forget_dataset(&name);

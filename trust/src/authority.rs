@@ -117,7 +117,7 @@ impl Authority {
         // Told from those before by its number, so that a chain is looked for at the right one.
         let name = format!(
             "Weir cluster authority {}",
-            OffsetDateTime::now_utc().unix_timestamp()
+            OffsetDateTime::now_utc().unix_timestamp_nanos()
         );
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

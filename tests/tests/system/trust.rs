@@ -58,6 +58,10 @@ pub(crate) const CASES: &[Case] = &[
         certificates_are_made_shown_and_renewed,
     ),
     (
+        "a_lost_certificate_ends_with_its_authority",
+        a_lost_certificate_ends_with_its_authority,
+    ),
+    (
         "a_worker_that_claims_more_than_its_certificate_does_not_start",
         a_worker_that_claims_more_than_its_certificate_does_not_start,
     ),
@@ -372,6 +376,7 @@ fn a_forged_heartbeat_is_refused() {
 }
 
 fn only_calls_that_need_large_messages_take_them() {
+    const LARGE: usize = 8 << 20;
     let lab = Lab::new();
     let cluster = Cluster::start_secure(&lab, 1);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -383,7 +388,6 @@ fn only_calls_that_need_large_messages_take_them() {
         let channel = dial.channel(&cluster.address(), Role::Master, SOON);
         MasterClient::new(channel.unwrap())
     };
-    const LARGE: usize = 8 << 20;
     runtime.block_on(async {
         for role in ["mount", "admin"] {
             let certs = issue(&lab, role, &format!("a-{role}"), &[]);
@@ -586,6 +590,49 @@ fn certificates_are_made_shown_and_renewed() {
     std::fs::write(lab.path("worker/tls.key"), "no key").unwrap();
     let message = certs(&["show", &worker]).fails(1);
     assert!(message.contains("tls.key"), "{message}");
+}
+
+/// As docs/security.md says, step by step.
+fn a_lost_certificate_ends_with_its_authority() {
+    let lab = Lab::new();
+    let cluster = Cluster::start_secure(&lab, 1);
+    let path = |name: &str| lab.path(name).to_str().unwrap().to_owned();
+    let (ca, lost) = (path("ca"), path("lost"));
+    let kept = ["master", "admin", "node-0"].map(|name| path(&format!("certs/{name}")));
+    std::fs::create_dir(&lost).unwrap();
+    for file in ["ca.crt", "tls.crt", "tls.key"] {
+        std::fs::copy(
+            lab.path("certs/admin").join(file),
+            lab.path("lost").join(file),
+        )
+        .unwrap();
+    }
+    let rotate = |flags: &[&str]| {
+        let kept = kept.iter().map(String::as_str);
+        let args = ["certs", "rotate", &ca].into_iter().chain(kept);
+        lab.weir(args.chain(flags.iter().copied())).ok();
+    };
+    let address = cluster.address();
+    let status_of_lost = || lab.weir(["status", "--master", &address, "--certs", &lost]);
+    rotate(&["--authority"]);
+    rotate(&[]);
+    // Who has it may well know the new authority, which is no secret.
+    let trusted = || std::fs::copy(lab.path("certs/admin/ca.crt"), lab.path("lost/ca.crt"));
+    trusted().unwrap();
+    wait_until("both authorities are trusted", SOON, || {
+        status_of_lost().code == 0
+    });
+    let all = std::fs::read_to_string(lab.path("ca/ca.crt")).unwrap();
+    let (newest, _) = all.split_once("-----END CERTIFICATE-----").unwrap();
+    let newest = format!("{newest}-----END CERTIFICATE-----\n");
+    std::fs::write(lab.path("ca/ca.crt"), newest).unwrap();
+    rotate(&[]);
+    wait_until("the lost one is refused", SOON, || {
+        status_of_lost().code == 4
+    });
+    cluster.weir(&["status"]).ok();
+    let log = cluster.master.as_ref().unwrap().log();
+    assert!(log.contains("UnknownIssuer"), "{log}");
 }
 
 fn a_worker_that_claims_more_than_its_certificate_does_not_start() {
