@@ -1,10 +1,10 @@
 //! The names that every part of Weir shares: identifiers, block identity, manifests, placement and sizes; and how often
 //! a log may repeat itself, or a slow request may be raced.
 //!
-//! This crate does no I/O beyond turning a manifest into bytes and back, and reading files of settings.
+//! This crate does no I/O beyond making and mapping the files of manifests, and reading files of settings.
 //! It must not know about origins, networks, the kernel or the command line.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod block;
 pub mod blocknumber;

@@ -11,15 +11,20 @@
 mod builder;
 mod format;
 mod kept;
+mod mapped;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::ops::Range;
+use std::path::Path;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use builder::{BuildError, MAX_EXAMPLES, MAX_OBJECT, MAX_VERSION, ManifestBuilder};
 pub use kept::KeptManifests;
+use mapped::Mapped;
 
 use crate::block::{Block, ObjectRef, block_count};
 use crate::id::{OriginId, SnapshotId};
@@ -32,6 +37,20 @@ pub const ROOT: u32 = 0;
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("manifest is damaged: {0}")]
 pub struct DamagedManifest(pub(crate) &'static str);
+
+/// Why a manifest's file could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file could not be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The file is not a whole manifest.
+    #[error(transparent)]
+    Damaged(#[from] DamagedManifest),
+}
+
+/// Entries that are read between two times that memory is released.
+const CHECKED_AT_ONCE: u32 = 1 << 18;
 
 /// One origin location mounted at one path of the dataset.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -104,6 +123,8 @@ pub struct Entry<'a> {
 #[derive(Clone, Debug)]
 pub struct Manifest {
     bytes: Bytes,
+    /// What the bytes are in, if that is not memory.
+    mapped: Option<Mapped>,
     summary: Summary,
     sections: format::Sections,
     /// The entry that is the top directory of each mount.
@@ -113,9 +134,33 @@ pub struct Manifest {
 impl Manifest {
     /// Checks and wraps the bytes of a manifest.
     pub fn from_bytes(bytes: Bytes) -> Result<Self, DamagedManifest> {
-        let (summary, sections) = format::parse(&bytes)?;
+        Self::checked(bytes, None)
+    }
+
+    /// Reads and checks a manifest's file. A long one stays there: what is read of it is mapped, and the kernel may take the
+    /// memory back. Nobody may change or shorten such a file while the manifest is in use; it may be removed.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let file = File::open(path)?;
+        if file.metadata()?.len() < mapped::MAPPED_FROM as u64 {
+            return Ok(Self::from_bytes(Bytes::from(std::fs::read(path)?))?);
+        }
+        Ok(Self::from_mapped(Mapped::new(file)?)?)
+    }
+
+    fn from_mapped(mapped: Mapped) -> Result<Self, DamagedManifest> {
+        Self::checked(Bytes::from_owner(mapped.clone()), Some(mapped))
+    }
+
+    fn checked(bytes: Bytes, mapped: Option<Mapped>) -> Result<Self, DamagedManifest> {
+        let release = || {
+            if let Some(mapped) = &mapped {
+                mapped.release();
+            }
+        };
+        let (summary, sections) = format::parse(&bytes, release)?;
         let mut manifest = Self {
             bytes,
+            mapped,
             summary,
             sections,
             mount_roots: Vec::new(),
@@ -128,7 +173,38 @@ impl Manifest {
             .map(|mount| manifest.resolve(&mount.path))
             .collect::<Option<_>>()
             .ok_or(DamagedManifest("a mount's directory is missing"))?;
+        manifest.release();
         Ok(manifest)
+    }
+
+    /// Lets go of the memory that reading a long manifest takes; for those who have just read much of it.
+    pub fn release(&self) {
+        if let Some(mapped) = &self.mapped {
+            mapped.release();
+        }
+    }
+
+    /// Writes the manifest to `path`, in the place of a file that may be there. It is on the disk afterwards, but perhaps
+    /// not yet its name. A long manifest that a builder has just written to the same file system gets that name.
+    pub fn write_to(&self, path: &Path) -> io::Result<()> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let Some(mapped) = &self.mapped else {
+            let mut file = File::create(path)?;
+            file.write_all(&self.bytes)?;
+            return file.sync_all();
+        };
+        let mut source = mapped.file();
+        source.sync_all()?;
+        if mapped.link(path).is_err() {
+            let mut file = File::create(path)?;
+            source.rewind()?;
+            io::copy(&mut source, &mut file)?;
+            file.sync_all()?;
+        }
+        Ok(())
     }
 
     /// The manifest as it is stored and sent.
@@ -303,16 +379,22 @@ impl Manifest {
         }
     }
 
-    /// Whether two entries, of two snapshots, are the same object version.
-    pub fn same_file(&self, index: u32, other: &Self, other_index: u32) -> bool {
-        let (a, b) = (self.record(index), other.record(other_index));
-        a.kind == EntryKind::File
-            && b.kind == EntryKind::File
-            && a.a == b.a
-            && a.mtime_ns == b.mtime_ns
-            && self.mount(index).origin == other.mount(other_index).origin
-            && self.mount(index).prefix == other.mount(other_index).prefix
-            && self.version(index) == other.version(other_index)
+    /// Whether an entry is a file of this object version: of the same size and date, at the same place of an origin.
+    pub fn is_same_file(
+        &self,
+        index: u32,
+        mount: &Mount,
+        size: u64,
+        mtime_ns: i64,
+        version: &str,
+    ) -> bool {
+        let record = self.record(index);
+        record.kind == EntryKind::File
+            && record.a == size
+            && record.mtime_ns == mtime_ns
+            && self.mount(index).origin == mount.origin
+            && self.mount(index).prefix == mount.prefix
+            && self.version(index) == version
     }
 
     fn record(&self, index: u32) -> format::Record {
@@ -327,6 +409,9 @@ impl Manifest {
         let versions = &self.bytes[self.sections.versions.clone()];
         let mut next_child = 1;
         for index in 0..self.len() {
+            if index.is_multiple_of(CHECKED_AT_ONCE) {
+                self.release();
+            }
             let record = self.record(index);
             match names.get(record.name.clone()).map(std::str::from_utf8) {
                 Some(Ok(_)) => {}

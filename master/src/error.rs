@@ -59,6 +59,9 @@ impl From<tokio::task::JoinError> for MasterError {
 impl From<MasterError> for Status {
     fn from(error: MasterError) -> Self {
         let code = match &error {
+            MasterError::Store(_)
+            | MasterError::Manifest { .. }
+            | MasterError::Build(BuildError::Scratch { .. }) => Code::Internal,
             MasterError::Name(_) | MasterError::Invalid(_) | MasterError::Build(_) => {
                 Code::InvalidArgument
             }
@@ -67,7 +70,6 @@ impl From<MasterError> for Status {
             MasterError::Denied(_) => Code::PermissionDenied,
             MasterError::Busy(_) => Code::ResourceExhausted,
             MasterError::Ended(_) => Code::Unavailable,
-            MasterError::Store(_) | MasterError::Manifest { .. } => Code::Internal,
             MasterError::Origin(error) => match error.kind() {
                 "access_denied" | "credentials_expired" | "not_allowed" => Code::PermissionDenied,
                 "bucket_missing" | "not_found" => Code::NotFound,

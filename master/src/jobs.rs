@@ -296,7 +296,9 @@ pub(crate) fn totals(manifest: &Manifest, paths: &[String]) -> Result<(u64, u64)
         paths.iter().map(resolve).collect::<Result<_, _>>()?
     };
     let files = tops.iter().flat_map(|top| manifest.files_below(*top));
-    Ok(files.fold((0, 0), |(files, bytes), index| {
+    let totals = files.fold((0, 0), |(files, bytes), index| {
         (files + 1, bytes + manifest.entry(index).size)
-    }))
+    });
+    manifest.release();
+    Ok(totals)
 }

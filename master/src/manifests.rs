@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use weir_core::manifest::KeptManifests;
-use weir_core::{DatasetName, Manifest, SnapshotId};
+use weir_core::manifest::{KeptManifests, OpenError};
+use weir_core::{DatasetName, Manifest, ManifestBuilder, SnapshotId};
 
 use crate::error::MasterError;
 
@@ -17,7 +16,12 @@ pub fn manifest_path(dir: &Path, dataset: &DatasetName, version: u64) -> PathBuf
 
 /// A dataset's name is a valid file name by its own rule.
 fn dataset_dir(dir: &Path, dataset: &DatasetName) -> PathBuf {
-    dir.join("manifests").join(dataset.as_str())
+    all_dir(dir).join(dataset.as_str())
+}
+
+/// The directory of all manifests.
+fn all_dir(dir: &Path) -> PathBuf {
+    dir.join("manifests")
 }
 
 /// The manifests of one master.
@@ -35,21 +39,26 @@ impl Manifests {
         }
     }
 
+    /// A builder whose temporary files are beside the manifests.
+    pub(crate) fn builder(&self) -> ManifestBuilder {
+        ManifestBuilder::in_directory(&all_dir(&self.dir))
+    }
+
     /// Reads a manifest; blocks on the disk.
     pub(crate) fn load(&self, snapshot: &SnapshotId) -> Result<Arc<Manifest>, MasterError> {
         if let Some(kept) = self.kept.lock().get(snapshot) {
             return Ok(kept);
         }
         let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
-        let bytes = std::fs::read(&path).map_err(|error| failed(&path, &error))?;
-        let manifest = Manifest::from_bytes(Bytes::from(bytes)).map_err(|error| {
-            failed(
+        let manifest = Manifest::open(&path).map_err(|error| match error {
+            OpenError::Io(error) => failed(&path, &error),
+            OpenError::Damaged(error) => failed(
                 &path,
                 &format!(
                     "{error}; run `weir dataset refresh {}` to list it again",
                     snapshot.dataset
                 ),
-            )
+            ),
         })?;
         Ok(self.keep(manifest))
     }
@@ -61,9 +70,7 @@ impl Manifests {
         let new = path.with_extension("new");
         let write = || {
             std::fs::create_dir_all(dataset_dir(&self.dir, &snapshot.dataset))?;
-            let mut file = std::fs::File::create(&new)?;
-            std::io::Write::write_all(&mut file, manifest.as_bytes())?;
-            file.sync_all()?;
+            manifest.write_to(&new)?;
             std::fs::rename(&new, &path)?;
             std::fs::File::open(dataset_dir(&self.dir, &snapshot.dataset))?.sync_all()
         };

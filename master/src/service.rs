@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +18,8 @@ use crate::master::Master;
 
 /// Bytes of a manifest in one message.
 const CHUNK: usize = 1 << 20;
+/// Messages after which what was read of a long manifest's file is let go.
+const RELEASED_CHUNKS: usize = 16;
 /// Longest message that is taken. Requests of people may have 1 MiB; somewhat longer ones are told which limit they exceed.
 const MAX_MESSAGE: usize = 4 << 20;
 /// Longest message of the calls that only workers may make, and these: the inventory of a large snapshot.
@@ -199,12 +200,16 @@ impl MasterApi for Service {
         let request = request.into_inner();
         let version = Some(request.version).filter(|version| *version > 0);
         let manifest = self.master.manifest(&request.dataset, version).await?;
-        let chunks = stream::unfold(manifest.as_bytes().clone(), |mut rest: Bytes| async move {
+        let rest = manifest.as_bytes().clone();
+        let chunks = stream::unfold((manifest, rest), |(manifest, mut rest)| async move {
+            if (rest.len() / CHUNK).is_multiple_of(RELEASED_CHUNKS) {
+                manifest.release();
+            }
             if rest.is_empty() {
                 return None;
             }
             let data = rest.split_to(CHUNK.min(rest.len()));
-            Some((Ok(v1::ManifestChunk { data }), rest))
+            Some((Ok(v1::ManifestChunk { data }), (manifest, rest)))
         });
         Ok(Response::new(chunks.boxed()))
     }

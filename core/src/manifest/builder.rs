@@ -2,15 +2,31 @@
 //!
 //! Keys may come in any order and may collide; the outcome depends on the set of keys alone. What has no path is
 //! counted, never dropped silently.
+//!
+//! What is listed becomes records whose order is that of the table ([`listed`]). They are sorted a part at a time
+//! ([`runs`]), merged, and written to the tables in one pass ([`tables`]), so however much is listed, memory has a bound
+//! where the builder has a directory for temporary files ([`spool`]).
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+mod listed;
+#[cfg(test)]
+mod model;
+mod runs;
+mod spool;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use bytes::Bytes;
 
-use super::format::{self, Header, Record};
-use super::{EntryKind, Manifest, Mount, ROOT, Summary};
-use crate::block::{BLOCK_SIZE, block_count};
+use self::listed::{Found, ListedFile};
+use self::runs::Sorter;
+use self::spool::{Finished, Scratch, Spool};
+use self::tables::{Inodes, Tables};
+use super::format::{self, Header};
+use super::mapped::Mapped;
+use super::{Manifest, Mount, Summary};
+use crate::block::BLOCK_SIZE;
 use crate::id::SnapshotId;
 use crate::keypath::{self, KeyPath, LeftOut};
 
@@ -43,29 +59,51 @@ pub enum BuildError {
         /// What is wrong.
         what: &'static str,
     },
-}
-
-struct Node {
-    name: Box<str>,
-    size: u64,
-    mtime_ns: i64,
-    mount: u16,
-    kind: NodeKind,
-}
-
-enum NodeKind {
-    File { version: Box<str> },
-    Directory { children: Vec<u32> },
+    /// What does not fit into memory could not be kept on disk.
+    #[error(
+        "the listing is kept in temporary files below {dir} while it is sorted, which failed ({reason}): see that there is room"
+    )]
+    Scratch {
+        /// The directory of the temporary files.
+        dir: String,
+        /// What the system says.
+        reason: String,
+    },
 }
 
 /// Collects entries and makes a [`Manifest`].
+#[derive(Debug)]
 pub struct ManifestBuilder {
+    scratch: Scratch,
     mounts: Vec<Mount>,
-    mount_nodes: Vec<u32>,
-    nodes: Vec<Node>,
-    directories: HashMap<(u32, Box<str>), u32>,
-    left_out: BTreeMap<LeftOut, u64>,
+    /// The top directory of each mount.
+    tops: Vec<Vec<u8>>,
+    records: Sorter,
+    /// The directory that was added last.
+    directory: Vec<u8>,
+    /// Files that were added.
+    files: u64,
+    left_out: LeftOuts,
+    record: Vec<u8>,
+    version: Vec<u8>,
+}
+
+/// What is not served.
+#[derive(Debug, Default)]
+struct LeftOuts {
+    counts: BTreeMap<LeftOut, u64>,
     examples: Vec<String>,
+}
+
+impl LeftOuts {
+    fn add(&mut self, reason: LeftOut, key: &[u8]) {
+        let count = self.counts.entry(reason).or_default();
+        *count += 1;
+        if *count <= MAX_EXAMPLES {
+            self.examples
+                .push(format!("{}: {}", reason.label(), key.escape_ascii()));
+        }
+    }
 }
 
 impl Default for ManifestBuilder {
@@ -75,15 +113,28 @@ impl Default for ManifestBuilder {
 }
 
 impl ManifestBuilder {
-    /// An empty dataset.
+    /// An empty dataset. Everything is kept in memory, some 100 bytes for each file beside its path.
     pub fn new() -> Self {
+        Self::with(Scratch::memory())
+    }
+
+    /// An empty dataset. What is more than some 200 MiB is kept in files without names in `dir`, for the owner alone; so is
+    /// the manifest, if it is long. Who adds many entries calls [`make_room`](Self::make_room) now and then.
+    pub fn in_directory(dir: &Path) -> Self {
+        Self::with(Scratch::directory(dir))
+    }
+
+    fn with(scratch: Scratch) -> Self {
         Self {
             mounts: Vec::new(),
-            mount_nodes: Vec::new(),
-            nodes: vec![Node::directory("")],
-            directories: HashMap::new(),
-            left_out: BTreeMap::new(),
-            examples: Vec::new(),
+            tops: Vec::new(),
+            records: Sorter::new(&scratch, scratch.run_bytes),
+            scratch,
+            directory: Vec::new(),
+            files: 0,
+            left_out: LeftOuts::default(),
+            record: Vec::new(),
+            version: Vec::new(),
         }
     }
 
@@ -97,8 +148,9 @@ impl ManifestBuilder {
                 reason,
             })?;
         let path = components.join("/");
-        let node = self.directory(ROOT, &path);
-        self.mount_nodes.push(node);
+        let top = encoded(&[], &path);
+        self.add_directories(&top)?;
+        self.tops.push(top);
         self.mounts.push(Mount { path, ..mount });
         Ok(number)
     }
@@ -126,28 +178,35 @@ impl ManifestBuilder {
         if version.len() > MAX_VERSION {
             return Err(object_error("a version"));
         }
-        let top = self.mount_nodes[usize::from(mount)];
+        let top = &self.tops[usize::from(mount)];
         match keypath::classify(relative, size) {
             Err(reason) => self.leave_out(reason, key),
             Ok(KeyPath::Directory(path)) => {
-                let directory = self.directory(top, path);
-                // Shown as long as nothing in it has a date.
-                let shown = &mut self.nodes[directory as usize].mtime_ns;
-                *shown = (*shown).max(mtime_ns);
+                let directory = encoded(top, path);
+                self.add_directories(&directory)?;
+                if mtime_ns > 0 {
+                    // Shown as long as nothing in it has a date.
+                    self.push(&directory, Found::Directory(mtime_ns))?;
+                }
             }
             Ok(KeyPath::File(path)) => {
-                let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
-                let parent = self.directory(top, directory);
-                let node = self.push(Node {
-                    name: name.into(),
-                    size,
-                    mtime_ns,
+                let path = encoded(top, path);
+                let (directory, _) = listed::split(&path).unwrap_or_default();
+                self.add_directories(directory)?;
+                let mut encoded_version = std::mem::take(&mut self.version);
+                encoded_version.clear();
+                format::write_version(&mut encoded_version, version);
+                let file = ListedFile {
                     mount,
-                    kind: NodeKind::File {
-                        version: version.into(),
-                    },
-                })?;
-                self.adopt(parent, node);
+                    mtime_ns,
+                    number: self.files,
+                    size,
+                    version: &encoded_version,
+                };
+                self.files += 1;
+                let pushed = self.push(&path, Found::File(file));
+                self.version = encoded_version;
+                pushed?;
             }
         }
         Ok(())
@@ -155,40 +214,39 @@ impl ManifestBuilder {
 
     /// Counts what is not served.
     pub fn leave_out(&mut self, reason: LeftOut, key: &[u8]) {
-        let count = self.left_out.entry(reason).or_default();
-        *count += 1;
-        if *count <= MAX_EXAMPLES {
-            self.examples
-                .push(format!("{}: {}", reason.label(), key.escape_ascii()));
+        self.left_out.add(reason, key);
+    }
+
+    /// Whether it is time to [`make_room`](Self::make_room).
+    pub fn is_full(&self) -> bool {
+        self.records.is_full()
+    }
+
+    /// Sorts what was added and moves it to disk, which takes about half a second. Without a directory it stays.
+    pub fn make_room(&mut self) -> Result<(), BuildError> {
+        self.records.make_room()
+    }
+
+    fn push(&mut self, path: &[u8], found: Found<'_>) -> Result<(), BuildError> {
+        listed::write(&mut self.record, path, found);
+        self.records.push(&self.record)
+    }
+
+    /// Adds a directory and all above it but the root.
+    fn add_directories(&mut self, path: &[u8]) -> Result<(), BuildError> {
+        let pairs = path.iter().zip(&self.directory);
+        let mut known = pairs.take_while(|(a, b)| a == b).count();
+        if known == path.len() {
+            return Ok(());
         }
-    }
-
-    fn push(&mut self, node: Node) -> Result<u32, BuildError> {
-        let index = u32::try_from(self.nodes.len()).map_err(|_| BuildError::TooLarge("entries"))?;
-        self.nodes.push(node);
-        Ok(index)
-    }
-
-    fn adopt(&mut self, parent: u32, child: u32) {
-        if let NodeKind::Directory { children } = &mut self.nodes[parent as usize].kind {
-            children.push(child);
+        let ends: Vec<usize> = (known..path.len()).filter(|at| path[*at] == 0).collect();
+        for end in ends {
+            known = end + 1;
+            self.push(&path[..known], Found::Directory(0))?;
         }
-    }
-
-    /// Finds or makes the directory at `path` below `top`.
-    fn directory(&mut self, top: u32, path: &str) -> u32 {
-        path.split('/')
-            .filter(|name| !name.is_empty())
-            .fold(top, |parent, name| {
-                if let Some(found) = self.directories.get(&(parent, name.into())) {
-                    return *found;
-                }
-                let index = self.nodes.len() as u32;
-                self.nodes.push(Node::directory(name));
-                self.directories.insert((parent, name.into()), index);
-                self.adopt(parent, index);
-                index
-            })
+        self.directory.clear();
+        self.directory.extend_from_slice(path);
+        Ok(())
     }
 
     /// Makes the manifest. Entries that are unchanged since `previous` keep their inode numbers.
@@ -198,234 +256,105 @@ impl ManifestBuilder {
         created_ns: i64,
         previous: Option<&Manifest>,
     ) -> Result<Manifest, BuildError> {
-        self.sort_and_resolve();
-        let mut table = Table::default();
-        table.fill(&mut self.nodes)?;
+        self.push(&[], Found::Directory(0))?;
+        let records = self.records.finish()?;
+        let scratch = &self.scratch;
+        let mut left_out = self.left_out;
+        let tables = Tables::write(records, &self.mounts, previous, scratch, &mut left_out)?;
+        let labelled = left_out.counts.iter();
+        let labelled = labelled.map(|(reason, count)| (reason.label().to_owned(), *count));
+        let fresh = u64::from(tables.count) + 1;
+        let summary = Summary {
+            snapshot,
+            created_ns,
+            files: tables.files,
+            directories: tables.directories,
+            bytes: tables.bytes,
+            blocks: tables.blocks,
+            left_out: labelled.collect(),
+            left_out_examples: left_out.examples,
+            digest: tables.digest(&self.mounts)?,
+            next_inode: tables.inodes.as_ref().map_or(fresh, |inodes| inodes.next),
+            mounts: self.mounts,
+        };
+        tables.assemble(summary, scratch)
+    }
+}
+
+/// A path below `top`, with a zero byte behind each name.
+fn encoded(top: &[u8], path: &str) -> Vec<u8> {
+    let mut encoded = Vec::with_capacity(top.len() + path.len() + 1);
+    encoded.extend_from_slice(top);
+    if !path.is_empty() {
+        let names = path.bytes();
+        encoded.extend(names.map(|byte| if byte == b'/' { 0 } else { byte }));
+        encoded.push(0);
+    }
+    encoded
+}
+
+impl Tables {
+    fn digest(&self, mounts: &[Mount]) -> Result<String, BuildError> {
         let mut hasher = blake3::Hasher::new();
-        for part in [&table.entries, &table.names, &table.versions] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
+        for table in [&self.entries, &self.names, &self.versions] {
+            hasher.update(&table.len().to_le_bytes());
+            table.each(|part| {
+                hasher.update(part);
+                Ok(())
+            })?;
         }
-        for mount in &self.mounts {
+        for mount in mounts {
             hasher.update(format!("{mount:?}").as_bytes());
         }
-        let mut header = Header {
-            summary: Summary {
-                snapshot,
-                created_ns,
-                mounts: self.mounts,
-                files: table.files,
-                directories: table.directories,
-                bytes: table.bytes,
-                blocks: table.blocks,
-                left_out: self
-                    .left_out
-                    .iter()
-                    .map(|(reason, count)| (reason.label().to_owned(), *count))
-                    .collect(),
-                left_out_examples: self.examples,
-                digest: hasher.finalize().to_hex().to_string(),
-                next_inode: u64::from(table.count) + 1,
-            },
-            count: table.count,
-            own_inodes: false,
-            names_len: table.names.len() as u64,
-            versions_len: table.versions.len() as u64,
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Puts the parts together, in memory or in a file.
+    fn assemble(self, summary: Summary, scratch: &Scratch) -> Result<Manifest, BuildError> {
+        let header = Header {
+            summary,
+            count: self.count,
+            own_inodes: self.inodes.is_some(),
+            names_len: self.names.len(),
+            versions_len: self.versions.len(),
         };
-        let plain = table.assemble(&header, None);
-        let Some(previous) = previous else {
-            return Ok(plain);
+        let (by_entry, by_inode) = match self.inodes {
+            None => (None, None),
+            Some(Inodes {
+                by_entry, by_inode, ..
+            }) => (Some(by_entry), Some(by_inode)),
         };
-        let (inodes, next_inode) = carry_inodes(previous, &plain);
-        header.own_inodes = true;
-        header.summary.next_inode = next_inode;
-        Ok(table.assemble(&header, Some(&inodes)))
-    }
-
-    /// Sorts each directory by name and settles which of several entries of one name is served.
-    fn sort_and_resolve(&mut self) {
-        let mut lost: Vec<(LeftOut, u32)> = Vec::new();
-        for index in 0..self.nodes.len() {
-            let NodeKind::Directory { children } = &mut self.nodes[index].kind else {
-                continue;
-            };
-            let mut children = std::mem::take(children);
-            let nodes = &self.nodes;
-            // Of one name the directory comes first, then the file of the mount that was given first, of one mount the
-            // newest, of one date the one that was listed last.
-            let rank = |index: u32| {
-                let node = &nodes[index as usize];
-                let file = matches!(node.kind, NodeKind::File { .. });
-                let newest = Reverse((node.mtime_ns, index));
-                (node.name.as_bytes(), file, node.mount, newest)
-            };
-            children.sort_unstable_by(|a, b| rank(*a).cmp(&rank(*b)));
-            children.dedup_by(|later, kept| {
-                let (later_node, kept_node) = (&nodes[*later as usize], &nodes[*kept as usize]);
-                if later_node.name != kept_node.name {
-                    return false;
-                }
-                let reason = match kept_node.kind {
-                    NodeKind::Directory { .. } => LeftOut::ShadowedByDirectory,
-                    NodeKind::File { .. } if kept_node.mount == later_node.mount => {
-                        LeftOut::ListedTwice
-                    }
-                    NodeKind::File { .. } => LeftOut::ShadowedByMount,
-                };
-                lost.push((reason, *later));
-                true
-            });
-            self.nodes[index].kind = NodeKind::Directory { children };
+        let tables = [Some(self.entries), Some(self.names), Some(self.versions)];
+        let tables = [by_entry, by_inode].into_iter().chain(tables).flatten();
+        let tables: Vec<Spool> = tables.collect();
+        let head = format::head(&header);
+        let total: u64 = tables.iter().map(Spool::len).sum::<u64>() + head.len() as u64;
+        let mut whole = Spool::new(scratch);
+        let in_memory = scratch.dir.is_none() || total < scratch.mapped_from as u64;
+        if in_memory {
+            whole.stay_in_memory(total as usize + format::CHECKSUM_LEN);
         }
-        self.date_directories();
-        for (reason, node) in lost {
-            let node = &self.nodes[node as usize];
-            let key = format!(
-                "{}.../{}",
-                self.mounts[usize::from(node.mount)].prefix,
-                node.name
-            );
-            self.leave_out(reason, key.as_bytes());
+        let mut sum = format::Checksum::new();
+        let mut append = |bytes: &[u8]| {
+            sum.update(bytes);
+            whole.append(bytes)
+        };
+        append(&head)?;
+        for table in tables {
+            table.each(&mut append)?;
         }
-    }
-
-    /// Gives each directory the date of its newest entry. One without entries keeps its marker's.
-    fn date_directories(&mut self) {
-        // A directory is made before what is in it, so from behind each one comes after its entries.
-        for index in (0..self.nodes.len()).rev() {
-            if let NodeKind::Directory { children } = &self.nodes[index].kind {
-                let dates = children
-                    .iter()
-                    .map(|child| self.nodes[*child as usize].mtime_ns);
-                if let Some(newest) = dates.max() {
-                    self.nodes[index].mtime_ns = newest;
-                }
+        whole.append(&sum.bytes())?;
+        // What was just written satisfies every check of the reader, unless the disk is bad.
+        let manifest = match whole.finish()? {
+            Finished::Memory(bytes) => Manifest::from_bytes(Bytes::from(bytes)),
+            Finished::File(file) => {
+                let mapped = Mapped::new(file).map_err(|error| scratch.failed(&error))?;
+                Manifest::from_mapped(mapped)
             }
-        }
+        };
+        manifest.map_err(|_| scratch.damaged())
     }
 }
 
-impl Node {
-    fn directory(name: &str) -> Self {
-        Self {
-            name: name.into(),
-            size: 0,
-            mtime_ns: 0,
-            mount: 0,
-            kind: NodeKind::Directory {
-                children: Vec::new(),
-            },
-        }
-    }
-}
-
-#[derive(Default)]
-struct Table {
-    entries: Vec<u8>,
-    names: Vec<u8>,
-    versions: Vec<u8>,
-    count: u32,
-    files: u64,
-    directories: u64,
-    bytes: u64,
-    blocks: u64,
-}
-
-impl Table {
-    /// Writes the nodes in breadth-first order, so that the children of each directory are side by side.
-    fn fill(&mut self, nodes: &mut [Node]) -> Result<(), BuildError> {
-        let mut queue: Vec<(u32, u32)> = vec![(ROOT, ROOT)]; // node, index of its parent's entry
-        let mut at = 0;
-        while at < queue.len() {
-            let (node, parent) = queue[at];
-            let index = at as u32;
-            at += 1;
-            let first_child = queue.len() as u64;
-            let node = &mut nodes[node as usize];
-            let start = self.names.len();
-            self.names.extend_from_slice(node.name.as_bytes());
-            let mut record = Record {
-                parent,
-                name: start..self.names.len(),
-                kind: EntryKind::File,
-                mount: node.mount,
-                version: 0,
-                a: node.size,
-                mtime_ns: node.mtime_ns,
-            };
-            match &mut node.kind {
-                NodeKind::File { version } => {
-                    record.version = format::write_version(&mut self.versions, version);
-                    self.files += 1;
-                    self.bytes += node.size;
-                    self.blocks += u64::from(block_count(node.size));
-                }
-                NodeKind::Directory { children } => {
-                    record.kind = EntryKind::Directory;
-                    record.a = (first_child << 32) | children.len() as u64;
-                    self.directories += 1;
-                    queue.extend(std::mem::take(children).into_iter().map(|c| (c, index)));
-                }
-            }
-            if self.names.len() > u32::MAX as usize || self.versions.len() > u32::MAX as usize {
-                return Err(BuildError::TooLarge("bytes of names"));
-            }
-            record.write(&mut self.entries);
-        }
-        self.count = queue.len() as u32;
-        Ok(())
-    }
-
-    fn assemble(&self, header: &Header, inodes: Option<&[u64]>) -> Manifest {
-        let mut inode_bytes = Vec::new();
-        let mut order_bytes = Vec::new();
-        if let Some(inodes) = inodes {
-            inode_bytes.extend(inodes.iter().flat_map(|inode| inode.to_le_bytes()));
-            let mut order: Vec<u32> = (0..self.count).collect();
-            order.sort_unstable_by_key(|index| inodes[*index as usize]);
-            order_bytes.extend(order.iter().flat_map(|index| index.to_le_bytes()));
-        }
-        let bytes = format::assemble(
-            header,
-            &[
-                &inode_bytes,
-                &order_bytes,
-                &self.entries,
-                &self.names,
-                &self.versions,
-            ],
-        );
-        // What was just written satisfies every check of the reader.
-        match Manifest::from_bytes(Bytes::from(bytes)) {
-            Ok(manifest) => manifest,
-            Err(error) => unreachable!("a built manifest is whole: {error}"),
-        }
-    }
-}
-
-/// Gives each entry of `new` the inode of the same path in `old` if it did not change, else a fresh one.
-fn carry_inodes(old: &Manifest, new: &Manifest) -> (Vec<u64>, u64) {
-    let mut inodes = vec![0; new.len() as usize];
-    let mut next = old.summary().next_inode;
-    let mut pairs: Vec<(u32, Option<u32>)> = vec![(ROOT, Some(ROOT))];
-    while let Some((index, old_index)) = pairs.pop() {
-        let kept = old_index.filter(|old_index| {
-            new.entry(index).kind == EntryKind::Directory || new.same_file(index, old, *old_index)
-        });
-        inodes[index as usize] = kept.map_or_else(
-            || {
-                let fresh = next;
-                next += 1;
-                fresh
-            },
-            |old_index| old.inode(old_index),
-        );
-        pairs.extend(new.children(index).map(|child| {
-            let twin = old_index
-                .and_then(|directory| old.lookup(directory, new.entry(child).name))
-                .filter(|twin| old.entry(*twin).kind == new.entry(child).kind);
-            (child, twin)
-        }));
-    }
-    (inodes, next)
-}
+#[cfg(test)]
+mod tests;

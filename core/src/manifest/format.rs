@@ -17,7 +17,9 @@ use super::{DamagedManifest, EntryKind, Summary};
 
 pub(super) const MAGIC: &[u8; 8] = b"WEIRMAN1";
 pub(super) const RECORD_LEN: usize = 32;
-const CHECKSUM_LEN: usize = 8;
+pub(super) const CHECKSUM_LEN: usize = 8;
+/// Bytes of a mapped manifest that are in memory while it is checked.
+const CHECKED_AT_ONCE: usize = 16 << 20;
 const VERSION_HEX: u8 = 0;
 const VERSION_TEXT: u8 = 1;
 
@@ -72,15 +74,17 @@ impl Record {
         }
     }
 
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.parent.to_le_bytes());
-        out.extend_from_slice(&(self.name.start as u32).to_le_bytes());
-        out.push(self.name.len() as u8);
-        out.push(u8::from(self.kind == EntryKind::File));
-        out.extend_from_slice(&self.mount.to_le_bytes());
-        out.extend_from_slice(&self.version.to_le_bytes());
-        out.extend_from_slice(&self.a.to_le_bytes());
-        out.extend_from_slice(&self.mtime_ns.to_le_bytes());
+    pub(super) fn bytes(&self) -> [u8; RECORD_LEN] {
+        let mut bytes = [0; RECORD_LEN];
+        bytes[..4].copy_from_slice(&self.parent.to_le_bytes());
+        bytes[4..8].copy_from_slice(&(self.name.start as u32).to_le_bytes());
+        bytes[8] = self.name.len() as u8;
+        bytes[9] = u8::from(self.kind == EntryKind::File);
+        bytes[10..12].copy_from_slice(&self.mount.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.version.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.a.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.mtime_ns.to_le_bytes());
+        bytes
     }
 
     /// The children of a directory; empty for a file.
@@ -145,25 +149,22 @@ fn parse_hex32(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
-/// Puts the parts together and adds the checksum.
-pub(super) fn assemble(header: &Header, sections: &[&[u8]]) -> Vec<u8> {
+/// What comes before the tables.
+pub(super) fn head(header: &Header) -> Vec<u8> {
     // A summary is plain data: strings, numbers and maps with string keys, which JSON can always hold.
     let json = serde_json::to_vec(header).unwrap_or_default();
-    let total: usize = sections.iter().map(|s| s.len()).sum();
-    let mut bytes = Vec::with_capacity(MAGIC.len() + 4 + json.len() + total + CHECKSUM_LEN);
+    let mut bytes = Vec::with_capacity(MAGIC.len() + 4 + json.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&(json.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&json);
-    for section in sections {
-        bytes.extend_from_slice(section);
-    }
-    let sum = checksum(&bytes);
-    bytes.extend_from_slice(&sum.to_le_bytes());
     bytes
 }
 
-/// Checks magic, checksum and the lengths of the sections.
-pub(super) fn parse(bytes: &[u8]) -> Result<(Summary, Sections), DamagedManifest> {
+/// Checks magic, checksum and the lengths of the sections. Calls `release` when a part has been read.
+pub(super) fn parse(
+    bytes: &[u8],
+    release: impl Fn(),
+) -> Result<(Summary, Sections), DamagedManifest> {
     let fail = |what| DamagedManifest(what);
     let body_len = bytes
         .len()
@@ -173,7 +174,12 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Summary, Sections), DamagedManifest
     if !body.starts_with(MAGIC) || body.len() < MAGIC.len() + 4 {
         return Err(fail("not a manifest, or of another version"));
     }
-    if read_u64(sum, 0) != checksum(body) {
+    let mut expected = Checksum::new();
+    for part in body.chunks(CHECKED_AT_ONCE) {
+        expected.update(part);
+        release();
+    }
+    if sum != expected.bytes() {
         return Err(fail("the checksum is wrong"));
     }
     let header_start = MAGIC.len() + 4;
@@ -215,6 +221,19 @@ pub(super) fn parse(bytes: &[u8]) -> Result<(Summary, Sections), DamagedManifest
     Ok((header.summary, sections))
 }
 
-fn checksum(bytes: &[u8]) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
+/// The sum over all that stands before it.
+pub(super) struct Checksum(crc_fast::Digest);
+
+impl Checksum {
+    pub(super) fn new() -> Self {
+        Self(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme))
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(super) fn bytes(&self) -> [u8; CHECKSUM_LEN] {
+        self.0.finalize().to_le_bytes()
+    }
 }

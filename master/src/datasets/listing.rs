@@ -41,7 +41,7 @@ impl Datasets {
         previous: Option<Arc<Manifest>>,
     ) -> Result<Found, MasterError> {
         let started = Instant::now();
-        let mut builder = ManifestBuilder::new();
+        let mut builder = self.manifests.builder();
         let mut archived = Archived::default();
         for mount in mounts {
             let spec = origin_of(mount)?;
@@ -74,6 +74,7 @@ impl Datasets {
                         &object.version,
                     )?;
                 }
+                builder = with_room(builder).await?;
             }
         }
         let manifest = tokio::task::spawn_blocking(move || {
@@ -95,6 +96,15 @@ impl Datasets {
         }
         Ok(Found { manifest, archived })
     }
+}
+
+/// Sorts what was listed and moves it to disk if it is much.
+async fn with_room(mut builder: ManifestBuilder) -> Result<ManifestBuilder, MasterError> {
+    if !builder.is_full() {
+        return Ok(builder);
+    }
+    let sorted = tokio::task::spawn_blocking(move || builder.make_room().map(|()| builder));
+    Ok(sorted.await??)
 }
 
 /// What a listing found.
