@@ -16,6 +16,7 @@ mod system {
     pub(crate) mod jobs;
     pub(crate) mod keys;
     pub(crate) mod limits;
+    pub(crate) mod listing;
     pub(crate) mod many;
     pub(crate) mod memory;
     pub(crate) mod metrics;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         ("waiting", system::waiting::CASES),
         ("limits", system::limits::CASES),
         ("memory", system::memory::CASES),
+        ("listing", system::listing::CASES),
         ("many", system::many::CASES),
         ("metrics", system::metrics::CASES),
         ("output", system::output::CASES),

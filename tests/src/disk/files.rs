@@ -88,6 +88,14 @@ impl Nodes {
         self.open.remove(&handle.0);
     }
 
+    /// A file has another path, and what was there is gone.
+    pub(super) fn renamed(&mut self, old: &Path, new: &Path) {
+        if let Some(number) = self.numbers.remove(old) {
+            self.paths.insert(number, new.to_owned());
+            self.numbers.insert(new.to_owned(), number);
+        }
+    }
+
     /// The file at a path is gone.
     pub(super) fn forget(&mut self, path: &Path) {
         self.numbers.remove(path);

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
@@ -123,6 +123,29 @@ impl Filesystem for PassedOn {
             Ok(())
         });
         empty(reply, gone);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let rename = || {
+            let mut nodes = self.nodes.lock();
+            let (old, new) = (
+                nodes.child(parent, name)?,
+                nodes.child(new_parent, new_name)?,
+            );
+            std::fs::rename(&old, &new)?;
+            nodes.renamed(&old, &new);
+            Ok(())
+        };
+        empty(reply, self.shared.refusal().map_or_else(rename, Err));
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
