@@ -88,6 +88,14 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Tells it to end, and waits until it has.
+    pub fn end(&mut self) -> anyhow::Result<()> {
+        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
+            kill_process(pid, Signal::TERM)?;
+        }
+        self.wait()
+    }
+
     /// Waits until it has ended by itself.
     pub fn wait(&mut self) -> anyhow::Result<()> {
         let name = self.name.clone();

@@ -12,6 +12,7 @@ use crate::system::{self, PeerCommand};
 use crate::table::Table;
 
 pub(crate) mod big;
+mod datasets;
 mod epochs;
 mod far;
 mod first_byte;
@@ -63,6 +64,8 @@ pub enum Suite {
     Manifest,
     /// 20 datasets of a million files: heartbeats, CPU time and memory of a cluster
     Many,
+    /// 500 datasets of 1,000 files: memory, start and heartbeats of a master
+    Datasets,
     /// Workers in other processes, and sendfile
     Stream,
     /// A cache of half the data
@@ -90,6 +93,7 @@ impl Suite {
             Self::Walk => walk::run(bench),
             Self::Manifest => manifest::run(bench),
             Self::Many => many::run(bench),
+            Self::Datasets => datasets::run(bench),
             Self::Stream => stream::run(bench),
             Self::Half => half::run(bench),
             Self::FirstByte => first_byte::run(bench),

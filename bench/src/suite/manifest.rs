@@ -17,6 +17,8 @@ const SYSTEM: &str = "Weir, master and worker";
 const FEW: u64 = 1000;
 const BYTES_PER_FILE: f64 = 120.0;
 const FIRST_LS: f64 = 2.0;
+/// Most memory of a master while it lists, however much that is.
+const MASTER_PEAK: f64 = 600.0;
 const MIB: f64 = 1_048_576.0;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
@@ -54,6 +56,10 @@ struct Taken {
     create_seconds: f64,
     /// The master's while it listed.
     create: Usage,
+    refresh_seconds: f64,
+    /// The master's while it listed the same again, and while two clients fetched the manifest.
+    refresh: Usage,
+    fetch: Usage,
     /// Resident bytes of the master afterwards, and of a client's server.
     master: u64,
     client: u64,
@@ -69,6 +75,12 @@ fn measure(cluster: &Cluster, scratch: &Path, files: u64) -> anyhow::Result<Take
     cluster.create_dataset("listed", &server.endpoint, "listed")?;
     let create_seconds = started.elapsed().as_secs_f64();
     let create = meter.stop();
+    let meter = Meter::start(&master);
+    let started = Instant::now();
+    cluster.weir(&["dataset", "refresh", "listed"])?;
+    let refresh_seconds = started.elapsed().as_secs_f64();
+    let refresh = meter.stop();
+    let meter = Meter::start(&master);
     let first = cluster.mount("listed", &scratch.join("first"), "elsewhere")?;
     list(&first, files)?;
     let started = Instant::now();
@@ -78,6 +90,9 @@ fn measure(cluster: &Cluster, scratch: &Path, files: u64) -> anyhow::Result<Take
     let taken = Taken {
         create_seconds,
         create,
+        refresh_seconds,
+        refresh,
+        fetch: meter.stop(),
         master: memory(master[0]).1,
         client: memory(second.status()?.server_pid).1,
         first_ls,
@@ -110,9 +125,32 @@ fn note(table: &mut Table, files: u64, promised: bool, taken: Taken, per_file: f
         bytes = bytes.at_most(BYTES_PER_FILE);
         ls = ls.at_most(FIRST_LS);
     }
-    let create = goal("`weir dataset create`, peak of the master", Unit::Seconds);
-    let cell = table.row(&create).note(SYSTEM, taken.create_seconds, None);
-    cell.cost(taken.create, 0);
+    for (what, seconds, usage) in [
+        (
+            "`weir dataset create`",
+            Some(taken.create_seconds),
+            taken.create,
+        ),
+        (
+            "`weir dataset refresh`",
+            Some(taken.refresh_seconds),
+            taken.refresh,
+        ),
+        ("two mounts fetch the manifest", None, taken.fetch),
+    ] {
+        if let Some(seconds) = seconds {
+            let time = goal(what, Unit::Seconds);
+            let cell = table.row(&time).note(SYSTEM, seconds, None);
+            cell.cost(usage, 0);
+        }
+        let peak = goal(
+            &format!("{what}, peak memory of the master"),
+            Unit::Mebibytes,
+        );
+        let peak = peak.at_most(MASTER_PEAK);
+        let mebibytes = usage.peak_bytes as f64 / MIB;
+        table.row(&peak).note(SYSTEM, mebibytes, None);
+    }
     let mut state = |goal: Goal, value: f64| {
         table.row(&goal).note(SYSTEM, value, None);
     };

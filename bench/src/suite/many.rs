@@ -16,7 +16,7 @@ use crate::usage::{Meter, Usage};
 const SYSTEM: &str = "Weir, master and two workers";
 const DATASETS: u64 = 20;
 const FILES: u64 = 1_000_000;
-const WORKERS: usize = 2;
+pub(super) const WORKERS: usize = 2;
 /// How long each state is watched, the time between two heartbeats of a worker, and the silence after which it is taken
 /// out of the cluster map.
 const WATCHED: Duration = Duration::from_mins(1);
@@ -60,25 +60,12 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         None,
     );
 
-    let looked_up = |cluster: &Cluster| -> anyhow::Result<bool> {
-        let mut least = u64::MAX;
-        for url in cluster.metrics() {
-            least = least.min(Scrape::fetch(&url)?.samples("weir_worker_cached_bytes") as u64);
-        }
-        Ok(least >= DATASETS)
-    };
     let started = Instant::now();
     let mut states = vec![(
         "while they are looked up for the first time",
-        Watched::over(&cluster, 0)?,
+        Watched::over(&cluster, |started| warm_each(&cluster, 0, started))?,
     )];
-    while !looked_up(&cluster)? {
-        ensure!(
-            started.elapsed() < LOOKED_UP,
-            "not all datasets are looked up"
-        );
-        std::thread::sleep(LOOK);
-    }
+    until_looked_up(&cluster, DATASETS)?;
     let seconds = started.elapsed().as_secs_f64();
     note(
         "until each worker has looked all of them up",
@@ -86,66 +73,11 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         seconds,
         None,
     );
-    states.push(("afterwards", Watched::over(&cluster, DATASETS)?));
+    let watched = Watched::over(&cluster, |started| warm_each(&cluster, DATASETS, started));
+    states.push(("afterwards", watched?));
 
     for (state, watched) in states {
-        let mut note = |what: &str, unit, value, limit| {
-            note(&format!("{what}, {state}"), unit, value, limit);
-        };
-        note(
-            "heartbeats of those expected",
-            Unit::Share,
-            watched.heartbeats,
-            Some(0.9),
-        );
-        note(
-            "longest silence of a worker",
-            Unit::Seconds,
-            watched.silence,
-            Some(EXPIRY.as_secs_f64() / 2.0),
-        );
-        note(
-            "changes of the cluster map",
-            Unit::Count,
-            watched.changes,
-            Some(0.0),
-        );
-        note(
-            "CPU of the master in a minute",
-            Unit::Seconds,
-            watched.master.cpu_seconds,
-            None,
-        );
-        note(
-            "CPU of both workers in a minute",
-            Unit::Seconds,
-            watched.workers.cpu_seconds,
-            None,
-        );
-        note(
-            "peak memory of the master",
-            Unit::Mebibytes,
-            watched.master.peak_bytes as f64 / MIB,
-            None,
-        );
-        note(
-            "peak memory of a worker",
-            Unit::Mebibytes,
-            watched.workers.peak_bytes as f64 / MIB / WORKERS as f64,
-            None,
-        );
-        note(
-            "`weir dataset list`",
-            Unit::Milliseconds,
-            median(&watched.lists),
-            None,
-        );
-        note(
-            "`weir status`, the longest",
-            Unit::Milliseconds,
-            watched.status,
-            None,
-        );
+        watched.note(state, &mut note);
     }
     Ok(Measured {
         title: format!("{DATASETS} datasets of {files} files, two workers"),
@@ -163,8 +95,23 @@ fn name(number: u64) -> String {
     format!("set-{number}")
 }
 
+/// Waits until each worker has found out what it holds of so many datasets.
+pub(super) fn until_looked_up(cluster: &Cluster, datasets: u64) -> anyhow::Result<()> {
+    let started = Instant::now();
+    for url in cluster.metrics() {
+        while (Scrape::fetch(&url)?.samples("weir_worker_cached_bytes") as u64) < datasets {
+            ensure!(
+                started.elapsed() < LOOKED_UP,
+                "not all datasets are looked up"
+            );
+            std::thread::sleep(LOOK);
+        }
+    }
+    Ok(())
+}
+
 /// What was seen in a minute.
-struct Watched {
+pub(super) struct Watched {
     /// Heartbeats, as a part of those that were due.
     heartbeats: f64,
     /// The longest time between two heartbeats of a worker that reached the master, in seconds.
@@ -179,7 +126,11 @@ struct Watched {
 }
 
 impl Watched {
-    fn over(cluster: &Cluster, first: u64) -> anyhow::Result<Self> {
+    /// Watches a cluster of [`WORKERS`] for [`WATCHED`], and longer if `work`, which is given the beginning, takes longer.
+    pub(super) fn over(
+        cluster: &Cluster,
+        work: impl FnOnce(Instant) -> anyhow::Result<()> + Send,
+    ) -> anyhow::Result<Self> {
         let pids = cluster.pids();
         let (workers, master) = pids.split_at(WORKERS);
         let heartbeats = || -> anyhow::Result<f64> {
@@ -191,7 +142,7 @@ impl Watched {
         let (_, epoch) = look(cluster)?;
         let (mut silence, mut lists, mut status) = (Duration::ZERO, Vec::new(), Duration::ZERO);
         let warmed = std::thread::scope(|scope| {
-            let warming = scope.spawn(|| warm_each(cluster, first, started));
+            let warming = scope.spawn(|| work(started));
             while started.elapsed() < WATCHED || !warming.is_finished() {
                 let asked = Instant::now();
                 silence = silence.max(look(cluster)?.0);
@@ -221,6 +172,67 @@ impl Watched {
             lists,
             status: status.as_secs_f64() * 1000.0,
         })
+    }
+
+    /// Notes what was seen in a state of the cluster: names, units, values and what they are to reach.
+    pub(super) fn note(&self, state: &str, mut note: impl FnMut(&str, Unit, f64, Option<f64>)) {
+        let mut note = |what: &str, unit, value, limit| {
+            note(&format!("{what}, {state}"), unit, value, limit);
+        };
+        note(
+            "heartbeats of those expected",
+            Unit::Share,
+            self.heartbeats,
+            Some(0.9),
+        );
+        note(
+            "longest silence of a worker",
+            Unit::Seconds,
+            self.silence,
+            Some(EXPIRY.as_secs_f64() / 2.0),
+        );
+        note(
+            "changes of the cluster map",
+            Unit::Count,
+            self.changes,
+            Some(0.0),
+        );
+        note(
+            "CPU of the master in a minute",
+            Unit::Seconds,
+            self.master.cpu_seconds,
+            None,
+        );
+        note(
+            "CPU of both workers in a minute",
+            Unit::Seconds,
+            self.workers.cpu_seconds,
+            None,
+        );
+        note(
+            "peak memory of the master",
+            Unit::Mebibytes,
+            self.master.peak_bytes as f64 / MIB,
+            None,
+        );
+        note(
+            "peak memory of a worker",
+            Unit::Mebibytes,
+            self.workers.peak_bytes as f64 / MIB / WORKERS as f64,
+            None,
+        );
+        note(
+            "`weir dataset list`",
+            Unit::Milliseconds,
+            median(&self.lists),
+            None,
+        );
+        note(
+            "`weir status`, the longest",
+            Unit::Milliseconds,
+            self.status,
+            None,
+        );
     }
 }
 

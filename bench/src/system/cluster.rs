@@ -4,7 +4,7 @@
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use weir_trust::{Authority, Dial, Identity, Role, Subject, Validity};
 
@@ -67,14 +67,7 @@ impl Cluster {
         }
         let (listen, http) = (free_port()?, free_port()?);
         let address = format!("127.0.0.1:{listen}");
-        let mut command = weir(home)?;
-        command
-            .args(["master", "--listen", &address])
-            .args(allowed)
-            .args(["--http", &format!("127.0.0.1:{http}"), "--dir"])
-            .arg(home.join("master"));
-        add_certs(&mut command, home, protection, "master");
-        let master = Process::start(command, &home.join("master.log"), || answers(http))?;
+        let master = start_master(home, protection, allowed, &address, http)?;
         let mut cluster = Self {
             home: home.to_owned(),
             protection,
@@ -95,6 +88,21 @@ impl Cluster {
             Ok((known == Some(workers)).then_some(()))
         })?;
         Ok(cluster)
+    }
+
+    /// Ends the master and starts it again. Gives the time from its new start to its first answer to `weir status`.
+    pub fn restart_master(&mut self) -> anyhow::Result<Duration> {
+        self.master.end()?;
+        let started = Instant::now();
+        self.master = start_master(
+            &self.home,
+            self.protection,
+            self.allowed,
+            &self.address,
+            self.master_http,
+        )?;
+        self.weir(&["status", "-o", "json"])?;
+        Ok(started.elapsed())
     }
 
     /// A worker and the port of its metrics.
@@ -191,6 +199,23 @@ impl Cluster {
         }
         run(&self.home, &args)
     }
+}
+
+fn start_master(
+    home: &Path,
+    protection: Protection,
+    allowed: &[&str],
+    address: &str,
+    http: u16,
+) -> anyhow::Result<Process> {
+    let mut command = weir(home)?;
+    command
+        .args(["master", "--listen", address])
+        .args(allowed)
+        .args(["--http", &format!("127.0.0.1:{http}"), "--dir"])
+        .arg(home.join("master"));
+    add_certs(&mut command, home, protection, "master");
+    Process::start(command, &home.join("master.log"), || answers(http))
 }
 
 /// The directory of a process's certificate.
