@@ -9,6 +9,7 @@ use url::Url;
 
 use crate::acl::{AclEntry, AclStatus};
 use crate::common::config::{self, Configuration};
+use crate::common::dial::Dial;
 use crate::ec::resolve_ec_policy;
 use crate::error::{HdfsError, Result};
 use crate::file::{FileReader, FileWriter};
@@ -20,8 +21,9 @@ use crate::proto::hdfs::hdfs_file_status_proto::FileType;
 use crate::security::kms::KmsClient;
 use crate::security::user::User;
 
-use crate::glob::{GlobPattern, expand_glob, get_path_components, unescape_component};
-use crate::proto::hdfs::{ContentSummaryProto, FileEncryptionInfoProto, HdfsFileStatusProto};
+use crate::proto::hdfs::{
+    ContentSummaryProto, FileEncryptionInfoProto, HdfsFileStatusProto, LocatedBlocksProto,
+};
 
 const TRASH_ROOT_DIR: &str = ".Trash";
 const TRASH_CURRENT_DIR: &str = "Current";
@@ -298,6 +300,7 @@ pub struct ClientBuilder {
     kerberos_principal: Option<String>,
     kerberos_keytab: Option<String>,
     kerberos_cache: Option<String>,
+    dial: Option<Arc<dyn Dial>>,
 }
 
 impl ClientBuilder {
@@ -363,9 +366,16 @@ impl ClientBuilder {
         self
     }
 
+    /// Has the connections made by `dial`. Added by Weir.
+    pub fn with_dial(mut self, dial: Arc<dyn Dial>) -> Self {
+        self.dial = Some(dial);
+        self
+    }
+
     /// Create the [Client] instance from the provided settings
     pub fn build(self) -> Result<Client> {
-        let config = Configuration::new(self.config_dir, self.config)?;
+        let mut config = Configuration::new(self.config_dir, self.config)?;
+        config.dial = self.dial;
         let url = if let Some(url) = self.url {
             Url::parse(&url)?
         } else {
@@ -735,6 +745,75 @@ impl Client {
         ListStatusIterator::new(path.to_string(), Arc::clone(&self.mount_table), recursive)
     }
 
+    /// The entries of a directory behind the name `start_after`, and how many follow them. That of a file is the file
+    /// itself, with an empty name. Pages are shorter when they are to say where blocks are, and only then is it known
+    /// who is being written. Added by Weir.
+    pub async fn list_page(
+        &self,
+        path: &str,
+        start_after: &[u8],
+        with_blocks: bool,
+    ) -> Result<(Vec<ListedEntry>, u32)> {
+        let (link, resolved_path) = self.mount_table.resolve(path);
+        let listing = link
+            .protocol
+            .get_listing(&resolved_path, start_after.to_vec(), with_blocks)
+            .await?;
+        let Some(listing) = listing.dir_list else {
+            return Err(HdfsError::FileNotFound(path.to_string()));
+        };
+        let entries = listing.partial_listing.into_iter().map(ListedEntry::from);
+        Ok((entries.collect(), listing.remaining_entries))
+    }
+
+    /// Looks at what is at `path`. Added by Weir.
+    pub async fn look(&self, path: &str) -> Result<ListedEntry> {
+        let (link, resolved_path) = self.mount_table.resolve(path);
+        match link.protocol.get_file_info(&resolved_path).await?.fs {
+            Some(status) => Ok(ListedEntry::from(status)),
+            None => Err(HdfsError::FileNotFound(path.to_string())),
+        }
+    }
+
+    /// Looks at the file at `path` and opens it, in one step: the reader is of the version that the entry says. None
+    /// when it is no file. Added by Weir.
+    pub async fn open(&self, path: &str) -> Result<(ListedEntry, Option<FileReader>)> {
+        let (link, resolved_path) = self.mount_table.resolve(path);
+        let found = link.protocol.get_located_file_info(&resolved_path).await?;
+        let Some(status) = found.fs else {
+            return Err(HdfsError::FileNotFound(path.to_string()));
+        };
+        let locations = status.locations.clone();
+        let entry = ListedEntry::from(status);
+        let Some(locations) = locations.filter(|_| entry.kind == EntryKind::File) else {
+            return Ok((entry, None));
+        };
+        let reader = self.reader(&link.protocol, locations).await?;
+        Ok((entry, Some(reader)))
+    }
+
+    async fn reader(
+        &self,
+        protocol: &Arc<NamenodeProtocol>,
+        locations: LocatedBlocksProto,
+    ) -> Result<FileReader> {
+        let ec_schema = match locations.ec_policy.as_ref() {
+            Some(ec_policy) => Some(resolve_ec_policy(ec_policy)?),
+            None => None,
+        };
+        let crypto = self
+            .build_crypto_codec(locations.file_encryption_info.as_ref())
+            .await?;
+        Ok(FileReader::new(
+            Arc::clone(protocol),
+            locations,
+            ec_schema,
+            Arc::clone(&self.config),
+            self.rt_holder.get_handle(),
+            crypto,
+        ))
+    }
+
     /// Opens a file reader for the file at `path`. Path should not include a scheme.
     pub async fn read(&self, path: &str) -> Result<FileReader> {
         let (link, resolved_path) = self.mount_table.resolve(path);
@@ -745,24 +824,7 @@ impl Client {
             .await?;
 
         if let Some(locations) = located_info.locations {
-            let ec_schema = if let Some(ec_policy) = locations.ec_policy.as_ref() {
-                Some(resolve_ec_policy(ec_policy)?)
-            } else {
-                None
-            };
-
-            let crypto = self
-                .build_crypto_codec(locations.file_encryption_info.as_ref())
-                .await?;
-
-            Ok(FileReader::new(
-                Arc::clone(&link.protocol),
-                locations,
-                ec_schema,
-                Arc::clone(&self.config),
-                self.rt_holder.get_handle(),
-                crypto,
-            ))
+            self.reader(&link.protocol, locations).await
         } else {
             Err(HdfsError::FileNotFound(path.to_string()))
         }
@@ -1181,140 +1243,6 @@ impl Client {
             .result
             .into())
     }
-
-    /// Get all file statuses matching the glob `pattern`. Supports Hadoop-style globbing
-    /// which only applies to individual components of a path.
-    pub async fn glob_status(&self, pattern: &str) -> Result<Vec<FileStatus>> {
-        // Expand any brace groups first
-        let flattened = expand_glob(pattern.to_string())?;
-
-        let mut results: Vec<FileStatus> = Vec::new();
-
-        for flat in flattened.into_iter() {
-            // Make the pattern absolute-ish. We keep the pattern as-is; components
-            // will be split on '/'. An empty pattern yields no results.
-            if flat.is_empty() {
-                continue;
-            }
-
-            let components = get_path_components(&flat);
-
-            // Candidate holds a path (fully built so far) and optionally a resolved FileStatus
-            #[derive(Clone, Debug)]
-            struct Candidate {
-                path: String,
-                status: Option<FileStatus>,
-            }
-
-            // Start from the root placeholder
-            let mut candidates: Vec<Candidate> = vec![Candidate {
-                path: "/".to_string(),
-                status: None,
-            }];
-
-            for (idx, comp) in components.iter().enumerate() {
-                if candidates.is_empty() {
-                    break;
-                }
-
-                let is_last = idx == components.len() - 1;
-
-                let unescaped = unescape_component(comp);
-                let glob_pat = GlobPattern::new(comp)?;
-
-                if !is_last && !glob_pat.has_wildcard() {
-                    // Optimization: just append the literal component to each candidate
-                    for cand in candidates.iter_mut() {
-                        if !cand.path.ends_with('/') {
-                            cand.path.push('/');
-                        }
-                        cand.path.push_str(&unescaped);
-                        // keep status as None (we'll resolve later if needed)
-                    }
-                    continue;
-                }
-
-                let mut new_candidates: Vec<Candidate> = Vec::new();
-
-                for cand in candidates.into_iter() {
-                    if glob_pat.has_wildcard() {
-                        // List the directory represented by cand.path
-                        let listing = match self.list_status(&cand.path, false).await {
-                            Ok(listing) => listing,
-                            Err(HdfsError::FileNotFound(_)) => continue,
-                            Err(e) => return Err(e),
-                        };
-                        if listing.len() == 1 && listing[0].path == cand.path {
-                            // listing corresponds to the candidate itself (file), skip
-                            continue;
-                        }
-
-                        for child in listing.into_iter() {
-                            // If this is not the terminal component, only recurse into directories
-                            if !is_last && !child.isdir {
-                                continue;
-                            }
-
-                            // child.path already contains the full path
-                            // Extract the name portion to match against the glob pattern
-                            let name = child
-                                .path
-                                .rsplit_once('/')
-                                .map(|(_, n)| n)
-                                .unwrap_or(child.path.as_str());
-
-                            if glob_pat.matches(name) {
-                                new_candidates.push(Candidate {
-                                    path: child.path.clone(),
-                                    status: Some(child),
-                                });
-                            }
-                        }
-                    } else {
-                        // Non-glob component: use get_file_info for exact path
-                        let mut next_path = cand.path.clone();
-                        if !next_path.ends_with('/') {
-                            next_path.push('/');
-                        }
-                        next_path.push_str(&unescaped);
-
-                        match self.get_file_info(&next_path).await {
-                            Ok(status) => {
-                                if is_last || status.isdir {
-                                    new_candidates.push(Candidate {
-                                        path: status.path.clone(),
-                                        status: Some(status),
-                                    });
-                                }
-                            }
-                            Err(HdfsError::FileNotFound(_)) => continue,
-                            Err(e) => return Err(e),
-                        }
-                    }
-                }
-
-                candidates = new_candidates;
-            }
-
-            // Resolve any placeholder candidates (including root) and collect results
-            for cand in candidates.into_iter() {
-                let status = if let Some(s) = cand.status {
-                    s
-                } else {
-                    // Try to resolve the path to a real FileStatus
-                    match self.get_file_info(&cand.path).await {
-                        Ok(s) => s,
-                        Err(HdfsError::FileNotFound(_)) => continue,
-                        Err(e) => return Err(e),
-                    }
-                };
-
-                results.push(status);
-            }
-        }
-
-        Ok(results)
-    }
 }
 
 impl Default for Client {
@@ -1455,6 +1383,52 @@ impl ListStatusIterator {
     }
 }
 
+/// What is at a path, for those who need to know which version of it. Added by Weir.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedEntry {
+    /// Its name in its directory, as the NameNode wrote it.
+    pub name: Vec<u8>,
+    pub kind: EntryKind,
+    pub length: u64,
+    /// Milliseconds since 1970.
+    pub modification_time: u64,
+    /// Never used again for another file. 0 when the NameNode says none.
+    pub file_id: u64,
+    /// Bytes of a block.
+    pub blocksize: u64,
+    /// Whether somebody is writing to the file; `None` when the blocks were not asked for.
+    pub under_construction: Option<bool>,
+}
+
+/// Added by Weir.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    Directory,
+    File,
+    Symlink,
+}
+
+impl From<HdfsFileStatusProto> for ListedEntry {
+    fn from(value: HdfsFileStatusProto) -> Self {
+        Self {
+            kind: match value.file_type() {
+                FileType::IsDir => EntryKind::Directory,
+                FileType::IsFile => EntryKind::File,
+                FileType::IsSymlink => EntryKind::Symlink,
+            },
+            length: value.length,
+            modification_time: value.modification_time,
+            file_id: value.file_id.unwrap_or(0),
+            blocksize: value.blocksize.unwrap_or(0),
+            under_construction: value
+                .locations
+                .as_ref()
+                .map(|locations| locations.under_construction),
+            name: value.path,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct FileStatus {
     pub path: String,
@@ -1472,10 +1446,10 @@ pub struct FileStatus {
 impl FileStatus {
     fn from(value: HdfsFileStatusProto, base_path: &str) -> Self {
         let mut path = base_path.trim_end_matches("/").to_string();
-        let relative_path = std::str::from_utf8(&value.path).unwrap();
+        let relative_path = String::from_utf8_lossy(&value.path);
         if !relative_path.is_empty() {
             path.push('/');
-            path.push_str(relative_path);
+            path.push_str(&relative_path);
         }
 
         // Root path should be a slash

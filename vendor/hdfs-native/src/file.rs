@@ -66,6 +66,11 @@ impl FileReader {
         }
     }
 
+    /// Whether somebody is writing to the file. Added by Weir.
+    pub fn is_under_construction(&self) -> bool {
+        self.located_blocks.under_construction
+    }
+
     /// Returns the total size of the file
     pub fn file_length(&self) -> usize {
         self.located_blocks.file_length as usize

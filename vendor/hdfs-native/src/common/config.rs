@@ -3,6 +3,7 @@ use std::env;
 use std::fs;
 use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dns_lookup::lookup_addr;
@@ -11,6 +12,8 @@ use rand::rng;
 use rand::seq::SliceRandom;
 
 use crate::Result;
+use crate::common::dial::Dial;
+use crate::common::suspects::Suspects;
 
 const HADOOP_CONF_DIR: &str = "HADOOP_CONF_DIR";
 const HADOOP_HOME: &str = "HADOOP_HOME";
@@ -31,6 +34,8 @@ const DFS_DATA_TRANSFER_PROTECTION: &str = "dfs.data.transfer.protection";
 const DFS_CLIENT_USE_DATANODE_HOSTNAME: &str = "dfs.client.use.datanode.hostname";
 const DFS_CLIENT_SOCKET_TIMEOUT: &str = "dfs.client.socket-timeout";
 const DEFAULT_SOCKET_TIMEOUT_MILLIS: u64 = 60_000;
+const IPC_CLIENT_RPC_TIMEOUT: &str = "ipc.client.rpc-timeout.ms";
+const DEFAULT_RPC_TIMEOUT_MILLIS: u64 = 120_000;
 
 const HADOOP_SECURITY_AUTHENTICATION: &str = "hadoop.security.authentication";
 
@@ -50,6 +55,10 @@ const DFS_CLIENT_WRITE_REPLACE_DATANODE_ON_FAILURE_BEST_EFFORT_KEY: &str =
 #[derive(Debug, Clone)]
 pub(crate) struct Configuration {
     map: HashMap<String, String>,
+    /// Makes the connections. Added by Weir.
+    pub(crate) dial: Option<Arc<dyn Dial>>,
+    /// Added by Weir.
+    pub(crate) suspects: Arc<Suspects>,
 }
 
 impl Configuration {
@@ -67,7 +76,11 @@ impl Configuration {
             map.extend(conf_map);
         }
 
-        Ok(Configuration { map })
+        Ok(Configuration {
+            map,
+            dial: None,
+            suspects: Arc::default(),
+        })
     }
 
     /// Get a value from the config, returning None if the key wasn't defined.
@@ -102,6 +115,14 @@ impl Configuration {
 
     pub(crate) fn socket_timeout(&self) -> Option<Duration> {
         match self.get_u64(DFS_CLIENT_SOCKET_TIMEOUT, DEFAULT_SOCKET_TIMEOUT_MILLIS) {
+            0 => None,
+            millis => Some(Duration::from_millis(millis)),
+        }
+    }
+
+    /// Longest wait for the answer to a call. Added by Weir.
+    pub(crate) fn rpc_timeout(&self) -> Option<Duration> {
+        match self.get_u64(IPC_CLIENT_RPC_TIMEOUT, DEFAULT_RPC_TIMEOUT_MILLIS) {
             0 => None,
             millis => Some(Duration::from_millis(millis)),
         }

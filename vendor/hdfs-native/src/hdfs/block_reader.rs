@@ -167,6 +167,7 @@ struct ReplicatedBlockStream {
     receiver: Receiver<Result<(PacketHeaderProto, Bytes)>>,
     next_replica: usize,
     dead_nodes: Arc<DeadNodes>,
+    last_error: Option<String>,
 }
 
 impl ReplicatedBlockStream {
@@ -182,6 +183,11 @@ impl ReplicatedBlockStream {
         dead_nodes: Arc<DeadNodes>,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(READ_PACKET_BUFFER_LEN);
+        let mut block = block;
+        // Weir: those that failed or were silent lately are asked last.
+        block
+            .locs
+            .sort_by_cached_key(|datanode| config.suspects.contains(&datanode_key(&datanode.id)));
 
         Self {
             protocol,
@@ -196,18 +202,23 @@ impl ReplicatedBlockStream {
             receiver,
             next_replica: 0,
             dead_nodes,
+            last_error: None,
         }
     }
 
     async fn select_next_datanode(
         &mut self,
     ) -> Result<(DatanodeConnection, Option<ReadOpChecksumInfoProto>)> {
+        let mut last_error = self.last_error.take();
         loop {
             if self.next_replica >= self.block.locs.len() {
-                return Err(HdfsError::DataTransferError(format!(
-                    "All DataNodes failed: {:?}",
-                    self.block.locs
-                )));
+                return Err(HdfsError::DataTransferError(match last_error {
+                    Some(error) => format!("no DataNode gives the block, the last said: {error}"),
+                    None if self.block.locs.is_empty() => {
+                        "no DataNode that lives has the block".to_string()
+                    }
+                    None => "no DataNode gives the block".to_string(),
+                }));
             }
 
             let datanode = &self.block.locs[self.next_replica].id;
@@ -218,7 +229,7 @@ impl ReplicatedBlockStream {
                 continue;
             }
 
-            match connect_and_send(
+            let asking = connect_and_send(
                 &self.protocol,
                 datanode,
                 &self.block.b,
@@ -227,8 +238,11 @@ impl ReplicatedBlockStream {
                 self.len as u64,
                 &self.config,
                 &self.handle,
-            )
-            .await
+            );
+            let suspects = &self.config.suspects;
+            match suspects
+                .watch(|| datanode_key(datanode), &self.handle, asking)
+                .await
             {
                 Ok((connection, response)) => {
                     if response.status() != hdfs::Status::Success {
@@ -237,11 +251,16 @@ impl ReplicatedBlockStream {
                             datanode,
                             response.message()
                         );
+                        last_error = Some(response.message().to_string());
                     } else {
                         return Ok((connection, response.read_op_checksum_info));
                     }
                 }
-                Err(e) => warn!("Failed to connect to DataNode {:?}: {:?}", datanode, e),
+                Err(e) => {
+                    warn!("Failed to connect to DataNode {:?}: {:?}", datanode, e);
+                    last_error = Some(e.to_string());
+                    suspects.add(datanode_key(datanode));
+                }
             }
             self.dead_nodes.add(datanode);
         }
@@ -257,7 +276,15 @@ impl ReplicatedBlockStream {
             ))));
         }
 
-        self.receiver.recv().await
+        let datanode = &self.block.locs[self.next_replica - 1].id;
+        let suspects = &self.config.suspects;
+        suspects
+            .watch(
+                || datanode_key(datanode),
+                &self.handle,
+                self.receiver.recv(),
+            )
+            .await
     }
 
     async fn next_packet(&mut self) -> Result<Option<Bytes>> {
@@ -293,9 +320,11 @@ impl ReplicatedBlockStream {
                         // Retry transient IO errors on the same DataNode
                         self.next_replica -= 1;
                     } else {
-                        self.dead_nodes
-                            .add(&self.block.locs[self.next_replica - 1].id);
+                        let datanode = &self.block.locs[self.next_replica - 1].id;
+                        self.dead_nodes.add(datanode);
+                        self.config.suspects.add(datanode_key(datanode));
                     }
+                    self.last_error = Some(e.to_string());
                     self.listener = None;
                 }
                 None => {
@@ -308,8 +337,15 @@ impl ReplicatedBlockStream {
             }
         };
 
-        let packet_offset = self.offset.saturating_sub(header.offset_in_block as usize);
-        let packet_len = usize::min(header.data_len as usize - packet_offset, self.len);
+        // Weir: a packet that does not have the next byte is an error, not other bytes.
+        let packet_offset = usize::try_from(header.offset_in_block)
+            .ok()
+            .and_then(|start| self.offset.checked_sub(start))
+            .filter(|offset| *offset < data.len())
+            .ok_or_else(|| {
+                HdfsError::DataTransferError("a packet is not of the bytes asked for".to_string())
+            })?;
+        let packet_len = usize::min(data.len() - packet_offset, self.len);
 
         // Capture the absolute file offset of the first byte we will yield before
         // we advance `self.offset`, so the codec can apply the right keystream.
@@ -339,9 +375,10 @@ impl ReplicatedBlockStream {
         let Some(listener) = self.listener.take() else {
             return;
         };
-        match listener.await.unwrap() {
-            Ok(conn) => DATANODE_CACHE.release(conn),
-            Err(e) => {
+        match listener.await {
+            Ok(Ok(conn)) => DATANODE_CACHE.release(conn),
+            Err(e) => warn!("Failed to finish block {}: {e}", self.block.b.block_id),
+            Ok(Err(e)) => {
                 warn!(
                     "Failed to finish block {} after reading all data: {:?}",
                     self.block.b.block_id, e

@@ -18,6 +18,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinHandle};
 use uuid::Uuid;
 
 use crate::common::config::Configuration;
+use crate::common::dial::Peer;
 use crate::proto::common::TokenProto;
 use crate::proto::common::rpc_response_header_proto::RpcStatusProto;
 use crate::proto::hdfs::{DataEncryptionKeyProto, DatanodeIdProto};
@@ -32,6 +33,10 @@ use crate::{HdfsError, Result};
 const PROTOCOL: &str = "org.apache.hadoop.hdfs.protocol.ClientProtocol";
 const DATA_TRANSFER_VERSION: u16 = 28;
 const MAX_PACKET_HEADER_SIZE: usize = 33;
+/// Longest answer of a NameNode, as Hadoop's `ipc.maximum.response.length`. Added by Weir.
+pub(crate) const MAX_RESPONSE: usize = 128 << 20;
+/// Longest packet of a DataNode, as Hadoop's `PacketReceiver.MAX_PACKET_SIZE`. Added by Weir.
+pub(crate) const MAX_PACKET: usize = 16 << 20;
 const DATANODE_CACHE_EXPIRY: TimeDelta = TimeDelta::seconds(3);
 
 const CRC32: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
@@ -50,11 +55,20 @@ fn datanode_url(datanode_id: &DatanodeIdProto, config: &Configuration) -> String
 }
 
 // Connect to a remote host and return a TcpStream with standard options we want
-async fn connect(addr: &str, handle: &Handle) -> Result<TcpStream> {
+async fn connect(
+    addr: &str,
+    peer: Peer,
+    config: &Configuration,
+    handle: &Handle,
+) -> Result<TcpStream> {
     let addr = addr.to_string();
     // Spawn a task to create the TcpStream so it captures the tokio runtime in case we
-    // are not called from one
-    let stream = handle.spawn(TcpStream::connect(addr)).await.unwrap()?;
+    // are not called from one, or from one that stands still at times
+    let connecting = match &config.dial {
+        Some(dial) => handle.spawn(dial.dial(peer, addr)),
+        None => handle.spawn(TcpStream::connect(addr)),
+    };
+    let stream = connecting.await.map_err(std::io::Error::other)??;
     stream.set_nodelay(true)?;
 
     let sf = SockRef::from(&stream);
@@ -147,7 +161,7 @@ impl RpcConnection {
         let next_call_id = AtomicI32::new(0);
         let call_map = Arc::new(Mutex::new(Some(HashMap::new())));
 
-        let mut stream = connect(url, handle).await?;
+        let mut stream = connect(url, Peer::NameNode, config, handle).await?;
         stream.write_all("hrpc".as_bytes()).await?;
         // Current version
         stream.write_all(&[9u8]).await?;
@@ -356,7 +370,7 @@ impl RpcListener {
     }
 
     async fn start(&mut self) {
-        loop {
+        let error = loop {
             if let Err(error) = self.read_response().await {
                 match &error {
                     HdfsError::IOError(e) if e.kind() == ErrorKind::UnexpectedEof => {}
@@ -364,18 +378,32 @@ impl RpcListener {
                         warn!("RPC listener error: {:?}", e);
                     }
                 }
-                break;
+                break error;
             }
-        }
+        };
         self.alive = false;
 
         if let Some(map) = self.call_map.lock().unwrap().take() {
             for (_, call) in map {
-                let _ = call.send(Err(HdfsError::IOError(std::io::Error::new(
-                    std::io::ErrorKind::ConnectionAborted,
-                    "RPC listener disconnected",
-                ))));
+                let _ = call.send(Err(Self::disconnected(&error)));
             }
+        }
+    }
+
+    /// The error of the calls that were under way when the connection ended. Weir: with its reason.
+    fn disconnected(error: &HdfsError) -> HdfsError {
+        match error {
+            HdfsError::FatalRPCError(exception, message) => {
+                HdfsError::FatalRPCError(exception.clone(), message.clone())
+            }
+            HdfsError::IOError(e) if e.kind() == ErrorKind::InvalidData => {
+                HdfsError::IOError(std::io::Error::new(e.kind(), e.to_string()))
+            }
+            HdfsError::InvalidRPCResponse(e) => HdfsError::InvalidRPCResponse(e.clone()),
+            _ => HdfsError::IOError(std::io::Error::new(
+                std::io::ErrorKind::ConnectionAborted,
+                "RPC listener disconnected",
+            )),
         }
     }
 
@@ -384,6 +412,7 @@ impl RpcListener {
         let mut buf = [0u8; 4];
         self.reader.read_exact(&mut buf).await?;
         let msg_length = u32::from_be_bytes(buf);
+        check_length(msg_length as usize, MAX_RESPONSE)?;
 
         // Read the whole message
         let mut buf = BytesMut::zeroed(msg_length as usize);
@@ -438,15 +467,36 @@ impl RpcListener {
                         rpc_response.exception_class_name(),
                         rpc_response.error_msg()
                     );
+                    let _ = call.send(Err(HdfsError::FatalRPCError(
+                        rpc_response.exception_class_name().to_string(),
+                        rpc_response.error_msg().to_string(),
+                    )));
                     return Err(HdfsError::FatalRPCError(
                         rpc_response.exception_class_name().to_string(),
                         rpc_response.error_msg().to_string(),
                     ));
                 }
             }
+        } else if rpc_response.status() == RpcStatusProto::Fatal {
+            // Of the connection as a whole, as when nobody is allowed in.
+            return Err(HdfsError::FatalRPCError(
+                rpc_response.exception_class_name().to_string(),
+                rpc_response.error_msg().to_string(),
+            ));
         }
         Ok(())
     }
+}
+
+/// Refuses a length that no Hadoop server sends. Added by Weir.
+pub(crate) fn check_length(length: usize, most: usize) -> Result<()> {
+    if length <= most {
+        return Ok(());
+    }
+    Err(HdfsError::IOError(std::io::Error::new(
+        ErrorKind::InvalidData,
+        format!("the answer is not Hadoop's: a message of {length} bytes"),
+    )))
 }
 
 #[allow(clippy::enum_variant_names)]
@@ -496,6 +546,9 @@ impl ReadPacket {
             };
 
             if let Some(algorithm) = algorithm {
+                if info.checksum.bytes_per_checksum == 0 {
+                    return Err(HdfsError::ChecksumError);
+                }
                 // Create a new Bytes view over the data that we can consume
                 let mut checksum_data = self.data.clone();
                 while !checksum_data.is_empty() {
@@ -503,7 +556,9 @@ impl ReadPacket {
                         info.checksum.bytes_per_checksum as usize,
                         checksum_data.len(),
                     )));
-                    if chunk_checksum != self.checksum.get_u32() {
+                    if self.checksum.remaining() < CHECKSUM_BYTES
+                        || chunk_checksum != self.checksum.get_u32()
+                    {
                         return Err(HdfsError::ChecksumError);
                     }
                 }
@@ -706,12 +761,12 @@ impl DatanodeConnection {
 
     async fn connect_tcp(url: &str, config: &Configuration, handle: &Handle) -> Result<TcpStream> {
         let Some(timeout) = config.socket_timeout() else {
-            return connect(url, handle).await;
+            return connect(url, Peer::DataNode, config, handle).await;
         };
 
         let connecting = {
             let _runtime = handle.enter();
-            tokio::time::timeout(timeout, connect(url, handle))
+            tokio::time::timeout(timeout, connect(url, Peer::DataNode, config, handle))
         };
         match connecting.await {
             Ok(result) => result,
@@ -779,13 +834,25 @@ impl DatanodeConnection {
         let payload_length = u32::from_be_bytes(payload_len_buf) as usize;
         let header_length = u16::from_be_bytes(header_len_buf) as usize;
 
+        if payload_length < 4 {
+            return Err(HdfsError::DataTransferError(
+                "a packet is shorter than its length".to_string(),
+            ));
+        }
+        check_length(payload_length, MAX_PACKET)?;
         let mut remaining_buf = BytesMut::zeroed(payload_length - 4 + header_length);
         self.reader.read_exact(&mut remaining_buf).await?;
 
         let header =
             hdfs::PacketHeaderProto::decode(remaining_buf.split_to(header_length).freeze())?;
 
-        let checksum_length = payload_length - 4 - header.data_len as usize;
+        let data_length = usize::try_from(header.data_len).unwrap_or(usize::MAX);
+        if data_length > payload_length - 4 {
+            return Err(HdfsError::DataTransferError(
+                "a packet has less data than it says".to_string(),
+            ));
+        }
+        let checksum_length = payload_length - 4 - data_length;
         let checksum = remaining_buf.split_to(checksum_length).freeze();
         let data = remaining_buf.freeze();
 

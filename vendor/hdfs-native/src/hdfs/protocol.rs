@@ -85,6 +85,18 @@ impl NamenodeProtocol {
         self.call("getFileInfo", message, false).await
     }
 
+    /// Looks at a file and opens it, in one step. Added by Weir.
+    pub(crate) async fn get_located_file_info(
+        &self,
+        src: &str,
+    ) -> Result<hdfs::GetLocatedFileInfoResponseProto> {
+        let message = hdfs::GetLocatedFileInfoRequestProto {
+            src: Some(src.to_string()),
+            need_block_token: Some(true),
+        };
+        self.call("getLocatedFileInfo", message, false).await
+    }
+
     pub(crate) async fn get_listing(
         &self,
         src: &str,

@@ -99,7 +99,37 @@ impl ProxyConnection {
         }
     }
 
+    /// Weir: with a deadline, after which the connection is not used any more.
     async fn call(
+        &self,
+        method_name: &str,
+        message: &[u8],
+        write: bool,
+    ) -> std::result::Result<Bytes, ProxyCallError> {
+        let Some(deadline) = self.config.rpc_timeout() else {
+            return self.call_patiently(method_name, message, write).await;
+        };
+        let calling = {
+            let _runtime = self.handle.enter();
+            tokio::time::timeout(deadline, self.call_patiently(method_name, message, write))
+        };
+        match calling.await {
+            Ok(result) => result,
+            Err(_) => {
+                if let Ok(mut connection) = self.inner.try_lock() {
+                    *connection = None;
+                }
+                Err(ProxyCallError::after_request(HdfsError::IOError(
+                    std::io::Error::new(
+                        ErrorKind::TimedOut,
+                        format!("no answer of {} within {deadline:?}", self.url),
+                    ),
+                )))
+            }
+        }
+    }
+
+    async fn call_patiently(
         &self,
         method_name: &str,
         message: &[u8],

@@ -493,8 +493,8 @@ impl GssClientCtx {
         // Active Directory PAC payloads. Use a leaner flag set for SPNEGO.
         let flags = match mech {
             GssMech::Krb5 => {
-                bindings::GSS_C_DELEG_FLAG
-                    | bindings::GSS_C_MUTUAL_FLAG
+                // Weir: without GSS_C_DELEG_FLAG, which hands the ticket-granting ticket to the server.
+                bindings::GSS_C_MUTUAL_FLAG
                     | bindings::GSS_C_REPLAY_FLAG
                     | bindings::GSS_C_SEQUENCE_FLAG
                     | bindings::GSS_C_CONF_FLAG
@@ -502,7 +502,6 @@ impl GssClientCtx {
                     | bindings::GSS_C_ANON_FLAG
                     | bindings::GSS_C_PROT_READY_FLAG
                     | bindings::GSS_C_TRANS_FLAG
-                    | bindings::GSS_C_DELEG_POLICY_FLAG
             }
             GssMech::Spnego => {
                 bindings::GSS_C_MUTUAL_FLAG

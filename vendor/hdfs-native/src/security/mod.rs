@@ -1,7 +1,5 @@
 mod digest;
 pub(crate) mod gssapi;
-#[cfg(feature = "kms")]
-pub(crate) mod kms;
 pub mod sasl;
 pub mod user;
 

@@ -16,6 +16,7 @@ use tokio::{
 use super::user::BlockTokenIdentifier;
 use crate::common::config::Configuration;
 use crate::common::idle_timeout::IdleTimeoutReader;
+use crate::hdfs::connection::{MAX_PACKET, MAX_RESPONSE, check_length};
 use crate::proto::hdfs::{CipherOptionProto, CipherSuiteProto, DataEncryptionKeyProto};
 use crate::proto::{
     common::{
@@ -99,19 +100,23 @@ pub(crate) async fn negotiate_sasl_session(
         let mut response: Option<RpcSaslProto> = None;
         let message = reader.read_response().await?;
         debug!("Handling SASL message: {:?}", message);
-        match SaslState::try_from(message.state).unwrap() {
+        match message.state() {
             SaslState::Negotiate => {
-                let (mut selected_auth, selected_session) = select_method(
-                    &message.auths,
-                    service,
-                    effective_user.clone(),
-                    auth.clone(),
-                )?;
+                let (auths, service) = (message.auths, service.to_string());
+                let (effective_user, auth) = (effective_user.clone(), auth.clone());
+                let (mut selected_auth, selected_session, first) = on_thread(move || {
+                    let (selected, mut session) =
+                        select_method(&auths, &service, effective_user, auth)?;
+                    let first = match session.as_mut() {
+                        Some(session) => Some(session.step(selected.challenge.as_deref())?),
+                        None => None,
+                    };
+                    Ok((selected, session, first))
+                })
+                .await?;
                 session = selected_session;
 
-                let token = if let Some(session) = session.as_mut() {
-                    let (token, finished) =
-                        session.step(selected_auth.challenge.as_ref().map(|c| &c[..]))?;
+                let token = if let Some((token, finished)) = first {
                     if finished {
                         return Err(HdfsError::SASLError(
                             "SASL negotiation finished too soon".to_string(),
@@ -158,7 +163,9 @@ pub(crate) async fn negotiate_sasl_session(
                 }
                 done = true;
             }
-            _ => todo!(),
+            state => {
+                return Err(HdfsError::SASLError(format!("Unexpected state {state:?}")));
+            }
         }
 
         if let Some(r) = response {
@@ -184,6 +191,25 @@ pub(crate) async fn negotiate_sasl_session(
         writer.set_session(session);
     }
     Ok((user_info, reader, writer))
+}
+
+/// Logins that wait for a KDC at once.
+static LOGINS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(4);
+
+/// Runs what may wait for a KDC on a thread of its own. Added by Weir.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let ended = |_| HdfsError::SASLError("The login was ended".to_string());
+    let permit = LOGINS
+        .acquire()
+        .await
+        .map_err(|_| HdfsError::SASLError("The login was ended".to_string()))?;
+    let working = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        work()
+    });
+    working.await.map_err(ended)?
 }
 
 fn select_method(
@@ -249,6 +275,7 @@ impl SaslReader {
         self.stream.read_exact(&mut buf).await?;
 
         let msg_length = u32::from_be_bytes(buf);
+        check_length(msg_length as usize, MAX_RESPONSE)?;
 
         let mut buf = BytesMut::zeroed(msg_length as usize);
         self.stream.read_exact(&mut buf).await?;
@@ -257,7 +284,7 @@ impl SaslReader {
         let rpc_response = RpcResponseHeaderProto::decode_length_delimited(&mut bytes)?;
         debug!("RPC response: {:?}", rpc_response);
 
-        match RpcStatusProto::try_from(rpc_response.status).unwrap() {
+        match rpc_response.status() {
             RpcStatusProto::Error => {
                 return Err(HdfsError::RPCError(
                     rpc_response.exception_class_name().to_string(),
@@ -285,7 +312,9 @@ impl SaslReader {
                 if !self.buffer.has_remaining() {
                     let response = self.read_response().await?;
                     if response.state() != SaslState::Wrap {
-                        todo!();
+                        return Err(HdfsError::SASLError(
+                            "An answer is not protected as was agreed".to_string(),
+                        ));
                     }
 
                     let decoded = session.lock().unwrap().decode(response.token())?;
@@ -360,7 +389,7 @@ impl SaslWriter {
                 .lock()
                 .unwrap()
                 .encode(buf)
-                .unwrap_or_else(|_| todo!());
+                .map_err(io::Error::other)?;
 
             rpc_sasl.token = Some(encoded);
 
@@ -391,6 +420,7 @@ impl SaslDecryptor {
     async fn read_more_data(&mut self, stream: &mut DatanodeStream) -> Result<()> {
         stream.read_exact(&mut self.size_buffer).await?;
         let msg_length = u32::from_be_bytes(self.size_buffer) as usize;
+        check_length(msg_length, MAX_PACKET)?;
 
         // Resize our internal buffer if the message is larger
         if msg_length > self.response_buffer.len() {
@@ -499,6 +529,7 @@ impl SaslDatanodeReader {
                 }
                 let decoded_len = prost::decode_length_delimiter(&mut sasl.data_buffer)?;
 
+                check_length(decoded_len, MAX_PACKET)?;
                 let mut buf = BytesMut::zeroed(decoded_len);
                 self.read_exact(&mut buf).await?;
                 Ok(buf.freeze())
@@ -517,6 +548,7 @@ impl SaslDatanodeReader {
                 }
 
                 let decoded_len = prost::decode_length_delimiter(&mut msg_len.freeze())?;
+                check_length(decoded_len, MAX_PACKET)?;
 
                 let mut msg_buf = BytesMut::zeroed(decoded_len);
                 self.stream.read_exact(&mut msg_buf).await?;
@@ -534,6 +566,7 @@ impl SaslDatanodeReader {
                 }
 
                 let decoded_len = prost::decode_length_delimiter(&mut buf)?;
+                check_length(decoded_len, MAX_PACKET)?;
                 self.stream
                     .consume(prost::length_delimiter_len(decoded_len));
 
