@@ -19,7 +19,7 @@ FUZZ_SECONDS ?= 60
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: ## Install the Debian packages that the build and the tests need (as root)
@@ -50,6 +50,11 @@ test: setup ## Run all unit, property and whole-system tests
 chaos: setup ## Kill, freeze, lie and fill up as often as docs/testing.md says; puts its table there
 	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
 	@$(ROCKSDB) && WEIR_CHAOS=full WEIR_CHAOS_PAGE='$(CURDIR)/docs/testing.md' $(CARGO) test --locked -p weir-tests --test chaos -- --nocapture
+
+.PHONY: test-origins
+test-origins: setup ## Test against real storages, which are fetched first: HDFS with deaths and failover
+	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
+	@$(ROCKSDB) && WEIR_TEST_ORIGINS=1 $(CARGO) test --locked -p weir-tests --test origins
 
 .PHONY: fuzz
 fuzz: setup ## Give mutated inputs to each parser for FUZZ_SECONDS, from a new seed

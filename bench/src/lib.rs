@@ -6,6 +6,7 @@
 pub mod data;
 pub mod device;
 pub mod fill;
+pub mod hdfs;
 pub mod http;
 pub mod kernel;
 pub mod loopback;

@@ -132,7 +132,7 @@ pub(crate) struct OriginArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) addressing: AddressingArg,
     /// How long a read waits for an origin that fails or is silent before it is an error, such as 90s or 10m [default:
-    /// 30s]
+    /// 30s, for HDFS 10m]
     #[arg(long, value_name = "TIME", env = "WEIR_PATIENCE", value_parser = parse_seconds)]
     pub(crate) patience: Option<u32>,
 }
@@ -297,8 +297,8 @@ impl FromStr for Mode {
 
 #[derive(Args)]
 pub(crate) struct MountArgs {
-    /// s3://bucket/prefix or file:///dir for a mount with its own cache; a dataset's name (NAME or
-    /// NAME@SNAPSHOT) with --master
+    /// s3://bucket/prefix, hdfs://namenode:port/dir or file:///dir for a mount with its own cache; a dataset's name
+    /// (NAME or NAME@SNAPSHOT) with --master
     pub(crate) source: String,
     /// The directory to mount at; made if it is missing
     pub(crate) dir: PathBuf,

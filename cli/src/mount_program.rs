@@ -308,7 +308,11 @@ fn split(text: &str) -> Vec<String> {
 /// A source as it was written: systemd takes `s3://bucket` for a path, and two slashes for one.
 fn repaired(source: &OsStr) -> OsString {
     let text = source.to_string_lossy();
-    for (written, meant) in [("s3:/", "s3://"), ("file:/", "file:///")] {
+    for (written, meant) in [
+        ("s3:/", "s3://"),
+        ("hdfs:/", "hdfs://"),
+        ("file:/", "file:///"),
+    ] {
         if let Some(rest) = text.strip_prefix(written)
             && !rest.starts_with('/')
         {

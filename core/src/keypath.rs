@@ -42,11 +42,13 @@ pub enum LeftOut {
     WeirMount,
     /// Neither a file nor a directory: a socket, a pipe, a device.
     SpecialFile,
+    /// A file that somebody is writing: what it has so far is no version of it.
+    BeingWritten,
 }
 
 impl LeftOut {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::EmptyComponent,
         Self::DotComponent,
         Self::NameTooLong,
@@ -61,6 +63,7 @@ impl LeftOut {
         Self::TooDeep,
         Self::WeirMount,
         Self::SpecialFile,
+        Self::BeingWritten,
     ];
 
     /// The reason as a label for metrics and JSON.
@@ -80,6 +83,7 @@ impl LeftOut {
             Self::TooDeep => "too_deep",
             Self::WeirMount => "weir_mount",
             Self::SpecialFile => "special_file",
+            Self::BeingWritten => "being_written",
         }
     }
 }

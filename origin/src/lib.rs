@@ -1,4 +1,4 @@
-//! Origins: where a dataset's data comes from. S3-compatible stores and directories, behind one trait.
+//! Origins: where a dataset's data comes from. S3-compatible stores, HDFS and directories, behind one trait.
 //!
 //! A read is conditional on the version that was listed, so that it gives that version's bytes or an error.
 //! [`fetch()`] makes a read robust: retries, resumption, hedging, digests. [`object_checksum()`] asks for what guards objects
@@ -15,6 +15,7 @@ mod error;
 mod fake;
 mod fetch;
 mod file;
+mod hdfs;
 mod metrics;
 mod object_checksum;
 mod opening;
@@ -38,4 +39,4 @@ pub use pace::Pace;
 pub use policy::FetchPolicy;
 pub use s3::signature::{Keys, Signer};
 pub use sources::{AllowedDir, AllowedEndpoint, SourcePolicy};
-pub use spec::{Addressing, OriginSpec};
+pub use spec::{Addressing, HdfsOptions, OriginSpec};

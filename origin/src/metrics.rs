@@ -101,7 +101,7 @@ impl OriginMetrics {
             let _ = metrics
                 .duration
                 .get_or_create(&OperationLabel { operation });
-            for origin in ["s3", "file"] {
+            for origin in ["s3", "file", "hdfs"] {
                 let labels = RequestLabels {
                     origin,
                     operation,

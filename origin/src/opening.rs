@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt};
 
 use crate::error::OriginError;
 use crate::file::FileOrigin;
+use crate::hdfs::HdfsOrigin;
 use crate::metrics::{Operation, OriginMetrics};
 use crate::origin::{Listed, Origin};
 use crate::s3::S3Origin;
@@ -24,6 +25,10 @@ pub async fn open(
     spec.validate()?;
     match spec.place()? {
         Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec, policy.reach(spec)?)?)),
+        Place::Hdfs { namenodes, .. } => {
+            let opened = HdfsOrigin::open(spec, namenodes, policy.reach(spec)?).await?;
+            Ok(Arc::new(opened))
+        }
         Place::File { dir } => {
             let opened = FileOrigin::open(spec.id(), dir.into(), policy).await?;
             Ok(Arc::new(opened))

@@ -14,6 +14,10 @@ pub(crate) const MAX_WRONG: u32 = 24;
 /// Longest wait after such a failure: the origin is not overloaded, and an error that stays is told within two seconds.
 const WRONG_PAUSE: Duration = Duration::from_millis(100);
 
+/// Seconds for which HDFS is waited for. A NameNode that is started again loads its names and then waits in SafeMode for
+/// its DataNodes; both take minutes where there are hundreds of millions of files.
+const HDFS_PATIENCE: u32 = 600;
+
 /// Limits of one read. The defaults suit a training job: a hiccup of the origin costs a moment, an outage is
 /// reported within half a minute.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,10 +57,11 @@ impl Default for FetchPolicy {
 }
 
 impl FetchPolicy {
-    /// This policy, but for an origin that is waited for so long, if that is said.
+    /// This policy, but for an origin that is waited for so long, if that is said or its kind needs it.
     #[must_use]
     pub fn with_patience(&self, spec: &OriginSpec) -> Self {
-        let Some(seconds) = spec.patience_seconds else {
+        let usual = (spec.scheme() == "hdfs").then_some(HDFS_PATIENCE);
+        let Some(seconds) = spec.patience_seconds.or(usual) else {
             return self.clone();
         };
         let budget = Duration::from_secs(seconds.into());

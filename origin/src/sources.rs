@@ -21,6 +21,7 @@ use weir_core::LogLimitByKey;
 
 use crate::error::OriginError;
 use crate::file::Root;
+use crate::spec::hdfs::NameNodes;
 use crate::spec::{Addressing, OriginSpec, Place};
 
 pub(crate) mod address;
@@ -115,7 +116,7 @@ impl SourcePolicy {
     /// Checks what can be told of a source without asking anybody: its directory's name, or its endpoint's.
     pub fn check(&self, spec: &OriginSpec) -> Result<(), OriginError> {
         match spec.place()? {
-            Place::S3 { .. } => self.reach(spec).map(drop),
+            Place::S3 { .. } | Place::Hdfs { .. } => self.reach(spec).map(drop),
             Place::File { .. } => Ok(()), // a name tells nothing, links may lead anywhere
         }
     }
@@ -159,8 +160,10 @@ impl SourcePolicy {
         let Some(limits) = &self.0 else {
             return Ok(Reach(None));
         };
-        let Place::S3 { bucket, .. } = spec.place()? else {
-            return Ok(Reach(None));
+        let bucket = match spec.place()? {
+            Place::S3 { bucket, .. } => bucket,
+            Place::Hdfs { namenodes, .. } => return reach_of_hdfs(spec, limits, &namenodes),
+            Place::File { .. } => return Ok(Reach(None)),
         };
         let endpoint = match &spec.endpoint {
             None => None,
@@ -198,6 +201,36 @@ impl SourcePolicy {
         }
         Ok(Reach(Some(Arc::new(reach))))
     }
+}
+
+/// What connections to NameNodes may do. Their DataNodes are checked as they are named.
+fn reach_of_hdfs(
+    spec: &OriginSpec,
+    limits: &Arc<Limits>,
+    namenodes: &NameNodes,
+) -> Result<Reach, OriginError> {
+    let reach = Bounds {
+        limits: limits.clone(),
+        origin: format!("hdfs://{}", namenodes.authority).into(),
+        bucket_host: None,
+        own: None,
+    };
+    let refused = |error: Forbidden| error.of(reach.origin.clone());
+    for address in &namenodes.addresses {
+        let uri = hdfs_uri(address).ok_or_else(|| {
+            OriginError::config(spec.url.as_str(), "the NameNode is no address", "check it")
+        })?;
+        reach.check_name(&uri, false).map_err(refused)?;
+        if spec.hdfs.is_secure() {
+            reach.check_kerberos(&uri).map_err(refused)?;
+        }
+    }
+    Ok(Reach(Some(Arc::new(reach))))
+}
+
+/// The address of a NameNode or DataNode, `HOST:PORT`, as what is checked.
+pub(crate) fn hdfs_uri(address: &str) -> Option<Uri> {
+    format!("hdfs://{address}").parse().ok()
 }
 
 /// The endpoint that this process's own environment, or the profile that the spec names, has for S3.
@@ -310,6 +343,48 @@ impl Reach {
         }
     }
 
+    /// Whether the operator names `uri`'s host, or one of its addresses: then where it leads is meant, too.
+    pub(crate) fn vouches_for(&self, uri: &Uri, addresses: &[SocketAddr]) -> bool {
+        let Some(bounds) = &self.0 else {
+            return true;
+        };
+        let named = |address: &SocketAddr| {
+            let ip = address::plain(address.ip());
+            let endpoints = &bounds.limits.endpoints;
+            endpoints.iter().any(|e| e.names_address(ip, port(uri)))
+        };
+        bounds.standing(uri, &Bounds::host(uri)) == Standing::Named || addresses.iter().any(named)
+    }
+
+    /// Those of a host's addresses that may be connected to because a service named the host, one that nobody vouches
+    /// for; an error when none is.
+    pub(crate) fn admit_named_by_other(
+        &self,
+        uri: &Uri,
+        mut addresses: Vec<SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, Forbidden> {
+        let Some(bounds) = &self.0 else {
+            return Ok(addresses);
+        };
+        let mut refused = None;
+        addresses.retain(|address| {
+            let ip = address::plain(address.ip());
+            let endpoints = &bounds.limits.endpoints;
+            let is_named = endpoints.iter().any(|e| e.names_address(ip, port(uri)));
+            match address::special(ip).filter(|_| !is_named) {
+                None => true,
+                Some(special) => {
+                    refused = Some(bounds.special(uri, ip, special));
+                    false
+                }
+            }
+        });
+        match refused {
+            Some(refused) if addresses.is_empty() => Err(bounds.forbid(refused)),
+            _ => Ok(addresses),
+        }
+    }
+
     /// Whether a request to `uri` may carry a signature, and with it a session token.
     pub(crate) fn check_signature(&self, uri: &Uri) -> Result<(), Forbidden> {
         match &self.0 {
@@ -375,6 +450,20 @@ impl Bounds {
             remedy: format!(
                 "start `{process}` with --allow-endpoint {name} or AWS_ENDPOINT_URL={shown}, or make the dataset with --anonymous"
             ),
+        }))
+    }
+
+    /// Whether the process's Kerberos credentials may be shown to a NameNode.
+    fn check_kerberos(&self, uri: &Uri) -> Result<(), Forbidden> {
+        let is_meant = !self.limits.endpoints.is_empty()
+            || self.standing(uri, &Self::host(uri)) != Standing::Other;
+        if is_meant {
+            return Ok(());
+        }
+        let (process, host) = (self.limits.process, shown_host(uri));
+        Err(self.forbid(Forbidden {
+            problem: format!("the Kerberos credentials of `{process}` are not meant for {host}"),
+            remedy: format!("start `{process}` with --allow-endpoint {host} if they are"),
         }))
     }
 

@@ -16,7 +16,12 @@ use crate::error::OriginError;
 use crate::s3::configuration::{Configuration, Service};
 use crate::transport::environment::Environment;
 
+mod hadoop;
+pub(crate) mod hdfs;
 mod wire;
+
+pub use hdfs::HdfsOptions;
+use hdfs::NameNodes;
 
 /// Longest bucket name that is accepted, in bytes; S3 allows 63, old buckets had up to 255.
 const MAX_BUCKET: usize = 255;
@@ -40,7 +45,7 @@ pub enum Addressing {
 /// Where a dataset's data lives. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OriginSpec {
-    /// `s3://bucket/prefix` or `file:///dir`. Taken literally: nothing in it is percent-decoded.
+    /// `s3://bucket/prefix`, `hdfs://namenode:port/dir` or `file:///dir`. Taken literally: nothing in it is percent-decoded.
     pub url: String,
     /// URL of an S3-compatible service; AWS when absent.
     #[serde(default)]
@@ -57,9 +62,13 @@ pub struct OriginSpec {
     /// Profile of the shared AWS configuration files.
     #[serde(default)]
     pub profile: Option<String>,
-    /// Seconds for which a read waits for an origin that fails or is silent; 30 when absent.
+    /// Seconds for which a read waits for an origin that fails or is silent. When absent 30, and 600 for HDFS: a
+    /// NameNode that is started again, or leaves SafeMode, takes minutes.
     #[serde(default)]
     pub patience_seconds: Option<u32>,
+    /// How an HDFS cluster is reached.
+    #[serde(default, skip_serializing_if = "HdfsOptions::is_empty")]
+    pub hdfs: HdfsOptions,
 }
 
 /// The URL, taken apart.
@@ -69,6 +78,11 @@ pub(crate) enum Place<'a> {
     S3 { bucket: &'a str, rest: &'a str },
     /// An absolute directory without a trailing slash, but `/` itself.
     File { dir: String },
+    /// A cluster, and the directory as the beginning of keys.
+    Hdfs {
+        namenodes: NameNodes,
+        prefix: String,
+    },
 }
 
 impl OriginSpec {
@@ -82,15 +96,40 @@ impl OriginSpec {
             anonymous: false,
             profile: None,
             patience_seconds: None,
+            hdfs: HdfsOptions::default(),
         };
         spec.validate()?;
         Ok(spec)
     }
 
+    /// The same options for another place. Not checked.
+    #[must_use]
+    pub fn with_url(self, url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            ..self
+        }
+    }
+
     /// Checks the URL and the options; asks nobody.
     pub fn validate(&self) -> Result<(), OriginError> {
+        if let Some((problem, remedy)) = self.hdfs.problem() {
+            return Err(self.wrong(problem, &remedy));
+        }
         let place = self.place()?;
+        if !matches!(place, Place::Hdfs { .. }) && !self.hdfs.is_empty() {
+            return Err(self.wrong(
+                "it has options of HDFS, but is none",
+                "leave them out, or write hdfs://NAMENODE:PORT/dir",
+            ));
+        }
         if let Some(endpoint) = &self.endpoint {
+            if matches!(place, Place::Hdfs { .. }) {
+                return Err(self.wrong(
+                    "HDFS has no endpoint",
+                    "leave --endpoint out, and write hdfs://NAMENODE:PORT/dir",
+                ));
+            }
             if matches!(place, Place::File { .. }) {
                 return Err(self.wrong(
                     "a directory has no endpoint",
@@ -133,6 +172,9 @@ impl OriginSpec {
     }
 
     pub(crate) fn completed_by(mut self, environment: &Environment) -> Result<Self, OriginError> {
+        if self.scheme() == "hdfs" {
+            return self.completed_by_hadoop(environment);
+        }
         self.validate()?;
         if matches!(self.place()?, Place::File { .. }) {
             return Ok(self);
@@ -148,12 +190,33 @@ impl OriginSpec {
         Ok(self)
     }
 
+    /// Adds what Hadoop's configuration files and `HADOOP_USER_NAME` say, where the spec leaves it open. A URL without a
+    /// NameNode is one of the default file system.
+    fn completed_by_hadoop(mut self, environment: &Environment) -> Result<Self, OriginError> {
+        let variable = |name: &str| environment.get(name).map(str::to_owned);
+        let configuration = hadoop::Configuration::of_environment(variable).map_err(|error| {
+            self.wrong(error.to_string(), "check HADOOP_CONF_DIR and HADOOP_HOME")
+        })?;
+        if let (Some(path), Some(authority)) = (
+            self.url.strip_prefix("hdfs:///"),
+            configuration.default_authority(),
+        ) {
+            self.url = format!("hdfs://{authority}/{path}");
+        }
+        let authority = authority(&self.url).to_owned();
+        configuration.complete(&mut self.hdfs, &authority);
+        self.hdfs.user = self.hdfs.user.or_else(|| variable("HADOOP_USER_NAME"));
+        self.validate()?;
+        Ok(self)
+    }
+
     /// The canonical location without the prefix: `s3://bucket`, `s3://bucket?endpoint=http://127.0.0.1:9000` or
     /// `file:///dir`. The raw URL when it is not valid.
     pub fn location(&self) -> String {
         match self.place() {
             Err(_) => self.url.clone(),
             Ok(Place::File { dir }) => format!("file://{dir}"),
+            Ok(Place::Hdfs { namenodes, .. }) => namenodes.location(self.hdfs.user.as_deref()),
             Ok(Place::S3 { bucket, .. }) => {
                 let endpoint = self.endpoint.as_deref().map(|text| {
                     self.endpoint_url(text)
@@ -178,6 +241,7 @@ impl OriginSpec {
         match self.place() {
             Ok(Place::S3 { rest, .. }) if rest.is_empty() || rest.ends_with('/') => rest.into(),
             Ok(Place::S3 { rest, .. }) => format!("{rest}/").into(),
+            Ok(Place::Hdfs { prefix, .. }) => prefix.into(),
             _ => "".into(),
         }
     }
@@ -226,9 +290,21 @@ impl OriginSpec {
                 "the directory is not absolute",
                 "write file:///dir, with three slashes",
             )),
+            Some(("hdfs", rest)) => {
+                let remedy = "write hdfs://NAMENODE:PORT/dir, or hdfs://SERVICE/dir with HADOOP_CONF_DIR set";
+                let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+                if authority.is_empty() {
+                    return Err(self.wrong("it names no NameNode", remedy));
+                }
+                let namenodes = NameNodes::of(authority, &self.hdfs)
+                    .map_err(|problem| self.wrong(problem, remedy))?;
+                let prefix =
+                    hdfs::directory(path).map_err(|problem| self.wrong(problem, remedy))?;
+                Ok(Place::Hdfs { namenodes, prefix })
+            }
             _ => Err(self.wrong(
                 "this kind of URL is not supported",
-                "write s3://bucket/prefix or file:///dir",
+                "write s3://bucket/prefix, hdfs://namenode:port/dir or file:///dir",
             )),
         }
     }
@@ -255,6 +331,12 @@ impl OriginSpec {
     fn wrong(&self, problem: impl Into<String>, remedy: &str) -> OriginError {
         OriginError::config(self.url.as_str(), problem, remedy)
     }
+}
+
+/// What a URL has between its scheme and its path.
+fn authority(url: &str) -> &str {
+    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default()
 }
 
 /// A URL without its trailing slash; `Url` has already dropped a default port and lower-cased the host.

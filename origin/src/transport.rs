@@ -13,7 +13,7 @@ pub(crate) mod exchange;
 pub(crate) mod failure;
 pub(crate) mod head;
 mod low_water;
-mod names;
+pub(crate) mod names;
 pub(crate) mod patience;
 pub(crate) mod proxy;
 pub(crate) mod renewed;

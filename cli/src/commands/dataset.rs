@@ -144,14 +144,22 @@ fn mount_spec(text: &str, origin: &OriginArgs, others: bool) -> Result<v1::Mount
         return Err(Failure::new(
             Reason::Usage,
             format!(
-                "{text:?} is not a URL: write s3://bucket/prefix or file:///dir, with :PATH behind it to put it at a path"
+                "{text:?} is not a URL: write s3://bucket/prefix, hdfs://namenode:port/dir or file:///dir, with :PATH behind it to put it at a path"
             ),
         ));
     };
-    let (location, path) = rest.rsplit_once(':').unwrap_or((rest, ""));
+    // The port of a NameNode is none of it.
+    let authority = match scheme {
+        "hdfs" => rest.find('/').unwrap_or(rest.len()),
+        _ => 0,
+    };
+    let (location, path) = match rest[authority..].rfind(':') {
+        Some(at) => (&rest[..authority + at], &rest[authority + at + 1..]),
+        None => (rest, ""),
+    };
     let none = OriginArgs::default();
     // The flags are for the buckets among several mounts.
-    let flags = if scheme == "file" && others {
+    let flags = if matches!(scheme, "file" | "hdfs") && others {
         &none
     } else {
         origin
@@ -175,6 +183,7 @@ pub(crate) fn origin_spec(
         anonymous: args.anonymous,
         profile: args.profile.clone(),
         patience_seconds: args.patience,
+        hdfs: weir_origin::HdfsOptions::default(),
     };
     spec.with_environment()
         .map_err(|error| Failure::new(Reason::Usage, error))
@@ -249,4 +258,30 @@ fn show_list(datasets: Vec<v1::Dataset>, format: OutputFormat) -> Result<(), Fai
         ]);
     }
     rows.print()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_of_a_namenode_is_no_path_in_the_dataset() {
+        for (text, url, path) in [
+            ("hdfs://nn:8020/data", "hdfs://nn:8020/data", ""),
+            ("hdfs://nn:8020", "hdfs://nn:8020", ""),
+            ("hdfs://nn:8020/data:/train", "hdfs://nn:8020/data", "train"),
+            (
+                "hdfs://[::1]:8020/data:train",
+                "hdfs://[::1]:8020/data",
+                "train",
+            ),
+            ("file:///data:/train", "file:///data", "train"),
+        ] {
+            let Ok(spec) = mount_spec(text, &OriginArgs::default(), false) else {
+                panic!("{text} was refused");
+            };
+            assert_eq!(spec.origin.unwrap_or_default().url, url, "{text}");
+            assert_eq!(spec.path, path, "{text}");
+        }
+    }
 }

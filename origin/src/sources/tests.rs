@@ -276,3 +276,41 @@ fn an_allowed_directory_is_absolute() {
         assert!(bad.parse::<AllowedDir>().is_err(), "{bad}");
     }
 }
+
+#[test]
+fn datanodes_are_trusted_behind_a_namenode_that_the_operator_names() {
+    let reach =
+        |endpoints: &[&str], url: &str| policy(endpoints).reach(&OriginSpec::parse(url).unwrap());
+    let at = |address: &str| vec![address.parse::<SocketAddr>().unwrap()];
+    let uri = |address: &str| hdfs_uri(address).unwrap();
+    let stranger = reach(&[], "hdfs://10.0.0.1:8020/data").unwrap();
+    assert!(!stranger.vouches_for(&uri("10.0.0.1:8020"), &at("10.0.0.1:8020")));
+    for (address, is_admitted) in [
+        ("10.0.0.2:9866", true),
+        ("127.0.0.1:9866", false),
+        ("169.254.169.254:80", false),
+    ] {
+        let admitted = stranger.admit_named_by_other(&uri(address), at(address));
+        assert_eq!(admitted.is_ok(), is_admitted, "{address}");
+    }
+    let named = reach(&["127.0.0.1:8020"], "hdfs://127.0.0.1:8020/data").unwrap();
+    assert!(named.vouches_for(&uri("127.0.0.1:8020"), &at("127.0.0.1:8020")));
+    for refused in ["hdfs://127.0.0.1:8021/", "hdfs://10.0.0.1:8020/"] {
+        assert!(reach(&["127.0.0.1:8020"], refused).is_err(), "{refused}");
+    }
+    assert!(reach(&[], "hdfs://127.0.0.1:8020/").is_err());
+}
+
+#[test]
+fn kerberos_tickets_are_shown_only_to_namenodes_that_the_operator_names() {
+    let mut spec = OriginSpec::parse("hdfs://nn:8020/data").unwrap();
+    let secure = "hadoop.security.authentication".to_owned();
+    spec.hdfs.config.insert(secure, "kerberos".to_owned());
+    let error = policy(&[]).check(&spec).unwrap_err().to_string();
+    assert!(
+        error.contains("Kerberos") && error.contains("--allow-endpoint nn:8020"),
+        "{error}"
+    );
+    policy(&["nn:8020"]).check(&spec).unwrap();
+    SourcePolicy::unlimited().check(&spec).unwrap();
+}

@@ -2,7 +2,7 @@
 
 use weir_proto::v1;
 
-use super::{Addressing, OriginSpec};
+use super::{Addressing, HdfsOptions, OriginSpec};
 
 impl From<v1::OriginSpec> for OriginSpec {
     fn from(message: v1::OriginSpec) -> Self {
@@ -20,6 +20,7 @@ impl From<v1::OriginSpec> for OriginSpec {
             anonymous: message.anonymous,
             profile: some(message.profile),
             patience_seconds: Some(message.patience_seconds).filter(|seconds| *seconds != 0),
+            hdfs: message.hdfs.map(HdfsOptions::from).unwrap_or_default(),
         }
     }
 }
@@ -39,6 +40,25 @@ impl From<OriginSpec> for v1::OriginSpec {
             anonymous: spec.anonymous,
             profile: spec.profile.unwrap_or_default(),
             patience_seconds: spec.patience_seconds.unwrap_or_default(),
+            hdfs: (!spec.hdfs.is_empty()).then(|| spec.hdfs.into()),
+        }
+    }
+}
+
+impl From<v1::HdfsOptions> for HdfsOptions {
+    fn from(message: v1::HdfsOptions) -> Self {
+        Self {
+            user: Some(message.user).filter(|user| !user.is_empty()),
+            config: message.config.into_iter().collect(),
+        }
+    }
+}
+
+impl From<HdfsOptions> for v1::HdfsOptions {
+    fn from(options: HdfsOptions) -> Self {
+        Self {
+            user: options.user.unwrap_or_default(),
+            config: options.config.into_iter().collect(),
         }
     }
 }
@@ -58,6 +78,14 @@ mod tests {
                 anonymous: true,
                 profile: Some("dev".to_owned()),
                 patience_seconds: Some(600),
+                hdfs: HdfsOptions {
+                    user: Some("alice".to_owned()),
+                    config: [(
+                        "hadoop.security.authentication".to_owned(),
+                        "simple".to_owned(),
+                    )]
+                    .into(),
+                },
             };
             assert_eq!(OriginSpec::from(v1::OriginSpec::from(spec.clone())), spec);
             let json = serde_json::to_string(&spec).unwrap();

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use crate::error::OriginError;
 
 /// What is read beside the variables whose names start with `AWS_`.
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 13] = [
+    "HADOOP_CONF_DIR",
+    "HADOOP_HOME",
+    "HADOOP_USER_NAME",
     "HOME",
     "ALL_PROXY",
     "all_proxy",

@@ -112,7 +112,7 @@ impl Names {
         }
     }
 
-    async fn resolve(&self, name: String) -> io::Result<Vec<SocketAddr>> {
+    pub(crate) async fn resolve(&self, name: String) -> io::Result<Vec<SocketAddr>> {
         let (flight, known) = self.ask(&name);
         let Some(known) = known else {
             let late = || {

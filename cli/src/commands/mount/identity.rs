@@ -24,6 +24,9 @@ fn describe(
     if origin.scheme() == "file" {
         return format!("{} {dataset}", origin.location());
     }
+    if origin.scheme() == "hdfs" {
+        return format!("{} at {} {dataset}", origin.prefix(), origin.location());
+    }
     let location = origin.location();
     let (bucket, endpoint) = location
         .split_once("?endpoint=")

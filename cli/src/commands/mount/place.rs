@@ -98,6 +98,7 @@ mod tests {
 
     fn spec(url: &str, endpoint: Option<&str>) -> OriginSpec {
         OriginSpec {
+            hdfs: weir_origin::HdfsOptions::default(),
             url: url.to_owned(),
             endpoint: endpoint.map(str::to_owned),
             region: None,

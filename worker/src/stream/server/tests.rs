@@ -65,6 +65,7 @@ impl Bed {
             anonymous: false,
             profile: None,
             patience_seconds: None,
+            hdfs: weir_origin::HdfsOptions::default(),
         };
         let (origin, versions) = Self::list(&spec, files).await;
         let mut registry = Registry::default();

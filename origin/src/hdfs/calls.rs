@@ -1,0 +1,170 @@
+//! Calls to the NameNodes, each with a deadline, and with errors that say what to do.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hdfs_native::client::ListedEntry;
+use hdfs_native::file::FileReader;
+use hdfs_native::{Client, ClientBuilder, HdfsError};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::dial::Dialer;
+use super::failure::{self, Failed};
+use crate::error::OriginError;
+use crate::sources::Reach;
+use crate::spec::OriginSpec;
+use crate::spec::hdfs::NameNodes;
+
+/// Longest wait for one NameNode; then the next one is asked. A busy one answers within a second or two.
+const NAMENODE_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest silence of a DataNode; then the next one is asked. A reader has raced another request long before.
+const DATANODE_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for a call, with all that it tries.
+const CALL_DEADLINE: Duration = Duration::from_secs(20);
+/// Longest wait for the local files that tell who this process is.
+const BUILD_DEADLINE: Duration = Duration::from_secs(20);
+/// A directory in which nobody can put a configuration: what a reader needs is in the spec.
+const NO_CONFIGURATION: &str = "/dev/null";
+
+/// The client of one cluster.
+#[derive(Debug)]
+pub(super) struct Calls {
+    client: Client,
+    dialer: Dialer,
+    /// The cluster in messages.
+    pub(super) describe: Arc<str>,
+    has_answered: AtomicBool,
+}
+
+impl Calls {
+    pub(super) async fn new(
+        spec: &OriginSpec,
+        namenodes: NameNodes,
+        reach: Reach,
+    ) -> Result<Self, OriginError> {
+        let describe: Arc<str> = format!("hdfs://{}", namenodes.authority).into();
+        let dialer = Dialer::new(reach);
+        let mut builder = ClientBuilder::new()
+            .with_url(&*describe)
+            .with_config_dir(NO_CONFIGURATION)
+            .with_config(settings(spec, &namenodes))
+            .with_dial(Arc::new(dialer.clone()))
+            // Connections are kept, and must go on when the thread that made them does something else.
+            .with_io_runtime(Handle::current());
+        if let Some(user) = &spec.hdfs.user {
+            builder = builder.with_user(user);
+        }
+        // It may look for Kerberos tickets, on the disk and on the network.
+        let target = describe.clone();
+        let explain = |error| failure::explain(Failed::Client(error), target.clone(), None);
+        let building = spawn_blocking(move || builder.build());
+        let client = match timeout(BUILD_DEADLINE, building).await {
+            Ok(Ok(built)) => built.map_err(explain)?,
+            Ok(Err(_)) => return Err(OriginError::interrupted(&describe)),
+            Err(_) => {
+                return Err(OriginError::Timeout {
+                    target,
+                    after: BUILD_DEADLINE,
+                });
+            }
+        };
+        Ok(Self {
+            client,
+            dialer,
+            describe,
+            has_answered: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether a NameNode has ever answered.
+    pub(super) fn has_answered(&self) -> bool {
+        self.has_answered.load(Ordering::Relaxed)
+    }
+
+    /// A path in messages. Paths start with a slash.
+    pub(super) fn target(&self, path: &str) -> Arc<str> {
+        format!("{}{path}", self.describe).into()
+    }
+
+    /// Entries of a directory behind a name, and whether more follow.
+    pub(super) async fn list_page(
+        &self,
+        path: &str,
+        after: &[u8],
+        with_blocks: bool,
+    ) -> Result<(Vec<ListedEntry>, bool), Missing> {
+        let call = self.client.list_page(path, after, with_blocks);
+        let (entries, remaining) = self.call(path, call).await?;
+        Ok((entries, remaining > 0))
+    }
+
+    /// What is at a path.
+    pub(super) async fn look(&self, path: &str) -> Result<ListedEntry, Missing> {
+        self.call(path, self.client.look(path)).await
+    }
+
+    /// What is at a path, and a reader of exactly that if it is a file.
+    pub(super) async fn open(
+        &self,
+        path: &str,
+    ) -> Result<(ListedEntry, Option<FileReader>), Missing> {
+        self.call(path, self.client.open(path)).await
+    }
+
+    async fn call<T>(
+        &self,
+        path: &str,
+        call: impl Future<Output = Result<T, HdfsError>>,
+    ) -> Result<T, Missing> {
+        let failed = match timeout(CALL_DEADLINE, call).await {
+            Ok(Ok(answer)) => {
+                self.has_answered.store(true, Ordering::Relaxed);
+                return Ok(answer);
+            }
+            Ok(Err(error)) if failure::is_missing(&error) => {
+                self.has_answered.store(true, Ordering::Relaxed);
+                return Err(Missing::Path);
+            }
+            Ok(Err(error)) => Failed::Client(error),
+            Err(_) => Failed::Silent(CALL_DEADLINE),
+        };
+        Err(Missing::Error(self.explain(failed, path)))
+    }
+
+    /// What a failure at a path means.
+    pub(super) fn explain(&self, failed: Failed, path: &str) -> OriginError {
+        failure::explain(failed, self.target(path), self.dialer.take_refused())
+    }
+}
+
+/// Why there is no answer: nothing is at the path, or an error.
+pub(super) enum Missing {
+    Path,
+    Error(OriginError),
+}
+
+/// The options of the spec, and ours: each NameNode is tried once, since patience is not the client's matter.
+fn settings(spec: &OriginSpec, namenodes: &NameNodes) -> BTreeMap<String, String> {
+    let others = namenodes.addresses.len().saturating_sub(1);
+    let ours = [
+        (
+            "ipc.client.rpc-timeout.ms",
+            NAMENODE_DEADLINE.as_millis().to_string(),
+        ),
+        (
+            "dfs.client.socket-timeout",
+            DATANODE_DEADLINE.as_millis().to_string(),
+        ),
+        ("dfs.client.failover.max.attempts", others.to_string()),
+        ("dfs.client.failover.sleep.base.millis", "50".to_owned()),
+        ("dfs.client.failover.sleep.max.millis", "200".to_owned()),
+    ];
+    let mut settings: BTreeMap<_, _> = ours.map(|(name, value)| (name.to_owned(), value)).into();
+    settings.extend(spec.hdfs.config.clone());
+    settings
+}

@@ -1,0 +1,270 @@
+//! HDFS that asks for Kerberos: a KDC, a NameNode and a DataNode of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+use weir_tests::{Lab, content, free_port, wait_until};
+
+use super::cluster::{
+    DATANODE, Daemon, NAMENODE, START_DEADLINE, Shell, jars, java, write_properties,
+};
+use crate::Case;
+
+pub(super) const CASES: &[Case] = &[
+    (
+        "a_keytab_opens_a_secure_cluster",
+        a_keytab_opens_a_secure_cluster,
+    ),
+    (
+        "a_wrong_login_is_one_clear_error",
+        a_wrong_login_is_one_clear_error,
+    ),
+];
+
+const REALM: &str = "WEIR.TEST";
+
+/// A cluster that knows its callers.
+struct Secure {
+    dir: TempDir,
+    url: String,
+    kdc: Daemon,
+    namenode: Daemon,
+    datanode: Daemon,
+}
+
+impl Secure {
+    fn start(protection: &str) -> Self {
+        let jars = jars();
+        let dir = tempfile::Builder::new()
+            .prefix("weir-kerberos-")
+            .tempdir()
+            .unwrap();
+        for name in ["conf", "tmp"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let kdc_port = free_port();
+        let (rpc, web, data) = (free_port(), free_port(), free_port());
+        let secure = Self {
+            url: format!("hdfs://localhost:{rpc}"),
+            dir,
+            kdc: Daemon::default(),
+            namenode: Daemon::default(),
+            datanode: Daemon::default(),
+        };
+        secure.start_kdc(kdc_port);
+        secure.configure(protection, rpc, web, data);
+        let dir = secure.dir.path();
+        let run = |name: &str| {
+            let mut command = java(&jars, dir, name);
+            command.env(
+                "JAVA_TOOL_OPTIONS",
+                format!("-Djava.security.krb5.conf={}", secure.path("krb5.conf")),
+            );
+            command
+        };
+        let mut format = run("format");
+        format.args([NAMENODE, "-format", "-nonInteractive"]);
+        assert!(format.status().unwrap().success(), "no NameNode was made");
+        secure.namenode.start(|| {
+            let mut command = run("namenode");
+            command.arg(NAMENODE);
+            command
+        });
+        secure.datanode.start(|| {
+            let mut command = run("datanode");
+            command.arg(DATANODE);
+            command
+        });
+        let mut shell = run("shell");
+        shell.arg(Shell::program());
+        shell.args([
+            &format!("nn/localhost@{REALM}"),
+            &secure.path("server.keytab"),
+        ]);
+        let shell = Shell::start(shell);
+        wait_until("the DataNode is there", START_DEADLINE, || {
+            shell.run(&["live"]).is_ok_and(|live| live == "1")
+        });
+        std::fs::write(dir.join("to-put"), content(1, 3_000_000)).unwrap();
+        shell
+            .run(&["put", "/data/file", &secure.path("to-put")])
+            .unwrap();
+        secure
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn start_kdc(&self, port: u16) {
+        let dir = self.dir.path().display();
+        let krb5 = format!(
+            "[libdefaults]\n default_realm = {REALM}\n rdns = false\n dns_canonicalize_hostname = false\n udp_preference_limit = 1\n\
+             [realms]\n {REALM} = {{\n  kdc = 127.0.0.1:{port}\n }}\n\
+             [domain_realm]\n localhost = {REALM}\n"
+        );
+        std::fs::write(self.path("krb5.conf"), krb5).unwrap();
+        let kdc = format!(
+            "[kdcdefaults]\n kdc_listen = 127.0.0.1:{port}\n kdc_tcp_listen = 127.0.0.1:{port}\n\
+             [realms]\n {REALM} = {{\n  database_name = {dir}/principal\n  key_stash_file = {dir}/stash\n  acl_file = {dir}/acl\n }}\n"
+        );
+        std::fs::write(self.path("kdc.conf"), kdc).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let mut command = self.of_kdc(program);
+            command.args(args);
+            assert!(command.status().unwrap().success(), "{program} {args:?}");
+        };
+        run("kdb5_util", &["create", "-s", "-P", "secret", "-r", REALM]);
+        for principal in ["nn/localhost", "HTTP/localhost", "reader"] {
+            run(
+                "kadmin.local",
+                &["-q", &format!("addprinc -randkey {principal}")],
+            );
+        }
+        let server = self.path("server.keytab");
+        run(
+            "kadmin.local",
+            &[
+                "-q",
+                &format!("ktadd -k {server} nn/localhost HTTP/localhost"),
+            ],
+        );
+        let wrong = self.path("wrong.keytab");
+        run("kadmin.local", &["-q", &format!("ktadd -k {wrong} reader")]);
+        // This changes the key, so that the keytab from before is a wrong one.
+        let reader = self.path("reader.keytab");
+        run(
+            "kadmin.local",
+            &["-q", &format!("ktadd -k {reader} reader")],
+        );
+        self.kdc.start(|| {
+            let mut command = self.of_kdc("krb5kdc");
+            command.arg("-n");
+            command
+        });
+    }
+
+    fn of_kdc(&self, program: &str) -> Command {
+        let path = Path::new("/usr/sbin").join(program);
+        let mut command = Command::new(path);
+        command
+            .env("KRB5_CONFIG", self.path("krb5.conf"))
+            .env("KRB5_KDC_PROFILE", self.path("kdc.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    }
+
+    fn configure(&self, protection: &str, rpc: u16, web: u16, data: u16) {
+        let dir = self.dir.path().display();
+        let keytab = self.path("server.keytab");
+        let server = format!("nn/localhost@{REALM}");
+        let http = format!("HTTP/localhost@{REALM}");
+        write_properties(
+            &self.dir.path().join("conf/core-site.xml"),
+            &[
+                ("fs.defaultFS", &self.url),
+                ("hadoop.tmp.dir", &format!("{dir}/tmp")),
+                ("hadoop.security.authentication", "kerberos"),
+                ("hadoop.rpc.protection", protection),
+            ],
+        );
+        write_properties(
+            &self.dir.path().join("conf/hdfs-site.xml"),
+            &[
+                ("dfs.namenode.rpc-address", &format!("localhost:{rpc}")),
+                ("dfs.namenode.http-address", &format!("localhost:{web}")),
+                ("dfs.namenode.name.dir", &format!("file://{dir}/nn")),
+                ("dfs.datanode.data.dir", &format!("file://{dir}/dn")),
+                ("dfs.datanode.address", &format!("127.0.0.1:{data}")),
+                ("dfs.datanode.http.address", "127.0.0.1:0"),
+                ("dfs.datanode.ipc.address", "127.0.0.1:0"),
+                (
+                    "dfs.namenode.datanode.registration.ip-hostname-check",
+                    "false",
+                ),
+                ("dfs.namenode.kerberos.principal", &server),
+                ("dfs.namenode.keytab.file", &keytab),
+                ("dfs.datanode.kerberos.principal", &server),
+                ("dfs.datanode.keytab.file", &keytab),
+                ("dfs.web.authentication.kerberos.principal", &http),
+                ("dfs.web.authentication.kerberos.keytab", &keytab),
+                ("dfs.block.access.token.enable", "true"),
+                ("dfs.data.transfer.protection", protection),
+                ("ignore.secure.ports.for.testing", "true"),
+                ("dfs.replication", "1"),
+                ("dfs.blocksize", "1048576"),
+            ],
+        );
+    }
+
+    /// A world that logs in by this keytab.
+    fn lab(&self, keytab: &str) -> Lab {
+        let mut lab = Lab::new();
+        lab.set_env("HADOOP_CONF_DIR", &self.path("conf"));
+        lab.set_env("KRB5_CONFIG", &self.path("krb5.conf"));
+        lab.set_env("KRB5_CLIENT_KTNAME", &self.path(keytab));
+        let cache: PathBuf = lab.path("tickets");
+        lab.set_env("KRB5CCNAME", &format!("FILE:{}", cache.display()));
+        lab
+    }
+}
+
+impl Drop for Secure {
+    fn drop(&mut self) {
+        for daemon in [&self.datanode, &self.namenode, &self.kdc] {
+            daemon.kill();
+        }
+    }
+}
+
+fn a_keytab_opens_a_secure_cluster() {
+    for protection in ["authentication", "privacy"] {
+        let secure = Secure::start(protection);
+        let lab = secure.lab("reader.keytab");
+        let mount = lab.mount_at(&format!("{}/data", secure.url), "mnt", &[]);
+        assert!(mount.read("file") == content(1, 3_000_000), "{protection}");
+    }
+}
+
+fn a_wrong_login_is_one_clear_error() {
+    let secure = Secure::start("authentication");
+    let url = format!("{}/data", secure.url);
+    let fails = |lab: &Lab| {
+        let mnt = lab.path("mnt");
+        let outcome = lab.weir(["mount", &url, mnt.to_str().unwrap()]);
+        assert_ne!(outcome.code, 0, "{}", outcome.stdout);
+        outcome.stderr
+    };
+    for keytab in ["wrong.keytab", "missing.keytab"] {
+        let error = fails(&secure.lab(keytab));
+        assert!(error.contains("access denied"), "{keytab}: {error}");
+        assert!(error.contains("KRB5_CLIENT_KTNAME"), "{keytab}: {error}");
+    }
+    let mut simple = secure.lab("reader.keytab");
+    simple.set_env("HADOOP_CONF_DIR", "/nowhere");
+    let error = fails(&simple);
+    assert!(error.contains("asks for Kerberos"), "{error}");
+    assert!(error.contains("hadoop.security.authentication"), "{error}");
+    // The library is nowhere, for this process alone.
+    let lab = secure.lab("reader.keytab");
+    let mnt = lab.path("mnt");
+    let hidden = format!(
+        "for library in $(ldconfig -p | sed -n 's/.*=> \\(.*libgssapi_krb5.so.2\\)$/\\1/p'); do mount --bind /dev/null $library; done; \
+         exec {} mount {url} {}",
+        lab.binary().display(),
+        mnt.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &hidden]);
+    lab.set_environment(&mut command);
+    let outcome = lab.run(command);
+    assert_ne!(outcome.code, 0);
+    assert!(
+        outcome.stderr.contains("libgssapi-krb5-2"),
+        "{}",
+        outcome.stderr
+    );
+}
