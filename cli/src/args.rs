@@ -116,7 +116,7 @@ pub(crate) struct AdmitArgs {
 /// Where the data of an origin is and how it is addressed.
 #[derive(Args, Clone, Default)]
 pub(crate) struct OriginArgs {
-    /// URL of an S3-compatible service, such as http://minio:9000
+    /// URL of an S3-compatible service, such as http://minio:9000; also of OSS, of an Azure account, or of an emulator
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,
     /// Region of the bucket
@@ -297,8 +297,8 @@ impl FromStr for Mode {
 
 #[derive(Args)]
 pub(crate) struct MountArgs {
-    /// s3://bucket/prefix, hdfs://namenode:port/dir or file:///dir for a mount with its own cache; a dataset's name
-    /// (NAME or NAME@SNAPSHOT) with --master
+    /// s3://bucket/prefix, gs://, az://, oss://, hdfs://namenode:port/dir, https://host/dir/ or file:///dir for a mount
+    /// with its own cache; a dataset's name (NAME or NAME@SNAPSHOT) with --master
     pub(crate) source: String,
     /// The directory to mount at; made if it is missing
     pub(crate) dir: PathBuf,

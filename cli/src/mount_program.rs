@@ -311,6 +311,12 @@ fn repaired(source: &OsStr) -> OsString {
     for (written, meant) in [
         ("s3:/", "s3://"),
         ("hdfs:/", "hdfs://"),
+        ("oss:/", "oss://"),
+        ("gs:/", "gs://"),
+        ("az:/", "az://"),
+        ("abfss:/", "abfss://"),
+        ("https:/", "https://"),
+        ("http:/", "http://"),
         ("file:/", "file:///"),
     ] {
         if let Some(rest) = text.strip_prefix(written)

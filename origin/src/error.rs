@@ -105,6 +105,8 @@ pub enum OriginError {
         target: Arc<str>,
         /// Status and code of the answer.
         detail: String,
+        /// How long it wants to be left alone (`Retry-After`), if it says so.
+        after: Option<Duration>,
     },
     /// A server error, a lost connection or an incomplete answer. Passes.
     #[error("origin {target}: not available ({detail}); check the service and --endpoint")]
@@ -282,6 +284,14 @@ impl OriginError {
             self,
             Self::Corrupt { .. } | Self::Malformed { .. } | Self::NoDescriptors { .. }
         )
+    }
+
+    /// How long the origin wants to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { after, .. } => *after,
+            _ => None,
+        }
     }
 
     /// Whether it is final as long as the origin has never answered: its address is wrong then.

@@ -1,4 +1,4 @@
-//! Origins: where a dataset's data comes from. S3-compatible stores, HDFS and directories, behind one trait.
+//! Origins: where a dataset's data comes from. Object stores, HDFS, web servers and directories, behind one trait.
 //!
 //! A read is conditional on the version that was listed, so that it gives that version's bytes or an error.
 //! [`fetch()`] makes a read robust: retries, resumption, hedging, digests. [`object_checksum()`] asks for what guards objects
@@ -8,6 +8,7 @@
 
 #![deny(unsafe_code)]
 
+mod azure;
 mod checksum;
 mod digest;
 mod error;
@@ -15,6 +16,7 @@ mod error;
 mod fake;
 mod fetch;
 mod file;
+mod gcs;
 mod hdfs;
 mod metrics;
 mod object_checksum;
@@ -25,7 +27,9 @@ mod policy;
 mod s3;
 mod sources;
 mod spec;
+mod store;
 mod transport;
+mod web;
 
 pub use checksum::{CrcKind, ObjectChecksum, PartSum, Shift};
 pub use digest::Digest;

@@ -101,7 +101,7 @@ impl OriginMetrics {
             let _ = metrics
                 .duration
                 .get_or_create(&OperationLabel { operation });
-            for origin in ["s3", "file", "hdfs"] {
+            for origin in ["s3", "oss", "gs", "az", "http", "hdfs", "file"] {
                 let labels = RequestLabels {
                     origin,
                     operation,

@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 
+use crate::azure::Azure;
 use crate::error::OriginError;
 use crate::file::FileOrigin;
+use crate::gcs::Gcs;
 use crate::hdfs::HdfsOrigin;
 use crate::metrics::{Operation, OriginMetrics};
 use crate::origin::{Listed, Origin};
 use crate::s3::S3Origin;
 use crate::sources::SourcePolicy;
 use crate::spec::{OriginSpec, Place};
+use crate::web::WebOrigin;
 
 /// Opens an origin. Sends no request: wrong configuration is an error here, a missing bucket or wrong credentials
 /// are errors of the first request. A directory must exist. What `policy` does not allow is an error here, or of the
@@ -29,6 +32,9 @@ pub async fn open(
             let opened = HdfsOrigin::open(spec, namenodes, policy.reach(spec)?).await?;
             Ok(Arc::new(opened))
         }
+        Place::Gcs { .. } => Ok(Arc::new(Gcs::open(spec, policy.reach(spec)?)?)),
+        Place::Azure { .. } => Ok(Arc::new(Azure::open(spec, policy.reach(spec)?)?)),
+        Place::Web(_) => Ok(Arc::new(WebOrigin::open(spec, policy.reach(spec)?)?)),
         Place::File { dir } => {
             let opened = FileOrigin::open(spec.id(), dir.into(), policy).await?;
             Ok(Arc::new(opened))

@@ -65,7 +65,7 @@ pub trait Origin: Send + Sync + Debug {
     /// Identifies the origin in block identities.
     fn id(&self) -> OriginId;
 
-    /// `s3`, `hdfs` or `file`: a label of metrics.
+    /// The URL's scheme, one of a few: a label of metrics.
     fn kind(&self) -> &'static str;
 
     /// The origin in messages: `s3://bucket`.

@@ -57,6 +57,16 @@ impl Default for FetchPolicy {
 }
 
 impl FetchPolicy {
+    /// The policy of an origin's listings, for which somebody waits at the command line: no more patient than usual.
+    pub(crate) fn of_listings(spec: &OriginSpec) -> Self {
+        let usual = Self::default();
+        let patient = usual.with_patience(spec);
+        Self {
+            budget: patient.budget.min(usual.budget),
+            ..usual
+        }
+    }
+
     /// This policy, but for an origin that is waited for so long, if that is said or its kind needs it.
     #[must_use]
     pub fn with_patience(&self, spec: &OriginSpec) -> Self {
@@ -93,9 +103,12 @@ impl Backoff {
     pub(crate) fn wait_after(&mut self, error: &OriginError, policy: &FetchPolicy) -> Duration {
         let wait = self.wait(policy);
         if error.passes_soon_or_never() {
-            wait.min(WRONG_PAUSE)
-        } else {
-            wait
+            return wait.min(WRONG_PAUSE);
+        }
+        match error.retry_after() {
+            // Those who were sent away together do not come back together.
+            Some(after) => after.saturating_add(wait),
+            None => wait,
         }
     }
 
@@ -124,6 +137,22 @@ mod tests {
             .sum();
         assert_eq!(policy.budget, Duration::from_mins(10));
         assert!(waits > policy.budget, "{waits:?}");
+    }
+
+    #[test]
+    fn a_service_that_says_how_long_it_wants_to_be_left_alone_is() {
+        let policy = FetchPolicy::default();
+        let throttled = |after| OriginError::Throttled {
+            target: "s3://b".into(),
+            detail: "503".to_owned(),
+            after,
+        };
+        let wait = |after| Backoff::new(&policy).wait_after(&throttled(after), &policy);
+        let seven = Duration::from_secs(7);
+        let waited = wait(Some(seven));
+        assert!(waited > seven && waited <= seven + policy.first_backoff);
+        assert!(wait(None) <= policy.first_backoff);
+        assert!(wait(Some(Duration::from_hours(48))) > policy.budget);
     }
 
     #[test]

@@ -8,8 +8,9 @@ mod chain;
 mod checksums;
 pub(crate) mod configuration;
 mod credentials;
+mod extras;
 mod helper;
-mod listing;
+pub(crate) mod listing;
 mod platform;
 mod profile;
 mod redirect;
@@ -38,6 +39,7 @@ use crate::policy::FetchPolicy;
 use crate::sources::Reach;
 use crate::spec::OriginSpec;
 use crate::transport::body;
+use crate::transport::environment::Environment;
 use crate::transport::exchange::Answer;
 use crate::transport::head::{Head, Witness, text};
 use crate::transport::time::TIME_VERSION;
@@ -61,16 +63,18 @@ pub(crate) struct S3Origin {
 
 impl S3Origin {
     pub(crate) fn open(spec: &OriginSpec, reach: Reach) -> Result<Self, OriginError> {
-        let usual = FetchPolicy::default();
-        let patient = usual.with_patience(spec);
+        Self::open_in(spec, reach, &Environment::of_process())
+    }
+
+    fn open_in(
+        spec: &OriginSpec,
+        reach: Reach,
+        environment: &Environment,
+    ) -> Result<Self, OriginError> {
         Ok(Self {
             id: spec.id(),
-            client: Arc::new(Client::new(spec, reach)?),
-            policy: FetchPolicy {
-                // Somebody waits at the command line.
-                budget: patient.budget.min(usual.budget),
-                ..usual
-            },
+            client: Arc::new(Client::new(spec, reach, environment)?),
+            policy: FetchPolicy::of_listings(spec),
             unwitnessed: AtomicBool::new(false),
         })
     }
@@ -94,7 +98,7 @@ impl Origin for S3Origin {
     }
 
     fn kind(&self) -> &'static str {
-        "s3"
+        self.client.dialect().scheme()
     }
 
     fn describe(&self) -> &str {

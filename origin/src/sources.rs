@@ -22,6 +22,7 @@ use weir_core::LogLimitByKey;
 use crate::error::OriginError;
 use crate::file::Root;
 use crate::spec::hdfs::NameNodes;
+use crate::spec::stores::{Dialect, is_azure, is_gcs, is_oss};
 use crate::spec::{Addressing, OriginSpec, Place};
 
 pub(crate) mod address;
@@ -116,7 +117,11 @@ impl SourcePolicy {
     /// Checks what can be told of a source without asking anybody: its directory's name, or its endpoint's.
     pub fn check(&self, spec: &OriginSpec) -> Result<(), OriginError> {
         match spec.place()? {
-            Place::S3 { .. } | Place::Hdfs { .. } => self.reach(spec).map(drop),
+            Place::S3 { .. }
+            | Place::Hdfs { .. }
+            | Place::Gcs { .. }
+            | Place::Azure { .. }
+            | Place::Web(_) => self.reach(spec).map(drop),
             Place::File { .. } => Ok(()), // a name tells nothing, links may lead anywhere
         }
     }
@@ -160,30 +165,49 @@ impl SourcePolicy {
         let Some(limits) = &self.0 else {
             return Ok(Reach(None));
         };
-        let bucket = match spec.place()? {
-            Place::S3 { bucket, .. } => bucket,
-            Place::Hdfs { namenodes, .. } => return reach_of_hdfs(spec, limits, &namenodes),
+        let named = || spec.endpoint.as_deref().map(|url| spec.endpoint_url(url));
+        let mut bucket_behind = None;
+        let (origin, endpoint, is_service): (_, _, IsService) = match spec.place()? {
             Place::File { .. } => return Ok(Reach(None)),
+            Place::Hdfs { namenodes, .. } => return reach_of_hdfs(spec, limits, &namenodes),
+            Place::S3 {
+                dialect: Dialect::S3,
+                bucket,
+                ..
+            } => {
+                let is_virtual = spec.addressing == Addressing::Virtual;
+                bucket_behind = is_virtual.then_some(bucket);
+                (format!("s3://{bucket}"), named().transpose()?, is_aws_s3)
+            }
+            Place::S3 { bucket, .. } => {
+                let is_virtual = spec.addressing != Addressing::Path;
+                bucket_behind = is_virtual.then_some(bucket);
+                let endpoint = spec.oss_endpoint()?;
+                (format!("oss://{bucket}"), Some(endpoint), is_oss)
+            }
+            Place::Gcs { bucket, .. } => (format!("gs://{bucket}"), named().transpose()?, is_gcs),
+            Place::Azure { container, .. } => {
+                let endpoint = spec.azure_endpoint()?;
+                (format!("az://{container}"), Some(endpoint), is_azure)
+            }
+            Place::Web(web) => (spec.location(), Some(web.server), |_| false),
         };
-        let endpoint = match &spec.endpoint {
-            None => None,
-            Some(endpoint) => Some(spec.endpoint_url(endpoint)?),
-        };
-        let bucket_host = match &endpoint {
-            Some(url) if spec.addressing == Addressing::Virtual => url.host_str().map(|host| {
-                let behind = format!("{bucket}.{host}").to_ascii_lowercase();
-                (behind, host.to_owned())
-            }),
-            _ => None,
-        };
+        let bucket_host = bucket_behind.and_then(|bucket| {
+            let host = endpoint.as_ref()?.host_str()?;
+            let behind = format!("{bucket}.{host}").to_ascii_lowercase();
+            Some((behind, host.to_owned()))
+        });
+        // Nothing that could be signed is asked of a web server.
+        let is_signed = !spec.anonymous && !matches!(spec.place()?, Place::Web(_));
         let own = endpoint
             .as_ref()
             .and_then(|endpoint| own().filter(|own| own == endpoint));
         let reach = Bounds {
             limits: limits.clone(),
-            origin: format!("s3://{bucket}").into(),
+            origin: origin.into(),
             bucket_host,
             own,
+            is_service,
         };
         if let Some(endpoint) = &endpoint {
             let uri = endpoint.as_str().parse::<Uri>().map_err(|_| {
@@ -193,7 +217,7 @@ impl SourcePolicy {
             reach
                 .check_name(&uri, false)
                 .map_err(|e| e.of(reach.origin.clone()))?;
-            if !spec.anonymous {
+            if is_signed {
                 reach
                     .check_signature(&uri)
                     .map_err(|e| e.of(reach.origin.clone()))?;
@@ -214,6 +238,7 @@ fn reach_of_hdfs(
         origin: format!("hdfs://{}", namenodes.authority).into(),
         bucket_host: None,
         own: None,
+        is_service: |_| false,
     };
     let refused = |error: Forbidden| error.of(reach.origin.clone());
     for address in &namenodes.addresses {
@@ -292,14 +317,19 @@ struct Bounds {
     bucket_host: Option<(String, String)>,
     /// The endpoint, if the process's own environment names it.
     own: Option<Url>,
+    /// Whether a host is that of the service itself.
+    is_service: IsService,
 }
+
+/// Tells the hosts in which a service alone answers.
+type IsService = fn(&str) -> bool;
 
 /// What is known of a host by its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Standing {
     /// The operator names it: it may have any address.
     Named,
-    /// It is AWS's, or below a domain that the operator names: its addresses must not be special ones.
+    /// It is the store's own, or below a domain that the operator names: its addresses must not be special ones.
     Known,
     /// Nobody names it.
     Other,
@@ -475,7 +505,7 @@ impl Bounds {
     }
 
     fn standing(&self, uri: &Uri, host: &str) -> Standing {
-        let is_aws = uri.scheme_str() == Some("https") && is_aws_s3(host);
+        let is_service = uri.scheme_str() == Some("https") && (self.is_service)(host);
         let host = match &self.bucket_host {
             Some((behind, endpoint)) if behind == host => endpoint,
             _ => host,
@@ -490,7 +520,7 @@ impl Bounds {
         let is_named = |endpoint: &AllowedEndpoint| endpoint.names_host(host, port(uri));
         if self.own.as_ref().is_some_and(is_own) || endpoints.iter().any(is_named) {
             Standing::Named
-        } else if is_aws
+        } else if is_service
             || endpoints
                 .iter()
                 .any(|endpoint| endpoint.names_domain_of(host))
@@ -515,7 +545,7 @@ impl Bounds {
         let (process, host) = (self.limits.process, shown_host(uri));
         Forbidden {
             problem: format!(
-                "the endpoint {host} is neither AWS's nor one that `{process}` allows"
+                "the endpoint {host} is neither a known store's own nor one that `{process}` allows"
             ),
             remedy: format!("start `{process}` with --allow-endpoint {host} too if it is meant"),
         }

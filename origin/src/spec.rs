@@ -18,10 +18,12 @@ use crate::transport::environment::Environment;
 
 mod hadoop;
 pub(crate) mod hdfs;
+pub(crate) mod stores;
 mod wire;
 
 pub use hdfs::HdfsOptions;
 use hdfs::NameNodes;
+use stores::{Dialect, WebPlace};
 
 /// Longest bucket name that is accepted, in bytes; S3 allows 63, old buckets had up to 255.
 const MAX_BUCKET: usize = 255;
@@ -45,7 +47,8 @@ pub enum Addressing {
 /// Where a dataset's data lives. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OriginSpec {
-    /// `s3://bucket/prefix`, `hdfs://namenode:port/dir` or `file:///dir`. Taken literally: nothing in it is percent-decoded.
+    /// `s3://bucket/prefix`, `oss://…`, `gs://…`, `az://container/prefix`, `hdfs://namenode:port/dir` or `file:///dir`, taken literally: nothing in it is
+    /// percent-decoded. Or `https://host/dir/`, which is decoded as web servers do.
     pub url: String,
     /// URL of an S3-compatible service; AWS when absent.
     #[serde(default)]
@@ -74,8 +77,22 @@ pub struct OriginSpec {
 /// The URL, taken apart.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Place<'a> {
-    /// A bucket and the rest of the URL behind its slash.
-    S3 { bucket: &'a str, rest: &'a str },
+    /// A bucket of a service that speaks S3's protocol, and the rest of the URL behind its slash.
+    S3 {
+        dialect: Dialect,
+        bucket: &'a str,
+        rest: &'a str,
+    },
+    /// A bucket of Google Cloud Storage.
+    Gcs { bucket: &'a str, rest: &'a str },
+    /// A container of Azure, and the account's host if the URL has it.
+    Azure {
+        container: &'a str,
+        host: Option<&'a str>,
+        rest: &'a str,
+    },
+    /// A directory of a web server.
+    Web(WebPlace),
     /// An absolute directory without a trailing slash, but `/` itself.
     File { dir: String },
     /// A cluster, and the directory as the beginning of keys.
@@ -136,6 +153,12 @@ impl OriginSpec {
                     "leave --endpoint out, or name a bucket as s3://bucket",
                 ));
             }
+            if matches!(place, Place::Web(_)) {
+                return Err(self.wrong(
+                    "the address of a web server is its URL",
+                    "leave --endpoint out, and write https://host/dir/",
+                ));
+            }
             self.endpoint_url(endpoint)?;
         }
         if self
@@ -179,6 +202,18 @@ impl OriginSpec {
         if matches!(self.place()?, Place::File { .. }) {
             return Ok(self);
         }
+        let is_aws = |place: &Place<'_>| {
+            matches!(
+                place,
+                Place::S3 {
+                    dialect: Dialect::S3,
+                    ..
+                }
+            )
+        };
+        if !is_aws(&self.place()?) {
+            return self.completed_by_store(environment);
+        }
         let location = self.location().into();
         let configuration = Configuration::load(&location, self.profile.as_deref(), environment)?;
         let owned = |text: Option<&str>| text.map(str::to_owned);
@@ -217,16 +252,25 @@ impl OriginSpec {
             Err(_) => self.url.clone(),
             Ok(Place::File { dir }) => format!("file://{dir}"),
             Ok(Place::Hdfs { namenodes, .. }) => namenodes.location(self.hdfs.user.as_deref()),
-            Ok(Place::S3 { bucket, .. }) => {
-                let endpoint = self.endpoint.as_deref().map(|text| {
-                    self.endpoint_url(text)
-                        .map_or_else(|_| text.to_owned(), |url| plain(&url))
-                });
-                match endpoint {
-                    None => format!("s3://{bucket}"),
-                    Some(endpoint) => format!("s3://{bucket}?endpoint={endpoint}"),
+            Ok(Place::S3 {
+                dialect: Dialect::Oss,
+                bucket,
+                ..
+            }) => {
+                // A name is one bucket's in all regions, and each region has several endpoints.
+                let is_own = |url: &Url| url.host_str().is_some_and(stores::is_oss);
+                match self.oss_endpoint() {
+                    Ok(url) if !is_own(&url) => at_endpoint("oss", bucket, Some(plain(&url))),
+                    _ => at_endpoint("oss", bucket, None),
                 }
             }
+            Ok(Place::S3 { bucket, .. }) => at_endpoint("s3", bucket, self.plain_endpoint()),
+            Ok(Place::Gcs { bucket, .. }) => at_endpoint("gs", bucket, self.plain_endpoint()),
+            Ok(Place::Azure { container, .. }) => {
+                let endpoint = self.azure_endpoint().ok().map(|url| plain(&url));
+                at_endpoint("az", container, endpoint)
+            }
+            Ok(Place::Web(web)) => plain(&web.server),
         }
     }
 
@@ -239,9 +283,15 @@ impl OriginSpec {
     /// not take in `training/`.
     pub fn prefix(&self) -> Cow<'_, str> {
         match self.place() {
-            Ok(Place::S3 { rest, .. }) if rest.is_empty() || rest.ends_with('/') => rest.into(),
-            Ok(Place::S3 { rest, .. }) => format!("{rest}/").into(),
             Ok(Place::Hdfs { prefix, .. }) => prefix.into(),
+            Ok(Place::S3 { rest, .. } | Place::Gcs { rest, .. } | Place::Azure { rest, .. }) => {
+                match rest {
+                    "" => rest.into(),
+                    rest if rest.ends_with('/') => rest.into(),
+                    rest => format!("{rest}/").into(),
+                }
+            }
+            Ok(Place::Web(web)) => web.dir.into(),
             _ => "".into(),
         }
     }
@@ -254,7 +304,7 @@ impl OriginSpec {
     /// Takes the URL apart.
     pub(crate) fn place(&self) -> Result<Place<'_>, OriginError> {
         match self.url.split_once("://") {
-            Some(("s3", rest)) => {
+            Some((scheme @ ("s3" | "oss" | "gs"), rest)) => {
                 let (bucket, rest) = rest.split_once('/').unwrap_or((rest, ""));
                 let valid = !bucket.is_empty()
                     && bucket.len() <= MAX_BUCKET
@@ -266,11 +316,22 @@ impl OriginSpec {
                 if !valid {
                     return Err(self.wrong(
                         format!("the bucket name {bucket:?} is not valid"),
-                        "write s3://bucket/prefix",
+                        &format!("write {scheme}://bucket/prefix"),
                     ));
                 }
-                Ok(Place::S3 { bucket, rest })
+                let dialect = match scheme {
+                    "gs" => return Ok(Place::Gcs { bucket, rest }),
+                    "oss" => Dialect::Oss,
+                    _ => Dialect::S3,
+                };
+                Ok(Place::S3 {
+                    dialect,
+                    bucket,
+                    rest,
+                })
             }
+            Some(("az" | "azure" | "abfs" | "abfss", rest)) => stores::azure(self, rest),
+            Some(("http" | "https", _)) => stores::web(self).map(Place::Web),
             Some(("file", path)) if path.starts_with('/') && !path.contains('\0') => {
                 let parts: Vec<&str> = path
                     .split('/')
@@ -304,7 +365,7 @@ impl OriginSpec {
             }
             _ => Err(self.wrong(
                 "this kind of URL is not supported",
-                "write s3://bucket/prefix, hdfs://namenode:port/dir or file:///dir",
+                "write s3://bucket/prefix, gs://…, az://…, oss://…, hdfs://namenode:port/dir, https://host/dir/ or file:///dir",
             )),
         }
     }
@@ -328,6 +389,13 @@ impl OriginSpec {
         Ok(url)
     }
 
+    /// The endpoint in its canonical form.
+    fn plain_endpoint(&self) -> Option<String> {
+        let text = self.endpoint.as_deref()?;
+        let url = self.endpoint_url(text);
+        Some(url.map_or_else(|_| text.to_owned(), |url| plain(&url)))
+    }
+
     fn wrong(&self, problem: impl Into<String>, remedy: &str) -> OriginError {
         OriginError::config(self.url.as_str(), problem, remedy)
     }
@@ -337,6 +405,14 @@ impl OriginSpec {
 fn authority(url: &str) -> &str {
     let rest = url.split_once("://").map_or("", |(_, rest)| rest);
     rest.split('/').next().unwrap_or_default()
+}
+
+/// The location of a bucket.
+fn at_endpoint(scheme: &str, bucket: &str, endpoint: Option<String>) -> String {
+    match endpoint {
+        None => format!("{scheme}://{bucket}"),
+        Some(endpoint) => format!("{scheme}://{bucket}?endpoint={endpoint}"),
+    }
 }
 
 /// A URL without its trailing slash; `Url` has already dropped a default port and lower-cased the host.
@@ -417,7 +493,6 @@ mod tests {
             "s3:///x",
             "s3://a b/",
             "s3://a..b",
-            "http://x/y",
             "file://host/x",
             "file://x",
             "file:///a/../b",

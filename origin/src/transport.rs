@@ -16,8 +16,13 @@ mod low_water;
 pub(crate) mod names;
 pub(crate) mod patience;
 pub(crate) mod proxy;
+pub(crate) mod refusal;
 pub(crate) mod renewed;
 mod scheme;
 pub(crate) mod seen;
+pub(crate) mod service;
+pub(crate) mod shown;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod time;
 pub(crate) mod trust;

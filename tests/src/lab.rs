@@ -14,6 +14,17 @@ use crate::comes_true;
 
 /// The bucket that most tests use.
 pub const BUCKET: &str = "bucket";
+/// What the variables begin with that say where data is and with which keys it is read.
+const FOREIGN: [&str; 8] = [
+    "AWS_",
+    "WEIR_",
+    "OSS_",
+    "ALIBABA_CLOUD_",
+    "GOOGLE_",
+    "AZURE_",
+    "STORAGE_EMULATOR_HOST",
+    "CLOUDSDK_CONFIG",
+];
 /// Longest time that any command may take.
 const COMMAND_DEADLINE: Duration = Duration::from_mins(2);
 
@@ -125,7 +136,7 @@ impl Lab {
     /// Gives a command the lab's environment.
     pub fn set_environment(&self, command: &mut Command) {
         for (name, _) in std::env::vars()
-            .filter(|(name, _)| name.starts_with("AWS_") || name.starts_with("WEIR_"))
+            .filter(|(name, _)| FOREIGN.iter().any(|prefix| name.starts_with(prefix)))
         {
             command.env_remove(name);
         }

@@ -6,6 +6,7 @@
 
 mod origins {
     pub(crate) mod hdfs;
+    pub(crate) mod stores;
 }
 
 use std::process::ExitCode;
@@ -30,6 +31,12 @@ fn main() -> ExitCode {
     let suites: &[(&str, &[Case])] = &[
         ("hdfs", origins::hdfs::CASES),
         ("kerberos", origins::hdfs::KERBEROS_CASES),
+        ("s3", origins::stores::S3),
+        ("gcs", origins::stores::GCS),
+        ("azure", origins::stores::AZURE),
+        ("python", origins::stores::PYTHON),
+        ("nginx", origins::stores::NGINX),
+        ("stores", origins::stores::OTHERS),
     ];
     let mut trials = Vec::new();
     for (suite, cases) in suites {

@@ -144,13 +144,13 @@ fn mount_spec(text: &str, origin: &OriginArgs, others: bool) -> Result<v1::Mount
         return Err(Failure::new(
             Reason::Usage,
             format!(
-                "{text:?} is not a URL: write s3://bucket/prefix, hdfs://namenode:port/dir or file:///dir, with :PATH behind it to put it at a path"
+                "{text:?} is not a URL: write s3://bucket/prefix, hdfs://namenode:port/dir, https://host/dir/ or file:///dir, with :PATH behind it to put it at a path"
             ),
         ));
     };
-    // The port of a NameNode is none of it.
+    // The port of a server is none of it.
     let authority = match scheme {
-        "hdfs" => rest.find('/').unwrap_or(rest.len()),
+        "hdfs" | "http" | "https" => rest.find('/').unwrap_or(rest.len()),
         _ => 0,
     };
     let (location, path) = match rest[authority..].rfind(':') {
@@ -159,7 +159,7 @@ fn mount_spec(text: &str, origin: &OriginArgs, others: bool) -> Result<v1::Mount
     };
     let none = OriginArgs::default();
     // The flags are for the buckets among several mounts.
-    let flags = if matches!(scheme, "file" | "hdfs") && others {
+    let flags = if matches!(scheme, "file" | "hdfs" | "http" | "https") && others {
         &none
     } else {
         origin

@@ -494,6 +494,7 @@ async fn an_origin_that_is_far_gets_no_more_for_a_while_once_it_asks_for_fewer_o
         ..Answer::default()
     };
     let throttled = OriginError::Throttled {
+        after: None,
         target: "fake://f/key".into(),
         detail: "503 SlowDown".to_owned(),
     };

@@ -61,7 +61,8 @@ impl<'a> Configuration<'a> {
         self.profiles.get(&self.chosen)
     }
 
-    fn setting(&self, name: &str) -> Option<&str> {
+    /// A setting of the chosen profile.
+    pub(super) fn setting(&self, name: &str) -> Option<&str> {
         self.profile()?.get(name)
     }
 

@@ -9,6 +9,7 @@ use super::chain::{self, Source};
 use super::configuration::Configuration;
 use super::signature::{Keys, Temporary};
 use crate::error::OriginError;
+use crate::spec::stores::Dialect;
 use crate::transport::calls::{Calls, Refused};
 use crate::transport::environment::Environment;
 use crate::transport::renewed::{Issuer, Renewed};
@@ -21,6 +22,8 @@ pub(super) struct Settings {
     pub(super) region: Option<String>,
     /// The origin in messages.
     pub(super) name: Arc<str>,
+    /// Whose keys they are.
+    pub(super) dialect: Dialect,
 }
 
 /// The keys of one origin.
@@ -81,19 +84,66 @@ impl Issuer for Finder {
     }
 
     fn remedy(&self) -> &'static str {
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket"
+        match self.settings.dialect {
+            Dialect::S3 => {
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket"
+            }
+            Dialect::Oss => {
+                "set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, or use --anonymous for a public bucket"
+            }
+        }
     }
 }
 
 impl Found {
     fn in_environment(settings: &Settings, environment: &Environment) -> Result<Self, OriginError> {
         let (origin, named) = (&settings.name, settings.profile.as_deref());
+        // AWS's keys are of no use there, and are not to be shown: not unless a profile was named for it.
+        if settings.dialect == Dialect::Oss && named.is_none() {
+            return Ok(Self {
+                source: oss_keys(origin, environment)?,
+                calls: Calls::new(Trust::of(origin, None), environment),
+            });
+        }
         let configuration = Configuration::load(origin, named, environment)?;
         Ok(Self {
             source: chain::find(origin, named, settings.region.as_deref(), &configuration)?,
             calls: Calls::new(Trust::of(origin, configuration.ca_bundle()), environment),
         })
     }
+}
+
+/// The keys that OSS's variables, or those of Alibaba Cloud's tools, have.
+fn oss_keys(origin: &Arc<str>, environment: &Environment) -> Result<Source, OriginError> {
+    for (id, secret, tokens) in [
+        (
+            "OSS_ACCESS_KEY_ID",
+            "OSS_ACCESS_KEY_SECRET",
+            &["OSS_SESSION_TOKEN", "OSS_SECURITY_TOKEN"][..],
+        ),
+        (
+            "ALIBABA_CLOUD_ACCESS_KEY_ID",
+            "ALIBABA_CLOUD_ACCESS_KEY_SECRET",
+            &["ALIBABA_CLOUD_SECURITY_TOKEN"],
+        ),
+    ] {
+        let Some(access_key) = environment.get(id) else {
+            continue;
+        };
+        let Some(secret_key) = environment.get(secret) else {
+            return Err(OriginError::config(
+                origin.clone(),
+                format!("{id} is set, and {secret} is not, or is empty"),
+                "set both",
+            ));
+        };
+        return Ok(Source::Fixed(Arc::new(Keys {
+            access_key: access_key.to_owned(),
+            secret_key: secret_key.to_owned(),
+            token: environment.first(tokens).map(str::to_owned),
+        })));
+    }
+    Ok(Source::Nothing("no variable has keys of OSS".into()))
 }
 
 #[cfg(test)]

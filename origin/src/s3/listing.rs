@@ -5,7 +5,7 @@
 //! as the service itself can be believed.
 
 mod archived;
-mod cursor;
+pub(crate) mod cursor;
 mod document;
 mod encoding;
 #[cfg(test)]

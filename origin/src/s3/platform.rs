@@ -9,8 +9,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
 use super::signature::{Keys, Temporary};
-use super::sts::plain;
-use crate::transport::calls::{CallError, Calls, Limits, Refused, Reply};
+use crate::transport::calls::{CallError, Calls, Limits, Refused, Reply, plain};
 use crate::transport::time;
 
 /// The address of a container's agent on ECS.

@@ -8,12 +8,12 @@ use http::{StatusCode, header};
 use crate::error::OriginError;
 use crate::transport::exchange::Answer;
 use crate::transport::head::text;
+use crate::transport::refusal::retry_after;
+use crate::transport::shown::{plain, shown};
 
 /// Longest error document that is read, in bytes, and how long it is waited for.
 const MAX_DOCUMENT: usize = 64 << 10;
 const DOCUMENT_DEADLINE: Duration = Duration::from_secs(5);
-/// Characters of a service's word that messages repeat.
-const MAX_SHOWN: usize = 200;
 
 /// Status, error code and what else tells the cause; the message is dropped, since it can repeat what was sent.
 #[derive(Debug, Default)]
@@ -32,6 +32,8 @@ pub(super) struct Refusal {
     wants_key: bool,
     /// It gives an object that KMS has the key of to signed requests over TLS alone.
     wants_kms: bool,
+    /// How long it wants to be left alone.
+    after: Option<Duration>,
 }
 
 impl Refusal {
@@ -40,10 +42,14 @@ impl Refusal {
         let header = |name: &str| text(&answer.headers, name).map(str::to_owned);
         let region = header("x-amz-bucket-region");
         let location = header(header::LOCATION.as_str());
+        let after = retry_after(&answer.headers);
         // Services send it in chunks, without saying how long it is. Without it the status must do.
         let read = tokio::time::timeout(DOCUMENT_DEADLINE, answer.document(MAX_DOCUMENT));
         let body = read.await.ok().and_then(Result::ok).unwrap_or_default();
-        Self::of(status, region, location, &body)
+        Self {
+            after,
+            ..Self::of(status, region, location, &body)
+        }
     }
 
     /// The refusal of an answer with this status, these headers and this document.
@@ -78,6 +84,7 @@ impl Refusal {
             wants_kms: document
                 .message
                 .contains("Server Side Encryption with AWS KMS"),
+            after: None,
         }
     }
 
@@ -172,10 +179,16 @@ impl Refusal {
         if self.is_expired() {
             return OriginError::CredentialsExpired { target, detail };
         }
+        let is_oss = origin.starts_with("oss:");
         let denied = |target, detail, remedy| OriginError::AccessDenied {
             target,
             detail,
-            remedy,
+            remedy: match remedy {
+                _ if is_oss => {
+                    "check OSS_ACCESS_KEY_ID, OSS_ACCESS_KEY_SECRET and OSS_SESSION_TOKEN, and what the user may read"
+                }
+                remedy => remedy,
+            },
         };
         match (status, self.code.as_str(), key) {
             (_, "NoSuchBucket", _) | (404, _, None) => OriginError::BucketMissing {
@@ -191,7 +204,11 @@ impl Refusal {
                 origin: origin.clone(),
                 key: key.into(),
             },
-            _ if self.asks_for_fewer() => OriginError::Throttled { target, detail },
+            _ if self.asks_for_fewer() => OriginError::Throttled {
+                target,
+                detail,
+                after: self.after,
+            },
             (_, "RequestTimeTooSkewed", _) => denied(target, detail, "set this machine's clock"),
             (_, "SignatureDoesNotMatch", _) => {
                 denied(target, detail, "check AWS_SECRET_ACCESS_KEY and --region")
@@ -209,9 +226,14 @@ impl Refusal {
             (300..=399 | 407 | 501 | 505, ..) | (_, "InvalidObjectState", _) => {
                 self.refused(target, &detail)
             }
-            (408 | 500.., ..) | (_, "RequestTimeout", _) => {
-                OriginError::Unavailable { target, detail }
-            }
+            (408 | 500.., ..) | (_, "RequestTimeout", _) => match self.after {
+                None => OriginError::Unavailable { target, detail },
+                after => OriginError::Throttled {
+                    target,
+                    detail,
+                    after,
+                },
+            },
             (401 | 403, ..) | (_, "InvalidAccessKeyId", _) => {
                 denied(target, detail, "check AWS_ACCESS_KEY_ID or --endpoint")
             }
@@ -230,7 +252,7 @@ impl Refusal {
             ),
             _ if self.wants_key => (
                 format!("the object is encrypted with its owner's own key, SSE-C ({detail})"),
-                "Weir has no such keys: store it with SSE-S3 or SSE-KMS".into(),
+                "name the file of its key in WEIR_SSE_C_KEY_FILE, or store it with SSE-S3 or SSE-KMS".into(),
             ),
             _ if self.wants_kms => (
                 format!("the object is encrypted with SSE-KMS ({detail})"),
@@ -265,27 +287,6 @@ impl Refusal {
 fn is_region(text: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     !text.is_empty() && text.len() <= 64 && text.chars().all(fits)
-}
-
-/// A service's words in a message: not too many, and without what breaks a line.
-fn shown(text: &str) -> String {
-    text.chars()
-        .take(MAX_SHOWN)
-        .flat_map(char::escape_debug)
-        .collect()
-}
-
-/// An address without what could hold a secret: its user, its query.
-fn plain(location: &str) -> String {
-    let location = location.split(['?', '#']).next().unwrap_or_default();
-    let shown = shown(location);
-    match shown.split_once("://") {
-        Some((scheme, rest)) => {
-            let host_begins = rest.split('/').next().and_then(|host| host.rfind('@'));
-            format!("{scheme}://{}", &rest[host_begins.map_or(0, |at| at + 1)..])
-        }
-        None => shown,
-    }
 }
 
 #[cfg(test)]

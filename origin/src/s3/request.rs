@@ -9,11 +9,13 @@ use parking_lot::{Mutex, RwLock};
 
 use super::configuration::Configuration;
 use super::credentials::{self, Credentials, Settings};
+use super::extras::Extras;
 use super::redirect;
 use super::refusal::Refusal;
 use super::signature::{Keys, Signer};
 use crate::error::OriginError;
 use crate::sources::Reach;
+use crate::spec::stores::{Dialect, oss_s3_host};
 use crate::spec::{Addressing, OriginSpec, Place};
 use crate::transport::connect::Connector;
 use crate::transport::encode::encode_path;
@@ -21,6 +23,7 @@ use crate::transport::environment::Environment;
 use crate::transport::exchange::{Answer, Http};
 use crate::transport::failure::HttpError;
 use crate::transport::proxy::Proxies;
+use crate::transport::service::other_scheme;
 use crate::transport::trust::Trust;
 
 /// Region of requests when nobody names one; the service corrects it.
@@ -39,6 +42,8 @@ pub(super) struct Client {
     /// The bucket in messages.
     name: Arc<str>,
     bucket: String,
+    dialect: Dialect,
+    extras: Extras,
     region: RwLock<String>,
     /// `None` when requests are not signed.
     credentials: Option<Credentials>,
@@ -57,30 +62,41 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    pub(super) fn new(spec: &OriginSpec, reach: Reach) -> Result<Self, OriginError> {
-        let Place::S3 { bucket, .. } = spec.place()? else {
+    pub(super) fn new(
+        spec: &OriginSpec,
+        reach: Reach,
+        environment: &Environment,
+    ) -> Result<Self, OriginError> {
+        let Place::S3 {
+            dialect, bucket, ..
+        } = spec.place()?
+        else {
             return Err(OriginError::config(
                 spec.url.as_str(),
                 "it is no bucket",
                 "write s3://bucket/prefix",
             ));
         };
-        let name: Arc<str> = format!("s3://{bucket}").into();
-        let base = base_url(spec, bucket)?;
-        let environment = Environment::of_process();
-        let trust = if base.starts_with("https:") {
-            let profile = spec.profile.as_deref();
-            let configuration = Configuration::load(&name, profile, &environment)?;
-            Some(Trust::of(&name, configuration.ca_bundle()))
-        } else {
-            None
+        let name: Arc<str> = format!("{}://{bucket}", dialect.scheme()).into();
+        let (base, named_region) = match dialect {
+            Dialect::S3 => (base_url(spec, bucket)?, None),
+            Dialect::Oss => oss_base_url(spec, bucket)?,
         };
-        let proxies = Arc::new(Proxies::of(&environment));
+        let (bundle, extras) = match dialect {
+            Dialect::S3 => {
+                let profile = spec.profile.as_deref();
+                let configuration = Configuration::load(&name, profile, environment)?;
+                let extras = Extras::of(&name, &configuration)?;
+                (configuration.ca_bundle(), extras)
+            }
+            Dialect::Oss => (None, Extras::default()),
+        };
+        let with_tls = base.starts_with("https:");
+        let trust = with_tls.then(|| Trust::of(&name, bundle));
+        let proxies = Arc::new(Proxies::of(environment));
         let connector = Connector::new(trust.as_ref(), proxies, reach.clone())?;
-        let region = spec
-            .region
-            .clone()
-            .unwrap_or_else(|| DEFAULT_REGION.to_owned());
+        let region = spec.region.clone().or(named_region);
+        let region = region.unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let credentials = if spec.anonymous {
             None
         } else {
@@ -88,6 +104,7 @@ impl Client {
                 profile: spec.profile.clone(),
                 region: spec.region.clone(),
                 name: name.clone(),
+                dialect,
             })?)
         };
         Ok(Self {
@@ -95,6 +112,8 @@ impl Client {
             base,
             name,
             bucket: bucket.to_owned(),
+            dialect,
+            extras,
             region: RwLock::new(region),
             credentials,
             reach,
@@ -111,6 +130,11 @@ impl Client {
     /// The bucket as it is named in messages.
     pub(super) fn bucket_url(&self) -> &str {
         &self.name
+    }
+
+    /// Which service it is.
+    pub(super) fn dialect(&self) -> Dialect {
+        self.dialect
     }
 
     /// Whether a request has ever succeeded.
@@ -146,6 +170,7 @@ impl Client {
         let mut renewals = 0;
         let mut redirects = 0;
         let mut elsewhere = None;
+        let mut shows_key = key.is_some();
         loop {
             let uri = match elsewhere.clone() {
                 Some(uri) => uri,
@@ -162,9 +187,19 @@ impl Client {
                 }
                 None => None,
             };
+            let mut headers = headers.clone();
+            if credential.is_some() {
+                self.extras.add_payer(&mut headers);
+            }
+            let may_see_key =
+                || self.extras.has_key_for(&uri) && self.reach.check_signature(&uri).is_ok();
+            shows_key = shows_key && may_see_key();
+            if shows_key {
+                self.extras.add_key(&mut headers);
+            }
             let signer = credential.as_deref();
             let response = match self
-                .send(method, uri.clone(), headers.clone(), signer, &target)
+                .send(method, uri.clone(), headers, signer, &target)
                 .await?
             {
                 Ok(response) => response,
@@ -184,6 +219,11 @@ impl Client {
             let refusal = Refusal::read(response).await;
             if refusal.status == StatusCode::BAD_REQUEST && !refusal.has_code() {
                 self.check_scheme(&uri).await?;
+            }
+            // Services refuse a key for an object that has none, and say no more than that.
+            if shows_key && refusal.status == StatusCode::BAD_REQUEST {
+                shows_key = false;
+                continue;
             }
             if let Some(region) = refusal.region()
                 && !corrected
@@ -286,16 +326,7 @@ impl Client {
             return Ok(());
         }
         *self.scheme_checked.lock() = Some((Instant::now(), true));
-        let host = uri.authority().map_or("", |authority| authority.as_str());
-        let (is, right) = match uri.scheme_str() {
-            Some("https") => ("does not speak TLS", "http"),
-            _ => ("speaks TLS", "https"),
-        };
-        Err(OriginError::Refused {
-            target: self.name.clone(),
-            problem: format!("the service at {host} {is}"),
-            remedy: format!("give its address as --endpoint {right}://…"),
-        })
+        Err(other_scheme(&self.name, uri))
     }
 
     /// AWS names the region in the host, so a corrected region changes the address.
@@ -333,6 +364,22 @@ fn base_url(spec: &OriginSpec, bucket: &str) -> Result<String, OriginError> {
         }
         _ => format!("{endpoint}/{bucket}"),
     })
+}
+
+/// URL of a bucket of OSS, which takes no other style than the virtual-hosted one, and the region that its host names.
+fn oss_base_url(spec: &OriginSpec, bucket: &str) -> Result<(String, Option<String>), OriginError> {
+    let url = spec.oss_endpoint()?;
+    let host = url.host_str().unwrap_or_default();
+    let (s3_host, region) = oss_s3_host(host);
+    let endpoint = url.as_str().trim_end_matches('/');
+    let endpoint = endpoint.replacen(host, &s3_host, 1);
+    let base = match endpoint.split_once("://") {
+        Some((scheme, rest)) if spec.addressing != Addressing::Path => {
+            format!("{scheme}://{bucket}.{rest}")
+        }
+        _ => format!("{endpoint}/{bucket}"),
+    };
+    Ok((base, region.map(str::to_owned)))
 }
 
 /// Refuses what cannot be put into the headers of a signed request, which whoever signs it takes for granted.
@@ -385,6 +432,30 @@ mod tests {
         assert_eq!(base(&spec, "bucket"), "http://host:9000/bucket");
         spec.addressing = Addressing::Virtual;
         assert_eq!(base(&spec, "bucket"), "http://bucket.host:9000");
+    }
+
+    #[test]
+    fn a_bucket_of_oss_is_a_host_of_the_endpoint_that_speaks_s3() {
+        let base = |endpoint: &str, addressing| {
+            let spec = OriginSpec {
+                endpoint: Some(endpoint.to_owned()),
+                addressing,
+                ..OriginSpec::parse("oss://bucket").unwrap()
+            };
+            oss_base_url(&spec, "bucket").unwrap()
+        };
+        let internal = "https://oss-cn-hangzhou-internal.aliyuncs.com";
+        assert_eq!(
+            base(internal, Addressing::Auto),
+            (
+                "https://bucket.s3.oss-cn-hangzhou-internal.aliyuncs.com".to_owned(),
+                Some("cn-hangzhou".to_owned())
+            )
+        );
+        assert_eq!(
+            base("http://127.0.0.1:9000/", Addressing::Path),
+            ("http://127.0.0.1:9000/bucket".to_owned(), None)
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! <https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html>.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
 
 use http::header::InvalidHeaderValue;
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use ring::{digest, hmac};
 use url::form_urlencoded;
 
-use crate::transport::encode::encode_query;
+use crate::transport::encode::{encode_query, hex};
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const DATE: HeaderName = HeaderName::from_static("x-amz-date");
@@ -159,15 +159,6 @@ fn canonical_query(query: &str) -> String {
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
     pairs.join("&")
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub(super) fn hex(bytes: impl AsRef<[u8]>) -> String {
-    let mut text = String::with_capacity(2 * bytes.as_ref().len());
-    for byte in bytes.as_ref() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 #[cfg(test)]

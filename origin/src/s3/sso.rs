@@ -13,11 +13,11 @@ use ring::digest;
 use serde_json::{Map, Value};
 use weir_core::read_settings;
 
-use super::signature::{Keys, Temporary, hex};
-use super::sts::plain;
+use super::signature::{Keys, Temporary};
 use crate::error::OriginError;
-use crate::transport::calls::{Calls, Limits, Refused, Reply};
+use crate::transport::calls::{Calls, Limits, Refused, Reply, plain};
 use crate::transport::encode::encode_query;
+use crate::transport::encode::hex;
 use crate::transport::time;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-amz-sso_bearer_token");

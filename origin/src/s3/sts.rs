@@ -10,7 +10,7 @@ use url::form_urlencoded;
 
 use super::signature::{Keys, Signer, Temporary};
 use crate::error::OriginError;
-use crate::transport::calls::{Calls, Limits, Refused, Reply};
+use crate::transport::calls::{Calls, Limits, Refused, Reply, plain};
 use crate::transport::time;
 
 /// The version of the protocol.
@@ -227,12 +227,6 @@ fn code(document: &[u8]) -> String {
     let text = String::from_utf8_lossy(document);
     let response: Option<Response> = quick_xml::de::from_str(&text).ok();
     plain(&response.map_or_else(String::new, |response| response.error.code))
-}
-
-/// A service's word in a message, if it is one.
-pub(super) fn plain(word: &str) -> String {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    word.chars().take(64).take_while(|c| fits(*c)).collect()
 }
 
 #[cfg(test)]

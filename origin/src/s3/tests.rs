@@ -4,48 +4,12 @@ use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 
 use futures::TryStreamExt;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use super::*;
-
-type Reply = dyn Fn(&str) -> Vec<u8> + Send + Sync;
-
-/// A service that answers each request by its head, and closes the connection. It ends with the test's runtime.
-async fn service(reply: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let reply: Arc<Reply> = Arc::new(reply);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(answer(stream, reply.clone()));
-        }
-    });
-    address
-}
-
-async fn answer(mut stream: TcpStream, reply: Arc<Reply>) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await?);
-    }
-    stream
-        .write_all(&reply(&String::from_utf8_lossy(&head)))
-        .await?;
-    stream.shutdown().await
-}
-
-/// An answer with these lines in its head.
-fn with_head(status: &str, lines: &[&str], body: &[u8]) -> Vec<u8> {
-    let mut answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\n").into_bytes();
-    for line in lines {
-        answer.extend_from_slice(line.as_bytes());
-        answer.extend_from_slice(b"\r\n");
-    }
-    answer.extend_from_slice(b"\r\n");
-    answer.extend_from_slice(body);
-    answer
-}
+use crate::transport::testing::{service, with_head};
 
 fn origin(address: SocketAddr) -> S3Origin {
     let spec = OriginSpec {
@@ -308,4 +272,40 @@ async fn a_service_that_answered_before_and_closes_connections_is_waited_for() {
     assert_eq!(read(&origin, 3, 0..3).await.unwrap(), b"abc");
     let error = read(&origin, 3, 0..3).await.unwrap_err();
     assert_eq!(error.kind(), "unavailable", "{error}");
+}
+
+#[tokio::test]
+async fn an_object_that_is_encrypted_with_its_owners_key_is_read_with_it_and_others_are_too() {
+    let address = service(|head| {
+        let shown = head.contains("x-amz-server-side-encryption-customer-key: ");
+        let is_encrypted = head.starts_with("GET /bucket/secret");
+        if shown != is_encrypted {
+            return with_head("400 Bad Request", &["Content-Length: 0"], b"");
+        }
+        with_head("200 OK", &["Content-Length: 5", ETAG], b"hello")
+    })
+    .await;
+    let spec = OriginSpec {
+        endpoint: Some(format!("http://{address}")),
+        anonymous: true,
+        ..OriginSpec::parse("s3://bucket").unwrap()
+    };
+    let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    let open = |variables: &[(&str, &str)]| {
+        let all = variables.iter().copied().chain([("HOME", "/nonexistent")]);
+        S3Origin::open_in(&spec, Reach::anywhere(), &Environment::of(all)).unwrap()
+    };
+    let object = |key: &str| ObjectRef {
+        key: key.into(),
+        ..object(5)
+    };
+    let (with_key, without) = (open(&[("WEIR_SSE_C_KEY", key)]), open(&[]));
+    for name in ["secret", "plain"] {
+        let fetched = with_key.get(&object(name), 0..5).await.unwrap();
+        let pieces: Vec<_> = fetched.body.try_collect().await.unwrap();
+        assert_eq!(pieces.concat(), b"hello", "{name}");
+    }
+    without.get(&object("plain"), 0..5).await.unwrap();
+    let error = without.get(&object("secret"), 0..5).await.unwrap_err();
+    assert_eq!(error.kind(), "refused");
 }

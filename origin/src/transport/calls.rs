@@ -161,3 +161,52 @@ impl Calls {
             .map_err(broken)
     }
 }
+
+/// The token of an answer (RFC 6749, 5.1) as the header of requests, and how long it lives.
+pub(crate) fn bearer(
+    reply: &Reply,
+    what: &impl Fn() -> String,
+    remedy: &'static str,
+) -> Result<(HeaderValue, Option<Duration>), Refused> {
+    #[derive(serde::Deserialize)]
+    struct Token {
+        access_token: String,
+        /// Seconds: a number, or a string in Azure's older services.
+        #[serde(default)]
+        expires_in: serde_json::Value,
+    }
+    #[derive(serde::Deserialize, Default)]
+    struct Problem {
+        #[serde(default)]
+        error: serde_json::Value,
+    }
+    let status = reply.status;
+    if !status.is_success() {
+        let problem: Problem = serde_json::from_slice(&reply.body).unwrap_or_default();
+        let word = problem.error.as_str().unwrap_or_default();
+        let detail = format!("{}: {} {}", what(), status.as_u16(), plain(word));
+        let detail = detail.trim_end().to_owned();
+        let passes = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+        return Err(if passes {
+            Refused::Unavailable(detail)
+        } else {
+            Refused::Denied(detail, remedy)
+        });
+    }
+    let no_token = || Refused::Denied(format!("{} did not answer with a token", what()), remedy);
+    let token: Token = serde_json::from_slice(&reply.body).map_err(|_| no_token())?;
+    let header = HeaderValue::from_str(&format!("Bearer {}", token.access_token.trim()));
+    let mut header = header.map_err(|_| no_token())?;
+    header.set_sensitive(true);
+    let seconds = match &token.expires_in {
+        serde_json::Value::String(text) => text.parse().ok(),
+        other => other.as_u64(),
+    };
+    Ok((header, seconds.map(Duration::from_secs)))
+}
+
+/// A service's word in a message, if it is one.
+pub(crate) fn plain(word: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    word.chars().take(64).take_while(|c| fits(*c)).collect()
+}

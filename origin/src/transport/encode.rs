@@ -1,5 +1,7 @@
 //! Percent-encoding of keys and values, in the one spelling that signatures are made over.
 
+use std::fmt::Write;
+
 /// Percent-encodes a key as SigV4 wants it: all but unreserved characters and `/`.
 pub(crate) fn encode_path(key: &str, out: &mut String) {
     encode(key.as_bytes(), |byte| byte == b'/', out);
@@ -45,6 +47,15 @@ fn encode(bytes: &[u8], also: impl Fn(u8) -> bool, out: &mut String) {
             out.push(char::from(HEX[usize::from(byte & 15)]));
         }
     }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: impl AsRef<[u8]>) -> String {
+    let mut text = String::with_capacity(2 * bytes.as_ref().len());
+    for byte in bytes.as_ref() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 #[cfg(test)]

@@ -7,12 +7,25 @@ use std::sync::Arc;
 
 use crate::error::OriginError;
 
-/// What is read beside the variables whose names start with `AWS_`.
-const OTHERS: [&str; 13] = [
+/// Variables whose names start with these are read, and some others.
+const PREFIXES: [&str; 6] = [
+    "AWS_",
+    "OSS_",
+    "ALIBABA_CLOUD_",
+    "GOOGLE_",
+    "AZURE_",
+    "WEIR_SSE_C_",
+];
+const OTHERS: [&str; 18] = [
     "HADOOP_CONF_DIR",
     "HADOOP_HOME",
     "HADOOP_USER_NAME",
     "HOME",
+    "STORAGE_EMULATOR_HOST",
+    "GCE_METADATA_HOST",
+    "CLOUDSDK_CONFIG",
+    "IDENTITY_ENDPOINT",
+    "IDENTITY_HEADER",
     "ALL_PROXY",
     "all_proxy",
     "HTTP_PROXY",
@@ -32,7 +45,10 @@ impl Environment {
         let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
         let mut variables: HashMap<_, _> = std::env::vars_os()
             .map(|(name, value)| (text(name), text(value)))
-            .filter(|(name, _)| name.starts_with("AWS_") || OTHERS.contains(&name.as_str()))
+            .filter(|(name, _)| {
+                PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+                    || OTHERS.contains(&name.as_str())
+            })
             .collect();
         // Services are started without one, and the user has one all the same.
         if variables.get("HOME").is_none_or(String::is_empty)

@@ -144,7 +144,7 @@ impl Head<'_> {
         ))
     }
 
-    fn changed(&self) -> OriginError {
+    pub(crate) fn changed(&self) -> OriginError {
         OriginError::Changed {
             origin: self.origin.clone(),
             key: self.object.key.clone(),

@@ -636,7 +636,10 @@ async fn signed_on(seconds: i64, more: &str) -> (World, Service) {
 
 fn cached(session: &str) -> String {
     let name = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, session.as_bytes());
-    format!(".aws/sso/cache/{}.json", super::super::signature::hex(name))
+    format!(
+        ".aws/sso/cache/{}.json",
+        crate::transport::encode::hex(name)
+    )
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ fn settings() -> Settings {
         profile: None,
         region: None,
         name: "s3://b".into(),
+        dialect: Dialect::S3,
     }
 }
 
@@ -243,4 +244,37 @@ async fn keys_that_are_still_good_are_used_while_the_service_is_silent() {
     let error = credentials.get().await.unwrap_err();
     assert_eq!(error.kind(), "unavailable");
     assert!(asked.elapsed() <= DEADLINE);
+}
+
+#[tokio::test]
+async fn oss_has_keys_of_its_own_and_never_those_of_aws() {
+    let of_oss = |variables: &[(&str, &str)]| {
+        let settings = Settings {
+            dialect: Dialect::Oss,
+            name: "oss://b".into(),
+            ..settings()
+        };
+        let all = variables.iter().copied().chain([("HOME", "/nonexistent")]);
+        let environment = Environment::of(all);
+        let find =
+            Box::new(move |settings: &Settings| Found::in_environment(settings, &environment));
+        Credentials::find(Finder { settings, find })
+    };
+    let aws = [("AWS_ACCESS_KEY_ID", "A"), ("AWS_SECRET_ACCESS_KEY", "S")];
+    let error = of_oss(&aws).unwrap().get().await.unwrap_err().to_string();
+    assert!(
+        error.contains("OSS_ACCESS_KEY_ID") && !error.contains("AWS"),
+        "{error}"
+    );
+    let both = [
+        aws[0],
+        aws[1],
+        ("OSS_ACCESS_KEY_ID", "O"),
+        ("OSS_ACCESS_KEY_SECRET", "T"),
+        ("OSS_SESSION_TOKEN", "U"),
+    ];
+    let keys = of_oss(&both).unwrap().get().await.unwrap();
+    assert_eq!((&*keys.access_key, keys.token.as_deref()), ("O", Some("U")));
+    let error = of_oss(&both[2..3]).err().unwrap().to_string();
+    assert!(error.contains("OSS_ACCESS_KEY_SECRET"), "{error}");
 }

@@ -24,14 +24,14 @@ enum Way {
 }
 
 /// What a page says about the next.
-pub(super) struct Next {
-    pub(super) token: Option<String>,
+pub(crate) struct Next {
+    pub(crate) token: Option<String>,
     /// Decoded.
-    pub(super) marker: Option<Vec<u8>>,
+    pub(crate) marker: Option<Vec<u8>>,
 }
 
 /// Where a walk is.
-pub(super) struct Cursor {
+pub(crate) struct Cursor {
     /// `None` behind the last page.
     way: Option<Way>,
     empty: u32,
@@ -49,7 +49,7 @@ struct Kept {
 }
 
 impl Cursor {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             way: Some(Way::First),
             empty: 0,
@@ -64,7 +64,7 @@ impl Cursor {
     }
 
     /// The query for the next page, sorted, as signatures want it. `None` behind the last.
-    pub(super) fn query(&self, prefix: &str) -> Option<String> {
+    pub(crate) fn query(&self, prefix: &str) -> Option<String> {
         let mut query = String::new();
         let version = match self.way.as_ref()? {
             Way::First => "encoding-type=url&list-type=2",
@@ -85,13 +85,26 @@ impl Cursor {
         Some(query)
     }
 
+    /// Whether there was the last page.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.way.is_none()
+    }
+
+    /// The token to go on with; none at first.
+    pub(crate) fn token(&self) -> Option<String> {
+        match self.way.as_ref()? {
+            Way::Token(token) => Some(token.clone()),
+            _ => None,
+        }
+    }
+
     /// The page was the last.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.way = None;
     }
 
     /// Goes on behind a page with these keys, or says why that leads nowhere.
-    pub(super) fn advance<'a>(
+    pub(crate) fn advance<'a>(
         &mut self,
         keys: impl IntoIterator<Item = &'a [u8]>,
         next: Next,

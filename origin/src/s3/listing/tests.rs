@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::spec::OriginSpec;
+use crate::transport::environment::Environment;
 
 /// A service whose answers to queries are the results of a function. It gives the listing of all that is below
 /// `prefix`, and the queries it got.
@@ -56,7 +57,12 @@ async fn list_from(
         first_backoff: Duration::from_millis(1),
         ..FetchPolicy::default()
     };
-    let client = Client::new(&spec, crate::sources::Reach::anywhere()).unwrap();
+    let client = Client::new(
+        &spec,
+        crate::sources::Reach::anywhere(),
+        &Environment::of([]),
+    )
+    .unwrap();
     let listed = async {
         let mut pages = pages(&client, prefix.to_owned(), &policy);
         let mut all = Vec::new();
@@ -290,7 +296,12 @@ async fn a_host_that_does_not_exist_is_final_until_the_origin_has_answered() {
         budget: Duration::from_millis(500),
         ..FetchPolicy::default()
     };
-    let client = Client::new(&spec, crate::sources::Reach::anywhere()).unwrap();
+    let client = Client::new(
+        &spec,
+        crate::sources::Reach::anywhere(),
+        &Environment::of([]),
+    )
+    .unwrap();
     let list = async || {
         let first = pages(&client, String::new(), &policy).next().await;
         first.unwrap().unwrap_err()

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Prints the directory of the emulators of object stores that the tests read, and installs what is not there: fake-gcs-server
+# by Go, Azurite by npm, nginx as a package.
+set -euo pipefail
+
+gcs=github.com/fsouza/fake-gcs-server@v1.56.1
+azurite=azurite@3.37.0
+cache=${WEIR_BUILD_CACHE:-$HOME/.cache/weir-build}
+out=$cache/stores
+
+missing=()
+need() { # need PACKAGE COMMAND
+    PATH=$PATH:/usr/sbin command -v "$2" >/dev/null || missing+=("$1")
+}
+need golang go
+need npm npm
+need nginx-light nginx
+need python3 python3
+if [ ${#missing[@]} -ne 0 ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "missing packages: ${missing[*]}; install them as root: apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "installing ${missing[*]}" >&2
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+mkdir -p "$out"
+exec 9>"$out.lock"
+flock -w 900 9 || { echo "another run installs the emulators and holds $out.lock" >&2; exit 1; }
+if [ ! -x "$out/fake-gcs-server" ]; then
+    echo "building fake-gcs-server once for this machine; this takes some minutes" >&2
+    GOBIN=$out go install "$gcs" >&2
+fi
+if [ ! -e "$out/node_modules/azurite/package.json" ]; then
+    echo "installing Azurite once for this machine" >&2
+    npm install --prefix "$out" --no-audit --no-fund --silent "$azurite" >&2
+fi
+echo "$out"

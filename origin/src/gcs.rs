@@ -1,0 +1,287 @@
+//! Google Cloud Storage, by its JSON API.
+//!
+//! The version of an object is its generation, which each request demands (`ifGenerationMatch`) and each answer names. An
+//! object that is stored compressed (`Content-Encoding: gzip`) would be unpacked on the way if it were asked for as others are;
+//! its version says so, and it is asked for as it is stored.
+
+mod credentials;
+mod listing;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use weir_core::ObjectRef;
+
+use crate::checksum::{CrcKind, ObjectChecksum, PartSum};
+use crate::digest::Digest;
+use crate::error::OriginError;
+use crate::sources::Reach;
+use crate::spec::{OriginSpec, Place};
+use crate::store::{Page, Store, StoreOrigin, incomplete};
+use crate::transport::encode::encode_query;
+use crate::transport::environment::Environment;
+use crate::transport::exchange::Answer;
+use crate::transport::head::{Head, Witness, text};
+use crate::transport::refusal::{Asked, Refusal};
+use crate::transport::renewed::Renewed;
+use crate::transport::service::Service;
+
+use credentials::Finder;
+
+/// Where the service is.
+pub(crate) const SERVICE: &str = "https://storage.googleapis.com";
+/// Behind the generation of an object that is stored compressed.
+const GZIP: &str = "-gzip";
+/// Longest page, in bytes: a thousand objects with names of 1 KiB, escaped.
+const MAX_PAGE: usize = 16 << 20;
+/// How often a request is made with other keys.
+const MAX_RENEWALS: u32 = 3;
+const KEYS: &str = "check GOOGLE_APPLICATION_CREDENTIALS and that they may list and read the bucket (roles/storage.objectViewer), or use --anonymous for a public bucket";
+
+const GENERATION: &str = "x-goog-generation";
+const HASH: &str = "x-goog-hash";
+const PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
+
+/// A bucket.
+#[derive(Debug)]
+pub(crate) struct Gcs {
+    service: Service,
+    /// URL of the bucket's objects, without a slash at the end.
+    base: String,
+    /// `None` when requests are not authorised.
+    credentials: Option<Tokens>,
+}
+
+/// The tokens of a bucket.
+struct Tokens(Renewed<Finder>);
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens(…)")
+    }
+}
+
+impl Gcs {
+    pub(crate) fn open(spec: &OriginSpec, reach: Reach) -> Result<StoreOrigin<Self>, OriginError> {
+        let store = Self::new(spec, reach, Environment::of_process)?;
+        Ok(StoreOrigin::new(spec, store))
+    }
+
+    fn new(
+        spec: &OriginSpec,
+        reach: Reach,
+        environment: impl Fn() -> Environment + Send + Sync + 'static,
+    ) -> Result<Self, OriginError> {
+        let Place::Gcs { bucket, .. } = spec.place()? else {
+            return Err(OriginError::config(
+                spec.url.as_str(),
+                "it is no bucket of Google Cloud Storage",
+                "write gs://bucket/prefix",
+            ));
+        };
+        let name: Arc<str> = format!("gs://{bucket}").into();
+        let endpoint = match &spec.endpoint {
+            Some(endpoint) => spec.endpoint_url(endpoint)?.to_string(),
+            None => SERVICE.to_owned(),
+        };
+        let endpoint = endpoint.trim_end_matches('/');
+        let with_tls = endpoint.starts_with("https:");
+        // An emulator knows no keys, and is not to be shown any; one that does is named with TLS.
+        let is_anonymous = spec.anonymous || !with_tls;
+        let service = Service::new(name.clone(), with_tls, None, &environment(), reach)?;
+        let credentials = if is_anonymous {
+            None
+        } else {
+            let finder = Finder::new(name, environment);
+            Some(Tokens(Renewed::find(finder)?))
+        };
+        Ok(Self {
+            service,
+            base: format!("{endpoint}/storage/v1/b/{bucket}/o"),
+            credentials,
+        })
+    }
+
+    /// GETs what is at `uri` and gives the answer if it is a success; with other keys if these were refused.
+    async fn get(
+        &self,
+        uri: &str,
+        headers: &HeaderMap,
+        key: Option<&str>,
+    ) -> Result<Answer, OriginError> {
+        let uri = uri
+            .parse::<Uri>()
+            .map_err(|error| OriginError::Unsupported {
+                target: self.service.target(key),
+                problem: format!("a request for it cannot be made: {error}"),
+            })?;
+        let mut renewals = 0;
+        loop {
+            let mut headers = headers.clone();
+            let token = match &self.credentials {
+                Some(Tokens(credentials)) => Some(credentials.get().await?),
+                None => None,
+            };
+            if let Some(token) = &token {
+                self.service.check_signature(&uri)?;
+                headers.insert(header::AUTHORIZATION, token.header.clone());
+                if let Some(project) = &token.project {
+                    headers.insert(PROJECT, project.clone());
+                }
+            }
+            let answer = self.service.send(&Method::GET, &uri, headers, key).await?;
+            if answer.status.is_success() {
+                return Ok(answer);
+            }
+            let refusal = Refusal::read(answer).await;
+            if refusal.status == StatusCode::UNAUTHORIZED
+                && renewals < MAX_RENEWALS
+                && let (Some(Tokens(credentials)), Some(refused)) = (&self.credentials, &token)
+                && credentials.renew(refused).await?
+            {
+                renewals += 1;
+                continue;
+            }
+            return Err(self.refused(refusal, key));
+        }
+    }
+
+    fn refused(&self, refusal: Refusal, key: Option<&str>) -> OriginError {
+        let reason = listing::reason(&refusal.document);
+        let refusal = refusal.with_code(reason);
+        let origin = self.service.name();
+        // A read has no word for it but that of its message.
+        let names_bucket = |text: &[u8]| {
+            let text = String::from_utf8_lossy(text);
+            text.contains("bucket does not exist")
+        };
+        if refusal.status == StatusCode::NOT_FOUND && names_bucket(&refusal.document) {
+            return OriginError::BucketMissing {
+                origin: origin.clone(),
+            };
+        }
+        let detail = refusal.detail();
+        if refusal.code == "userProjectMissing" {
+            return OriginError::AccessDenied {
+                target: self.service.target(key),
+                detail,
+                remedy: "the bucket's readers pay: name the project that does in GOOGLE_CLOUD_QUOTA_PROJECT",
+            };
+        }
+        if matches!(
+            &*refusal.code,
+            "rateLimitExceeded" | "userRateLimitExceeded"
+        ) {
+            let after = crate::transport::refusal::retry_after(&refusal.headers);
+            return OriginError::Throttled {
+                target: self.service.target(key),
+                detail,
+                after,
+            };
+        }
+        refusal.explain(Asked {
+            origin,
+            target: self.service.target(key),
+            key,
+            keys: KEYS,
+            service: "Google Cloud Storage, or --endpoint a service that speaks its JSON API",
+        })
+    }
+}
+
+impl Store for Gcs {
+    const KIND: &'static str = "gs";
+
+    fn service(&self) -> &Service {
+        &self.service
+    }
+
+    async fn page(&self, prefix: &str, token: Option<&str>) -> Result<Page, OriginError> {
+        let mut uri = format!("{}?{}&prefix=", self.base, listing::QUERY);
+        encode_query(prefix, &mut uri);
+        if let Some(token) = token {
+            uri.push_str("&pageToken=");
+            encode_query(token, &mut uri);
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
+        let answer = self.get(&uri, &headers, None).await?;
+        let document = answer.document(MAX_PAGE).await;
+        let document = document.map_err(|error| self.service.explain(error, None))?;
+        listing::parse(&document, prefix).map_err(|problem| incomplete(&self.service, &problem))
+    }
+
+    async fn read(
+        &self,
+        object: &ObjectRef,
+        range: Option<&Range<u64>>,
+    ) -> Result<Answer, OriginError> {
+        let (generation, is_gzip) = generation(object);
+        let mut uri = format!("{}/", self.base);
+        encode_query(&*object.key, &mut uri);
+        uri.push_str("?alt=media&ifGenerationMatch=");
+        encode_query(generation, &mut uri);
+        let mut headers = HeaderMap::new();
+        let stored = if is_gzip { "gzip" } else { "identity" };
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(stored));
+        if let Some(range) = range {
+            let bytes = format!("bytes={}-{}", range.start, range.end - 1);
+            let bytes = HeaderValue::from_str(&bytes).unwrap_or(HeaderValue::from_static(""));
+            headers.insert(header::RANGE, bytes);
+        }
+        self.get(&uri, &headers, Some(&object.key)).await
+    }
+
+    async fn checksum(&self, object: &ObjectRef) -> Result<Option<ObjectChecksum>, OriginError> {
+        let (generation, _) = generation(object);
+        let mut uri = format!("{}/", self.base);
+        encode_query(&*object.key, &mut uri);
+        uri.push_str("?fields=crc32c%2Cgeneration&ifGenerationMatch=");
+        encode_query(generation, &mut uri);
+        let answer = self.get(&uri, &HeaderMap::new(), Some(&object.key)).await?;
+        let document = answer.document(MAX_PAGE).await;
+        let document = document.map_err(|error| self.service.explain(error, Some(&object.key)))?;
+        let length = object.size;
+        let value = listing::crc32c(&document, generation);
+        let value = value.and_then(|text| CrcKind::Crc32c.parse(&text));
+        Ok(value.and_then(|value| {
+            ObjectChecksum::new(CrcKind::Crc32c, vec![PartSum { length, value }], length)
+        }))
+    }
+
+    /// A service may not know `ifGenerationMatch`, but each names the generation that it sends.
+    fn witness(&self, head: &Head<'_>) -> Result<Witness, OriginError> {
+        match text(head.headers, GENERATION) {
+            Some(sent) if sent.trim() == generation(head.object).0 => Ok(Witness::Etag),
+            Some(_) => Err(head.changed()),
+            None => Err(OriginError::Malformed {
+                target: head.target.clone(),
+                detail: format!("it does not name its generation ({GENERATION})"),
+            }),
+        }
+    }
+
+    fn digest(&self, head: &Head<'_>) -> Option<Digest> {
+        let values = head.headers.get_all(HASH).iter();
+        let mut hashes = values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|hash| hash.trim().split_once('='));
+        let crc = hashes.find_map(|(name, value)| (name == "crc32c").then_some(value))?;
+        Some(Digest::Crc(CrcKind::Crc32c, CrcKind::Crc32c.parse(crc)?))
+    }
+}
+
+/// The generation of an object's listed version, and whether it is stored compressed.
+fn generation(object: &ObjectRef) -> (&str, bool) {
+    match object.version.strip_suffix(GZIP) {
+        Some(generation) => (generation, true),
+        None => (&object.version, false),
+    }
+}
