@@ -10,6 +10,8 @@ mod dial;
 mod failure;
 mod files;
 mod listing;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
