@@ -14,7 +14,7 @@ export PATH=$PATH:/usr/sbin
 need krb5-kdc krb5kdc
 need krb5-admin-server kadmin.local
 need krb5-user kinit
-ldconfig -p | grep -q libgssapi_krb5.so.2 || missing+=(libgssapi-krb5-2)
+ldconfig -p | grep libgssapi_krb5.so.2 >/dev/null || missing+=(libgssapi-krb5-2)
 if [ ${#missing[@]} -ne 0 ]; then
     if [ "$(id -u)" -ne 0 ]; then
         echo "missing packages: ${missing[*]}; install them as root: apt-get install ${missing[*]}" >&2
