@@ -63,6 +63,10 @@ fuzz: setup ## Give mutated inputs to each parser for FUZZ_SECONDS, from a new s
 		$(CARGO) test --locked -p weir-core -p weir-segment -p weir-wire -p weir-worker --test fuzz -- --nocapture && \
 		$(CARGO) test --locked -p weir-origin --lib fuzz_ -- --nocapture
 
+.PHONY: schema
+schema: setup ## Write docs/dataset.schema.json anew from the type that it describes
+	@$(ROCKSDB) && WEIR_WRITE_SCHEMA=1 $(CARGO) test --locked -p weir-core --lib the_schema_in_docs
+
 .PHONY: bench
 bench: setup ## Measure into bench/RESULTS.md; SUITE='small big' picks, QUICK=1 tries out, PEERS='name=command' adds
 	@$(if $(filter builtin,$(SERVER))$(QUICK),true,build-support/bench-setup.sh)

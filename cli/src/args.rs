@@ -36,6 +36,10 @@ pub(crate) enum Command {
     /// Create, list, show, refresh and delete datasets
     #[command(subcommand)]
     Dataset(DatasetCommand),
+    /// Make datasets be as a file declares them
+    Apply(ApplyArgs),
+    /// Show what `weir apply` would change; ends with code 1 if anything
+    Diff(ApplyArgs),
     /// Fetch a dataset, or some paths of it, into the cache
     Warm(WarmArgs),
     /// Drop a dataset, or some paths of it, from the cache
@@ -463,24 +467,31 @@ impl From<StreamArg> for StreamMode {
     }
 }
 
-/// How to reach the master and how to print.
+/// How to reach the master.
 #[derive(Args, Clone)]
-pub(crate) struct MasterRef {
+pub(crate) struct MasterAddress {
     /// The master, HOST:PORT [default: the one inside the mount on this machine]
     #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
-    pub(crate) master: Option<String>,
+    master: Option<String>,
     #[command(flatten)]
     pub(crate) certs: CertsArgs,
-    /// Output format
-    #[arg(long, short, value_enum, default_value_t)]
-    pub(crate) output: OutputFormat,
 }
 
-impl MasterRef {
+impl MasterAddress {
     /// The master's address; a variable that is set to nothing names none.
     pub(crate) fn address(&self) -> Option<&str> {
         self.master.as_deref().filter(|address| !address.is_empty())
     }
+}
+
+/// How to reach the master and how to print.
+#[derive(Args, Clone)]
+pub(crate) struct MasterRef {
+    #[command(flatten)]
+    pub(crate) at: MasterAddress,
+    /// Output format
+    #[arg(long, short, value_enum, default_value_t)]
+    pub(crate) output: OutputFormat,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -488,6 +499,34 @@ pub(crate) enum OutputFormat {
     #[default]
     Table,
     Json,
+}
+
+/// How datasets are printed.
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DatasetFormat {
+    #[default]
+    Table,
+    Json,
+    /// As `weir apply` takes it
+    Yaml,
+}
+
+impl From<OutputFormat> for DatasetFormat {
+    fn from(format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Table => Self::Table,
+            OutputFormat::Json => Self::Json,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct ApplyArgs {
+    /// YAML or JSON with one or many datasets; `-` for standard input
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) master: MasterAddress,
 }
 
 #[derive(Subcommand)]
@@ -505,14 +544,20 @@ pub(crate) enum DatasetCommand {
     },
     /// List all datasets
     List {
+        /// Output format
+        #[arg(long, short, value_enum, default_value_t)]
+        output: DatasetFormat,
         #[command(flatten)]
-        master: MasterRef,
+        master: MasterAddress,
     },
-    /// Show one dataset: mounts, snapshots, and what is left out
+    /// Show one dataset: sources, snapshots, and what is left out
     Get {
         name: DatasetName,
+        /// Output format
+        #[arg(long, short, value_enum, default_value_t)]
+        output: DatasetFormat,
         #[command(flatten)]
-        master: MasterRef,
+        master: MasterAddress,
     },
     /// Forget a dataset and drop its blocks; the origin is not touched
     Delete {

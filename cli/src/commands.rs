@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub(crate) mod apply;
 pub(crate) mod certs;
 pub(crate) mod dataset;
 pub(crate) mod dev;

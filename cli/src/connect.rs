@@ -10,7 +10,7 @@ use weir_mount::runtime::{self, MountInfo};
 use weir_proto::v1::master_client::MasterClient;
 use weir_trust::{Dial, Role};
 
-use crate::args::MasterRef;
+use crate::args::MasterAddress;
 use crate::exit::{Failure, Reason};
 use crate::trust;
 
@@ -44,7 +44,7 @@ pub(crate) fn lazy(address: &str, dial: &Dial) -> Result<MasterClient<Channel>, 
 /// The master that a command means: the given one, or that of the mount on this machine. With `dataset`, a mount of
 /// that dataset is preferred.
 pub(crate) async fn master(
-    given: &MasterRef,
+    given: &MasterAddress,
     dataset: Option<&str>,
 ) -> Result<MasterClient<Channel>, Failure> {
     match given.address() {

@@ -41,6 +41,22 @@ impl Failure {
         }
     }
 
+    /// The same failure, of which the user has been told.
+    pub(crate) fn silent(self) -> Self {
+        Self {
+            message: String::new(),
+            ..self
+        }
+    }
+
+    /// The same failure, whose message says what it is about.
+    pub(crate) fn about(self, what: impl fmt::Display) -> Self {
+        Self {
+            message: format!("{what}: {}", self.message),
+            ..self
+        }
+    }
+
     /// The message for the user.
     pub(crate) fn message(&self) -> &str {
         &self.message

@@ -11,6 +11,7 @@
 mod args;
 mod commands;
 mod connect;
+mod documents;
 mod exit;
 mod http;
 mod memory;
@@ -96,6 +97,8 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Master(args) => commands::master::run(args)?,
         Command::Worker(args) => commands::worker::run(args)?,
         Command::Dataset(command) => commands::dataset::run(command)?,
+        Command::Apply(args) => commands::apply::apply(&args)?,
+        Command::Diff(args) => return commands::apply::diff(&args),
         Command::Warm(args) => commands::job::warm(&args)?,
         Command::Evict(args) => commands::job::evict(&args)?,
         Command::Status(args) => commands::status::run(&args)?,

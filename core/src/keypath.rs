@@ -44,11 +44,15 @@ pub enum LeftOut {
     SpecialFile,
     /// A file that somebody is writing: what it has so far is no version of it.
     BeingWritten,
+    /// The source has globs of files to include, and none matches.
+    NotIncluded,
+    /// A glob of the source excludes it.
+    Excluded,
 }
 
 impl LeftOut {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::EmptyComponent,
         Self::DotComponent,
         Self::NameTooLong,
@@ -64,6 +68,8 @@ impl LeftOut {
         Self::WeirMount,
         Self::SpecialFile,
         Self::BeingWritten,
+        Self::NotIncluded,
+        Self::Excluded,
     ];
 
     /// The reason as a label for metrics and JSON.
@@ -84,6 +90,8 @@ impl LeftOut {
             Self::WeirMount => "weir_mount",
             Self::SpecialFile => "special_file",
             Self::BeingWritten => "being_written",
+            Self::NotIncluded => "not_included",
+            Self::Excluded => "excluded",
         }
     }
 }

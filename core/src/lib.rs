@@ -9,6 +9,7 @@
 pub mod block;
 pub mod blocknumber;
 pub mod bytesize;
+pub mod dataset;
 pub mod id;
 pub mod keypath;
 pub mod log_limit;
@@ -19,6 +20,7 @@ pub mod settings;
 
 pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;
+pub use dataset::{DatasetDocument, DatasetSpec, SourceSpec};
 pub use id::{DatasetName, DatasetRef, NodeName, OriginId, SnapshotId, WorkerId};
 pub use keypath::LeftOut;
 pub use log_limit::{LogLimit, LogLimitByKey};

@@ -3,6 +3,7 @@
 //! A snapshot never changes, and its number is never used again, also not after its dataset was deleted: workers and
 //! clients keep manifests under it.
 
+mod apply;
 mod listing;
 mod versions;
 
@@ -22,14 +23,11 @@ use crate::manifests::Manifests;
 use crate::metrics::{DatasetLabel, MasterMetrics};
 use crate::records::{Records, decode, now_ns};
 use crate::store::Change;
-use listing::{Found, Listing, origin_of, places};
+use listing::{Found, Listing};
 
 const DATASET_KEY: &str = "dataset/";
-/// Most datasets of one master, and mounts of one dataset.
+/// Most datasets of one master.
 const MAX_DATASETS: usize = 10_000;
-const MAX_MOUNTS: usize = 1_000;
-/// Longest request for a dataset, in bytes: each is kept in memory.
-const MAX_REQUEST: usize = 1 << 20;
 
 /// The datasets of a master.
 #[derive(Debug)]
@@ -74,7 +72,10 @@ impl Datasets {
     ) -> Result<Self, MasterError> {
         let mut known = HashMap::new();
         for (key, bytes) in records.store().scan(DATASET_KEY)? {
-            let dataset: v1::Dataset = decode(&key, &bytes)?;
+            let mut dataset: v1::Dataset = decode(&key, &bytes)?;
+            if dataset.spec.is_empty() {
+                dataset.spec = apply::dataset_spec(&dataset)?.to_json();
+            }
             if let Some(newest) = dataset.snapshots.last() {
                 metrics.show_snapshot(&dataset.name, newest);
             }
@@ -159,117 +160,6 @@ impl Datasets {
         let known = self.known.lock();
         let newest = known.get(&snapshot.dataset)?.snapshots.last()?;
         (newest.version == snapshot.version).then(|| work(newest))
-    }
-
-    /// Makes a dataset and lists it into its first snapshot. One that exists with the same mounts is returned as it
-    /// is, with the options of the new request.
-    pub(crate) async fn create(
-        &self,
-        request: v1::CreateDatasetRequest,
-    ) -> Result<v1::Dataset, MasterError> {
-        let name: DatasetName = request.name.parse()?;
-        if request.mounts.is_empty() || request.mounts.len() > MAX_MOUNTS {
-            return Err(MasterError::Invalid(format!(
-                "a dataset has 1 to {MAX_MOUNTS} mounts"
-            )));
-        }
-        if request.encoded_len() > MAX_REQUEST {
-            return Err(MasterError::Invalid(format!(
-                "a dataset's mounts take at most {MAX_REQUEST} bytes"
-            )));
-        }
-        let _one_at_a_time = self.listing(&name).await;
-        let known = self.known.lock().get(&name).cloned();
-        if let Some(mut dataset) = known {
-            if places(&dataset.mounts)? != places(&request.mounts)? {
-                return Err(MasterError::Conflict(format!(
-                    "dataset {name} exists with other mounts; choose another name, or delete it with `weir dataset delete {name}`"
-                )));
-            }
-            if dataset.mounts != request.mounts {
-                // Another region, profile or signature, of sources that are not listed again.
-                for mount in &request.mounts {
-                    self.sources.check(&origin_of(mount)?)?;
-                }
-                dataset.mounts = request.mounts;
-                self.save(&name, &dataset, None).await?;
-            }
-            return Ok(dataset);
-        }
-        if self.known.lock().len() >= MAX_DATASETS {
-            return Err(MasterError::Busy(format!(
-                "there are {MAX_DATASETS} datasets, no more fit"
-            )));
-        }
-        let dataset = v1::Dataset {
-            name: name.to_string(),
-            mounts: request.mounts,
-            snapshots: Vec::new(),
-            created_ns: now_ns(),
-        };
-        let version = versions::last(&self.records, &name).await? + 1;
-        let found = self
-            .list(
-                &dataset.mounts,
-                SnapshotId {
-                    dataset: name.clone(),
-                    version,
-                },
-                None,
-            )
-            .await?;
-        let summary = found.manifest.summary();
-        if summary.files == 0
-            && let Some(prefix) = summary.mounts.iter().find(|mount| !mount.prefix.is_empty())
-        {
-            let url = dataset
-                .mounts
-                .iter()
-                .filter_map(|m| m.origin.as_ref())
-                .map(|o| o.url.as_str())
-                .next();
-            return Err(MasterError::NotFound(format!(
-                "{}: there are no objects whose key starts with {:?}; check the prefix",
-                url.unwrap_or_default(),
-                prefix.prefix
-            )));
-        }
-        self.add_snapshot(&name, dataset, found).await
-    }
-
-    /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
-    pub(crate) async fn refresh(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
-        let name: DatasetName = name.parse()?;
-        let _one_at_a_time = self.listing(&name).await;
-        let dataset = self.get(&name)?;
-        let version = versions::last(&self.records, &name).await? + 1;
-        let previous = match newest(&name, &dataset) {
-            None => None,
-            // One that cannot be read any more is replaced.
-            Some((id, _)) => self.load_manifest(id).await.ok(),
-        };
-        let snapshot = SnapshotId {
-            dataset: name.clone(),
-            version,
-        };
-        let found = self
-            .list(&dataset.mounts, snapshot, previous.clone())
-            .await?;
-        let digest = &found.manifest.summary().digest;
-        if previous.is_some_and(|previous| previous.summary().digest == *digest) {
-            // The same files, but what is beside them may be other than it was.
-            let mut dataset = self.get(&name)?;
-            if let Some(newest) = dataset.snapshots.last_mut() {
-                let before = newest.clone();
-                found.note_hindrances(newest);
-                if *newest != before {
-                    self.metrics.show_snapshot(name.as_str(), newest);
-                    self.save(&name, &dataset, None).await?;
-                }
-            }
-            return Ok((dataset, false));
-        }
-        Ok((self.add_snapshot(&name, dataset, found).await?, true))
     }
 
     /// A dataset by name.

@@ -1,9 +1,10 @@
 //! What goes wrong in the master, by what the caller can do.
 
 use tonic::{Code, Status};
+use weir_core::dataset::SpecError;
 use weir_core::id::NameError;
 use weir_core::manifest::BuildError;
-use weir_origin::OriginError;
+use weir_origin::{DatasetError, OriginError};
 
 use crate::store::StoreError;
 
@@ -24,6 +25,12 @@ pub enum MasterError {
     /// A name is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A specification is wrong.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// What cannot be changed of a dataset would be.
+    #[error(transparent)]
+    Immutable(SpecError),
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -50,6 +57,12 @@ pub enum MasterError {
     Ended(String),
 }
 
+impl From<SpecError> for MasterError {
+    fn from(error: SpecError) -> Self {
+        Self::Dataset(error.into())
+    }
+}
+
 impl From<tokio::task::JoinError> for MasterError {
     fn from(error: tokio::task::JoinError) -> Self {
         Self::Ended(error.to_string())
@@ -62,11 +75,12 @@ impl From<MasterError> for Status {
             MasterError::Store(_)
             | MasterError::Manifest { .. }
             | MasterError::Build(BuildError::Scratch { .. }) => Code::Internal,
-            MasterError::Name(_) | MasterError::Invalid(_) | MasterError::Build(_) => {
-                Code::InvalidArgument
-            }
+            MasterError::Name(_)
+            | MasterError::Dataset(_)
+            | MasterError::Invalid(_)
+            | MasterError::Build(_) => Code::InvalidArgument,
             MasterError::NotFound(_) => Code::NotFound,
-            MasterError::Conflict(_) => Code::AlreadyExists,
+            MasterError::Conflict(_) | MasterError::Immutable(_) => Code::AlreadyExists,
             MasterError::Denied(_) => Code::PermissionDenied,
             MasterError::Busy(_) => Code::ResourceExhausted,
             MasterError::Ended(_) => Code::Unavailable,

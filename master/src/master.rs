@@ -115,6 +115,14 @@ impl Master {
         self.datasets.create(request).await
     }
 
+    /// Makes a dataset be as its specification says, or judges whether that can be.
+    pub(crate) async fn apply_dataset(
+        &self,
+        request: v1::ApplyDatasetRequest,
+    ) -> Result<v1::ApplyDatasetReply, MasterError> {
+        self.datasets.apply(request).await
+    }
+
     /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
     pub async fn refresh_dataset(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
         self.datasets.refresh(name).await

@@ -36,6 +36,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Who may call what. People do everything that mounts do, too: some mount with their own certificates.
 const RULES: Rules = &[
     ("CreateDataset", &[Role::Admin]),
+    ("ApplyDataset", &[Role::Admin]),
     ("ListDatasets", &[Role::Admin]),
     ("GetDataset", &[Role::Mount, Role::Admin]),
     ("DeleteDataset", &[Role::Admin]),
@@ -140,6 +141,20 @@ impl MasterApi for Service {
             let name = request.name.clone();
             let made = master.create_dataset(request).await;
             made.inspect_err(|error| note_refused(&master.refusals, &who, &name, error))
+        })
+        .await
+    }
+
+    async fn apply_dataset(
+        &self,
+        request: Request<v1::ApplyDatasetRequest>,
+    ) -> Result<Response<v1::ApplyDatasetReply>, Status> {
+        let who = Caller::of(&request)?.clone();
+        let request = request.into_inner();
+        self.run(&self.calls, |master| async move {
+            let name = request.name.clone();
+            let applied = master.apply_dataset(request).await;
+            applied.inspect_err(|error| note_refused(&master.refusals, &who, &name, error))
         })
         .await
     }

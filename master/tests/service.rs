@@ -140,7 +140,7 @@ impl Served {
     }
 
     async fn datasets(&self) -> Vec<String> {
-        let list = v1::ListDatasetsRequest {};
+        let list = v1::ListDatasetsRequest::default();
         let list = self.client.clone().list_datasets(list).await.unwrap();
         let datasets = list.into_inner().datasets;
         datasets.into_iter().map(|dataset| dataset.name).collect()

@@ -43,4 +43,5 @@ pub use pace::Pace;
 pub use policy::FetchPolicy;
 pub use s3::signature::{Keys, Signer};
 pub use sources::{AllowedDir, AllowedEndpoint, SourcePolicy};
+pub use spec::source::{DatasetError, check_dataset, mounts_of, spec_of, spec_of_mounts};
 pub use spec::{Addressing, HdfsOptions, OriginSpec};

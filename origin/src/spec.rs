@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use url::Url;
 use weir_core::OriginId;
+use weir_core::dataset::nearest;
 
 use crate::error::OriginError;
 use crate::s3::configuration::{Configuration, Service};
@@ -18,31 +19,25 @@ use crate::transport::environment::Environment;
 
 mod hadoop;
 pub(crate) mod hdfs;
+pub(crate) mod source;
 pub(crate) mod stores;
 mod wire;
 
 pub use hdfs::HdfsOptions;
 use hdfs::NameNodes;
 use stores::{Dialect, WebPlace};
+pub use weir_core::dataset::Addressing;
 
 /// Longest bucket name that is accepted, in bytes; S3 allows 63, old buckets had up to 255.
 const MAX_BUCKET: usize = 255;
 
+/// What URLs begin with.
+const SCHEMES: [&str; 11] = [
+    "s3", "gs", "az", "azure", "abfs", "abfss", "oss", "hdfs", "http", "https", "file",
+];
+
 /// Longest patience, in seconds.
 const MAX_PATIENCE: u32 = 24 * 60 * 60;
-
-/// How a bucket is put into a request's address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Addressing {
-    /// Path style with an endpoint, virtual-hosted without.
-    #[default]
-    Auto,
-    /// `http://host/bucket/key`.
-    Path,
-    /// `http://bucket.host/key`.
-    Virtual,
-}
 
 /// Where a dataset's data lives. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -363,10 +358,16 @@ impl OriginSpec {
                     hdfs::directory(path).map_err(|problem| self.wrong(problem, remedy))?;
                 Ok(Place::Hdfs { namenodes, prefix })
             }
-            _ => Err(self.wrong(
-                "this kind of URL is not supported",
-                "write s3://bucket/prefix, gs://…, az://…, oss://…, hdfs://namenode:port/dir, https://host/dir/ or file:///dir",
-            )),
+            _ => {
+                let meant = match nearest(self.scheme(), SCHEMES) {
+                    Some(scheme) => format!(" (did you mean {scheme}://?)"),
+                    None => String::new(),
+                };
+                Err(self.wrong(
+                    format!("this kind of URL is not supported{meant}"),
+                    "write s3://bucket/prefix, gs://…, az://…, oss://…, hdfs://namenode:port/dir, https://host/dir/ or file:///dir",
+                ))
+            }
         }
     }
 
@@ -506,6 +507,21 @@ mod tests {
                 error.to_string().contains("--endpoint"),
                 "{endpoint}: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn the_nearest_scheme_is_named() {
+        for (url, meant) in [
+            ("s4://b", Some("s3")),
+            ("S3://b", Some("s3")),
+            ("fil:///d", Some("file")),
+            ("foo://b", None),
+        ] {
+            let error = OriginSpec::parse(url).unwrap_err().to_string();
+            let said =
+                meant.is_some_and(|scheme| error.contains(&format!("did you mean {scheme}://?")));
+            assert_eq!(said, meant.is_some(), "{error}");
         }
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod system {
+    pub(crate) mod apply;
     pub(crate) mod circles;
     pub(crate) mod cluster;
     pub(crate) mod crash;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         ("faults", system::faults::CASES),
         ("tls", system::tls::CASES),
         ("sources", system::sources::CASES),
+        ("apply", system::apply::CASES),
         ("credentials", system::credentials::CASES),
         ("settings", system::settings::CASES),
         ("fstab", system::fstab::CASES),

@@ -1,9 +1,12 @@
 //! `weir dataset …`.
 
 use serde::Serialize;
+use weir_core::DatasetSpec;
+use weir_origin::spec_of;
 use weir_proto::v1;
 
-use crate::args::{DatasetCommand, OriginArgs, OutputFormat};
+use super::apply::document;
+use crate::args::{DatasetCommand, DatasetFormat, OriginArgs, OutputFormat};
 use crate::connect::{self, CALL_DEADLINE, LISTING_DEADLINE, request};
 use crate::exit::{Failure, Reason};
 use crate::output::{self, Rows, size, time};
@@ -14,6 +17,8 @@ use crate::process::runtime;
 struct DatasetView {
     name: String,
     mounts: Vec<MountView>,
+    /// As `weir apply` takes it; `None` if it is of a version that this command does not know.
+    spec: Option<DatasetSpec>,
     snapshots: Vec<SnapshotView>,
 }
 
@@ -44,6 +49,7 @@ struct SnapshotView {
 
 impl From<v1::Dataset> for DatasetView {
     fn from(dataset: v1::Dataset) -> Self {
+        let spec = spec_of(&dataset).ok();
         let mounts = dataset.mounts.into_iter().map(|mount| {
             let origin = mount.origin.unwrap_or_default();
             MountView {
@@ -68,6 +74,7 @@ impl From<v1::Dataset> for DatasetView {
         Self {
             name: dataset.name,
             mounts: mounts.collect(),
+            spec,
             snapshots: snapshots.collect(),
         }
     }
@@ -86,7 +93,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                     .iter()
                     .map(|m| mount_spec(m, &origin, mounts.len() > 1))
                     .collect::<Result<_, _>>()?;
-                let mut client = connect::master(&master, None).await?;
+                let mut client = connect::master(&master.at, None).await?;
                 let create = v1::CreateDatasetRequest {
                     name: name.to_string(),
                     mounts,
@@ -94,24 +101,28 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 let made = client
                     .create_dataset(request(create, LISTING_DEADLINE))
                     .await?;
-                show(made.into_inner(), master.output)
+                show(made.into_inner(), master.output.into())
             }
-            DatasetCommand::List { master } => {
+            DatasetCommand::List { output, master } => {
                 let mut client = connect::master(&master, None).await?;
                 let list = request(v1::ListDatasetsRequest {}, CALL_DEADLINE);
                 let datasets = client.list_datasets(list).await?.into_inner().datasets;
-                show_list(datasets, master.output)
+                show_list(datasets, output)
             }
-            DatasetCommand::Get { name, master } => {
+            DatasetCommand::Get {
+                name,
+                output,
+                master,
+            } => {
                 let mut client = connect::master(&master, Some(name.as_str())).await?;
                 let get = v1::GetDatasetRequest {
                     name: name.to_string(),
                 };
                 let dataset = client.get_dataset(request(get, CALL_DEADLINE)).await?;
-                show(dataset.into_inner(), master.output)
+                show(dataset.into_inner(), output)
             }
             DatasetCommand::Delete { name, master } => {
-                let mut client = connect::master(&master, Some(name.as_str())).await?;
+                let mut client = connect::master(&master.at, Some(name.as_str())).await?;
                 let delete = v1::DeleteDatasetRequest {
                     name: name.to_string(),
                 };
@@ -121,7 +132,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 output::line(format_args!("deleted {name}; the origin was not touched"))
             }
             DatasetCommand::Refresh { name, master } => {
-                let mut client = connect::master(&master, Some(name.as_str())).await?;
+                let mut client = connect::master(&master.at, Some(name.as_str())).await?;
                 let refresh = v1::RefreshDatasetRequest {
                     name: name.to_string(),
                 };
@@ -132,7 +143,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 if master.output == OutputFormat::Table && !reply.changed {
                     output::line("nothing changed")?;
                 }
-                show(reply.dataset.unwrap_or_default(), master.output)
+                show(reply.dataset.unwrap_or_default(), master.output.into())
             }
         }
     })
@@ -189,9 +200,12 @@ pub(crate) fn origin_spec(
         .map_err(|error| Failure::new(Reason::Usage, error))
 }
 
-fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
+fn show(dataset: v1::Dataset, format: DatasetFormat) -> Result<(), Failure> {
+    if format == DatasetFormat::Yaml {
+        return output::document(&document(&dataset)?);
+    }
     let view = DatasetView::from(dataset);
-    if format == OutputFormat::Json {
+    if format == DatasetFormat::Json {
         return output::json(&view);
     }
     output::line(format_args!("dataset {}", view.name))?;
@@ -240,9 +254,14 @@ fn show(dataset: v1::Dataset, format: OutputFormat) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show_list(datasets: Vec<v1::Dataset>, format: OutputFormat) -> Result<(), Failure> {
+fn show_list(datasets: Vec<v1::Dataset>, format: DatasetFormat) -> Result<(), Failure> {
+    if format == DatasetFormat::Yaml {
+        let documents = datasets.iter().map(document);
+        let documents: Vec<String> = documents.collect::<Result<_, _>>()?;
+        return output::document(&documents.join("---\n"));
+    }
     let views: Vec<DatasetView> = datasets.into_iter().map(Into::into).collect();
-    if format == OutputFormat::Json {
+    if format == DatasetFormat::Json {
         return output::json(&views);
     }
     let mut rows = Rows::new(&["dataset", "snapshot", "files", "size", "origin"]);

@@ -53,7 +53,7 @@ async fn start(
     paths: &[String],
     master: &MasterRef,
 ) -> Result<(MasterClient<Channel>, v1::Job), Failure> {
-    let mut client = connect::master(master, Some(dataset.as_str())).await?;
+    let mut client = connect::master(&master.at, Some(dataset.as_str())).await?;
     let start = v1::StartJobRequest {
         kind: kind.into(),
         dataset: dataset.to_string(),

@@ -101,9 +101,9 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
-    let given = args.master.address();
+    let given = args.master.at.address();
     let dial = match given {
-        Some(_) => trust::dial(&args.master.certs)?,
+        Some(_) => trust::dial(&args.master.at.certs)?,
         None => Dial::default(),
     };
     let addresses = match given {

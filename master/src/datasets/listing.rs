@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use futures::StreamExt;
 use tokio::sync::OwnedMutexGuard;
+use weir_core::dataset::SourceFilter;
 use weir_core::manifest::Mount;
-use weir_core::{DatasetName, Manifest, ManifestBuilder, SnapshotId};
+use weir_core::{DatasetName, DatasetSpec, Manifest, ManifestBuilder, SnapshotId};
 use weir_origin::{Hindrance, OriginSpec};
 use weir_proto::v1;
 
@@ -33,9 +34,10 @@ impl Datasets {
         listing
     }
 
-    /// Lists all mounts. Entries that did not change keep the inodes of `previous`.
+    /// Lists all sources, whose origins the mounts are. Entries that did not change keep the inodes of `previous`.
     pub(crate) async fn list(
         &self,
+        spec: &DatasetSpec,
         mounts: &[v1::MountSpec],
         snapshot: SnapshotId,
         previous: Option<Arc<Manifest>>,
@@ -43,7 +45,10 @@ impl Datasets {
         let started = Instant::now();
         let mut builder = self.manifests.builder();
         let mut archived = Archived::default();
-        for mount in mounts {
+        let mut counts = Vec::with_capacity(mounts.len());
+        for (source, mount) in spec.sources.iter().zip(mounts) {
+            let filter = SourceFilter::new(&source.include, &source.exclude)?;
+            let mut count = Count::default();
             let spec = origin_of(mount)?;
             let prefix = spec.prefix().into_owned();
             let number = builder.add_mount(Mount {
@@ -58,6 +63,19 @@ impl Datasets {
                 std::pin::pin!(weir_origin::list(&*origin, &prefix, &self.origin_metrics));
             while let Some(page) = pages.next().await {
                 for object in page? {
+                    let Some(path) = object.key.strip_prefix(prefix.as_bytes()) else {
+                        continue; // a sibling such as `data2/` of the prefix `data/`: not part of the dataset
+                    };
+                    let is_file = !(path.is_empty() || path.ends_with(b"/"));
+                    count.listed += u64::from(is_file);
+                    if let Some(reason) = filter.leaves_out(path) {
+                        // A directory is not shown then if none of its files is.
+                        if is_file {
+                            count.filtered += 1;
+                            builder.leave_out(reason, &object.key);
+                        }
+                        continue;
+                    }
                     match object.hindrance {
                         Some(Hindrance::LeftOut(reason)) => {
                             builder.leave_out(reason, &object.key);
@@ -76,6 +94,7 @@ impl Datasets {
                 }
                 builder = with_room(builder).await?;
             }
+            counts.push(count);
         }
         let manifest = tokio::task::spawn_blocking(move || {
             builder.build(snapshot, now_ns(), previous.as_deref())
@@ -94,7 +113,11 @@ impl Datasets {
                 "objects are archived: reads of those that were not restored fail"
             );
         }
-        Ok(Found { manifest, archived })
+        Ok(Found {
+            manifest,
+            archived,
+            counts,
+        })
     }
 }
 
@@ -111,6 +134,16 @@ async fn with_room(mut builder: ManifestBuilder) -> Result<ManifestBuilder, Mast
 pub(crate) struct Found {
     pub(crate) manifest: Manifest,
     pub(crate) archived: Archived,
+    /// Of each source.
+    pub(crate) counts: Vec<Count>,
+}
+
+/// Files of one source.
+#[derive(Debug, Default)]
+pub(crate) struct Count {
+    pub(crate) listed: u64,
+    /// Of those, how many its globs left out.
+    pub(crate) filtered: u64,
 }
 
 impl Found {

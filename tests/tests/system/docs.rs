@@ -137,7 +137,7 @@ fn every_command_line_of_the_pages_is_understood() {
 
 fn every_flag_of_the_pages_exists() {
     let lab = Lab::new();
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 19] = [
         &["mount"],
         &["unmount"],
         &["master"],
@@ -145,6 +145,8 @@ fn every_flag_of_the_pages_exists() {
         &["warm"],
         &["evict"],
         &["status"],
+        &["apply"],
+        &["diff"],
         &["dataset", "create"],
         &["dataset", "list"],
         &["dataset", "get"],

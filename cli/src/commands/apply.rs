@@ -1,0 +1,155 @@
+//! `weir apply` and `weir diff`: datasets as a file declares them.
+
+use std::process::ExitCode;
+
+use similar::TextDiff;
+use tonic::Code;
+use tonic::transport::Channel;
+use weir_core::DatasetName;
+use weir_origin::spec_of;
+use weir_proto::v1;
+use weir_proto::v1::master_client::MasterClient;
+
+use crate::args::ApplyArgs;
+use crate::connect::{self, CALL_DEADLINE, LISTING_DEADLINE, request};
+use crate::documents::{self, Declared};
+use crate::exit::{Failure, Reason};
+use crate::output;
+use crate::process::runtime;
+
+/// The exit code of `weir diff` when there are differences; any other but 0 is a failure.
+const DIFFERENT: u8 = 1;
+
+/// `weir apply -f FILE`: all datasets are judged before any is changed.
+pub(crate) fn apply(args: &ApplyArgs) -> Result<(), Failure> {
+    let declared = documents::read(&args.file)?;
+    runtime()?.block_on(async {
+        let mut master = connect::master(&args.master, None).await?;
+        judge_all(&mut master, &declared).await?;
+        let mut failed = None;
+        for dataset in &declared {
+            match send(&mut master, dataset, false).await {
+                Ok(reply) => {
+                    let outcome = match reply.outcome() {
+                        v1::ApplyOutcome::Created => "created",
+                        v1::ApplyOutcome::Configured => "configured",
+                        v1::ApplyOutcome::Unchanged => "unchanged",
+                        v1::ApplyOutcome::Unspecified => "applied",
+                    };
+                    output::line(format_args!("dataset {} {outcome}", dataset.name))?;
+                }
+                // One whose origin cannot be listed does not keep the others from what they are to be.
+                Err(failure) => {
+                    output::note(format_args!("weir: {}", failure.message()));
+                    failed.get_or_insert(failure);
+                }
+            }
+        }
+        // What failed has been told.
+        failed.map_or(Ok(()), |failure| Err(failure.silent()))
+    })
+}
+
+/// `weir diff -f FILE`.
+pub(crate) fn diff(args: &ApplyArgs) -> Result<ExitCode, Failure> {
+    let different = compare(args).map_err(|failure| match failure.code() {
+        DIFFERENT => Failure::new(Reason::Usage, failure.message()),
+        _ => failure,
+    })?;
+    let code = if different { DIFFERENT } else { 0 };
+    Ok(ExitCode::from(code))
+}
+
+/// Prints what is different, and gives whether anything is.
+fn compare(args: &ApplyArgs) -> Result<bool, Failure> {
+    let declared = documents::read(&args.file)?;
+    runtime()?.block_on(async {
+        let mut master = connect::master(&args.master, None).await?;
+        let mut different = false;
+        for dataset in &declared {
+            let live = live(&mut master, &dataset.name).await?;
+            let wanted = documents::yaml(&dataset.name, dataset.spec.clone())?;
+            if live == wanted {
+                continue;
+            }
+            different = true;
+            let diff = TextDiff::from_lines(&live, &wanted);
+            let name = &dataset.name;
+            let text = diff
+                .unified_diff()
+                .header(
+                    &format!("{name} (as it is)"),
+                    &format!("{name} (as declared)"),
+                )
+                .to_string();
+            for line in text.lines() {
+                output::line(line)?;
+            }
+        }
+        judge_all(&mut master, &declared).await?;
+        Ok(different)
+    })
+}
+
+/// Has the master judge all datasets, and change none.
+async fn judge_all(
+    master: &mut MasterClient<Channel>,
+    declared: &[Declared],
+) -> Result<(), Failure> {
+    for dataset in declared {
+        send(master, dataset, true).await?;
+    }
+    Ok(())
+}
+
+async fn send(
+    master: &mut MasterClient<Channel>,
+    dataset: &Declared,
+    dry_run: bool,
+) -> Result<v1::ApplyDatasetReply, Failure> {
+    let apply = v1::ApplyDatasetRequest {
+        name: dataset.name.to_string(),
+        spec: dataset.spec.to_json(),
+        dry_run,
+    };
+    let deadline = if dry_run {
+        CALL_DEADLINE
+    } else {
+        LISTING_DEADLINE
+    };
+    let reply = master.apply_dataset(request(apply, deadline)).await;
+    let reply = reply.map_err(|status| {
+        if status.code() == Code::Unimplemented {
+            return Failure::new(
+                Reason::Other,
+                "the master is of an earlier version, which knows no `weir apply`; upgrade it, or use `weir dataset create`",
+            );
+        }
+        Failure::from(status).about(format_args!("dataset {}", dataset.name))
+    })?;
+    Ok(reply.into_inner())
+}
+
+/// The document of a dataset as it is; empty if there is none.
+async fn live(master: &mut MasterClient<Channel>, name: &DatasetName) -> Result<String, Failure> {
+    let get = v1::GetDatasetRequest {
+        name: name.to_string(),
+    };
+    match master.get_dataset(request(get, CALL_DEADLINE)).await {
+        Err(status) if status.code() == Code::NotFound => Ok(String::new()),
+        Err(status) => Err(status.into()),
+        Ok(dataset) => document(&dataset.into_inner()),
+    }
+}
+
+/// The document of a dataset that a master told of.
+pub(crate) fn document(dataset: &v1::Dataset) -> Result<String, Failure> {
+    let name = dataset.name.parse().map_err(anyhow::Error::from)?;
+    let spec = spec_of(dataset).map_err(|error| {
+        Failure::new(
+            Reason::Other,
+            format!("dataset {name} has a specification that this command does not know: {error}; use the version of the master"),
+        )
+    })?;
+    documents::yaml(&name, spec)
+}

@@ -1,0 +1,130 @@
+//! Datasets as YAML documents, read and written.
+//!
+//! What comes in is bounded: its length, its depth, its aliases. Of a file all documents are understood, or none is used.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::io::Read;
+use std::path::Path;
+
+use serde_saphyr::{Error, Options};
+use weir_core::dataset::{DatasetDocument, did_you_mean};
+use weir_core::{DatasetName, DatasetSpec};
+use weir_origin::check_dataset;
+
+use crate::exit::{Failure, Reason};
+
+/// Longest file, in bytes, and most datasets in it.
+const MAX_FILE: u64 = 16 << 20;
+const MAX_DOCUMENTS: usize = 10_000;
+
+/// What a file declares.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Declared {
+    pub(crate) name: DatasetName,
+    /// As it was checked: in its one form.
+    pub(crate) spec: DatasetSpec,
+}
+
+/// Reads all documents of a file; `-` is standard input.
+pub(crate) fn read(file: &Path) -> Result<Vec<Declared>, Failure> {
+    let is_stdin = file.as_os_str() == "-";
+    let name = if is_stdin {
+        "standard input".to_owned()
+    } else {
+        file.display().to_string()
+    };
+    let mut bytes = Vec::new();
+    let read = if is_stdin {
+        let stdin = std::io::stdin().lock();
+        stdin.take(MAX_FILE + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(file).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+    };
+    let wrong = |problem: &dyn Display| Failure::new(Reason::Usage, format!("{name}: {problem}"));
+    read.map_err(|error| wrong(&error))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(wrong(&format!(
+            "it is longer than {MAX_FILE} bytes; apply several files one by one"
+        )));
+    }
+    parse(&bytes).map_err(|problem| wrong(&problem))
+}
+
+/// The datasets that a text declares, or what is wrong with it.
+fn parse(text: &[u8]) -> Result<Vec<Declared>, String> {
+    let options = serde_saphyr::options! {
+        strict_booleans: true,
+        with_snippet: false,
+        reject_unsupported_tags: true,
+    };
+    let mut reader = text;
+    let mut declared = Vec::new();
+    let mut names = HashSet::new();
+    for (index, document) in documents(&mut reader, options).enumerate() {
+        let number = index + 1;
+        if number > MAX_DOCUMENTS {
+            return Err(format!(
+                "it has more than {MAX_DOCUMENTS} datasets; apply several files one by one"
+            ));
+        }
+        let at = |problem: &dyn Display| format!("document {number}: {problem}");
+        let document = document.map_err(|error| format!("document {number}{}", explain(&error)))?;
+        let name = document.name().map_err(|error| at(&error))?;
+        let mut spec = document.spec;
+        check_dataset(&mut spec).map_err(|error| at(&format!("dataset {name}: {error}")))?;
+        if !names.insert(name.clone()) {
+            return Err(at(&format!("dataset {name} is declared a second time")));
+        }
+        declared.push(Declared { name, spec });
+    }
+    if declared.is_empty() {
+        return Err("it declares nothing; docs/datasets.md has examples".to_owned());
+    }
+    Ok(declared)
+}
+
+fn documents<'a>(
+    reader: &'a mut &'a [u8],
+    options: Options,
+) -> impl Iterator<Item = Result<DatasetDocument, Error>> + 'a {
+    serde_saphyr::read_with_options(reader, options)
+}
+
+/// Where and what is wrong.
+fn explain(error: &Error) -> String {
+    let error = error.without_snippet();
+    let line = error
+        .location()
+        .map(|at| at.line())
+        .filter(|line| *line > 0);
+    let line = line.map_or(String::new(), |line| format!(", line {line}"));
+    let problem = match error {
+        Error::SerdeUnknownField {
+            field, expected, ..
+        } => {
+            let meant = did_you_mean(field, expected.iter().copied());
+            format!("unknown field `{field}`{meant}")
+        }
+        Error::SerdeUnknownVariant {
+            variant, expected, ..
+        } => {
+            let meant = did_you_mean(variant, expected.iter().copied());
+            format!("unknown value `{variant}`{meant}")
+        }
+        other => other.to_string(),
+    };
+    format!("{line}: {problem}")
+}
+
+/// The document of a dataset, as it is applied.
+pub(crate) fn yaml(name: &DatasetName, spec: DatasetSpec) -> Result<String, Failure> {
+    let document = DatasetDocument::new(name, spec);
+    // Long texts stay on their line, where comparing finds them.
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    let yaml = serde_saphyr::to_string_with_options(&document, options);
+    yaml.map_err(|error| Failure::from(anyhow::Error::from(error)))
+}
+
+#[cfg(test)]
+mod tests;

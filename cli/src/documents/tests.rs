@@ -1,0 +1,201 @@
+use weir_core::SourceSpec;
+use weir_core::dataset::{Addressing, Patience};
+
+use super::*;
+
+fn document(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: weir.dev/v1alpha1\nkind: Dataset\nmetadata:\n  name: {name}\nspec:\n{spec}\n"
+    )
+}
+
+const SPEC: &str = "  sources:\n  - url: s3://bucket/p";
+
+fn refused(text: &str, said: &[&str]) {
+    let error = parse(text.as_bytes()).unwrap_err();
+    for said in said {
+        assert!(error.contains(said), "{said} is not in {error}");
+    }
+}
+
+#[test]
+fn documents_are_read_in_their_order_as_yaml_or_json() {
+    let json = r#"{"apiVersion":"weir.dev/v1alpha1","kind":"Dataset","metadata":{"name":"c"},"spec":{"sources":[{"url":"file:///d","path":"x"}]}}"#;
+    let text = format!(
+        "# first\n{}---\n---\n{}---\n{json}\n",
+        document("a", SPEC),
+        document("b", SPEC)
+    );
+    let declared = parse(text.as_bytes()).unwrap();
+    let names: Vec<String> = declared.iter().map(|d| d.name.to_string()).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    assert_eq!(declared[2].spec.sources[0].path, "/x");
+}
+
+#[test]
+fn an_unknown_field_is_refused_with_its_place_and_the_nearest_name() {
+    let good = document("a", SPEC);
+    let bad = document("b", "  source:\n  - url: s3://b");
+    refused(
+        &format!("{good}---\n{bad}"),
+        &[
+            "document 2, line 14",
+            "unknown field `source`, did you mean `sources`?",
+        ],
+    );
+    let bad = document("b", "  sources:\n  - url: s3://b\n    endpont: http://x");
+    refused(
+        &bad,
+        &["document 1, line 8", "`endpont`, did you mean `endpoint`?"],
+    );
+    refused(
+        &good.replace("kind: Dataset", "kind: dataset"),
+        &["line 2", "`dataset`, did you mean `Dataset`?"],
+    );
+    refused(
+        &good.replace("v1alpha1", "v1"),
+        &["unknown value", "`weir.dev/v1alpha1`"],
+    );
+    refused(
+        &good.replace("  name: a", "  name: a\n  labels: {}"),
+        &["line 5", "unknown field `labels`; known are `name`"],
+    );
+    let bad = document("b", "  sources:\n  - url: s3://b\n    addressing: vitrual");
+    refused(&bad, &["did you mean `virtual`?"]);
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused_with_what_to_change() {
+    for (spec, said) in [
+        ("  sources: []", "needs a source"),
+        ("  sources:\n  - url: s4://b", "did you mean s3://?"),
+        (
+            "  sources:\n  - url: s3://b\n    patience: 30",
+            "a number and a unit",
+        ),
+        (
+            "  sources:\n  - url: s3://b\n    patience: 1d",
+            "a number and a unit",
+        ),
+        ("  sources:\n  - url: s3://b\n    anonymous: yes", "line 8"),
+        (
+            "  sources:\n  - url: s3://b\n    include: ['[']",
+            "spec.sources[0].include[0]",
+        ),
+        (
+            "  sources:\n  - url: s3://b\n    include: '*.jpg'",
+            "line 8",
+        ),
+        (
+            "  sources:\n  - url: s3://b\n    path: ../x",
+            "spec.sources[0].path",
+        ),
+        ("  sources:\n  - path: /x", "missing field `url`"),
+        ("  sources:\n  - url: s3://b\n    url: s3://c", "line 8"),
+    ] {
+        refused(&document("a", spec), &["document 1", said]);
+    }
+    refused(&document("A_b/", SPEC), &["metadata.name"]);
+    refused(&document("''", SPEC), &["metadata.name"]);
+    let twice = format!("{}---\n{}", document("a", SPEC), document("a", SPEC));
+    refused(
+        &twice,
+        &["document 2", "dataset a is declared a second time"],
+    );
+    refused("", &["declares nothing"]);
+    refused("# nothing\n---\n", &["declares nothing"]);
+    refused("a: [", &["document 1"]);
+    refused("\u{0}\u{1}", &["document 1"]);
+    assert!(parse(b"\xff\xfe\xff").is_err());
+}
+
+#[test]
+fn bombs_end_early() {
+    let started = std::time::Instant::now();
+    let mut aliases = "a: &a [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for (name, before) in ('b'..='z').zip('a'..='y') {
+        let many = vec![format!("*{before}"); 10].join(",");
+        aliases.extend([format!("{name}: &{name} [{many}]\n")]);
+    }
+    let inside: String = aliases.lines().map(|line| format!("  {line}\n")).collect();
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    for bomb in [
+        aliases.clone(),
+        document("a", &inside),
+        document("a", &format!("  sources: {deep}")),
+        deep,
+        "a:\n".to_owned(),
+        "- ".repeat(100_000),
+        format!("? {}", "? ".repeat(100_000)),
+    ] {
+        assert!(parse(bomb.as_bytes()).is_err());
+    }
+    assert!(started.elapsed() < std::time::Duration::from_secs(30));
+}
+
+#[test]
+fn what_is_written_is_read_as_the_same() {
+    let hostile = [
+        "plain",
+        "no",
+        "null",
+        "~",
+        "1e3",
+        "0x10",
+        "2026-01-01",
+        "- x",
+        "a: b",
+        "#x",
+        "\"q\"",
+        "'q'",
+        "a\\b",
+        "é 日本",
+        " lead",
+        "trail ",
+        "new\nline",
+        "tab\there",
+        "\u{1b}[2J",
+        "\u{202e}x",
+        "\u{feff}",
+        "*a",
+        "&a",
+        "!a",
+        "%a",
+        "@a",
+        "{",
+        "]",
+        ",",
+        "?",
+        "|",
+        ">",
+        "\u{85}",
+        "\u{2028}",
+        "<<",
+        "=",
+        "x\u{0}y",
+    ];
+    let long = "x ".repeat(400);
+    for text in hostile.iter().copied().chain([long.as_str()]) {
+        let spec = DatasetSpec {
+            sources: vec![SourceSpec {
+                url: format!("s3://bucket/{text}"),
+                path: "/".to_owned(),
+                endpoint: Some("http://host:9000".to_owned()),
+                addressing: Addressing::Path,
+                anonymous: true,
+                profile: Some(text.to_owned()),
+                patience: Some(Patience(90)),
+                include: vec!["**/*.jpg".to_owned(), "no".to_owned()],
+                ..SourceSpec::default()
+            }],
+        };
+        let name: DatasetName = "set".parse().unwrap();
+        let written = yaml(&name, spec.clone()).unwrap();
+        assert!(
+            !written.chars().any(|c| c.is_control() && c != '\n'),
+            "{written:?} acts on a terminal"
+        );
+        let read = parse(written.as_bytes()).unwrap();
+        assert_eq!(read, [Declared { name, spec }], "{written}");
+    }
+}

@@ -1,0 +1,340 @@
+//! Making a dataset be as its specification says.
+//!
+//! Nothing is changed before all is judged that can be judged without the origins, and nothing when one of them cannot be
+//! listed: a dataset is as it was, or as it was declared.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use weir_core::dataset::{MAX_SPEC, SpecError};
+use weir_core::{DatasetName, DatasetSpec, Manifest, SnapshotId, SourceSpec};
+use weir_origin::{OriginSpec, check_dataset, mounts_of, spec_of, spec_of_mounts};
+use weir_proto::v1;
+
+use super::listing::{Found, origin_of, places};
+use super::{Datasets, MAX_DATASETS, newest, versions};
+use crate::error::MasterError;
+use crate::records::now_ns;
+
+/// What a dataset is to be.
+struct Wanted {
+    spec: DatasetSpec,
+    /// What readers are told of `spec`.
+    mounts: Vec<v1::MountSpec>,
+}
+
+impl Datasets {
+    /// Makes a dataset of these mounts and lists it into its first snapshot. One that exists with the same mounts is
+    /// returned as it is, with the options of the new request.
+    pub(crate) async fn create(
+        &self,
+        request: v1::CreateDatasetRequest,
+    ) -> Result<v1::Dataset, MasterError> {
+        let name: DatasetName = request.name.parse()?;
+        let mut spec = spec_of_mounts(&request.mounts);
+        check_dataset(&mut spec)?;
+        // As they came: a caller of another version may say more of an origin than a specification of this one can.
+        let wanted = Wanted {
+            spec,
+            mounts: request.mounts,
+        };
+        for mount in &wanted.mounts {
+            origin_of(mount)?;
+        }
+        let _one_at_a_time = self.listing(&name).await;
+        let Some(dataset) = self.known.lock().get(&name).cloned() else {
+            return self.make(&name, wanted).await;
+        };
+        if places(&dataset.mounts)? != places(&wanted.mounts)? {
+            return Err(MasterError::Conflict(format!(
+                "dataset {name} exists with other mounts; choose another name, or delete it with `weir dataset delete {name}`"
+            )));
+        }
+        if dataset.mounts == wanted.mounts {
+            return Ok(dataset);
+        }
+        // Which files are taken is no option of an origin.
+        let mut spec = wanted.spec;
+        let before = dataset_spec(&dataset)?;
+        for (new, old) in spec.sources.iter_mut().zip(before.sources) {
+            (new.include, new.exclude) = (old.include, old.exclude);
+        }
+        let mounts = wanted.mounts;
+        self.change(&name, dataset, Wanted { spec, mounts }).await
+    }
+
+    /// Makes a dataset be as it is declared, or judges whether that can be.
+    pub(crate) async fn apply(
+        &self,
+        request: v1::ApplyDatasetRequest,
+    ) -> Result<v1::ApplyDatasetReply, MasterError> {
+        let name: DatasetName = request.name.parse()?;
+        let wanted = read(&request.spec)?;
+        // A judgement waits for no listing.
+        let _one_at_a_time = if request.dry_run {
+            None
+        } else {
+            Some(self.listing(&name).await)
+        };
+        let known = self.known.lock().get(&name).cloned();
+        let outcome = match &known {
+            None => v1::ApplyOutcome::Created,
+            Some(dataset) => {
+                let before = dataset_spec(dataset)?;
+                check_places(&name, &before, &wanted.spec)?;
+                if before == wanted.spec {
+                    v1::ApplyOutcome::Unchanged
+                } else {
+                    v1::ApplyOutcome::Configured
+                }
+            }
+        };
+        let is_unchanged = outcome == v1::ApplyOutcome::Unchanged;
+        if !is_unchanged {
+            self.judge(&wanted, known.is_none())?;
+        }
+        let dataset = match known {
+            known if request.dry_run => known,
+            Some(dataset) if is_unchanged => Some(dataset),
+            Some(dataset) => Some(self.change(&name, dataset, wanted).await?),
+            None => Some(self.make(&name, wanted).await?),
+        };
+        Ok(v1::ApplyDatasetReply {
+            outcome: outcome.into(),
+            dataset,
+        })
+    }
+
+    /// Refuses what this master may not read, and one dataset too many.
+    fn judge(&self, wanted: &Wanted, is_new: bool) -> Result<(), MasterError> {
+        for mount in &wanted.mounts {
+            self.sources.check(&origin_of(mount)?)?;
+        }
+        if is_new && self.known.lock().len() >= MAX_DATASETS {
+            return Err(MasterError::Busy(format!(
+                "there are {MAX_DATASETS} datasets, no more fit; delete one with `weir dataset delete`"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Lists a new dataset into its first snapshot.
+    async fn make(&self, name: &DatasetName, wanted: Wanted) -> Result<v1::Dataset, MasterError> {
+        self.judge(&wanted, true)?;
+        let found = self.list_next(name, &wanted, None).await?;
+        check_found(&wanted.spec, &DatasetSpec::default(), &found)?;
+        let dataset = v1::Dataset {
+            name: name.to_string(),
+            spec: wanted.spec.to_json(),
+            mounts: wanted.mounts,
+            snapshots: Vec::new(),
+            created_ns: now_ns(),
+        };
+        self.add_snapshot(name, dataset, found).await
+    }
+
+    /// Changes a dataset, and lists it again if it may have other files then.
+    async fn change(
+        &self,
+        name: &DatasetName,
+        mut dataset: v1::Dataset,
+        wanted: Wanted,
+    ) -> Result<v1::Dataset, MasterError> {
+        self.judge(&wanted, false)?;
+        let before = dataset_spec(&dataset)?;
+        let has_same_files = files(&before) == files(&wanted.spec);
+        dataset.spec = wanted.spec.to_json();
+        dataset.mounts.clone_from(&wanted.mounts);
+        if has_same_files {
+            // Another region, profile or signature, of sources that are not listed again.
+            self.save(name, &dataset, None).await?;
+            return Ok(dataset);
+        }
+        let (dataset, _) = self.relist(name, dataset, wanted, Some(&before)).await?;
+        Ok(dataset)
+    }
+
+    /// Lists the origins of a dataset that is to be so from now on. Gives it, and whether a new snapshot was made.
+    /// With `before`, each source that it did not have must have files.
+    async fn relist(
+        &self,
+        name: &DatasetName,
+        mut dataset: v1::Dataset,
+        wanted: Wanted,
+        before: Option<&DatasetSpec>,
+    ) -> Result<(v1::Dataset, bool), MasterError> {
+        let previous = match newest(name, &dataset) {
+            None => None,
+            // One that cannot be read any more is replaced.
+            Some((id, _)) => self.load_manifest(id).await.ok(),
+        };
+        let found = self.list_next(name, &wanted, previous.clone()).await?;
+        if let Some(before) = before {
+            check_found(&wanted.spec, before, &found)?;
+        }
+        let digest = &found.manifest.summary().digest;
+        if previous.is_none_or(|previous| previous.summary().digest != *digest) {
+            return Ok((self.add_snapshot(name, dataset, found).await?, true));
+        }
+        // The same files, but what is beside them may be other than it was.
+        let known = self.get(name)?;
+        dataset.snapshots.clone_from(&known.snapshots);
+        if let Some(newest) = dataset.snapshots.last_mut() {
+            found.note_hindrances(newest);
+        }
+        if dataset != known {
+            if let Some(newest) = dataset.snapshots.last() {
+                self.metrics.show_snapshot(name.as_str(), newest);
+            }
+            self.save(name, &dataset, None).await?;
+        }
+        Ok((dataset, false))
+    }
+
+    /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
+    pub(crate) async fn refresh(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
+        let name: DatasetName = name.parse()?;
+        let _one_at_a_time = self.listing(&name).await;
+        let dataset = self.get(&name)?;
+        let wanted = Wanted {
+            spec: dataset_spec(&dataset)?,
+            mounts: dataset.mounts.clone(),
+        };
+        self.relist(&name, dataset, wanted, None).await
+    }
+
+    async fn list_next(
+        &self,
+        name: &DatasetName,
+        wanted: &Wanted,
+        previous: Option<Arc<Manifest>>,
+    ) -> Result<Found, MasterError> {
+        let snapshot = SnapshotId {
+            dataset: name.clone(),
+            version: versions::last(&self.records, name).await? + 1,
+        };
+        self.list(&wanted.spec, &wanted.mounts, snapshot, previous)
+            .await
+    }
+}
+
+/// Reads a specification of a request.
+fn read(json: &str) -> Result<Wanted, MasterError> {
+    if json.len() > MAX_SPEC {
+        return Err(MasterError::Invalid(format!(
+            "the specification is {} bytes long, of at most {MAX_SPEC}",
+            json.len()
+        )));
+    }
+    let mut spec = DatasetSpec::from_json(json).map_err(|error| {
+        MasterError::Invalid(format!(
+            "this master does not understand the specification: {error}; if it is of an earlier version than this command, upgrade it first"
+        ))
+    })?;
+    let origins = check_dataset(&mut spec)?;
+    let mounts = mounts_of(&spec, origins);
+    Ok(Wanted { spec, mounts })
+}
+
+/// The specification of a known dataset.
+pub(super) fn dataset_spec(dataset: &v1::Dataset) -> Result<DatasetSpec, MasterError> {
+    spec_of(dataset).map_err(|error| {
+        MasterError::Invalid(format!(
+            "the stored specification of dataset {} is not of this version: {error}; run the newest `weir master` that it had",
+            dataset.name
+        ))
+    })
+}
+
+/// Refuses to take away or move a source: mounts read the dataset's snapshots by it.
+fn check_places(
+    name: &DatasetName,
+    before: &DatasetSpec,
+    after: &DatasetSpec,
+) -> Result<(), MasterError> {
+    let new: HashSet<_> = after.sources.iter().map(place).collect();
+    let gone = |(_, source): &(usize, &SourceSpec)| !new.contains(&place(source));
+    let Some((index, gone)) = before.sources.iter().enumerate().find(gone) else {
+        return Ok(());
+    };
+    let old: HashSet<_> = before.sources.iter().map(place).collect();
+    let moved = after.sources.get(index);
+    let moved = moved.filter(|source| !old.contains(&place(source)));
+    let (field, problem) = match moved {
+        None => (
+            format!("spec.sources[{index}]"),
+            format!(
+                "the source {} of dataset {name} cannot be taken away",
+                gone.url
+            ),
+        ),
+        Some(moved) => {
+            let text = |endpoint: &Option<String>| endpoint.clone().unwrap_or_default();
+            let (field, from, to) = if gone.url != moved.url {
+                ("url", gone.url.clone(), moved.url.clone())
+            } else if gone.path != moved.path {
+                ("path", gone.path.clone(), moved.path.clone())
+            } else {
+                ("endpoint", text(&gone.endpoint), text(&moved.endpoint))
+            };
+            (
+                format!("spec.sources[{index}].{field}"),
+                format!(
+                    "the place of a source of dataset {name} cannot be changed, from {from:?} to {to:?}"
+                ),
+            )
+        }
+    };
+    let remedy = format!(
+        "choose another name for the dataset, or delete it first with `weir dataset delete {name}`"
+    );
+    Err(MasterError::Immutable(SpecError::new(
+        field, problem, remedy,
+    )))
+}
+
+/// What of a source cannot change.
+fn place(source: &SourceSpec) -> (String, String, &str) {
+    let origin = OriginSpec::of_source(source);
+    (
+        origin.location(),
+        origin.prefix().into_owned(),
+        source.path.as_str(),
+    )
+}
+
+/// What decides which files a dataset has.
+fn files(spec: &DatasetSpec) -> Vec<(String, String, &str, &[String], &[String])> {
+    let sources = spec.sources.iter().map(|source| {
+        let (location, prefix, path) = place(source);
+        let (include, exclude) = (&source.include[..], &source.exclude[..]);
+        (location, prefix, path, include, exclude)
+    });
+    sources.collect()
+}
+
+/// Refuses a dataset of which a source has nothing to show that `before` did not have.
+fn check_found(spec: &DatasetSpec, before: &DatasetSpec, found: &Found) -> Result<(), MasterError> {
+    for (index, (source, count)) in spec.sources.iter().zip(&found.counts).enumerate() {
+        if before.sources.contains(source) {
+            continue;
+        }
+        let prefix = OriginSpec::of_source(source).prefix().into_owned();
+        if count.listed == 0 && !prefix.is_empty() {
+            return Err(MasterError::NotFound(format!(
+                "spec.sources[{index}]: {}: there are no objects whose key starts with {prefix:?}; check the prefix",
+                source.url
+            )));
+        }
+        if count.listed > 0 && count.listed == count.filtered {
+            return Err(MasterError::NotFound(format!(
+                "spec.sources[{index}]: {}: its globs leave out all of its {} objects; check `include` and `exclude`",
+                source.url, count.listed
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

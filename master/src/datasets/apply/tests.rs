@@ -1,0 +1,390 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use prost::Message;
+use weir_core::dataset::Patience;
+use weir_origin::{OriginMetrics, SourcePolicy};
+
+use super::*;
+use crate::config::MasterConfig;
+use crate::metrics::MasterMetrics;
+use crate::records::Records;
+use crate::store::{Change, RocksStore};
+
+struct World {
+    dir: tempfile::TempDir,
+    datasets: Datasets,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// A master whose store has these records already.
+    fn with(records: &[(&str, &[u8])]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(RocksStore::open(&dir.path().join("store")).unwrap());
+        let put = |(key, bytes): &(&str, &[u8])| Change::Put((*key).to_owned(), bytes.to_vec());
+        let changes: Vec<Change> = records.iter().map(put).collect();
+        crate::store::MetaStore::write(&*store, &changes).unwrap();
+        let config = MasterConfig {
+            dir: dir.path().to_owned(),
+            sources: SourcePolicy::unlimited(),
+            ..MasterConfig::default()
+        };
+        let mut registry = Registry::default();
+        let metrics = MasterMetrics::register(&mut registry);
+        let origin = OriginMetrics::register(&mut registry);
+        let datasets = Datasets::load(Records::new(store), &config, metrics, origin).unwrap();
+        Self { dir, datasets }
+    }
+
+    /// Puts empty files into a directory, and gives a source of it at a path.
+    fn source(&self, dir: &str, path: &str, files: &[&str]) -> SourceSpec {
+        let dir = self.dir.path().join(dir);
+        for file in files {
+            let file = dir.join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "x").unwrap();
+        }
+        SourceSpec {
+            url: url(&dir),
+            path: path.to_owned(),
+            ..SourceSpec::default()
+        }
+    }
+
+    async fn apply(&self, sources: &[SourceSpec]) -> Result<v1::ApplyDatasetReply, MasterError> {
+        self.send(sources, false).await
+    }
+
+    async fn send(
+        &self,
+        sources: &[SourceSpec],
+        dry_run: bool,
+    ) -> Result<v1::ApplyDatasetReply, MasterError> {
+        let spec = DatasetSpec {
+            sources: sources.to_vec(),
+        };
+        let request = v1::ApplyDatasetRequest {
+            name: "set".to_owned(),
+            spec: spec.to_json(),
+            dry_run,
+        };
+        self.datasets.apply(request).await
+    }
+
+    /// What of the dataset is stored.
+    fn stored(&self) -> Option<v1::Dataset> {
+        self.datasets.get(&"set".parse().unwrap()).ok()
+    }
+
+    /// The paths of the newest snapshot's files.
+    async fn files(&self) -> Vec<String> {
+        let manifest = self.datasets.manifest("set", None).await.unwrap();
+        let files = manifest.files_below(weir_core::manifest::ROOT);
+        let mut files: Vec<String> = files.map(|file| manifest.path(file)).collect();
+        files.sort();
+        files
+    }
+}
+
+fn url(dir: &Path) -> String {
+    format!("file://{}", dir.display())
+}
+
+fn outcome(reply: Result<v1::ApplyDatasetReply, MasterError>) -> v1::ApplyOutcome {
+    reply.unwrap().outcome()
+}
+
+#[tokio::test]
+async fn a_dataset_is_created_left_and_configured_as_its_specification_says() {
+    let world = World::new();
+    let source = world.source("a", "/", &["1.jpg", "x/2.jpg", "x/3.txt"]);
+    let sources = [source.clone()];
+    assert_eq!(
+        outcome(world.send(&sources, true).await),
+        v1::ApplyOutcome::Created
+    );
+    assert!(world.stored().is_none(), "a dry run changes nothing");
+    assert_eq!(
+        outcome(world.apply(&sources).await),
+        v1::ApplyOutcome::Created
+    );
+    let first = world.stored();
+    assert_eq!(
+        outcome(world.apply(&sources).await),
+        v1::ApplyOutcome::Unchanged
+    );
+    assert_eq!(world.stored(), first);
+
+    // An option alone makes no snapshot.
+    let patient = SourceSpec {
+        patience: Some(Patience(600)),
+        ..source.clone()
+    };
+    assert_eq!(
+        outcome(world.send(std::slice::from_ref(&patient), true).await),
+        v1::ApplyOutcome::Configured
+    );
+    assert_eq!(world.stored(), first);
+    assert_eq!(
+        outcome(world.apply(std::slice::from_ref(&patient)).await),
+        v1::ApplyOutcome::Configured
+    );
+    let changed = world.stored().unwrap();
+    assert_eq!(changed.snapshots, first.unwrap().snapshots);
+    assert_eq!(
+        dataset_spec(&changed).unwrap().sources,
+        std::slice::from_ref(&patient)
+    );
+
+    // Other globs do.
+    let images = SourceSpec {
+        include: vec!["**/*.jpg".to_owned()],
+        exclude: vec!["x/**".to_owned()],
+        ..patient.clone()
+    };
+    assert_eq!(
+        outcome(world.apply(std::slice::from_ref(&images)).await),
+        v1::ApplyOutcome::Configured
+    );
+    assert_eq!(world.files().await, ["1.jpg"]);
+    let newest = world.stored().unwrap().snapshots.pop().unwrap();
+    assert_eq!(newest.version, 2);
+    let left_out = [("excluded", 1), ("not_included", 1)].map(|(reason, n)| (reason.to_owned(), n));
+    assert_eq!(newest.left_out, left_out.into());
+
+    // And a source more; order is precedence.
+    let other = world.source("b", "/", &["1.jpg", "4.jpg"]);
+    let both = [other.clone(), images.clone()];
+    assert_eq!(
+        outcome(world.apply(&both).await),
+        v1::ApplyOutcome::Configured
+    );
+    assert_eq!(world.files().await, ["1.jpg", "4.jpg"]);
+    let manifest = world.datasets.manifest("set", None).await.unwrap();
+    let shown = manifest.resolve("1.jpg").unwrap();
+    assert!(manifest.mount(shown).spec.contains(&other.url));
+    let swapped = [images, other.clone()];
+    assert_eq!(
+        outcome(world.apply(&swapped).await),
+        v1::ApplyOutcome::Configured
+    );
+    let manifest = world.datasets.manifest("set", None).await.unwrap();
+    assert!(!manifest.mount(shown).spec.contains(&other.url));
+
+    // A refresh keeps what was declared.
+    std::fs::write(world.dir.path().join("a/5.txt"), "x").unwrap();
+    world.datasets.refresh("set").await.unwrap();
+    assert_eq!(world.files().await, ["1.jpg", "4.jpg"]);
+    assert_eq!(
+        outcome(world.apply(&swapped).await),
+        v1::ApplyOutcome::Unchanged
+    );
+}
+
+#[tokio::test]
+async fn the_place_of_a_source_stays_and_the_error_names_the_field() {
+    let world = World::new();
+    let source = world.source("a", "/train", &["1"]);
+    let other = world.source("b", "/", &["1"]);
+    world.apply(std::slice::from_ref(&source)).await.unwrap();
+    let before = world.stored();
+    let moved = SourceSpec {
+        path: "/val".to_owned(),
+        ..source.clone()
+    };
+    for (sources, said) in [
+        (vec![moved], "spec.sources[0].path: the place"),
+        (vec![other.clone()], "spec.sources[0].url: the place"),
+    ] {
+        for dry_run in [true, false] {
+            let error = world.send(&sources, dry_run).await.unwrap_err();
+            assert!(matches!(error, MasterError::Immutable(_)));
+            assert!(error.to_string().contains(said), "{error}");
+            assert!(
+                error.to_string().contains("weir dataset delete set"),
+                "{error}"
+            );
+        }
+        assert_eq!(world.stored(), before);
+    }
+    world.apply(&[source.clone(), other.clone()]).await.unwrap();
+    let error = world.apply(&[other]).await.unwrap_err();
+    assert!(error.to_string().contains("spec.sources[0]"), "{error}");
+    let error = world.apply(&[source]).await.unwrap_err();
+    assert!(
+        error.to_string().contains("spec.sources[1]: the source"),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("cannot be taken away"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_listed_or_shows_nothing_changes_nothing() {
+    let world = World::new();
+    let source = world.source("a", "/", &["1.txt"]);
+    let missing = SourceSpec {
+        url: url(&world.dir.path().join("missing")),
+        path: "/more".to_owned(),
+        ..SourceSpec::default()
+    };
+    let nothing = SourceSpec {
+        include: vec!["*.jpg".to_owned()],
+        ..source.clone()
+    };
+    let bad = SourceSpec {
+        exclude: vec!["[".to_owned()],
+        ..source.clone()
+    };
+    let errors = |all: &[SourceSpec]| all.to_vec();
+    for sources in [
+        errors(std::slice::from_ref(&missing)),
+        errors(&[source.clone(), missing.clone()]),
+        errors(std::slice::from_ref(&nothing)),
+        errors(std::slice::from_ref(&bad)),
+        errors(&[source.clone(), source.clone()]),
+        errors(&[]),
+    ] {
+        world.apply(&sources).await.unwrap_err();
+        assert!(world.stored().is_none());
+    }
+    world.apply(std::slice::from_ref(&source)).await.unwrap();
+    let before = world.stored();
+    for (sources, said) in [
+        (errors(&[source.clone(), missing]), "missing"),
+        (errors(&[nothing]), "its globs leave out all"),
+        (errors(&[bad]), "spec.sources[0].exclude[0]: the glob"),
+    ] {
+        let error = world.apply(&sources).await.unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(world.stored(), before);
+    }
+    // Neither does a refresh of a source that is gone.
+    std::fs::remove_dir_all(world.dir.path().join("a")).unwrap();
+    world.datasets.refresh("set").await.unwrap_err();
+    assert_eq!(world.stored(), before);
+}
+
+#[tokio::test]
+async fn a_specification_that_this_master_does_not_know_is_refused() {
+    let world = World::new();
+    for (spec, said) in [
+        (
+            "{\"sources\":[{\"url\":\"s3://b\",\"copies\":3}]}",
+            "unknown field `copies`",
+        ),
+        ("{}", "missing field `sources`"),
+        ("[", "does not understand"),
+        ("", "does not understand"),
+        (&format!("\"{}\"", "x".repeat(MAX_SPEC)), "bytes long"),
+    ] {
+        let request = v1::ApplyDatasetRequest {
+            name: "set".to_owned(),
+            spec: spec.to_owned(),
+            dry_run: false,
+        };
+        let error = world.datasets.apply(request).await.unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    assert!(world.stored().is_none());
+}
+
+/// A record as masters wrote it that had no specifications.
+const BEFORE: &[u8] = b"\x0a\x03set\x12\x27\x0a\x1e\x0a\x0ds3://bucket/p\x12\x0ahttp://h:1\x38\xd8\x04\x12\x05train\x1a\x06\x08\x03\x10\x07\x18\x02\x20\x05";
+
+#[tokio::test]
+async fn a_record_from_before_specifications_is_read_and_has_that_of_its_mounts() {
+    let world = World::with(&[("dataset/set", BEFORE)]);
+    let source = SourceSpec {
+        url: "s3://bucket/p".to_owned(),
+        path: "/train".to_owned(),
+        endpoint: Some("http://h:1".to_owned()),
+        patience: Some(Patience(600)),
+        ..SourceSpec::default()
+    };
+    let stored = world.stored().unwrap();
+    assert_eq!(stored.snapshots[0].version, 3);
+    assert_eq!(
+        DatasetSpec::from_json(&stored.spec).unwrap().sources,
+        std::slice::from_ref(&source)
+    );
+    assert_eq!(
+        outcome(world.apply(std::slice::from_ref(&source)).await),
+        v1::ApplyOutcome::Unchanged
+    );
+    let profile = SourceSpec {
+        profile: Some("dev".to_owned()),
+        ..source
+    };
+    assert_eq!(
+        outcome(world.apply(std::slice::from_ref(&profile)).await),
+        v1::ApplyOutcome::Configured
+    );
+    let bytes = world.stored().unwrap().encode_to_vec();
+    let again = World::with(&[("dataset/set", &bytes)]);
+    assert_eq!(
+        outcome(again.apply(&[profile]).await),
+        v1::ApplyOutcome::Unchanged
+    );
+}
+
+#[tokio::test]
+async fn one_dataset_too_many_is_refused_before_anything_is_listed() {
+    let record = |number: usize| {
+        let name = format!("n-{number}");
+        let dataset = v1::Dataset {
+            name: name.clone(),
+            ..v1::Dataset::decode(BEFORE).unwrap()
+        };
+        (format!("dataset/{name}"), dataset.encode_to_vec())
+    };
+    let records: Vec<(String, Vec<u8>)> = (0..MAX_DATASETS).map(record).collect();
+    let records: Vec<(&str, &[u8])> = records.iter().map(|(k, v)| (&**k, &**v)).collect();
+    let world = World::with(&records);
+    let source = world.source("a", "/", &["1"]);
+    for dry_run in [true, false] {
+        let error = world.send(std::slice::from_ref(&source), dry_run).await;
+        let error = error.unwrap_err();
+        assert!(matches!(error, MasterError::Busy(_)), "{error}");
+        assert!(
+            error.to_string().contains("there are 10000 datasets"),
+            "{error}"
+        );
+    }
+    assert!(world.stored().is_none());
+}
+
+#[tokio::test]
+async fn the_short_way_makes_the_same_object_and_keeps_the_globs_of_a_known_one() {
+    let world = World::new();
+    let source = world.source("a", "/", &["1.jpg", "2.txt"]);
+    let images = SourceSpec {
+        include: vec!["*.jpg".to_owned()],
+        ..source.clone()
+    };
+    world.apply(std::slice::from_ref(&images)).await.unwrap();
+    let patient = weir_origin::OriginSpec {
+        patience_seconds: Some(60),
+        ..weir_origin::OriginSpec::of_source(&source)
+    };
+    let request = v1::CreateDatasetRequest {
+        name: "set".to_owned(),
+        mounts: vec![v1::MountSpec {
+            origin: Some(patient.into()),
+            path: String::new(),
+        }],
+    };
+    let made = world.datasets.create(request).await.unwrap();
+    let images = SourceSpec {
+        patience: Some(Patience(60)),
+        ..images
+    };
+    assert_eq!(dataset_spec(&made).unwrap().sources, [images]);
+}
