@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+use weir_core::id::check_namespace;
 use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
 use weir_origin::{Addressing, AllowedDir, AllowedEndpoint, SourcePolicy};
 use weir_trust::Role;
@@ -544,6 +545,9 @@ pub(crate) enum DatasetCommand {
     },
     /// List all datasets
     List {
+        /// Only those of this namespace
+        #[arg(long, short, value_name = "NAME", value_parser = namespace)]
+        namespace: Option<String>,
         /// Output format
         #[arg(long, short, value_enum, default_value_t)]
         output: DatasetFormat,
@@ -656,6 +660,11 @@ pub(crate) struct IssueArgs {
     pub(crate) days: u16,
 }
 
+fn namespace(text: &str) -> Result<String, String> {
+    check_namespace(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
 fn days() -> clap::builder::RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(1..=36_500)
 }
@@ -683,6 +692,9 @@ pub(crate) struct EvictArgs {
 
 #[derive(Args)]
 pub(crate) struct StatusArgs {
+    /// Only datasets of this namespace
+    #[arg(long, short, value_name = "NAME", value_parser = namespace)]
+    pub(crate) namespace: Option<String>,
     #[command(flatten)]
     pub(crate) master: MasterRef,
 }

@@ -29,7 +29,7 @@ impl<S: BlockSource> Blocks<S> {
     /// The blocks of a snapshot, from `source`.
     pub(crate) fn new(manifest: Arc<Manifest>, source: S, metrics: &ClientMetrics) -> Self {
         Self {
-            counters: metrics.dataset(manifest.summary().snapshot.dataset.as_str()),
+            counters: metrics.dataset(&manifest.summary().snapshot.dataset),
             manifest,
             source,
             stale: Arc::default(),

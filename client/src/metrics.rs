@@ -7,16 +7,19 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use weir_core::DatasetName;
 use weir_worker::Source;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SourceLabels {
+    namespace: String,
     dataset: String,
     source: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DatasetLabel {
+    namespace: String,
     dataset: String,
 }
 
@@ -164,8 +167,10 @@ impl ClientMetrics {
     }
 
     /// The counters of one dataset, to be got once.
-    pub(crate) fn dataset(&self, dataset: &str) -> DatasetCounters {
+    pub(crate) fn dataset(&self, name: &DatasetName) -> DatasetCounters {
+        let (namespace, dataset) = (name.namespace(), name.name());
         let labels = |source: ReadSource| SourceLabels {
+            namespace: namespace.to_owned(),
             dataset: dataset.to_owned(),
             source: source.label(),
         };
@@ -175,6 +180,7 @@ impl ClientMetrics {
             stale: self
                 .stale
                 .get_or_create(&DatasetLabel {
+                    namespace: namespace.to_owned(),
                     dataset: dataset.to_owned(),
                 })
                 .clone(),

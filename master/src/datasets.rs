@@ -171,11 +171,24 @@ impl Datasets {
         })
     }
 
-    /// All datasets, by name.
-    pub(crate) fn all(&self) -> Vec<v1::Dataset> {
-        let mut datasets: Vec<v1::Dataset> = self.known.lock().values().cloned().collect();
+    /// All datasets of a namespace, or of all when it is empty, by name.
+    pub(crate) fn all(&self, namespace: &str) -> Vec<v1::Dataset> {
+        let known = self.known.lock();
+        let of = known
+            .iter()
+            .filter(|(name, _)| namespace.is_empty() || name.namespace() == namespace);
+        let mut datasets: Vec<v1::Dataset> = of.map(|(_, dataset)| dataset.clone()).collect();
+        drop(known);
         datasets.sort_by(|a, b| a.name.cmp(&b.name));
         datasets
+    }
+
+    /// Refuses a name that new datasets must not have. One that exists may have any that was valid once.
+    pub(crate) fn check_name(&self, name: &DatasetName) -> Result<(), MasterError> {
+        if !self.contains(name.as_str()) {
+            name.check_new()?;
+        }
+        Ok(())
     }
 
     /// Forgets a dataset that nobody else lists or deletes.
@@ -254,9 +267,7 @@ impl Datasets {
             );
         }
         snapshot.stale_reads = snapshot.stale_reads.saturating_add(report.count);
-        let label = DatasetLabel {
-            dataset: name.to_string(),
-        };
+        let label = DatasetLabel::of(name.as_str());
         self.metrics
             .stale_reads
             .get_or_create(&label)

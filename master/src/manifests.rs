@@ -14,9 +14,8 @@ pub fn manifest_path(dir: &Path, dataset: &DatasetName, version: u64) -> PathBuf
     dataset_dir(dir, dataset).join(format!("{version}.manifest"))
 }
 
-/// A dataset's name is a valid file name by its own rule.
 fn dataset_dir(dir: &Path, dataset: &DatasetName) -> PathBuf {
-    all_dir(dir).join(dataset.as_str())
+    all_dir(dir).join(dataset.file_name())
 }
 
 /// The directory of all manifests.

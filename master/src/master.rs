@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use weir_core::{DatasetName, LogLimit, Manifest};
+use weir_core::{DatasetName, LogLimit, Manifest, SnapshotId};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
 use weir_trust::{Dial, Refusals};
@@ -164,9 +164,11 @@ impl Master {
     /// Starts a job, or gives the one that does the same already.
     pub(crate) async fn start_job(
         &self,
-        request: v1::StartJobRequest,
+        mut request: v1::StartJobRequest,
     ) -> Result<v1::Job, MasterError> {
         jobs::check(&request)?;
+        let name: DatasetName = request.dataset.parse()?;
+        request.dataset = name.to_string();
         let manifest = self.manifest(&request.dataset, None).await?;
         let version = manifest.summary().snapshot.version;
         let paths = request.paths.clone();
@@ -178,8 +180,8 @@ impl Master {
         Ok(job)
     }
 
-    /// Workers, tiers and datasets, for people.
-    pub(crate) fn status(&self) -> v1::Status {
+    /// Workers, tiers and the datasets of a namespace, or of all when it is empty, for people.
+    pub(crate) fn status(&self, namespace: &str) -> v1::Status {
         let (epoch, members) = self.members.published();
         let now = Instant::now();
         let mut reads: HashMap<&str, v1::DatasetReads> = HashMap::new();
@@ -190,7 +192,9 @@ impl Master {
             );
         }
         let mut datasets = Vec::new();
-        for (id, snapshot) in self.datasets.newest() {
+        let newest = self.datasets.newest();
+        let is_of = |id: &SnapshotId| namespace.is_empty() || id.dataset.namespace() == namespace;
+        for (id, snapshot) in newest.into_iter().filter(|(id, _)| is_of(id)) {
             let reads = v1::DatasetReads {
                 dataset: id.dataset.to_string(),
                 ..reads.remove(id.dataset.as_str()).unwrap_or_default()

@@ -10,17 +10,42 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use weir_core::LeftOut;
+use weir_core::id::split_name;
 use weir_proto::v1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct DatasetLabel {
-    pub(crate) dataset: String,
+    namespace: String,
+    dataset: String,
+}
+
+impl DatasetLabel {
+    /// The labels of a dataset's name in its one form.
+    pub(crate) fn of(name: &str) -> Self {
+        let (namespace, dataset) = split_name(name);
+        Self {
+            namespace: namespace.to_owned(),
+            dataset: dataset.to_owned(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LeftOutLabels {
+    namespace: String,
     dataset: String,
     reason: &'static str,
+}
+
+impl LeftOutLabels {
+    fn of(name: &str, reason: &'static str) -> Self {
+        let DatasetLabel { namespace, dataset } = DatasetLabel::of(name);
+        Self {
+            namespace,
+            dataset,
+            reason,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -111,33 +136,25 @@ impl MasterMetrics {
 
     /// Shows the newest snapshot of a dataset.
     pub(crate) fn show_snapshot(&self, dataset: &str, snapshot: &v1::Snapshot) {
-        let label = DatasetLabel {
-            dataset: dataset.to_owned(),
-        };
+        let label = DatasetLabel::of(dataset);
         self.stale_reads.get_or_create(&label).inc_by(0);
         self.files.get_or_create(&label).set(snapshot.files as i64);
         self.bytes.get_or_create(&label).set(snapshot.bytes as i64);
         for reason in LeftOut::ALL.map(LeftOut::label) {
             let count = snapshot.left_out.get(reason).copied().unwrap_or_default();
-            let labels = LeftOutLabels {
-                dataset: dataset.to_owned(),
-                reason,
-            };
+            let labels = LeftOutLabels::of(dataset, reason);
             self.left_out.get_or_create(&labels).set(count as i64);
         }
     }
 
     /// Shows a dataset no more.
     pub(crate) fn forget(&self, dataset: &str) {
-        let label = DatasetLabel {
-            dataset: dataset.to_owned(),
-        };
+        let label = DatasetLabel::of(dataset);
         self.files.remove(&label);
         self.bytes.remove(&label);
         self.stale_reads.remove(&label);
         for reason in LeftOut::ALL.map(LeftOut::label) {
-            let dataset = dataset.to_owned();
-            self.left_out.remove(&LeftOutLabels { dataset, reason });
+            self.left_out.remove(&LeftOutLabels::of(dataset, reason));
         }
     }
 

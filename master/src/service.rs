@@ -137,6 +137,8 @@ impl MasterApi for Service {
     ) -> Result<Response<v1::Dataset>, Status> {
         let who = Caller::of(&request)?.clone();
         let request = request.into_inner();
+        let name = request.name.parse().map_err(MasterError::from)?;
+        self.master.datasets.check_name(&name)?;
         self.run(&self.calls, |master| async move {
             let name = request.name.clone();
             let made = master.create_dataset(request).await;
@@ -161,10 +163,10 @@ impl MasterApi for Service {
 
     async fn list_datasets(
         &self,
-        _: Request<v1::ListDatasetsRequest>,
+        request: Request<v1::ListDatasetsRequest>,
     ) -> Result<Response<v1::ListDatasetsReply>, Status> {
         Ok(Response::new(v1::ListDatasetsReply {
-            datasets: self.master.datasets.all(),
+            datasets: self.master.datasets.all(&request.into_inner().namespace),
         }))
     }
 
@@ -309,8 +311,9 @@ impl MasterApi for Service {
 
     async fn get_status(
         &self,
-        _: Request<v1::GetStatusRequest>,
+        request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::Status>, Status> {
-        Ok(Response::new(self.master.status()))
+        let namespace = request.into_inner().namespace;
+        Ok(Response::new(self.master.status(&namespace)))
     }
 }

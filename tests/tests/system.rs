@@ -22,6 +22,7 @@ mod system {
     pub(crate) mod memory;
     pub(crate) mod metrics;
     pub(crate) mod mounting;
+    pub(crate) mod namespaces;
     pub(crate) mod output;
     pub(crate) mod pinned;
     pub(crate) mod processes;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         ("tls", system::tls::CASES),
         ("sources", system::sources::CASES),
         ("apply", system::apply::CASES),
+        ("namespaces", system::namespaces::CASES),
         ("credentials", system::credentials::CASES),
         ("settings", system::settings::CASES),
         ("fstab", system::fstab::CASES),

@@ -11,11 +11,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use weir_core::id::split_name;
 
 use crate::read_source::Source;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReadLabels {
+    namespace: String,
     dataset: String,
     source: &'static str,
 }
@@ -23,8 +25,21 @@ struct ReadLabels {
 /// Label of metrics that exist once per dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DatasetLabel {
+    /// The dataset's namespace.
+    pub namespace: String,
     /// The dataset's name.
     pub dataset: String,
+}
+
+impl DatasetLabel {
+    /// The labels of a dataset's name in its one form.
+    fn of(name: &str) -> Self {
+        let (namespace, dataset) = split_name(name);
+        Self {
+            namespace: namespace.to_owned(),
+            dataset: dataset.to_owned(),
+        }
+    }
 }
 
 /// Labels of metrics that exist once per tier.
@@ -115,7 +130,8 @@ pub struct WorkerMetrics {
     pub(crate) mismatches: Counter,
     pub(crate) unverified_blocks: Counter,
     cached_bytes: Family<DatasetLabel, Gauge>,
-    shown_cached: Mutex<HashSet<DatasetLabel>>,
+    /// By the datasets' names.
+    shown_cached: Mutex<HashSet<String>>,
     pub(crate) stream_requests: Family<ResultLabel, Counter>,
     pub(crate) stream_connections: Gauge,
     pub(crate) stream_refusals: Family<ReasonLabel, Counter>,
@@ -308,9 +324,13 @@ impl WorkerMetrics {
                 name = OTHER_DATASETS;
             }
         }
-        let labels = |source: Source| ReadLabels {
-            dataset: name.to_owned(),
-            source: source.label(),
+        let labels = |source: Source| {
+            let DatasetLabel { namespace, dataset } = DatasetLabel::of(name);
+            ReadLabels {
+                namespace,
+                dataset,
+                source: source.label(),
+            }
         };
         let made = Arc::new(DatasetReads {
             reads: Source::ALL.map(|s| self.reads.get_or_create(&labels(s)).clone()),
@@ -327,9 +347,9 @@ impl WorkerMetrics {
     pub(crate) fn retain_cached(&self, wanted: impl Fn(&str) -> bool) {
         let mut shown = self.shown_cached.lock();
         shown.retain(|dataset| {
-            let wanted = wanted(&dataset.dataset);
+            let wanted = wanted(dataset);
             if !wanted {
-                self.cached_bytes.remove(dataset);
+                self.cached_bytes.remove(&DatasetLabel::of(dataset));
             }
             wanted
         });
@@ -337,11 +357,9 @@ impl WorkerMetrics {
 
     /// Shows how many bytes are held of a dataset.
     pub(crate) fn show_cached(&self, dataset: &str, bytes: u64) {
-        let label = DatasetLabel {
-            dataset: dataset.to_owned(),
-        };
+        let label = DatasetLabel::of(dataset);
         self.cached_bytes.get_or_create(&label).set(bytes as i64);
-        self.shown_cached.lock().insert(label);
+        self.shown_cached.lock().insert(dataset.to_owned());
     }
 
     /// Block reads of a dataset so far.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use weir_core::DatasetSpec;
+use weir_core::id::split_name;
 use weir_origin::spec_of;
 use weir_proto::v1;
 
@@ -15,7 +16,9 @@ use crate::process::runtime;
 /// `weir dataset list -o json` and friends.
 #[derive(Serialize)]
 struct DatasetView {
+    /// With the namespace, if that is not `default`.
     name: String,
+    namespace: String,
     mounts: Vec<MountView>,
     /// As `weir apply` takes it; `None` if it is of a version that this command does not know.
     spec: Option<DatasetSpec>,
@@ -72,6 +75,7 @@ impl From<v1::Dataset> for DatasetView {
             stale_reads: snapshot.stale_reads,
         });
         Self {
+            namespace: split_name(&dataset.name).0.to_owned(),
             name: dataset.name,
             mounts: mounts.collect(),
             spec,
@@ -103,10 +107,21 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                     .await?;
                 show(made.into_inner(), master.output.into())
             }
-            DatasetCommand::List { output, master } => {
+            DatasetCommand::List {
+                namespace,
+                output,
+                master,
+            } => {
                 let mut client = connect::master(&master, None).await?;
-                let list = request(v1::ListDatasetsRequest {}, CALL_DEADLINE);
-                let datasets = client.list_datasets(list).await?.into_inner().datasets;
+                let list = v1::ListDatasetsRequest {
+                    namespace: namespace.clone().unwrap_or_default(),
+                };
+                let list = client.list_datasets(request(list, CALL_DEADLINE)).await?;
+                let mut datasets = list.into_inner().datasets;
+                if let Some(namespace) = namespace {
+                    // Masters of earlier versions tell of all.
+                    datasets.retain(|dataset| split_name(&dataset.name).0 == namespace);
+                }
                 show_list(datasets, output)
             }
             DatasetCommand::Get {

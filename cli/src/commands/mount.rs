@@ -190,7 +190,9 @@ fn cluster(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fail
     };
     let certs = args.certs.dir().map(std::path::absolute).transpose()?;
     refused::source_of_dataset(&args.dir, &master, &trust::dial(&args.certs)?, &dataset)?;
-    let state_dir = state_dir(&cache.join(format!("{master}-{dataset}")), &args.dir);
+    // A dataset's name may have a slash.
+    let name = format!("{master}-{dataset}").replace('/', "+");
+    let state_dir = state_dir(&cache.join(name), &args.dir);
     make_state(&state_dir, made)?;
     Ok(Plan {
         identity: identity::of_dataset(&master, &dataset),

@@ -1,6 +1,7 @@
 //! `weir status`: workers, tiers, datasets, and the mounts of this machine.
 
 use serde::Serialize;
+use weir_core::id::split_name;
 use weir_mount::runtime;
 use weir_proto::v1;
 use weir_trust::Dial;
@@ -136,7 +137,7 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
     }
     let mut masters = Vec::new();
     for address in addresses {
-        match status_of(&address, &dial).await {
+        match status_of(&address, &dial, args.namespace.as_deref()).await {
             Ok(status) => masters.push(master_view(address, status)),
             Err(failure) if given.is_some() => return Err(failure),
             // The mount's server is being started again; what is known without it is still worth showing.
@@ -146,10 +147,23 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
     Ok(StatusView { masters, mounts })
 }
 
-async fn status_of(address: &str, dial: &Dial) -> Result<v1::Status, Failure> {
+async fn status_of(
+    address: &str,
+    dial: &Dial,
+    namespace: Option<&str>,
+) -> Result<v1::Status, Failure> {
     let mut client = connect::call(address, dial).await?;
-    let call = request(v1::GetStatusRequest {}, CALL_DEADLINE);
-    Ok(client.get_status(call).await?.into_inner())
+    let get = v1::GetStatusRequest {
+        namespace: namespace.unwrap_or_default().to_owned(),
+    };
+    let got = client.get_status(request(get, CALL_DEADLINE)).await?;
+    let mut status = got.into_inner();
+    if let Some(namespace) = namespace {
+        // Masters of earlier versions tell of all.
+        let is_of = |dataset: &v1::DatasetStatus| split_name(&dataset.name).0 == namespace;
+        status.datasets.retain(is_of);
+    }
+    Ok(status)
 }
 
 /// What a server says of its callers; one of an earlier version says nothing.

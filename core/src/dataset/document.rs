@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{DatasetSpec, SpecError};
-use crate::id::DatasetName;
+use crate::id::{DEFAULT_NAMESPACE, DatasetName, NameError, check_namespace};
 
 /// One dataset, declared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -45,6 +45,17 @@ pub struct Metadata {
     /// Name, unique in its namespace: 1 to 63 lower-case letters, digits and `-`, a letter or digit first and last. Datasets
     /// from before this rule keep their names.
     pub name: String,
+    /// Namespace: the same name in two namespaces is two datasets. The rule for its name is that for names.
+    #[serde(default = "default_namespace", skip_serializing_if = "is_default")]
+    pub namespace: String,
+}
+
+fn default_namespace() -> String {
+    DEFAULT_NAMESPACE.to_owned()
+}
+
+fn is_default(namespace: &str) -> bool {
+    namespace == DEFAULT_NAMESPACE
 }
 
 impl DatasetDocument {
@@ -54,7 +65,8 @@ impl DatasetDocument {
             api_version: ApiVersion::default(),
             kind: Kind::default(),
             metadata: Metadata {
-                name: name.to_string(),
+                name: name.name().to_owned(),
+                namespace: name.namespace().to_owned(),
             },
             spec,
         }
@@ -62,9 +74,11 @@ impl DatasetDocument {
 
     /// The dataset's name.
     pub fn name(&self) -> Result<DatasetName, SpecError> {
-        let name = self.metadata.name.parse();
-        name.map_err(|error: crate::id::NameError| {
-            SpecError::new("metadata.name", error.to_string(), "choose another name")
-        })
+        let Metadata { name, namespace } = &self.metadata;
+        let wrong = |field: &str, error: NameError| {
+            SpecError::new(field, error.to_string(), "choose another name")
+        };
+        check_namespace(namespace).map_err(|error| wrong("metadata.namespace", error))?;
+        DatasetName::in_namespace(namespace, name).map_err(|error| wrong("metadata.name", error))
     }
 }

@@ -69,6 +69,7 @@ impl Datasets {
         request: v1::ApplyDatasetRequest,
     ) -> Result<v1::ApplyDatasetReply, MasterError> {
         let name: DatasetName = request.name.parse()?;
+        self.check_name(&name)?;
         let wanted = read(&request.spec)?;
         // A judgement waits for no listing.
         let _one_at_a_time = if request.dry_run {

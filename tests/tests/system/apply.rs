@@ -57,7 +57,7 @@ fn file(lab: &Lab, name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-fn put(lab: &Lab, keys: &[&str]) {
+fn put(lab: &Lab, keys: &[&'static str]) {
     lab.s3.edit(BUCKET, |bucket| {
         for key in keys {
             bucket.put(*key, *key);

@@ -569,7 +569,11 @@ fn count(worker: &Worker, result: &'static str) {
 
 /// The block and the range that a request means, if it makes sense.
 fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
-    request.dataset.parse::<weir_core::DatasetName>().ok()?;
+    let dataset: weir_core::DatasetName = request.dataset.parse().ok()?;
+    // In its one form, since it is a key.
+    if dataset.as_str() != request.dataset {
+        return None;
+    }
     let block = Block {
         origin: OriginId(request.origin),
         object: ObjectRef {

@@ -279,6 +279,8 @@ fn a_request_that_makes_no_sense_is_refused_and_the_next_one_answered() {
             change(|r| r.block_index = u32::MAX),
             change(|r| r.object_size = 0),
             change(|r| r.dataset = String::new()),
+            change(|r| r.dataset = format!("default/{}", r.dataset)),
+            change(|r| r.dataset = format!("../{}", r.dataset)),
             change(|r| r.ahead = true), // with a length
         ];
         let mut link = bed.tcp().await;
