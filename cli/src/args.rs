@@ -563,6 +563,16 @@ pub(crate) enum DatasetCommand {
         #[command(flatten)]
         master: MasterAddress,
     },
+    /// List the objects that a snapshot leaves out, and why; of each reason the first 2,000
+    LeftOut {
+        /// NAME for the newest snapshot, or NAME@SNAPSHOT
+        name: DatasetRef,
+        /// Only those of one reason, such as `excluded`
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        master: MasterRef,
+    },
     /// Forget a dataset and drop its blocks; the origin is not touched
     Delete {
         name: DatasetName,

@@ -22,7 +22,10 @@ use std::path::Path;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use builder::{BuildError, MAX_EXAMPLES, MAX_OBJECT, MAX_VERSION, ManifestBuilder};
+pub use builder::{
+    BuildError, LeftOutObject, MAX_EXAMPLES, MAX_KEPT_LEFT_OUT, MAX_OBJECT, MAX_VERSION,
+    ManifestBuilder,
+};
 pub use kept::KeptManifests;
 use mapped::Mapped;
 

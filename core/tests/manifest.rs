@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use weir_core::manifest::{Mount, ROOT};
-use weir_core::{EntryKind, Manifest, ManifestBuilder, OriginId, SnapshotId};
+use weir_core::manifest::{MAX_KEPT_LEFT_OUT, Mount, ROOT};
+use weir_core::{EntryKind, LeftOut, Manifest, ManifestBuilder, OriginId, SnapshotId};
 
 fn snapshot(version: u64) -> SnapshotId {
     SnapshotId {
@@ -198,4 +198,44 @@ proptest! {
             prop_assert!(names.is_sorted_by(|a, b| a < b));
         }
     }
+}
+
+#[test]
+fn the_first_objects_left_out_for_each_reason_are_told_with_their_keys() {
+    let mut builder = ManifestBuilder::new();
+    let a = builder.add_mount(mount("", "train")).unwrap();
+    let b = builder.add_mount(mount("more/", "/train/x/")).unwrap();
+    builder.add(a, b"x/deep/file", 1, 0, "first").unwrap();
+    builder.add(b, b"more/deep/file", 2, 0, "second").unwrap();
+    builder.add(b, b"more/deep", 2, 0, "second").unwrap();
+    let many = MAX_KEPT_LEFT_OUT + 10;
+    for number in 0..many {
+        let key = format!("x//{number}");
+        builder.add(a, key.as_bytes(), 1, 0, "v").unwrap();
+    }
+    builder.leave_out(LeftOut::NotUtf8, b"\xff");
+    let (manifest, left_out) = builder.build_telling(snapshot(1), 0, None).unwrap();
+    assert_eq!(manifest.summary().left_out["empty_component"], many);
+    let keys = |reason: LeftOut| -> Vec<&[u8]> {
+        let of = left_out.iter().filter(|object| object.reason == reason);
+        of.map(|object| &*object.key).collect()
+    };
+    assert_eq!(keys(LeftOut::ShadowedByMount), [b"more/deep/file"]);
+    assert_eq!(keys(LeftOut::ShadowedByDirectory), [b"more/deep"]);
+    assert_eq!(keys(LeftOut::NotUtf8), [b"\xff"]);
+    let empty = keys(LeftOut::EmptyComponent);
+    assert_eq!(empty.len() as u64, MAX_KEPT_LEFT_OUT);
+    assert_eq!(empty[0], b"x//0");
+}
+
+#[test]
+fn long_keys_of_objects_that_are_left_out_are_counted_and_not_all_kept() {
+    let mut builder = ManifestBuilder::new();
+    let long = vec![b'x'; 1 << 20];
+    for reason in LeftOut::ALL {
+        builder.leave_out(reason, &long);
+    }
+    let (manifest, left_out) = builder.build_telling(snapshot(1), 0, None).unwrap();
+    assert_eq!(manifest.summary().left_out.len(), LeftOut::ALL.len());
+    assert_eq!(left_out.len(), 4);
 }

@@ -215,6 +215,16 @@ impl Datasets {
         name: &str,
         version: Option<u64>,
     ) -> Result<Arc<Manifest>, MasterError> {
+        let (snapshot, _) = self.snapshot(name, version)?;
+        self.load_manifest(snapshot).await
+    }
+
+    /// A snapshot of a dataset; the newest one without a version.
+    fn snapshot(
+        &self,
+        name: &str,
+        version: Option<u64>,
+    ) -> Result<(SnapshotId, v1::Snapshot), MasterError> {
         let name: DatasetName = name.parse()?;
         let dataset = self.get(&name)?;
         let found = match version {
@@ -236,11 +246,32 @@ impl Datasets {
                 known.join(", ")
             )));
         };
-        self.load_manifest(SnapshotId {
+        let id = SnapshotId {
             dataset: name,
             version: found.version,
+        };
+        Ok((id, found.clone()))
+    }
+
+    /// What a snapshot leaves out: all counts, and the first objects of each reason.
+    pub(crate) async fn left_out(
+        &self,
+        name: &str,
+        version: Option<u64>,
+    ) -> Result<v1::ListLeftOutReply, MasterError> {
+        let (snapshot, record) = self.snapshot(name, version)?;
+        let manifests = self.manifests.clone();
+        let list = tokio::task::spawn_blocking(move || {
+            let list = manifests.load_left_out(&snapshot)?;
+            Ok::<_, MasterError>(v1::ListLeftOutReply {
+                version: snapshot.version,
+                ..list
+            })
+        });
+        Ok(v1::ListLeftOutReply {
+            counts: record.left_out,
+            ..list.await??
         })
-        .await
     }
 
     /// Counts reads that found an object changed.
@@ -290,8 +321,14 @@ impl Datasets {
         let mut snapshot = v1::Snapshot::default();
         found.note_hindrances(&mut snapshot);
         let manifests = self.manifests.clone();
-        let manifest = found.manifest;
-        let manifest = tokio::task::spawn_blocking(move || manifests.save(manifest)).await??;
+        let Found {
+            manifest, left_out, ..
+        } = found;
+        let manifest = tokio::task::spawn_blocking(move || {
+            manifests.save_left_out(&manifest.summary().snapshot, &left_out)?;
+            manifests.save(manifest)
+        })
+        .await??;
         let summary = manifest.summary();
         // Reads that were counted while the origin was listed.
         if let Some(known) = self.known.lock().get(name) {

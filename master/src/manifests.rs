@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use weir_core::manifest::{KeptManifests, OpenError};
+use prost::Message;
+use weir_core::manifest::{KeptManifests, LeftOutObject, OpenError};
 use weir_core::{DatasetName, Manifest, ManifestBuilder, SnapshotId};
+use weir_proto::v1;
 
 use crate::error::MasterError;
 
@@ -21,6 +23,11 @@ fn dataset_dir(dir: &Path, dataset: &DatasetName) -> PathBuf {
 /// The directory of all manifests.
 fn all_dir(dir: &Path) -> PathBuf {
     dir.join("manifests")
+}
+
+/// The file of what a snapshot leaves out, beside its manifest.
+fn left_out_path(dir: &Path, snapshot: &SnapshotId) -> PathBuf {
+    manifest_path(dir, &snapshot.dataset, snapshot.version).with_extension("left-out")
 }
 
 /// The manifests of one master.
@@ -81,11 +88,64 @@ impl Manifests {
         Ok(self.keep(manifest))
     }
 
+    /// Writes what a snapshot leaves out; blocks on the disk.
+    pub(crate) fn save_left_out(
+        &self,
+        snapshot: &SnapshotId,
+        objects: &[LeftOutObject],
+    ) -> Result<(), MasterError> {
+        let path = left_out_path(&self.dir, snapshot);
+        if objects.is_empty() {
+            warn_unless_gone(&path, std::fs::remove_file(&path));
+            return Ok(());
+        }
+        let objects = objects.iter().map(|object| v1::LeftOutObject {
+            reason: object.reason.label().to_owned(),
+            key: object.key.to_vec(),
+        });
+        let list = v1::ListLeftOutReply {
+            version: snapshot.version,
+            objects: objects.collect(),
+            ..v1::ListLeftOutReply::default()
+        };
+        let new = path.with_extension("left-out.new");
+        let write = || {
+            std::fs::create_dir_all(dataset_dir(&self.dir, &snapshot.dataset))?;
+            std::fs::write(&new, list.encode_to_vec())?;
+            std::fs::rename(&new, &path)
+        };
+        write().map_err(|error| {
+            warn_unless_gone(&new, std::fs::remove_file(&new));
+            failed(&path, &error)
+        })
+    }
+
+    /// Reads what a snapshot leaves out; blocks on the disk. Nothing of one whose list was not kept.
+    pub(crate) fn load_left_out(
+        &self,
+        snapshot: &SnapshotId,
+    ) -> Result<v1::ListLeftOutReply, MasterError> {
+        let path = left_out_path(&self.dir, snapshot);
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(|error| failed(&path, &error))?,
+        };
+        v1::ListLeftOutReply::decode(&*bytes).map_err(|error| {
+            let dataset = &snapshot.dataset;
+            failed(
+                &path,
+                &format!("{error}; run `weir dataset refresh {dataset}` to list it again"),
+            )
+        })
+    }
+
     /// Removes the manifest of an old snapshot.
     pub(crate) fn remove(&self, snapshot: &SnapshotId) {
         self.kept.lock().forget(|kept| kept == snapshot);
-        let path = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
-        warn_unless_gone(&path, std::fs::remove_file(&path));
+        let manifest = manifest_path(&self.dir, &snapshot.dataset, snapshot.version);
+        for path in [manifest, left_out_path(&self.dir, snapshot)] {
+            warn_unless_gone(&path, std::fs::remove_file(&path));
+        }
     }
 
     /// Removes all manifests of a dataset.

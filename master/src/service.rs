@@ -41,6 +41,7 @@ const RULES: Rules = &[
     ("GetDataset", &[Role::Mount, Role::Admin]),
     ("DeleteDataset", &[Role::Admin]),
     ("RefreshDataset", &[Role::Admin]),
+    ("ListLeftOut", &[Role::Admin]),
     ("GetManifest", &[Role::Worker, Role::Mount, Role::Admin]),
     ("Heartbeat", &[Role::Worker]),
     ("ReportInventory", &[Role::Worker]),
@@ -208,6 +209,16 @@ impl MasterApi for Service {
             })
         })
         .await
+    }
+
+    async fn list_left_out(
+        &self,
+        request: Request<v1::ListLeftOutRequest>,
+    ) -> Result<Response<v1::ListLeftOutReply>, Status> {
+        let request = request.into_inner();
+        let version = Some(request.version).filter(|version| *version > 0);
+        let list = self.master.datasets.left_out(&request.dataset, version);
+        Ok(Response::new(list.await?))
     }
 
     async fn get_manifest(

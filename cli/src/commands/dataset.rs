@@ -1,8 +1,11 @@
 //! `weir dataset …`.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
-use weir_core::DatasetSpec;
+use weir_core::dataset::did_you_mean;
 use weir_core::id::split_name;
+use weir_core::{DatasetName, DatasetSpec, LeftOut};
 use weir_origin::spec_of;
 use weir_proto::v1;
 
@@ -42,7 +45,7 @@ struct SnapshotView {
     files: u64,
     bytes: u64,
     blocks: u64,
-    left_out: std::collections::BTreeMap<String, u64>,
+    left_out: BTreeMap<String, u64>,
     left_out_examples: Vec<String>,
     archived: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -135,6 +138,21 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 };
                 let dataset = client.get_dataset(request(get, CALL_DEADLINE)).await?;
                 show(dataset.into_inner(), output)
+            }
+            DatasetCommand::LeftOut {
+                name,
+                reason,
+                master,
+            } => {
+                let reason = reason.as_deref();
+                check_reason(reason)?;
+                let mut client = connect::master(&master.at, Some(name.dataset.as_str())).await?;
+                let list = v1::ListLeftOutRequest {
+                    dataset: name.dataset.to_string(),
+                    version: name.version.unwrap_or_default(),
+                };
+                let list = client.list_left_out(request(list, CALL_DEADLINE)).await?;
+                show_left_out(&name.dataset, list.into_inner(), reason, master.output)
             }
             DatasetCommand::Delete { name, master } => {
                 let mut client = connect::master(&master.at, Some(name.as_str())).await?;
@@ -256,6 +274,10 @@ fn show(dataset: v1::Dataset, format: DatasetFormat) -> Result<(), Failure> {
         for example in &newest.left_out_examples {
             output::line(format_args!("  for example {example}"))?;
         }
+        output::line(format_args!(
+            "  `weir dataset left-out {}` lists them",
+            view.name
+        ))?;
     }
     if let Some(newest) = view.snapshots.last().filter(|s| s.archived > 0) {
         output::line(format_args!(
@@ -265,6 +287,87 @@ fn show(dataset: v1::Dataset, format: DatasetFormat) -> Result<(), Failure> {
         output::line(
             "  reads of them fail until they are restored (`aws s3api restore-object`) or copied to another storage class",
         )?;
+    }
+    Ok(())
+}
+
+/// Refuses a reason that no object is left out for.
+fn check_reason(reason: Option<&str>) -> Result<(), Failure> {
+    let known = LeftOut::ALL.map(LeftOut::label);
+    match reason {
+        Some(reason) if !known.contains(&reason) => {
+            let meant = did_you_mean(reason, known);
+            Err(Failure::new(
+                Reason::Usage,
+                format!("unknown reason `{reason}`{meant}"),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `weir dataset left-out -o json`.
+#[derive(Serialize)]
+struct LeftOutView {
+    snapshot: String,
+    /// Of all objects.
+    counts: BTreeMap<String, u64>,
+    /// The first of each reason.
+    objects: Vec<LeftOutObjectView>,
+}
+
+#[derive(Serialize)]
+struct LeftOutObjectView {
+    reason: String,
+    /// A key that is not text has its other bytes escaped.
+    key: String,
+}
+
+fn show_left_out(
+    dataset: &DatasetName,
+    list: v1::ListLeftOutReply,
+    only: Option<&str>,
+    format: OutputFormat,
+) -> Result<(), Failure> {
+    let wanted = |reason: &str| only.is_none_or(|only| only == reason);
+    let key = |key: Vec<u8>| {
+        String::from_utf8(key).unwrap_or_else(|bytes| bytes.as_bytes().escape_ascii().to_string())
+    };
+    let counts = list.counts.into_iter().filter(|(r, _)| wanted(r));
+    let objects = list
+        .objects
+        .into_iter()
+        .filter(|object| wanted(&object.reason));
+    let view = LeftOutView {
+        snapshot: format!("{dataset}@{}", list.version),
+        counts: counts.collect(),
+        objects: objects
+            .map(|object| LeftOutObjectView {
+                reason: object.reason,
+                key: key(object.key),
+            })
+            .collect(),
+    };
+    if format == OutputFormat::Json {
+        return output::json(&view);
+    }
+    if view.counts.is_empty() {
+        let snapshot = &view.snapshot;
+        return output::line(format_args!("nothing is left out of {snapshot}"));
+    }
+    let mut rows = Rows::new(&["reason", "key"]);
+    for object in &view.objects {
+        rows.add([object.reason.clone(), object.key.clone()]);
+    }
+    rows.print()?;
+    for (reason, count) in &view.counts {
+        let listed = view.objects.iter().filter(|o| o.reason == *reason).count() as u64;
+        let more = count.saturating_sub(listed);
+        if more > 0 {
+            output::line(format_args!(
+                "and {more} more of {reason}, which are only counted"
+            ))?;
+        }
     }
     Ok(())
 }

@@ -97,6 +97,25 @@ fn values_that_make_no_sense_are_refused_with_what_to_change() {
     }
     refused(&document("A_b/", SPEC), &["metadata.name"]);
     refused(&document("''", SPEC), &["metadata.name"]);
+    refused(&document("team/a", SPEC), &["metadata.name"]);
+    for namespace in ["''", "Team", "a/b", "..", "\"a\\nb\""] {
+        let name = format!("a\n  namespace: {namespace}");
+        refused(&document(&name, SPEC), &["metadata.namespace"]);
+    }
+    let twice = format!(
+        "{}---\n{}",
+        document("a", SPEC),
+        document("a\n  namespace: default", SPEC)
+    );
+    refused(
+        &twice,
+        &["document 2", "dataset a is declared a second time"],
+    );
+    let other = twice.replace("namespace: default", "namespace: team");
+    assert_eq!(
+        parse(other.as_bytes()).unwrap()[1].name.to_string(),
+        "team/a"
+    );
     let twice = format!("{}---\n{}", document("a", SPEC), document("a", SPEC));
     refused(
         &twice,

@@ -32,6 +32,9 @@ use crate::keypath::{self, KeyPath, LeftOut};
 
 /// Keys kept as examples of what was left out for one reason.
 pub const MAX_EXAMPLES: u64 = 3;
+/// Keys kept of what was left out for one reason, and bytes of keys kept of all: more is only counted.
+pub const MAX_KEPT_LEFT_OUT: u64 = 2_000;
+const MAX_KEPT_LEFT_OUT_BYTES: usize = 4 << 20;
 /// Longest version text of an origin, in bytes.
 pub const MAX_VERSION: usize = 1024;
 /// Largest object, in bytes: block numbers are 32 bits.
@@ -71,6 +74,15 @@ pub enum BuildError {
     },
 }
 
+/// One object that a snapshot does not serve.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeftOutObject {
+    /// Why.
+    pub reason: LeftOut,
+    /// Its key.
+    pub key: Box<[u8]>,
+}
+
 /// Collects entries and makes a [`Manifest`].
 #[derive(Debug)]
 pub struct ManifestBuilder {
@@ -93,6 +105,8 @@ pub struct ManifestBuilder {
 struct LeftOuts {
     counts: BTreeMap<LeftOut, u64>,
     examples: Vec<String>,
+    kept: Vec<LeftOutObject>,
+    kept_bytes: usize,
 }
 
 impl LeftOuts {
@@ -102,6 +116,12 @@ impl LeftOuts {
         if *count <= MAX_EXAMPLES {
             self.examples
                 .push(format!("{}: {}", reason.label(), key.escape_ascii()));
+        }
+        let fits = self.kept_bytes + key.len() <= MAX_KEPT_LEFT_OUT_BYTES;
+        if *count <= MAX_KEPT_LEFT_OUT && fits {
+            self.kept_bytes += key.len();
+            let key = key.into();
+            self.kept.push(LeftOutObject { reason, key });
         }
     }
 }
@@ -251,11 +271,22 @@ impl ManifestBuilder {
 
     /// Makes the manifest. Entries that are unchanged since `previous` keep their inode numbers.
     pub fn build(
-        mut self,
+        self,
         snapshot: SnapshotId,
         created_ns: i64,
         previous: Option<&Manifest>,
     ) -> Result<Manifest, BuildError> {
+        let (manifest, _) = self.build_telling(snapshot, created_ns, previous)?;
+        Ok(manifest)
+    }
+
+    /// The same, and the first of the objects that are not served for each reason.
+    pub fn build_telling(
+        mut self,
+        snapshot: SnapshotId,
+        created_ns: i64,
+        previous: Option<&Manifest>,
+    ) -> Result<(Manifest, Vec<LeftOutObject>), BuildError> {
         self.push(&[], Found::Directory(0))?;
         let records = self.records.finish()?;
         let scratch = &self.scratch;
@@ -277,7 +308,7 @@ impl ManifestBuilder {
             next_inode: tables.inodes.as_ref().map_or(fresh, |inodes| inodes.next),
             mounts: self.mounts,
         };
-        tables.assemble(summary, scratch)
+        Ok((tables.assemble(summary, scratch)?, left_out.kept))
     }
 }
 

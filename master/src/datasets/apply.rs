@@ -178,6 +178,11 @@ impl Datasets {
             return Ok((self.add_snapshot(name, dataset, found).await?, true));
         }
         // The same files, but what is beside them may be other than it was.
+        if let Some((snapshot, _)) = newest(name, &dataset) {
+            let (manifests, left_out) = (self.manifests.clone(), found.left_out.clone());
+            let save = move || manifests.save_left_out(&snapshot, &left_out);
+            tokio::task::spawn_blocking(save).await??;
+        }
         let known = self.get(name)?;
         dataset.snapshots.clone_from(&known.snapshots);
         if let Some(newest) = dataset.snapshots.last_mut() {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use tokio::sync::OwnedMutexGuard;
 use weir_core::dataset::SourceFilter;
-use weir_core::manifest::Mount;
+use weir_core::manifest::{LeftOutObject, Mount};
 use weir_core::{DatasetName, DatasetSpec, Manifest, ManifestBuilder, SnapshotId};
 use weir_origin::{Hindrance, OriginSpec};
 use weir_proto::v1;
@@ -96,8 +96,8 @@ impl Datasets {
             }
             counts.push(count);
         }
-        let manifest = tokio::task::spawn_blocking(move || {
-            builder.build(snapshot, now_ns(), previous.as_deref())
+        let (manifest, left_out_objects) = tokio::task::spawn_blocking(move || {
+            builder.build_telling(snapshot, now_ns(), previous.as_deref())
         })
         .await??;
         let summary = manifest.summary();
@@ -115,6 +115,7 @@ impl Datasets {
         }
         Ok(Found {
             manifest,
+            left_out: left_out_objects,
             archived,
             counts,
         })
@@ -133,6 +134,8 @@ async fn with_room(mut builder: ManifestBuilder) -> Result<ManifestBuilder, Mast
 /// What a listing found.
 pub(crate) struct Found {
     pub(crate) manifest: Manifest,
+    /// The first of what the manifest leaves out.
+    pub(crate) left_out: Vec<LeftOutObject>,
     pub(crate) archived: Archived,
     /// Of each source.
     pub(crate) counts: Vec<Count>,

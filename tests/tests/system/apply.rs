@@ -30,6 +30,10 @@ pub(crate) const CASES: &[Case] = &[
         sources_make_one_tree_in_which_the_first_comes_first,
     ),
     (
+        "what_is_left_out_is_listed_with_its_reason",
+        what_is_left_out_is_listed_with_its_reason,
+    ),
+    (
         "a_dataset_that_fails_keeps_no_other_from_being_applied",
         a_dataset_that_fails_keeps_no_other_from_being_applied,
     ),
@@ -219,7 +223,8 @@ fn diff_shows_what_apply_would_change() {
     let diff = cluster.weir(&["diff", "-f", &path]);
     assert_eq!(diff.code, 1, "{}", diff.stderr);
     assert!(diff.stdout.contains("+  name: set"), "{}", diff.stdout);
-    assert!(!cluster.weir(&["dataset", "list"]).ok().contains("set "));
+    let listed = cluster.weir(&["dataset", "list", "-o", "json"]).ok();
+    assert_eq!(listed, "[]\n", "a diff changes nothing");
     cluster.weir(&["apply", "-f", &path]).ok();
     assert_eq!(cluster.weir(&["diff", "-f", &path]).ok(), "");
 
@@ -377,4 +382,84 @@ fn a_dataset_that_fails_keeps_no_other_from_being_applied() {
         "{errors:?}"
     );
     assert!(errors[1].contains("dataset missing: "), "{errors:?}");
+}
+
+fn what_is_left_out_is_listed_with_its_reason() {
+    let lab = Lab::new();
+    put(
+        &lab,
+        &[
+            "a/1.jpg",
+            "a/2.txt",
+            "a/tmp/3.jpg",
+            "a//4.jpg",
+            "b/x/1.jpg",
+            "a/x/1.jpg",
+        ],
+    );
+    lab.s3.edit(BUCKET, |bucket| {
+        for number in 0..2500 {
+            bucket.put(format!("a/many/{number:04}.tmp"), "x");
+        }
+        bucket.put("a/\u{1b}[2J\u{e9}.txt", "x");
+    });
+    let endpoint = lab.s3.endpoint();
+    let cluster = Cluster::start(&lab, 0);
+    let of = |url: &'static str| [("url", url), ("endpoint", &endpoint), ("anonymous", "true")];
+    let images = [
+        &of("s3://bucket/a")[..],
+        &[("include", "['**/*.jpg']"), ("exclude", "['tmp/**']")],
+    ]
+    .concat();
+    let text = document("set", &[&images, &of("s3://bucket/b")]);
+    let path = file(&lab, "set.yaml", &text);
+    cluster.weir(&["apply", "-f", &path]).ok();
+    let listed = |name: &str| -> serde_json::Value {
+        let list = cluster
+            .weir(&["dataset", "left-out", name, "-o", "json"])
+            .ok();
+        serde_json::from_str(&list).unwrap()
+    };
+    let list = listed("set");
+    let counts = serde_json::json!({
+        "empty_component": 1, "excluded": 1, "not_included": 2502, "shadowed_by_mount": 1,
+    });
+    assert_eq!(list["counts"], counts);
+    assert_eq!(list["snapshot"], "set@1");
+    let objects = list["objects"].as_array().unwrap();
+    assert_eq!(objects.len(), 2003);
+    for (reason, key) in [
+        ("empty_component", "a//4.jpg"),
+        ("excluded", "a/tmp/3.jpg"),
+        ("not_included", "a/2.txt"),
+        ("shadowed_by_mount", "b/x/1.jpg"),
+        ("not_included", "a/many/0000.tmp"),
+        ("not_included", "a/\u{1b}[2J\u{e9}.txt"),
+    ] {
+        let expected = serde_json::json!({ "reason": reason, "key": key });
+        assert!(objects.contains(&expected), "{expected}");
+    }
+    let shown = cluster
+        .weir(&["dataset", "left-out", "set", "--reason", "not_included"])
+        .ok();
+    assert!(shown.contains("and 502 more of not_included"), "{shown}");
+    assert!(
+        !shown.contains("a/tmp/3.jpg") && !shown.contains('\u{1b}'),
+        "{shown}"
+    );
+    let error = cluster
+        .weir(&["dataset", "left-out", "set", "--reason", "exclude"])
+        .fails(2);
+    assert!(error.contains("did you mean `excluded`?"), "{error}");
+    cluster.weir(&["dataset", "left-out", "set@7"]).fails(3);
+    cluster.weir(&["dataset", "left-out", "other"]).fails(3);
+
+    // A refresh that changes nothing else changes this, too.
+    put(&lab, &["a/tmp/5.jpg"]);
+    let refreshed = cluster.weir(&["dataset", "refresh", "set"]).ok();
+    assert!(refreshed.contains("nothing changed"), "{refreshed}");
+    let list = listed("set@1");
+    assert_eq!(list["counts"]["excluded"], 2);
+    let expected = serde_json::json!({ "reason": "excluded", "key": "a/tmp/5.jpg" });
+    assert!(list["objects"].as_array().unwrap().contains(&expected));
 }

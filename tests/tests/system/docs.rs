@@ -137,7 +137,7 @@ fn every_command_line_of_the_pages_is_understood() {
 
 fn every_flag_of_the_pages_exists() {
     let lab = Lab::new();
-    let commands: [&[&str]; 19] = [
+    let commands: [&[&str]; 20] = [
         &["mount"],
         &["unmount"],
         &["master"],
@@ -148,6 +148,7 @@ fn every_flag_of_the_pages_exists() {
         &["apply"],
         &["diff"],
         &["dataset", "create"],
+        &["dataset", "left-out"],
         &["dataset", "list"],
         &["dataset", "get"],
         &["dataset", "refresh"],

@@ -208,7 +208,8 @@ impl Model {
 
     /// Sorts each directory by name and settles which of several entries of one name is served.
     fn sort_and_resolve(&mut self) {
-        let mut lost: Vec<(LeftOut, u32)> = Vec::new();
+        let mut lost: Vec<(LeftOut, usize, u32)> = Vec::new();
+        let mut parents = vec![0; self.nodes.len()];
         let mut queue = std::collections::VecDeque::from([ROOT]);
         while let Some(index) = queue.pop_front() {
             let index = index as usize;
@@ -238,20 +239,26 @@ impl Model {
                     }
                     NodeKind::File { .. } => LeftOut::ShadowedByMount,
                 };
-                lost.push((reason, *later));
+                lost.push((reason, index, *later));
                 true
             });
             queue.extend(&children);
+            for child in &children {
+                parents[*child as usize] = index;
+            }
             self.nodes[index].kind = NodeKind::Directory { children };
         }
         self.date_directories();
-        for (reason, node) in lost {
+        for (reason, directory, node) in lost {
             let node = &self.nodes[node as usize];
-            let key = format!(
-                "{}.../{}",
-                self.mounts[usize::from(node.mount)].prefix,
-                node.name
-            );
+            let mount = usize::from(node.mount);
+            let (mut names, mut at) = (vec![&*node.name], directory);
+            while at != self.mount_nodes[mount] as usize {
+                names.push(&*self.nodes[at].name);
+                at = parents[at];
+            }
+            names.reverse();
+            let key = format!("{}{}", self.mounts[mount].prefix, names.join("/"));
             self.leave_out(reason, key.as_bytes());
         }
     }

@@ -273,9 +273,20 @@ impl<'a> Writer<'a> {
             Some(kept) if kept == mount => LeftOut::ListedTwice,
             Some(_) => LeftOut::ShadowedByMount,
         };
-        let (_, name) = listed::split(path).unwrap_or_default();
-        let mut key = format!("{}.../", self.mount(mount)?.prefix).into_bytes();
-        key.extend_from_slice(name);
+        let mount = self.mount(mount)?;
+        // Names end with a zero byte here, those of the mount's own path, too.
+        let top = match mount.path.len() {
+            0 => 0,
+            length => length + 1,
+        };
+        let below = path.get(top..).unwrap_or_default();
+        let below = below.strip_suffix(b"\0").unwrap_or(below);
+        let mut key = mount.prefix.clone().into_bytes();
+        key.extend(
+            below
+                .iter()
+                .map(|byte| if *byte == 0 { b'/' } else { *byte }),
+        );
         left_out.add(reason, &key);
         Ok(())
     }
