@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{Notify, watch};
-use weir_core::{Block, ClusterMap, NodeName, RaceBudget, WorkerInfo};
+use weir_core::{Block, ClusterMap, LogLimit, NodeName, RaceBudget, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
@@ -61,6 +61,8 @@ pub struct ClusterReader {
     suspects: Arc<Suspects>,
     budget: RaceBudget,
     origins: Origins,
+    /// A worker decides how often bytes come damaged.
+    damage_lines: LogLimit,
 }
 
 /// Why a worker gave no bytes.
@@ -80,6 +82,7 @@ impl ClusterReader {
             suspects: Suspects::new(config.map.clone(), remote.clone()),
             remote,
             budget: RaceBudget::default(),
+            damage_lines: LogLimit::default(),
             origins: Origins::new(None, config.fetch.clone(), config.sources.clone()),
             config,
         }
@@ -218,10 +221,12 @@ impl ClusterReader {
     /// Counts an answer that was damaged; the next request has the worker look at what it holds.
     fn note_damage(&self, worker: &WorkerInfo, request: &mut BlockRequest) {
         self.config.metrics.damaged.inc();
-        tracing::warn!(
-            worker = %worker.id, key = %request.key, block = request.block_index,
-            "bytes came damaged from a worker; they are asked for again"
-        );
+        if let Some(left_out) = self.damage_lines.line() {
+            tracing::warn!(
+                worker = %worker.id, key = %request.key, block = request.block_index, left_out,
+                "bytes came damaged from a worker; they are asked for again"
+            );
+        }
         request.report_damaged = true;
     }
 
