@@ -23,7 +23,8 @@ const HDFS_PATIENCE: u32 = 600;
 #[derive(Clone, Debug, PartialEq)]
 pub struct FetchPolicy {
     /// Most time that one read loses to failures and silence. Bytes that arrive, however slowly, cost none of it.
-    /// A setting of the origin ([`OriginSpec::patience_seconds`]). Default 30 s: longer than a load balancer's failover, shorter than a job's watchdog.
+    /// A setting of the origin ([`OriginSpec::patience_seconds`]). Default 30 s: longer than a load balancer's failover,
+    /// shorter than a job's watchdog.
     pub budget: Duration,
     /// Most failed requests of one read. Default 100, more than fit into the budget unless each makes some progress.
     pub max_attempts: u32,

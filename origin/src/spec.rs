@@ -42,8 +42,8 @@ const MAX_PATIENCE: u32 = 24 * 60 * 60;
 /// Where a dataset's data lives. Holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OriginSpec {
-    /// `s3://bucket/prefix`, `oss://…`, `gs://…`, `az://container/prefix`, `hdfs://namenode:port/dir` or `file:///dir`, taken literally: nothing in it is
-    /// percent-decoded. Or `https://host/dir/`, which is decoded as web servers do.
+    /// `s3://bucket/prefix`, `oss://…`, `gs://…`, `az://container/prefix`, `hdfs://namenode:port/dir` or `file:///dir`, taken
+    /// literally: nothing in it is percent-decoded. Or `https://host/dir/`, which is decoded as web servers do.
     pub url: String,
     /// URL of an S3-compatible service; AWS when absent.
     #[serde(default)]
