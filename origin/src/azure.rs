@@ -25,7 +25,7 @@ use crate::transport::environment::Environment;
 use crate::transport::exchange::Answer;
 use crate::transport::head::text;
 use crate::transport::refusal::{Asked, Refusal};
-use crate::transport::renewed::Renewed;
+use crate::transport::renewed::{Renewed, RequestKeys};
 use crate::transport::service::Service;
 
 use credentials::{Authority, Finder};
@@ -37,8 +37,6 @@ const DATE: HeaderName = HeaderName::from_static("x-ms-date");
 const ERROR_CODE: &str = "x-ms-error-code";
 /// Longest page, in bytes: five thousand blobs.
 const MAX_PAGE: usize = 32 << 20;
-/// How often a request is made with other keys.
-const MAX_RENEWALS: u32 = 3;
 const KEYS: &str = "check AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or the identity, and that it may list and read the container (Storage Blob Data Reader), or use --anonymous for a public container";
 
 /// A container.
@@ -50,16 +48,7 @@ pub(crate) struct Azure {
     /// What is sent is seen by the service alone: it goes with TLS, or to this machine.
     is_private: bool,
     /// `None` when requests are not authorised.
-    credentials: Option<Keys>,
-}
-
-/// The keys of a container.
-struct Keys(Renewed<Finder>);
-
-impl std::fmt::Debug for Keys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Keys(…)")
-    }
+    credentials: Option<Renewed<Finder>>,
 }
 
 impl Azure {
@@ -89,7 +78,7 @@ impl Azure {
             None
         } else {
             let finder = Finder::new(name, &endpoint, environment);
-            Some(Keys(Renewed::find(finder)?))
+            Some(Renewed::find(finder)?)
         };
         Ok(Self {
             service,
@@ -106,7 +95,7 @@ impl Azure {
         headers: &HeaderMap,
         key: Option<&str>,
     ) -> Result<Answer, OriginError> {
-        let mut renewals = 0;
+        let mut keys = RequestKeys::of(self.credentials.as_ref());
         loop {
             let mut headers = headers.clone();
             headers.insert(API_VERSION, API);
@@ -117,10 +106,7 @@ impl Azure {
             let now = Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
             let now = HeaderValue::from_str(&now.to_string());
             headers.insert(DATE, now.map_err(|error| self.invalid(key, &error))?);
-            let authority = match &self.credentials {
-                Some(Keys(credentials)) => Some(credentials.get().await?),
-                None => None,
-            };
+            let authority = keys.get().await?;
             let mut address = uri.to_owned();
             if let Some(Authority::Sas(query)) = authority.as_deref() {
                 address.push(if address.contains('?') { '&' } else { '?' });
@@ -166,12 +152,7 @@ impl Azure {
                     &*refusal.code,
                     "AuthenticationFailed" | "ExpiredToken" | "InvalidAuthenticationInfo"
                 );
-            if may_be_of_old_keys
-                && renewals < MAX_RENEWALS
-                && let (Some(Keys(credentials)), Some(refused)) = (&self.credentials, &authority)
-                && credentials.renew(refused).await?
-            {
-                renewals += 1;
+            if may_be_of_old_keys && keys.renew().await? {
                 continue;
             }
             return Err(self.refused(&refusal, key));

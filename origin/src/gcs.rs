@@ -26,7 +26,7 @@ use crate::transport::environment::Environment;
 use crate::transport::exchange::Answer;
 use crate::transport::head::{Head, Witness, text};
 use crate::transport::refusal::{Asked, Refusal};
-use crate::transport::renewed::Renewed;
+use crate::transport::renewed::{Renewed, RequestKeys};
 use crate::transport::service::Service;
 
 use credentials::Finder;
@@ -37,8 +37,6 @@ pub(crate) const SERVICE: &str = "https://storage.googleapis.com";
 const GZIP: &str = "-gzip";
 /// Longest page, in bytes: a thousand objects with names of 1 KiB, escaped.
 const MAX_PAGE: usize = 16 << 20;
-/// How often a request is made with other keys.
-const MAX_RENEWALS: u32 = 3;
 const KEYS: &str = "check GOOGLE_APPLICATION_CREDENTIALS and that they may list and read the bucket (roles/storage.objectViewer), or use --anonymous for a public bucket";
 
 const GENERATION: &str = "x-goog-generation";
@@ -52,16 +50,7 @@ pub(crate) struct Gcs {
     /// URL of the bucket's objects, without a slash at the end.
     base: String,
     /// `None` when requests are not authorised.
-    credentials: Option<Tokens>,
-}
-
-/// The tokens of a bucket.
-struct Tokens(Renewed<Finder>);
-
-impl std::fmt::Debug for Tokens {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Tokens(…)")
-    }
+    credentials: Option<Renewed<Finder>>,
 }
 
 impl Gcs {
@@ -96,7 +85,7 @@ impl Gcs {
             None
         } else {
             let finder = Finder::new(name, environment);
-            Some(Tokens(Renewed::find(finder)?))
+            Some(Renewed::find(finder)?)
         };
         Ok(Self {
             service,
@@ -118,14 +107,10 @@ impl Gcs {
                 target: self.service.target(key),
                 problem: format!("a request for it cannot be made: {error}"),
             })?;
-        let mut renewals = 0;
+        let mut keys = RequestKeys::of(self.credentials.as_ref());
         loop {
             let mut headers = headers.clone();
-            let token = match &self.credentials {
-                Some(Tokens(credentials)) => Some(credentials.get().await?),
-                None => None,
-            };
-            if let Some(token) = &token {
+            if let Some(token) = keys.get().await? {
                 self.service.check_signature(&uri)?;
                 headers.insert(header::AUTHORIZATION, token.header.clone());
                 if let Some(project) = &token.project {
@@ -137,12 +122,7 @@ impl Gcs {
                 return Ok(answer);
             }
             let refusal = Refusal::read(answer).await;
-            if refusal.status == StatusCode::UNAUTHORIZED
-                && renewals < MAX_RENEWALS
-                && let (Some(Tokens(credentials)), Some(refused)) = (&self.credentials, &token)
-                && credentials.renew(refused).await?
-            {
-                renewals += 1;
+            if refusal.status == StatusCode::UNAUTHORIZED && keys.renew().await? {
                 continue;
             }
             return Err(self.refused(refusal, key));

@@ -23,14 +23,14 @@ use crate::transport::environment::Environment;
 use crate::transport::exchange::{Answer, Http};
 use crate::transport::failure::HttpError;
 use crate::transport::proxy::Proxies;
+use crate::transport::renewed::RequestKeys;
 use crate::transport::service::other_scheme;
 use crate::transport::trust::Trust;
 
 /// Region of requests when nobody names one; the service corrects it.
 const DEFAULT_REGION: &str = "us-east-1";
-/// How often one request is sent on, and with how many other keys: they may change again meanwhile.
+/// How often one request is sent on.
 const MAX_REDIRECTS: u32 = 3;
-const MAX_RENEWALS: u32 = 3;
 /// How long it counts what was found out about a service's scheme.
 const SCHEME_CHECKED_FOR: Duration = Duration::from_secs(1);
 
@@ -167,7 +167,7 @@ impl Client {
     ) -> Result<Answer, OriginError> {
         let target = || key.map_or_else(|| self.name.clone(), |key| self.object_url(key));
         let mut corrected = false;
-        let mut renewals = 0;
+        let mut keys = RequestKeys::of(self.credentials.as_ref());
         let mut redirects = 0;
         let mut elsewhere = None;
         let mut shows_key = key.is_some();
@@ -176,17 +176,12 @@ impl Client {
                 Some(uri) => uri,
                 None => self.address(key, query, &target)?,
             };
-            let credential = match &self.credentials {
-                Some(credentials) => {
-                    if elsewhere.is_some() {
-                        // That the endpoint may have them was found when this client was made.
-                        let meant = self.reach.check_signature(&uri);
-                        meant.map_err(|forbidden| forbidden.of(target()))?;
-                    }
-                    Some(credentials.get().await?)
-                }
-                None => None,
-            };
+            if self.credentials.is_some() && elsewhere.is_some() {
+                // That the endpoint may have them was found when this client was made.
+                let meant = self.reach.check_signature(&uri);
+                meant.map_err(|forbidden| forbidden.of(target()))?;
+            }
+            let credential = keys.get().await?;
             let mut headers = headers.clone();
             if credential.is_some() {
                 self.extras.add_payer(&mut headers);
@@ -244,12 +239,7 @@ impl Client {
                 elsewhere = Some(next);
                 continue;
             }
-            if refusal.may_be_of_old_keys()
-                && renewals < MAX_RENEWALS
-                && let (Some(credentials), Some(refused)) = (&self.credentials, &credential)
-                && credentials.renew(refused).await?
-            {
-                renewals += 1;
+            if refusal.may_be_of_old_keys() && keys.renew().await? {
                 continue;
             }
             return Err(refusal.explain(&self.name, target(), key));

@@ -26,6 +26,8 @@ const RENEW_BEFORE: Duration = Duration::from_mins(5);
 /// For keys of a service that do not tell how long they last, or have expired by this machine's clock alone.
 const SERVICE_RENEWED_AFTER: Duration = Duration::from_secs(30);
 const SERVICE_STALE_AFTER: Duration = Duration::from_secs(150);
+/// With how many other keys one request is made again: they may change once more meanwhile.
+const MAX_RENEWALS: u32 = 3;
 
 /// Knows where the keys of one origin come from, and gets them there.
 pub(crate) trait Issuer: Send + Sync + 'static {
@@ -274,6 +276,51 @@ impl<I: Issuer> Inner<I> {
             detail: detail.to_owned(),
             remedy: self.issuer.remedy(),
         }
+    }
+}
+
+impl<I: Issuer> std::fmt::Debug for Renewed<I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Renewed(…)")
+    }
+}
+
+/// The keys of one request, which is made again with others if they are refused.
+pub(crate) struct RequestKeys<'a, I: Issuer> {
+    /// `None` when requests are not authorised.
+    keys: Option<&'a Renewed<I>>,
+    used: Option<Arc<I::Key>>,
+    renewals: u32,
+}
+
+impl<'a, I: Issuer> RequestKeys<'a, I> {
+    /// Of a request that has not been made yet.
+    pub(crate) fn of(keys: Option<&'a Renewed<I>>) -> Self {
+        Self {
+            keys,
+            used: None,
+            renewals: 0,
+        }
+    }
+
+    /// Those to make it with.
+    pub(crate) async fn get(&mut self) -> Result<Option<Arc<I::Key>>, OriginError> {
+        if let Some(keys) = self.keys {
+            self.used = Some(keys.get().await?);
+        }
+        Ok(self.used.clone())
+    }
+
+    /// Whether there are others, now that those it was made with were refused.
+    pub(crate) async fn renew(&mut self) -> Result<bool, OriginError> {
+        if self.renewals < MAX_RENEWALS
+            && let (Some(keys), Some(refused)) = (self.keys, &self.used)
+            && keys.renew(refused).await?
+        {
+            self.renewals += 1;
+            return Ok(true);
+        }
+        Ok(false)
     }
 }
 
