@@ -31,6 +31,19 @@ pub struct Listed {
     pub hindrance: Option<Hindrance>,
 }
 
+impl Listed {
+    /// What is no object to be read, and is listed to be counted.
+    pub(crate) fn left_out(key: Vec<u8>, reason: LeftOut) -> Self {
+        Self {
+            key,
+            size: 0,
+            mtime_ns: 0,
+            version: String::new(),
+            hindrance: Some(Hindrance::LeftOut(reason)),
+        }
+    }
+}
+
 /// Why something of a listing cannot be read as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hindrance {

@@ -354,23 +354,11 @@ impl Reach {
     pub(crate) fn admit(
         &self,
         uri: &Uri,
-        mut addresses: Vec<SocketAddr>,
+        addresses: Vec<SocketAddr>,
     ) -> Result<Vec<SocketAddr>, Forbidden> {
-        let Some(bounds) = &self.0 else {
-            return Ok(addresses);
-        };
-        let mut refused = None;
-        addresses.retain(|address| match bounds.check_address(uri, address.ip()) {
-            Ok(()) => true,
-            Err(error) => {
-                refused = Some(error);
-                false
-            }
-        });
-        match refused {
-            Some(refused) if addresses.is_empty() => Err(bounds.forbid(refused)),
-            _ => Ok(addresses),
-        }
+        self.those_that(addresses, |bounds, address| {
+            bounds.check_address(uri, address)
+        })
     }
 
     /// Whether the operator names `uri`'s host, or one of its addresses: then where it leads is meant, too.
@@ -391,22 +379,34 @@ impl Reach {
     pub(crate) fn admit_named_by_other(
         &self,
         uri: &Uri,
+        addresses: Vec<SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, Forbidden> {
+        self.those_that(addresses, |bounds, address| {
+            let ip = address::plain(address);
+            let endpoints = &bounds.limits.endpoints;
+            let is_named = endpoints.iter().any(|e| e.names_address(ip, port(uri)));
+            match address::special(ip).filter(|_| !is_named) {
+                None => Ok(()),
+                Some(special) => Err(bounds.special(uri, ip, special)),
+            }
+        })
+    }
+
+    /// Those of a host's addresses that `check` admits; its last error when that is none.
+    fn those_that(
+        &self,
         mut addresses: Vec<SocketAddr>,
+        check: impl Fn(&Bounds, IpAddr) -> Result<(), Forbidden>,
     ) -> Result<Vec<SocketAddr>, Forbidden> {
         let Some(bounds) = &self.0 else {
             return Ok(addresses);
         };
         let mut refused = None;
-        addresses.retain(|address| {
-            let ip = address::plain(address.ip());
-            let endpoints = &bounds.limits.endpoints;
-            let is_named = endpoints.iter().any(|e| e.names_address(ip, port(uri)));
-            match address::special(ip).filter(|_| !is_named) {
-                None => true,
-                Some(special) => {
-                    refused = Some(bounds.special(uri, ip, special));
-                    false
-                }
+        addresses.retain(|address| match check(bounds, address.ip()) {
+            Ok(()) => true,
+            Err(error) => {
+                refused = Some(error);
+                false
             }
         });
         match refused {

@@ -21,7 +21,7 @@ use weir_core::keypath::LeftOut;
 
 use super::{DirectoryPlace, beneath, directory_error, key_of, mounts, mtime_ns, version};
 use crate::error::OriginError;
-use crate::origin::{Hindrance, Listed};
+use crate::origin::Listed;
 
 /// Files of one page.
 const PAGE: usize = 1000;
@@ -264,13 +264,7 @@ impl Walk {
         if !key.starts_with(&self.prefix) {
             return Ok(());
         }
-        self.push(Listed {
-            key,
-            size: 0,
-            mtime_ns: 0,
-            version: String::new(),
-            hindrance: Some(Hindrance::LeftOut(reason)),
-        })
+        self.push(Listed::left_out(key, reason))
     }
 
     fn push(&mut self, listed: Listed) -> Result<(), Stopped> {

@@ -18,7 +18,7 @@ use weir_core::keypath::LeftOut;
 use super::calls::{Calls, Missing};
 use super::version;
 use crate::error::OriginError;
-use crate::origin::{Hindrance, Listed};
+use crate::origin::Listed;
 use crate::policy::FetchPolicy;
 use crate::transport::patience::Patience;
 
@@ -122,7 +122,7 @@ impl Walk {
                     ));
                 }
                 EntryKind::File if entry.under_construction == Some(true) => {
-                    listed.push(left_out(key, LeftOut::BeingWritten));
+                    listed.push(Listed::left_out(key, LeftOut::BeingWritten));
                 }
                 EntryKind::File => listed.push(Listed {
                     key,
@@ -131,7 +131,7 @@ impl Walk {
                     version: version(&entry),
                     hindrance: None,
                 }),
-                EntryKind::Symlink => listed.push(left_out(key, LeftOut::SpecialFile)),
+                EntryKind::Symlink => listed.push(Listed::left_out(key, LeftOut::SpecialFile)),
                 EntryKind::Directory => match String::from_utf8(entry.name) {
                     Ok(name) if turn.depth < MAX_DEPTH && !name.is_empty() => {
                         directories.push_front(Turn {
@@ -140,8 +140,8 @@ impl Walk {
                             depth: turn.depth + 1,
                         });
                     }
-                    Ok(_) => listed.push(left_out(key, LeftOut::TooDeep)),
-                    Err(_) => listed.push(left_out(key, LeftOut::NotUtf8)),
+                    Ok(_) => listed.push(Listed::left_out(key, LeftOut::TooDeep)),
+                    Err(_) => listed.push(Listed::left_out(key, LeftOut::NotUtf8)),
                 },
             }
         }
@@ -157,17 +157,6 @@ impl Walk {
         }
         self.waiting.extend(directories);
         Ok(listed)
-    }
-}
-
-/// Lists what is no file to be read, so that it is counted.
-fn left_out(key: Vec<u8>, reason: LeftOut) -> Listed {
-    Listed {
-        key,
-        size: 0,
-        mtime_ns: 0,
-        version: String::new(),
-        hindrance: Some(Hindrance::LeftOut(reason)),
     }
 }
 

@@ -13,7 +13,7 @@ use super::index::{self, Entry};
 use super::version::Version;
 use super::{MAX_REDIRECTS, WebOrigin, autoindex, redirect};
 use crate::error::OriginError;
-use crate::origin::{Hindrance, Listed};
+use crate::origin::Listed;
 use crate::transport::failure::HttpError;
 use crate::transport::head::text;
 use crate::transport::patience::Patience;
@@ -130,7 +130,7 @@ impl Crawl<'_> {
         for child in children {
             let Ok(name) = String::from_utf8(child.name.clone()) else {
                 let key = [dir.as_bytes(), &child.name].concat();
-                left_out.push(not_served(key, LeftOut::NotUtf8));
+                left_out.push(Listed::left_out(key, LeftOut::NotUtf8));
                 continue;
             };
             let key = format!("{dir}{name}");
@@ -141,7 +141,7 @@ impl Crawl<'_> {
                     digest: None,
                 });
             } else if depth >= MAX_DEPTH {
-                left_out.push(not_served(key.into_bytes(), LeftOut::TooDeep));
+                left_out.push(Listed::left_out(key.into_bytes(), LeftOut::TooDeep));
             } else {
                 dirs.push(key + "/");
             }
@@ -217,16 +217,6 @@ fn is_same(from: &Uri, to: &Uri) -> bool {
     from.authority() == to.authority() && from.scheme() == to.scheme()
 }
 
-fn not_served(key: Vec<u8>, reason: LeftOut) -> Listed {
-    Listed {
-        key,
-        size: 0,
-        mtime_ns: 0,
-        version: String::new(),
-        hindrance: Some(Hindrance::LeftOut(reason)),
-    }
-}
-
 /// The file of an index or a page, with what its server tells of it.
 async fn ask(origin: &WebOrigin, file: Entry) -> Result<Listed, OriginError> {
     let Entry { key, size, digest } = file;
@@ -249,7 +239,7 @@ async fn ask(origin: &WebOrigin, file: Entry) -> Result<Listed, OriginError> {
             Ok(told) => break told,
             // A link of the server's files leads nowhere, or the file was removed meanwhile.
             Err(OriginError::Changed { .. }) if origin.place.index.is_none() => {
-                return Ok(not_served(key.into_bytes(), LeftOut::LinkBroken));
+                return Ok(Listed::left_out(key.into_bytes(), LeftOut::LinkBroken));
             }
             Err(OriginError::Changed { .. }) => {
                 return Err(OriginError::Unsupported {
