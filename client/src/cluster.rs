@@ -104,16 +104,16 @@ impl ClusterReader {
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
         let map = self.config.map.borrow().clone();
         self.budget.earn();
-        let owners = map.owners(&block.key(), MAX_OWNERS);
         let wanted = Wanted {
             block,
             request: request(map.epoch, dataset, block, &range),
-            owners: owners.clone(),
+            owners: map.owners(&block.key(), MAX_OWNERS),
             range,
             spec,
         };
         let is_suspect = |worker: &&WorkerInfo| self.suspects.contains(&worker.id);
-        let (suspects, trusted): (Vec<_>, Vec<_>) = owners.into_iter().partition(is_suspect);
+        let owners = wanted.owners.iter().copied();
+        let (suspects, trusted): (Vec<_>, Vec<_>) = owners.partition(is_suspect);
         let before = if let Some(suspect) = suspects.first() {
             format!("worker {} did not answer a moment ago", suspect.id)
         } else {
