@@ -251,6 +251,17 @@ impl Table {
         });
         &mut self.rows[number]
     }
+
+    /// Notes one value of a system; a share is to reach `limit`, anything else not to go beyond it.
+    pub fn state(&mut self, system: &str, what: &str, unit: Unit, value: f64, limit: Option<f64>) {
+        let goal = Goal::new(what, unit);
+        let goal = match limit {
+            None => goal,
+            Some(limit) if unit == Unit::Share => goal.at_least(limit),
+            Some(limit) => goal.at_most(limit),
+        };
+        self.row(&goal).note(system, value, None);
+    }
 }
 
 #[cfg(test)]

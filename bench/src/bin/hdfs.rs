@@ -1,5 +1,7 @@
 //! Reads the files of an HDFS directory by the raw client: what mounts of Weir are compared with.
 
+use std::io::Write;
+
 use clap::Parser;
 use weir_bench::hdfs::Raw;
 
@@ -20,15 +22,17 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let raw = Raw::open(&args.url)?;
     let (paths, seconds) = raw.list()?;
-    println!("{} files listed in {seconds:.2} s", paths.len());
+    let mut out = std::io::stdout();
+    writeln!(out, "{} files listed in {seconds:.2} s", paths.len())?;
     for seed in 0..args.passes {
         let pass = raw.read(paths.clone(), seed, args.readers)?;
-        println!(
+        writeln!(
+            out,
             "{} files, {:.0} a second, {:.0} MB/s",
             pass.files,
             pass.files_per_second(),
             pass.megabytes_per_second()
-        );
+        )?;
     }
     Ok(())
 }

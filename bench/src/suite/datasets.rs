@@ -7,7 +7,7 @@ use super::{Bench, Measured};
 use crate::server::Builtin;
 use crate::stats::median;
 use crate::system::{Cluster, Tiers};
-use crate::table::{Goal, Table, Unit};
+use crate::table::{Table, Unit};
 use crate::usage::memory;
 
 /// Name of the only system in the table.
@@ -22,17 +22,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let home = bench.scratch().join("datasets");
     let mut cluster = Cluster::start(&home, super::many::WORKERS, Tiers::ssd_for(0))?;
     let mut table = Table::default();
-    let mut note = |what: &str, unit, value: f64, limit: Option<f64>| {
-        let mut goal = Goal::new(what, unit);
-        if let Some(limit) = limit {
-            goal = if unit == Unit::Share {
-                goal.at_least(limit)
-            } else {
-                goal.at_most(limit)
-            };
-        }
-        table.row(&goal).note(SYSTEM, value, None);
-    };
+    let mut note = |what: &str, unit, value, limit| table.state(SYSTEM, what, unit, value, limit);
     let empty = memory(cluster.master_pid()).1;
     note(
         "memory of the master without datasets",

@@ -9,7 +9,7 @@ use crate::metrics::Scrape;
 use crate::server::Builtin;
 use crate::stats::median;
 use crate::system::{Cluster, Tiers};
-use crate::table::{Goal, Table, Unit};
+use crate::table::{Table, Unit};
 use crate::usage::{Meter, Usage};
 
 /// Name of the only system in the table.
@@ -36,17 +36,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let tiers = Tiers::ssd_for(2 * DATASETS * WARMED_BYTES);
     let cluster = Cluster::start(&bench.scratch().join("many"), WORKERS, tiers)?;
     let mut table = Table::default();
-    let mut note = |what: &str, unit, value: f64, limit: Option<f64>| {
-        let mut goal = Goal::new(what, unit);
-        if let Some(limit) = limit {
-            goal = if unit == Unit::Share {
-                goal.at_least(limit)
-            } else {
-                goal.at_most(limit)
-            };
-        }
-        table.row(&goal).note(SYSTEM, value, None);
-    };
+    let mut note = |what: &str, unit, value, limit| table.state(SYSTEM, what, unit, value, limit);
     let started = Instant::now();
     for number in 0..DATASETS {
         eprintln!("many: dataset {number} of {files} files");
