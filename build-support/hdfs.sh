@@ -4,27 +4,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-missing=()
-need() { # need PACKAGE COMMAND
-    command -v "$2" >/dev/null || missing+=("$1")
-}
-need default-jdk-headless javac
-need maven mvn
+source build-support/packages.sh
 export PATH=$PATH:/usr/sbin
-need krb5-kdc krb5kdc
-need krb5-admin-server kadmin.local
-need krb5-user kinit
-ldconfig -p | grep libgssapi_krb5.so.2 >/dev/null || missing+=(libgssapi-krb5-2)
-if [ ${#missing[@]} -ne 0 ]; then
-    if [ "$(id -u)" -ne 0 ]; then
-        echo "missing packages: ${missing[*]}; install them as root: apt-get install ${missing[*]}" >&2
-        exit 1
-    fi
-    echo "installing ${missing[*]}" >&2
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+need default-jdk-headless command -v javac
+need maven command -v mvn
+need krb5-kdc command -v krb5kdc
+need krb5-admin-server command -v kadmin.local
+need krb5-user command -v kinit
+need libgssapi-krb5-2 bash -c 'ldconfig -p | grep libgssapi_krb5.so.2'
+install_missing
 
 cache=${WEIR_BUILD_CACHE:-$HOME/.cache/weir-build}
 # The script is part of the key: other jars are another cluster.

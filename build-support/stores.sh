@@ -8,24 +8,13 @@ azurite=azurite@3.37.0
 cache=${WEIR_BUILD_CACHE:-$HOME/.cache/weir-build}
 out=$cache/stores
 
-missing=()
-need() { # need PACKAGE COMMAND
-    PATH=$PATH:/usr/sbin command -v "$2" >/dev/null || missing+=("$1")
-}
-need golang go
-need npm npm
-need nginx-light nginx
-need python3 python3
-if [ ${#missing[@]} -ne 0 ]; then
-    if [ "$(id -u)" -ne 0 ]; then
-        echo "missing packages: ${missing[*]}; install them as root: apt-get install ${missing[*]}" >&2
-        exit 1
-    fi
-    echo "installing ${missing[*]}" >&2
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+source "$(dirname "$0")/packages.sh"
+export PATH=$PATH:/usr/sbin
+need golang command -v go
+need npm command -v npm
+need nginx-light command -v nginx
+need python3 command -v python3
+install_missing
 
 mkdir -p "$out"
 exec 9>"$out.lock"
