@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
+use std::marker::PhantomData;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -308,120 +309,58 @@ impl Azurite {
     pub(crate) const TO_READ: (&str, &str) = ("AZURE_STORAGE_SAS_TOKEN", SIGNED_TO_READ);
 }
 
-/// Files that a web server serves.
-fn put_file(running: &Running, key: &str, content: &[u8]) {
-    let path = running.dir.path().join("files").join(key);
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    // Another file in its place, as who publishes one should.
-    let part = running.dir.path().join("part");
-    std::fs::write(&part, content).unwrap();
-    std::fs::rename(part, path).unwrap();
+/// A web server, and what it can do.
+pub(crate) trait WebServer: 'static {
+    /// Starts it on a port, to serve the directory `files` of another.
+    fn command(port: u16, dir: &TempDir) -> Command;
+
+    /// Whether its pages show a file of this name.
+    fn shows(_key: &str) -> bool {
+        true
+    }
 }
 
-fn delete_file(running: &Running, key: &str) {
-    std::fs::remove_file(running.dir.path().join("files").join(key)).unwrap();
+/// A running web server.
+pub(crate) struct Web<K> {
+    running: Running,
+    kind: PhantomData<K>,
 }
 
-fn mistakes_at_web_server(
-    at: SocketAddr,
-    direct: SocketAddr,
-) -> Vec<(String, Vec<String>, &'static str)> {
-    vec![
-        (
-            format!("http://{at}/missing/"),
-            Vec::new(),
-            "does not exist",
-        ),
-        (format!("http://{at}/?index=missing"), Vec::new(), "?index="),
-        (format!("https://{direct}/"), Vec::new(), "TLS"),
-        (
-            format!("http://user:hunter2@{at}/"),
-            Vec::new(),
-            "user name",
-        ),
-    ]
+impl<K> Web<K> {
+    fn path(&self, key: &str) -> PathBuf {
+        self.running.dir.path().join("files").join(key)
+    }
 }
 
-/// Python's http.server, which knows neither ETags nor ranges.
-pub(crate) struct Python(Running);
-
-impl UnderTest for Python {
+impl<K: WebServer> UnderTest for Web<K> {
     const TELLS_SECONDS: bool = true;
 
     fn start() -> Self {
-        Self(Running::start(|port, dir| {
-            let files = dir.path().join("files");
-            std::fs::create_dir(&files).unwrap();
-            let mut command = Command::new("python3");
-            command
-                .args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"])
-                .arg(files)
-                .arg(port.to_string());
-            command
-        }))
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.0.address
-    }
-
-    fn put(&self, key: &str, content: &[u8]) {
-        put_file(&self.0, key, content);
-    }
-
-    fn delete(&self, key: &str) {
-        delete_file(&self.0, key);
-    }
-
-    fn url(&self, at: SocketAddr) -> String {
-        format!("http://{at}/")
-    }
-
-    fn flags(&self, _at: SocketAddr) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn mistakes(&self, at: SocketAddr) -> Vec<(String, Vec<String>, &'static str)> {
-        mistakes_at_web_server(at, self.0.address)
-    }
-}
-
-/// nginx, which lists directories and knows ETags and ranges.
-pub(crate) struct Nginx(Running);
-
-impl UnderTest for Nginx {
-    const TELLS_SECONDS: bool = true;
-
-    fn start() -> Self {
-        emulators();
-        Self(Running::start(|port, dir| {
-            let root = dir.path().display();
+        let running = Running::start(|port, dir| {
             std::fs::create_dir(dir.path().join("files")).unwrap();
-            let configuration = format!(
-                "daemon off; master_process off; pid {root}/pid; error_log {root}/errors;\n\
-                 events {{ worker_connections 256; }}\n\
-                 http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
-                 uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
-                 server {{ listen 127.0.0.1:{port}; root {root}/files; autoindex on; }} }}\n"
-            );
-            let file = dir.path().join("nginx.conf");
-            std::fs::write(&file, configuration).unwrap();
-            let mut command = Command::new("/usr/sbin/nginx");
-            command.arg("-c").arg(file);
-            command
-        }))
+            K::command(port, dir)
+        });
+        Self {
+            running,
+            kind: PhantomData,
+        }
     }
 
     fn address(&self) -> SocketAddr {
-        self.0.address
+        self.running.address
     }
 
     fn put(&self, key: &str, content: &[u8]) {
-        put_file(&self.0, key, content);
+        let path = self.path(key);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        // Another file in its place, as who publishes one should.
+        let part = self.running.dir.path().join("part");
+        std::fs::write(&part, content).unwrap();
+        std::fs::rename(part, path).unwrap();
     }
 
     fn delete(&self, key: &str) {
-        delete_file(&self.0, key);
+        std::fs::remove_file(self.path(key)).unwrap();
     }
 
     fn url(&self, at: SocketAddr) -> String {
@@ -433,11 +372,71 @@ impl UnderTest for Nginx {
     }
 
     fn takes(key: &str) -> bool {
-        // Its pages leave out what is hidden.
-        !key.split('/').any(|part| part.starts_with('.'))
+        K::shows(key)
     }
 
     fn mistakes(&self, at: SocketAddr) -> Vec<(String, Vec<String>, &'static str)> {
-        mistakes_at_web_server(at, self.0.address)
+        let direct = self.running.address;
+        vec![
+            (
+                format!("http://{at}/missing/"),
+                Vec::new(),
+                "does not exist",
+            ),
+            (format!("http://{at}/?index=missing"), Vec::new(), "?index="),
+            (format!("https://{direct}/"), Vec::new(), "TLS"),
+            (
+                format!("http://user:hunter2@{at}/"),
+                Vec::new(),
+                "user name",
+            ),
+        ]
+    }
+}
+
+/// Python's http.server, which knows neither ETags nor ranges.
+pub(crate) type Python = Web<HttpServer>;
+
+/// Python's module.
+pub(crate) struct HttpServer;
+
+impl WebServer for HttpServer {
+    fn command(port: u16, dir: &TempDir) -> Command {
+        let mut command = Command::new("python3");
+        command
+            .args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"])
+            .arg(dir.path().join("files"))
+            .arg(port.to_string());
+        command
+    }
+}
+
+/// nginx, which lists directories and knows ETags and ranges.
+pub(crate) type Nginx = Web<Autoindex>;
+
+/// Its module.
+pub(crate) struct Autoindex;
+
+impl WebServer for Autoindex {
+    fn command(port: u16, dir: &TempDir) -> Command {
+        emulators();
+        let root = dir.path().display();
+        let configuration = format!(
+            "daemon off; master_process off; pid {root}/pid; error_log {root}/errors;\n\
+             events {{ worker_connections 256; }}\n\
+             http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;\n\
+             uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;\n\
+             server {{ listen 127.0.0.1:{port}; root {root}/files; autoindex on; }} }}\n"
+        );
+        let file = dir.path().join("nginx.conf");
+        std::fs::write(&file, configuration).unwrap();
+        let mut command = Command::new("/usr/sbin/nginx");
+        command.arg("-c").arg(file);
+        command
+    }
+
+    fn shows(key: &str) -> bool {
+        // Its pages leave out what is hidden.
+        !key.split('/').any(|part| part.starts_with('.'))
     }
 }
