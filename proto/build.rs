@@ -12,8 +12,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["."])?;
     tonic_prost_build::configure()
         .bytes(".weir.v1.ManifestChunk")
-        // It holds a key; see `src/lib.rs`.
-        .skip_debug([".weir.v1.OpenStreamReply"])
+        // They hold secrets; see `src/lib.rs`.
+        .skip_debug([
+            ".weir.v1.OpenStreamReply",
+            ".weir.v1.Credential",
+            ".weir.v1.StaticKeys",
+            ".weir.v1.AssumedRole",
+            ".weir.v1.Keytab",
+            ".weir.v1.HttpHeader",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -62,6 +62,7 @@ impl LoopbackClient {
             refresh_now: Arc::new(Notify::new()),
             dial,
             fetch: Arc::new(FetchPolicy::default()),
+            origin_fallback: true,
             sources: weir_origin::SourcePolicy::unlimited(),
             metrics: metrics.clone(),
             origin_metrics: OriginMetrics::register(&mut registry),

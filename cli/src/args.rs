@@ -10,7 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use weir_core::id::check_namespace;
-use weir_core::{ByteSize, DatasetName, DatasetRef, NodeName, WorkerId};
+use weir_core::{ByteSize, CredentialName, DatasetName, DatasetRef, NodeName, WorkerId};
 use weir_origin::{Addressing, AllowedDir, AllowedEndpoint, SourcePolicy};
 use weir_trust::Role;
 use weir_worker::LEAST_FILL_BUDGET;
@@ -41,6 +41,9 @@ pub(crate) enum Command {
     Apply(ApplyArgs),
     /// Show what `weir apply` would change; ends with code 1 if anything
     Diff(ApplyArgs),
+    /// Keep credentials with the master, for sources that name them
+    #[command(subcommand)]
+    Credentials(CredentialsCommand),
     /// Fetch a dataset, or some paths of it, into the cache
     Warm(WarmArgs),
     /// Drop a dataset, or some paths of it, from the cache
@@ -324,6 +327,10 @@ pub(crate) struct MountArgs {
     pub(crate) cache: CacheArgs,
     #[command(flatten)]
     pub(crate) sources: SourceArgs,
+    /// Never read the origin of a cluster's dataset by itself: through its workers alone, and without the credentials of its
+    /// sources
+    #[arg(long)]
+    pub(crate) no_origin_fallback: bool,
     /// Stay in the foreground until the mount ends
     #[arg(long, short)]
     pub(crate) foreground: bool,
@@ -400,6 +407,16 @@ pub(crate) struct MasterArgs {
     pub(crate) http: SocketAddr,
     #[command(flatten)]
     pub(crate) sources: SourceArgs,
+    /// File with the key that credentials are encrypted with: 64 hexadecimal digits, or several such lines, the newest
+    /// first. WEIR_CREDENTIALS_KEY may hold the key itself instead [default: none, and no credentials are kept]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) credentials_key: Option<PathBuf>,
+    /// Forget the credentials that the key does not open, instead of not starting: when a key is lost
+    #[arg(long)]
+    pub(crate) forget_credentials: bool,
+    /// Give credentials of sources to workers alone, and to no mount, which then reads such sources through workers
+    #[arg(long)]
+    pub(crate) no_origin_fallback: bool,
 }
 
 #[derive(Args)]
@@ -540,6 +557,9 @@ pub(crate) enum DatasetCommand {
         mounts: Vec<String>,
         #[command(flatten)]
         origin: OriginArgs,
+        /// Credentials that the master keeps under this name, in the place of its own and its workers'
+        #[arg(long, value_name = "NAME")]
+        credentials: Option<String>,
         #[command(flatten)]
         master: MasterRef,
     },
@@ -585,6 +605,66 @@ pub(crate) enum DatasetCommand {
         #[command(flatten)]
         master: MasterRef,
     },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum CredentialsCommand {
+    /// Keep new credentials; what is secret of them comes from standard input or a file
+    ///
+    /// Without more, these are keys of S3: lines such as `access_key_id = …` and `secret_access_key = …`, the JSON of `aws
+    /// configure export-credentials`, or a section of ~/.aws/credentials.
+    Set {
+        name: CredentialName,
+        #[command(flatten)]
+        new: NewCredentialArgs,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Show names, kinds, who uses them, and when they were used last; never what is secret
+    List {
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Put new ones of the same kind in the place of others; workers and mounts use them without a restart
+    Rotate {
+        name: CredentialName,
+        #[command(flatten)]
+        new: NewCredentialArgs,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Forget credentials that no dataset uses
+    Delete {
+        name: CredentialName,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+}
+
+/// Credentials, without what is secret of them.
+#[derive(Args, Clone, Default)]
+pub(crate) struct NewCredentialArgs {
+    /// File with what is secret; `-` is standard input
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub(crate) from: PathBuf,
+    /// A role that is assumed with the keys, or with --token-file
+    #[arg(long, value_name = "ARN")]
+    pub(crate) role_arn: Option<String>,
+    /// The external id that the role's owner wants to see
+    #[arg(long, value_name = "ID", requires = "role_arn")]
+    pub(crate) external_id: Option<String>,
+    /// File with the token of a web identity, on each machine that reads: a pod's, for instance
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["external_id", "principal", "header"])]
+    pub(crate) token_file: Option<String>,
+    /// Principal of a Kerberos keytab, USER@REALM
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["role_arn", "header"])]
+    pub(crate) principal: Option<String>,
+    /// Name of a header of HTTP requests, whose value is secret
+    #[arg(long, value_name = "NAME", conflicts_with = "role_arn")]
+    pub(crate) header: Option<String>,
+    /// The service that they are for, such as https://minio.lab:9000; may be repeated [default: AWS, for keys and roles]
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Vec<String>,
 }
 
 #[derive(Args)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod certs;
+pub(crate) mod credentials;
 pub(crate) mod dataset;
 pub(crate) mod dev;
 pub(crate) mod job;

@@ -99,6 +99,7 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Dataset(command) => commands::dataset::run(command)?,
         Command::Apply(args) => commands::apply::apply(&args)?,
         Command::Diff(args) => return commands::apply::diff(&args),
+        Command::Credentials(command) => commands::credentials::run(command)?,
         Command::Warm(args) => commands::job::warm(&args)?,
         Command::Evict(args) => commands::job::evict(&args)?,
         Command::Status(args) => commands::status::run(&args)?,

@@ -60,6 +60,9 @@ pub(crate) struct MountConfig {
     /// Which sources a mount of a cluster's dataset reads by itself, if no worker answers.
     #[serde(default)]
     pub(crate) allowed: SourceArgs,
+    /// Such a mount reads no source by itself.
+    #[serde(default)]
+    pub(crate) no_origin_fallback: bool,
 }
 
 /// Where the mount's data comes from.

@@ -47,6 +47,8 @@ pub struct ClusterConfig {
     pub fetch: Arc<FetchPolicy>,
     /// Which origins are.
     pub sources: SourcePolicy,
+    /// Whether any is: else workers alone are asked.
+    pub origin_fallback: bool,
     /// Metrics of the client.
     pub metrics: Arc<ClientMetrics>,
     /// Metrics of direct reads from the origin.
@@ -120,7 +122,7 @@ impl ClusterReader {
             String::from("no worker is in the cluster map")
         };
         let places = trusted.into_iter().map(Place::Worker);
-        let places = places.chain([Place::Origin]);
+        let places = places.chain(self.config.origin_fallback.then_some(Place::Origin));
         let places: Vec<_> = places
             .chain(suspects.into_iter().map(Place::Worker))
             .collect();
@@ -395,6 +397,7 @@ impl ClusterReader {
             dial: Dial::default(),
             fetch: Arc::default(),
             sources: SourcePolicy::unlimited(),
+            origin_fallback: true,
             metrics: ClientMetrics::register(&mut registry),
             origin_metrics: OriginMetrics::register(&mut registry),
         })

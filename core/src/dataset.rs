@@ -100,6 +100,10 @@ pub struct SourceSpec {
     /// Profile of `~/.aws/config` and `~/.aws/credentials` of each process that reads the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
+    /// Name of credentials that the master keeps, in the namespace of the dataset (`weir credentials set`). No others are used then.
+    /// Cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
     /// How long a read waits for a source that fails or is silent before it is an error: a number and `s`, `m` or `h`, from
     /// `1s` to `24h`; 30s without one, and 10m for HDFS.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -158,18 +158,44 @@ name_type!(
     NodeName,
     |name| check_name("node", name).map(|()| name)
 );
+name_type!(
+    /// The name of credentials that the master keeps.
+    ///
+    /// Written as a dataset's: `keys`, `team-a/keys`.
+    CredentialName,
+    |name| qualified_as("credentials", name)
+);
 
 /// The one form of a dataset's name. In the default namespace names may be longer and have more characters: those from
 /// before namespaces stay valid.
 fn qualified(name: &str) -> Result<&str, NameError> {
+    qualified_as("dataset", name)
+}
+
+fn qualified_as<'a>(what: &'static str, name: &'a str) -> Result<&'a str, NameError> {
     match name.split_once('/') {
-        None => check_name("dataset", name).map(|()| name),
-        Some((DEFAULT_NAMESPACE, bare)) => check_name("dataset", bare).map(|()| bare),
+        None => check_name(what, name).map(|()| name),
+        Some((DEFAULT_NAMESPACE, bare)) => check_name(what, bare).map(|()| bare),
         Some((namespace, bare)) => {
             check_label("namespace", namespace)?;
-            check_label("dataset", bare)?;
+            check_label(what, bare)?;
             Ok(name)
         }
+    }
+}
+
+impl CredentialName {
+    /// What a source of a dataset names: `keys` stands for those in the dataset's namespace.
+    pub fn of_source(dataset: &DatasetName, name: &str) -> Result<Self, NameError> {
+        match name.split_once('/') {
+            Some(_) => name.parse(),
+            None => format!("{}/{name}", dataset.namespace()).parse(),
+        }
+    }
+
+    /// The namespace; `default` if the name has none.
+    pub fn namespace(&self) -> &str {
+        split_name(&self.0).0
     }
 }
 
@@ -268,7 +294,8 @@ impl fmt::Display for DatasetRef {
 
 /// Identifies an origin (a bucket on an endpoint, a directory): a stable hash of its canonical location.
 ///
-/// Credentials are not part of it, so two datasets that read one bucket share their blocks.
+/// The name of credentials is part of it, if there is one: two datasets that read one bucket share their blocks if they read
+/// it with the same.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OriginId(pub u64);
 

@@ -21,7 +21,7 @@ pub mod settings;
 pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;
 pub use dataset::{DatasetDocument, DatasetSpec, SourceSpec};
-pub use id::{DatasetName, DatasetRef, NodeName, OriginId, SnapshotId, WorkerId};
+pub use id::{CredentialName, DatasetName, DatasetRef, NodeName, OriginId, SnapshotId, WorkerId};
 pub use keypath::LeftOut;
 pub use log_limit::{LogLimit, LogLimitByKey};
 pub use manifest::{Entry, EntryKind, Manifest, ManifestBuilder};

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use weir_origin::SourcePolicy;
 use weir_trust::{Access, Dial};
 
+use crate::credentials::CredentialKeys;
+
 /// How a master runs.
 #[derive(Clone, Debug)]
 pub struct MasterConfig {
@@ -19,6 +21,12 @@ pub struct MasterConfig {
     pub callers: &'static str,
     /// Which sources datasets may have. The default is AWS, and what is neither near nor needs a signature.
     pub sources: SourcePolicy,
+    /// What encrypts the credentials that it keeps. Without it, it takes none.
+    pub credentials_key: Option<CredentialKeys>,
+    /// Credentials that it does not open are forgotten; else the master does not start.
+    pub forget_credentials: bool,
+    /// Mounts are given credentials of the datasets that they mount; without it workers alone are.
+    pub credentials_for_mounts: bool,
 }
 
 impl Default for MasterConfig {
@@ -29,6 +37,9 @@ impl Default for MasterConfig {
             dial: Dial::default(),
             callers: Access::SameUser.describe(),
             sources: SourcePolicy::default(),
+            credentials_key: None,
+            forget_credentials: false,
+            credentials_for_mounts: true,
         }
     }
 }

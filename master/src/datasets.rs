@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use prost::Message;
-use weir_core::{DatasetName, LogLimit, Manifest, SnapshotId};
+use weir_core::{CredentialName, DatasetName, LogLimit, Manifest, SnapshotId};
 use weir_origin::{OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1;
 
 use crate::config::MasterConfig;
+use crate::credentials::Credentials;
 use crate::error::MasterError;
 use crate::manifests::Manifests;
 use crate::metrics::{DatasetLabel, MasterMetrics};
@@ -40,6 +41,8 @@ pub(crate) struct Datasets {
     max_snapshots: usize,
     /// Which sources they may have.
     sources: SourcePolicy,
+    /// What sources name that are not read with the master's own.
+    credentials: Arc<Credentials>,
     known: Mutex<HashMap<DatasetName, v1::Dataset>>,
     /// Grows with each change of `known`, also from one master to the next.
     version: AtomicU64,
@@ -67,6 +70,7 @@ impl Datasets {
     pub(crate) fn load(
         records: Records,
         config: &MasterConfig,
+        credentials: Arc<Credentials>,
         metrics: Arc<MasterMetrics>,
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Self, MasterError> {
@@ -88,7 +92,8 @@ impl Datasets {
             metrics,
             origin_metrics,
             max_snapshots: config.max_snapshots,
-            sources: config.sources.clone(),
+            sources: config.sources.clone().with_credentials(credentials.clone()),
+            credentials,
             known: Mutex::new(known),
             version: AtomicU64::new(now_ns().unsigned_abs()),
             listings: Mutex::default(),
@@ -169,6 +174,31 @@ impl Datasets {
                 "there is no dataset {name}; `weir dataset list` shows all"
             ))
         })
+    }
+
+    /// Names of the datasets that use credentials, in order, by the name of those.
+    pub(crate) fn users_of_credentials(&self) -> HashMap<String, Vec<String>> {
+        let mut users: HashMap<String, Vec<String>> = HashMap::new();
+        for dataset in self.known.lock().values() {
+            let named: HashSet<&str> = credentials_of(dataset).collect();
+            for name in named {
+                let users = users.entry(name.to_owned()).or_default();
+                users.push(dataset.name.clone());
+            }
+        }
+        for names in users.values_mut() {
+            names.sort();
+        }
+        users
+    }
+
+    /// Whether this dataset uses these credentials; any dataset, without a name.
+    pub(crate) fn uses(&self, dataset: Option<&str>, credentials: &CredentialName) -> bool {
+        let known = self.known.lock();
+        match dataset {
+            Some(name) => known.get(name).is_some_and(|of| uses(of, credentials)),
+            None => known.values().any(|of| uses(of, credentials)),
+        }
     }
 
     /// All datasets of a namespace, or of all when it is empty, by name.
@@ -392,6 +422,20 @@ impl Datasets {
     }
 }
 
+/// Names of the credentials that a dataset uses.
+fn credentials_of(dataset: &v1::Dataset) -> impl Iterator<Item = &str> {
+    let origins = dataset
+        .mounts
+        .iter()
+        .filter_map(|mount| mount.origin.as_ref());
+    let names = origins.map(|origin| origin.credentials.as_str());
+    names.filter(|name| !name.is_empty())
+}
+
+fn uses(dataset: &v1::Dataset, credentials: &CredentialName) -> bool {
+    credentials_of(dataset).any(|name| name == credentials.as_str())
+}
+
 /// What a dataset is made of, as workers check requests by it.
 fn sources_of(dataset: &v1::Dataset) -> v1::DatasetSources {
     let sources = dataset.mounts.iter().filter_map(|mount| {
@@ -440,7 +484,9 @@ mod tests {
         let metrics = MasterMetrics::register(&mut registry);
         let origin = OriginMetrics::register(&mut registry);
         let records = Records::new(Arc::new(store));
-        let datasets = Datasets::load(records, &config, metrics, origin).unwrap();
+        let credentials = Credentials::load(records.clone(), None, false).unwrap();
+        let credentials = Arc::new(credentials);
+        let datasets = Datasets::load(records, &config, credentials, metrics, origin).unwrap();
         for number in 0..100 {
             let missing = v1::OriginSpec {
                 url: format!("file://{}/none", dir.path().display()),

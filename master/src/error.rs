@@ -49,6 +49,12 @@ pub enum MasterError {
     /// The caller may not say or do this.
     #[error("{0}")]
     Denied(String),
+    /// Credentials cannot be decrypted.
+    #[error("{0}")]
+    Key(String),
+    /// The master was not started with what this takes.
+    #[error("{0}")]
+    Unready(String),
     /// Too much of something is under way.
     #[error("{0}")]
     Busy(String),
@@ -84,6 +90,7 @@ impl From<MasterError> for Status {
             MasterError::Denied(_) => Code::PermissionDenied,
             MasterError::Busy(_) => Code::ResourceExhausted,
             MasterError::Ended(_) => Code::Unavailable,
+            MasterError::Key(_) | MasterError::Unready(_) => Code::FailedPrecondition,
             MasterError::Origin(error) => match error.kind() {
                 "access_denied" | "credentials_expired" | "not_allowed" => Code::PermissionDenied,
                 "bucket_missing" | "not_found" => Code::NotFound,

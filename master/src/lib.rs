@@ -9,9 +9,11 @@
 
 mod claims;
 mod config;
+mod credentials;
 mod datasets;
 mod doubtful;
 mod error;
+mod grants;
 mod heartbeats;
 mod inventory;
 mod jobs;
@@ -25,6 +27,7 @@ pub mod store;
 mod work;
 
 pub use config::MasterConfig;
+pub use credentials::{CredentialKeys, KeyError};
 pub use error::MasterError;
 pub use manifests::manifest_path;
 pub use master::Master;

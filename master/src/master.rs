@@ -11,6 +11,7 @@ use weir_proto::v1;
 use weir_trust::{Dial, Refusals};
 
 use crate::config::MasterConfig;
+use crate::credentials::Credentials;
 use crate::datasets::Datasets;
 use crate::doubtful::DoubtfulObjects;
 use crate::error::MasterError;
@@ -31,6 +32,9 @@ pub struct Master {
     pub(crate) datasets: Arc<Datasets>,
     pub(crate) members: Arc<Members>,
     pub(crate) jobs: Arc<Jobs>,
+    pub(crate) credentials: Arc<Credentials>,
+    /// Whether mounts are given any.
+    pub(crate) credentials_for_mounts: bool,
     pub(crate) doubtful: Mutex<DoubtfulObjects>,
     /// How workers are called.
     dial: Dial,
@@ -70,12 +74,26 @@ impl Master {
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Arc<Self>, MasterError> {
         let records = Records::new(store);
-        let datasets = Datasets::load(records.clone(), &config, metrics.clone(), origin_metrics)?;
+        let credentials = Credentials::load(
+            records.clone(),
+            config.credentials_key.clone(),
+            config.forget_credentials,
+        )?;
+        let credentials = Arc::new(credentials);
+        let datasets = Datasets::load(
+            records.clone(),
+            &config,
+            credentials.clone(),
+            metrics.clone(),
+            origin_metrics,
+        )?;
         let members = Members::load(records.clone(), metrics.clone())?;
         let jobs = Jobs::load(records, metrics.clone())?;
         let master = Arc::new(Self {
             metrics,
             datasets: Arc::new(datasets),
+            credentials,
+            credentials_for_mounts: config.credentials_for_mounts,
             members: Arc::new(members),
             jobs: Arc::new(jobs),
             doubtful: Mutex::default(),

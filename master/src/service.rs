@@ -51,6 +51,10 @@ const RULES: Rules = &[
     ("GetJob", &[Role::Admin]),
     ("CancelJob", &[Role::Admin]),
     ("GetStatus", &[Role::Admin]),
+    ("SetCredential", &[Role::Admin]),
+    ("ListCredentials", &[Role::Admin]),
+    ("DeleteCredential", &[Role::Admin]),
+    ("FetchCredential", &[Role::Worker, Role::Mount, Role::Admin]),
 ];
 
 /// Serves `weir.v1.Master` to those who come in by `incoming`, until `stop`.
@@ -326,5 +330,47 @@ impl MasterApi for Service {
     ) -> Result<Response<v1::Status>, Status> {
         let namespace = request.into_inner().namespace;
         Ok(Response::new(self.master.status(&namespace)))
+    }
+
+    async fn set_credential(
+        &self,
+        request: Request<v1::SetCredentialRequest>,
+    ) -> Result<Response<v1::SetCredentialReply>, Status> {
+        let caller = Caller::of(&request)?.clone();
+        let request = request.into_inner();
+        self.run(&self.calls, |master| async move {
+            master.set_credential(&caller, request).await
+        })
+        .await
+    }
+
+    async fn list_credentials(
+        &self,
+        _: Request<v1::ListCredentialsRequest>,
+    ) -> Result<Response<v1::ListCredentialsReply>, Status> {
+        let credentials = self.master.list_credentials();
+        Ok(Response::new(v1::ListCredentialsReply { credentials }))
+    }
+
+    async fn delete_credential(
+        &self,
+        request: Request<v1::DeleteCredentialRequest>,
+    ) -> Result<Response<v1::DeleteCredentialReply>, Status> {
+        let caller = Caller::of(&request)?.clone();
+        let name = request.into_inner().name;
+        self.run(&self.calls, |master| async move {
+            master.delete_credential(&caller, &name).await?;
+            Ok(v1::DeleteCredentialReply {})
+        })
+        .await
+    }
+
+    async fn fetch_credential(
+        &self,
+        request: Request<v1::FetchCredentialRequest>,
+    ) -> Result<Response<v1::FetchCredentialReply>, Status> {
+        let caller = Caller::of(&request)?.clone();
+        let given = self.master.fetch_credential(&caller, request.into_inner());
+        Ok(Response::new(given.await?))
     }
 }

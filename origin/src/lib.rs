@@ -10,6 +10,7 @@
 
 mod azure;
 mod checksum;
+mod credential;
 mod digest;
 mod error;
 #[cfg(test)]
@@ -32,6 +33,10 @@ mod transport;
 mod web;
 
 pub use checksum::{CrcKind, ObjectChecksum, PartSum, Shift};
+pub use credential::{
+    CREDENTIAL_DEADLINE, Credential, CredentialError, CredentialKind, CredentialSource, MAX_SECRET,
+    Secret,
+};
 pub use digest::Digest;
 pub use error::OriginError;
 pub use fetch::fetch;

@@ -27,7 +27,7 @@ pub async fn open(
 ) -> Result<Arc<dyn Origin>, OriginError> {
     spec.validate()?;
     match spec.place()? {
-        Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec, policy.reach(spec)?)?)),
+        Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec, policy)?)),
         Place::Hdfs { namenodes, .. } => {
             let opened = HdfsOrigin::open(spec, namenodes, policy.reach(spec)?).await?;
             Ok(Arc::new(opened))

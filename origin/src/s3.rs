@@ -11,6 +11,7 @@ mod credentials;
 mod extras;
 mod helper;
 pub(crate) mod listing;
+mod owned;
 mod platform;
 mod profile;
 mod redirect;
@@ -36,7 +37,7 @@ use crate::digest::Digest;
 use crate::error::OriginError;
 use crate::origin::{Fetched, Listed, Origin};
 use crate::policy::FetchPolicy;
-use crate::sources::Reach;
+use crate::sources::SourcePolicy;
 use crate::spec::OriginSpec;
 use crate::transport::body;
 use crate::transport::environment::Environment;
@@ -62,18 +63,18 @@ pub(crate) struct S3Origin {
 }
 
 impl S3Origin {
-    pub(crate) fn open(spec: &OriginSpec, reach: Reach) -> Result<Self, OriginError> {
-        Self::open_in(spec, reach, &Environment::of_process())
+    pub(crate) fn open(spec: &OriginSpec, sources: &SourcePolicy) -> Result<Self, OriginError> {
+        Self::open_in(spec, sources, &Environment::of_process())
     }
 
     fn open_in(
         spec: &OriginSpec,
-        reach: Reach,
+        sources: &SourcePolicy,
         environment: &Environment,
     ) -> Result<Self, OriginError> {
         Ok(Self {
             id: spec.id(),
-            client: Arc::new(Client::new(spec, reach, environment)?),
+            client: Arc::new(Client::new(spec, sources, environment)?),
             policy: FetchPolicy::of_listings(spec),
             unwitnessed: AtomicBool::new(false),
         })

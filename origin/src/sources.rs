@@ -6,6 +6,9 @@
 //! the addresses that a connection is made to are refused; and requests are signed only for endpoints that the keys are
 //! meant for. Each process checks for itself, whatever another one has allowed.
 //!
+//! Credentials that a source names come from elsewhere ([`SourcePolicy::with_credentials`]), and say themselves which
+//! services they are for.
+//!
 //! A mount with its own cache reads what its user names, and has no limits ([`SourcePolicy::unlimited`]).
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 use weir_core::LogLimitByKey;
 
+use crate::credential::{CredentialSource, Named};
 use crate::error::OriginError;
 use crate::file::Root;
 use crate::spec::hdfs::NameNodes;
@@ -40,7 +44,11 @@ const MAX_LOGGED: usize = 256;
 /// Which sources a process may read. The default is that of a process that was told of none: AWS, and endpoints that
 /// are elsewhere on the network, without a signature.
 #[derive(Clone, Debug)]
-pub struct SourcePolicy(Option<Arc<Limits>>);
+pub struct SourcePolicy {
+    limits: Option<Arc<Limits>>,
+    /// Who is asked for credentials that sources name.
+    credentials: Option<Arc<dyn CredentialSource>>,
+}
 
 /// A directory below which sources may lie.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +102,38 @@ impl Default for SourcePolicy {
 impl SourcePolicy {
     /// The policy of a process whose own user names what it reads.
     pub fn unlimited() -> Self {
-        Self(None)
+        Self {
+            limits: None,
+            credentials: None,
+        }
+    }
+
+    /// The same, with somebody who is asked for the credentials that sources name.
+    #[must_use]
+    pub fn with_credentials(self, source: Arc<dyn CredentialSource>) -> Self {
+        Self {
+            credentials: Some(source),
+            ..self
+        }
+    }
+
+    /// The credentials that a source names, if it does. `target` is the origin in messages.
+    pub(crate) fn named(
+        &self,
+        spec: &OriginSpec,
+        target: &Arc<str>,
+    ) -> Result<Option<Named>, OriginError> {
+        let Some(name) = spec.credentials_name()? else {
+            return Ok(None);
+        };
+        let Some(source) = &self.credentials else {
+            return Err(OriginError::NotAllowed {
+                target: target.clone(),
+                problem: format!("it names the credentials {name}, and this process is given none"),
+                remedy: "read it through the workers of its cluster".to_owned(),
+            });
+        };
+        Ok(Some(Named::new(name, source.clone(), target.clone())))
     }
 
     /// The policy of a process that reads what others name. `process` is its command in messages: `weir worker`. With
@@ -106,12 +145,15 @@ impl SourcePolicy {
     ) -> Self {
         let mut dirs: Vec<PathBuf> = dirs.into_iter().map(|dir| dir.0).collect();
         dirs.sort_by_key(|dir| dir.components().count());
-        Self(Some(Arc::new(Limits {
-            process,
-            dirs: dirs.into(),
-            endpoints,
-            logged: LogLimitByKey::new(MAX_LOGGED, LOG_AGAIN),
-        })))
+        Self {
+            limits: Some(Arc::new(Limits {
+                process,
+                dirs: dirs.into(),
+                endpoints,
+                logged: LogLimitByKey::new(MAX_LOGGED, LOG_AGAIN),
+            })),
+            credentials: None,
+        }
     }
 
     /// Checks what can be told of a source without asking anybody: its directory's name, or its endpoint's.
@@ -128,7 +170,7 @@ impl SourcePolicy {
 
     /// Where the files of a directory may be opened.
     pub(crate) fn root(&self, dir: PathBuf) -> Root {
-        match &self.0 {
+        match &self.limits {
             None => Root::anywhere(dir),
             Some(limits) => Root::below(limits.dirs.clone(), dir),
         }
@@ -137,7 +179,7 @@ impl SourcePolicy {
     /// The error for a directory that is not below an allowed one.
     pub(crate) fn refuse_dir(&self, describe: &Arc<str>) -> OriginError {
         let process = self
-            .0
+            .limits
             .as_ref()
             .map_or("this process", |limits| limits.process);
         let refused = Forbidden {
@@ -146,7 +188,7 @@ impl SourcePolicy {
                 "start `{process}` with --allow-file DIR if datasets may show the files below DIR"
             ),
         };
-        if let Some(limits) = &self.0 {
+        if let Some(limits) = &self.limits {
             limits.log(describe, &refused);
         }
         refused.of(describe.clone())
@@ -162,7 +204,7 @@ impl SourcePolicy {
         spec: &OriginSpec,
         own: impl FnOnce() -> Option<Url>,
     ) -> Result<Reach, OriginError> {
-        let Some(limits) = &self.0 else {
+        let Some(limits) = &self.limits else {
             return Ok(Reach(None));
         };
         let named = || spec.endpoint.as_deref().map(|url| spec.endpoint_url(url));
@@ -190,7 +232,7 @@ impl SourcePolicy {
                 let endpoint = spec.azure_endpoint()?;
                 (format!("az://{container}"), Some(endpoint), is_azure)
             }
-            Place::Web(web) => (spec.location(), Some(web.server), |_| false),
+            Place::Web(web) => (spec.place_of_location(), Some(web.server), |_| false),
         };
         let bucket_host = bucket_behind.and_then(|bucket| {
             let host = endpoint.as_ref()?.host_str()?;
@@ -217,7 +259,8 @@ impl SourcePolicy {
             reach
                 .check_name(&uri, false)
                 .map_err(|e| e.of(reach.origin.clone()))?;
-            if is_signed {
+            // Those that it names are not this process's.
+            if is_signed && spec.credentials.is_none() {
                 reach
                     .check_signature(&uri)
                     .map_err(|e| e.of(reach.origin.clone()))?;

@@ -1,8 +1,8 @@
 //! What a user names: the URL of an origin and how to reach it.
 //!
 //! The spec is stored by the master and travels to every reader, so it never holds a secret: credentials come from
-//! the environment, the profile files or the metadata service of the process that reads. Its location decides the
-//! identity of blocks, so everything that can point a read at other data (URL and endpoint) is in the spec and is
+//! the environment, the profile files or the metadata service of the process that reads, or the spec names some that the
+//! master keeps. Its location decides the identity of blocks, so everything that can point a read at other data (URL and endpoint) is in the spec and is
 //! never taken from a reader's environment; [`OriginSpec::with_environment`] puts it there once, for the user who
 //! makes the dataset.
 
@@ -10,8 +10,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 use url::Url;
-use weir_core::OriginId;
 use weir_core::dataset::nearest;
+use weir_core::{CredentialName, OriginId};
 
 use crate::error::OriginError;
 use crate::s3::configuration::{Configuration, Service};
@@ -67,6 +67,9 @@ pub struct OriginSpec {
     /// How an HDFS cluster is reached.
     #[serde(default, skip_serializing_if = "HdfsOptions::is_empty")]
     pub hdfs: HdfsOptions,
+    /// Name of credentials that the master keeps. Then no other ones are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
 }
 
 /// The URL, taken apart.
@@ -109,6 +112,7 @@ impl OriginSpec {
             profile: None,
             patience_seconds: None,
             hdfs: HdfsOptions::default(),
+            credentials: None,
         };
         spec.validate()?;
         Ok(spec)
@@ -135,6 +139,7 @@ impl OriginSpec {
                 "leave them out, or write hdfs://NAMENODE:PORT/dir",
             ));
         }
+        self.check_credentials_name(&place)?;
         if let Some(endpoint) = &self.endpoint {
             if matches!(place, Place::Hdfs { .. }) {
                 return Err(self.wrong(
@@ -176,6 +181,46 @@ impl OriginSpec {
                     "write a name such as eu-central-1",
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// Which credentials the master is asked for, if it is.
+    pub(crate) fn credentials_name(&self) -> Result<Option<CredentialName>, OriginError> {
+        let name = self.credentials.as_deref().map(str::parse).transpose();
+        name.map_err(|error: weir_core::id::NameError| {
+            self.wrong(error.to_string(), "`weir credentials list` shows all")
+        })
+    }
+
+    fn check_credentials_name(&self, place: &Place<'_>) -> Result<(), OriginError> {
+        if self.credentials_name()?.is_none() {
+            return Ok(());
+        }
+        let is_s3 = matches!(
+            place,
+            Place::S3 {
+                dialect: Dialect::S3,
+                ..
+            }
+        );
+        if !is_s3 {
+            return Err(self.wrong(
+                "a source of this kind cannot name credentials",
+                "leave them out",
+            ));
+        }
+        if self.anonymous {
+            return Err(self.wrong(
+                "requests are to be anonymous, and made with credentials",
+                "leave out --anonymous or --credentials",
+            ));
+        }
+        if self.profile.is_some() {
+            return Err(self.wrong(
+                "it has both a profile and credentials",
+                "leave out --profile or --credentials",
+            ));
         }
         Ok(())
     }
@@ -241,8 +286,17 @@ impl OriginSpec {
     }
 
     /// The canonical location without the prefix: `s3://bucket`, `s3://bucket?endpoint=http://127.0.0.1:9000` or
-    /// `file:///dir`. The raw URL when it is not valid.
+    /// `file:///dir`, behind the name of its credentials if it has one: `team@s3://bucket`. The raw URL when it is not valid.
     pub fn location(&self) -> String {
+        let place = self.place_of_location();
+        match &self.credentials {
+            // No location begins so: there is no `@` in a scheme.
+            Some(name) => format!("{name}@{place}"),
+            None => place,
+        }
+    }
+
+    fn place_of_location(&self) -> String {
         match self.place() {
             Err(_) => self.url.clone(),
             Ok(Place::File { dir }) => format!("file://{dir}"),
@@ -269,7 +323,9 @@ impl OriginSpec {
         }
     }
 
-    /// Identifies the origin: a hash of the location.
+    /// Identifies the origin: a hash of the location. What was read with other credentials is another origin's, so that
+    /// nobody gets a block whose object their own credentials do not show. A version of Weir that does not know named
+    /// credentials gives another id, and so never reads such an origin with its own.
     pub fn id(&self) -> OriginId {
         OriginId::of_location(&self.location())
     }
@@ -537,6 +593,45 @@ mod tests {
             assert!(error.to_string().contains("--patience"), "{error}");
         }
         assert_eq!(patient(600).id(), patient(1).id());
+    }
+
+    #[test]
+    fn named_credentials_are_part_of_the_identity_and_exclude_others() {
+        let named = |name: &str| OriginSpec {
+            credentials: Some(name.to_owned()),
+            ..with_endpoint("http://host")
+        };
+        assert_eq!(
+            named("team").location(),
+            "team@s3://bucket?endpoint=http://host"
+        );
+        assert_ne!(named("team").id(), named("other").id());
+        assert_ne!(named("team").id(), with_endpoint("http://host").id());
+        // Nobody's endpoint looks like a name.
+        let odd = with_endpoint("http://host/&credentials=team@x");
+        assert_ne!(odd.id(), named("team").id());
+        named("team").validate().unwrap();
+        let wrong = [
+            named(""),
+            named("a/b/c"),
+            named("a@b"),
+            OriginSpec {
+                anonymous: true,
+                ..named("team")
+            },
+            OriginSpec {
+                profile: Some("work".to_owned()),
+                ..named("team")
+            },
+            OriginSpec {
+                credentials: Some("team".to_owned()),
+                ..OriginSpec::parse("file:///data").unwrap()
+            },
+        ];
+        for spec in wrong {
+            let error = spec.validate().unwrap_err().to_string();
+            assert!(error.contains("credentials"), "{error}");
+        }
     }
 
     #[test]

@@ -106,7 +106,8 @@ impl S3Server {
             .credentials
             .map(|(key, secret)| Keys::new(key, secret));
         if let Some(keys) = keys.clone() {
-            builder.set_auth(keys);
+            builder.set_auth(keys.clone());
+            builder.set_access(keys);
         }
         if let Some(domain) = config.domain {
             builder.set_host(SingleDomain::new(&domain).map_err(io::Error::other)?);
@@ -179,6 +180,13 @@ impl S3Server {
     pub fn replace_keys(&self, key: &str, secret: &str) {
         if let Some(keys) = &self.shared.keys {
             keys.replace(key, secret);
+        }
+    }
+
+    /// Makes keys valid for one bucket, beside those of a server that has some.
+    pub fn add_account(&self, key: &str, secret: &str, bucket: &str) {
+        if let Some(keys) = &self.shared.keys {
+            keys.add_account(key, secret, bucket);
         }
     }
 

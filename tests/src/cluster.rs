@@ -59,7 +59,7 @@ impl<'a> Cluster<'a> {
     /// The same, with flags for each worker.
     #[track_caller]
     pub fn start_with(lab: &'a Lab, worker_flags: &[&[&str]]) -> Self {
-        Self::start_as(lab, worker_flags, false)
+        Self::start_as(lab, &[], worker_flags, false)
     }
 
     /// A cluster whose processes know each other by certificates, and so do its mounts and commands.
@@ -71,20 +71,38 @@ impl<'a> Cluster<'a> {
     /// The same, with flags for each worker, each of which may also be announced at 127.0.0.2.
     #[track_caller]
     pub fn start_secure_with(lab: &'a Lab, worker_flags: &[&[&str]]) -> Self {
+        Self::certify(lab, worker_flags.len());
+        Self::start_as(lab, &[], worker_flags, true)
+    }
+
+    /// A cluster with certificates, and flags for its master.
+    #[track_caller]
+    pub fn start_secure_master(lab: &'a Lab, master_flags: &[&str], workers: usize) -> Self {
+        Self::certify(lab, workers);
+        Self::start_as(lab, master_flags, &vec![&[] as &[&str]; workers], true)
+    }
+
+    /// Makes an authority, and the certificates of a cluster.
+    #[track_caller]
+    fn certify(lab: &Lab, workers: usize) {
         let ca = lab.path("ca");
         lab.weir([Path::new("certs"), Path::new("init"), &ca]).ok();
         let cluster = |role, name: &str| issue(lab, role, name, &[]);
         cluster("master", "master");
         cluster("admin", "admin");
-        for number in 0..worker_flags.len() {
+        for number in 0..workers {
             let name = format!("node-{number}");
             issue(lab, "worker", &name, &["--address", "127.0.0.2"]);
         }
-        Self::start_as(lab, worker_flags, true)
     }
 
     #[track_caller]
-    fn start_as(lab: &'a Lab, worker_flags: &[&[&str]], secure: bool) -> Self {
+    fn start_as(
+        lab: &'a Lab,
+        master_flags: &[&str],
+        worker_flags: &[&[&str]],
+        secure: bool,
+    ) -> Self {
         let dir = lab.path("");
         // The lab's S3 server is on this machine, and its directories are in the scratch directory.
         let allowed = [
@@ -98,7 +116,8 @@ impl<'a> Cluster<'a> {
             .map(|flags| [&allowed[..], flags].concat())
             .collect();
         let worker_flags: Vec<&[&str]> = worker_flags.iter().map(Vec::as_slice).collect();
-        Self::start_all(lab, secure, &allowed, &worker_flags, &allowed)
+        let master_flags = [&allowed[..], master_flags].concat();
+        Self::start_all(lab, secure, &master_flags, &worker_flags, &allowed)
     }
 
     /// A cluster that reads what these flags allow to its master, its workers and its mounts.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -153,6 +153,21 @@ impl Lab {
     #[track_caller]
     pub fn weir<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome {
         finish(self.command(args))
+    }
+
+    /// Runs the binary with this standard input, of at most 64 KiB, and waits for its end.
+    #[track_caller]
+    pub fn weir_with_input<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &[u8],
+    ) -> Outcome {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(input).unwrap(); // a pipe holds as much
+        drop(writer);
+        let mut command = self.command(args);
+        command.stdin(reader);
+        finish(command)
     }
 
     /// Runs a command and waits for its end.

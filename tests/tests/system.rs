@@ -28,6 +28,7 @@ mod system {
     pub(crate) mod processes;
     pub(crate) mod reading;
     pub(crate) mod restarts;
+    pub(crate) mod secrets;
     pub(crate) mod settings;
     pub(crate) mod signing;
     pub(crate) mod silence;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         ("apply", system::apply::CASES),
         ("namespaces", system::namespaces::CASES),
         ("credentials", system::credentials::CASES),
+        ("secrets", system::secrets::CASES),
         ("settings", system::settings::CASES),
         ("fstab", system::fstab::CASES),
         ("damage", system::damage::CASES),

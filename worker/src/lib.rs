@@ -12,6 +12,7 @@ mod sources;
 mod ssd;
 mod sync;
 
+pub mod credentials;
 pub mod fill;
 pub mod heartbeat;
 pub mod inventory;

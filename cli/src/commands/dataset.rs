@@ -11,6 +11,7 @@ use weir_proto::v1;
 
 use super::apply::document;
 use crate::args::{DatasetCommand, DatasetFormat, OriginArgs, OutputFormat};
+use crate::commands::credentials::no_credentials;
 use crate::connect::{self, CALL_DEADLINE, LISTING_DEADLINE, request};
 use crate::exit::{Failure, Reason};
 use crate::output::{self, Rows, size, time};
@@ -36,6 +37,8 @@ struct MountView {
     endpoint: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     region: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    credentials: String,
 }
 
 #[derive(Serialize)]
@@ -63,6 +66,7 @@ impl From<v1::Dataset> for DatasetView {
                 path: format!("/{}", mount.path),
                 endpoint: origin.endpoint,
                 region: origin.region,
+                credentials: origin.credentials,
             }
         });
         let snapshots = dataset.snapshots.into_iter().map(|snapshot| SnapshotView {
@@ -94,13 +98,22 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 name,
                 mounts,
                 origin,
+                credentials,
                 master,
             } => {
                 let mounts = mounts
                     .iter()
-                    .map(|m| mount_spec(m, &origin, mounts.len() > 1))
+                    .map(|m| mount_spec(m, &origin, credentials.clone(), mounts.len() > 1))
                     .collect::<Result<_, _>>()?;
                 let mut client = connect::master(&master.at, None).await?;
+                if credentials.is_some() {
+                    // One that knows no credentials would list with its own.
+                    let asked = request(v1::ListCredentialsRequest {}, CALL_DEADLINE);
+                    client
+                        .list_credentials(asked)
+                        .await
+                        .map_err(no_credentials)?;
+                }
                 let create = v1::CreateDatasetRequest {
                     name: name.to_string(),
                     mounts,
@@ -183,7 +196,12 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
 }
 
 /// Reads `URL` or `URL:PATH`. A colon belongs to the path when what follows has no slash before it but the scheme's.
-fn mount_spec(text: &str, origin: &OriginArgs, others: bool) -> Result<v1::MountSpec, Failure> {
+fn mount_spec(
+    text: &str,
+    origin: &OriginArgs,
+    credentials: Option<String>,
+    others: bool,
+) -> Result<v1::MountSpec, Failure> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(Failure::new(
             Reason::Usage,
@@ -203,13 +221,17 @@ fn mount_spec(text: &str, origin: &OriginArgs, others: bool) -> Result<v1::Mount
     };
     let none = OriginArgs::default();
     // The flags are for the buckets among several mounts.
-    let flags = if matches!(scheme, "file" | "hdfs" | "http" | "https") && others {
-        &none
+    let (flags, credentials) = if matches!(scheme, "file" | "hdfs" | "http" | "https") && others {
+        (
+            &none,
+            credentials.filter(|_| !matches!(scheme, "file" | "hdfs")),
+        )
     } else {
-        origin
+        (origin, credentials)
     };
+    let url = format!("{scheme}://{location}");
     Ok(v1::MountSpec {
-        origin: Some(origin_spec(&format!("{scheme}://{location}"), flags)?.into()),
+        origin: Some(named_origin_spec(&url, flags, credentials)?.into()),
         path: path.trim_matches('/').to_owned(),
     })
 }
@@ -219,6 +241,14 @@ pub(crate) fn origin_spec(
     url: &str,
     args: &OriginArgs,
 ) -> Result<weir_origin::OriginSpec, Failure> {
+    named_origin_spec(url, args, None)
+}
+
+fn named_origin_spec(
+    url: &str,
+    args: &OriginArgs,
+    credentials: Option<String>,
+) -> Result<weir_origin::OriginSpec, Failure> {
     let spec = weir_origin::OriginSpec {
         url: url.to_owned(),
         endpoint: args.endpoint.clone(),
@@ -227,6 +257,7 @@ pub(crate) fn origin_spec(
         anonymous: args.anonymous,
         profile: args.profile.clone(),
         patience_seconds: args.patience,
+        credentials,
         hdfs: weir_origin::HdfsOptions::default(),
     };
     spec.with_environment()
@@ -414,7 +445,7 @@ mod tests {
             ),
             ("file:///data:/train", "file:///data", "train"),
         ] {
-            let Ok(spec) = mount_spec(text, &OriginArgs::default(), false) else {
+            let Ok(spec) = mount_spec(text, &OriginArgs::default(), None, false) else {
                 panic!("{text} was refused");
             };
             assert_eq!(spec.origin.unwrap_or_default().url, url, "{text}");

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
+use weir_master::CredentialKeys;
 use weir_proto::v1::GetClusterMapRequest;
 use weir_trust::{Authority, Dial, Identity, Role, Subject, Validity};
 
@@ -81,7 +82,12 @@ impl Cluster {
         let certs = self.certificate(&authority, Role::Master, "dev")?;
         let data = self.dir.join("master");
         let mut part = own("master", &data, &certs);
-        part.args(["--listen", &master.to_string()]);
+        let key = self.dir.join("credentials.key");
+        let made = CredentialKeys::make(&key);
+        made.with_context(|| format!("cannot write {}", key.display()))?;
+        part.args(["--listen", &master.to_string()])
+            .arg("--credentials-key")
+            .arg(&key);
         self.start("master", part)?;
         for number in 1..=args.workers {
             let name = format!("worker-{number}");

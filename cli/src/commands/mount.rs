@@ -46,6 +46,7 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
         http: args.http,
         read_ahead: args.read_ahead,
         allowed: args.sources.clone(),
+        no_origin_fallback: args.no_origin_fallback,
     };
     let json = serde_json::to_string(&config).map_err(anyhow::Error::from)?;
     let request = StartRequest {
@@ -134,6 +135,12 @@ fn make_state(dir: &Path, made: &mut Made) -> anyhow::Result<()> {
 }
 
 fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Failure> {
+    if args.no_origin_fallback {
+        return Err(Failure::new(
+            Reason::Usage,
+            "a mount with its own cache reads its origin itself; --no-origin-fallback is for a dataset of a cluster, with --master",
+        ));
+    }
     let origin = super::dataset::origin_spec(&args.source, &args.origin)?;
     refused::source(&args.dir, &origin)?;
     let name = slug(&origin);

@@ -16,6 +16,7 @@ use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::GetClusterMapRequest;
 use weir_segment::SegmentError;
 use weir_trust::{Access, Dial, Limits, Role, incoming};
+use weir_worker::credentials::MasterCredentials;
 use weir_worker::snapshots::Snapshots;
 use weir_worker::stream::{Admission, serve_local, serve_tcp};
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
@@ -83,7 +84,9 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         fill_budget: args.cache.fill_memory.unwrap_or_else(default_fill_memory),
         origins_file: Some(args.dir.join("origins.json")),
         fetch: FetchPolicy::default(),
-        sources: args.sources.policy("weir worker"),
+        sources: args.sources.policy("weir worker").with_credentials(
+            MasterCredentials::for_worker(connect::lazy(&args.master, &trust.dial())?),
+        ),
     };
     let worker = open(&config, &metrics, &origin_metrics).await?;
     check_weight(&trust, worker.capacity())?;

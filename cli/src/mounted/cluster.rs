@@ -14,6 +14,7 @@ use weir_core::ClusterMap;
 use weir_fuse::page_cache::PageCacheWriter;
 use weir_origin::FetchPolicy;
 use weir_trust::{Dial, Identity};
+use weir_worker::credentials::MasterCredentials;
 use weir_worker::snapshots::fetch_manifest;
 
 use super::{Metrics, MountConfig, Prepared, Source, pinned, read_ahead};
@@ -77,6 +78,12 @@ pub(super) async fn prepare(
         serde_json::from_slice::<ClusterMap>(&saved).ok()
     });
     let (map, map_seen) = watch::channel(Arc::new(known.unwrap_or_default()));
+    let name = manifest.summary().snapshot.dataset.clone();
+    let mut sources = config.allowed.policy("weir mount");
+    if !config.no_origin_fallback {
+        let master = connect::lazy(master, &dial)?;
+        sources = sources.with_credentials(MasterCredentials::for_mount(master, name.clone()));
+    }
     let refresh_now = Arc::new(Notify::new());
     let cluster = ClusterReader::new(ClusterConfig {
         node: config.node.clone(),
@@ -84,12 +91,12 @@ pub(super) async fn prepare(
         refresh_now: refresh_now.clone(),
         dial,
         fetch: Arc::new(FetchPolicy::default()),
-        sources: config.allowed.policy("weir mount"),
+        sources,
+        origin_fallback: !config.no_origin_fallback,
         metrics: metrics.client.clone(),
         origin_metrics: metrics.origin.clone(),
     });
     let snapshot = manifest.summary().snapshot.to_string();
-    let name = manifest.summary().snapshot.dataset.clone();
     let source = ClusterSource::new(Arc::new(cluster), name);
     let source = AnySource::Cluster(source);
     let read_ahead = read_ahead(config, page_cache, &manifest);

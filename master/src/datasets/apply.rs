@@ -7,12 +7,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use weir_core::dataset::{MAX_SPEC, SpecError};
-use weir_core::{DatasetName, DatasetSpec, Manifest, SnapshotId, SourceSpec};
+use weir_core::{CredentialName, DatasetName, DatasetSpec, Manifest, SnapshotId, SourceSpec};
 use weir_origin::{OriginSpec, check_dataset, mounts_of, spec_of, spec_of_mounts};
 use weir_proto::v1;
 
 use super::listing::{Found, origin_of, places};
 use super::{Datasets, MAX_DATASETS, newest, versions};
+use crate::credentials::Held;
 use crate::error::MasterError;
 use crate::records::now_ns;
 
@@ -21,6 +22,27 @@ struct Wanted {
     spec: DatasetSpec,
     /// What readers are told of `spec`.
     mounts: Vec<v1::MountSpec>,
+}
+
+impl Wanted {
+    /// Has the mounts name credentials with their namespace, which is the dataset's own.
+    fn qualify(&mut self, dataset: &DatasetName) -> Result<(), MasterError> {
+        let origins = self
+            .mounts
+            .iter_mut()
+            .filter_map(|mount| mount.origin.as_mut());
+        for origin in origins.filter(|origin| !origin.credentials.is_empty()) {
+            let name = CredentialName::of_source(dataset, &origin.credentials)?;
+            if name.namespace() != dataset.namespace() {
+                return Err(MasterError::Invalid(format!(
+                    "credentials {name} are of another namespace than dataset {dataset}; name some of {}",
+                    dataset.namespace()
+                )));
+            }
+            origin.credentials = name.into();
+        }
+        Ok(())
+    }
 }
 
 impl Datasets {
@@ -34,10 +56,11 @@ impl Datasets {
         let mut spec = spec_of_mounts(&request.mounts);
         check_dataset(&mut spec)?;
         // As they came: a caller of another version may say more of an origin than a specification of this one can.
-        let wanted = Wanted {
+        let mut wanted = Wanted {
             spec,
             mounts: request.mounts,
         };
+        wanted.qualify(&name)?;
         for mount in &wanted.mounts {
             origin_of(mount)?;
         }
@@ -70,7 +93,8 @@ impl Datasets {
     ) -> Result<v1::ApplyDatasetReply, MasterError> {
         let name: DatasetName = request.name.parse()?;
         self.check_name(&name)?;
-        let wanted = read(&request.spec)?;
+        let mut wanted = read(&request.spec)?;
+        wanted.qualify(&name)?;
         // A judgement waits for no listing.
         let _one_at_a_time = if request.dry_run {
             None
@@ -92,7 +116,7 @@ impl Datasets {
         };
         let is_unchanged = outcome == v1::ApplyOutcome::Unchanged;
         if !is_unchanged {
-            self.judge(&wanted, known.is_none())?;
+            drop(self.judge(&wanted, known.is_none())?);
         }
         let dataset = match known {
             known if request.dry_run => known,
@@ -107,21 +131,25 @@ impl Datasets {
     }
 
     /// Refuses what this master may not read, and one dataset too many.
-    fn judge(&self, wanted: &Wanted, is_new: bool) -> Result<(), MasterError> {
-        for mount in &wanted.mounts {
-            self.sources.check(&origin_of(mount)?)?;
+    /// Credentials that it names are kept until what this gives is dropped.
+    fn judge(&self, wanted: &Wanted, is_new: bool) -> Result<Held<'_>, MasterError> {
+        let origins = wanted.mounts.iter().map(origin_of);
+        let origins: Vec<OriginSpec> = origins.collect::<Result<_, _>>()?;
+        for origin in &origins {
+            self.sources.check(origin)?;
         }
+        let held = self.credentials.hold(&origins)?;
         if is_new && self.known.lock().len() >= MAX_DATASETS {
             return Err(MasterError::Busy(format!(
                 "there are {MAX_DATASETS} datasets, no more fit; delete one with `weir dataset delete`"
             )));
         }
-        Ok(())
+        Ok(held)
     }
 
     /// Lists a new dataset into its first snapshot.
     async fn make(&self, name: &DatasetName, wanted: Wanted) -> Result<v1::Dataset, MasterError> {
-        self.judge(&wanted, true)?;
+        let _held = self.judge(&wanted, true)?;
         let found = self.list_next(name, &wanted, None).await?;
         check_found(&wanted.spec, &DatasetSpec::default(), &found)?;
         let dataset = v1::Dataset {
@@ -141,7 +169,7 @@ impl Datasets {
         mut dataset: v1::Dataset,
         wanted: Wanted,
     ) -> Result<v1::Dataset, MasterError> {
-        self.judge(&wanted, false)?;
+        let _held = self.judge(&wanted, false)?;
         let before = dataset_spec(&dataset)?;
         let has_same_files = files(&before) == files(&wanted.spec);
         dataset.spec = wanted.spec.to_json();
@@ -275,11 +303,17 @@ fn check_places(
             ),
         ),
         Some(moved) => {
-            let text = |endpoint: &Option<String>| endpoint.clone().unwrap_or_default();
+            let text = |value: &Option<String>| value.clone().unwrap_or_default();
             let (field, from, to) = if gone.url != moved.url {
                 ("url", gone.url.clone(), moved.url.clone())
             } else if gone.path != moved.path {
                 ("path", gone.path.clone(), moved.path.clone())
+            } else if gone.credentials != moved.credentials {
+                (
+                    "credentials",
+                    text(&gone.credentials),
+                    text(&moved.credentials),
+                )
             } else {
                 ("endpoint", text(&gone.endpoint), text(&moved.endpoint))
             };

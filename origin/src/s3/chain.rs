@@ -11,11 +11,12 @@ use weir_core::read_settings;
 
 use super::configuration::{Configuration, Service};
 use super::helper::{DEADLINE, Helper};
+use super::owned::Owned;
 use super::platform::{Container, Instance};
 use super::profile::Section;
 use super::signature::{Keys, Temporary};
 use super::sso::{Cache, SignOn};
-use super::sts::{Role, Sts, Terms};
+use super::sts::{Role, Sts, Terms, session};
 use crate::error::OriginError;
 use crate::transport::calls::{Calls, Refused};
 use crate::transport::environment::{Environment, unreadable};
@@ -45,6 +46,12 @@ pub(super) enum Source {
     Container(Arc<Container>),
     /// An instance's metadata service may have them.
     Instance(Arc<Instance>),
+    /// Credentials that the source names.
+    Owned {
+        owned: Arc<Owned>,
+        /// Where roles are assumed.
+        sts: Sts,
+    },
     /// Nowhere, and why.
     Nothing(Arc<str>),
     #[cfg(test)]
@@ -99,6 +106,7 @@ impl Source {
             Self::SignOn(sign_on) => sign_on.load(calls).await,
             Self::Container(container) => container.load(calls).await,
             Self::Instance(instance) => instance.load(calls).await,
+            Self::Owned { owned, sts } => owned.load(sts, calls, origin).await,
             Self::Nothing(why) => Err(Refused::Absent(why.to_string())),
             #[cfg(test)]
             Self::Fragile(fragile) => Ok(fragile.load()),
@@ -113,11 +121,15 @@ impl Source {
 
 /// Keys as requests are signed with: files and secrets of Kubernetes like to end in a line break.
 pub(super) fn trimmed(keys: Keys) -> Keys {
-    let trim = |value: String| value.trim().to_owned();
+    let trim = |value: &String| value.trim().to_owned();
     Keys {
-        access_key: trim(keys.access_key),
-        secret_key: trim(keys.secret_key),
-        token: keys.token.map(trim).filter(|token| !token.is_empty()),
+        access_key: trim(&keys.access_key),
+        secret_key: trim(&keys.secret_key),
+        token: keys
+            .token
+            .as_ref()
+            .map(trim)
+            .filter(|token| !token.is_empty()),
     }
 }
 
@@ -160,6 +172,20 @@ pub(super) fn find(
         return Ok(container);
     }
     finder.instance()
+}
+
+/// Where roles are assumed.
+pub(super) fn sts(
+    origin: &Arc<str>,
+    region: Option<&str>,
+    configuration: &Configuration<'_>,
+) -> Result<Sts, OriginError> {
+    let finder = Finder {
+        origin,
+        region,
+        configuration,
+    };
+    finder.sts()
 }
 
 struct Finder<'a> {
@@ -551,12 +577,6 @@ fn static_keys(section: &Section) -> Option<Source> {
         token: section.get("aws_session_token").map(str::to_owned),
     };
     Some(Source::Fixed(Arc::new(trimmed(keys))))
-}
-
-/// A role's session: what the account's logs show.
-fn session(name: Option<&str>) -> String {
-    let unnamed = || format!("weir-{}", jiff::Timestamp::now().as_millisecond());
-    name.map_or_else(unnamed, str::to_owned)
 }
 
 /// A service's URL. Messages repeat it, so it has no password.

@@ -1,12 +1,14 @@
 //! The keys that requests to S3 are signed with.
 //!
-//! They come from the environment, a profile, the program that a profile names, or a service ([`chain`]).
+//! They come from the environment, a profile, the program that a profile names, or a service ([`chain`]); or from
+//! credentials that the source names, and then from nowhere else ([`super::owned`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::chain::{self, Source};
 use super::configuration::Configuration;
+use super::owned::Owned;
 use super::signature::{Keys, Temporary};
 use crate::error::OriginError;
 use crate::spec::stores::Dialect;
@@ -24,6 +26,8 @@ pub(super) struct Settings {
     pub(super) name: Arc<str>,
     /// Whose keys they are.
     pub(super) dialect: Dialect,
+    /// Credentials that the source names.
+    pub(super) named: Option<Arc<Owned>>,
 }
 
 /// The keys of one origin.
@@ -84,6 +88,9 @@ impl Issuer for Finder {
     }
 
     fn remedy(&self) -> &'static str {
+        if self.settings.named.is_some() {
+            return "check that the master answers, and `weir credentials list`";
+        }
         match self.settings.dialect {
             Dialect::S3 => {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket"
@@ -99,15 +106,23 @@ impl Found {
     fn in_environment(settings: &Settings, environment: &Environment) -> Result<Self, OriginError> {
         let (origin, named) = (&settings.name, settings.profile.as_deref());
         // AWS's keys are of no use there, and are not to be shown: not unless a profile was named for it.
-        if settings.dialect == Dialect::Oss && named.is_none() {
+        if settings.dialect == Dialect::Oss && named.is_none() && settings.named.is_none() {
             return Ok(Self {
                 source: oss_keys(origin, environment)?,
                 calls: Calls::new(Trust::of(origin, None), environment),
             });
         }
         let configuration = Configuration::load(origin, named, environment)?;
+        let region = settings.region.as_deref();
+        let source = match &settings.named {
+            Some(owned) => Source::Owned {
+                owned: owned.clone(),
+                sts: chain::sts(origin, region, &configuration)?,
+            },
+            None => chain::find(origin, named, region, &configuration)?,
+        };
         Ok(Self {
-            source: chain::find(origin, named, settings.region.as_deref(), &configuration)?,
+            source,
             calls: Calls::new(Trust::of(origin, configuration.ca_bundle()), environment),
         })
     }

@@ -10,11 +10,12 @@ use parking_lot::{Mutex, RwLock};
 use super::configuration::Configuration;
 use super::credentials::{self, Credentials, Settings};
 use super::extras::Extras;
+use super::owned::Owned;
 use super::redirect;
 use super::refusal::Refusal;
 use super::signature::{Keys, Signer};
 use crate::error::OriginError;
-use crate::sources::Reach;
+use crate::sources::{Reach, SourcePolicy};
 use crate::spec::stores::{Dialect, oss_s3_host};
 use crate::spec::{Addressing, OriginSpec, Place};
 use crate::transport::connect::Connector;
@@ -47,6 +48,8 @@ pub(super) struct Client {
     region: RwLock<String>,
     /// `None` when requests are not signed.
     credentials: Option<Credentials>,
+    /// Set when they are those that the source names.
+    named: Option<Arc<Owned>>,
     /// Where requests may go, and which of them may be signed.
     reach: Reach,
     /// A request has succeeded: its address is right.
@@ -64,7 +67,7 @@ impl std::fmt::Debug for Client {
 impl Client {
     pub(super) fn new(
         spec: &OriginSpec,
-        reach: Reach,
+        sources: &SourcePolicy,
         environment: &Environment,
     ) -> Result<Self, OriginError> {
         let Place::S3 {
@@ -78,6 +81,13 @@ impl Client {
             ));
         };
         let name: Arc<str> = format!("{}://{bucket}", dialect.scheme()).into();
+        let reach = sources.reach(spec)?;
+        let named = sources.named(spec, &name)?;
+        let named = named.map(|named| Owned {
+            named,
+            endpoint: spec.endpoint.clone(),
+        });
+        let named = named.map(Arc::new);
         let (base, named_region) = match dialect {
             Dialect::S3 => (base_url(spec, bucket)?, None),
             Dialect::Oss => oss_base_url(spec, bucket)?,
@@ -105,6 +115,7 @@ impl Client {
                 region: spec.region.clone(),
                 name: name.clone(),
                 dialect,
+                named: named.clone(),
             })?)
         };
         Ok(Self {
@@ -116,6 +127,7 @@ impl Client {
             extras,
             region: RwLock::new(region),
             credentials,
+            named,
             reach,
             answered: AtomicBool::new(false),
             scheme_checked: Mutex::default(),
@@ -178,8 +190,7 @@ impl Client {
             };
             if self.credentials.is_some() && elsewhere.is_some() {
                 // That the endpoint may have them was found when this client was made.
-                let meant = self.reach.check_signature(&uri);
-                meant.map_err(|forbidden| forbidden.of(target()))?;
+                self.check_signature(&uri, &target)?;
             }
             let credential = keys.get().await?;
             let mut headers = headers.clone();
@@ -239,11 +250,34 @@ impl Client {
                 elsewhere = Some(next);
                 continue;
             }
-            if refusal.may_be_of_old_keys() && keys.renew().await? {
+            // Of credentials that were replaced the secret alone may be another, or what they may read.
+            let is_denied = self.named.is_some()
+                && matches!(
+                    refusal.status,
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+                );
+            if (is_denied || refusal.may_be_of_old_keys()) && keys.renew().await? {
                 continue;
             }
-            return Err(refusal.explain(&self.name, target(), key));
+            let error = refusal.explain(&self.name, target(), key);
+            return Err(match &self.named {
+                Some(named) => named.explain(error),
+                None => error,
+            });
         }
+    }
+
+    /// Checks that what a request is sent on to may have its signature.
+    fn check_signature(
+        &self,
+        uri: &Uri,
+        target: &impl Fn() -> Arc<str>,
+    ) -> Result<(), OriginError> {
+        if let Some(named) = &self.named {
+            return named.check_redirect(uri);
+        }
+        let meant = self.reach.check_signature(uri);
+        meant.map_err(|forbidden| forbidden.of(target()))
     }
 
     pub(super) fn close_idle(&self) {

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use jiff::Timestamp;
 use ring::{digest, hmac};
 use url::form_urlencoded;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::transport::encode::{encode_query, hex};
 
@@ -41,6 +42,14 @@ pub struct Keys {
 pub(super) struct Temporary {
     pub(super) keys: Keys,
     pub(super) life: Option<Duration>,
+}
+
+/// Overwrites what is secret.
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.secret_key.zeroize();
+        self.token.zeroize();
+    }
 }
 
 /// Shows none of it.
@@ -101,7 +110,7 @@ impl Signer<'_> {
         let request = hex(digest::digest(&digest::SHA256, request.as_bytes()));
         let scope = format!("{day}/{}/{}/aws4_request", self.region, self.service);
         let signed = format!("{ALGORITHM}\n{time}\n{scope}\n{request}");
-        let secret = format!("AWS4{}", self.keys.secret_key);
+        let secret = Zeroizing::new(format!("AWS4{}", self.keys.secret_key));
         let key = [day, self.region, self.service, "aws4_request"]
             .iter()
             .fold(
@@ -227,10 +236,8 @@ mod tests {
 
     #[test]
     fn a_token_is_signed_and_marked_as_a_secret() {
-        let keys = Keys {
-            token: Some("session".to_owned()),
-            ..example()
-        };
+        let mut keys = example();
+        keys.token = Some("session".to_owned());
         let mut headers = HeaderMap::new();
         let value = signed(&keys, "https://h/k", &mut headers);
         assert!(value.contains("x-amz-security-token"), "{value}");

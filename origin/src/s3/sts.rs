@@ -35,6 +35,12 @@ pub(super) struct Terms {
     pub(super) duration: Option<String>,
 }
 
+/// A role's session: what the account's logs show.
+pub(super) fn session(name: Option<&str>) -> String {
+    let unnamed = || format!("weir-{}", jiff::Timestamp::now().as_millisecond());
+    name.map_or_else(unnamed, str::to_owned)
+}
+
 /// Who assumes a role.
 enum By<'a> {
     /// Whoever has these keys.
@@ -44,6 +50,7 @@ enum By<'a> {
 }
 
 /// Where the service is.
+#[derive(Clone)]
 pub(super) struct Sts {
     pub(super) endpoint: Uri,
     pub(super) region: String,

@@ -17,7 +17,7 @@ fn origin(address: SocketAddr) -> S3Origin {
         anonymous: true,
         ..OriginSpec::parse("s3://bucket").unwrap()
     };
-    S3Origin::open(&spec, Reach::anywhere()).unwrap()
+    S3Origin::open(&spec, &crate::SourcePolicy::unlimited()).unwrap()
 }
 
 fn object(size: u64) -> ObjectRef {
@@ -195,7 +195,7 @@ async fn a_redirect_to_what_is_not_allowed_is_refused_and_asked_nothing() {
     let open = |allowed: &str| {
         let allowed = vec![allowed.parse().unwrap()];
         let policy = crate::SourcePolicy::of("weir worker", Vec::new(), allowed);
-        S3Origin::open(&spec, policy.reach(&spec).unwrap()).unwrap()
+        S3Origin::open(&spec, &policy).unwrap()
     };
     let error = read(&open(&address.to_string()), 5, 0..5)
         .await
@@ -251,7 +251,7 @@ async fn a_read_over_the_wrong_scheme_is_final_and_says_so() {
             anonymous: true,
             ..OriginSpec::parse("s3://bucket").unwrap()
         };
-        let origin = S3Origin::open(&spec, Reach::anywhere()).unwrap();
+        let origin = S3Origin::open(&spec, &crate::SourcePolicy::unlimited()).unwrap();
         for _ in 0..3 {
             let error = read(&origin, 3, 0..3).await.unwrap_err();
             assert_eq!(error.kind(), "refused", "{error}");

@@ -264,7 +264,7 @@ fn refusals_are_remembered_up_to_a_bound() {
         };
         policy.reach_with(&bucket, || None).unwrap_err();
     }
-    assert_eq!(policy.0.unwrap().logged.remembered(), MAX_LOGGED);
+    assert_eq!(policy.limits.unwrap().logged.remembered(), MAX_LOGGED);
 }
 
 #[test]

@@ -109,6 +109,7 @@ impl OriginSpec {
             addressing,
             anonymous,
             profile,
+            credentials,
             patience,
             include: _,
             exclude: _,
@@ -122,6 +123,7 @@ impl OriginSpec {
             anonymous,
             profile,
             patience_seconds: patience.map(|patience| patience.0),
+            credentials,
             hdfs: HdfsOptions {
                 user: hdfs.user,
                 config: hdfs.config,
@@ -139,6 +141,7 @@ impl OriginSpec {
             anonymous,
             profile,
             patience_seconds,
+            credentials,
             hdfs: HdfsOptions { user, config },
         } = self;
         SourceSpec {
@@ -149,6 +152,7 @@ impl OriginSpec {
             addressing,
             anonymous,
             profile,
+            credentials,
             patience: patience_seconds.map(Patience),
             include: Vec::new(),
             exclude: Vec::new(),

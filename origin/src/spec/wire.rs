@@ -20,6 +20,7 @@ impl From<v1::OriginSpec> for OriginSpec {
             anonymous: message.anonymous,
             profile: some(message.profile),
             patience_seconds: Some(message.patience_seconds).filter(|seconds| *seconds != 0),
+            credentials: some(message.credentials),
             hdfs: message.hdfs.map(HdfsOptions::from).unwrap_or_default(),
         }
     }
@@ -40,6 +41,7 @@ impl From<OriginSpec> for v1::OriginSpec {
             anonymous: spec.anonymous,
             profile: spec.profile.unwrap_or_default(),
             patience_seconds: spec.patience_seconds.unwrap_or_default(),
+            credentials: spec.credentials.unwrap_or_default(),
             hdfs: (!spec.hdfs.is_empty()).then(|| spec.hdfs.into()),
         }
     }
@@ -78,6 +80,7 @@ mod tests {
                 anonymous: true,
                 profile: Some("dev".to_owned()),
                 patience_seconds: Some(600),
+                credentials: Some("team".to_owned()),
                 hdfs: HdfsOptions {
                     user: Some("alice".to_owned()),
                     config: [(

@@ -137,7 +137,7 @@ fn every_command_line_of_the_pages_is_understood() {
 
 fn every_flag_of_the_pages_exists() {
     let lab = Lab::new();
-    let commands: [&[&str]; 20] = [
+    let commands: [&[&str]; 24] = [
         &["mount"],
         &["unmount"],
         &["master"],
@@ -153,6 +153,10 @@ fn every_flag_of_the_pages_exists() {
         &["dataset", "get"],
         &["dataset", "refresh"],
         &["dataset", "delete"],
+        &["credentials", "set"],
+        &["credentials", "list"],
+        &["credentials", "rotate"],
+        &["credentials", "delete"],
         &["certs", "init"],
         &["certs", "issue"],
         &["certs", "show"],

@@ -106,6 +106,7 @@ mod tests {
             anonymous: false,
             profile: None,
             patience_seconds: None,
+            credentials: None,
         }
     }
 

@@ -61,7 +61,7 @@ impl World {
         let source = self.find(named).map_err(|error| error.to_string())?;
         let calls = Calls::new(Trust::of_system(), &self.environment());
         match source.load(&calls, &origin()).await {
-            Ok(found) => Ok(found.keys.access_key),
+            Ok(found) => Ok(found.keys.access_key.clone()),
             Err(Refused::Error(error)) => Err(error.to_string()),
             Err(Refused::Denied(what, remedy)) => Err(format!("denied: {what}; {remedy}")),
             Err(Refused::Absent(what)) => Err(format!("absent: {what}")),

@@ -16,6 +16,7 @@ fn settings() -> Settings {
         region: None,
         name: "s3://b".into(),
         dialect: Dialect::S3,
+        named: None,
     }
 }
 

@@ -59,7 +59,7 @@ async fn list_from(
     };
     let client = Client::new(
         &spec,
-        crate::sources::Reach::anywhere(),
+        &crate::SourcePolicy::unlimited(),
         &Environment::of([]),
     )
     .unwrap();
@@ -298,7 +298,7 @@ async fn a_host_that_does_not_exist_is_final_until_the_origin_has_answered() {
     };
     let client = Client::new(
         &spec,
-        crate::sources::Reach::anywhere(),
+        &crate::SourcePolicy::unlimited(),
         &Environment::of([]),
     )
     .unwrap();

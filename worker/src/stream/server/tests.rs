@@ -64,6 +64,7 @@ impl Bed {
             addressing: Addressing::Auto,
             anonymous: false,
             profile: None,
+            credentials: None,
             patience_seconds: None,
             hdfs: weir_origin::HdfsOptions::default(),
         };
