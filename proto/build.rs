@@ -20,6 +20,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".weir.v1.AssumedRole",
             ".weir.v1.Keytab",
             ".weir.v1.HttpHeader",
+            ".weir.v1.GoogleFile",
+            ".weir.v1.AzureKey",
+            ".weir.v1.AzureSas",
         ])
         .compile_fds(descriptors)?;
     Ok(())

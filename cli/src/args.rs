@@ -654,7 +654,7 @@ pub(crate) struct NewCredentialArgs {
     #[arg(long, value_name = "ID", requires = "role_arn")]
     pub(crate) external_id: Option<String>,
     /// File with the token of a web identity, on each machine that reads: a pod's, for instance
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["external_id", "principal", "header"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["external_id", "principal", "header", "google", "azure_account", "azure_sas"])]
     pub(crate) token_file: Option<String>,
     /// Principal of a Kerberos keytab, USER@REALM
     #[arg(long, value_name = "NAME", conflicts_with_all = ["role_arn", "header"])]
@@ -662,7 +662,17 @@ pub(crate) struct NewCredentialArgs {
     /// Name of a header of HTTP requests, whose value is secret
     #[arg(long, value_name = "NAME", conflicts_with = "role_arn")]
     pub(crate) header: Option<String>,
-    /// The service that they are for, such as https://minio.lab:9000; may be repeated [default: AWS, for keys and roles]
+    /// The JSON of a service account's key, or of a person's login, of Google Cloud
+    #[arg(long, conflicts_with_all = ["role_arn", "principal", "header"])]
+    pub(crate) google: bool,
+    /// Storage account of Azure, whose key is secret
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["role_arn", "principal", "header", "google"])]
+    pub(crate) azure_account: Option<String>,
+    /// A shared access signature of Azure
+    #[arg(long, conflicts_with_all = ["role_arn", "principal", "header", "google", "azure_account"])]
+    pub(crate) azure_sas: bool,
+    /// The service that they are for, such as https://minio.lab:9000; may be repeated [default: AWS, Google or Azure itself; none
+    /// for a header]
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Vec<String>,
 }

@@ -16,8 +16,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use jiff::Timestamp;
 use weir_core::ObjectRef;
 
+use crate::credential::Named;
 use crate::error::OriginError;
-use crate::sources::Reach;
+use crate::sources::SourcePolicy;
 use crate::spec::{OriginSpec, Place};
 use crate::store::{Page, Store, StoreOrigin, incomplete};
 use crate::transport::encode::{encode_path, encode_query};
@@ -49,17 +50,22 @@ pub(crate) struct Azure {
     is_private: bool,
     /// `None` when requests are not authorised.
     credentials: Option<Renewed<Finder>>,
+    /// What they are if the source names them.
+    named: Option<Named>,
 }
 
 impl Azure {
-    pub(crate) fn open(spec: &OriginSpec, reach: Reach) -> Result<StoreOrigin<Self>, OriginError> {
-        let store = Self::new(spec, reach, Environment::of_process)?;
+    pub(crate) fn open(
+        spec: &OriginSpec,
+        sources: &SourcePolicy,
+    ) -> Result<StoreOrigin<Self>, OriginError> {
+        let store = Self::new(spec, sources, Environment::of_process)?;
         Ok(StoreOrigin::new(spec, store))
     }
 
     fn new(
         spec: &OriginSpec,
-        reach: Reach,
+        sources: &SourcePolicy,
         environment: impl Fn() -> Environment + Send + Sync + 'static,
     ) -> Result<Self, OriginError> {
         let Place::Azure { container, .. } = spec.place()? else {
@@ -71,13 +77,16 @@ impl Azure {
         };
         let name: Arc<str> = format!("az://{container}").into();
         let endpoint = spec.azure_endpoint()?;
+        let reach = sources.reach(spec)?;
+        let named = sources.named(spec, &name)?;
         let with_tls = endpoint.scheme() == "https";
         let base = format!("{}/{container}", endpoint.as_str().trim_end_matches('/'));
         let service = Service::new(name.clone(), with_tls, None, &environment(), reach)?;
         let credentials = if spec.anonymous {
             None
         } else {
-            let finder = Finder::new(name, &endpoint, environment);
+            let of_source = named.clone().map(|named| (spec.clone(), named));
+            let finder = Finder::new(name, &endpoint, environment, of_source);
             Some(Renewed::find(finder)?)
         };
         Ok(Self {
@@ -85,6 +94,7 @@ impl Azure {
             base,
             is_private: with_tls || credentials::is_local(&endpoint),
             credentials,
+            named,
         })
     }
 
@@ -117,7 +127,9 @@ impl Azure {
                 .parse::<Uri>()
                 .map_err(|_| self.invalid(key, &"its address is not valid"))?;
             if let Some(authority) = &authority {
-                self.service.check_signature(&address)?;
+                if self.named.is_none() {
+                    self.service.check_signature(&address)?;
+                }
                 if !self.is_private && !matches!(**authority, Authority::Key(_)) {
                     return Err(OriginError::config(
                         self.service.name().clone(),
@@ -148,6 +160,7 @@ impl Azure {
             let code = code.unwrap_or_else(|| listing::code(&refusal.document));
             let refusal = refusal.with_code(code);
             let may_be_of_old_keys = refusal.status == StatusCode::UNAUTHORIZED
+                || (self.named.is_some() && refusal.status == StatusCode::FORBIDDEN)
                 || matches!(
                     &*refusal.code,
                     "AuthenticationFailed" | "ExpiredToken" | "InvalidAuthenticationInfo"
@@ -155,7 +168,11 @@ impl Azure {
             if may_be_of_old_keys && keys.renew().await? {
                 continue;
             }
-            return Err(self.refused(&refusal, key));
+            let error = self.refused(&refusal, key);
+            return Err(match &self.named {
+                Some(named) => named.explain(error),
+                None => error,
+            });
         }
     }
 

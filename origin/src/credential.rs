@@ -17,10 +17,13 @@ use url::Url;
 use weir_core::CredentialName;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::azure::SharedKey;
 use crate::error::OriginError;
 use crate::s3::signature::Keys;
 use crate::sources::is_aws_s3;
-use crate::spec::OriginSpec;
+use crate::spec::hdfs::DEFAULT_PORT;
+use crate::spec::stores::{Dialect, is_azure, is_gcs};
+use crate::spec::{OriginSpec, Place};
 
 mod wire;
 
@@ -59,8 +62,8 @@ impl<T: Zeroize> fmt::Debug for Secret<T> {
 pub struct Credential {
     /// What it is.
     pub kind: CredentialKind,
-    /// The services that it is for, as in `https://minio.lab:9000`. None stands for the one that the kind belongs to: S3
-    /// itself for keys and roles, any cluster of its realm for a keytab.
+    /// The services that it is for, as in `https://minio.lab:9000` or `hdfs://namenode:8020`. None stands for the one that
+    /// the kind belongs to: S3 itself for keys and roles. A keytab and a header belong to none.
     pub endpoints: Vec<String>,
 }
 
@@ -92,6 +95,17 @@ pub enum CredentialKind {
         /// The file's content.
         keytab: Secret<Vec<u8>>,
     },
+    /// What Google's tools write: the key of a service account, or a person's login.
+    Google(Secret<Vec<u8>>),
+    /// The key of a storage account of Azure.
+    AzureKey {
+        /// The account.
+        account: String,
+        /// The key, in base64 as Azure shows it.
+        key: Secret,
+    },
+    /// A shared access signature of Azure: `sv=…&sig=…`.
+    AzureSas(Secret),
     /// A header of HTTP requests.
     Header {
         /// Its name.
@@ -133,6 +147,9 @@ impl Credential {
             CredentialKind::WebIdentity { .. } => "web identity",
             CredentialKind::Keytab { .. } => "keytab",
             CredentialKind::Header { .. } => "header",
+            CredentialKind::Google(_) => "google",
+            CredentialKind::AzureKey { .. } => "azure key",
+            CredentialKind::AzureSas(_) => "azure sas",
         }
     }
 
@@ -148,7 +165,13 @@ impl Credential {
             }
         };
         match (&mut self.kind, &old.kind) {
-            (CredentialKind::Keys(_), CredentialKind::Keys(_)) => {}
+            (CredentialKind::Keys(_), CredentialKind::Keys(_))
+            | (CredentialKind::Google(_), CredentialKind::Google(_))
+            | (CredentialKind::AzureSas(_), CredentialKind::AzureSas(_)) => {}
+            (
+                CredentialKind::AzureKey { account, .. },
+                CredentialKind::AzureKey { account: old, .. },
+            ) => or(account, old),
             (
                 CredentialKind::Role {
                     arn, external_id, ..
@@ -183,7 +206,7 @@ impl Credential {
             }
             _ => {
                 return Err(format!(
-                    "they are a {}, and the new ones a {}; set new ones under another name",
+                    "they are of the kind {}, and the new ones of the kind {}; set those under another name",
                     old.kind_name(),
                     self.kind_name()
                 ));
@@ -234,6 +257,38 @@ impl Credential {
                     );
                 }
                 check_length(keytab.expose().len())?;
+                if self.endpoints.is_empty() {
+                    return Err("a keytab is for one cluster; name its NameNodes with --endpoint hdfs://HOST:PORT, each once".into());
+                }
+            }
+            CredentialKind::Google(file) => {
+                check_length(file.expose().len())?;
+                let file: Result<GoogleFile, _> = serde_json::from_slice(file.expose());
+                let file = file.ok().filter(GoogleFile::is_known).ok_or("this is no JSON of a service account's key or of a person's login; give the file that Google's tools wrote")?;
+                // Whoever reads the source asks there for a token.
+                if !file.token_uri.is_none_or(|uri| self.may_give_tokens(&uri)) {
+                    return Err("the file's token_uri is no service of Google; if it is meant, name it with --endpoint".into());
+                }
+            }
+            CredentialKind::AzureKey { account, key } => {
+                check_length(key.expose().len())?;
+                let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+                if account.is_empty() || account.len() > 24 || !account.chars().all(fits) {
+                    return Err(
+                        "the account is no name of a storage account; write its letters and digits"
+                            .into(),
+                    );
+                }
+                if SharedKey::new(account, key.expose()).is_none() || key.expose().is_empty() {
+                    return Err("the account's key is not base64; copy it as Azure shows it".into());
+                }
+            }
+            CredentialKind::AzureSas(query) => {
+                check_length(query.expose().len())?;
+                let fits = |c: char| c.is_ascii_graphic() && c != '#' && c != '?';
+                if !query.expose().contains("sig=") || !query.expose().chars().all(fits) {
+                    return Err("this is no shared access signature; write it as Azure gives it: sv=…&sig=…".into());
+                }
             }
             CredentialKind::Header { name, value } => {
                 if name.parse::<HeaderName>().is_err() {
@@ -256,11 +311,18 @@ impl Credential {
         if self.endpoints.len() > MAX_ENDPOINTS {
             return Err(format!("these are more than {MAX_ENDPOINTS} endpoints"));
         }
+        let is_of_hdfs = matches!(self.kind, CredentialKind::Keytab { .. });
         for endpoint in &self.endpoints {
-            if service(endpoint).is_none() {
-                return Err(format!(
-                    "{endpoint:?} is no service; write http://HOST:PORT or https://HOST"
-                ));
+            let fits = |service: Service| (service.scheme == "hdfs") == is_of_hdfs;
+            if !service(endpoint).is_some_and(fits) {
+                let form = if is_of_hdfs {
+                    "hdfs://HOST:PORT"
+                } else {
+                    "http://HOST:PORT or https://HOST"
+                };
+                // What has a password is not repeated.
+                let shown = if endpoint.contains('@') { "…" } else { endpoint };
+                return Err(format!("{shown:?} is no service of theirs; write {form}"));
             }
         }
         Ok(())
@@ -273,10 +335,11 @@ impl Credential {
     pub fn check_service(&self, address: &str) -> Result<(), (String, String)> {
         let wanted = service(address);
         let is_for = |endpoint: &String| service(endpoint) == wanted;
-        let of_aws = |wanted: &Service| wanted.scheme == "https" && is_aws_s3(&wanted.host);
+        let (whose, is_own) = self.own_service();
+        let is_own = |wanted: &Service| wanted.scheme == "https" && is_own(&wanted.host);
         let fits = match (&wanted, self.endpoints.as_slice()) {
             (None, _) => false,
-            (Some(wanted), []) => of_aws(wanted),
+            (Some(wanted), []) => is_own(wanted),
             (_, endpoints) => endpoints.iter().any(is_for),
         };
         if fits {
@@ -284,7 +347,7 @@ impl Credential {
         }
         let shown = wanted.map_or_else(|| "this service".to_owned(), |wanted| wanted.to_string());
         let meant = if self.endpoints.is_empty() {
-            "AWS".to_owned()
+            whose.to_owned()
         } else {
             self.endpoints.join(", ")
         };
@@ -292,6 +355,44 @@ impl Credential {
             format!("they are for {meant}, not for {shown}"),
             format!("if that is meant, set them with --endpoint {shown}"),
         ))
+    }
+}
+
+impl Credential {
+    /// Whose services it is for if none are named, and which hosts those are.
+    fn own_service(&self) -> (&'static str, fn(&str) -> bool) {
+        match self.kind {
+            CredentialKind::Keys(_)
+            | CredentialKind::Role { .. }
+            | CredentialKind::WebIdentity { .. } => ("AWS", is_aws_s3),
+            CredentialKind::Google(_) => ("Google", is_gcs),
+            CredentialKind::AzureKey { .. } | CredentialKind::AzureSas(_) => ("Azure", is_azure),
+            CredentialKind::Keytab { .. } | CredentialKind::Header { .. } => ("none", |_| false),
+        }
+    }
+
+    /// Whether Google's tokens may be asked for at this address.
+    fn may_give_tokens(&self, address: &str) -> bool {
+        let Some(wanted) = service(address) else {
+            return false;
+        };
+        let is_google = wanted.scheme == "https" && wanted.host.ends_with(".googleapis.com");
+        let mut endpoints = self.endpoints.iter();
+        is_google || endpoints.any(|endpoint| service(endpoint).as_ref() == Some(&wanted))
+    }
+}
+
+/// What is looked at of a file of Google's tools, whose words are not repeated.
+#[derive(serde::Deserialize)]
+struct GoogleFile {
+    #[serde(rename = "type")]
+    kind: String,
+    token_uri: Option<String>,
+}
+
+impl GoogleFile {
+    fn is_known(&self) -> bool {
+        matches!(self.kind.as_str(), "service_account" | "authorized_user")
     }
 }
 
@@ -337,6 +438,23 @@ impl Named {
         })
     }
 
+    /// What a service's refusal means for who has set the keys.
+    pub(crate) fn explain(&self, error: OriginError) -> OriginError {
+        let name = &self.name;
+        match error {
+            OriginError::AccessDenied { target, detail, .. } => OriginError::AccessDenied {
+                target,
+                detail: format!("{detail}, with credentials {name}"),
+                remedy: "check what they may read, or give new ones with `weir credentials rotate`",
+            },
+            OriginError::CredentialsExpired { target, detail } => OriginError::CredentialsExpired {
+                target,
+                detail: format!("{detail}; `weir credentials rotate {name}` takes new ones"),
+            },
+            other => other,
+        }
+    }
+
     /// The error for credentials that cannot be used.
     pub(crate) fn refused(
         &self,
@@ -368,39 +486,56 @@ impl OriginSpec {
         let Some(name) = &self.credentials else {
             return Ok(());
         };
-        let wrong = |problem: &str, remedy: &str| {
+        let wrong = |problem: String, remedy: &str| {
             OriginError::config(
                 self.url.as_str(),
                 format!("credentials {name}: {problem}"),
                 remedy,
             )
         };
-        let kind = credential.kind_name();
-        let unfit = |what: &str, wants: &str| {
-            Err(wrong(
-                &format!("{what} is not read with a {kind}"),
-                &format!("name credentials that are {wants}"),
-            ))
+        let scheme = self.scheme();
+        let kind = &credential.kind;
+        let (fits, takes) = match self.place()? {
+            Place::S3 {
+                dialect: Dialect::S3,
+                ..
+            } => (
+                matches!(
+                    kind,
+                    CredentialKind::Keys(_)
+                        | CredentialKind::Role { .. }
+                        | CredentialKind::WebIdentity { .. }
+                ),
+                S3_KINDS,
+            ),
+            Place::S3 { .. } => (matches!(kind, CredentialKind::Keys(_)), "keys"),
+            Place::Gcs { .. } => (matches!(kind, CredentialKind::Google(_)), "a google file"),
+            Place::Azure { .. } => (
+                matches!(
+                    kind,
+                    CredentialKind::AzureKey { .. } | CredentialKind::AzureSas(_)
+                ),
+                "an azure key or an azure sas",
+            ),
+            Place::Web(_) => (matches!(kind, CredentialKind::Header { .. }), "a header"),
+            Place::Hdfs { .. } => (matches!(kind, CredentialKind::Keytab { .. }), "a keytab"),
+            Place::File { .. } => (false, "none"),
         };
-        match (self.scheme(), &credential.kind) {
-            (
-                "s3",
-                CredentialKind::Keys(_)
-                | CredentialKind::Role { .. }
-                | CredentialKind::WebIdentity { .. },
-            ) => {
-                let endpoint = self.endpoint.as_deref().unwrap_or(AWS);
-                let fits = credential.check_service(endpoint);
-                fits.map_err(|(problem, remedy)| wrong(&problem, &remedy))
-            }
-            ("s3", _) => unfit("S3", S3_KINDS),
-            (scheme, _) => unfit(&format!("{scheme}://"), "of its kind"),
+        if !fits {
+            let kind = credential.kind_name();
+            return Err(wrong(
+                format!("{scheme}:// takes {takes}, and they are of the kind {kind}"),
+                "name others",
+            ));
         }
+        for service in self.services_of_credentials()? {
+            let meant = credential.check_service(&service);
+            meant.map_err(|(problem, remedy)| wrong(problem, &remedy))?;
+        }
+        Ok(())
     }
 }
 
-/// A service that stands for all of AWS's S3.
-const AWS: &str = "https://s3.amazonaws.com";
 /// Credentials that S3 is read with.
 pub(crate) const S3_KINDS: &str = "keys, a role or a web identity";
 
@@ -414,9 +549,8 @@ struct Service {
 
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let usual = if self.scheme == "https" { 443 } else { 80 };
         write!(f, "{}://{}", self.scheme, self.host)?;
-        if self.port != usual {
+        if Some(self.port) != usual_port(&self.scheme) {
             write!(f, ":{}", self.port)?;
         }
         Ok(())
@@ -427,13 +561,22 @@ impl fmt::Display for Service {
 fn service(address: &str) -> Option<Service> {
     let url = Url::parse(address).ok()?;
     let is_plain = url.username().is_empty() && url.password().is_none();
-    let fits = matches!(url.scheme(), "http" | "https") && is_plain;
-    fits.then_some(())?;
+    let usual = usual_port(url.scheme()).filter(|_| is_plain)?;
     Some(Service {
         scheme: url.scheme().to_owned(),
-        host: url.host_str()?.trim_end_matches('.').to_owned(),
-        port: url.port_or_known_default()?,
+        host: url.host_str()?.trim_end_matches('.').to_ascii_lowercase(),
+        port: url.port().unwrap_or(usual),
     })
+}
+
+/// The port of a service that is named without one. `None` for what is no service that takes credentials.
+fn usual_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "https" => Some(443),
+        "http" => Some(80),
+        "hdfs" => Some(DEFAULT_PORT),
+        _ => None,
+    }
 }
 
 fn check_keys(keys: &Keys) -> Result<(), String> {

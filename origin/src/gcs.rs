@@ -16,9 +16,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use weir_core::ObjectRef;
 
 use crate::checksum::{CrcKind, ObjectChecksum, PartSum};
+use crate::credential::Named;
 use crate::digest::Digest;
 use crate::error::OriginError;
-use crate::sources::Reach;
+use crate::sources::SourcePolicy;
+use crate::spec::stores::GOOGLE;
 use crate::spec::{OriginSpec, Place};
 use crate::store::{Page, Store, StoreOrigin, incomplete};
 use crate::transport::encode::encode_query;
@@ -31,8 +33,6 @@ use crate::transport::service::Service;
 
 use credentials::Finder;
 
-/// Where the service is.
-pub(crate) const SERVICE: &str = "https://storage.googleapis.com";
 /// Behind the generation of an object that is stored compressed.
 const GZIP: &str = "-gzip";
 /// Longest page, in bytes: a thousand objects with names of 1 KiB, escaped.
@@ -51,17 +51,22 @@ pub(crate) struct Gcs {
     base: String,
     /// `None` when requests are not authorised.
     credentials: Option<Renewed<Finder>>,
+    /// What they are if the source names them.
+    named: Option<Named>,
 }
 
 impl Gcs {
-    pub(crate) fn open(spec: &OriginSpec, reach: Reach) -> Result<StoreOrigin<Self>, OriginError> {
-        let store = Self::new(spec, reach, Environment::of_process)?;
+    pub(crate) fn open(
+        spec: &OriginSpec,
+        sources: &SourcePolicy,
+    ) -> Result<StoreOrigin<Self>, OriginError> {
+        let store = Self::new(spec, sources, Environment::of_process)?;
         Ok(StoreOrigin::new(spec, store))
     }
 
     fn new(
         spec: &OriginSpec,
-        reach: Reach,
+        sources: &SourcePolicy,
         environment: impl Fn() -> Environment + Send + Sync + 'static,
     ) -> Result<Self, OriginError> {
         let Place::Gcs { bucket, .. } = spec.place()? else {
@@ -74,23 +79,31 @@ impl Gcs {
         let name: Arc<str> = format!("gs://{bucket}").into();
         let endpoint = match &spec.endpoint {
             Some(endpoint) => spec.endpoint_url(endpoint)?.to_string(),
-            None => SERVICE.to_owned(),
+            None => GOOGLE.to_owned(),
         };
         let endpoint = endpoint.trim_end_matches('/');
         let with_tls = endpoint.starts_with("https:");
         // An emulator knows no keys, and is not to be shown any; one that does is named with TLS.
         let is_anonymous = spec.anonymous || !with_tls;
+        let reach = sources.reach(spec)?;
+        let named = sources.named(spec, &name)?;
+        if let Some(named) = named.as_ref().filter(|_| !with_tls) {
+            let remedy = "name an endpoint with https://";
+            return Err(named.refused("they are sent with TLS alone", remedy));
+        }
         let service = Service::new(name.clone(), with_tls, None, &environment(), reach)?;
         let credentials = if is_anonymous {
             None
         } else {
-            let finder = Finder::new(name, environment);
+            let named = named.clone().map(|named| (spec.clone(), named));
+            let finder = Finder::new(name, environment, named);
             Some(Renewed::find(finder)?)
         };
         Ok(Self {
             service,
             base: format!("{endpoint}/storage/v1/b/{bucket}/o"),
             credentials,
+            named,
         })
     }
 
@@ -111,7 +124,9 @@ impl Gcs {
         loop {
             let mut headers = headers.clone();
             if let Some(token) = keys.get().await? {
-                self.service.check_signature(&uri)?;
+                if self.named.is_none() {
+                    self.service.check_signature(&uri)?;
+                }
                 headers.insert(header::AUTHORIZATION, token.header.clone());
                 if let Some(project) = &token.project {
                     headers.insert(PROJECT, project.clone());
@@ -122,10 +137,17 @@ impl Gcs {
                 return Ok(answer);
             }
             let refusal = Refusal::read(answer).await;
-            if refusal.status == StatusCode::UNAUTHORIZED && keys.renew().await? {
+            // Of credentials that were replaced it may be another that may read it.
+            let may_be_of_old_keys = refusal.status == StatusCode::UNAUTHORIZED
+                || (self.named.is_some() && refusal.status == StatusCode::FORBIDDEN);
+            if may_be_of_old_keys && keys.renew().await? {
                 continue;
             }
-            return Err(self.refused(refusal, key));
+            let error = self.refused(refusal, key);
+            return Err(match &self.named {
+                Some(named) => named.explain(error),
+                None => error,
+            });
         }
     }
 

@@ -10,6 +10,7 @@ mod dial;
 mod failure;
 mod files;
 mod listing;
+mod login;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,7 @@ use weir_core::{ObjectRef, OriginId};
 use crate::error::OriginError;
 use crate::origin::{Fetched, Listed, Origin};
 use crate::policy::FetchPolicy;
-use crate::sources::Reach;
+use crate::sources::SourcePolicy;
 use crate::spec::OriginSpec;
 use crate::spec::hdfs::NameNodes;
 
@@ -46,9 +47,9 @@ impl HdfsOrigin {
     pub(crate) async fn open(
         spec: &OriginSpec,
         namenodes: NameNodes,
-        reach: Reach,
+        sources: &SourcePolicy,
     ) -> Result<Self, OriginError> {
-        let calls = Arc::new(Calls::new(spec, namenodes, reach).await?);
+        let calls = Arc::new(Calls::new(spec, namenodes, sources).await?);
         Ok(Self {
             id: spec.id(),
             files: Files::new(calls.clone()),

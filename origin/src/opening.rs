@@ -29,12 +29,12 @@ pub async fn open(
     match spec.place()? {
         Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec, policy)?)),
         Place::Hdfs { namenodes, .. } => {
-            let opened = HdfsOrigin::open(spec, namenodes, policy.reach(spec)?).await?;
+            let opened = HdfsOrigin::open(spec, namenodes, policy).await?;
             Ok(Arc::new(opened))
         }
-        Place::Gcs { .. } => Ok(Arc::new(Gcs::open(spec, policy.reach(spec)?)?)),
-        Place::Azure { .. } => Ok(Arc::new(Azure::open(spec, policy.reach(spec)?)?)),
-        Place::Web(_) => Ok(Arc::new(WebOrigin::open(spec, policy.reach(spec)?)?)),
+        Place::Gcs { .. } => Ok(Arc::new(Gcs::open(spec, policy)?)),
+        Place::Azure { .. } => Ok(Arc::new(Azure::open(spec, policy)?)),
+        Place::Web(_) => Ok(Arc::new(WebOrigin::open(spec, policy)?)),
         Place::File { dir } => {
             let opened = FileOrigin::open(spec.id(), dir.into(), policy).await?;
             Ok(Arc::new(opened))

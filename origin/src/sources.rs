@@ -289,7 +289,8 @@ fn reach_of_hdfs(
             OriginError::config(spec.url.as_str(), "the NameNode is no address", "check it")
         })?;
         reach.check_name(&uri, false).map_err(refused)?;
-        if spec.hdfs.is_secure() {
+        // Those that it names are not this process's.
+        if spec.hdfs.is_secure() && spec.credentials.is_none() {
             reach.check_kerberos(&uri).map_err(refused)?;
         }
     }

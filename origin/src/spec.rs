@@ -36,6 +36,9 @@ const SCHEMES: [&str; 11] = [
     "s3", "gs", "az", "azure", "abfs", "abfss", "oss", "hdfs", "http", "https", "file",
 ];
 
+/// A service that stands for all of AWS's S3.
+const AWS: &str = "https://s3.amazonaws.com";
+
 /// Longest patience, in seconds.
 const MAX_PATIENCE: u32 = 24 * 60 * 60;
 
@@ -185,6 +188,29 @@ impl OriginSpec {
         Ok(())
     }
 
+    /// The services that credentials of this origin are sent to.
+    pub(crate) fn services_of_credentials(&self) -> Result<Vec<String>, OriginError> {
+        let service = match self.place()? {
+            Place::S3 {
+                dialect: Dialect::S3,
+                ..
+            } => self.endpoint.clone().unwrap_or_else(|| AWS.to_owned()),
+            Place::S3 { .. } => self.oss_endpoint()?.into(),
+            Place::Web(web) => web.server.into(),
+            Place::Gcs { .. } => {
+                let endpoint = self.endpoint.clone();
+                endpoint.unwrap_or_else(|| stores::GOOGLE.to_owned())
+            }
+            Place::Azure { .. } => self.azure_endpoint()?.into(),
+            Place::Hdfs { namenodes, .. } => {
+                let namenodes = namenodes.addresses.iter();
+                return Ok(namenodes.map(|address| format!("hdfs://{address}")).collect());
+            }
+            Place::File { .. } => return Ok(Vec::new()),
+        };
+        Ok(vec![service])
+    }
+
     /// Which credentials the master is asked for, if it is.
     pub(crate) fn credentials_name(&self) -> Result<Option<CredentialName>, OriginError> {
         let name = self.credentials.as_deref().map(str::parse).transpose();
@@ -197,18 +223,18 @@ impl OriginSpec {
         if self.credentials_name()?.is_none() {
             return Ok(());
         }
-        let is_s3 = matches!(
-            place,
-            Place::S3 {
-                dialect: Dialect::S3,
-                ..
+        match place {
+            Place::S3 { .. } | Place::Gcs { .. } | Place::Azure { .. } | Place::Web(_) => {}
+            Place::Hdfs { .. } if self.hdfs.is_secure() => {}
+            Place::Hdfs { .. } => {
+                return Err(self.wrong(
+                    "credentials are a keytab, and the source's options do not ask for Kerberos",
+                    "set hadoop.security.authentication to kerberos (HADOOP_CONF_DIR, or the source's options), or name the user alone, without credentials",
+                ));
             }
-        );
-        if !is_s3 {
-            return Err(self.wrong(
-                "a source of this kind cannot name credentials",
-                "leave them out",
-            ));
+            Place::File { .. } => {
+                return Err(self.wrong("a directory is read without credentials", "leave them out"));
+            }
         }
         if self.anonymous {
             return Err(self.wrong(

@@ -7,11 +7,13 @@ mod autoindex;
 mod crawl;
 mod index;
 mod redirect;
+mod secret_header;
 #[cfg(test)]
 mod tests;
 mod version;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
@@ -24,7 +26,7 @@ use crate::digest::Digest;
 use crate::error::OriginError;
 use crate::origin::{Fetched, Listed, Origin};
 use crate::policy::FetchPolicy;
-use crate::sources::Reach;
+use crate::sources::SourcePolicy;
 use crate::spec::stores::WebPlace;
 use crate::spec::{OriginSpec, Place};
 use crate::transport::body;
@@ -35,6 +37,7 @@ use crate::transport::head::{Head, Witness};
 use crate::transport::refusal::{Asked, Refusal};
 use crate::transport::service::Service;
 
+use secret_header::{REMEDY, SecretHeader};
 use version::Version;
 
 /// Longest file whose parts are taken out of answers that have all of it, in bytes: a server that knows no ranges sends a
@@ -48,6 +51,8 @@ const MAX_REDIRECTS: u32 = 5;
 pub(crate) struct WebOrigin {
     id: OriginId,
     service: Service,
+    /// Of credentials that the source names.
+    secret: Option<SecretHeader>,
     place: WebPlace,
     /// Of listings.
     policy: FetchPolicy,
@@ -57,7 +62,7 @@ pub(crate) struct WebOrigin {
 }
 
 impl WebOrigin {
-    pub(crate) fn open(spec: &OriginSpec, reach: Reach) -> Result<Self, OriginError> {
+    pub(crate) fn open(spec: &OriginSpec, sources: &SourcePolicy) -> Result<Self, OriginError> {
         let Place::Web(place) = spec.place()? else {
             return Err(OriginError::config(
                 spec.url.as_str(),
@@ -67,9 +72,13 @@ impl WebOrigin {
         };
         let with_tls = place.server.scheme() == "https";
         let environment = Environment::of_process();
-        let name = spec.location().into();
+        let name: Arc<str> = spec.place_of_location().into();
+        let reach = sources.reach(spec)?;
+        let named = sources.named(spec, &name)?;
+        let secret = named.map(|named| SecretHeader::find(spec, &place.server, named));
         Ok(Self {
             id: spec.id(),
+            secret: secret.transpose()?,
             service: Service::new(name, with_tls, None, &environment, reach)?,
             place,
             policy: FetchPolicy::of_listings(spec),
@@ -104,10 +113,14 @@ impl WebOrigin {
         );
         let mut address = self.address(key)?;
         let mut redirects = 0;
+        let mut secret = self.secret.as_ref().map(SecretHeader::of_request);
         loop {
-            let asked = self
-                .service
-                .send(method, &address, headers.clone(), Some(key));
+            let mut headers = headers.clone();
+            let is_shown = match &mut secret {
+                Some(secret) => secret.add(&address, &mut headers).await?,
+                None => false,
+            };
+            let asked = self.service.send(method, &address, headers, Some(key));
             let answer = asked.await?;
             if answer.status.is_success() {
                 return Ok(answer);
@@ -120,6 +133,17 @@ impl WebOrigin {
                 address = next;
                 continue;
             }
+            let is_denied = matches!(
+                refusal.status,
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+            );
+            if is_shown
+                && is_denied
+                && let Some(secret) = &mut secret
+                && secret.renew().await?
+            {
+                continue;
+            }
             return Err(self.refused(&refusal, Some(key)));
         }
     }
@@ -129,7 +153,12 @@ impl WebOrigin {
             origin: self.service.name(),
             target: self.service.target(key),
             key,
-            keys: "Weir has no credentials for web servers: let this machine read it without, or copy it to an object store",
+            keys: match self.secret {
+                Some(_) => REMEDY,
+                None => {
+                    "let this machine read it without credentials, or name a header's (`weir credentials set --header`) for the source of a cluster's dataset"
+                }
+            },
             service: "a web server that serves these files",
         })
     }

@@ -40,4 +40,7 @@ debug_without_fields!(
     v1::AssumedRole,
     v1::Keytab,
     v1::HttpHeader,
+    v1::GoogleFile,
+    v1::AzureKey,
+    v1::AzureSas,
 );

@@ -64,6 +64,9 @@ enum Wanted {
     WebIdentity,
     Keytab,
     Header,
+    Google,
+    AzureKey,
+    AzureSas,
 }
 
 pub(crate) fn run(command: CredentialsCommand) -> Result<(), Failure> {
@@ -181,6 +184,14 @@ fn wanted(new: &NewCredentialArgs) -> Wanted {
         NewCredentialArgs {
             header: Some(_), ..
         } => Wanted::Header,
+        NewCredentialArgs { google: true, .. } => Wanted::Google,
+        NewCredentialArgs {
+            azure_account: Some(_),
+            ..
+        } => Wanted::AzureKey,
+        NewCredentialArgs {
+            azure_sas: true, ..
+        } => Wanted::AzureSas,
         _ => Wanted::Keys,
     }
 }
@@ -206,6 +217,9 @@ async fn known_kind(
         "web identity" => Ok(Wanted::WebIdentity),
         "keytab" => Ok(Wanted::Keytab),
         "header" => Ok(Wanted::Header),
+        "google" => Ok(Wanted::Google),
+        "azure key" => Ok(Wanted::AzureKey),
+        "azure sas" => Ok(Wanted::AzureSas),
         other => Err(Failure::new(
             Reason::Usage,
             format!("credentials {name} are a {other}, which this version does not know"),
@@ -266,19 +280,31 @@ fn kind(new: &NewCredentialArgs, wanted: Wanted) -> Result<Kind, Failure> {
             principal: text(&new.principal),
             keytab: secret(new, "the keytab's content")?.to_vec(),
         }),
-        Wanted::Header => {
-            let value = secret(new, "the header's value")?;
-            let value = std::str::from_utf8(&value).map_err(|_| not_text())?;
-            Kind::Header(v1::HttpHeader {
-                name: text(&new.header),
-                value: value.trim().to_owned(),
-            })
-        }
+        Wanted::Header => Kind::Header(v1::HttpHeader {
+            name: text(&new.header),
+            value: line(new, "the header's value")?,
+        }),
+        Wanted::Google => Kind::Google(v1::GoogleFile {
+            json: secret(new, "the JSON that Google's tools wrote")?.to_vec(),
+        }),
+        Wanted::AzureKey => Kind::AzureKey(v1::AzureKey {
+            account: text(&new.azure_account),
+            key: line(new, "the account's key")?,
+        }),
+        Wanted::AzureSas => Kind::AzureSas(v1::AzureSas {
+            query: line(new, "the signature, sv=…&sig=…")?
+                .trim_start_matches('?')
+                .to_owned(),
+        }),
     })
 }
 
-fn not_text() -> Failure {
-    Failure::new(Reason::Usage, "what was read is no text")
+/// Reads a secret that is one line.
+fn line(new: &NewCredentialArgs, what: &str) -> Result<String, Failure> {
+    let secret = secret(new, what)?;
+    let text = std::str::from_utf8(&secret);
+    let text = text.map_err(|_| Failure::new(Reason::Usage, "what was read is no text"))?;
+    Ok(text.trim().to_owned())
 }
 
 /// Reads the file that is named, or standard input, to its end.

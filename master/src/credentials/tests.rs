@@ -142,12 +142,7 @@ async fn new_ones_are_made_once_and_replaced_by_their_own_kind() {
         },
         endpoints: Vec::new(),
     };
-    assert!(
-        set(other, true)
-            .await
-            .unwrap_err()
-            .contains("a web identity")
-    );
+    assert!(set(other, true).await.unwrap_err().contains("web identity"));
 }
 
 #[tokio::test]

@@ -10,7 +10,9 @@ use url::{Url, form_urlencoded};
 use weir_core::read_settings;
 
 use super::signature::SharedKey;
+use crate::credential::{CredentialKind, Named};
 use crate::error::OriginError;
+use crate::spec::OriginSpec;
 use crate::spec::stores::{azure_account, connection_field};
 use crate::transport::calls::{Calls, Limits, Refused, bearer};
 use crate::transport::environment::{Environment, unreadable};
@@ -54,6 +56,8 @@ pub(super) enum Source {
     Identity(Arc<Identity>),
     /// The identity of the machine, or of the app.
     Machine(Arc<Machine>),
+    /// Credentials that the container's source names.
+    Named,
 }
 
 /// An application that shows a token or a secret.
@@ -89,6 +93,8 @@ pub(super) struct Finder {
     /// The address is one of this machine.
     is_local: bool,
     environment: Box<dyn Fn() -> Environment + Send + Sync>,
+    /// The container's source, and the credentials that it names.
+    named: Option<(OriginSpec, Named)>,
 }
 
 /// Whether an address is one of this machine.
@@ -103,6 +109,7 @@ impl Finder {
         origin: Arc<str>,
         endpoint: &Url,
         environment: impl Fn() -> Environment + Send + Sync + 'static,
+        named: Option<(OriginSpec, Named)>,
     ) -> Self {
         let host = endpoint.host_str().unwrap_or_default();
         let in_path = || {
@@ -115,6 +122,31 @@ impl Finder {
             account,
             is_local: is_local(endpoint),
             environment: Box::new(environment),
+            named,
+        }
+    }
+
+    /// The key or signature that the source's credentials are.
+    async fn of_source(&self) -> Result<Authority, OriginError> {
+        let Some((spec, named)) = &self.named else {
+            return Err(self.wrong("it names no credentials", "name some"));
+        };
+        let credential = named.get().await?;
+        spec.check_credential(&credential)?;
+        let remedy = "give others with `weir credentials rotate`";
+        match &credential.kind {
+            CredentialKind::AzureSas(query) => Ok(Authority::Sas(query.expose().clone())),
+            CredentialKind::AzureKey { account, .. }
+                if self.account.as_deref().is_some_and(|own| own != account) =>
+            {
+                Err(named.refused(format!("they are of the account {account}"), remedy))
+            }
+            CredentialKind::AzureKey { account, key } => {
+                let key = SharedKey::new(account, key.expose());
+                let key = key.ok_or_else(|| named.refused("the key is not base64", remedy));
+                key.map(Authority::Key)
+            }
+            _ => Err(named.refused("they are not of Azure", remedy)),
         }
     }
 
@@ -251,7 +283,9 @@ impl Issuer for Finder {
 
     fn find(&self) -> Result<Found, OriginError> {
         let environment = (self.environment)();
-        let source = if let Some(fixed) = self.written_down(&environment)? {
+        let source = if self.named.is_some() {
+            Source::Named
+        } else if let Some(fixed) = self.written_down(&environment)? {
             Source::Fixed(Arc::new(fixed))
         } else if let Some(identity) = self.identity(&environment)? {
             Source::Identity(Arc::new(identity))
@@ -273,6 +307,10 @@ impl Issuer for Finder {
 
     async fn load(&self, found: &Found) -> Result<(Authority, Option<Duration>), Refused> {
         let (token, life) = match &found.source {
+            Source::Named => {
+                let authority = self.of_source().await.map_err(Refused::Error)?;
+                return Ok((authority, None));
+            }
             Source::Identity(identity) => identity.load(&found.calls).await?,
             Source::Machine(machine) => machine.load(&found.calls).await?,
             // Nobody asks for what is there already.

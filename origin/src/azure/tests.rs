@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use futures::TryStreamExt;
 
 use super::*;
+use weir_core::CredentialName;
+
+use crate::credential::{Credential, CredentialError, CredentialKind, CredentialSource, Secret};
 use crate::origin::Origin;
 use crate::transport::testing::{service, with_head};
 
@@ -19,7 +22,7 @@ fn origin(
     };
     let variables = variables.to_vec();
     let environment = move || Environment::of(variables.iter().copied());
-    let store = Azure::new(&spec, Reach::anywhere(), environment)?;
+    let store = Azure::new(&spec, &crate::SourcePolicy::unlimited(), environment)?;
     Ok(StoreOrigin::new(&spec, store))
 }
 
@@ -147,9 +150,80 @@ async fn an_identity_shows_its_token_and_is_asked_once() {
             ("AZURE_AUTHORITY_HOST", &*authority),
         ])
     };
-    let store = Azure::new(&spec, Reach::anywhere(), environment).unwrap();
+    let store = Azure::new(&spec, &crate::SourcePolicy::unlimited(), environment).unwrap();
     let origin = StoreOrigin::new(&spec, store);
     let all = futures::future::join_all((0..20).map(|_| read(&origin))).await;
     assert!(all.into_iter().all(|read| read.unwrap() == b"hello"));
     assert_eq!(ASKED.load(Ordering::Relaxed), 1);
+}
+
+/// Has what the test gives it.
+#[derive(Debug)]
+struct Given(parking_lot::Mutex<CredentialKind>);
+
+#[async_trait::async_trait]
+impl CredentialSource for Given {
+    async fn credential(&self, _: &CredentialName) -> Result<Arc<Credential>, CredentialError> {
+        Ok(Arc::new(Credential {
+            kind: self.0.lock().clone(),
+            endpoints: vec!["http://127.0.0.1:1".to_owned()],
+        }))
+    }
+}
+
+#[tokio::test]
+async fn keys_that_the_source_names_are_used_and_no_others() {
+    let key = |account: &str| CredentialKind::AzureKey {
+        account: account.to_owned(),
+        key: Secret::new("a2V5".to_owned()),
+    };
+    let sas = CredentialKind::AzureSas(Secret::new("sv=1&sig=hunter2".to_owned()));
+    let header = CredentialKind::Header {
+        name: "X".to_owned(),
+        value: Secret::new("hunter2".to_owned()),
+    };
+    for (kind, endpoint, said) in [
+        (key("acc"), "http://127.0.0.1:1/acc", None),
+        (sas, "http://127.0.0.1:1/acc", None),
+        (
+            key("other"),
+            "http://127.0.0.1:1/acc",
+            Some("of the account other"),
+        ),
+        (
+            key("acc"),
+            "http://127.0.0.1:2/acc",
+            Some("not for http://127.0.0.1:2"),
+        ),
+        (header, "http://127.0.0.1:1/acc", Some("takes an azure key")),
+    ] {
+        let spec = OriginSpec {
+            endpoint: Some(endpoint.to_owned()),
+            credentials: Some("team".to_owned()),
+            ..OriginSpec::parse("az://con").unwrap()
+        };
+        let given = Arc::new(Given(parking_lot::Mutex::new(kind)));
+        let sources = crate::SourcePolicy::unlimited().with_credentials(given);
+        let environment = || Environment::of([("AZURE_STORAGE_ACCOUNT_KEY", "b3RoZXI=")]);
+        let azure = Azure::new(&spec, &sources, environment).unwrap();
+        let keys = azure.credentials.as_ref().unwrap();
+        match (keys.get().await, said) {
+            (Ok(authority), None) => {
+                let fits = match &*authority {
+                    Authority::Key(of) => SharedKey::new("acc", "a2V5").as_ref() == Some(of),
+                    Authority::Sas(query) => query == "sv=1&sig=hunter2",
+                    Authority::Bearer(_) => false,
+                };
+                assert!(fits, "another key");
+            }
+            (Err(error), Some(said)) => {
+                let error = error.to_string();
+                assert!(
+                    error.contains(said) && !error.contains("hunter2"),
+                    "{error}"
+                );
+            }
+            (found, _) => panic!("{said:?}: {}", found.is_ok()),
+        }
+    }
 }

@@ -32,10 +32,23 @@ fn all(secret: &str) -> Vec<Credential> {
             arn: arn(),
             token_file: "/var/run/token".to_owned(),
         }),
-        of(CredentialKind::Keytab {
-            principal: "weir@LAB".to_owned(),
-            keytab: Secret::new([b"\x05\x02", secret.as_bytes()].concat()),
+        Credential {
+            endpoints: vec!["hdfs://NN.lab".to_owned()],
+            ..of(CredentialKind::Keytab {
+                principal: "weir@LAB".to_owned(),
+                keytab: Secret::new([b"\x05\x02", secret.as_bytes()].concat()),
+            })
+        },
+        of(CredentialKind::Google(Secret::new(
+            format!(r#"{{"type":"service_account","private_key":"{secret}"}}"#).into_bytes(),
+        ))),
+        of(CredentialKind::AzureKey {
+            account: "account".to_owned(),
+            key: Secret::new(format!("{secret}A")),
         }),
+        of(CredentialKind::AzureSas(Secret::new(format!(
+            "sv=1&sig={secret}"
+        )))),
         of(CredentialKind::Header {
             name: "Authorization".to_owned(),
             value: Secret::new(secret.to_owned()),
@@ -147,6 +160,36 @@ fn credentials_go_to_the_services_that_they_are_for_and_to_no_other() {
 }
 
 #[test]
+fn each_kind_has_a_service_of_its_own() {
+    for (url, endpoint, fits) in [
+        ("gs://b", None, "google"),
+        ("abfss://c@account.dfs.core.windows.net/p", None, "azure"),
+        ("s3://b", None, "keys role web identity"),
+        ("https://web.lab/d/", None, ""),
+        ("oss://b", Some("https://oss-cn-hangzhou.aliyuncs.com"), ""),
+    ] {
+        let spec = OriginSpec {
+            endpoint: endpoint.map(str::to_owned),
+            credentials: Some("team".to_owned()),
+            ..OriginSpec::parse(url).unwrap()
+        };
+        for credential in all("hunter2") {
+            let credential = Credential {
+                endpoints: Vec::new(),
+                ..credential
+            };
+            let kind = credential.kind_name();
+            let fits = fits.contains(kind) || (fits == "azure" && kind.starts_with(fits));
+            assert_eq!(
+                spec.check_credential(&credential).is_ok(),
+                fits,
+                "{url} {kind}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_kind_that_does_not_fit_the_source_is_an_error_that_says_what_does() {
     let spec = OriginSpec {
         endpoint: Some("https://store.lab:9000".to_owned()),
@@ -154,16 +197,18 @@ fn a_kind_that_does_not_fit_the_source_is_an_error_that_says_what_does() {
         ..OriginSpec::parse("s3://bucket").unwrap()
     };
     for credential in all("hunter2") {
-        let fits = !matches!(
+        let fits = matches!(
             credential.kind,
-            CredentialKind::Keytab { .. } | CredentialKind::Header { .. }
+            CredentialKind::Keys(_)
+                | CredentialKind::Role { .. }
+                | CredentialKind::WebIdentity { .. }
         );
         match spec.check_credential(&credential) {
             Ok(()) => assert!(fits, "{credential:?}"),
             Err(error) => {
                 let error = error.to_string();
                 assert!(
-                    !fits && error.contains("keys, a role or a web identity"),
+                    !fits && error.contains("takes keys, a role or a web identity"),
                     "{error}"
                 );
             }
@@ -211,9 +256,99 @@ fn what_replaces_credentials_keeps_what_is_left_out() {
     };
     assert_eq!((kept.as_str(), external_id.as_deref()), (arn, Some("team")));
     assert_eq!(*replaced, keys("new", None));
-    let error = new.in_place_of(&all("s")[4]).unwrap_err();
+    let header = all("hunter2").pop().unwrap();
+    let error = new.in_place_of(&header).unwrap_err();
     assert!(
-        error.contains("a header") && error.contains("a role"),
+        error.contains("kind header") && error.contains("kind role"),
         "{error}"
     );
+}
+
+#[test]
+fn a_keytab_is_for_the_namenodes_that_are_named_and_needs_some() {
+    let keytab = |endpoints: &[&str]| Credential {
+        endpoints: endpoints.iter().map(|&of| of.to_owned()).collect(),
+        kind: CredentialKind::Keytab {
+            principal: "weir@LAB".to_owned(),
+            keytab: Secret::new(b"\x05\x02x".to_vec()),
+        },
+    };
+    for (endpoints, said) in [
+        (&[][..], "name its NameNodes with --endpoint"),
+        (&["https://nn.lab"], "write hdfs://HOST:PORT"),
+        (&["nn.lab:8020"], "write hdfs://HOST:PORT"),
+        (&["hdfs://u:hunter2@nn.lab"], "write hdfs://HOST:PORT"),
+    ] {
+        let error = keytab(endpoints).check().unwrap_err();
+        assert!(error.contains(said), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    let error = of(CredentialKind::Keys(keys("s", None)));
+    let error = Credential {
+        endpoints: vec!["hdfs://nn.lab".to_owned()],
+        ..error
+    };
+    assert!(error.check().unwrap_err().contains("https://HOST"));
+
+    let config = [
+        ("hadoop.security.authentication", "kerberos"),
+        ("dfs.ha.namenodes.ns", "a,b"),
+        ("dfs.namenode.rpc-address.ns.a", "a.lab:8020"),
+        ("dfs.namenode.rpc-address.ns.b", "b.lab:9000"),
+    ];
+    let spec = |url: &str| {
+        let mut spec = OriginSpec::parse("hdfs://nn.lab").unwrap();
+        let option = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        spec.hdfs.config = config.map(option).into();
+        spec.url = url.to_owned();
+        spec.credentials = Some("team".to_owned());
+        spec.validate().unwrap();
+        spec
+    };
+    let both = ["hdfs://A.lab", "hdfs://b.lab:9000"];
+    for (url, endpoints, fits) in [
+        ("hdfs://nn.lab:8020/d", &["hdfs://nn.lab"][..], true),
+        ("hdfs://nn.lab:9000/d", &["hdfs://nn.lab"], false),
+        ("hdfs://other.lab/d", &["hdfs://nn.lab"], false),
+        ("hdfs://ns/d", &both, true),
+        ("hdfs://ns/d", &both[..1], false),
+    ] {
+        keytab(endpoints).check().unwrap();
+        let checked = spec(url).check_credential(&keytab(endpoints));
+        assert_eq!(checked.is_ok(), fits, "{url}: {checked:?}");
+    }
+    // Where the options do not ask for Kerberos, nobody would look at the keytab.
+    let simple = OriginSpec {
+        credentials: Some("team".to_owned()),
+        ..OriginSpec::parse("hdfs://nn.lab").unwrap()
+    };
+    let error = simple.validate().unwrap_err().to_string();
+    assert!(error.contains("hadoop.security.authentication"), "{error}");
+}
+
+#[test]
+fn tokens_of_google_are_asked_for_at_google_or_where_the_credentials_say() {
+    let file = |uri: &str, endpoints: &[&str]| Credential {
+        endpoints: endpoints.iter().map(|&of| of.to_owned()).collect(),
+        kind: CredentialKind::Google(Secret::new(
+            serde_json::json!({"type": "service_account", "private_key": "hunter2", "token_uri": uri})
+                .to_string()
+                .into_bytes(),
+        )),
+    };
+    let own = "https://idp.lab/token";
+    for (uri, endpoints, fits) in [
+        ("https://oauth2.googleapis.com/token", &[][..], true),
+        ("http://oauth2.googleapis.com/token", &[], false),
+        ("https://oauth2.googleapis.com.evil/token", &[], false),
+        ("http://169.254.169.254/x", &[], false),
+        (own, &[], false),
+        (own, &["https://storage.googleapis.com", "https://idp.lab"], true),
+    ] {
+        let checked = file(uri, endpoints).check();
+        assert_eq!(checked.is_ok(), fits, "{uri}: {checked:?}");
+        if let Err(error) = checked {
+            assert!(!error.contains("hunter2") && !error.contains(uri), "{error}");
+        }
+    }
 }

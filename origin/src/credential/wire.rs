@@ -37,6 +37,12 @@ impl Credential {
                 name: header.name,
                 value: Secret::new(header.value),
             },
+            Kind::Google(file) => CredentialKind::Google(Secret::new(file.json)),
+            Kind::AzureKey(of) => CredentialKind::AzureKey {
+                account: of.account,
+                key: Secret::new(of.key),
+            },
+            Kind::AzureSas(sas) => CredentialKind::AzureSas(Secret::new(sas.query)),
         };
         Some(Self {
             kind,
@@ -74,6 +80,16 @@ impl From<&Credential> for v1::Credential {
             CredentialKind::Header { name, value } => Kind::Header(v1::HttpHeader {
                 name: name.clone(),
                 value: value.expose().clone(),
+            }),
+            CredentialKind::Google(file) => Kind::Google(v1::GoogleFile {
+                json: file.expose().clone(),
+            }),
+            CredentialKind::AzureKey { account, key } => Kind::AzureKey(v1::AzureKey {
+                account: account.clone(),
+                key: key.expose().clone(),
+            }),
+            CredentialKind::AzureSas(query) => Kind::AzureSas(v1::AzureSas {
+                query: query.expose().clone(),
             }),
         };
         Self {

@@ -16,7 +16,9 @@ use serde::Deserialize;
 use url::form_urlencoded;
 use weir_core::read_settings;
 
+use crate::credential::{CredentialKind, Named};
 use crate::error::OriginError;
+use crate::spec::OriginSpec;
 use crate::transport::calls::{Calls, Limits, Refused, Reply, bearer, plain};
 use crate::transport::environment::{Environment, unreadable};
 use crate::transport::renewed::Issuer;
@@ -25,6 +27,8 @@ use crate::transport::trust::Trust;
 const VARIABLE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 /// What tokens are for: reading.
 const SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_only";
+/// How long a token of credentials that a source names is used at most.
+const NAMED_LIFE: Duration = Duration::from_mins(15);
 /// Who gives tokens to people.
 const TOKEN_SERVICE: &str = "https://oauth2.googleapis.com/token";
 /// Life of a service account's assertion, in seconds: the longest that is allowed.
@@ -59,6 +63,8 @@ pub(super) enum Source {
     Person(Arc<Person>),
     /// The metadata service of the machine.
     Machine(Uri),
+    /// Credentials that the bucket's source names.
+    Named,
 }
 
 pub(super) struct Account {
@@ -101,17 +107,45 @@ pub(super) struct Found {
 pub(super) struct Finder {
     origin: Arc<str>,
     environment: Box<dyn Fn() -> Environment + Send + Sync>,
+    /// The bucket's source, and the credentials that it names.
+    named: Option<(OriginSpec, Named)>,
 }
 
 impl Finder {
     pub(super) fn new(
         origin: Arc<str>,
         environment: impl Fn() -> Environment + Send + Sync + 'static,
+        named: Option<(OriginSpec, Named)>,
     ) -> Self {
         Self {
             origin,
             environment: Box::new(environment),
+            named,
         }
+    }
+
+    /// The file that the source's credentials are.
+    async fn named_source(&self) -> Result<(Source, Option<HeaderValue>), OriginError> {
+        let Some((spec, named)) = &self.named else {
+            return Err(OriginError::config(
+                self.origin.clone(),
+                "it names no credentials",
+                "name some",
+            ));
+        };
+        let credential = named.get().await?;
+        spec.check_credential(&credential)?;
+        let CredentialKind::Google(file) = &credential.kind else {
+            return Err(named.refused("they are no file of Google's tools", "name such ones"));
+        };
+        let wrong = |_| {
+            let remedy = "give another file with `weir credentials rotate`";
+            named.refused("they are no usable file of Google's tools", remedy)
+        };
+        let found = self.source_of(Path::new(named.name.as_str()), file.expose());
+        let (source, project) = found.map_err(wrong)?;
+        let project = project.and_then(|project| HeaderValue::from_str(&project).ok());
+        Ok((source, project))
     }
 
     fn wrong(&self, path: &Path, problem: &str) -> OriginError {
@@ -178,6 +212,13 @@ impl Issuer for Finder {
 
     fn find(&self) -> Result<Found, OriginError> {
         let environment = (self.environment)();
+        if self.named.is_some() {
+            return Ok(Found {
+                source: Source::Named,
+                project: None,
+                calls: Calls::new(Trust::of(&self.origin, None), &environment),
+            });
+        }
         let named = environment.path(VARIABLE);
         let is_named = named.is_some();
         let path = named.or_else(|| {
@@ -226,12 +267,26 @@ impl Issuer for Finder {
             project,
             calls,
         } = found;
+        let of_named;
+        let (source, project) = match source {
+            Source::Named => {
+                of_named = self.named_source().await.map_err(Refused::Error)?;
+                (&of_named.0, &of_named.1)
+            }
+            source => (source, project),
+        };
         let (header, life) = match source {
+            Source::Named => return Err(Refused::Absent("there are none".to_owned())),
             Source::Account(account) => account.load(calls).await?,
             Source::Person(person) => person.load(calls).await?,
             Source::Machine(uri) => of_machine(uri, calls).await?,
         };
         let project = project.clone();
+        // New ones are to be used soon.
+        let life = match &self.named {
+            Some(_) => Some(life.map_or(NAMED_LIFE, |life| life.min(NAMED_LIFE))),
+            None => life,
+        };
         Ok((Token { header, project }, life))
     }
 

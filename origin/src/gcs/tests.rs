@@ -13,7 +13,7 @@ fn origin(address: SocketAddr) -> StoreOrigin<Gcs> {
         endpoint: Some(format!("http://{address}")),
         ..OriginSpec::parse("gs://bucket").unwrap()
     };
-    Gcs::open(&spec, Reach::anywhere()).unwrap()
+    Gcs::open(&spec, &crate::SourcePolicy::unlimited()).unwrap()
 }
 
 fn object(version: &str) -> ObjectRef {

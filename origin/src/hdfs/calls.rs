@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use hdfs_native::client::ListedEntry;
 use hdfs_native::file::FileReader;
-use hdfs_native::{Client, ClientBuilder, HdfsError};
+use hdfs_native::{ClientBuilder, HdfsError};
 use tokio::runtime::Handle;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::dial::Dialer;
 use super::failure::{self, Failed};
+use super::login::{Login, Session};
 use crate::error::OriginError;
-use crate::sources::Reach;
+use crate::sources::SourcePolicy;
 use crate::spec::OriginSpec;
 use crate::spec::hdfs::NameNodes;
 
@@ -26,15 +26,13 @@ const NAMENODE_DEADLINE: Duration = Duration::from_secs(5);
 const DATANODE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest wait for a call, with all that it tries.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
-/// Longest wait for the local files that tell who this process is.
-const BUILD_DEADLINE: Duration = Duration::from_secs(20);
 /// A directory in which nobody can put a configuration: what a reader needs is in the spec.
 const NO_CONFIGURATION: &str = "/dev/null";
 
 /// The client of one cluster.
 #[derive(Debug)]
 pub(super) struct Calls {
-    client: Client,
+    login: Login,
     dialer: Dialer,
     /// The cluster in messages.
     pub(super) describe: Arc<str>,
@@ -45,36 +43,30 @@ impl Calls {
     pub(super) async fn new(
         spec: &OriginSpec,
         namenodes: NameNodes,
-        reach: Reach,
+        sources: &SourcePolicy,
     ) -> Result<Self, OriginError> {
         let describe: Arc<str> = format!("hdfs://{}", namenodes.authority).into();
-        let dialer = Dialer::new(reach);
-        let mut builder = ClientBuilder::new()
-            .with_url(&*describe)
-            .with_config_dir(NO_CONFIGURATION)
-            .with_config(settings(spec, &namenodes))
-            .with_dial(Arc::new(dialer.clone()))
-            // Connections are kept, and must go on when the thread that made them does something else.
-            .with_io_runtime(Handle::current());
-        if let Some(user) = &spec.hdfs.user {
-            builder = builder.with_user(user);
-        }
-        // It may look for Kerberos tickets, on the disk and on the network.
-        let target = describe.clone();
-        let explain = |error| failure::explain(Failed::Client(error), target.clone(), None);
-        let building = spawn_blocking(move || builder.build());
-        let client = match timeout(BUILD_DEADLINE, building).await {
-            Ok(Ok(built)) => built.map_err(explain)?,
-            Ok(Err(_)) => return Err(OriginError::interrupted(&describe)),
-            Err(_) => {
-                return Err(OriginError::Timeout {
-                    target,
-                    after: BUILD_DEADLINE,
-                });
+        let dialer = Dialer::new(sources.reach(spec)?);
+        let named = sources.named(spec, &describe)?;
+        let (dial, url) = (Arc::new(dialer.clone()), describe.clone());
+        let (settings, user) = (settings(spec, &namenodes), spec.hdfs.user.clone());
+        // Connections are kept, and must go on when the thread that made them does something else.
+        let home = Handle::current();
+        let builder = move || {
+            let builder = ClientBuilder::new()
+                .with_url(&*url)
+                .with_config_dir(NO_CONFIGURATION)
+                .with_config(settings.clone())
+                .with_dial(dial.clone())
+                .with_io_runtime(home.clone());
+            match &user {
+                Some(user) => builder.with_user(user),
+                None => builder,
             }
         };
+        let login = Login::new(spec, Arc::new(builder), describe.clone(), named);
         Ok(Self {
-            client,
+            login: login.await?,
             dialer,
             describe,
             has_answered: AtomicBool::new(false),
@@ -98,14 +90,18 @@ impl Calls {
         after: &[u8],
         with_blocks: bool,
     ) -> Result<(Vec<ListedEntry>, bool), Missing> {
-        let call = self.client.list_page(path, after, with_blocks);
+        let call = |session: Arc<Session>| async move {
+            let client = &session.client;
+            client.list_page(path, after, with_blocks).await
+        };
         let (entries, remaining) = self.call(path, call).await?;
         Ok((entries, remaining > 0))
     }
 
     /// What is at a path.
     pub(super) async fn look(&self, path: &str) -> Result<ListedEntry, Missing> {
-        self.call(path, self.client.look(path)).await
+        let look = |session: Arc<Session>| async move { session.client.look(path).await };
+        self.call(path, look).await
     }
 
     /// What is at a path, and a reader of exactly that if it is a file.
@@ -113,27 +109,38 @@ impl Calls {
         &self,
         path: &str,
     ) -> Result<(ListedEntry, Option<FileReader>), Missing> {
-        self.call(path, self.client.open(path)).await
+        let open = |session: Arc<Session>| async move { session.client.open(path).await };
+        self.call(path, open).await
     }
 
-    async fn call<T>(
+    async fn call<T, F>(
         &self,
         path: &str,
-        call: impl Future<Output = Result<T, HdfsError>>,
-    ) -> Result<T, Missing> {
-        let failed = match timeout(CALL_DEADLINE, call).await {
-            Ok(Ok(answer)) => {
-                self.has_answered.store(true, Ordering::Relaxed);
-                return Ok(answer);
+        call: impl Fn(Arc<Session>) -> F,
+    ) -> Result<T, Missing>
+    where
+        F: Future<Output = Result<T, HdfsError>>,
+    {
+        let mut sessions = self.login.of_call();
+        loop {
+            let session = sessions.session().await.map_err(Missing::Error)?;
+            let failed = match timeout(CALL_DEADLINE, call(session)).await {
+                Ok(Ok(answer)) => {
+                    self.has_answered.store(true, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Ok(Err(error)) if failure::is_missing(&error) => {
+                    self.has_answered.store(true, Ordering::Relaxed);
+                    return Err(Missing::Path);
+                }
+                Ok(Err(error)) => Failed::Client(error),
+                Err(_) => Failed::Silent(CALL_DEADLINE),
+            };
+            let error = self.explain(failed, path);
+            if !sessions.renew(&error).await.map_err(Missing::Error)? {
+                return Err(Missing::Error(sessions.explain(error)));
             }
-            Ok(Err(error)) if failure::is_missing(&error) => {
-                self.has_answered.store(true, Ordering::Relaxed);
-                return Err(Missing::Path);
-            }
-            Ok(Err(error)) => Failed::Client(error),
-            Err(_) => Failed::Silent(CALL_DEADLINE),
-        };
-        Err(Missing::Error(self.explain(failed, path)))
+        }
     }
 
     /// What a failure at a path means.

@@ -30,6 +30,8 @@ use crate::transport::trust::Trust;
 
 /// Region of requests when nobody names one; the service corrects it.
 const DEFAULT_REGION: &str = "us-east-1";
+/// Stands for the region in the address of a bucket of AWS.
+const REGION: &str = "{region}";
 /// How often one request is sent on.
 const MAX_REDIRECTS: u32 = 3;
 /// How long it counts what was found out about a service's scheme.
@@ -82,16 +84,17 @@ impl Client {
         };
         let name: Arc<str> = format!("{}://{bucket}", dialect.scheme()).into();
         let reach = sources.reach(spec)?;
-        let named = sources.named(spec, &name)?;
-        let named = named.map(|named| Owned {
-            named,
-            endpoint: spec.endpoint.clone(),
-        });
-        let named = named.map(Arc::new);
         let (base, named_region) = match dialect {
             Dialect::S3 => (base_url(spec, bucket)?, None),
             Dialect::Oss => oss_base_url(spec, bucket)?,
         };
+        let named = sources.named(spec, &name)?.map(|named| {
+            Arc::new(Owned {
+                named,
+                spec: spec.clone(),
+                home: base.parse().ok().filter(|_| !base.contains(REGION)),
+            })
+        });
         let (bundle, extras) = match dialect {
             Dialect::S3 => {
                 let profile = spec.profile.as_deref();
@@ -261,7 +264,7 @@ impl Client {
             }
             let error = refusal.explain(&self.name, target(), key);
             return Err(match &self.named {
-                Some(named) => named.explain(error),
+                Some(owned) => owned.named.explain(error),
                 None => error,
             });
         }
@@ -355,7 +358,7 @@ impl Client {
 
     /// AWS names the region in the host, so a corrected region changes the address.
     fn current_base(&self) -> String {
-        match self.base.split_once("{region}") {
+        match self.base.split_once(REGION) {
             None => self.base.clone(),
             Some((before, after)) => format!("{before}{}{after}", self.region.read()),
         }

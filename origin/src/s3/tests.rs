@@ -293,7 +293,12 @@ async fn an_object_that_is_encrypted_with_its_owners_key_is_read_with_it_and_oth
     let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
     let open = |variables: &[(&str, &str)]| {
         let all = variables.iter().copied().chain([("HOME", "/nonexistent")]);
-        S3Origin::open_in(&spec, Reach::anywhere(), &Environment::of(all)).unwrap()
+        S3Origin::open_in(
+            &spec,
+            &crate::SourcePolicy::unlimited(),
+            &Environment::of(all),
+        )
+        .unwrap()
     };
     let object = |key: &str| ObjectRef {
         key: key.into(),

@@ -18,6 +18,8 @@ const AZURE_DOMAINS: [&str; 3] = [
     ".core.chinacloudapi.cn",
     ".core.usgovcloudapi.net",
 ];
+/// Where Google Cloud Storage is.
+pub(crate) const GOOGLE: &str = "https://storage.googleapis.com";
 /// Where Azurite listens, and the account that it has.
 const EMULATOR: &str = "http://127.0.0.1:10000/devstoreaccount1";
 

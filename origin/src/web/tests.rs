@@ -5,11 +5,15 @@ use std::net::SocketAddr;
 use futures::TryStreamExt;
 
 use super::*;
+use parking_lot::Mutex;
+use weir_core::CredentialName;
+
+use crate::credential::{Credential, CredentialError, CredentialKind, CredentialSource, Secret};
 use crate::transport::testing::{service, with_head};
 
 fn origin(address: SocketAddr, path: &str) -> WebOrigin {
     let spec = OriginSpec::parse(&format!("http://{address}{path}")).unwrap();
-    WebOrigin::open(&spec, Reach::anywhere()).unwrap()
+    WebOrigin::open(&spec, &SourcePolicy::unlimited()).unwrap()
 }
 
 /// The method and the path of a request.
@@ -233,4 +237,76 @@ async fn redirects_lead_to_the_same_server_and_never_in_a_circle() {
         assert_eq!(error.kind(), "refused", "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
     }
+}
+
+/// Has the header that the test gives it.
+#[derive(Debug)]
+struct Given(Mutex<&'static str>, Vec<String>);
+
+#[async_trait]
+impl CredentialSource for Given {
+    async fn credential(&self, _: &CredentialName) -> Result<Arc<Credential>, CredentialError> {
+        Ok(Arc::new(Credential {
+            kind: CredentialKind::Header {
+                name: "X-Token".to_owned(),
+                value: Secret::new((*self.0.lock()).to_owned()),
+            },
+            endpoints: self.1.clone(),
+        }))
+    }
+}
+
+#[tokio::test]
+async fn the_header_of_a_source_s_credentials_is_sent_to_its_server_alone() {
+    // Another server, to which this one sends requests on.
+    let elsewhere = service(|head| match header(head, "x-token") {
+        None => with_head("200 OK", &["Content-Length: 3", "ETag: \"e\""], b"abc"),
+        Some(_) => with_head("400 Bad Request", &[], b""),
+    })
+    .await;
+    let address = service(move |head| {
+        let location = format!("Location: http://{elsewhere}/there");
+        match (header(head, "x-token"), asked(head).1) {
+            (Some("new"), "/d/sent-on") => with_head("302 Found", &[&location], b""),
+            (Some("new"), "/d/near") => with_head("302 Found", &["Location: /d/f"], b""),
+            (Some("new"), _) => with_head("200 OK", &["Content-Length: 3", "ETag: \"e\""], b"abc"),
+            _ => with_head("401 Unauthorized", &[], b""),
+        }
+    })
+    .await;
+    let open = |for_address: String| {
+        let spec = OriginSpec {
+            credentials: Some("team".to_owned()),
+            ..OriginSpec::parse(&format!("http://{address}/d/")).unwrap()
+        };
+        let given = Arc::new(Given(Mutex::new("old"), vec![for_address]));
+        let sources = SourcePolicy::unlimited().with_credentials(given.clone());
+        (WebOrigin::open(&spec, &sources).unwrap(), given)
+    };
+    let (origin, given) = open(format!("http://{address}"));
+    let get = async |key: &str| {
+        let object = object(key, 3, "e:e");
+        read(&origin, &object, 0..3).await
+    };
+    let error = get("d/f").await.unwrap_err();
+    assert_eq!(error.kind(), "access_denied", "{error}");
+    assert!(error.to_string().contains("rotate"), "{error}");
+    *given.0.lock() = "new";
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    // That there was no other one counts for a moment.
+    while get("d/f").await.is_err() {
+        assert!(std::time::Instant::now() < until, "the new one is not used");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(get("d/near").await.unwrap(), b"abc");
+    // An address elsewhere that is near is not followed to at all; had it been, it would have come without.
+    assert!(get("d/sent-on").await.is_err());
+
+    let (origin, _) = open("http://elsewhere.lab".to_owned());
+    let object = object("d/f", 3, "e:e");
+    let error = read(&origin, &object, 0..3).await.unwrap_err().to_string();
+    assert!(
+        error.contains("credentials team") && error.contains("not for"),
+        "{error}"
+    );
 }

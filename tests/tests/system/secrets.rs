@@ -547,7 +547,7 @@ fn each_slip_with_credentials_is_told_and_changes_nothing() {
     ];
     credentials(&cluster, &lab, &header, &secret(6)).ok();
     let message = create(&[on, with("header")].concat()).fails(2);
-    assert!(message.contains("not read with a header"), "{message}");
+    assert!(message.contains("of the kind header"), "{message}");
     fails(&["rotate", "header"], "a\nb", 2, "line break");
     credentials(&cluster, &lab, &["rotate", "header"], &secret(7)).ok();
     credentials(&cluster, &lab, &["delete", "header"], "").ok();

@@ -6,6 +6,9 @@ use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use tempfile::TempDir;
 
 use super::*;
+use weir_core::CredentialName;
+
+use crate::credential::{Credential, CredentialError, CredentialSource, Secret};
 use crate::transport::renewed::Renewed;
 use crate::transport::testing::{service, with_head};
 
@@ -23,9 +26,11 @@ fn file(dir: &TempDir, content: &serde_json::Value) -> PathBuf {
 
 fn finder(path: &std::path::Path) -> Finder {
     let path = path.to_str().unwrap().to_owned();
-    Finder::new("gs://b".into(), move || {
-        Environment::of([(VARIABLE, &*path), ("HOME", "/nonexistent")])
-    })
+    Finder::new(
+        "gs://b".into(),
+        move || Environment::of([(VARIABLE, &*path), ("HOME", "/nonexistent")]),
+        None,
+    )
 }
 
 #[tokio::test]
@@ -122,9 +127,11 @@ async fn the_metadata_service_is_asked_where_nothing_is_named_and_must_be_google
         })
         .await;
         let host = address.to_string();
-        let finder = Finder::new("gs://b".into(), move || {
-            Environment::of([("GCE_METADATA_HOST", &*host), ("HOME", "/nonexistent")])
-        });
+        let finder = Finder::new(
+            "gs://b".into(),
+            move || Environment::of([("GCE_METADATA_HOST", &*host), ("HOME", "/nonexistent")]),
+            None,
+        );
         let got = Renewed::find(finder).unwrap().get().await;
         assert_eq!(got.is_ok(), is_google);
         if let Err(error) = got {
@@ -164,4 +171,57 @@ fn a_file_that_makes_no_sense_is_named_and_not_shown() {
     }
     let error = finder(&dir.path().join("gone")).find().err().unwrap();
     assert!(error.to_string().contains(VARIABLE), "{error}");
+}
+
+/// Has one file.
+#[derive(Debug)]
+struct Given(Vec<u8>);
+
+#[async_trait::async_trait]
+impl CredentialSource for Given {
+    async fn credential(&self, _: &CredentialName) -> Result<Arc<Credential>, CredentialError> {
+        Ok(Arc::new(Credential {
+            kind: CredentialKind::Google(Secret::new(self.0.clone())),
+            endpoints: Vec::new(),
+        }))
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_the_source_names_takes_the_place_of_the_environment() {
+    let address = service(|_| {
+        with_head(
+            "200 OK",
+            &[],
+            br#"{"access_token":"tok","expires_in":3599}"#,
+        )
+    })
+    .await;
+    let found = async |key: &str| {
+        let file = serde_json::json!({
+            "type": "service_account", "client_email": "sa@p.iam", "private_key": key,
+            "token_uri": format!("http://{address}/token"), "quota_project_id": "pay",
+        });
+        let given = Arc::new(Given(file.to_string().into_bytes()));
+        let spec = OriginSpec {
+            credentials: Some("team".to_owned()),
+            ..OriginSpec::parse("gs://b").unwrap()
+        };
+        let named = Named::new("team".parse().unwrap(), given, "gs://b".into());
+        let environment =
+            || Environment::of([(VARIABLE, "/nonexistent"), ("HOME", "/nonexistent")]);
+        let finder = Finder::new("gs://b".into(), environment, Some((spec, named)));
+        Renewed::find(finder).unwrap().get().await
+    };
+    let token = found(&private_key()).await.unwrap();
+    assert_eq!(token.header, "Bearer tok");
+    assert_eq!(token.project.as_ref().unwrap(), "pay");
+    let Err(error) = found("hunter2").await else {
+        panic!("a key that is none");
+    };
+    let error = error.to_string();
+    assert!(
+        error.contains("credentials team") && !error.contains("hunter2"),
+        "{error}"
+    );
 }
