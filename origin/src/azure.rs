@@ -30,6 +30,7 @@ use crate::transport::renewed::{Renewed, RequestKeys};
 use crate::transport::service::Service;
 
 use credentials::{Authority, Finder};
+pub(crate) use signature::SharedKey;
 
 /// The version of the API: the first with encoded names in listings and tokens of Entra ID for all that is used here.
 const API: HeaderValue = HeaderValue::from_static("2021-12-02");

@@ -28,7 +28,7 @@ const STANDARD_HEADERS: [HeaderName; 11] = [
 
 /// The key of a storage account.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct SharedKey {
+pub(crate) struct SharedKey {
     account: String,
     key: Vec<u8>,
 }
@@ -42,7 +42,7 @@ impl fmt::Debug for SharedKey {
 
 impl SharedKey {
     /// The key of an account, in base64 as Azure shows it. `None` for what is not base64.
-    pub(super) fn new(account: &str, key: &str) -> Option<Self> {
+    pub(crate) fn new(account: &str, key: &str) -> Option<Self> {
         let key = STANDARD.decode(key.trim()).ok()?;
         let account = account.to_owned();
         Some(Self { account, key })
