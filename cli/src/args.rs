@@ -671,10 +671,16 @@ pub(crate) struct NewCredentialArgs {
     /// A shared access signature of Azure
     #[arg(long, conflicts_with_all = ["role_arn", "principal", "header", "google", "azure_account"])]
     pub(crate) azure_sas: bool,
-    /// The service that they are for, such as https://minio.lab:9000; may be repeated [default: AWS, Google or Azure itself; none
-    /// for a header]
+    /// The service that they are for, such as https://minio.lab:9000 or hdfs://namenode:8020; may be repeated [default: AWS,
+    /// Google or Azure itself; none for a header and a keytab]
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Vec<String>,
+    /// Taken to be refused: everybody on the machine sees arguments
+    #[arg(long, value_name = "SECRET", hide = true, aliases = ["secret-key", "secret-access-key", "access-key", "access-key-id", "session-token", "token", "key", "password", "value", "keytab"])]
+    pub(crate) secret: Option<String>,
+    /// Taken to be refused, too
+    #[arg(value_name = "SECRET", hide = true)]
+    pub(crate) more: Vec<String>,
 }
 
 #[derive(Args)]

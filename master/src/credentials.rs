@@ -28,6 +28,8 @@ const RECORD_KEY: &str = "credential/";
 const USED_KEY: &str = "credential-used/";
 /// Most credentials of one master.
 const MAX_CREDENTIALS: usize = 10_000;
+/// Credentials that a message names.
+const MAX_NAMED: usize = 20;
 /// When they were used last is written down if it is later than what was written by so much.
 const USED_GRAIN_NS: i64 = 60 * 1_000_000_000;
 /// What encrypted the records.
@@ -116,9 +118,12 @@ impl Credentials {
         let (mut known, mut changes, mut closed) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (key, bytes) in &stored {
             let name: CredentialName = key[RECORD_KEY.len()..].parse()?;
-            let record: Record = decode(key, bytes)?;
-            let opened = keys.as_ref().and_then(|keys| open(keys, &name, &record));
-            let Some((credential, newest)) = opened else {
+            let record = decode::<Record>(key, bytes).ok();
+            let opened = record.zip(keys.as_ref()).and_then(|(record, keys)| {
+                let (credential, newest) = open(keys, &name, &record)?;
+                Some((record, credential, newest))
+            });
+            let Some((record, credential, newest)) = opened else {
                 closed.push(name.to_string());
                 if forget {
                     changes.push(Change::Delete(key.clone()));
@@ -138,15 +143,22 @@ impl Credentials {
             let used = used.map_or(0, i64::from_le_bytes);
             known.insert(name, Known::of(record, &credential, used));
         }
-        if !closed.is_empty() && forget {
-            tracing::warn!(credentials = ?closed, "credentials that no key opens are forgotten");
-        } else if !closed.is_empty() {
+        let count = closed.len();
+        if count > MAX_NAMED {
+            closed.truncate(MAX_NAMED);
+            closed.push(format!("and {} others", count - MAX_NAMED));
+        }
+        let closed = closed.join(", ");
+        if count > 0 && forget {
+            tracing::warn!("credentials that no key opens are forgotten: {closed}");
+        } else if count > 0 {
             let of = if known.is_empty() {
-                "the key is not the one that the master's credentials were set with".to_owned()
+                format!(
+                    "the key is not the one that the master's credentials were set with ({closed})"
+                )
             } else {
                 format!(
-                    "no key opens the master's credentials {}: they were set with one that is missing, or their records are damaged",
-                    closed.join(", ")
+                    "no key opens the master's credentials {closed}: they were set with one that is missing, or their records are damaged; --forget-credentials, once, forgets them"
                 )
             };
             return Err(MasterError::Key(format!(

@@ -321,7 +321,11 @@ impl Credential {
                     "http://HOST:PORT or https://HOST"
                 };
                 // What has a password is not repeated.
-                let shown = if endpoint.contains('@') { "…" } else { endpoint };
+                let shown = if endpoint.contains('@') {
+                    "…"
+                } else {
+                    endpoint
+                };
                 return Err(format!("{shown:?} is no service of theirs; write {form}"));
             }
         }

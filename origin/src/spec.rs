@@ -204,7 +204,9 @@ impl OriginSpec {
             Place::Azure { .. } => self.azure_endpoint()?.into(),
             Place::Hdfs { namenodes, .. } => {
                 let namenodes = namenodes.addresses.iter();
-                return Ok(namenodes.map(|address| format!("hdfs://{address}")).collect());
+                return Ok(namenodes
+                    .map(|address| format!("hdfs://{address}"))
+                    .collect());
             }
             Place::File { .. } => return Ok(Vec::new()),
         };

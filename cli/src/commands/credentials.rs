@@ -9,6 +9,7 @@ mod listener;
 use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -73,11 +74,13 @@ pub(crate) fn run(command: CredentialsCommand) -> Result<(), Failure> {
     runtime()?.block_on(async {
         match command {
             CredentialsCommand::Set { name, new, master } => {
+                refuse_arguments(&new)?;
                 let mut client = for_secrets(&master).await?;
                 let wanted = wanted(&new);
                 set(&mut client, &name, &new, wanted, &master, false).await
             }
             CredentialsCommand::Rotate { name, new, master } => {
+                refuse_arguments(&new)?;
                 let mut client = for_secrets(&master).await?;
                 let wanted = known_kind(&mut client, &name).await?;
                 set(&mut client, &name, &new, wanted, &master, true).await
@@ -100,6 +103,17 @@ pub(crate) fn run(command: CredentialsCommand) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// Refuses secrets in arguments, and repeats none.
+fn refuse_arguments(new: &NewCredentialArgs) -> Result<(), Failure> {
+    if new.secret.is_none() && new.more.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Reason::Usage,
+        "what is secret is not taken from arguments, which everybody on this machine can see; give it by standard input, or by --from FILE. What was in the arguments may be known to others: have it replaced",
+    ))
 }
 
 /// What it means that a master does not know a call about credentials.
@@ -319,7 +333,10 @@ fn secret(new: &NewCredentialArgs, what: &str) -> Result<Zeroizing<Vec<u8>>, Fai
         let read = input.lock().take(most).read_to_end(&mut secret);
         (read, "standard input".to_owned())
     } else {
-        let read = File::open(&new.from).and_then(|file| file.take(most).read_to_end(&mut secret));
+        let read = File::open(&new.from).and_then(|file| {
+            warn_of_readers(&file, &new.from)?;
+            file.take(most).read_to_end(&mut secret)
+        });
         (read, new.from.display().to_string())
     };
     if let Err(error) = read {
@@ -335,6 +352,19 @@ fn secret(new: &NewCredentialArgs, what: &str) -> Result<Zeroizing<Vec<u8>>, Fai
         ));
     }
     Ok(secret)
+}
+
+/// Tells of a file that others can read. Secrets that somebody else manages, a pod's for instance, often are such files.
+fn warn_of_readers(file: &File, path: &Path) -> std::io::Result<()> {
+    let about = file.metadata()?;
+    let mode = about.permissions().mode() & 0o777;
+    if about.is_file() && mode & 0o077 != 0 {
+        output::note(format_args!(
+            "weir: others can read {} (mode {mode:o}); `chmod 600` it, or delete it, if that is not meant",
+            path.display()
+        ));
+    }
+    Ok(())
 }
 
 fn show(infos: Vec<v1::CredentialInfo>, format: OutputFormat) -> Result<(), Failure> {

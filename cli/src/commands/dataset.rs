@@ -104,7 +104,14 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 let mounts = mounts
                     .iter()
                     .map(|m| mount_spec(m, &origin, credentials.clone(), mounts.len() > 1))
-                    .collect::<Result<_, _>>()?;
+                    .collect::<Result<Vec<_>, _>>()?;
+                let mut origins = mounts.iter().filter_map(|mount| mount.origin.as_ref());
+                if credentials.is_some() && origins.all(|origin| origin.credentials.is_empty()) {
+                    return Err(Failure::new(
+                        Reason::Usage,
+                        "directories are read without credentials; leave out --credentials",
+                    ));
+                }
                 let mut client = connect::master(&master.at, None).await?;
                 if credentials.is_some() {
                     // One that knows no credentials would list with its own.
@@ -220,15 +227,12 @@ fn mount_spec(
         None => (rest, ""),
     };
     let none = OriginArgs::default();
-    // The flags are for the buckets among several mounts.
-    let (flags, credentials) = if matches!(scheme, "file" | "hdfs" | "http" | "https") && others {
-        (
-            &none,
-            credentials.filter(|_| !matches!(scheme, "file" | "hdfs")),
-        )
-    } else {
-        (origin, credentials)
+    // Among several mounts the flags are for the buckets, and credentials for all but directories.
+    let flags = match scheme {
+        "file" | "hdfs" | "http" | "https" if others => &none,
+        _ => origin,
     };
+    let credentials = credentials.filter(|_| !(others && scheme == "file"));
     let url = format!("{scheme}://{location}");
     Ok(v1::MountSpec {
         origin: Some(named_origin_spec(&url, flags, credentials)?.into()),

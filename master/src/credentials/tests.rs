@@ -146,6 +146,86 @@ async fn new_ones_are_made_once_and_replaced_by_their_own_kind() {
 }
 
 #[tokio::test]
+async fn a_damaged_record_is_told_at_each_start_and_nothing_is_lost_by_that() {
+    let lab = Lab::new();
+    let credentials = lab.load(key(ONE)).unwrap();
+    for of in ["a", "b"] {
+        credentials
+            .set(&name(of), secret("s"), false)
+            .await
+            .unwrap();
+    }
+    drop(credentials);
+    let whole = lab.store.scan("").unwrap();
+    let record = lab.store.get("credential/b").unwrap().unwrap();
+    let mut torn = record.clone();
+    torn.truncate(record.len() - 1);
+    let mut turned = record.clone();
+    *turned.last_mut().unwrap() ^= 1;
+    for damaged in [torn, turned, b"damaged".to_vec(), Vec::new()] {
+        let change = Change::Put("credential/b".to_owned(), damaged);
+        lab.store.write(&[change]).unwrap();
+        let before = lab.store.scan("").unwrap();
+        for _ in 0..3 {
+            let error = lab.load(key(ONE)).unwrap_err();
+            assert!(error.contains('b') && !error.contains('\n'), "{error}");
+        }
+        assert_eq!(lab.store.scan("").unwrap(), before);
+        let change = Change::Put("credential/b".to_owned(), record.clone());
+        lab.store.write(&[change]).unwrap();
+        assert_eq!(lab.store.scan("").unwrap(), whole);
+        assert_eq!(lab.load(key(ONE)).unwrap().list().len(), 2);
+    }
+    // With --forget-credentials the damaged one goes, however it is damaged.
+    let change = Change::Put("credential/b".to_owned(), b"damaged".to_vec());
+    lab.store.write(&[change]).unwrap();
+    let records = Records::new(lab.store.clone());
+    let left = Credentials::load(records, Some(key(ONE)), true).unwrap();
+    assert_eq!(left.list().len(), 1);
+}
+
+#[tokio::test]
+async fn ten_thousand_fit_and_the_longest_names() {
+    let lab = Lab::new();
+    let credentials = lab.load(key(ONE)).unwrap();
+    let longest = format!("{}/{}", "n".repeat(63), "c".repeat(63));
+    credentials
+        .set(&name(&longest), secret("s"), false)
+        .await
+        .unwrap();
+    for number in 1..MAX_CREDENTIALS {
+        let name = name(&format!("c{number}"));
+        credentials.set(&name, secret("s"), false).await.unwrap();
+    }
+    let error = credentials.set(&name("more"), secret("s"), false).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("10000 credentials"), "{error}");
+    // Those that are there can be replaced, listed and opened all the same, also after a restart with a newer key.
+    credentials
+        .set(&name("c9"), secret("t"), true)
+        .await
+        .unwrap();
+    drop(credentials);
+    let credentials = lab.load(key(&format!("{TWO}\n{ONE}"))).unwrap();
+    assert_eq!(credentials.list().len(), MAX_CREDENTIALS);
+    assert_eq!(credentials.open(&name("c9")).unwrap(), secret("t"));
+    credentials.open(&name(&longest)).unwrap();
+    for wrong in [
+        "",
+        "a b",
+        "a/",
+        "/a",
+        "a/b/c",
+        "-a",
+        "é",
+        "a@b",
+        &"a".repeat(1000),
+    ] {
+        assert!(wrong.parse::<CredentialName>().is_err(), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_used_is_not_deleted() {
     let lab = Lab::new();
     let credentials = lab.load(key(ONE)).unwrap();

@@ -328,13 +328,15 @@ fn a_keytab_is_for_the_namenodes_that_are_named_and_needs_some() {
 
 #[test]
 fn tokens_of_google_are_asked_for_at_google_or_where_the_credentials_say() {
-    let file = |uri: &str, endpoints: &[&str]| Credential {
+    let file = |uri: &str, endpoints: &[&str]| {
+        Credential {
         endpoints: endpoints.iter().map(|&of| of.to_owned()).collect(),
         kind: CredentialKind::Google(Secret::new(
             serde_json::json!({"type": "service_account", "private_key": "hunter2", "token_uri": uri})
                 .to_string()
                 .into_bytes(),
         )),
+    }
     };
     let own = "https://idp.lab/token";
     for (uri, endpoints, fits) in [
@@ -343,12 +345,19 @@ fn tokens_of_google_are_asked_for_at_google_or_where_the_credentials_say() {
         ("https://oauth2.googleapis.com.evil/token", &[], false),
         ("http://169.254.169.254/x", &[], false),
         (own, &[], false),
-        (own, &["https://storage.googleapis.com", "https://idp.lab"], true),
+        (
+            own,
+            &["https://storage.googleapis.com", "https://idp.lab"],
+            true,
+        ),
     ] {
         let checked = file(uri, endpoints).check();
         assert_eq!(checked.is_ok(), fits, "{uri}: {checked:?}");
         if let Err(error) = checked {
-            assert!(!error.contains("hunter2") && !error.contains(uri), "{error}");
+            assert!(
+                !error.contains("hunter2") && !error.contains(uri),
+                "{error}"
+            );
         }
     }
 }

@@ -113,11 +113,7 @@ impl Calls {
         self.call(path, open).await
     }
 
-    async fn call<T, F>(
-        &self,
-        path: &str,
-        call: impl Fn(Arc<Session>) -> F,
-    ) -> Result<T, Missing>
+    async fn call<T, F>(&self, path: &str, call: impl Fn(Arc<Session>) -> F) -> Result<T, Missing>
     where
         F: Future<Output = Result<T, HdfsError>>,
     {

@@ -257,7 +257,8 @@ fn diff_shows_what_apply_would_change() {
 
 /// The page's services, buckets and directories are the lab's here.
 fn every_example_of_the_page_is_applied() {
-    let lab = Lab::new();
+    let mut lab = Lab::new();
+    lab.set_env("WEIR_CREDENTIALS_KEY", &"1".repeat(64));
     let buckets = ["training"];
     for bucket in buckets {
         lab.s3.edit(bucket, |bucket| {
@@ -276,6 +277,13 @@ fn every_example_of_the_page_is_applied() {
     std::fs::create_dir_all(&labels).unwrap();
     std::fs::write(labels.join("1.txt"), "x").unwrap();
     let cluster = Cluster::start(&lab, 0);
+    for name in ["vision", "language"] {
+        let (address, endpoint) = (cluster.address(), lab.s3.endpoint());
+        let set = ["credentials", "set", name, "--endpoint", &endpoint];
+        let set = set.into_iter().chain(["--master", &address]);
+        let keys = "access_key_id = a\nsecret_access_key = b\n";
+        lab.weir_with_input(set, keys.as_bytes()).ok();
+    }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/datasets.md");
     let page = std::fs::read_to_string(page).unwrap();
     let data = format!("file://{}", lab.path("data").display());

@@ -503,11 +503,15 @@ fn each_slip_with_credentials_is_told_and_changes_nothing() {
         "no keytab",
     );
     fails(
-        &["set", "new", "--secret", "x"],
+        &["set", "new", "--secret-key", &secret(6)],
         &good,
         2,
-        "unexpected argument",
+        "not taken from arguments",
     );
+    for what in ["set", "rotate"] {
+        let named = [what, "team", "key-0", &secret(6)];
+        fails(&named, &good, 2, "not taken from arguments");
+    }
     let huge = "x".repeat(60_000);
     fails(&["set", "new"], &huge, 2, "secret_access_key");
     // Not to a master far away without a certificate.
