@@ -37,7 +37,7 @@ use crate::transport::head::{Head, Witness};
 use crate::transport::refusal::{Asked, Refusal};
 use crate::transport::service::Service;
 
-use secret_header::{REMEDY, SecretHeader};
+use secret_header::{OfRequest, REMEDY, SecretHeader};
 use version::Version;
 
 /// Longest file whose parts are taken out of answers that have all of it, in bytes: a server that knows no ranges sends a
@@ -113,13 +113,9 @@ impl WebOrigin {
         );
         let mut address = self.address(key)?;
         let mut redirects = 0;
-        let mut secret = self.secret.as_ref().map(SecretHeader::of_request);
+        let mut secret = OfRequest::new(self.secret.as_ref());
         loop {
-            let mut headers = headers.clone();
-            let is_shown = match &mut secret {
-                Some(secret) => secret.add(&address, &mut headers).await?,
-                None => false,
-            };
+            let headers = secret.add(&address, &headers).await?;
             let asked = self.service.send(method, &address, headers, Some(key));
             let answer = asked.await?;
             if answer.status.is_success() {
@@ -133,15 +129,7 @@ impl WebOrigin {
                 address = next;
                 continue;
             }
-            let is_denied = matches!(
-                refusal.status,
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-            );
-            if is_shown
-                && is_denied
-                && let Some(secret) = &mut secret
-                && secret.renew().await?
-            {
+            if secret.renew(refusal.status).await? {
                 continue;
             }
             return Err(self.refused(&refusal, Some(key)));

@@ -10,6 +10,7 @@ use url::Url;
 use weir_core::{BLOCK_SIZE, LeftOut};
 
 use super::index::{self, Entry};
+use super::secret_header::OfRequest;
 use super::version::Version;
 use super::{MAX_REDIRECTS, WebOrigin, autoindex, redirect};
 use crate::error::OriginError;
@@ -179,8 +180,10 @@ impl Crawl<'_> {
         headers.insert(header::ACCEPT, kinds);
         let mut address = self.origin.address(key)?;
         let mut redirects = 0;
+        let mut secret = OfRequest::new(self.origin.secret.as_ref());
         loop {
-            let asked = service.send(&Method::GET, &address, headers.clone(), None);
+            let headers = secret.add(&address, &headers).await?;
+            let asked = service.send(&Method::GET, &address, headers, None);
             let answer = asked.await?;
             if answer.status.is_success() {
                 let kind = text(&answer.headers, header::CONTENT_TYPE.as_str());
@@ -207,6 +210,7 @@ impl Crawl<'_> {
                     redirects += 1;
                     address = next;
                 }
+                _ if secret.renew(refusal.status).await? => {}
                 _ => return Err(self.origin.refused(&refusal, Some(key))),
             }
         }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use url::Url;
 
 use crate::credential::{Credential, CredentialKind, Named};
@@ -44,49 +44,63 @@ impl SecretHeader {
             server: server.clone(),
         })
     }
+}
 
-    /// The header of one request, which is made again with another one if it is refused.
-    pub(super) fn of_request(&self) -> OfRequest<'_> {
-        OfRequest {
-            keys: RequestKeys::of(Some(&self.kept)),
-            server: &self.server,
+/// The header of one request, which is made again with another one if it is refused. Of a server that needs none it is none.
+pub(super) struct OfRequest<'a> {
+    of: Option<(RequestKeys<'a, Finder>, &'a Url)>,
+    /// The last attempt had it.
+    is_shown: bool,
+}
+
+impl<'a> OfRequest<'a> {
+    pub(super) fn new(secret: Option<&'a SecretHeader>) -> Self {
+        let keys = |secret: &'a SecretHeader| {
+            let keys = RequestKeys::of(Some(&secret.kept));
+            (keys, &secret.server)
+        };
+        Self {
+            of: secret.map(keys),
+            is_shown: false,
         }
     }
-}
 
-/// The header of one request.
-pub(super) struct OfRequest<'a> {
-    keys: RequestKeys<'a, Finder>,
-    server: &'a Url,
-}
-
-impl OfRequest<'_> {
-    /// Adds it to a request for `address`, if that is the server's. Gives whether it did.
+    /// The headers of an attempt at this address, with it if that is the server's.
     pub(super) async fn add(
         &mut self,
         address: &Uri,
-        headers: &mut HeaderMap,
-    ) -> Result<bool, OriginError> {
+        headers: &HeaderMap,
+    ) -> Result<HeaderMap, OriginError> {
+        let mut headers = headers.clone();
+        self.is_shown = false;
+        let Some((keys, server)) = &mut self.of else {
+            return Ok(headers);
+        };
         let is_own = Url::parse(&address.to_string())
-            .is_ok_and(|address| address.origin() == self.server.origin());
+            .is_ok_and(|address| address.origin() == server.origin());
         if !is_own {
-            return Ok(false);
+            return Ok(headers);
         }
         // It was checked that it is a header when it was set.
-        if let Some(credential) = self.keys.get().await?
+        if let Some(credential) = keys.get().await?
             && let CredentialKind::Header { name, value } = &credential.kind
             && let Ok(name) = name.parse::<HeaderName>()
             && let Ok(mut value) = HeaderValue::from_str(value.expose())
         {
             value.set_sensitive(true);
             headers.insert(name, value);
+            self.is_shown = true;
         }
-        Ok(true)
+        Ok(headers)
     }
 
-    /// Whether there is another one, after the server has refused this.
-    pub(super) async fn renew(&mut self) -> Result<bool, OriginError> {
-        self.keys.renew().await
+    /// Whether there is another one, after the server has answered so.
+    pub(super) async fn renew(&mut self, status: StatusCode) -> Result<bool, OriginError> {
+        let is_denied = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        match &mut self.of {
+            Some((keys, _)) if self.is_shown && is_denied => keys.renew().await,
+            _ => Ok(false),
+        }
     }
 }
 

@@ -268,8 +268,23 @@ async fn the_header_of_a_source_s_credentials_is_sent_to_its_server_alone() {
         let location = format!("Location: http://{elsewhere}/there");
         match (header(head, "x-token"), asked(head).1) {
             (Some("new"), "/d/sent-on") => with_head("302 Found", &[&location], b""),
+            (Some("new"), "/d/") => {
+                let html = ["Content-Type: text/html"];
+                with_head(
+                    "200 OK",
+                    &html,
+                    b"<title>Index of /d/</title><a href=\"f\">f</a>",
+                )
+            }
             (Some("new"), "/d/near") => with_head("302 Found", &["Location: /d/f"], b""),
-            (Some("new"), _) => with_head("200 OK", &["Content-Length: 3", "ETag: \"e\""], b"abc"),
+            (Some("new"), _) => {
+                let body = if asked(head).0 == "HEAD" {
+                    &b""[..]
+                } else {
+                    b"abc"
+                };
+                with_head("200 OK", &["Content-Length: 3", "ETag: \"e\""], body)
+            }
             _ => with_head("401 Unauthorized", &[], b""),
         }
     })
@@ -299,6 +314,11 @@ async fn the_header_of_a_source_s_credentials_is_sent_to_its_server_alone() {
         tokio::task::yield_now().await;
     }
     assert_eq!(get("d/near").await.unwrap(), b"abc");
+    // Pages of directories and what is asked of their files have it, too.
+    let listed: Vec<Vec<Listed>> = origin.list("d/").try_collect().await.unwrap();
+    let listed: Vec<Listed> = listed.into_iter().flatten().collect();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((&*listed[0].key, listed[0].size), (&b"d/f"[..], 3));
     // An address elsewhere that is near is not followed to at all; had it been, it would have come without.
     assert!(get("d/sent-on").await.is_err());
 
