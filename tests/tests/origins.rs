@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let suites: &[(&str, &[Case])] = &[
         ("hdfs", origins::hdfs::CASES),
         ("kerberos", origins::hdfs::KERBEROS_CASES),
+        ("keytab", origins::hdfs::KEYTAB_CASES),
         ("s3", origins::stores::S3),
         ("gcs", origins::stores::GCS),
         ("azure", origins::stores::AZURE),

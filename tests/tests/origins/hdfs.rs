@@ -14,6 +14,7 @@ use crate::Case;
 
 mod cluster;
 mod kerberos;
+mod keytab;
 
 pub(crate) use cluster::stop;
 use cluster::{Cluster, cluster};
@@ -72,6 +73,8 @@ pub(crate) const CASES: &[Case] = &[
 
 /// Of clusters that ask for Kerberos.
 pub(crate) const KERBEROS_CASES: &[Case] = kerberos::CASES;
+/// Of such clusters, read by a keytab that the master keeps.
+pub(crate) const KEYTAB_CASES: &[Case] = keytab::CASES;
 
 /// Longest time in which a read comes back after something has died.
 const RECOVERY: Duration = Duration::from_secs(20);

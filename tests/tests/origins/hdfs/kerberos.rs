@@ -22,19 +22,22 @@ pub(super) const CASES: &[Case] = &[
     ),
 ];
 
-const REALM: &str = "WEIR.TEST";
+pub(super) const REALM: &str = "WEIR.TEST";
+
+/// Small files in `/data/more`.
+pub(super) const MORE: u32 = 200;
 
 /// A cluster that knows its callers.
-struct Secure {
+pub(super) struct Secure {
     dir: TempDir,
-    url: String,
+    pub(super) url: String,
     kdc: Daemon,
     namenode: Daemon,
     datanode: Daemon,
 }
 
 impl Secure {
-    fn start(protection: &str) -> Self {
+    pub(super) fn start(protection: &str) -> Self {
         let jars = jars();
         let dir = tempfile::Builder::new()
             .prefix("weir-kerberos-")
@@ -90,10 +93,15 @@ impl Secure {
         shell
             .run(&["put", "/data/file", &secure.path("to-put")])
             .unwrap();
+        std::fs::write(dir.join("more"), "more").unwrap();
+        for number in 0..MORE {
+            let path = format!("/data/more/{number}");
+            shell.run(&["put", &path, &secure.path("more")]).unwrap();
+        }
         secure
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
