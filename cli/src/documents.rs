@@ -48,7 +48,31 @@ pub(crate) fn read(file: &Path) -> Result<Vec<Declared>, Failure> {
             "it is longer than {MAX_FILE} bytes; apply several files one by one"
         )));
     }
-    parse(&bytes).map_err(|problem| wrong(&problem))
+    parse(&bytes).map_err(|problem| wrong(&in_fields(&problem)))
+}
+
+/// A message of what is wrong with a source, which names the field of a file where it names the flag of a command. Commands,
+/// which are in backquotes, stay as they are.
+pub(crate) fn in_fields(message: &str) -> String {
+    /// Flags that have the names of a source's fields.
+    const FLAGS: [&str; 7] = [
+        "endpoint",
+        "region",
+        "addressing",
+        "anonymous",
+        "profile",
+        "credentials",
+        "patience",
+    ];
+    let reword = |(index, part): (usize, &str)| {
+        let mut part = part.to_owned();
+        for flag in FLAGS.iter().filter(|_| index % 2 == 0) {
+            part = part.replace(&format!("--{flag}"), flag);
+        }
+        part
+    };
+    let parts: Vec<String> = message.split('`').enumerate().map(reword).collect();
+    parts.join("`")
 }
 
 /// The datasets that a text declares, or what is wrong with it.

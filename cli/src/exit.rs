@@ -57,6 +57,14 @@ impl Failure {
         }
     }
 
+    /// The same failure, with another message.
+    pub(crate) fn reworded(self, word: impl FnOnce(&str) -> String) -> Self {
+        Self {
+            message: word(&self.message),
+            ..self
+        }
+    }
+
     /// The message for the user.
     pub(crate) fn message(&self) -> &str {
         &self.message

@@ -357,7 +357,7 @@ impl Credential {
         };
         Err((
             format!("they are for {meant}, not for {shown}"),
-            format!("if that is meant, set them with --endpoint {shown}"),
+            format!("if that is meant, set some with `weir credentials set --endpoint {shown}`"),
         ))
     }
 }

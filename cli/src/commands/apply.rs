@@ -125,7 +125,8 @@ async fn send(
                 "the master is of an earlier version, which knows no `weir apply`; upgrade it, or use `weir dataset create`",
             );
         }
-        Failure::from(status).about(format_args!("dataset {}", dataset.name))
+        let failure = Failure::from(status).about(format_args!("dataset {}", dataset.name));
+        failure.reworded(documents::in_fields)
     })?;
     Ok(reply.into_inner())
 }

@@ -218,3 +218,33 @@ fn what_is_written_is_read_as_the_same() {
         assert_eq!(read, [Declared { name, spec }], "{written}");
     }
 }
+
+#[test]
+fn what_is_wrong_with_a_source_is_said_in_the_words_of_a_file() {
+    for (fields, said) in [
+        ("endpoint: minio:9000", "write endpoint http://HOST"),
+        ("region: 'a b'", "eu-central-1"),
+        (
+            "anonymous: true, credentials: team",
+            "leave out anonymous or credentials",
+        ),
+        (
+            "profile: a, credentials: team",
+            "leave out profile or credentials",
+        ),
+    ] {
+        let text = format!(
+            "{{apiVersion: weir.dev/v1alpha1, kind: Dataset, metadata: {{name: set}}, spec: {{sources: [{{url: s3://b, {fields}}}]}}}}"
+        );
+        let problem = in_fields(&parse(text.as_bytes()).unwrap_err());
+        assert!(
+            problem.contains(said) && !problem.contains("--"),
+            "{problem}"
+        );
+    }
+    let commands = "start `weir worker` with --allow-endpoint x; `weir credentials set --endpoint x`, --endpoint or --regions";
+    assert_eq!(
+        in_fields(commands),
+        "start `weir worker` with --allow-endpoint x; `weir credentials set --endpoint x`, endpoint or regions"
+    );
+}
