@@ -560,6 +560,12 @@ pub(crate) enum DatasetCommand {
         /// Credentials that the master keeps under this name, in the place of its own and its workers'
         #[arg(long, value_name = "NAME")]
         credentials: Option<String>,
+        /// Glob of files to take, as in '**/*.jpg', by their paths inside each source; may be repeated
+        #[arg(long, value_name = "GLOB")]
+        include: Vec<String>,
+        /// Glob of files to leave out; may be repeated
+        #[arg(long, value_name = "GLOB")]
+        exclude: Vec<String>,
         #[command(flatten)]
         master: MasterRef,
     },

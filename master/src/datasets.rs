@@ -493,6 +493,7 @@ mod tests {
                 ..Default::default()
             };
             let create = v1::CreateDatasetRequest {
+                spec: String::new(),
                 name: format!("name-{number}"),
                 mounts: vec![v1::MountSpec {
                     origin: Some(missing),

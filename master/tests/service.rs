@@ -129,6 +129,7 @@ impl Served {
             ..Default::default()
         };
         let request = v1::CreateDatasetRequest {
+            spec: String::new(),
             name: name.to_owned(),
             mounts: vec![v1::MountSpec {
                 origin: Some(origin),
@@ -406,6 +407,7 @@ async fn requests_without_bounds_are_refused() {
     let refused = master.beat("a", &long).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     let request = v1::CreateDatasetRequest {
+        spec: String::new(),
         name: "long".to_owned(),
         mounts: vec![v1::MountSpec {
             origin: Some(v1::OriginSpec {

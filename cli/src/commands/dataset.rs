@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use tonic::{Code, Status};
 use weir_core::dataset::did_you_mean;
 use weir_core::id::split_name;
 use weir_core::{DatasetName, DatasetSpec, LeftOut};
-use weir_origin::spec_of;
+use weir_origin::{spec_of, spec_of_mounts};
 use weir_proto::v1;
 
 use super::apply::document;
@@ -16,6 +17,9 @@ use crate::connect::{self, CALL_DEADLINE, LISTING_DEADLINE, request};
 use crate::exit::{Failure, Reason};
 use crate::output::{self, Rows, size, time};
 use crate::process::runtime;
+
+/// What a master says of a dataset without sources.
+const NO_SOURCE: &str = "needs a source";
 
 /// `weir dataset list -o json` and friends.
 #[derive(Serialize)]
@@ -99,6 +103,8 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 mounts,
                 origin,
                 credentials,
+                include,
+                exclude,
                 master,
             } => {
                 let mounts = mounts
@@ -121,13 +127,24 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                         .await
                         .map_err(no_credentials)?;
                 }
-                let create = v1::CreateDatasetRequest {
+                let mut create = v1::CreateDatasetRequest {
                     name: name.to_string(),
                     mounts,
+                    spec: String::new(),
                 };
+                let has_globs = !(include.is_empty() && exclude.is_empty());
+                if has_globs {
+                    let mut spec = spec_of_mounts(&create.mounts);
+                    for source in &mut spec.sources {
+                        source.include.clone_from(&include);
+                        source.exclude.clone_from(&exclude);
+                    }
+                    (create.mounts, create.spec) = (Vec::new(), spec.to_json());
+                }
                 let made = client
                     .create_dataset(request(create, LISTING_DEADLINE))
-                    .await?;
+                    .await
+                    .map_err(|status| no_globs(status, has_globs))?;
                 show(made.into_inner(), master.output.into())
             }
             DatasetCommand::List {
@@ -200,6 +217,18 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// What a refusal means of globs: a master that does not know them sees a dataset without sources.
+fn no_globs(status: Status, has_globs: bool) -> Failure {
+    let is_unknown = status.code() == Code::InvalidArgument && status.message().contains(NO_SOURCE);
+    if has_globs && is_unknown {
+        return Failure::new(
+            Reason::Refused,
+            "the master is of an earlier version, which takes globs with `weir apply` alone; apply a file, or run a newer one",
+        );
+    }
+    status.into()
 }
 
 /// Reads `URL` or `URL:PATH`. A colon belongs to the path when what follows has no slash before it but the scheme's.

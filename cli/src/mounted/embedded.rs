@@ -197,6 +197,7 @@ async fn choose_snapshot(
     };
     let created = master
         .create_dataset(v1::CreateDatasetRequest {
+            spec: String::new(),
             name: name.clone(),
             mounts: vec![mount],
         })

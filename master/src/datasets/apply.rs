@@ -53,12 +53,15 @@ impl Datasets {
         request: v1::CreateDatasetRequest,
     ) -> Result<v1::Dataset, MasterError> {
         let name: DatasetName = request.name.parse()?;
-        let mut spec = spec_of_mounts(&request.mounts);
-        check_dataset(&mut spec)?;
-        // As they came: a caller of another version may say more of an origin than a specification of this one can.
-        let mut wanted = Wanted {
-            spec,
-            mounts: request.mounts,
+        let has_spec = !request.spec.is_empty();
+        let mut wanted = if has_spec {
+            read(&request.spec)?
+        } else {
+            let mut spec = spec_of_mounts(&request.mounts);
+            check_dataset(&mut spec)?;
+            // As they came: a caller of another version may say more of an origin than a specification of this one can.
+            let mounts = request.mounts;
+            Wanted { spec, mounts }
         };
         wanted.qualify(&name)?;
         for mount in &wanted.mounts {
@@ -73,17 +76,21 @@ impl Datasets {
                 "dataset {name} exists with other mounts; choose another name, or delete it with `weir dataset delete {name}`"
             )));
         }
-        if dataset.mounts == wanted.mounts {
+        if !has_spec && dataset.mounts == wanted.mounts {
             return Ok(dataset);
         }
-        // Which files are taken is no option of an origin.
-        let mut spec = wanted.spec;
         let before = dataset_spec(&dataset)?;
-        for (new, old) in spec.sources.iter_mut().zip(before.sources) {
-            (new.include, new.exclude) = (old.include, old.exclude);
+        if !has_spec {
+            // Which files are taken is no option of an origin.
+            for (new, old) in wanted.spec.sources.iter_mut().zip(&before.sources) {
+                new.include.clone_from(&old.include);
+                new.exclude.clone_from(&old.exclude);
+            }
         }
-        let mounts = wanted.mounts;
-        self.change(&name, dataset, Wanted { spec, mounts }).await
+        if before == wanted.spec {
+            return Ok(dataset);
+        }
+        self.change(&name, dataset, wanted).await
     }
 
     /// Makes a dataset be as it is declared, or judges whether that can be.

@@ -34,6 +34,10 @@ pub(crate) const CASES: &[Case] = &[
         what_is_left_out_is_listed_with_its_reason,
     ),
     (
+        "create_takes_globs_as_a_file_does",
+        create_takes_globs_as_a_file_does,
+    ),
+    (
         "a_dataset_that_fails_keeps_no_other_from_being_applied",
         a_dataset_that_fails_keeps_no_other_from_being_applied,
     ),
@@ -390,6 +394,46 @@ fn a_dataset_that_fails_keeps_no_other_from_being_applied() {
         "{errors:?}"
     );
     assert!(errors[1].contains("dataset missing: "), "{errors:?}");
+}
+
+fn create_takes_globs_as_a_file_does() {
+    let lab = Lab::new();
+    put(&lab, &["a/1.jpg", "a/2.txt", "a/tmp/3.jpg", "b/4.jpg"]);
+    let endpoint = lab.s3.endpoint();
+    let cluster = Cluster::start(&lab, 0);
+    let create = |globs: &[&str]| {
+        let create = [
+            "dataset",
+            "create",
+            "set",
+            "s3://bucket/a:/",
+            "s3://bucket/b:/b",
+        ];
+        let flags = ["--endpoint", &endpoint, "--anonymous"];
+        cluster.weir(&[&create[..], &flags, globs].concat())
+    };
+    let globs = ["--include", "**/*.jpg", "--exclude", "tmp/**"];
+    create(&globs).ok();
+    let get = |format: &str| cluster.weir(&["dataset", "get", "set", "-o", format]).ok();
+    let shown: serde_json::Value = serde_json::from_str(&get("json")).unwrap();
+    let left_out = serde_json::json!({ "excluded": 1, "not_included": 1 });
+    assert_eq!(shown["snapshots"][0]["left_out"], left_out, "{shown}");
+    assert_eq!(shown["snapshots"][0]["files"], 2, "{shown}");
+    // It is the object that a file declares.
+    let path = file(&lab, "set.yaml", &get("yaml"));
+    let applied = cluster.weir(&["apply", "-f", &path]).ok();
+    assert_eq!(applied, "dataset set unchanged\n");
+    // The same again changes nothing, and without globs they stay.
+    create(&globs).ok();
+    create(&[]).ok();
+    assert_eq!(
+        get("json"),
+        serde_json::to_string_pretty(&shown).unwrap() + "\n"
+    );
+    create(&["--include", "**"]).ok();
+    assert!(get("yaml").contains("- '**'"), "{}", get("yaml"));
+    let refused = create(&["--include", "a["]).fails(2);
+    assert!(refused.contains("a["), "{refused}");
 }
 
 fn what_is_left_out_is_listed_with_its_reason() {

@@ -57,6 +57,7 @@ fn create_datasets(lab: &Lab, cluster: &Cluster<'_>) {
                 ..Default::default()
             };
             let request = v1::CreateDatasetRequest {
+                spec: String::new(),
                 name: format!("set-{number}"),
                 mounts: vec![v1::MountSpec {
                     origin: Some(origin),

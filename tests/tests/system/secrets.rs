@@ -26,6 +26,14 @@ pub(crate) const CASES: &[Case] = &[
         two_sources_of_one_endpoint_have_two_accounts,
     ),
     (
+        "a_rotation_fails_no_read_while_the_service_takes_both",
+        a_rotation_fails_no_read_while_the_service_takes_both,
+    ),
+    (
+        "what_was_set_is_there_after_the_master_was_killed",
+        what_was_set_is_there_after_the_master_was_killed,
+    ),
+    (
         "credentials_are_given_to_workers_and_to_mounts_of_their_dataset",
         credentials_are_given_to_workers_and_to_mounts_of_their_dataset,
     ),
@@ -284,6 +292,7 @@ fn two_sources_of_one_endpoint_have_two_accounts() {
     };
     let mut create = |name: &str, mounts: Vec<v1::MountSpec>| {
         let create = v1::CreateDatasetRequest {
+            spec: String::new(),
             name: name.to_owned(),
             mounts,
         };
@@ -296,9 +305,112 @@ fn two_sources_of_one_endpoint_have_two_accounts() {
     let mount = cluster.mount("both", "node-0");
     assert_eq!(mount.read("a/f"), b"in a");
     assert_eq!(mount.read("b/f"), b"in b");
-    // What one dataset has cached is not another's that reads it with other credentials.
-    let other = create("other", vec![source("a", "b")]).unwrap_err();
-    assert_eq!(other.code(), Code::PermissionDenied, "{other}");
+    mount.unmount();
+    // What one dataset has cached is not another's that reads it with other credentials, though those show it, too.
+    lab.s3.add_account("key-c", &secret(6), "a");
+    let set = ["set", "c", "--endpoint", &endpoint];
+    credentials(&cluster, &lab, &set, &lines("key-c", &secret(6))).ok();
+    create("same", vec![source("a", "a")]).unwrap();
+    create("other", vec![source("a", "c")]).unwrap();
+    let gets = |name: &str, mnt: &str| {
+        let before = lab.s3.stats().gets();
+        let mount = cluster.mount(name, mnt);
+        assert_eq!(mount.read("a/f"), b"in a");
+        mount.unmount();
+        lab.s3.stats().gets() - before
+    };
+    assert_eq!(gets("same", "node-0"), 0);
+    assert_eq!(gets("other", "node-0"), 1);
+}
+
+fn a_rotation_fails_no_read_while_the_service_takes_both() {
+    /// Files that each thread reads, all of them cold.
+    const FILES: u32 = 150;
+    let lab = keyed();
+    let cluster = with_dataset(&lab, &[]);
+    lab.s3.edit(BUCKET, |bucket| {
+        for reader in 0..4 {
+            for number in 0..FILES {
+                bucket.put(format!("r-{reader}/{number}"), format!("{reader} {number}"));
+            }
+        }
+    });
+    cluster.weir(&["dataset", "refresh", "set"]).ok();
+    let address = cluster.address();
+    let certs = cluster.certs_flags("admin");
+    let flags = [
+        "--master",
+        &address,
+        "--node",
+        "node-0",
+        "--read-ahead",
+        "off",
+    ];
+    let flags = flags.into_iter().chain(certs.iter().map(String::as_str));
+    let flags: Vec<&str> = flags.chain(["--allow-endpoint", "127.0.0.1"]).collect();
+    let mount = lab.mount_at("set", "mnt", &flags);
+    let done = std::sync::atomic::AtomicU32::new(0);
+    let (mount, done) = (&mount, &done);
+    std::thread::scope(|scope| {
+        let read = |reader: u32| {
+            move || {
+                for number in 0..FILES {
+                    let path = mount.path(&format!("r-{reader}/{number}"));
+                    let content = std::fs::read(&path).unwrap();
+                    assert_eq!(content, format!("{reader} {number}").into_bytes());
+                    done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        };
+        for reader in 0..4 {
+            scope.spawn(read(reader));
+        }
+        let read = |count| {
+            wait_until("they have read", SOON, || {
+                done.load(std::sync::atomic::Ordering::Relaxed) >= count
+            });
+        };
+        read(50);
+        lab.s3.add_account("key-1", &secret(1), BUCKET);
+        let rotated = lines("key-1", &secret(1));
+        credentials(&cluster, &lab, &["rotate", "team"], &rotated).ok();
+        read(150);
+        // The old are taken back, sooner than anybody asks for new ones by itself.
+        lab.s3.replace_keys("key-1", &secret(1));
+    });
+    mount.status();
+}
+
+fn what_was_set_is_there_after_the_master_was_killed() {
+    let lab = keyed();
+    let key = key_file(&lab, "1");
+    lab.s3.edit(BUCKET, |bucket| bucket.put("f", "content"));
+    let flags = ["--credentials-key", key.to_str().unwrap()];
+    let mut cluster = Cluster::start_secure_master(&lab, &flags, 1);
+    let (endpoint, url) = (lab.s3.endpoint(), lab.url(""));
+    let set = ["set", "team", "--endpoint", &endpoint];
+    credentials(&cluster, &lab, &set, &lines("key-0", &secret(8))).ok();
+    credentials(
+        &cluster,
+        &lab,
+        &["rotate", "team"],
+        &lines("key-0", &secret(0)),
+    )
+    .ok();
+    cluster.master.as_mut().unwrap().kill();
+    cluster.start_master();
+    cluster.wait_for_workers(1);
+    let create = ["dataset", "create", "set", &url, "--endpoint", &endpoint];
+    let create = [&create[..], &["--credentials", "team"]].concat();
+    cluster.weir(&create).ok();
+    // A worker that was given them, and is started again after the master was, asks again.
+    cluster.master.as_mut().unwrap().kill();
+    cluster.workers[0].as_mut().unwrap().kill();
+    cluster.start_master();
+    cluster.start_worker(0);
+    cluster.wait_for_workers(1);
+    let mount = cluster.mount("set", "node-0");
+    assert_eq!(mount.read("f"), b"content");
     mount.unmount();
 }
 

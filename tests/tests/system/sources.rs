@@ -68,6 +68,7 @@ fn who_is_refused_a_thousand_times_does_not_fill_the_log() {
                 ..Default::default()
             };
             let request = v1::CreateDatasetRequest {
+                spec: String::new(),
                 name: format!("etc-{number}"),
                 mounts: vec![v1::MountSpec {
                     origin: Some(origin),

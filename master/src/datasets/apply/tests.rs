@@ -375,6 +375,7 @@ async fn the_short_way_makes_the_same_object_and_keeps_the_globs_of_a_known_one(
         ..weir_origin::OriginSpec::of_source(&source)
     };
     let request = v1::CreateDatasetRequest {
+        spec: String::new(),
         name: "set".to_owned(),
         mounts: vec![v1::MountSpec {
             origin: Some(patient.into()),
