@@ -26,6 +26,10 @@ pub struct FetchPolicy {
     /// A setting of the origin ([`OriginSpec::patience_seconds`]). Default 30 s: longer than a load balancer's failover,
     /// shorter than a job's watchdog.
     pub budget: Duration,
+    /// The same for a listing of a service that has never answered, unless the source has a patience of its own: somebody
+    /// waits at the command line, and an address that is wrong stays so. Default 5 s: longer than a service's restart,
+    /// or a new connection's way through a load balancer, takes.
+    pub first_budget: Duration,
     /// Most failed requests of one read. Default 100, more than fit into the budget unless each makes some progress.
     pub max_attempts: u32,
     /// Wait before the first retry. Default 20 ms: most errors of object stores pass at once.
@@ -47,6 +51,7 @@ impl Default for FetchPolicy {
     fn default() -> Self {
         Self {
             budget: Duration::from_secs(30),
+            first_budget: Duration::from_secs(5),
             max_attempts: 100,
             first_backoff: Duration::from_millis(20),
             max_backoff: Duration::from_secs(1),
@@ -62,8 +67,14 @@ impl FetchPolicy {
     pub(crate) fn of_listings(spec: &OriginSpec) -> Self {
         let usual = Self::default();
         let patient = usual.with_patience(spec);
+        let budget = patient.budget.min(usual.budget);
+        let first_budget = match spec.patience_seconds {
+            Some(_) => budget,
+            None => usual.first_budget,
+        };
         Self {
-            budget: patient.budget.min(usual.budget),
+            budget,
+            first_budget,
             ..usual
         }
     }

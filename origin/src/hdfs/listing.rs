@@ -24,7 +24,7 @@ use crate::transport::patience::Patience;
 
 /// Pages that are asked for at once: a NameNode answers thousands a second, and has other clients.
 const AT_ONCE: usize = 8;
-/// Longest wait for a cluster that has never answered.
+/// Longest wait for a cluster that has never answered: a NameNode that is started, or fails over, refuses connections meanwhile.
 const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 /// Files that were changed in this time are asked about once more, to see whether they are being written. Writers that
 /// keep a file open for longer are rare.
@@ -168,6 +168,7 @@ async fn ask(
 ) -> Result<Answer, OriginError> {
     let hasty = FetchPolicy {
         budget: policy.budget.min(FIRST_PATIENCE),
+        first_budget: FIRST_PATIENCE,
         ..(*policy).clone()
     };
     let policy = if calls.has_answered() {

@@ -46,7 +46,7 @@ impl<'a> Patience<'a> {
     }
 
     /// Waits until it may be asked again after this error, or gives the error that ends it. `has_answered` is whether the
-    /// service ever has: before, an address that does not exist is an error at once.
+    /// service ever has: before, an address that does not exist is an error at once, and others are not tried for long.
     pub(crate) async fn pause(
         &mut self,
         error: OriginError,
@@ -56,12 +56,19 @@ impl<'a> Patience<'a> {
         if is_final || !error.is_retryable() {
             return Err(error);
         }
+        // A service that says that it is busy is there.
+        let is_there = has_answered || matches!(error, OriginError::Throttled { .. });
+        let budget = if is_there {
+            self.policy.budget
+        } else {
+            self.policy.first_budget.min(self.policy.budget)
+        };
         self.attempts += 1;
         self.wrong += u32::from(error.passes_soon_or_never());
         let wait = self.backoff.wait_after(&error, self.policy);
         if self.attempts >= self.policy.max_attempts
             || self.wrong > MAX_WRONG
-            || self.start.elapsed() + wait >= self.policy.budget
+            || self.start.elapsed() + wait >= budget
         {
             return Err(OriginError::GaveUp {
                 last: error.into(),
@@ -72,5 +79,53 @@ impl<'a> Patience<'a> {
         tracing::debug!(%error, attempts = self.attempts, "asked again");
         sleep(wait).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::OriginSpec;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_has_never_answered_is_not_waited_for_long() {
+        let away = OriginError::Unavailable {
+            target: "s3://b".into(),
+            detail: "connection refused".to_owned(),
+        };
+        let busy = OriginError::Throttled {
+            target: "s3://b".into(),
+            detail: "503".to_owned(),
+            after: None,
+        };
+        let waited = async |patience_seconds, error: &OriginError, has_answered| {
+            let spec = OriginSpec {
+                patience_seconds,
+                ..OriginSpec::parse("s3://b").unwrap()
+            };
+            let policy = FetchPolicy::of_listings(&spec);
+            let mut patience = Patience::new(&policy, "s3://b");
+            let start = Instant::now();
+            let gave_up = loop {
+                if let Err(error) = patience.pause(error.clone(), has_answered).await {
+                    break error;
+                }
+            };
+            assert!(matches!(gave_up, OriginError::GaveUp { .. }), "{gave_up}");
+            start.elapsed().as_secs()
+        };
+        for (patience, error, has_answered, longest) in [
+            (None, &away, false, 5),
+            (None, &away, true, 30),
+            (None, &busy, false, 30),
+            (Some(20), &away, false, 20),
+            (Some(2), &away, false, 2),
+            (Some(600), &away, false, 30),
+        ] {
+            let waited = waited(patience, error, has_answered).await;
+            // The last wait is not begun if it would be too long.
+            let fits = (longest - 2..=longest).contains(&waited);
+            assert!(fits, "{waited} s of {longest} s with {patience:?}: {error}");
+        }
     }
 }
