@@ -266,7 +266,10 @@ impl Credential {
                 let file: Result<GoogleFile, _> = serde_json::from_slice(file.expose());
                 let file = file.ok().filter(GoogleFile::is_known).ok_or("this is no JSON of a service account's key or of a person's login; give the file that Google's tools wrote")?;
                 // Whoever reads the source asks there for a token.
-                if !file.token_uri.is_none_or(|uri| self.may_give_tokens(&uri)) {
+                if file
+                    .token_uri
+                    .is_some_and(|uri| !self.may_give_tokens(&uri))
+                {
                     return Err("the file's token_uri is no service of Google; if it is meant, name it with --endpoint".into());
                 }
             }

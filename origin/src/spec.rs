@@ -324,7 +324,7 @@ impl OriginSpec {
         }
     }
 
-    fn place_of_location(&self) -> String {
+    pub(crate) fn place_of_location(&self) -> String {
         match self.place() {
             Err(_) => self.url.clone(),
             Ok(Place::File { dir }) => format!("file://{dir}"),

@@ -22,7 +22,7 @@ use weir_proto::v1::credential::Kind;
 use weir_proto::v1::master_client::MasterClient;
 use zeroize::Zeroizing;
 
-use crate::args::{CredentialsCommand, MasterRef, NewCredentialArgs, OutputFormat};
+use crate::args::{CredentialsCommand, MasterAddress, MasterRef, NewCredentialArgs, OutputFormat};
 use crate::connect::{self, CALL_DEADLINE, request};
 use crate::exit::{Failure, Reason};
 use crate::output::{self, Rows, time};
@@ -75,22 +75,22 @@ pub(crate) fn run(command: CredentialsCommand) -> Result<(), Failure> {
         match command {
             CredentialsCommand::Set { name, new, master } => {
                 refuse_arguments(&new)?;
-                let mut client = for_secrets(&master).await?;
+                let mut client = for_secrets(&master.at).await?;
                 let wanted = wanted(&new);
                 set(&mut client, &name, &new, wanted, &master, false).await
             }
             CredentialsCommand::Rotate { name, new, master } => {
                 refuse_arguments(&new)?;
-                let mut client = for_secrets(&master).await?;
+                let mut client = for_secrets(&master.at).await?;
                 let wanted = known_kind(&mut client, &name).await?;
                 set(&mut client, &name, &new, wanted, &master, true).await
             }
             CredentialsCommand::List { master } => {
-                let mut client = connect::master(&master, None).await?;
+                let mut client = connect::master(&master.at, None).await?;
                 show(list(&mut client).await?, master.output)
             }
             CredentialsCommand::Delete { name, master } => {
-                let mut client = connect::master(&master, None).await?;
+                let mut client = connect::master(&master.at, None).await?;
                 let delete = v1::DeleteCredentialRequest {
                     name: name.to_string(),
                 };
@@ -128,7 +128,7 @@ pub(crate) fn no_credentials(status: Status) -> Failure {
 }
 
 /// The master that a command means, if it may be sent a secret.
-async fn for_secrets(given: &MasterRef) -> Result<MasterClient<Channel>, Failure> {
+async fn for_secrets(given: &MasterAddress) -> Result<MasterClient<Channel>, Failure> {
     let Some(address) = given.address() else {
         return connect::master(given, None).await;
     };

@@ -8,6 +8,7 @@ use weir_origin::{OriginMetrics, SourcePolicy};
 
 use super::*;
 use crate::config::MasterConfig;
+use crate::credentials::Credentials;
 use crate::metrics::MasterMetrics;
 use crate::records::Records;
 use crate::store::{Change, RocksStore};
@@ -37,7 +38,9 @@ impl World {
         let mut registry = Registry::default();
         let metrics = MasterMetrics::register(&mut registry);
         let origin = OriginMetrics::register(&mut registry);
-        let datasets = Datasets::load(Records::new(store), &config, metrics, origin).unwrap();
+        let records = Records::new(store);
+        let credentials = Arc::new(Credentials::load(records.clone(), None, false).unwrap());
+        let datasets = Datasets::load(records, &config, credentials, metrics, origin).unwrap();
         Self { dir, datasets }
     }
 
