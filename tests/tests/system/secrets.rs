@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Write;
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -229,7 +230,13 @@ fn a_dataset_is_read_with_its_own_credentials_and_they_show_nowhere() {
     assert_eq!(listed[0]["datasets"][0], "set");
     assert!(listed[0]["last_used"].is_string(), "{listed}");
 
-    let mut urls = vec![mount.status()["metrics"].as_str().unwrap().to_owned()];
+    let metrics = || mount.status()["metrics"].as_str().unwrap().to_owned();
+    wait_until("the new server serves its metrics", SOON, || {
+        let url = metrics();
+        let address = url.trim_start_matches("http://").split('/').next();
+        address.is_some_and(|address| TcpStream::connect(address).is_ok())
+    });
+    let mut urls = vec![metrics()];
     let servers = cluster.workers.iter().flatten().chain(&cluster.master);
     urls.extend(servers.map(|server| server.url("metrics")));
     let mut all = all_that_shows(&lab, &cluster, &urls);
@@ -265,7 +272,7 @@ fn a_dataset_is_read_with_its_own_credentials_and_they_show_nowhere() {
 fn two_sources_of_one_endpoint_have_two_accounts() {
     let lab = keyed();
     let key = key_file(&lab, "1");
-    for (number, bucket) in [(4, "a"), (5, "b")] {
+    for (number, bucket) in [(4, "one"), (5, "two")] {
         lab.s3
             .edit(bucket, |of| of.put("f", format!("in {bucket}")));
         lab.s3
@@ -274,7 +281,7 @@ fn two_sources_of_one_endpoint_have_two_accounts() {
     let flags = ["--credentials-key", key.to_str().unwrap()];
     let cluster = Cluster::start_secure_master(&lab, &flags, 1);
     let endpoint = lab.s3.endpoint();
-    for (number, bucket) in [(4, "a"), (5, "b")] {
+    for (number, bucket) in [(4, "one"), (5, "two")] {
         let set = ["set", bucket, "--endpoint", &endpoint];
         let input = lines(&format!("key-{bucket}"), &secret(number));
         credentials(&cluster, &lab, &set, &input).ok();
@@ -299,23 +306,23 @@ fn two_sources_of_one_endpoint_have_two_accounts() {
         runtime.block_on(admin.create_dataset(create)).map(drop)
     };
     // Each account has its own bucket and no other.
-    let refused = create("swapped", vec![source("a", "b")]).unwrap_err();
+    let refused = create("swapped", vec![source("one", "two")]).unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
-    create("both", vec![source("a", "a"), source("b", "b")]).unwrap();
+    create("both", vec![source("one", "one"), source("two", "two")]).unwrap();
     let mount = cluster.mount("both", "node-0");
-    assert_eq!(mount.read("a/f"), b"in a");
-    assert_eq!(mount.read("b/f"), b"in b");
+    assert_eq!(mount.read("one/f"), b"in one");
+    assert_eq!(mount.read("two/f"), b"in two");
     mount.unmount();
     // What one dataset has cached is not another's that reads it with other credentials, though those show it, too.
-    lab.s3.add_account("key-c", &secret(6), "a");
-    let set = ["set", "c", "--endpoint", &endpoint];
-    credentials(&cluster, &lab, &set, &lines("key-c", &secret(6))).ok();
-    create("same", vec![source("a", "a")]).unwrap();
-    create("other", vec![source("a", "c")]).unwrap();
+    lab.s3.add_account("key-three", &secret(6), "one");
+    let set = ["set", "three", "--endpoint", &endpoint];
+    credentials(&cluster, &lab, &set, &lines("key-three", &secret(6))).ok();
+    create("same", vec![source("one", "one")]).unwrap();
+    create("other", vec![source("one", "three")]).unwrap();
     let gets = |name: &str, mnt: &str| {
         let before = lab.s3.stats().gets();
         let mount = cluster.mount(name, mnt);
-        assert_eq!(mount.read("a/f"), b"in a");
+        assert_eq!(mount.read("one/f"), b"in one");
         mount.unmount();
         lab.s3.stats().gets() - before
     };
@@ -496,7 +503,11 @@ fn credentials_are_given_to_workers_and_to_mounts_of_their_dataset() {
     }
     // A stranger is not even connected.
     let denied = fetch(None, "team", "set").unwrap_err();
-    assert_eq!(denied.code(), Code::Unavailable, "{denied}");
+    let is_cut_off = matches!(denied.code(), Code::Unavailable | Code::Unknown);
+    assert!(
+        is_cut_off && denied.message().contains("transport"),
+        "{denied}"
+    );
     let log = cluster.master.as_ref().unwrap().log();
     assert!(
         log.contains("mount reader at 127.0.0.1 is not given"),
