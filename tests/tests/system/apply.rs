@@ -438,7 +438,7 @@ fn create_takes_globs_as_a_file_does() {
     let again: serde_json::Value = serde_json::from_str(&get("json")).unwrap();
     assert_eq!(again, shown);
     create(&["--include", "**"]).ok();
-    assert!(get("yaml").contains("- '**'"), "{}", get("yaml"));
+    assert!(get("yaml").contains("- \"**\""), "{}", get("yaml"));
     let refused = create(&["--include", "a["]).fails(2);
     assert!(refused.contains("a["), "{refused}");
 }
