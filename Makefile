@@ -37,7 +37,7 @@ install: build ## Put weir into /usr/local/bin, and a link for mount(8) into /sb
 
 .PHONY: demo
 demo: setup ## Mount real files from a real S3 server, read two epochs, print the figures
-	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
+	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-demo -p weir-s3-server
 	@build-support/split-debug.sh target/release/weir
 	@target/release/weir-demo --url '$(DEMO_URL)' --files $(DEMO_FILES)
 

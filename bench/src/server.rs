@@ -6,11 +6,10 @@ use clap::ValueEnum;
 
 use crate::data::Tree;
 
-mod builtin;
 mod minio;
 
-pub use builtin::Builtin;
 use minio::Minio;
+pub use weir_demo::server::Builtin;
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

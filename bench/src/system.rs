@@ -4,18 +4,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
+use weir_demo::mount::{knows, program_of};
 
 use crate::metrics::Scrape;
 use crate::wait::wait_for;
 
 mod cluster;
-mod mount;
 mod peer;
 
 pub use cluster::{Cluster, Protection};
-pub(crate) use mount::program_of;
-pub use mount::{Mount, MountStatus};
 pub use peer::{Peer, PeerCommand};
+pub use weir_demo::mount::{Mount, MountStatus};
 
 /// Longest wait until everything that was read is on SSD.
 const FILL_DEADLINE: Duration = Duration::from_mins(1);
@@ -121,9 +120,9 @@ impl Kind {
     ) -> anyhow::Result<System> {
         clear(scratch)?;
         if let Some(weir) = weir {
-            std::os::unix::fs::symlink(weir, mount::program_of(scratch))?;
+            std::os::unix::fs::symlink(weir, program_of(scratch))?;
         }
-        let protection = if mount::knows(scratch, "worker", "--certs")? {
+        let protection = if knows(scratch, "worker", "--certs")? {
             Protection::Authenticated
         } else {
             Protection::SameUser
@@ -142,7 +141,7 @@ impl Kind {
         let dir = scratch.join("mnt");
         let inner = match self {
             Self::Embedded => {
-                let mount = Mount::embedded(&dir, scratch, endpoint, bucket, tiers)?;
+                let mount = embedded(&dir, scratch, endpoint, bucket, tiers)?;
                 // `weir mount` returns a moment before other commands can find its master.
                 mount.status()?;
                 Inner::Embedded(mount)
@@ -261,4 +260,20 @@ impl System {
         );
         Ok(())
     }
+}
+
+/// Mounts a bucket with a master and a worker in the mount's own process.
+fn embedded(
+    dir: &Path,
+    home: &Path,
+    endpoint: &str,
+    bucket: &str,
+    tiers: Tiers,
+) -> anyhow::Result<Mount> {
+    let ssd = format!("{}:{}", home.join("ssd").display(), tiers.ssd);
+    let memory = tiers.memory.to_string();
+    let cache = ["--mem", &memory, "--ssd", &ssd];
+    let origin = ["--endpoint", endpoint, "--anonymous", "--dataset", DATASET];
+    let args = [&origin[..], &cache[..]].concat();
+    Mount::new(&format!("s3://{bucket}"), dir, home, &args)
 }

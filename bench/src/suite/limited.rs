@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use weir_demo::mount::program_of;
 use weir_tests::MemoryGroup;
 
 use super::Bench;
@@ -11,7 +12,7 @@ use crate::kernel::drop_caches;
 use crate::process::binary;
 use crate::readers::read_from;
 use crate::server::Server;
-use crate::system::{DATASET, Mount, program_of};
+use crate::system::{DATASET, Mount};
 use crate::table::{Goal, Table, Unit};
 use crate::usage::Meter;
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use weir_demo::mount::{Mount, knows, run, weir};
 use weir_trust::{Authority, Dial, Identity, Role, Subject, Validity};
 
-use super::mount::{Mount, knows, run, weir};
 use super::{DATASET, Tiers};
 use crate::process::{Process, free_port};
 use crate::wait::wait_for;

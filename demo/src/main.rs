@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use weir_bench::data::{Tree, dependency_sources};
-use weir_bench::kernel::drop_caches;
-use weir_bench::metrics::Scrape;
-use weir_bench::readers::{Pass, compare_files, get_objects, read_files};
-use weir_bench::server::Builtin;
-use weir_bench::stats::machine;
-use weir_bench::system::Mount;
-use weir_bench::usage::memory;
+use weir_demo::data::{Tree, dependency_sources};
+use weir_demo::kernel::drop_caches;
+use weir_demo::metrics::Scrape;
+use weir_demo::mount::Mount;
+use weir_demo::readers::{Pass, compare_files, get_objects, read_files};
+use weir_demo::server::Builtin;
+use weir_demo::stats::machine;
+use weir_demo::usage::memory;
 
 const BUCKET: &str = "demo";
 

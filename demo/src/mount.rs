@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use super::{DATASET, Tiers};
 use crate::process::{binary, forget_settings};
 use crate::wait::wait_for;
 
@@ -14,12 +13,12 @@ use crate::wait::wait_for;
 const STATUS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where the program of a home is linked that is not to use this build's.
-pub(crate) fn program_of(home: &Path) -> PathBuf {
+pub fn program_of(home: &Path) -> PathBuf {
     home.join("program")
 }
 
 /// A `weir` command that keeps everything below `home` and knows nothing of the machine's own settings.
-pub(super) fn weir(home: &Path) -> anyhow::Result<Command> {
+pub fn weir(home: &Path) -> anyhow::Result<Command> {
     let other = program_of(home);
     let program = if other.exists() {
         other
@@ -38,7 +37,7 @@ pub(super) fn weir(home: &Path) -> anyhow::Result<Command> {
 }
 
 /// Runs `weir ARGS…` to its end and gives its output.
-pub(super) fn run(home: &Path, args: &[&str]) -> anyhow::Result<String> {
+pub fn run(home: &Path, args: &[&str]) -> anyhow::Result<String> {
     let output = weir(home)?.args(args).stderr(Stdio::inherit()).output()?;
     ensure!(
         output.status.success(),
@@ -49,7 +48,7 @@ pub(super) fn run(home: &Path, args: &[&str]) -> anyhow::Result<String> {
 }
 
 /// Whether a command of this home's `weir` has a flag; that of an earlier build may not.
-pub(super) fn knows(home: &Path, command: &str, flag: &str) -> anyhow::Result<bool> {
+pub fn knows(home: &Path, command: &str, flag: &str) -> anyhow::Result<bool> {
     let help = weir(home)?.args([command, "--help"]).output()?;
     Ok(String::from_utf8_lossy(&help.stdout).contains(flag))
 }
@@ -92,22 +91,6 @@ impl Mount {
         );
         mount.mounted = true;
         Ok(mount)
-    }
-
-    /// Mounts a bucket with a master and a worker in the mount's own process.
-    pub fn embedded(
-        dir: &Path,
-        home: &Path,
-        endpoint: &str,
-        bucket: &str,
-        tiers: Tiers,
-    ) -> anyhow::Result<Self> {
-        let ssd = format!("{}:{}", home.join("ssd").display(), tiers.ssd);
-        let memory = tiers.memory.to_string();
-        let cache = ["--mem", &memory, "--ssd", &ssd];
-        let origin = ["--endpoint", endpoint, "--anonymous", "--dataset", DATASET];
-        let args = [&origin[..], &cache[..]].concat();
-        Self::new(&format!("s3://{bucket}"), dir, home, &args)
     }
 
     /// Runs another `weir` command against this mount's own master and gives its output.
