@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Prints the directory of a static librocksdb.a that matches the locked librocksdb-sys crate, and builds it when it
 # is not there. The crate's own build compiles its 340 sources one by one with -O3 (10 minutes on two cores, again in
-# every target directory); here they are compiled once per machine, joined into a few large units with -O1, because
-# most of the time goes into parsing the same headers and the master's few writes per second need no more.
+# every target directory); here they are compiled once per machine, joined into few large units with -O1, because most
+# of the time goes into parsing the same headers and the master's few writes per second need no more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,7 +37,9 @@ flags=(-std=c++20 -O1 -g0 -fPIC -w -DNDEBUG -DHAVE_ALIGNED_NEW -DHAVE_UINT128_EX
 
 grep -v 'util/build_version.cc' "$source/rocksdb_lib_sources.txt" | sed "s|^ *|$source/rocksdb/|" >"$work/sources"
 echo "$source/build_version.cc" >>"$work/sources"
-split --lines=16 --numeric-suffixes --suffix-length=3 "$work/sources" "$work/unit."
+# Three units for each processor: more would parse the headers again, fewer would leave some without work at the end.
+units=$((3 * $(nproc)))
+split --number=l/$((units < 6 ? 6 : units)) --numeric-suffixes --suffix-length=3 "$work/sources" "$work/unit."
 
 # compile UNIT: one object for the joined unit; where two of its sources do not go together, an object for each.
 compile() {
