@@ -33,6 +33,9 @@ pub struct Fill {
     pub usage: Usage,
 }
 
+/// A raw client: reads all files once, with so many readers, in an order that a seed decides.
+pub type RawClient<'a> = dyn Fn(usize, u64) -> anyhow::Result<Pass> + 'a;
+
 /// Reads all files once through a mount whose cache is empty.
 pub fn first_epoch(
     objects: Objects<'_>,
@@ -40,11 +43,23 @@ pub fn first_epoch(
     threads: usize,
     seed: u64,
 ) -> anyhow::Result<Fill> {
-    let raw = raw(objects, threads, seed)?;
+    let raw = |threads, seed| objects.get(threads, seed);
+    first_epoch_beside(&raw, objects.files, system, threads, seed)
+}
+
+/// As [`first_epoch`], beside another raw client of the same files.
+pub fn first_epoch_beside(
+    raw: &RawClient<'_>,
+    files: &[PathBuf],
+    system: &System,
+    threads: usize,
+    seed: u64,
+) -> anyhow::Result<Fill> {
+    let raw = twice(raw, threads, seed)?;
     let pids = system.pids()?;
     let before = system.origin_bytes()?;
     let meter = Meter::start(&pids);
-    let own = read_files(&system.dir, objects.files, seed + 1, threads)?;
+    let own = read_files(&system.dir, files, seed + 1, threads)?;
     let usage = meter.stop();
     ensure_fetched(system, before, raw.bytes)?;
     Ok(Fill { raw, own, usage })
@@ -52,7 +67,12 @@ pub fn first_epoch(
 
 /// Runs `weir warm` with an empty cache.
 pub fn warm_job(objects: Objects<'_>, system: &System, seed: u64) -> anyhow::Result<Fill> {
-    let raw = raw(objects, WARM_THREADS, seed)?;
+    warm_job_beside(&|threads, seed| objects.get(threads, seed), system, seed)
+}
+
+/// As [`warm_job`], beside another raw client of the same files.
+pub fn warm_job_beside(raw: &RawClient<'_>, system: &System, seed: u64) -> anyhow::Result<Fill> {
+    let raw = twice(raw, WARM_THREADS, seed)?;
     let pids = system.pids()?;
     let before = system.origin_bytes()?;
     let meter = Meter::start(&pids);
@@ -78,14 +98,15 @@ fn ensure_fetched(system: &System, before: f64, bytes: u64) -> anyhow::Result<()
     Ok(())
 }
 
+impl Objects<'_> {
+    fn get(&self, threads: usize, seed: u64) -> anyhow::Result<Pass> {
+        get_objects(self.endpoint, self.bucket, self.files, seed, threads)
+    }
+}
+
 /// The raw client with the kernel's caches dropped but for the server's: what it reads is read once before.
-fn raw(objects: Objects<'_>, threads: usize, seed: u64) -> anyhow::Result<Pass> {
-    let Objects {
-        endpoint,
-        bucket,
-        files,
-    } = objects;
+fn twice(raw: &RawClient<'_>, threads: usize, seed: u64) -> anyhow::Result<Pass> {
     drop_caches()?;
-    get_objects(endpoint, bucket, files, seed, threads)?;
-    get_objects(endpoint, bucket, files, seed, threads)
+    raw(threads, seed)?;
+    raw(threads, seed)
 }

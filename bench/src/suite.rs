@@ -17,6 +17,7 @@ mod epochs;
 mod far;
 mod first_byte;
 mod half;
+mod hdfs;
 mod limited;
 mod manifest;
 mod many;
@@ -72,6 +73,8 @@ pub enum Suite {
     Half,
     /// First byte of a cold file of 1 GiB
     FirstByte,
+    /// HDFS beside S3: first epochs, warm jobs, later epochs, and a listing of a million files
+    Hdfs,
 }
 
 impl Suite {
@@ -97,6 +100,7 @@ impl Suite {
             Self::Stream => stream::run(bench),
             Self::Half => half::run(bench),
             Self::FirstByte => first_byte::run(bench),
+            Self::Hdfs => hdfs::run(bench),
         }?;
         // Caches of many gigabytes are of no more use.
         bench.clear_scratch()?;

@@ -1,9 +1,9 @@
-//! What is measured: a bucket behind a mount, by whichever program.
+//! What is measured: a bucket or a directory of HDFS behind a mount, by whichever program.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use weir_demo::mount::{knows, program_of};
 
 use crate::metrics::Scrape;
@@ -65,7 +65,34 @@ impl Tiers {
     }
 }
 
-/// A mounted bucket. It is unmounted when it goes out of scope.
+/// What is mounted.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// A bucket that everybody may read.
+    Bucket {
+        /// URL of its server.
+        endpoint: &'a str,
+        /// Its name.
+        bucket: &'a str,
+    },
+    /// The URL of a directory of HDFS.
+    Hdfs(&'a str),
+}
+
+impl Place<'_> {
+    /// Its URL, and the flags that say how it is reached.
+    fn arguments(&self) -> (String, Vec<&str>) {
+        match self {
+            Self::Bucket { endpoint, bucket } => {
+                let flags = vec!["--endpoint", endpoint, "--anonymous"];
+                (format!("s3://{bucket}"), flags)
+            }
+            Self::Hdfs(url) => ((*url).to_owned(), Vec::new()),
+        }
+    }
+}
+
+/// A mounted place. It is unmounted when it goes out of scope.
 pub struct System {
     /// Its name in tables.
     pub name: String,
@@ -104,8 +131,18 @@ impl Kind {
         bucket: &str,
         tiers: Tiers,
     ) -> anyhow::Result<System> {
+        self.start_at(scratch, Place::Bucket { endpoint, bucket }, tiers)
+    }
+
+    /// As [`Self::start`], with another place than a bucket.
+    pub fn start_at(
+        &self,
+        scratch: &Path,
+        place: Place<'_>,
+        tiers: Tiers,
+    ) -> anyhow::Result<System> {
         clear(scratch)?;
-        self.start_protected(scratch, endpoint, bucket, tiers, Protection::SameUser)
+        self.start_protected(scratch, place, tiers, Protection::SameUser)
     }
 
     /// As [`Self::start`], with another build's `weir`, if one is given. The processes of a cluster know each other by
@@ -127,32 +164,35 @@ impl Kind {
         } else {
             Protection::SameUser
         };
-        self.start_protected(scratch, endpoint, bucket, tiers, protection)
+        let place = Place::Bucket { endpoint, bucket };
+        self.start_protected(scratch, place, tiers, protection)
     }
 
     fn start_protected(
         &self,
         scratch: &Path,
-        endpoint: &str,
-        bucket: &str,
+        place: Place<'_>,
         tiers: Tiers,
         protection: Protection,
     ) -> anyhow::Result<System> {
         let dir = scratch.join("mnt");
         let inner = match self {
             Self::Embedded => {
-                let mount = embedded(&dir, scratch, endpoint, bucket, tiers)?;
+                let mount = embedded(&dir, scratch, place, tiers)?;
                 // `weir mount` returns a moment before other commands can find its master.
                 mount.status()?;
                 Inner::Embedded(mount)
             }
             Self::Cluster => {
                 let cluster = Cluster::start_protected(scratch, 2, tiers.share(2), protection)?;
-                cluster.create_dataset(DATASET, endpoint, bucket)?;
+                cluster.create_dataset_of(DATASET, place)?;
                 let mount = cluster.mount(DATASET, &dir, "elsewhere")?;
                 Inner::Cluster(mount, cluster)
             }
             Self::Peer(command) => {
+                let Place::Bucket { endpoint, bucket } = place else {
+                    bail!("{} is measured on buckets only", command.name);
+                };
                 Inner::Peer(Peer::start(command, &dir, scratch, endpoint, bucket)?)
             }
         };
@@ -262,18 +302,12 @@ impl System {
     }
 }
 
-/// Mounts a bucket with a master and a worker in the mount's own process.
-fn embedded(
-    dir: &Path,
-    home: &Path,
-    endpoint: &str,
-    bucket: &str,
-    tiers: Tiers,
-) -> anyhow::Result<Mount> {
+/// Mounts a place with a master and a worker in the mount's own process.
+fn embedded(dir: &Path, home: &Path, place: Place<'_>, tiers: Tiers) -> anyhow::Result<Mount> {
     let ssd = format!("{}:{}", home.join("ssd").display(), tiers.ssd);
     let memory = tiers.memory.to_string();
     let cache = ["--mem", &memory, "--ssd", &ssd];
-    let origin = ["--endpoint", endpoint, "--anonymous", "--dataset", DATASET];
-    let args = [&origin[..], &cache[..]].concat();
-    Mount::new(&format!("s3://{bucket}"), dir, home, &args)
+    let (url, flags) = place.arguments();
+    let args = [&flags[..], &["--dataset", DATASET], &cache[..]].concat();
+    Mount::new(&url, dir, home, &args)
 }

@@ -27,6 +27,8 @@ pub enum Unit {
     Share,
     /// How many there were.
     Count,
+    /// How many times another ratio.
+    Times,
 }
 
 impl Unit {
@@ -42,13 +44,14 @@ impl Unit {
             Self::CpuSecondsPerGib => "CPU s/GiB",
             Self::Share => "share",
             Self::Count => "number",
+            Self::Times => "times",
         }
     }
 
     fn more_is_better(self) -> bool {
         matches!(
             self,
-            Self::MegabytesPerSecond | Self::FilesPerSecond | Self::Share
+            Self::MegabytesPerSecond | Self::FilesPerSecond | Self::Share | Self::Times
         )
     }
 }

@@ -20,7 +20,7 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let raw = Raw::open(&args.url)?;
+    let raw = Raw::open(&args.url, None)?;
     let (paths, seconds) = raw.list()?;
     let mut out = std::io::stdout();
     writeln!(out, "{} files listed in {seconds:.2} s", paths.len())?;

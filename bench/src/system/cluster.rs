@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use weir_demo::mount::{Mount, knows, run, weir};
 use weir_trust::{Authority, Dial, Identity, Role, Subject, Validity};
 
-use super::{DATASET, Tiers};
+use super::{DATASET, Place, Tiers};
 use crate::process::{Process, free_port};
 use crate::wait::wait_for;
 
@@ -157,10 +157,14 @@ impl Cluster {
 
     /// Names a bucket as a dataset, which lists it.
     pub fn create_dataset(&self, name: &str, endpoint: &str, bucket: &str) -> anyhow::Result<()> {
-        let url = format!("s3://{bucket}");
+        self.create_dataset_of(name, Place::Bucket { endpoint, bucket })
+    }
+
+    /// Names a place as a dataset, which lists it.
+    pub fn create_dataset_of(&self, name: &str, place: Place<'_>) -> anyhow::Result<()> {
+        let (url, flags) = place.arguments();
         let create = ["dataset", "create", name, &url];
-        let origin = ["--endpoint", endpoint, "--anonymous"];
-        self.weir(&[&create[..], &origin[..]].concat())?;
+        self.weir(&[&create[..], &flags[..]].concat())?;
         Ok(())
     }
 

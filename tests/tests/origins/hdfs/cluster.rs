@@ -1,7 +1,6 @@
 //! The processes of one HDFS cluster: a pair of NameNodes that share a journal on the disk, two DataNodes, and a shell
 //! that does what the tests want done.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -71,7 +70,7 @@ pub(super) struct Shell(Mutex<(Child, ChildStdin, BufReader<ChildStdout>)>);
 
 impl Shell {
     pub(super) fn program() -> PathBuf {
-        root().join("tests/hdfs/Shell.java")
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("hdfs/Shell.java")
     }
 
     pub(super) fn start(mut command: Command) -> Self {
@@ -286,18 +285,9 @@ impl Cluster {
     }
 }
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
 /// The directory of the jars, which are fetched if they are not there.
 pub(super) fn jars() -> PathBuf {
-    let script = Command::new(root().join("build-support/hdfs.sh"))
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
-    assert!(script.status.success(), "build-support/hdfs.sh failed");
-    PathBuf::from(String::from_utf8(script.stdout).unwrap().trim())
+    weir_tests::hadoop_jars().unwrap()
 }
 
 /// A JVM that knows the cluster.
@@ -382,11 +372,5 @@ fn configure(dir: &Path, rpc: [u16; COUNT], web: [u16; COUNT]) {
 
 /// Writes a configuration file of Hadoop's.
 pub(super) fn write_properties(file: &Path, properties: &[(&str, &str)]) {
-    let mut text = "<configuration>\n".to_owned();
-    for (name, value) in properties {
-        let property = format!("<name>{name}</name><value>{value}</value>");
-        writeln!(text, "<property>{property}</property>").unwrap();
-    }
-    text += "</configuration>\n";
-    std::fs::write(file, text).unwrap();
+    weir_tests::write_hadoop_properties(file, properties).unwrap();
 }
