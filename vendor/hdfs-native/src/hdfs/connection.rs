@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use chrono::{TimeDelta, prelude::*};
-use crc::{CRC_32_ISCSI, CRC_32_ISO_HDLC, Crc, Table};
+use crc_fast::{CrcAlgorithm, Digest, crc32_iscsi, crc32_iso_hdlc};
 use log::{debug, warn};
 use once_cell::sync::Lazy;
 use prost::Message;
@@ -38,9 +38,6 @@ pub(crate) const MAX_RESPONSE: usize = 128 << 20;
 /// Longest packet of a DataNode, as Hadoop's `PacketReceiver.MAX_PACKET_SIZE`. Added by Weir.
 pub(crate) const MAX_PACKET: usize = 16 << 20;
 const DATANODE_CACHE_EXPIRY: TimeDelta = TimeDelta::seconds(3);
-
-const CRC32: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
-const CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 pub(crate) static DATANODE_CACHE: Lazy<DatanodeConnectionCache> =
     Lazy::new(DatanodeConnectionCache::new);
@@ -539,9 +536,9 @@ impl ReadPacket {
     ) -> Result<Bytes> {
         // Verify the checksums if they were requested
         if let Some(info) = checksum_info {
-            let algorithm = match info.checksum.r#type() {
-                hdfs::ChecksumTypeProto::ChecksumCrc32 => Some(&CRC32),
-                hdfs::ChecksumTypeProto::ChecksumCrc32c => Some(&CRC32C),
+            let algorithm: Option<fn(&[u8]) -> u32> = match info.checksum.r#type() {
+                hdfs::ChecksumTypeProto::ChecksumCrc32 => Some(crc32_iso_hdlc),
+                hdfs::ChecksumTypeProto::ChecksumCrc32c => Some(crc32_iscsi),
                 hdfs::ChecksumTypeProto::ChecksumNull => None,
             };
 
@@ -552,7 +549,7 @@ impl ReadPacket {
                 // Create a new Bytes view over the data that we can consume
                 let mut checksum_data = self.data.clone();
                 while !checksum_data.is_empty() {
-                    let chunk_checksum = algorithm.checksum(&checksum_data.split_to(usize::min(
+                    let chunk_checksum = algorithm(&checksum_data.split_to(usize::min(
                         info.checksum.bytes_per_checksum as usize,
                         checksum_data.len(),
                     )));
@@ -694,7 +691,7 @@ impl WritePacket {
 
         let checksum_count = self.data.len().div_ceil(self.bytes_per_checksum);
         let mut checksum = BytesMut::with_capacity(checksum_count * CHECKSUM_BYTES);
-        let mut digest = CRC32C.digest();
+        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
         let mut bytes_in_checksum_chunk = 0;
 
         for segment in self.data.iter() {
@@ -709,15 +706,15 @@ impl WritePacket {
                 bytes_in_checksum_chunk += bytes_to_hash;
 
                 if bytes_in_checksum_chunk == self.bytes_per_checksum {
-                    checksum.put_u32(digest.finalize());
-                    digest = CRC32C.digest();
+                    checksum.put_u32(digest.finalize() as u32);
+                    digest.reset();
                     bytes_in_checksum_chunk = 0;
                 }
             }
         }
 
         if bytes_in_checksum_chunk != 0 {
-            checksum.put_u32(digest.finalize());
+            checksum.put_u32(digest.finalize() as u32);
         }
 
         checksum.freeze()
@@ -995,8 +992,8 @@ mod test {
     };
 
     use super::{
-        AlignmentContext, CRC32, CRC32C, DatanodeConnection, Op, ReadPacket, RpcConnection,
-        WritePacket, datanode_url,
+        AlignmentContext, DatanodeConnection, Op, ReadPacket, RpcConnection, WritePacket,
+        datanode_url,
     };
     use crate::HdfsError;
     use crate::hdfs::fake_datanode::{
@@ -1054,8 +1051,8 @@ mod test {
         packet.write(&mut second);
 
         let mut expected = BytesMut::new();
-        expected.put_u32(CRC32C.checksum(b"abcd"));
-        expected.put_u32(CRC32C.checksum(b"efgh"));
+        expected.put_u32(crc32_iscsi(b"abcd"));
+        expected.put_u32(crc32_iscsi(b"efgh"));
 
         assert_eq!(packet.calculate_checksum(), expected.freeze());
     }
@@ -1209,9 +1206,9 @@ mod test {
     fn test_crc32_multiple_chunks() {
         let info = checksum_info(hdfs::ChecksumTypeProto::ChecksumCrc32, 4);
         let checksums = [
-            CRC32.checksum(b"1234"),
-            CRC32.checksum(b"5678"),
-            CRC32.checksum(b"9"),
+            crc32_iso_hdlc(b"1234"),
+            crc32_iso_hdlc(b"5678"),
+            crc32_iso_hdlc(b"9"),
         ];
         let data = read_packet(b"123456789", &checksums)
             .get_data(&info)
