@@ -82,7 +82,8 @@ impl Azure {
         let named = sources.named(spec, &name)?;
         let with_tls = endpoint.scheme() == "https";
         let base = format!("{}/{container}", endpoint.as_str().trim_end_matches('/'));
-        let service = Service::new(name.clone(), with_tls, None, &environment(), reach)?;
+        let tls_to = endpoint.host_str().filter(|_| with_tls);
+        let service = Service::new(name.clone(), tls_to, &environment(), reach)?;
         let credentials = if spec.anonymous {
             None
         } else {

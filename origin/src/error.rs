@@ -144,7 +144,7 @@ pub enum OriginError {
     },
     /// The origin's certificate is not one that this machine trusts. Final.
     #[error(
-        "origin {target}: its certificate is not trusted ({detail}); check the name in --endpoint, or add its authority to the system's certificates, or to a file that AWS_CA_BUNDLE or SSL_CERT_FILE names"
+        "origin {target}: its certificate is not trusted ({detail}); check the name in --endpoint, or add its authority to the system's certificates, or to a file that WEIR_CA_BUNDLE, AWS_CA_BUNDLE or SSL_CERT_FILE names"
     )]
     Untrusted {
         /// The bucket or object.

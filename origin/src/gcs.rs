@@ -30,6 +30,7 @@ use crate::transport::head::{Head, Witness, text};
 use crate::transport::refusal::{Asked, Refusal};
 use crate::transport::renewed::{Renewed, RequestKeys};
 use crate::transport::service::Service;
+use crate::transport::trust::host_of;
 
 use credentials::Finder;
 
@@ -91,7 +92,8 @@ impl Gcs {
             let remedy = "name an endpoint with https://";
             return Err(named.refused("they are sent with TLS alone", remedy));
         }
-        let service = Service::new(name.clone(), with_tls, None, &environment(), reach)?;
+        let tls_to = host_of(endpoint).filter(|_| with_tls);
+        let service = Service::new(name.clone(), tls_to.as_deref(), &environment(), reach)?;
         let credentials = if is_anonymous {
             None
         } else {

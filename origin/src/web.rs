@@ -71,6 +71,7 @@ impl WebOrigin {
             ));
         };
         let with_tls = place.server.scheme() == "https";
+        let tls_to = place.server.host_str().filter(|_| with_tls);
         let environment = Environment::of_process();
         let name: Arc<str> = spec.place_of_location().into();
         let reach = sources.reach(spec)?;
@@ -79,7 +80,7 @@ impl WebOrigin {
         Ok(Self {
             id: spec.id(),
             secret: secret.transpose()?,
-            service: Service::new(name, with_tls, None, &environment, reach)?,
+            service: Service::new(name, tls_to, &environment, reach)?,
             place,
             policy: FetchPolicy::of_listings(spec),
             unwitnessed: AtomicBool::new(false),

@@ -26,7 +26,7 @@ use crate::transport::failure::HttpError;
 use crate::transport::proxy::Proxies;
 use crate::transport::renewed::RequestKeys;
 use crate::transport::service::other_scheme;
-use crate::transport::trust::Trust;
+use crate::transport::trust::{Trust, bundle_of, host_of};
 
 /// Region of requests when nobody names one; the service corrects it.
 const DEFAULT_REGION: &str = "us-east-1";
@@ -105,7 +105,13 @@ impl Client {
             Dialect::Oss => (None, Extras::default()),
         };
         let with_tls = base.starts_with("https:");
-        let trust = with_tls.then(|| Trust::of(&name, bundle));
+        let own = || {
+            bundle_of(
+                environment,
+                &host_of(&base.replace(REGION, DEFAULT_REGION))?,
+            )
+        };
+        let trust = with_tls.then(|| Trust::of(&name, own().or(bundle)));
         let proxies = Arc::new(Proxies::of(environment));
         let connector = Connector::new(trust.as_ref(), proxies, reach.clone())?;
         let region = spec.region.clone().or(named_region);

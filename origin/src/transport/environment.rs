@@ -16,7 +16,8 @@ const PREFIXES: [&str; 6] = [
     "AZURE_",
     "WEIR_SSE_C_",
 ];
-const OTHERS: [&str; 18] = [
+const OTHERS: [&str; 19] = [
+    "WEIR_CA_BUNDLE",
     "HADOOP_CONF_DIR",
     "HADOOP_HOME",
     "HADOOP_USER_NAME",

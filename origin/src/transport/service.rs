@@ -1,6 +1,5 @@
 //! Requests to one service, and their failures in its origin's name.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +10,7 @@ use super::environment::Environment;
 use super::exchange::{Answer, Http};
 use super::failure::HttpError;
 use super::proxy::Proxies;
-use super::trust::Trust;
+use super::trust::{Trust, bundle_of};
 use crate::error::OriginError;
 use crate::sources::Reach;
 
@@ -33,16 +32,14 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// Connections for the origin of this name, with TLS or not. `bundle` is the file of authorities that are trusted
-    /// instead of the system's, and what names it. No connection is made yet.
+    /// Connections for the origin of this name, with TLS to this host or without. No connection is made yet.
     pub(crate) fn new(
         name: Arc<str>,
-        with_tls: bool,
-        bundle: Option<(&'static str, PathBuf)>,
+        tls_to: Option<&str>,
         environment: &Environment,
         reach: Reach,
     ) -> Result<Self, OriginError> {
-        let trust = with_tls.then(|| Trust::of(&name, bundle));
+        let trust = tls_to.map(|host| Trust::of(&name, bundle_of(environment, host)));
         let proxies = Arc::new(Proxies::of(environment));
         let connector = Connector::new(trust.as_ref(), proxies, reach.clone())?;
         Ok(Self {

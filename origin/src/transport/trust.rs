@@ -1,4 +1,6 @@
-//! Which certificates are trusted: those of the authorities of a file that was named, else of the system's.
+//! Which certificates are trusted: those of the authorities of a file that was named, for a host or for all, else of the
+//! system's. The file is named by who runs the process and never by a dataset: whoever may make one could have requests with
+//! a secret answered by a service of their own.
 //!
 //! A certificate that is in the file itself is trusted, too, for the names that it has. Many services sign their own, which
 //! the usual tools make as an authority's: OpenSSL, and with it the tools of AWS, takes such a one for a server's.
@@ -17,8 +19,43 @@ use rustls::{
 use rustls_platform_verifier::ConfigVerifierExt;
 use weir_core::read_settings;
 
-use super::environment::unreadable;
+use super::environment::{Environment, unreadable};
 use crate::error::OriginError;
+
+/// Files of authorities, for all kinds of stores: `/path` for all services, or `HOST=/path` for those of a host and of the
+/// names below it, several of them between commas.
+const VARIABLE: &str = "WEIR_CA_BUNDLE";
+
+/// The file of authorities that the environment names for a host, and the variable that names it. Of several the one with the
+/// longest name counts.
+pub(crate) fn bundle_of(environment: &Environment, host: &str) -> Option<(&'static str, PathBuf)> {
+    let host = host.trim_matches(['[', ']']).trim_end_matches('.');
+    let host = host.to_ascii_lowercase();
+    let found = |entry: &str| {
+        let (name, path) = match entry.split_once('=') {
+            Some((name, path)) => (name.trim(), path.trim()),
+            None => ("", entry.trim()),
+        };
+        let name = name.trim_matches(['[', ']']).to_ascii_lowercase();
+        let below = || {
+            host.strip_suffix(&*name)
+                .is_some_and(|above| above.ends_with('.'))
+        };
+        let counts = !path.is_empty() && (name.is_empty() || host == name || below());
+        counts.then(|| (name.len(), environment.expand(path)))
+    };
+    let entries = environment.get(VARIABLE)?.split(',').filter_map(found);
+    let (_, path) = entries.max_by_key(|(length, _)| *length)?;
+    Some((VARIABLE, path))
+}
+
+/// The host of an address, if it has one.
+pub(crate) fn host_of(address: &str) -> Option<String> {
+    let (_, rest) = address.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    let authority = authority.parse::<http::uri::Authority>().ok()?;
+    Some(authority.host().to_owned())
+}
 
 /// Where the trusted authorities are, and what names the file (`AWS_CA_BUNDLE`).
 #[derive(Clone)]
@@ -52,7 +89,7 @@ impl Trust {
     pub(crate) fn tls(&self) -> Result<ClientConfig, OriginError> {
         let Some((name, path)) = &self.bundle else {
             return ClientConfig::with_platform_verifier().map_err(|error| {
-                let remedy = "check the system's certificates, or name others in AWS_CA_BUNDLE";
+                let remedy = "check the system's certificates, or name others in WEIR_CA_BUNDLE";
                 OriginError::config(self.origin.clone(), error.to_string(), remedy)
             });
         };
@@ -152,6 +189,31 @@ impl ServerCertVerifier for Bundle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_has_the_bundle_that_is_named_for_it() {
+        let found = |value: &str, host: &str| {
+            let environment = Environment::of([("WEIR_CA_BUNDLE", value), ("HOME", "/home/u")]);
+            bundle_of(&environment, host).map(|(_, path)| path.to_str().unwrap().to_owned())
+        };
+        let some = |path: &str| Some(path.to_owned());
+        let two = "minio.lab=/a.pem, /all.pem,Data.minio.lab = ~/b.pem,[::1]=/v6.pem";
+        for (host, path) in [
+            ("minio.lab", "/a.pem"),
+            ("MINIO.lab.", "/a.pem"),
+            ("bucket.minio.lab", "/a.pem"),
+            ("bucket.data.minio.lab", "/home/u/b.pem"),
+            ("xminio.lab", "/all.pem"),
+            ("minio.lab.evil", "/all.pem"),
+            ("[::1]", "/v6.pem"),
+        ] {
+            assert_eq!(found(two, host), some(path), "{host}");
+        }
+        assert_eq!(found("minio.lab=/a.pem", "other"), None);
+        assert_eq!(found("minio.lab=", "minio.lab"), None);
+        assert_eq!(found(",", "minio.lab"), None);
+        assert_eq!(bundle_of(&Environment::of([]), "minio.lab"), None);
+    }
 
     #[test]
     fn a_bundle_that_is_missing_or_has_no_certificate_is_named() {

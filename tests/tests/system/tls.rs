@@ -6,12 +6,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
 use weir_s3_server::{Config, Fault, Identity, Rule};
-use weir_tests::{Authority, Lab, content, is_mountpoint};
+use weir_tests::{Authority, BUCKET, Lab, content, is_mountpoint};
 
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     ("a_bucket_is_read_over_tls", a_bucket_is_read_over_tls),
+    (
+        "each_service_has_the_authorities_that_are_named_for_it",
+        each_service_has_the_authorities_that_are_named_for_it,
+    ),
     (
         "certificates_that_are_not_trusted_are_told_at_once",
         certificates_that_are_not_trusted_are_told_at_once,
@@ -83,6 +87,34 @@ fn a_bucket_is_read_over_tls() {
             });
         }
     });
+}
+
+fn each_service_has_the_authorities_that_are_named_for_it() {
+    let authority = Authority::new();
+    let mut lab = lab_with(authority.identity("127.0.0.1", false));
+    lab.put_all(&[("list".to_owned(), b"f\t1000\n".to_vec())].into());
+    let bundle = lab.path("authorities.pem");
+    authority.save(&bundle);
+    let bundle = bundle.display();
+    let endpoint = lab.s3.endpoint();
+    // The same server, as a store and as a plain web server.
+    let web = format!("{endpoint}/{BUCKET}/?index=list");
+    for value in [
+        format!("127.0.0.1={bundle}"),
+        bundle.to_string(),
+        format!("/nowhere,127.0.0.1={bundle}"),
+    ] {
+        lab.set_env("WEIR_CA_BUNDLE", &value);
+        let mount = lab.mount("", &[]);
+        assert!(mount.read("f") == content(1, 1000), "{value}");
+        mount.unmount();
+        let mount = lab.mount_at(&web, "web", &[]);
+        assert!(mount.read("f") == content(1, 1000), "{value}");
+        mount.unmount();
+    }
+    lab.set_env("WEIR_CA_BUNDLE", &format!("other.example={bundle}"));
+    let message = refused(&lab, &endpoint);
+    assert!(message.contains("WEIR_CA_BUNDLE"), "{message}");
 }
 
 fn certificates_that_are_not_trusted_are_told_at_once() {
