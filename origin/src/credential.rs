@@ -311,8 +311,11 @@ impl Credential {
                 }
             }
         }
-        if self.endpoints.len() > MAX_ENDPOINTS {
-            return Err(format!("these are more than {MAX_ENDPOINTS} endpoints"));
+        let length: usize = self.endpoints.iter().map(String::len).sum();
+        if self.endpoints.len() > MAX_ENDPOINTS || length > MAX_TEXT {
+            return Err(format!(
+                "these are more than {MAX_ENDPOINTS} endpoints, or longer than {MAX_TEXT} bytes together"
+            ));
         }
         let is_of_hdfs = matches!(self.kind, CredentialKind::Keytab { .. });
         for endpoint in &self.endpoints {

@@ -327,6 +327,23 @@ fn a_keytab_is_for_the_namenodes_that_are_named_and_needs_some() {
 }
 
 #[test]
+fn endpoints_are_bounded_so_that_a_list_of_all_credentials_is() {
+    let with = |endpoints: Vec<String>| {
+        let keys = CredentialKind::Keys(keys("s", None));
+        let credential = Credential {
+            endpoints,
+            kind: keys,
+        };
+        credential.check()
+    };
+    with(vec!["http://a".to_owned(); MAX_ENDPOINTS]).unwrap();
+    let error = with(vec!["http://a".to_owned(); MAX_ENDPOINTS + 1]).unwrap_err();
+    assert!(error.contains("more than 64 endpoints"), "{error}");
+    let long = format!("http://{}", "a".repeat(MAX_TEXT));
+    assert!(with(vec![long]).is_err());
+}
+
+#[test]
 fn tokens_of_google_are_asked_for_at_google_or_where_the_credentials_say() {
     let file = |uri: &str, endpoints: &[&str]| {
         Credential {

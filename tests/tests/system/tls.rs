@@ -112,8 +112,9 @@ fn each_service_has_the_authorities_that_are_named_for_it() {
         assert!(mount.read("f") == content(1, 1000), "{value}");
         mount.unmount();
     }
-    lab.set_env("WEIR_CA_BUNDLE", &format!("other.example={bundle}"));
-    let message = refused(&lab, &endpoint);
+    let mut other = lab_with(authority.identity("127.0.0.1", false));
+    other.set_env("WEIR_CA_BUNDLE", &format!("other.example={bundle}"));
+    let message = refused(&other, &other.s3.endpoint());
     assert!(message.contains("WEIR_CA_BUNDLE"), "{message}");
 }
 
