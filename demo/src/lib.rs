@@ -1,7 +1,7 @@
 //! What the demo and the benchmarks measure with: data, a real S3 server on loopback, mounts made by the `weir` binary,
 //! readers, and what all of it costs.
 //!
-//! It imports no other crate of Weir, so that a demo on a fresh machine builds nothing that only measurements need.
+//! It must not know any other crate of Weir, so that a demo on a fresh machine builds nothing that only measurements need.
 
 pub mod data;
 pub mod http;
