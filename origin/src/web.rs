@@ -11,6 +11,7 @@ mod secret_header;
 #[cfg(test)]
 mod tests;
 mod version;
+mod window;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -3,15 +3,17 @@
 
 use std::collections::VecDeque;
 
-use futures::stream::{self, BoxStream};
+use futures::stream::{self, BoxStream, FuturesUnordered};
 use futures::{StreamExt, TryStreamExt};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use tokio::time::Instant;
 use url::Url;
 use weir_core::{BLOCK_SIZE, LeftOut};
 
 use super::index::{self, Entry};
 use super::secret_header::OfRequest;
 use super::version::Version;
+use super::window::Window;
 use super::{MAX_REDIRECTS, WebOrigin, autoindex, redirect};
 use crate::error::OriginError;
 use crate::origin::Listed;
@@ -26,8 +28,8 @@ const MAX_INDEX: usize = 512 << 20;
 const MAX_PAGE: usize = 64 << 20;
 /// Files of one page of the listing.
 const PAGE: usize = 1000;
-/// Files that are asked about at a time.
-const ASKED_AT_ONCE: usize = 32;
+/// Directories whose pages are asked for at a time, each of which may be long.
+const DIRS_AT_ONCE: usize = 8;
 /// Directories inside each other: links of the server's files may lead in a circle.
 const MAX_DEPTH: usize = 64;
 
@@ -42,6 +44,7 @@ pub(super) fn pages(
         dirs: Vec::new(),
         files: VecDeque::new(),
         index: None,
+        window: Window::new(),
     };
     match &origin.place.index {
         Some(index) => crawl.index = Some(index.clone()),
@@ -63,6 +66,16 @@ struct Crawl<'a> {
     files: VecDeque<Entry>,
     /// The index that is still to be read.
     index: Option<String>,
+    /// How many files are asked about at a time.
+    window: Window,
+}
+
+/// What a directory's page names.
+#[derive(Default)]
+struct Opened {
+    files: Vec<Entry>,
+    dirs: Vec<String>,
+    left_out: Vec<Listed>,
 }
 
 impl Crawl<'_> {
@@ -70,23 +83,44 @@ impl Crawl<'_> {
         if let Some(index) = self.index.take() {
             self.files = self.read_index(&index).await?.into();
         }
-        let mut left_out = Vec::new();
-        while self.files.is_empty()
-            && let Some(dir) = self.dirs.pop()
-        {
-            self.open(&dir, &mut left_out).await?;
+        let mut page = Vec::new();
+        while self.files.len() < PAGE && !self.dirs.is_empty() {
+            let some = self.window.size().min(DIRS_AT_ONCE).min(self.dirs.len());
+            let dirs = self.dirs.split_off(self.dirs.len() - some);
+            let this = &*self;
+            let opened: Vec<Opened> = stream::iter(dirs)
+                .map(move |dir| async move { this.open(&dir).await })
+                .buffered(DIRS_AT_ONCE)
+                .try_collect()
+                .await?;
+            for opened in opened {
+                self.files.extend(opened.files);
+                self.dirs.extend(opened.dirs);
+                page.extend(opened.left_out);
+            }
         }
-        if self.files.is_empty() && left_out.is_empty() {
+        if self.files.is_empty() && page.is_empty() {
             return Ok(None);
         }
         let some = self.files.len().min(PAGE);
-        let files: Vec<Entry> = self.files.drain(..some).collect();
+        let mut files = self.files.drain(..some);
         let origin = self.origin;
-        let asked = stream::iter(files)
-            .map(move |file| ask(origin, file))
-            .buffered(ASKED_AT_ONCE);
-        left_out.extend(asked.try_collect::<Vec<Listed>>().await?);
-        Ok(Some(left_out))
+        let mut asked = FuturesUnordered::new();
+        loop {
+            while asked.len() < self.window.size()
+                && let Some(file) = files.next()
+            {
+                let since = Instant::now();
+                asked.push(async move { (since, ask(origin, file).await) });
+            }
+            let Some((since, listed)) = asked.next().await else {
+                break;
+            };
+            self.window.answered(since, Instant::now());
+            page.push(listed?);
+        }
+        drop(files);
+        Ok(Some(page))
     }
 
     async fn read_index(&self, index: &str) -> Result<Vec<Entry>, OriginError> {
@@ -104,8 +138,9 @@ impl Crawl<'_> {
         })
     }
 
-    /// Takes in what a directory's page names.
-    async fn open(&mut self, dir: &str, left_out: &mut Vec<Listed>) -> Result<(), OriginError> {
+    /// What a directory's page names.
+    async fn open(&self, dir: &str) -> Result<Opened, OriginError> {
+        let mut opened = Opened::default();
         let target = self.origin.service.object_url(dir);
         let is_root = dir == self.root;
         let Some((document, content_type)) = self.page(dir, MAX_PAGE).await? else {
@@ -113,7 +148,7 @@ impl Crawl<'_> {
                 return Err(OriginError::BucketMissing { origin: target });
             }
             // It was removed since its parent was listed.
-            return Ok(());
+            return Ok(opened);
         };
         let address = self.origin.address(dir)?.to_string();
         let wrong = |problem: String| OriginError::Unsupported {
@@ -127,29 +162,30 @@ impl Crawl<'_> {
         let base = Url::parse(&address).map_err(|error| wrong(error.to_string()))?;
         let children = autoindex::parse(&document, &content_type, &base).map_err(wrong)?;
         let depth = dir[self.root.len()..].matches('/').count();
-        let mut dirs = Vec::new();
         for child in children {
             let Ok(name) = String::from_utf8(child.name.clone()) else {
                 let key = [dir.as_bytes(), &child.name].concat();
-                left_out.push(Listed::left_out(key, LeftOut::NotUtf8));
+                opened
+                    .left_out
+                    .push(Listed::left_out(key, LeftOut::NotUtf8));
                 continue;
             };
             let key = format!("{dir}{name}");
             if !child.is_directory {
-                self.files.push_back(Entry {
+                opened.files.push(Entry {
                     key,
                     size: None,
                     digest: None,
                 });
             } else if depth >= MAX_DEPTH {
-                left_out.push(Listed::left_out(key.into_bytes(), LeftOut::TooDeep));
+                opened
+                    .left_out
+                    .push(Listed::left_out(key.into_bytes(), LeftOut::TooDeep));
             } else {
-                dirs.push(key + "/");
+                opened.dirs.push(key + "/");
             }
         }
-        // The first is asked for next.
-        self.dirs.extend(dirs.into_iter().rev());
-        Ok(())
+        Ok(opened)
     }
 
     /// The document at a path and its type; `None` if there is none.
