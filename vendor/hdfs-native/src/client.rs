@@ -779,7 +779,12 @@ impl Client {
     /// when it is no file. Added by Weir.
     pub async fn open(&self, path: &str) -> Result<(ListedEntry, Option<FileReader>)> {
         let (link, resolved_path) = self.mount_table.resolve(path);
-        let found = link.protocol.get_located_file_info(&resolved_path).await?;
+        // The NameNode gives the locations, and tokens for them, to whoever may look at the file's directory.
+        let (found, _) = futures::future::try_join(
+            link.protocol.get_located_file_info(&resolved_path),
+            link.protocol.check_readable(&resolved_path),
+        )
+        .await?;
         let Some(status) = found.fs else {
             return Err(HdfsError::FileNotFound(path.to_string()));
         };

@@ -97,6 +97,15 @@ impl NamenodeProtocol {
         self.call("getLocatedFileInfo", message, false).await
     }
 
+    /// Fails unless the caller may read the file. Added by Weir.
+    pub(crate) async fn check_readable(&self, src: &str) -> Result<hdfs::CheckAccessResponseProto> {
+        let message = hdfs::CheckAccessRequestProto {
+            path: src.to_string(),
+            mode: hdfs::acl_entry_proto::FsActionProto::Read as i32,
+        };
+        self.call("checkAccess", message, false).await
+    }
+
     pub(crate) async fn get_listing(
         &self,
         src: &str,
