@@ -53,7 +53,6 @@ chaos: setup ## Kill, freeze, lie and fill up as often as docs/testing.md says; 
 
 .PHONY: test-origins
 test-origins: setup ## Test against real storages and emulators, which are fetched first: HDFS with deaths and failover, stores
-	@build-support/stores.sh >/dev/null
 	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
 	@$(ROCKSDB) && WEIR_TEST_ORIGINS=1 $(CARGO) test --locked -p weir-tests --test origins
 

@@ -3,17 +3,7 @@
 # Does nothing for what is there. Other mounts that cannot be installed are left out of the results.
 set -euo pipefail
 
-minio=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
-bin=${WEIR_BUILD_CACHE:-$HOME/.cache/weir-build}/bin
-
-if [ ! -x "$bin/minio" ]; then
-    command -v go >/dev/null || {
-        echo "MinIO is built with Go, which is missing; install it, or run with SERVER=builtin" >&2
-        exit 1
-    }
-    echo "building MinIO once for this machine; this takes some minutes" >&2
-    GOBIN=$bin go install "$minio"
-fi
+"$(dirname "$0")/minio.sh" >/dev/null || { echo "run with SERVER=builtin to measure without MinIO" >&2; exit 1; }
 
 missing=()
 for package in rclone s3fs; do

@@ -6,7 +6,9 @@ import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Paths;
+import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -80,6 +82,9 @@ public class Shell {
                     stream.write(Files.readAllBytes(Paths.get(words[2])));
                 }
                 return id(path);
+            case "puts": // DIR LIST: writes what the lines of a file name, PATH and FILE with a tab between them
+                dfs.mkdirs(path);
+                return puts(Files.readAllLines(Paths.get(words[2])));
             case "write": // PATH FILE: writes, and leaves the file open
                 OPEN.put(words[1], dfs.create(path, true));
                 return more(words);
@@ -132,27 +137,58 @@ public class Shell {
         return "";
     }
 
-    static String many(String dir, int count) throws Exception {
-        ExecutorService writers = Executors.newFixedThreadPool(8);
+    interface Task {
+        void run() throws Exception;
+    }
+
+    /** Does all, eight at a time. */
+    static void together(Iterable<Task> tasks) throws Exception {
+        ExecutorService threads = Executors.newFixedThreadPool(8);
         AtomicReference<Exception> failed = new AtomicReference<>();
-        for (int number = 0; number < count; number++) {
-            final int file = number;
-            writers.submit(() -> {
-                Path path = path(String.format("%s/%03d/%06d", dir, file / 1000, file));
-                try (FSDataOutputStream stream = dfs.create(path, true, 4096, (short) 1, 1048576)) {
-                    if (file < 2000) { // the others are empty: no DataNode has to write them
-                        stream.write(String.valueOf(file).getBytes(StandardCharsets.UTF_8));
-                    }
+        for (Task task : tasks) {
+            threads.submit(() -> {
+                try {
+                    task.run();
                 } catch (Exception problem) {
                     failed.set(problem);
                 }
             });
         }
-        writers.shutdown();
-        writers.awaitTermination(10, TimeUnit.MINUTES);
+        threads.shutdown();
+        threads.awaitTermination(10, TimeUnit.MINUTES);
         if (failed.get() != null) {
             throw failed.get();
         }
+    }
+
+    static String puts(List<String> lines) throws Exception {
+        List<Task> tasks = new ArrayList<>();
+        for (String line : lines) {
+            String[] words = line.split("\t");
+            tasks.add(() -> {
+                try (FSDataOutputStream stream = dfs.create(path(words[0]), true)) {
+                    stream.write(Files.readAllBytes(Paths.get(words[1])));
+                }
+            });
+        }
+        together(tasks);
+        return String.valueOf(tasks.size());
+    }
+
+    static String many(String dir, int count) throws Exception {
+        List<Task> tasks = new ArrayList<>();
+        for (int number = 0; number < count; number++) {
+            final int file = number;
+            tasks.add(() -> {
+                Path path = path(String.format("%s/%03d/%06d", dir, file / 1000, file));
+                try (FSDataOutputStream stream = dfs.create(path, true, 4096, (short) 1, 1048576)) {
+                    if (file < 2000) { // the others are empty: no DataNode has to write them
+                        stream.write(String.valueOf(file).getBytes(StandardCharsets.UTF_8));
+                    }
+                }
+            });
+        }
+        together(tasks);
         return String.valueOf(count);
     }
 

@@ -56,7 +56,7 @@ pub fn wait_until(what: &str, most: Duration, done: impl FnMut() -> bool) {
 }
 
 /// Waits until `done`. False when that takes longer than `most`.
-fn comes_true(most: Duration, mut done: impl FnMut() -> bool) -> bool {
+pub fn comes_true(most: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + most;
     while !done() {
         if Instant::now() > deadline {

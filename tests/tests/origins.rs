@@ -1,24 +1,104 @@
 //! Tests against real storages that are downloaded or built first: `make test-origins`. `cargo test -p weir-tests --test
 //! origins -- NAME` runs some of them.
 //!
-//! They run one after the other, since each storage is a crowd of processes.
+//! Each suite is a process of its own, and some of them run beside each other (`origins/run.rs`).
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod origins {
     pub(crate) mod hdfs;
+    pub(crate) mod run;
+    pub(crate) mod shared;
     pub(crate) mod stores;
 }
 
+use std::marker::PhantomData;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+use crate::origins::shared::{UnderTest, cases, http_cases};
+use crate::origins::stores::{Azurite, Directory, FakeGcs, Minio, Nginx, Oss, Python, S3Service};
+use crate::origins::{hdfs, run, stores};
+
 /// A test and its name.
 type Case = (&'static str, fn());
 
+/// Cases of one storage, which run one after the other.
+struct Suite {
+    name: &'static str,
+    cases: &'static [&'static [Case]],
+    /// Fetches what is not there yet, for all suites at once.
+    fetch: fn(),
+    /// What is done once before the first case, and behind the last.
+    prepare: fn(),
+    end: fn(),
+}
+
+impl Suite {
+    const fn new(name: &'static str, cases: &'static [&'static [Case]], fetch: fn()) -> Self {
+        Self {
+            name,
+            cases,
+            fetch,
+            prepare: nothing,
+            end: nothing,
+        }
+    }
+
+    /// All its cases.
+    fn cases(&self) -> impl Iterator<Item = &'static Case> {
+        self.cases.iter().copied().flatten()
+    }
+}
+
+/// The shared cases of a kind of origin.
+struct Of<T>(PhantomData<T>);
+
+impl<T: UnderTest> Of<T> {
+    const CASES: &[Case] = &cases::<T>();
+    const HTTP_CASES: &[Case] = &http_cases::<T>();
+    const BOTH: &[&[Case]] = &[Self::CASES, Self::HTTP_CASES];
+}
+
+/// The suite of a store that speaks HTTP.
+const fn store<T: UnderTest>(name: &'static str) -> Suite {
+    Suite::new(name, Of::<T>::BOTH, fetch_emulators)
+}
+
+/// Those that take longest come first.
+static SUITES: &[Suite] = &[
+    Suite {
+        prepare: hdfs::start,
+        end: hdfs::stop,
+        ..Suite::new("hdfs", &[Of::<hdfs::Hdfs>::CASES, hdfs::CASES], hdfs::fetch)
+    },
+    Suite::new(
+        "kerberos",
+        &[hdfs::KERBEROS_CASES, hdfs::KEYTAB_CASES],
+        hdfs::fetch,
+    ),
+    store::<Azurite>("azure"),
+    store::<Python>("python"),
+    store::<FakeGcs>("gcs"),
+    store::<Minio>("minio"),
+    store::<Nginx>("nginx"),
+    store::<Oss>("oss"),
+    store::<S3Service>("s3"),
+    Suite::new("directory", &[Of::<Directory>::CASES], nothing),
+    Suite::new("stores", &[stores::CASES], fetch_emulators),
+];
+
+fn nothing() {}
+
+fn fetch_emulators() {
+    stores::emulators();
+}
+
 fn main() -> ExitCode {
-    let mut args = Arguments::from_args();
-    args.test_threads.get_or_insert(1);
+    if let Some(code) = run::process::serve(SUITES) {
+        return code;
+    }
+    let args = Arguments::from_args();
     let missing = weir_tests::fuse_missing();
     // Nobody waits for a cluster who only wants to see the names, or runs the tests of the workspace.
     let is_meant = std::env::var_os("WEIR_TEST_ORIGINS").is_some();
@@ -26,30 +106,14 @@ fn main() -> ExitCode {
         eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
     } else if !is_meant {
         eprintln!("they are ignored: run `make test-origins`, or set WEIR_TEST_ORIGINS=1");
+    } else if !args.list {
+        return run::all(SUITES, &args);
     }
-    let is_ignored = missing.is_some() || !is_meant;
-    let suites: &[(&str, &[Case])] = &[
-        ("hdfs", origins::hdfs::CASES),
-        ("kerberos", origins::hdfs::KERBEROS_CASES),
-        ("keytab", origins::hdfs::KEYTAB_CASES),
-        ("s3", origins::stores::S3),
-        ("gcs", origins::stores::GCS),
-        ("azure", origins::stores::AZURE),
-        ("python", origins::stores::PYTHON),
-        ("nginx", origins::stores::NGINX),
-        ("stores", origins::stores::OTHERS),
-    ];
-    let mut trials = Vec::new();
-    for (suite, cases) in suites {
-        for (name, case) in *cases {
-            let trial = Trial::test(format!("{suite}::{name}"), move || {
-                case();
-                Ok(())
-            });
-            trials.push(trial.with_ignored_flag(is_ignored));
-        }
-    }
-    let conclusion = libtest_mimic::run(&args, trials);
-    origins::hdfs::stop();
-    conclusion.exit_code()
+    let trials = SUITES.iter().flat_map(|suite| {
+        suite.cases().map(|(case, _)| {
+            let trial = Trial::test(format!("{}::{case}", suite.name), || Ok(()));
+            trial.with_ignored_flag(true)
+        })
+    });
+    libtest_mimic::run(&args, trials.collect()).exit_code()
 }

@@ -37,7 +37,17 @@ pub(super) fn as_it_is() -> &'static Cluster {
     CLUSTER.get_or_init(Cluster::start)
 }
 
-/// Ends its processes.
+/// Fetches its programs, if they are not there.
+pub(crate) fn fetch() {
+    jars();
+}
+
+/// Starts its processes.
+pub(crate) fn start() {
+    cluster();
+}
+
+/// Ends them.
 pub(crate) fn stop() {
     if let Some(cluster) = CLUSTER.get() {
         for daemon in cluster.namenodes.iter().chain(&cluster.datanodes) {

@@ -17,6 +17,10 @@ pub(super) const CASES: &[Case] = &[
         a_keytab_opens_a_secure_cluster,
     ),
     (
+        "a_keytab_opens_a_cluster_that_enciphers",
+        a_keytab_opens_a_cluster_that_enciphers,
+    ),
+    (
         "a_wrong_login_is_one_clear_error",
         a_wrong_login_is_one_clear_error,
     ),
@@ -229,12 +233,18 @@ impl Drop for Secure {
 }
 
 fn a_keytab_opens_a_secure_cluster() {
-    for protection in ["authentication", "privacy"] {
-        let secure = Secure::start(protection);
-        let lab = secure.lab("reader.keytab");
-        let mount = lab.mount_at(&format!("{}/data", secure.url), "mnt", &[]);
-        assert!(mount.read("file") == content(1, 3_000_000), "{protection}");
-    }
+    open("authentication");
+}
+
+fn a_keytab_opens_a_cluster_that_enciphers() {
+    open("privacy");
+}
+
+fn open(protection: &str) {
+    let secure = Secure::start(protection);
+    let lab = secure.lab("reader.keytab");
+    let mount = lab.mount_at(&format!("{}/data", secure.url), "mnt", &[]);
+    assert!(mount.read("file") == content(1, 3_000_000), "{protection}");
 }
 
 fn a_wrong_login_is_one_clear_error() {

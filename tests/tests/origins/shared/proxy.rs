@@ -1,6 +1,6 @@
 //! A proxy before a store that breaks some of its answers.
 //!
-//! It passes one request on per connection, as bytes, and knows no more of HTTP than where a head ends.
+//! It passes one request on per connection, as bytes, and knows no more of HTTP than where a head ends and what its first line is.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -107,6 +107,7 @@ fn serve(mut client: TcpStream, store: SocketAddr, state: &State) -> Option<()> 
     }
     let mut store = TcpStream::connect(store).ok()?;
     store.set_read_timeout(Some(SILENCE)).ok()?;
+    let request = in_origin_form(&request);
     let cut = request.len() - 2;
     store.write_all(&request[..cut]).ok()?;
     store.write_all(b"Connection: close\r\n\r\n").ok()?;
@@ -123,6 +124,17 @@ fn serve(mut client: TcpStream, store: SocketAddr, state: &State) -> Option<()> 
         copy(&mut store, &mut client, usize::MAX)?;
     }
     client.shutdown(Shutdown::Write).ok()
+}
+
+/// A head as a server wants it. Who takes this for a proxy by name sends the whole URL, `GET http://host/path`.
+fn in_origin_form(head: &[u8]) -> Vec<u8> {
+    let mut words = head.splitn(2, |byte| *byte == b' ');
+    let (method, rest) = (words.next().unwrap(), words.next().unwrap());
+    let Some(rest) = rest.strip_prefix(b"http://") else {
+        return head.to_vec();
+    };
+    let path = rest.iter().position(|byte| *byte == b'/').unwrap();
+    [method, b" ", &rest[path..]].concat()
 }
 
 /// The bytes up to the end of a head.
