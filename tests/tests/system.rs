@@ -21,6 +21,7 @@ mod system {
     pub(crate) mod many;
     pub(crate) mod memory;
     pub(crate) mod metrics;
+    pub(crate) mod mistakes;
     pub(crate) mod mounting;
     pub(crate) mod namespaces;
     pub(crate) mod output;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         ("sources", system::sources::CASES),
         ("apply", system::apply::CASES),
         ("namespaces", system::namespaces::CASES),
+        ("mistakes", system::mistakes::CASES),
         ("credentials", system::credentials::CASES),
         ("secrets", system::secrets::CASES),
         ("settings", system::settings::CASES),
