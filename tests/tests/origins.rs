@@ -13,12 +13,16 @@ mod origins {
 
 use std::marker::PhantomData;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Trial};
 
 use crate::origins::shared::{UnderTest, cases, http_cases};
 use crate::origins::stores::{Azurite, Directory, FakeGcs, Minio, Nginx, Oss, Python, S3Service};
 use crate::origins::{hdfs, run, stores};
+
+/// Longest time of a case, unless its suite has another limit.
+const CASE_LIMIT: Duration = Duration::from_mins(2);
 
 /// A test and its name.
 type Case = (&'static str, fn());
@@ -27,6 +31,8 @@ type Case = (&'static str, fn());
 struct Suite {
     name: &'static str,
     cases: &'static [&'static [Case]],
+    /// Longest time of a case.
+    limit: Duration,
     /// Fetches what is not there yet, for all suites at once.
     fetch: fn(),
     /// What is done once before the first case, and behind the last.
@@ -39,6 +45,7 @@ impl Suite {
         Self {
             name,
             cases,
+            limit: CASE_LIMIT,
             fetch,
             prepare: nothing,
             end: nothing,
@@ -72,11 +79,12 @@ static SUITES: &[Suite] = &[
         end: hdfs::stop,
         ..Suite::new("hdfs", &[Of::<hdfs::Hdfs>::CASES, hdfs::CASES], hdfs::fetch)
     },
-    Suite::new(
-        "kerberos",
-        &[hdfs::KERBEROS_CASES, hdfs::KEYTAB_CASES],
-        hdfs::fetch,
-    ),
+    Suite {
+        // Sessions of credentials live half a minute, and several are waited for.
+        limit: Duration::from_mins(5),
+        ..Suite::new("keytab", &[hdfs::KEYTAB_CASES], hdfs::fetch)
+    },
+    Suite::new("kerberos", &[hdfs::KERBEROS_CASES], hdfs::fetch),
     store::<Azurite>("azure"),
     store::<Python>("python"),
     store::<FakeGcs>("gcs"),

@@ -19,8 +19,7 @@ use crate::origins::run::process::{Ended, SuiteProcess};
 pub(crate) mod left_behind;
 pub(crate) mod process;
 
-/// Longest time of a case, and of what a suite does before its first one.
-const CASE_LIMIT: Duration = Duration::from_mins(2);
+/// Longest time of what a suite does before its first case.
 const PREPARATION_LIMIT: Duration = Duration::from_mins(5);
 /// Suites at a time, if the arguments do not say it.
 const AT_A_TIME: usize = 2;
@@ -130,7 +129,7 @@ fn run(suite: &Suite, cases: &[&str], scratch: &Path, outcomes: &Mutex<Vec<Outco
         }
         let Some(process) = &mut running else { return };
         let begun = Instant::now();
-        let ended = process.ask(case, CASE_LIMIT);
+        let ended = process.ask(case, suite.limit);
         let took = begun.elapsed();
         let mut problem = ended.of(process).err();
         if matches!(ended, Ended::NotInTime(_) | Ended::Died) {
