@@ -74,11 +74,11 @@ pub(crate) fn get_block_stream(
         .into_stream()
         .boxed()
     } else {
-        ReplicatedBlockStream::new(
+        let mut stream = ReplicatedBlockStream::new(
             protocol, block, offset, len, config, handle, crypto, dead_nodes,
-        )
-        .into_stream()
-        .boxed()
+        );
+        stream.reads_ahead = len > DIRECT_READ_LEN;
+        stream.into_stream().boxed()
     }
 }
 
@@ -151,6 +151,18 @@ async fn connect_and_send(
     Ok((conn, response))
 }
 
+/// Reads up to this long are done by the reader itself; a task of their own, which reads ahead, costs a short one more
+/// than it gives. Added by Weir.
+const DIRECT_READ_LEN: usize = 8 << 20;
+
+/// Where the packets of a block come from.
+enum Packets {
+    /// A connection that the reader reads from. Added by Weir.
+    Direct(Box<DatanodeConnection>, Option<ReadOpChecksumInfoProto>),
+    /// A task that reads ahead.
+    Listener(JoinHandle<Result<DatanodeConnection>>),
+}
+
 struct ReplicatedBlockStream {
     protocol: Arc<NamenodeProtocol>,
     block: hdfs::LocatedBlockProto,
@@ -162,7 +174,8 @@ struct ReplicatedBlockStream {
     // computed a single time rather than per packet.
     cipher: Option<FileCipher>,
 
-    listener: Option<JoinHandle<Result<DatanodeConnection>>>,
+    packets: Option<Packets>,
+    reads_ahead: bool,
     sender: Sender<Result<(PacketHeaderProto, Bytes)>>,
     receiver: Receiver<Result<(PacketHeaderProto, Bytes)>>,
     next_replica: usize,
@@ -197,7 +210,8 @@ impl ReplicatedBlockStream {
             config,
             handle,
             cipher: crypto.as_ref().map(|c| c.make_cipher()),
-            listener: None,
+            packets: None,
+            reads_ahead: true,
             sender,
             receiver,
             next_replica: 0,
@@ -266,7 +280,7 @@ impl ReplicatedBlockStream {
         }
     }
 
-    async fn next_packet_from_receiver(&mut self) -> Option<Result<(PacketHeaderProto, Bytes)>> {
+    async fn receive_packet(&mut self) -> Option<Result<(PacketHeaderProto, Bytes)>> {
         #[cfg(feature = "integration-test")]
         if crate::test::DATANODE_READ_FAULT_INJECTOR
             .swap(false, std::sync::atomic::Ordering::SeqCst)
@@ -277,13 +291,22 @@ impl ReplicatedBlockStream {
         }
 
         let datanode = &self.block.locs[self.next_replica - 1].id;
+        let (packets, receiver) = (&mut self.packets, &mut self.receiver);
+        let receiving = async move {
+            match packets {
+                Some(Packets::Direct(connection, checksum_info)) => {
+                    match Self::get_next_packet(connection, *checksum_info).await {
+                        // The last packet, before all has come.
+                        Ok((_, data)) if data.is_empty() => None,
+                        packet => Some(packet),
+                    }
+                }
+                _ => receiver.recv().await,
+            }
+        };
         let suspects = &self.config.suspects;
         suspects
-            .watch(
-                || datanode_key(datanode),
-                &self.handle,
-                self.receiver.recv(),
-            )
+            .watch(|| datanode_key(datanode), &self.handle, receiving)
             .await
     }
 
@@ -298,20 +321,24 @@ impl ReplicatedBlockStream {
             // transient IO errors. This includes a read timeout
             // after the DataNode has sent data. If this is a new listener, move directly to the
             // next node.
-            let retry_connection = if self.listener.is_none() {
+            let retry_connection = if self.packets.is_none() {
                 let (connection, checksum_info) = self.select_next_datanode().await?;
-                self.listener = Some(Self::start_packet_listener(
-                    connection,
-                    checksum_info,
-                    self.sender.clone(),
-                    &self.handle,
-                ));
+                self.packets = Some(if self.reads_ahead {
+                    Packets::Listener(Self::start_packet_listener(
+                        connection,
+                        checksum_info,
+                        self.sender.clone(),
+                        &self.handle,
+                    ))
+                } else {
+                    Packets::Direct(Box::new(connection), checksum_info)
+                });
                 false
             } else {
                 true
             };
 
-            match self.next_packet_from_receiver().await {
+            match self.receive_packet().await {
                 Some(Ok(data)) => break data,
                 Some(Err(e)) => {
                     // Some error communicating with datanode, log a warning and then retry on a different Datanode
@@ -325,7 +352,7 @@ impl ReplicatedBlockStream {
                         self.config.suspects.add(datanode_key(datanode));
                     }
                     self.last_error = Some(e.to_string());
-                    self.listener = None;
+                    self.packets = None;
                 }
                 None => {
                     // This means there's a disconnect between the data we are getting back and what we asked for,
@@ -372,8 +399,18 @@ impl ReplicatedBlockStream {
     }
 
     async fn finish_block(&mut self) {
-        let Some(listener) = self.listener.take() else {
-            return;
+        let listener = match self.packets.take() {
+            Some(Packets::Direct(connection, checksum_info)) => {
+                match Self::finish_direct(*connection, checksum_info).await {
+                    Ok(conn) => DATANODE_CACHE.release(conn),
+                    Err(e) => {
+                        warn!("Failed to finish block {}: {e}", self.block.b.block_id)
+                    }
+                }
+                return;
+            }
+            Some(Packets::Listener(listener)) => listener,
+            None => return,
         };
         match listener.await {
             Ok(Ok(conn)) => DATANODE_CACHE.release(conn),
@@ -385,6 +422,21 @@ impl ReplicatedBlockStream {
                 );
             }
         }
+    }
+
+    /// Reads the packet that ends a block, and says that all was right: the connection can be used again.
+    async fn finish_direct(
+        mut connection: DatanodeConnection,
+        checksum_info: Option<ReadOpChecksumInfoProto>,
+    ) -> Result<DatanodeConnection> {
+        let (_, data) = Self::get_next_packet(&mut connection, checksum_info).await?;
+        if !data.is_empty() {
+            return Err(HdfsError::DataTransferError(
+                "more data came than was asked for".to_string(),
+            ));
+        }
+        connection.send_read_success().await?;
+        Ok(connection)
     }
 
     async fn get_next_packet(
