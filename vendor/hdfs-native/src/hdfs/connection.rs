@@ -790,13 +790,12 @@ impl DatanodeConnection {
         op: Op,
         message: &impl Message,
     ) -> Result<hdfs::BlockOpResponseProto> {
-        self.writer
-            .write_all(&DATA_TRANSFER_VERSION.to_be_bytes())
-            .await?;
-        self.writer.write_all(&[op.value()]).await?;
-        self.writer
-            .write_all(&message.encode_length_delimited_to_vec())
-            .await?;
+        // Weir: in one piece, which is one packet of the network.
+        let mut request = Vec::with_capacity(message.encoded_len() + 16);
+        request.put_u16(DATA_TRANSFER_VERSION);
+        request.put_u8(op.value());
+        request.extend(message.encode_length_delimited_to_vec());
+        self.writer.write_all(&request).await?;
         self.writer.flush().await?;
 
         let message = self.reader.read_proto().await?;
@@ -837,8 +836,10 @@ impl DatanodeConnection {
             ));
         }
         check_length(payload_length, MAX_PACKET)?;
-        let mut remaining_buf = BytesMut::zeroed(payload_length - 4 + header_length);
-        self.reader.read_exact(&mut remaining_buf).await?;
+        let mut remaining_buf = self
+            .reader
+            .read_bytes(payload_length - 4 + header_length)
+            .await?;
 
         let header =
             hdfs::PacketHeaderProto::decode(remaining_buf.split_to(header_length).freeze())?;

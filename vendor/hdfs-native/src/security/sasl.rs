@@ -519,6 +519,24 @@ impl SaslDatanodeReader {
         }
     }
 
+    /// Reads so many bytes. Added by Weir: memory that is written to anyway is not zeroed before.
+    pub(crate) async fn read_bytes(&mut self, len: usize) -> Result<BytesMut> {
+        if self.decryptor.is_some() {
+            let mut buf = BytesMut::zeroed(len);
+            self.read_exact(&mut buf).await?;
+            return Ok(buf);
+        }
+        let mut buf = BytesMut::with_capacity(len);
+        while buf.len() < len {
+            let missing = len - buf.len();
+            let mut rest = (&mut buf).limit(missing);
+            if self.stream.read_buf(&mut rest).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+        Ok(buf)
+    }
+
     /// Reads a length delimiter from the stream and then reads that many bytes for a full proto message
     pub(crate) async fn read_proto(&mut self) -> Result<Bytes> {
         match &mut self.decryptor {
