@@ -677,8 +677,8 @@ pub(crate) struct NewCredentialArgs {
     /// A shared access signature of Azure
     #[arg(long, conflicts_with_all = ["role_arn", "principal", "header", "google", "azure_account"])]
     pub(crate) azure_sas: bool,
-    /// The service that they are for, such as https://minio.lab:9000 or hdfs://namenode:8020; may be repeated [default: AWS,
-    /// Google or Azure itself; none for a header and a keytab]
+    /// The service that they are for, such as `https://minio.lab:9000` or `hdfs://namenode:8020`; may be repeated
+    /// [default: AWS, Google or Azure itself; none for a header and a keytab]
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Vec<String>,
     /// Taken to be refused: everybody on the machine sees arguments
