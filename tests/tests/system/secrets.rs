@@ -1,6 +1,7 @@
 //! Credentials that the master keeps: what is read with them, who is given them, and where their secrets are not.
 
 use std::cell::RefCell;
+use std::error::Error as _;
 use std::fmt::Write;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -503,11 +504,8 @@ fn credentials_are_given_to_workers_and_to_mounts_of_their_dataset() {
     }
     // A stranger is not even connected.
     let denied = fetch(None, "team", "set").unwrap_err();
-    let is_cut_off = matches!(denied.code(), Code::Unavailable | Code::Unknown);
-    assert!(
-        is_cut_off && denied.message().contains("transport"),
-        "{denied}"
-    );
+    // What it says depends on how far the connection came; an answer of the master's has no source.
+    assert!(denied.source().is_some(), "{denied}");
     let log = cluster.master.as_ref().unwrap().log();
     assert!(
         log.contains("mount reader at 127.0.0.1 is not given"),
