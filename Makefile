@@ -56,6 +56,10 @@ test-origins: setup ## Test against real storages and emulators, which are fetch
 	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
 	@$(ROCKSDB) && WEIR_TEST_ORIGINS=1 $(CARGO) test --locked -p weir-tests --test origins
 
+.PHONY: fetch-origins
+fetch-origins: ## Fetch, build and install the storages of test-origins, which does this too
+	@build-support/hdfs.sh && build-support/stores.sh
+
 .PHONY: fuzz
 fuzz: setup ## Give mutated inputs to each parser for FUZZ_SECONDS, from a new seed
 	@export WEIR_FUZZ_SECONDS=$(FUZZ_SECONDS) WEIR_FUZZ_SEED="$${WEIR_FUZZ_SEED:-$$RANDOM}" && $(ROCKSDB) && \
