@@ -22,6 +22,7 @@ mod limited;
 mod manifest;
 mod many;
 mod memory;
+mod placement;
 mod random;
 pub(crate) mod small;
 mod stream;
@@ -67,6 +68,8 @@ pub enum Suite {
     Many,
     /// 500 datasets of 1,000 files: memory, start and heartbeats of a master
     Datasets,
+    /// Owners of blocks at 1,000 and 10,000 workers: shares, moves and times
+    Placement,
     /// Workers in other processes, and sendfile
     Stream,
     /// A cache of half the data
@@ -97,6 +100,7 @@ impl Suite {
             Self::Manifest => manifest::run(bench),
             Self::Many => many::run(bench),
             Self::Datasets => datasets::run(bench),
+            Self::Placement => placement::run(bench),
             Self::Stream => stream::run(bench),
             Self::Half => half::run(bench),
             Self::FirstByte => first_byte::run(bench),

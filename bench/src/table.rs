@@ -17,6 +17,8 @@ pub enum Unit {
     Seconds,
     /// Thousandths of a second.
     Milliseconds,
+    /// Millionths of a second.
+    Microseconds,
     /// 2^20 bytes.
     Mebibytes,
     /// Bytes of memory for each file.
@@ -25,6 +27,8 @@ pub enum Unit {
     CpuSecondsPerGib,
     /// A part of all.
     Share,
+    /// How much of something else; less is better.
+    Ratio,
     /// How many there were.
     Count,
     /// How many times another ratio.
@@ -39,10 +43,12 @@ impl Unit {
             Self::FilesPerSecond => "files/s",
             Self::Seconds => "s",
             Self::Milliseconds => "ms",
+            Self::Microseconds => "µs",
             Self::Mebibytes => "MiB",
             Self::BytesPerFile => "B/file",
             Self::CpuSecondsPerGib => "CPU s/GiB",
             Self::Share => "share",
+            Self::Ratio => "ratio",
             Self::Count => "number",
             Self::Times => "times",
         }

@@ -108,7 +108,7 @@ impl ClusterReader {
         self.budget.earn();
         let wanted = Wanted {
             block,
-            request: request(map.epoch, dataset, block, &range),
+            request: request(map.epoch(), dataset, block, &range),
             owners: map.owners(&block.key(), MAX_OWNERS),
             range,
             spec,
@@ -149,7 +149,7 @@ impl ClusterReader {
         }
         let request = BlockRequest {
             ahead: true,
-            ..request(map.epoch, dataset, block, &(0..0))
+            ..request(map.epoch(), dataset, block, &(0..0))
         };
         let activity = Activity::default();
         let asked = self.remote.request(owner, &request, &activity);
@@ -177,7 +177,7 @@ impl ClusterReader {
 
     /// Asks for a newer map when a worker has one.
     fn compare_epoch(&self, reply: &BlockReply) {
-        if reply.epoch > self.config.map.borrow().epoch {
+        if reply.epoch > self.config.map.borrow().epoch() {
             self.config.refresh_now.notify_one();
         }
     }
@@ -323,15 +323,15 @@ impl ClusterReader {
     /// Waits until the worker is no longer in the map; for ever while it is.
     async fn left_the_map(&self, worker: &WorkerInfo) {
         let mut map = self.config.map.clone();
-        let gone = map.wait_for(|map| !map.workers.iter().any(|w| w.id == worker.id));
+        let gone = map.wait_for(|map| map.worker(&worker.id).is_none());
         if gone.await.is_err() {
             std::future::pending::<()>().await; // the map is no longer followed
         }
         let map = self.config.map.borrow().clone();
-        let known = |address: &str| map.workers.iter().any(|w| w.data_address == address);
+        let known = |address: &str| map.workers().iter().any(|w| w.data_address == address);
         self.remote.retain(known);
         self.remote.connector().retain(known);
-        let known = |socket: &str| map.workers.iter().any(|w| w.local_socket == socket);
+        let known = |socket: &str| map.workers().iter().any(|w| w.local_socket == socket);
         self.local.retain(known);
     }
 

@@ -99,7 +99,7 @@ pub async fn follow(
 ) {
     loop {
         if let Ok(new) = fetch_all(&mut master, &mut doubts).await {
-            metrics.map_epoch.set(new.epoch as i64);
+            metrics.map_epoch.set(new.epoch() as i64);
             map.send_if_modified(|old| {
                 let changed = **old != new;
                 if changed {

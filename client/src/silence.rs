@@ -98,9 +98,8 @@ impl Suspects {
     fn has_left(&self, worker: &WorkerInfo) -> bool {
         let map = self.map.borrow();
         // One that has moved is another.
-        !map.workers
-            .iter()
-            .any(|known| known.id == worker.id && known.data_address == worker.data_address)
+        map.worker(&worker.id)
+            .is_none_or(|known| known.data_address != worker.data_address)
     }
 }
 

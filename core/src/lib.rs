@@ -25,6 +25,6 @@ pub use id::{CredentialName, DatasetName, DatasetRef, NodeName, OriginId, Snapsh
 pub use keypath::LeftOut;
 pub use log_limit::{LogLimit, LogLimitByKey};
 pub use manifest::{Entry, EntryKind, Manifest, ManifestBuilder};
-pub use placement::{ClusterMap, WorkerInfo};
+pub use placement::{ClusterMap, Hashing, WorkerInfo};
 pub use race_budget::RaceBudget;
 pub use settings::read_settings;

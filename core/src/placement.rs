@@ -2,13 +2,21 @@
 //!
 //! Client and worker compute the same answer from the same map, so nobody looks a block up anywhere. Adding or
 //! removing a worker moves only that worker's share; the next workers in the hash order are the replicas and the
-//! fall-backs. Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (1998), with the
-//! weights of Schindelhauer and Schomaker (2005): score = -weight / ln(hash in (0, 1)).
+//! fall-backs.
+//!
+//! The map says which hash ([`Hashing`]), since another one moves nearly all blocks: a cluster keeps the hash that it was
+//! made with.
+
+mod scored;
+mod seats;
+
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockKey;
 use crate::id::{NodeName, WorkerId};
+use seats::{Member, Seats};
 
 /// Most workers that a cluster map holds; a larger one is refused where it is received.
 pub const MAX_WORKERS: usize = 10_000;
@@ -26,67 +34,173 @@ pub struct WorkerInfo {
     pub node: NodeName,
     /// Path of its Unix socket, for clients on the same node.
     pub local_socket: String,
-    /// Bytes of cache; the share of blocks that it owns is proportional to this.
+    /// Bytes of cache; the share of blocks that it owns is proportional to this. 0 counts as 1.
     pub weight: u64,
 }
 
-/// Epoch-numbered list of live workers. The epoch grows with each change.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+/// How blocks are hashed to workers. Both give weighted rendezvous hashing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hashing {
+    /// All workers are scored and sorted for each block: clusters whose first map is older than the other hash.
+    #[default]
+    Scored,
+    /// Workers have seats, and the best ones are found without a look at all others.
+    Seats,
+}
+
+impl Hashing {
+    /// That of new clusters.
+    pub const NEWEST: Self = Self::Seats;
+
+    /// Its number in messages.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Scored => 0,
+            Self::Seats => 1,
+        }
+    }
+
+    /// The hash with a number in messages. One that is not known yet is read as the newest: any worker serves any block, so a
+    /// reader of an older version finds its blocks, if at the cost of second copies.
+    pub fn of_number(number: u32) -> Self {
+        match number {
+            0 => Self::Scored,
+            _ => Self::NEWEST,
+        }
+    }
+}
+
+/// Epoch-numbered list of live workers, sorted by name, none of which is there twice.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "SavedMap")]
 pub struct ClusterMap {
-    /// Grows with each change of the list.
-    pub epoch: u64,
-    /// The live workers, sorted by id.
-    pub workers: Vec<WorkerInfo>,
+    epoch: u64,
+    hashing: Hashing,
+    workers: Vec<WorkerInfo>,
+    /// Made when the first block is looked up: nearly all maps that a client gets are those that it has.
+    #[serde(skip)]
+    seats: OnceLock<Seats>,
+}
+
+/// A map as it is kept in files.
+#[derive(Deserialize)]
+struct SavedMap {
+    epoch: u64,
+    #[serde(default)]
+    hashing: Hashing,
+    workers: Vec<WorkerInfo>,
+}
+
+impl From<SavedMap> for ClusterMap {
+    fn from(saved: SavedMap) -> Self {
+        Self::new(saved.epoch, saved.hashing, saved.workers)
+    }
+}
+
+impl PartialEq for ClusterMap {
+    fn eq(&self, other: &Self) -> bool {
+        let parts = |map: &Self| (map.epoch, map.hashing);
+        parts(self) == parts(other) && self.workers == other.workers
+    }
 }
 
 impl ClusterMap {
+    /// The map of these workers, in any order. Of two with one name that with the smaller address for blocks stays, so that everybody
+    /// drops the same one; a master lists none twice, and at most [`MAX_WORKERS`].
+    pub fn new(epoch: u64, hashing: Hashing, mut workers: Vec<WorkerInfo>) -> Self {
+        workers.sort_by(|a, b| (&a.id, &a.data_address).cmp(&(&b.id, &b.data_address)));
+        workers.dedup_by(|later, first| later.id == first.id);
+        workers.truncate(MAX_WORKERS);
+        Self {
+            epoch,
+            hashing,
+            workers,
+            seats: OnceLock::new(),
+        }
+    }
+
+    /// Grows with each change of the list.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// How blocks are hashed to the workers.
+    pub fn hashing(&self) -> Hashing {
+        self.hashing
+    }
+
+    /// The live workers, sorted by name.
+    pub fn workers(&self) -> &[WorkerInfo] {
+        &self.workers
+    }
+
+    /// The worker of this name.
+    pub fn worker(&self, id: &WorkerId) -> Option<&WorkerInfo> {
+        let found = self.workers.binary_search_by(|worker| worker.id.cmp(id));
+        found.ok().map(|place| &self.workers[place])
+    }
+
     /// The workers in the order in which they should hold `block`: the owner first, then the fall-backs.
     /// At most `count`.
     pub fn owners(&self, block: &BlockKey, count: usize) -> Vec<&WorkerInfo> {
-        let mut scored: Vec<(f64, &WorkerInfo)> = self
-            .workers
-            .iter()
-            .map(|worker| (score(worker, block), worker))
-            .collect();
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.id.cmp(&b.1.id)));
-        scored.into_iter().take(count).map(|(_, w)| w).collect()
+        let order = match self.hashing {
+            Hashing::Scored => scored::order(&self.workers, block, count),
+            Hashing::Seats => self.seats().order(words(block), count),
+        };
+        order
+            .into_iter()
+            .map(|place| &self.workers[place])
+            .collect()
     }
 
     /// The worker that owns `block`; `None` when there is no worker.
     pub fn owner(&self, block: &BlockKey) -> Option<&WorkerInfo> {
-        self.workers.iter().max_by(|a, b| {
-            score(a, block)
-                .total_cmp(&score(b, block))
-                .then_with(|| b.id.cmp(&a.id))
+        self.owners(block, 1).pop()
+    }
+
+    fn seats(&self) -> &Seats {
+        self.seats.get_or_init(|| {
+            let members = self.workers.iter().map(|worker| Member {
+                seed: seed(worker.id.as_str()),
+                weight: worker.weight,
+            });
+            Seats::new(&members.collect::<Vec<_>>())
         })
     }
 }
 
-fn score(worker: &WorkerInfo, block: &BlockKey) -> f64 {
-    let mut seed: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in worker.id.as_str().bytes() {
-        seed = (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    let (low, high) = block.0.split_at(8);
-    let word = |bytes: &[u8]| bytes.iter().fold(0u64, |w, b| (w << 8) | u64::from(*b));
-    let hash = mix(mix(seed ^ word(low)) ^ word(high));
-    // 53 bits, moved off 0 so that the logarithm is finite.
-    let unit = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    -(worker.weight.max(1) as f64) / unit.ln()
+/// A name as a number.
+fn seed(name: &str) -> u64 {
+    let [first, _] = halves(&blake3::hash(name.as_bytes()).as_bytes()[..16]);
+    first
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+/// A block's key as two numbers.
+fn words(block: &BlockKey) -> [u64; 2] {
+    halves(&block.0)
+}
+
+fn halves(bytes: &[u8]) -> [u64; 2] {
+    let (first, second) = bytes.split_at(8);
+    let word = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |word, b| (word << 8) | u64::from(*b))
+    };
+    [word(first), word(second)]
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    const BOTH: [Hashing; 2] = [Hashing::Scored, Hashing::Seats];
 
     fn worker(id: &str, weight: u64) -> WorkerInfo {
         WorkerInfo {
@@ -99,59 +213,206 @@ mod tests {
         }
     }
 
-    fn map(workers: &[(&str, u64)]) -> ClusterMap {
-        ClusterMap {
-            epoch: 1,
-            workers: workers.iter().map(|(id, w)| worker(id, *w)).collect(),
-        }
+    fn map(hashing: Hashing, workers: &[(&str, u64)]) -> ClusterMap {
+        let workers = workers.iter().map(|(id, w)| worker(id, *w)).collect();
+        ClusterMap::new(1, hashing, workers)
+    }
+
+    fn numbered(hashing: Hashing, weights: impl IntoIterator<Item = u64>) -> ClusterMap {
+        let workers = weights.into_iter().enumerate();
+        let workers = workers.map(|(number, weight)| worker(&format!("worker-{number}"), weight));
+        ClusterMap::new(1, hashing, workers.collect())
+    }
+
+    fn key(number: u32) -> BlockKey {
+        let mut key = [0; 16];
+        key.copy_from_slice(&blake3::hash(&number.to_le_bytes()).as_bytes()[..16]);
+        BlockKey(key)
     }
 
     fn keys(count: u32) -> impl Iterator<Item = BlockKey> {
-        (0..count).map(|i| {
-            let mut key = [0; 16];
-            key.copy_from_slice(&blake3::hash(&i.to_le_bytes()).as_bytes()[..16]);
-            BlockKey(key)
-        })
+        (0..count).map(key)
+    }
+
+    fn names(owners: &[&WorkerInfo]) -> Vec<String> {
+        owners.iter().map(|worker| worker.id.to_string()).collect()
     }
 
     #[test]
     fn shares_are_proportional_to_weight() {
-        let map = map(&[("a", 100), ("b", 100), ("c", 200)]);
-        let mut shares: HashMap<&str, u32> = HashMap::new();
-        for key in keys(20_000) {
+        for hashing in BOTH {
+            let map = map(hashing, &[("a", 100), ("b", 100), ("c", 200)]);
+            let mut shares: HashMap<&str, u32> = HashMap::new();
+            for key in keys(20_000) {
+                *shares
+                    .entry(map.owner(&key).unwrap().id.as_str())
+                    .or_default() += 1;
+            }
+            for (id, expected) in [("a", 5_000), ("b", 5_000), ("c", 10_000)] {
+                let share = shares[id];
+                assert!(share.abs_diff(expected) < expected / 10, "{id}: {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn shares_of_many_workers_are_proportional_to_weight() {
+        let weights = (0..1200).map(|number| [1, 1, 2, 6][number % 4] << 40);
+        let map = numbered(Hashing::Seats, weights);
+        let mut shares: HashMap<u64, u32> = HashMap::new();
+        let count = 20_000;
+        for key in keys(count) {
             *shares
-                .entry(map.owner(&key).unwrap().id.as_str())
+                .entry(map.owner(&key).unwrap().weight >> 40)
                 .or_default() += 1;
         }
-        for (id, expected) in [("a", 5_000), ("b", 5_000), ("c", 10_000)] {
-            let share = shares[id];
-            assert!(share.abs_diff(expected) < expected / 10, "{id}: {share}");
+        for (weight, part) in [(1, 0.2), (2, 0.2), (6, 0.6)] {
+            let share = f64::from(shares[&weight]) / f64::from(count);
+            assert!((share - part).abs() < 0.02, "{weight}: {share}");
         }
     }
 
     #[test]
     fn removing_a_worker_moves_only_its_own_blocks() {
-        let before = map(&[("a", 1), ("b", 1), ("c", 1)]);
-        let after = map(&[("a", 1), ("b", 1)]);
-        for key in keys(5_000) {
-            let old = before.owner(&key).unwrap();
-            let new = after.owner(&key).unwrap();
-            if old.id.as_str() == "c" {
-                // The new owner is the one that was next in the order.
-                assert_eq!(before.owners(&key, 2)[1].id, new.id);
-            } else {
-                assert_eq!(old.id, new.id);
+        for hashing in BOTH {
+            let before = map(hashing, &[("a", 1), ("b", 1), ("c", 1)]);
+            let after = map(hashing, &[("a", 1), ("b", 1)]);
+            for key in keys(5_000) {
+                let old = before.owner(&key).unwrap();
+                let new = after.owner(&key).unwrap();
+                if old.id.as_str() == "c" {
+                    // The new owner is the one that was next in the order.
+                    assert_eq!(before.owners(&key, 2)[1].id, new.id);
+                } else {
+                    assert_eq!(old.id, new.id);
+                }
             }
         }
     }
 
     #[test]
     fn owners_start_with_the_owner_and_an_empty_map_has_none() {
-        let map = map(&[("a", 3), ("b", 1), ("c", 2)]);
-        for key in keys(200) {
-            assert_eq!(map.owners(&key, 3)[0], map.owner(&key).unwrap());
+        for hashing in BOTH {
+            let map = map(hashing, &[("a", 3), ("b", 1), ("c", 2)]);
+            for key in keys(200) {
+                let owners = map.owners(&key, 9);
+                assert_eq!(owners.len(), 3);
+                assert_eq!(owners[0], map.owner(&key).unwrap());
+            }
+            let nobody = ClusterMap::new(0, hashing, Vec::new());
+            assert!(keys(1).all(|key| nobody.owner(&key).is_none()));
         }
-        let nobody = ClusterMap::default();
-        assert!(keys(1).all(|key| nobody.owner(&key).is_none()));
+    }
+
+    #[test]
+    fn weights_may_be_zero_or_as_large_as_can_be() {
+        for hashing in BOTH {
+            let zeros = map(hashing, &[("a", 0), ("b", 0)]);
+            let owned = keys(1000).filter(|key| zeros.owner(key).unwrap().id.as_str() == "a");
+            let owned = owned.count();
+            assert!((400..600).contains(&owned), "{owned}");
+            let far_apart = map(hashing, &[("a", u64::MAX), ("b", 0), ("c", 1)]);
+            for key in keys(1000) {
+                let owners = far_apart.owners(&key, 3);
+                assert_eq!((owners.len(), owners[0].id.as_str()), (3, "a"));
+            }
+            let largest = numbered(hashing, std::iter::repeat_n(u64::MAX, 1000));
+            for key in keys(50) {
+                assert_eq!(largest.owners(&key, 4).len(), 4);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_keys_have_the_same_owners_in_every_version() {
+        let weights = [4u64 << 40, 1 << 40, 2 << 40];
+        let owners = |hashing, count| {
+            let map = numbered(hashing, (0..count).map(|number| weights[number % 3]));
+            let owners = keys(4).map(|key| map.owners(&key, 2));
+            let places = owners
+                .flatten()
+                .map(|worker| worker.id.as_str()[7..].to_owned());
+            places.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(owners(Hashing::Scored, 9), "0 5 2 0 0 7 3 0");
+        assert_eq!(owners(Hashing::Seats, 9), "8 6 3 8 3 6 1 6");
+        let many = "1143 1728 1834 688 531 1321 866 528";
+        assert_eq!(owners(Hashing::Seats, 2000), many);
+    }
+
+    #[test]
+    fn of_two_workers_of_one_name_everybody_takes_the_same() {
+        let at = |address: &str| WorkerInfo {
+            data_address: address.to_owned(),
+            ..worker("a", 1)
+        };
+        let one = ClusterMap::new(
+            1,
+            Hashing::NEWEST,
+            vec![at("x:2"), at("x:1"), worker("b", 1)],
+        );
+        let other = ClusterMap::new(
+            1,
+            Hashing::NEWEST,
+            vec![worker("b", 1), at("x:1"), at("x:2")],
+        );
+        assert_eq!(one, other);
+        assert_eq!(one.workers().len(), 2);
+        assert_eq!(
+            one.worker(&"a".parse().unwrap()).unwrap().data_address,
+            "x:1"
+        );
+        assert!(one.worker(&"c".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_map_keeps_its_hash_when_it_is_saved_and_one_without_is_an_old_one() {
+        for hashing in BOTH {
+            let map = map(hashing, &[("a", 3), ("b", 1)]);
+            let saved = serde_json::to_string(&map).unwrap();
+            assert_eq!(serde_json::from_str::<ClusterMap>(&saved).unwrap(), map);
+            assert_eq!(Hashing::of_number(hashing.number()), hashing);
+        }
+        let old = r#"{"epoch": 7, "workers": []}"#;
+        let old: ClusterMap = serde_json::from_str(old).unwrap();
+        assert_eq!((old.epoch(), old.hashing()), (7, Hashing::Scored));
+        assert_eq!(Hashing::of_number(u32::MAX), Hashing::NEWEST);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn owners_do_not_depend_on_the_order_of_the_workers(
+            weights in proptest::collection::vec(any::<u64>(), 1..60),
+            turn in any::<prop::sample::Index>(),
+            block in any::<u32>(),
+        ) {
+            for hashing in BOTH {
+                let map = numbered(hashing, weights.iter().copied());
+                let mut workers = map.workers().to_vec();
+                workers.rotate_left(turn.index(weights.len()));
+                workers.reverse();
+                let other = ClusterMap::new(1, hashing, workers);
+                let (block, count) = (key(block), 5);
+                prop_assert_eq!(names(&map.owners(&block, count)), names(&other.owners(&block, count)));
+            }
+        }
+
+        #[test]
+        fn no_worker_is_an_owner_twice(
+            weights in proptest::collection::vec(any::<u64>(), 0..60),
+            block in any::<u32>(),
+            count in 0usize..80,
+        ) {
+            for hashing in BOTH {
+                let map = numbered(hashing, weights.iter().copied());
+                let mut owners = names(&map.owners(&key(block), count));
+                prop_assert_eq!(owners.len(), count.min(weights.len()));
+                owners.sort();
+                owners.dedup();
+                prop_assert_eq!(owners.len(), count.min(weights.len()));
+            }
+        }
     }
 }

@@ -43,7 +43,7 @@ impl Members {
     /// The members of the stored map.
     pub(crate) fn load(records: Records, metrics: Arc<MasterMetrics>) -> Result<Self, MasterError> {
         let map = match records.store().get(MAP_KEY)? {
-            None => v1::ClusterMap::default(),
+            None => Membership::first_map(),
             Some(bytes) => decode(MAP_KEY, &bytes)?,
         };
         metrics.epoch.set(map.epoch as i64);

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use weir_core::{Block, ClusterMap, Manifest, SnapshotId, WorkerInfo};
+use weir_core::{Block, ClusterMap, Hashing, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
 use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
@@ -249,8 +249,6 @@ pub fn cluster_map(map: v1::ClusterMap) -> Result<ClusterMap, Status> {
             })
         })
         .collect::<Result<_, Status>>()?;
-    Ok(ClusterMap {
-        epoch: map.epoch,
-        workers,
-    })
+    let hashing = Hashing::of_number(map.hashing);
+    Ok(ClusterMap::new(map.epoch, hashing, workers))
 }

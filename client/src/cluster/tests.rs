@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::net::{TcpListener, TcpStream};
-use weir_core::{ObjectRef, OriginId};
+use weir_core::{Hashing, ObjectRef, OriginId};
 use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 
 use super::*;
@@ -124,7 +124,7 @@ async fn reader_of(scripts: &[Arc<Script>]) -> ClusterReader {
             weight: 1,
         });
     }
-    ClusterReader::of_map(ClusterMap { epoch: 1, workers })
+    ClusterReader::of_map(ClusterMap::new(1, Hashing::NEWEST, workers))
 }
 
 async fn reader() -> ClusterReader {
@@ -148,7 +148,7 @@ fn block(key: &str) -> Block {
 fn block_of_first(reader: &ClusterReader, action: &str) -> Block {
     let map = reader.config.map.borrow().clone();
     let mut blocks = (0..).map(|number| block(&format!("{action}.{number}")));
-    let is_first = |block: &Block| map.owner(&block.key()).unwrap().id == map.workers[0].id;
+    let is_first = |block: &Block| map.owner(&block.key()).unwrap().id == map.workers()[0].id;
     blocks.find(is_first).unwrap()
 }
 

@@ -48,7 +48,7 @@ impl ClusterReader {
             let whole = 0..block.len();
             group
                 .requests
-                .push(request(map.epoch, dataset, block, &whole));
+                .push(request(map.epoch(), dataset, block, &whole));
             group.numbers.push(number);
             group.places.push(place);
         }

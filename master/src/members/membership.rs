@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-use weir_core::{WorkerId, placement::MAX_WORKERS};
+use weir_core::{Hashing, WorkerId, placement::MAX_WORKERS};
 use weir_proto::v1;
 
 use crate::error::MasterError;
@@ -41,6 +41,14 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
+    /// The map of a new cluster.
+    pub(crate) fn first_map() -> v1::ClusterMap {
+        v1::ClusterMap {
+            hashing: Hashing::NEWEST.number(),
+            ..v1::ClusterMap::default()
+        }
+    }
+
     /// The members of a stored map.
     pub(crate) fn restored(map: v1::ClusterMap, now: Instant) -> Self {
         let members = map.workers.iter().filter_map(|info| {
@@ -115,6 +123,7 @@ impl Membership {
         Some(v1::ClusterMap {
             epoch: self.map.epoch + 1,
             workers: live.cloned().collect(),
+            hashing: self.map.hashing,
         })
     }
 
@@ -193,6 +202,20 @@ mod tests {
         assert_eq!(beat("x:2", true), (3, vec![id("a")]));
         assert_eq!(beat("x:2", true), (3, vec![]));
         assert_eq!(members.map().workers, []);
+    }
+
+    #[test]
+    fn a_cluster_keeps_the_hash_that_it_was_made_with() {
+        let start = Instant::now();
+        let hashing = |first: v1::ClusterMap| {
+            let mut members = Membership::restored(first, start);
+            let beat = member("a", "x", start);
+            members.beat(&id("a"), beat, false).unwrap();
+            members.next_map().unwrap().hashing
+        };
+        assert_eq!(hashing(Membership::first_map()), Hashing::Seats.number());
+        let stored_before = v1::ClusterMap::default();
+        assert_eq!(hashing(stored_before), Hashing::Scored.number());
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub async fn serve_tcp(
     };
     let epochs = map.clone();
     let admit = move |stream| {
-        let (admission, epoch) = (admission.clone(), epochs.borrow().epoch);
+        let (admission, epoch) = (admission.clone(), epochs.borrow().epoch());
         async move { admission.admit(stream, epoch).await }
     };
     accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
@@ -181,12 +181,12 @@ async fn serve_connection<S: Socket>(
         place.busy();
         if first.stream_version > 0 {
             version = first.stream_version.min(STREAM_VERSION);
-            let epoch = map.borrow().epoch;
+            let epoch = map.borrow().epoch();
             outgoing.send(&[hello(epoch)]).await?;
             continue;
         }
         let requests = with_others(worker, first, version, &mut incoming)?;
-        let epoch = map.borrow().epoch;
+        let epoch = map.borrow().epoch();
         let client = Client {
             outgoing: &outgoing,
             version,

@@ -66,7 +66,7 @@ impl Peers {
         &'a self,
         map: &'a ClusterMap,
     ) -> impl Iterator<Item = &'a WorkerInfo> {
-        map.workers.iter().filter(|worker| worker.id != self.own)
+        map.workers().iter().filter(|worker| worker.id != self.own)
     }
 
     fn client(&self, worker: &WorkerInfo) -> Result<WorkerClient<Channel>, Status> {
@@ -78,7 +78,7 @@ impl Peers {
         let channel = self.dial.channel(address, Role::Worker, CONNECT_DEADLINE);
         let channel = channel.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let map = self.map.borrow();
-        channels.retain(|known, _| map.workers.iter().any(|w| w.control_address == *known));
+        channels.retain(|known, _| map.workers().iter().any(|w| w.control_address == *known));
         if channels.len() >= MAX_CHANNELS {
             channels.clear(); // calls that are under way keep theirs
         }
@@ -108,7 +108,7 @@ impl Peers {
                 timeout(DROP_DEADLINE, reply).await.map_err(late)?
             };
             let Err(status) = told.await else { return };
-            let is_there = self.map().workers.iter().any(|w| w.id == worker.id);
+            let is_there = self.map().worker(&worker.id).is_some();
             if attempt == ATTEMPTS || !is_there || status.code() == tonic::Code::Unimplemented {
                 tracing::warn!(
                     worker = %worker.id, message = status.message(),

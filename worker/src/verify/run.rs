@@ -280,7 +280,7 @@ impl Run {
         refuse: bool,
     ) {
         let map = self.worker.verifier.peers.get().map(Peers::map);
-        let alone = map.as_ref().is_none_or(|map| map.workers.len() <= 1);
+        let alone = map.as_ref().is_none_or(|map| map.workers().len() <= 1);
         if alone && !dropped.iter().any(|key| self.worker.is_settling(key)) {
             return;
         }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::LocalSet;
-use weir_core::ByteSize;
+use weir_core::{ByteSize, Hashing};
 use weir_origin::{Addressing, FetchPolicy, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_trust::Access;
 use weir_wire::{Link, have_checksums};
@@ -88,10 +88,7 @@ impl Bed {
         let origin_metrics = OriginMetrics::register(&mut registry);
         let worker = Worker::open(config, metrics, origin_metrics).unwrap();
         worker.origins().add(spec);
-        let map = ClusterMap {
-            epoch: EPOCH,
-            ..ClusterMap::default()
-        };
+        let map = ClusterMap::new(EPOCH, Hashing::NEWEST, Vec::new());
         let (sender, map) = watch::channel(Arc::new(map));
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();

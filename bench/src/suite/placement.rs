@@ -1,0 +1,191 @@
+//! Owners of blocks at 1,000 and 10,000 workers: shares, what moves, and the time of a look-up and of a new map.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+
+use rustix::time::{ClockId, clock_gettime};
+use weir_core::{BlockKey, ClusterMap, Hashing, WorkerInfo};
+
+use super::{Bench, Measured};
+use crate::table::{Goal, Table, Unit};
+use crate::usage::memory;
+
+/// Name of the only system in the table.
+const SYSTEM: &str = "Weir, one process";
+/// Weights of the workers, in turn.
+const WEIGHTS: [u64; 3] = [1 << 40, 2 << 40, 4 << 40];
+/// Workers that join and that leave; a part of the cluster, so that a sample sees what moves.
+const CHANGED: usize = 20;
+/// A look-up takes no longer than this at 1,000 workers, in µs.
+const MOST_MICROSECONDS: f64 = 1.0;
+/// By which part shares may differ from what the weights ask for.
+const MOST_OFF: f64 = 0.05;
+/// Bytes that move, relative to those that must.
+const MOST_MOVED: f64 = 1.1;
+/// Maps that are held at once to see what one takes.
+const MAPS: usize = 40;
+const MIB: f64 = 1_048_576.0;
+
+pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
+    let mut table = Table::default();
+    for (workers, promised) in [(1000, true), (10_000, false)] {
+        eprintln!("placement: {workers} workers");
+        measure(bench, &mut table, workers, promised)?;
+    }
+    Ok(Measured {
+        title: "Owners of blocks".to_owned(),
+        source: "generated workers of 1, 2 and 4 TiB, and keys".to_owned(),
+        runs: bench.runs,
+        notes: vec![
+            "Times are CPU time of one thread. The difference of shares is the standard deviation over all workers, without the noise of the sample, or the difference of all workers of a weight, if that is larger.".to_owned(),
+            "The hash of clusters that were made before, which scores all workers, stands beside.".to_owned(),
+        ],
+        table,
+    })
+}
+
+fn measure(bench: &Bench, table: &mut Table, workers: usize, promised: bool) -> anyhow::Result<()> {
+    let goal = |what: &str, unit| Goal::new(format!("{workers} workers: {what}"), unit);
+    // First, since memory that was given back to the allocator would be taken again.
+    let resident = || memory(std::process::id()).1;
+    let start = resident();
+    let maps = (0..MAPS)
+        .map(|_| cluster(Hashing::Seats, workers))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let listed = resident();
+    for map in &maps {
+        black_box(map.owner(&key(0)));
+    }
+    let tables = resident().saturating_sub(listed) as f64 / MAPS as f64;
+    let lists = listed.saturating_sub(start) as f64 / MAPS as f64;
+    for (what, bytes) in [
+        ("memory of the list", lists),
+        ("memory of the seats", tables),
+    ] {
+        table
+            .row(&goal(what, Unit::Mebibytes))
+            .note(SYSTEM, bytes / MIB, None);
+    }
+    let map = cluster(Hashing::Seats, workers)?;
+    let before = cluster(Hashing::Scored, workers)?;
+    let lookups = bench.scaled(2_000_000);
+    for _ in 0..bench.runs {
+        for (what, owners) in [("owner of a block", 1), ("owner and next owner", 2)] {
+            let mut goal = goal(what, Unit::Microseconds);
+            if promised {
+                goal = goal.at_most(MOST_MICROSECONDS);
+            }
+            let taken = look_up(&map, owners, lookups);
+            table.row(&goal).note(SYSTEM, taken, None);
+        }
+        let scored = look_up(&before, 2, lookups / workers as u64 / 4);
+        let goal_before = goal("owner and next owner, all scored", Unit::Microseconds);
+        table.row(&goal_before).note(SYSTEM, scored, None);
+        let update = goal("first look-up with a new map", Unit::Milliseconds);
+        table
+            .row(&update)
+            .note(SYSTEM, first_look_up(workers)?, None);
+    }
+    let off = goal("difference of shares from the weights", Unit::Ratio).at_most(MOST_OFF);
+    let differs = difference(&map, bench.scaled(workers as u64 * 2000));
+    table.row(&off).note(SYSTEM, differs, None);
+    for (what, other) in [("join", workers + CHANGED), ("leave", workers - CHANGED)] {
+        let what = format!("bytes moved when {CHANGED} {what}, of the least possible");
+        let goal = goal(&what, Unit::Ratio).at_most(MOST_MOVED);
+        let moved = moved(&map, &cluster(Hashing::Seats, other)?, lookups);
+        table.row(&goal).note(SYSTEM, moved, None);
+    }
+    Ok(())
+}
+
+fn cluster(hashing: Hashing, workers: usize) -> anyhow::Result<ClusterMap> {
+    let workers = (0..workers).map(|number| {
+        Ok(WorkerInfo {
+            id: format!("worker-{number}.cache.example").parse()?,
+            data_address: format!("10.0.{}.{}:7002", number / 250, number % 250),
+            control_address: format!("10.0.{}.{}:7001", number / 250, number % 250),
+            node: format!("node-{number}").parse()?,
+            local_socket: "/run/weir/worker.sock".to_owned(),
+            weight: weight(number),
+        })
+    });
+    let workers = workers.collect::<anyhow::Result<_>>()?;
+    Ok(ClusterMap::new(1, hashing, workers))
+}
+
+fn weight(number: usize) -> u64 {
+    WEIGHTS[number % WEIGHTS.len()]
+}
+
+fn key(number: u64) -> BlockKey {
+    let mut key = [0; 16];
+    key.copy_from_slice(&blake3::hash(&number.to_le_bytes()).as_bytes()[..16]);
+    BlockKey(key)
+}
+
+/// CPU time of this thread, in seconds.
+fn cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Time to look the owners of a block up, in µs.
+fn look_up(map: &ClusterMap, owners: usize, lookups: u64) -> f64 {
+    let keys: Vec<_> = (0..4096).map(key).collect();
+    black_box(map.owner(&keys[0]));
+    let start = cpu_seconds();
+    let lookups = lookups.max(1);
+    for (_, key) in (0..lookups).zip(keys.iter().cycle()) {
+        black_box(map.owners(key, owners));
+    }
+    (cpu_seconds() - start) * 1e6 / lookups as f64
+}
+
+/// Time of the first look-up with a map that has just come, in ms.
+fn first_look_up(workers: usize) -> anyhow::Result<f64> {
+    let map = cluster(Hashing::Seats, workers)?;
+    let start = cpu_seconds();
+    black_box(map.owner(&key(0)));
+    Ok((cpu_seconds() - start) * 1e3)
+}
+
+/// How far shares are from what the weights ask for, as a part of that: the standard deviation over the workers without
+/// the sample's noise, or the difference of all workers of a weight, if that is larger.
+fn difference(map: &ClusterMap, blocks: u64) -> f64 {
+    let mut owned: HashMap<&str, f64> = HashMap::new();
+    for number in 0..blocks {
+        if let Some(owner) = map.owner(&key(number)) {
+            *owned.entry(owner.id.as_str()).or_default() += 1.0;
+        }
+    }
+    let total: u64 = map.workers().iter().map(|worker| worker.weight).sum();
+    let mut variance = 0.0;
+    let mut classes: HashMap<u64, (f64, f64)> = HashMap::new();
+    for worker in map.workers() {
+        let expected = worker.weight as f64 / total as f64 * blocks as f64;
+        let owned = owned.get(worker.id.as_str()).copied().unwrap_or(0.0);
+        variance += (owned / expected - 1.0).powi(2) - 1.0 / expected;
+        let class = classes.entry(worker.weight).or_default();
+        *class = (class.0 + owned, class.1 + expected);
+    }
+    let spread = (variance / map.workers().len() as f64).max(0.0).sqrt();
+    let classes = classes
+        .values()
+        .map(|(owned, expected)| (owned / expected - 1.0).abs());
+    classes.fold(spread, f64::max)
+}
+
+/// Bytes that have another owner in another map, relative to the least that must: what is owned by those that are in only
+/// one of them.
+fn moved(one: &ClusterMap, other: &ClusterMap, blocks: u64) -> f64 {
+    let weight = |map: &ClusterMap| map.workers().iter().map(|w| w.weight as f64).sum::<f64>();
+    let (least, most) = (
+        weight(one).min(weight(other)),
+        weight(one).max(weight(other)),
+    );
+    let moves = (0..blocks).map(key).filter(|key| {
+        let owners = (one.owner(key), other.owner(key));
+        owners.0.map(|worker| &worker.id) != owners.1.map(|worker| &worker.id)
+    });
+    moves.count() as f64 / blocks as f64 / (1.0 - least / most)
+}
