@@ -10,7 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use weir_core::id::check_namespace;
-use weir_core::{ByteSize, CredentialName, DatasetName, DatasetRef, NodeName, WorkerId};
+use weir_core::{ByteSize, CredentialName, DatasetName, DatasetRef, NodeName, PlaceName, WorkerId};
 use weir_origin::{Addressing, AllowedDir, AllowedEndpoint, SourcePolicy};
 use weir_trust::Role;
 use weir_worker::LEAST_FILL_BUDGET;
@@ -436,6 +436,12 @@ pub(crate) struct WorkerArgs {
     /// Name of this machine [default: the host's name]
     #[arg(long, env = "WEIR_NODE")]
     pub(crate) node: Option<NodeName>,
+    /// The zone that this machine stands in; shown in `weir status`
+    #[arg(long, value_name = "NAME", env = "WEIR_ZONE")]
+    pub(crate) zone: Option<PlaceName>,
+    /// The rack or the like that it stands in, inside of the zone; shown in `weir status`
+    #[arg(long, value_name = "NAME", env = "WEIR_GROUP")]
+    pub(crate) group: Option<PlaceName>,
     /// Address of the block stream
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7450")]
     pub(crate) listen: SocketAddr,
@@ -694,6 +700,9 @@ pub(crate) struct DevArgs {
     /// How many workers
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) workers: u16,
+    /// Zones that the workers stand in, by turns: `a`, `b` and so on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=26))]
+    pub(crate) zones: Option<u8>,
     /// Directory for everything: datasets, caches, certificates, logs [default: a directory under the user's cache
     /// directory]
     #[arg(long, value_name = "DIR")]

@@ -166,6 +166,12 @@ name_type!(
     |name| qualified_as("credentials", name)
 );
 
+name_type!(
+    /// The name of a zone or a group: of a place in the cluster.
+    PlaceName,
+    |name| check_name("place", name).map(|()| name)
+);
+
 /// The one form of a dataset's name. In the default namespace names may be longer and have more characters: those from
 /// before namespaces stay valid.
 fn qualified(name: &str) -> Result<&str, NameError> {

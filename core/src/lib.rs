@@ -21,10 +21,12 @@ pub mod settings;
 pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;
 pub use dataset::{DatasetDocument, DatasetSpec, SourceSpec};
-pub use id::{CredentialName, DatasetName, DatasetRef, NodeName, OriginId, SnapshotId, WorkerId};
+pub use id::{
+    CredentialName, DatasetName, DatasetRef, NodeName, OriginId, PlaceName, SnapshotId, WorkerId,
+};
 pub use keypath::LeftOut;
 pub use log_limit::{LogLimit, LogLimitByKey};
 pub use manifest::{Entry, EntryKind, Manifest, ManifestBuilder};
-pub use placement::{ClusterMap, Hashing, WorkerInfo};
+pub use placement::{ClusterMap, Hashing, Location, WorkerInfo};
 pub use race_budget::RaceBudget;
 pub use settings::read_settings;

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockKey;
-use crate::id::{NodeName, WorkerId};
+use crate::id::{NameError, NodeName, PlaceName, WorkerId};
 use seats::{Member, Seats};
 
 /// Most workers that a cluster map holds; a larger one is refused where it is received.
@@ -32,10 +32,35 @@ pub struct WorkerInfo {
     pub control_address: String,
     /// The machine that it runs on.
     pub node: NodeName,
+    /// Where that stands.
+    #[serde(default)]
+    pub location: Location,
     /// Path of its Unix socket, for clients on the same node.
     pub local_socket: String,
     /// Bytes of cache; the share of blocks that it owns is proportional to this. 0 counts as 1.
     pub weight: u64,
+}
+
+/// Where a machine stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Location {
+    /// Its zone, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<PlaceName>,
+    /// Its rack or the like inside of the zone, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<PlaceName>,
+}
+
+impl Location {
+    /// A location as messages name it, where an empty name is none.
+    pub fn of_names(zone: &str, group: &str) -> Result<Self, NameError> {
+        let place = |name: &str| (!name.is_empty()).then(|| name.parse()).transpose();
+        Ok(Self {
+            zone: place(zone)?,
+            group: place(group)?,
+        })
+    }
 }
 
 /// How blocks are hashed to workers. Both give weighted rendezvous hashing.
@@ -208,6 +233,7 @@ mod tests {
             data_address: String::new(),
             control_address: String::new(),
             node: "n".parse().unwrap(),
+            location: Location::default(),
             local_socket: String::new(),
             weight,
         }
@@ -373,9 +399,11 @@ mod tests {
             assert_eq!(serde_json::from_str::<ClusterMap>(&saved).unwrap(), map);
             assert_eq!(Hashing::of_number(hashing.number()), hashing);
         }
-        let old = r#"{"epoch": 7, "workers": []}"#;
+        let old = r#"{"epoch": 7, "workers": [{"id": "a", "data_address": "x:1", "control_address": "x:2",
+            "node": "n", "local_socket": "", "weight": 3}]}"#;
         let old: ClusterMap = serde_json::from_str(old).unwrap();
         assert_eq!((old.epoch(), old.hashing()), (7, Hashing::Scored));
+        assert_eq!(old.workers()[0].location, Location::default());
         assert_eq!(Hashing::of_number(u32::MAX), Hashing::NEWEST);
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::time::MissedTickBehavior;
-use weir_core::{NodeName, SnapshotId, WorkerId};
+use weir_core::{Location, NodeName, SnapshotId, WorkerId};
 use weir_proto::v1;
 use weir_trust::Caller;
 
@@ -37,6 +37,7 @@ impl Master {
         self.told_if_denied(claims::check(caller, &info))?;
         let id: WorkerId = info.id.parse()?;
         let _: NodeName = info.node.parse()?;
+        let _ = Location::of_names(&info.zone, &info.group)?;
         let addresses = [
             &info.data_address,
             &info.control_address,

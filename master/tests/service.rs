@@ -289,6 +289,38 @@ async fn a_map_is_durable_before_anybody_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_may_change_its_zone_and_not_give_it_any_name() {
+    let master = Served::start().await;
+    let beat = async |zone: &str, group: &str| {
+        let beat = v1::HeartbeatRequest {
+            worker: Some(v1::WorkerInfo {
+                id: "a".to_owned(),
+                node: "a".to_owned(),
+                zone: zone.to_owned(),
+                group: group.to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut client = master.client.clone();
+        let map = client.heartbeat(beat).await?.into_inner().map.unwrap();
+        let worker = &map.workers[0];
+        Ok::<_, Status>((map.epoch, worker.zone.clone(), worker.group.clone()))
+    };
+    let seen = |epoch, zone: &str, group: &str| (epoch, zone.to_owned(), group.to_owned());
+    assert_eq!(beat("", "").await.unwrap(), seen(1, "", ""));
+    assert_eq!(beat("b", "r1").await.unwrap(), seen(2, "b", "r1"));
+    assert_eq!(beat("b", "r1").await.unwrap(), seen(2, "b", "r1"));
+    assert_eq!(beat("c", "").await.unwrap(), seen(3, "c", ""));
+    let long = "z".repeat(129);
+    for (zone, group) in [("a/b", ""), ("", "../x"), (&long, ""), ("a", "\u{1b}[2J"), ("-", "")] {
+        let refused = beat(zone, group).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    }
+    assert_eq!(master.map().await.0, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_store_is_a_clear_error_and_nothing_is_lost() {
     let master = Served::start().await;
     master.create("before").await.unwrap();

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-use weir_core::{Block, ClusterMap, Hashing, Manifest, SnapshotId, WorkerInfo};
+use weir_core::{Block, ClusterMap, Hashing, Location, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
 use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
@@ -244,6 +244,7 @@ pub fn cluster_map(map: v1::ClusterMap) -> Result<ClusterMap, Status> {
                 data_address: worker.data_address,
                 control_address: worker.control_address,
                 node: worker.node.parse().map_err(invalid)?,
+                location: Location::of_names(&worker.zone, &worker.group).map_err(invalid)?,
                 local_socket: worker.local_socket,
                 weight: worker.weight,
             })

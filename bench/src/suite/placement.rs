@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hint::black_box;
 
 use rustix::time::{ClockId, clock_gettime};
-use weir_core::{BlockKey, ClusterMap, Hashing, WorkerInfo};
+use weir_core::{BlockKey, ClusterMap, Hashing, Location, WorkerInfo};
 
 use super::{Bench, Measured};
 use crate::table::{Goal, Table, Unit};
@@ -104,6 +104,7 @@ fn cluster(hashing: Hashing, workers: usize) -> anyhow::Result<ClusterMap> {
             data_address: format!("10.0.{}.{}:7002", number / 250, number % 250),
             control_address: format!("10.0.{}.{}:7001", number / 250, number % 250),
             node: format!("node-{number}").parse()?,
+            location: Location::default(),
             local_socket: "/run/weir/worker.sock".to_owned(),
             weight: weight(number),
         })

@@ -100,6 +100,9 @@ impl Cluster {
                 .args(["--ssd", &ssd])
                 .args(["--listen", "127.0.0.1:0"])
                 .args(["--control", "127.0.0.1:0"]);
+            if let Some(zones) = args.zones {
+                part.args(["--zone", &zone(number, zones)]);
+            }
             self.start(&name, part)?;
         }
         let dial = Dial::new(Some(Identity::load(&mine)?));
@@ -253,4 +256,10 @@ fn own(part: &str, dir: &Path, certs: &Path) -> Command {
         .arg("--certs")
         .arg(certs);
     command.into()
+}
+
+/// The zone of a worker; both count from 1, and there are at most 26.
+fn zone(worker: u16, zones: u8) -> String {
+    let zone = (worker - 1) % u16::from(zones);
+    char::from(b'a' + zone as u8).to_string()
 }

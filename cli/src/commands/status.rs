@@ -33,6 +33,8 @@ struct MasterView {
 struct WorkerView {
     id: String,
     node: String,
+    zone: Option<String>,
+    group: Option<String>,
     data_address: String,
     callers: Option<String>,
     last_seen_ms: u64,
@@ -166,7 +168,7 @@ async fn status_of(
     Ok(status)
 }
 
-/// What a server says of its callers; one of an earlier version says nothing.
+/// What a worker or a master says of itself; one of an earlier version says nothing.
 fn said(callers: String) -> Option<String> {
     Some(callers).filter(|callers| !callers.is_empty())
 }
@@ -181,6 +183,8 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
         WorkerView {
             id: info.id,
             node: info.node,
+            zone: said(info.zone),
+            group: said(info.group),
             data_address: info.data_address,
             callers: said(worker.callers),
             last_seen_ms: worker.last_seen_ms,
@@ -231,13 +235,16 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
         shown(master.callers.as_deref())
     ))?;
     let mut rows = Rows::new(&[
-        "worker", "node", "callers", "tier", "used", "capacity", "blocks", "path",
+        "worker", "node", "zone", "group", "callers", "tier", "used", "capacity", "blocks", "path",
     ]);
+    let place = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
     for worker in &master.workers {
         for tier in worker.tiers.iter().filter(|t| t.capacity_bytes > 0) {
             rows.add([
                 worker.id.clone(),
                 worker.node.clone(),
+                place(&worker.zone),
+                place(&worker.group),
                 shown(worker.callers.as_deref()).to_owned(),
                 tier.tier.clone(),
                 size(tier.used_bytes),

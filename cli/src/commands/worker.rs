@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use weir_core::{ByteSize, ClusterMap, NodeName, WorkerId, WorkerInfo};
+use weir_core::{ByteSize, ClusterMap, Location, NodeName, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::GetClusterMapRequest;
 use weir_segment::SegmentError;
@@ -107,6 +107,10 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         data_address: format!("{host}:{}", data.local_addr()?.port()),
         control_address: format!("{host}:{}", control.local_addr()?.port()),
         node,
+        location: Location {
+            zone: args.zone,
+            group: args.group,
+        },
         // Others have other working directories.
         local_socket: std::path::absolute(&socket)
             .with_context(|| format!("cannot tell where {} is", socket.display()))?

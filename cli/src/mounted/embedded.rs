@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_client::{AnySource, EmbeddedSource, Reader, StaleReads};
-use weir_core::{ByteSize, ClusterMap, DatasetRef, Manifest, SnapshotId, WorkerInfo};
+use weir_core::{ByteSize, ClusterMap, DatasetRef, Location, Manifest, SnapshotId, WorkerInfo};
 use weir_fuse::page_cache::PageCacheWriter;
 use weir_master::{Master, MasterConfig, MasterMetrics};
 use weir_origin::{FetchPolicy, OriginSpec, SourcePolicy};
@@ -277,6 +277,7 @@ async fn run(services: Services) {
             data_address: String::new(),
             control_address: sockets.address(WORKER_SOCKET),
             node: config.node.clone(),
+            location: Location::default(),
             local_socket: String::new(),
             weight: worker.capacity(),
         };

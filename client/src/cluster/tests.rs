@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::net::{TcpListener, TcpStream};
-use weir_core::{Hashing, ObjectRef, OriginId};
+use weir_core::{Hashing, Location, ObjectRef, OriginId};
 use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 
 use super::*;
@@ -120,6 +120,7 @@ async fn reader_of(scripts: &[Arc<Script>]) -> ClusterReader {
             data_address: worker(script.clone(), BYTES[number]).await,
             control_address: String::new(),
             node: "there".parse().unwrap(),
+            location: Location::default(),
             local_socket: String::new(),
             weight: 1,
         });

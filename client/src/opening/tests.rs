@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
-use weir_core::{ByteSize, ClusterMap};
+use weir_core::{ByteSize, ClusterMap, Location};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::master_client::MasterClient;
 use weir_trust::{Access, Identity, Limits, incoming};
@@ -48,6 +48,7 @@ impl Served {
         let config = WorkerConfig {
             id: "w".parse().unwrap(),
             node: "n".parse().unwrap(),
+            location: Location::default(),
             memory: ByteSize(1 << 20),
             ssd: Vec::new(),
             fill_budget: ByteSize(0),

@@ -761,7 +761,8 @@ fn a_cluster_of_one_command_works_and_ends_with_it() {
     let (dir, port) = (lab.path("dev"), free_port().to_string());
     let dir = dir.to_str().unwrap();
     let start = |lab: &Lab| {
-        let args = ["dev", "--workers", "2", "--dir", dir, "--port", &port];
+        let size = ["--workers", "2", "--zones", "2"];
+        let args = [&["dev"][..], &size, &["--dir", dir, "--port", &port]].concat();
         let mut command = lab.command(args);
         let mut running = Running(command.stdout(Stdio::piped()).spawn().unwrap());
         let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
@@ -781,7 +782,8 @@ fn a_cluster_of_one_command_works_and_ends_with_it() {
     let master = &status["masters"][0];
     assert_eq!(master["callers"], "certificates");
     let workers = master["workers"].as_array().unwrap();
-    assert_eq!(workers.len(), 2);
+    let zones: Vec<_> = workers.iter().map(|worker| &worker["zone"]).collect();
+    assert_eq!(zones, ["a", "b"]);
     assert!(
         workers
             .iter()
