@@ -7,6 +7,8 @@
 //! The map says which hash ([`Hashing`]), since another one moves nearly all blocks: a cluster keeps the hash that it was
 //! made with.
 
+pub mod choice;
+pub mod domains;
 mod scored;
 mod seats;
 

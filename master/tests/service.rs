@@ -313,7 +313,13 @@ async fn a_worker_may_change_its_zone_and_not_give_it_any_name() {
     assert_eq!(beat("b", "r1").await.unwrap(), seen(2, "b", "r1"));
     assert_eq!(beat("c", "").await.unwrap(), seen(3, "c", ""));
     let long = "z".repeat(129);
-    for (zone, group) in [("a/b", ""), ("", "../x"), (&long, ""), ("a", "\u{1b}[2J"), ("-", "")] {
+    for (zone, group) in [
+        ("a/b", ""),
+        ("", "../x"),
+        (&long, ""),
+        ("a", "\u{1b}[2J"),
+        ("-", ""),
+    ] {
         let refused = beat(zone, group).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
     }

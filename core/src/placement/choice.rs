@@ -1,0 +1,440 @@
+//! Which domains hold a dataset: what its owner asked for, or what suits its size.
+//!
+//! The choice is made once, by the master, and again when the cluster or the dataset changes; it is a [`Placement`], which
+//! travels to all others. So that data does not move to and fro, a domain that was chosen stays as long as it is there and
+//! the dataset does not outgrow it by far, and a narrower spread is taken only when the dataset fits well.
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+
+use super::domains::{MAX_DOMAINS, Placement, Spread, domains_of};
+use super::seats::mix;
+use super::{ClusterMap, seed};
+
+/// Part of a domain's bytes that one dataset may take when its spread is chosen for it: datasets share a node's cache.
+const SHARE: f64 = 0.25;
+/// How far beyond that a dataset may grow before it leaves a domain.
+const KEPT: f64 = 2.0;
+/// How far below that it must be to move into a narrower one.
+const NARROWED: f64 = 0.5;
+
+/// How many domains hold a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Copies {
+    /// So many, as far as there are domains.
+    Number(NonZeroUsize),
+    /// Each.
+    All,
+}
+
+/// What is asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Wanted {
+    /// How far a copy is spread; the narrowest that holds the dataset if nothing is said.
+    pub spread: Option<Spread>,
+    /// How many copies; one for each domain that is named, else one, if nothing is said.
+    pub copies: Option<Copies>,
+    /// The domains, by their names, in order; needs a spread.
+    pub within: Vec<String>,
+}
+
+/// Why something cannot be asked for.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PlacementError {
+    /// Names of what?
+    #[error("`in` names domains of a spread: add `spread: zone`, `group` or `node`")]
+    NoSpread,
+    /// The cluster is one domain.
+    #[error("`spread: cluster` is one copy over all workers: leave out `in`, and copies beyond 1")]
+    OneCluster,
+    /// More than a placement holds.
+    #[error("{0} domains are named: {MAX_DOMAINS} are the most")]
+    TooMany(usize),
+    /// One is named twice.
+    #[error("{0:?} is named twice in `in`")]
+    Twice(String),
+    /// No worker is in it.
+    #[error("no worker is in {spread} {name:?}{}", .nearest.as_ref().map(|n| format!(": did you mean {n:?}?")).unwrap_or_default())]
+    Unknown {
+        /// What is named.
+        spread: Spread,
+        /// As it was named.
+        name: String,
+        /// The most alike of those that exist.
+        nearest: Option<String>,
+    },
+    /// Not so many domains.
+    #[error(
+        "{asked} copies by {spread} are asked for, and there are {there}: ask for fewer, or `copies: all`"
+    )]
+    TooManyCopies {
+        /// What is to hold a copy.
+        spread: Spread,
+        /// As many were asked for.
+        asked: usize,
+        /// As many there are, or were named.
+        there: usize,
+    },
+}
+
+impl Wanted {
+    /// Whether this can be had from a cluster as it is now. What becomes of it later, when domains come and go, is no error: see
+    /// [`choose`].
+    pub fn check(&self, map: &ClusterMap) -> Result<(), PlacementError> {
+        if self.within.len() > MAX_DOMAINS {
+            return Err(PlacementError::TooMany(self.within.len()));
+        }
+        let mut seen = HashSet::new();
+        if let Some(name) = self.within.iter().find(|name| !seen.insert(*name)) {
+            return Err(PlacementError::Twice(name.clone()));
+        }
+        let asked = match self.copies {
+            Some(Copies::Number(number)) => number.get(),
+            Some(Copies::All) | None => 1,
+        };
+        let Some(spread) = self.spread else {
+            return if self.within.is_empty() {
+                Ok(())
+            } else {
+                Err(PlacementError::NoSpread)
+            };
+        };
+        if spread == Spread::Cluster {
+            let is_one = self.within.is_empty() && asked == 1;
+            return if is_one {
+                Ok(())
+            } else {
+                Err(PlacementError::OneCluster)
+            };
+        }
+        let domains = domains_of(map, spread);
+        if let Some(name) = self.within.iter().find(|name| !domains.contains_key(*name)) {
+            let alike = |other: &&String| strsim::jaro(name, other);
+            let nearest = domains.keys().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+            return Err(PlacementError::Unknown {
+                spread,
+                name: name.clone(),
+                nearest: nearest.filter(|other| alike(other) > 0.7).cloned(),
+            });
+        }
+        let there = if self.within.is_empty() {
+            domains.len()
+        } else {
+            self.within.len()
+        };
+        if asked > there {
+            return Err(PlacementError::TooManyCopies {
+                spread,
+                asked,
+                there,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The domains of a dataset of so many bytes, the first one first. `dataset` tells it from others, and `previous` is what was chosen
+/// last.
+///
+/// Named domains are taken in their order, also those without a worker now. Others are taken by weighted rendezvous among
+/// those that are large enough, then among the rest. A dataset that asks for a spread that no worker has (zones in a cluster
+/// without) is spread over the cluster.
+pub fn choose(
+    wanted: &Wanted,
+    dataset: &str,
+    bytes: u64,
+    map: &ClusterMap,
+    previous: Option<&Placement>,
+) -> Placement {
+    let spread = wanted
+        .spread
+        .unwrap_or_else(|| narrowest(bytes, map, previous));
+    let domains = chosen(wanted, spread, dataset, bytes, map, previous);
+    let (spread, domains) = if domains.is_empty() {
+        (Spread::Cluster, vec![String::new()])
+    } else {
+        (spread, domains)
+    };
+    match previous {
+        Some(previous) if (previous.spread, &previous.domains) == (spread, &domains) => {
+            previous.clone()
+        }
+        _ => Placement {
+            version: previous.map_or(1, |previous| previous.version + 1),
+            spread,
+            domains,
+        },
+    }
+}
+
+fn fits(bytes: u64, capacity: u64, slack: f64) -> bool {
+    bytes as f64 <= capacity as f64 * SHARE * slack
+}
+
+/// The narrowest spread of which one domain holds the dataset.
+fn narrowest(bytes: u64, map: &ClusterMap, previous: Option<&Placement>) -> Spread {
+    let before = previous.map(|previous| previous.spread);
+    let holds = |spread: &Spread| {
+        let slack = match before {
+            Some(before) if *spread == before => KEPT,
+            Some(before) if *spread < before => NARROWED,
+            _ => 1.0,
+        };
+        domains_of(map, *spread)
+            .values()
+            .any(|capacity| fits(bytes, *capacity, slack))
+    };
+    let narrower = [Spread::Node, Spread::Group, Spread::Zone];
+    narrower.into_iter().find(holds).unwrap_or(Spread::Cluster)
+}
+
+fn chosen(
+    wanted: &Wanted,
+    spread: Spread,
+    dataset: &str,
+    bytes: u64,
+    map: &ClusterMap,
+    previous: Option<&Placement>,
+) -> Vec<String> {
+    if spread == Spread::Cluster {
+        return Vec::new();
+    }
+    let most = |unsaid: usize| match wanted.copies {
+        Some(Copies::Number(number)) => number.get().min(MAX_DOMAINS),
+        Some(Copies::All) => MAX_DOMAINS,
+        None => unsaid,
+    };
+    if !wanted.within.is_empty() {
+        let named = wanted.within.iter().take(most(MAX_DOMAINS));
+        return named.cloned().collect();
+    }
+    let count = most(1);
+    let domains = domains_of(map, spread);
+    let before = previous.filter(|previous| previous.spread == spread);
+    let kept = before.into_iter().flat_map(|previous| &previous.domains);
+    let some_fit = domains.values().any(|capacity| fits(bytes, *capacity, 1.0));
+    let stays = |capacity: &u64| !some_fit || fits(bytes, *capacity, KEPT);
+    let kept = kept.filter(|domain| domains.get(*domain).is_some_and(stays));
+    let mut chosen: Vec<String> = kept.take(count).cloned().collect();
+    let mut others: Vec<_> = domains
+        .iter()
+        .filter(|(domain, _)| !chosen.contains(domain))
+        .collect();
+    let dataset = seed(dataset);
+    others.sort_by_cached_key(|(domain, capacity)| {
+        let hash = mix(mix(dataset) ^ seed(domain));
+        let unit = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        let delay = -unit.ln() / (**capacity).max(1) as f64;
+        // Positive numbers are in the order of their bits.
+        (!fits(bytes, **capacity, 1.0), delay.to_bits())
+    });
+    let more = count - chosen.len();
+    chosen.extend(
+        others
+            .into_iter()
+            .take(more)
+            .map(|(domain, _)| domain.clone()),
+    );
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::placement::{Hashing, Location, WorkerInfo};
+
+    const TIB: u64 = 1 << 40;
+
+    fn worker(number: usize, weight: u64) -> WorkerInfo {
+        let zone = ["a", "b"][number % 2];
+        WorkerInfo {
+            id: format!("w{number}").parse().unwrap(),
+            data_address: String::new(),
+            control_address: String::new(),
+            node: format!("n{number}").parse().unwrap(),
+            location: Location::of_names(zone, ["r1", "r2"][number / 2 % 2]).unwrap(),
+            local_socket: String::new(),
+            weight,
+        }
+    }
+
+    /// Zones a and b of two racks each, with these weights.
+    fn map(weights: &[u64]) -> ClusterMap {
+        let workers = weights.iter().enumerate();
+        let workers = workers.map(|(number, weight)| worker(number, *weight));
+        ClusterMap::new(1, Hashing::Seats, workers.collect())
+    }
+
+    fn wanted(spread: Option<Spread>, copies: Option<usize>, within: &[&str]) -> Wanted {
+        Wanted {
+            spread,
+            copies: copies.map(|copies| Copies::Number(NonZeroUsize::new(copies).unwrap())),
+            within: within.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_dataset_goes_to_the_narrowest_domain_that_holds_it() {
+        let map = map(&[TIB; 16]);
+        let spread = |bytes| choose(&Wanted::default(), "set", bytes, &map, None).spread;
+        assert_eq!(spread(0), Spread::Node);
+        assert_eq!(spread(TIB / 4), Spread::Node);
+        assert_eq!(spread(TIB / 4 + 1), Spread::Group);
+        assert_eq!(spread(TIB + 1), Spread::Zone);
+        assert_eq!(spread(2 * TIB + 1), Spread::Cluster);
+        assert_eq!(spread(u64::MAX), Spread::Cluster);
+    }
+
+    #[test]
+    fn datasets_are_shared_among_the_domains_by_their_size() {
+        let map = map(&[TIB, 3 * TIB]);
+        let by_zone = wanted(Some(Spread::Zone), None, &[]);
+        let of_b = (0..1000).filter(|number| {
+            choose(&by_zone, &format!("set-{number}"), 1, &map, None).domains == ["b"]
+        });
+        let of_b = of_b.count();
+        assert!((700..800).contains(&of_b), "{of_b}");
+    }
+
+    #[test]
+    fn a_dataset_that_grows_and_shrinks_a_little_stays() {
+        let map = map(&[TIB; 16]);
+        let mut placement = choose(&Wanted::default(), "set", TIB / 4, &map, None);
+        let first = placement.clone();
+        for bytes in [TIB / 4 + 1, TIB / 5, TIB / 3, TIB / 2, TIB / 4] {
+            placement = choose(&Wanted::default(), "set", bytes, &map, Some(&placement));
+            assert_eq!(placement, first, "{bytes}");
+        }
+        placement = choose(
+            &Wanted::default(),
+            "set",
+            TIB / 2 + 1,
+            &map,
+            Some(&placement),
+        );
+        assert_eq!((placement.version, placement.spread), (2, Spread::Group));
+        placement = choose(&Wanted::default(), "set", TIB / 4, &map, Some(&placement));
+        assert_eq!((placement.version, placement.spread), (2, Spread::Group));
+        placement = choose(&Wanted::default(), "set", TIB / 8, &map, Some(&placement));
+        assert_eq!((placement.version, placement.spread), (3, Spread::Node));
+    }
+
+    #[test]
+    fn workers_that_come_and_go_move_only_what_was_theirs() {
+        let weights = [TIB; 20];
+        let all = map(&weights);
+        let by_node = wanted(Some(Spread::Node), Some(3), &[]);
+        for number in 0..200 {
+            let name = format!("set-{number}");
+            let before = choose(&by_node, &name, 1, &all, None);
+            assert_eq!(before.domains.len(), 3);
+            let fewer = map(&weights[..19]);
+            let after = choose(&by_node, &name, 1, &fewer, Some(&before));
+            let stayed = before.domains.iter().filter(|domain| *domain != "n19");
+            let stayed: Vec<_> = stayed.collect();
+            assert!(
+                after
+                    .domains
+                    .iter()
+                    .collect::<Vec<_>>()
+                    .starts_with(&stayed)
+            );
+            assert_eq!(after.domains.len(), 3);
+            assert_eq!(after.version, if stayed.len() == 3 { 1 } else { 2 });
+            assert_eq!(choose(&by_node, &name, 1, &all, Some(&after)), after);
+        }
+    }
+
+    #[test]
+    fn named_domains_are_taken_in_their_order_also_while_they_are_down() {
+        let map = map(&[TIB; 4]);
+        let named = wanted(Some(Spread::Zone), None, &["gone", "b", "a"]);
+        assert_eq!(
+            choose(&named, "set", 1, &map, None).domains,
+            ["gone", "b", "a"]
+        );
+        let named = wanted(Some(Spread::Zone), Some(1), &["b", "a"]);
+        assert_eq!(choose(&named, "set", 1, &map, None).domains, ["b"]);
+    }
+
+    #[test]
+    fn copies_are_as_many_as_there_are_domains_at_most() {
+        let map = map(&[TIB; 4]);
+        let all = Wanted {
+            copies: Some(Copies::All),
+            ..wanted(Some(Spread::Zone), None, &[])
+        };
+        assert_eq!(choose(&all, "set", 1, &map, None).domains.len(), 2);
+        let many = wanted(Some(Spread::Zone), Some(usize::MAX), &[]);
+        assert_eq!(choose(&many, "set", 1, &map, None).domains.len(), 2);
+    }
+
+    #[test]
+    fn a_spread_that_no_worker_has_is_the_cluster() {
+        let mut one = worker(0, TIB);
+        one.location = Location::default();
+        let map = ClusterMap::new(1, Hashing::Seats, vec![one]);
+        let by_zone = wanted(Some(Spread::Zone), None, &[]);
+        assert_eq!(
+            choose(&by_zone, "set", 1, &map, None).spread,
+            Spread::Cluster
+        );
+        let nobody = choose(&Wanted::default(), "set", 1, &ClusterMap::default(), None);
+        assert_eq!((nobody.spread, nobody.version), (Spread::Cluster, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_told_with_what_to_change() {
+        let map = map(&[TIB; 4]);
+        let zone = Some(Spread::Zone);
+        let said = |wanted: Wanted| wanted.check(&map).unwrap_err().to_string();
+        for fine in [
+            Wanted::default(),
+            wanted(zone, Some(2), &[]),
+            wanted(zone, None, &["b", "a"]),
+            wanted(Some(Spread::Group), None, &["a/r1"]),
+            wanted(Some(Spread::Cluster), Some(1), &[]),
+        ] {
+            fine.check(&map).unwrap();
+        }
+        assert!(said(wanted(zone, None, &["zone-a"])).contains("no worker is in zone \"zone-a\""));
+        let group = Some(Spread::Group);
+        assert!(said(wanted(group, None, &["a/r3"])).contains("did you mean \"a/r"));
+        assert!(
+            said(wanted(zone, Some(3), &[]))
+                .contains("3 copies by zone are asked for, and there are 2")
+        );
+        assert!(said(wanted(zone, Some(2), &["a"])).contains("there are 1"));
+        assert!(said(wanted(zone, None, &["a", "a"])).contains("named twice"));
+        assert!(said(wanted(None, None, &["a"])).contains("spread: zone"));
+        assert!(said(wanted(Some(Spread::Cluster), Some(2), &[])).contains("one copy"));
+        assert!(said(wanted(zone, None, &["x"; 65])).contains("64 are the most"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_choice_names_no_domain_twice_and_is_the_same_again(
+            weights in vec(any::<u64>(), 0..40), bytes in any::<u64>(), copies in 1usize..9,
+            spread in 0usize..5, before in any::<u64>(),
+        ) {
+            let spread = [None, Some(Spread::Node), Some(Spread::Group), Some(Spread::Zone), Some(Spread::Cluster)][spread];
+            let wanted = wanted(spread, Some(copies), &[]);
+            let map = map(&weights);
+            let previous = choose(&wanted, "set", before, &map, None);
+            let chosen = choose(&wanted, "set", bytes, &map, Some(&previous));
+            let mut domains = chosen.domains.clone();
+            domains.sort();
+            domains.dedup();
+            prop_assert_eq!(domains.len(), chosen.domains.len());
+            prop_assert!(!domains.is_empty());
+            prop_assert!(spread.is_none() || chosen.domains.len() <= copies);
+            prop_assert_eq!(chosen.version, if chosen == previous { 1 } else { 2 });
+            prop_assert_eq!(&choose(&wanted, "set", bytes, &map, Some(&chosen)), &chosen);
+        }
+    }
+}

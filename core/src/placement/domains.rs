@@ -1,0 +1,453 @@
+//! Which workers may hold a dataset: copies, each spread over one domain.
+//!
+//! A *domain* is the whole cluster, a zone, a group of nodes (a rack) or a node. A [`Placement`] names the domains that hold a
+//! copy of a dataset, in order. Inside of one, blocks are hashed over its workers as over those of a cluster, so each domain has
+//! one owner of a block. The owner in the first domain that has workers fetches it from the origin ([`Owners::filler`]); the
+//! others copy it from there. A reader takes the nearest ([`Owners::for_reader`]).
+//!
+//! Who knows the placement and the cluster map knows all of that: client and worker agree if they have the same version of
+//! both, and each request says which ones it was made with.
+//!
+//! **When a placement changes**, or the cluster's hash, blocks are where the former one says. The version grows by one, and the
+//! former placement stays beside the new one until its data has moved. The new first owner that misses a block asks the
+//! former owners for what they hold before it asks the origin, so a byte that is cached anywhere is not fetched again; a reader of the
+//! former version is served by the former owners as before, and is told by their answers that there is a newer one.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::seats::{Member, Seats, mix};
+use super::{ClusterMap, Location, WorkerInfo, seed, words};
+use crate::block::BlockKey;
+use crate::id::{NodeName, PlaceName};
+
+/// Groups that nodes without one are hashed into.
+const HASHED_GROUPS: u64 = 64;
+/// Most domains that a placement names.
+pub const MAX_DOMAINS: usize = 64;
+
+/// How far one copy of a dataset is spread.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Spread {
+    /// Over the workers of one node.
+    Node,
+    /// Over those of a group of nodes. Nodes that name none are hashed into at most 64 for each zone.
+    Group,
+    /// Over those of a zone. Workers without a zone hold nothing of such datasets.
+    Zone,
+    /// Over all workers.
+    Cluster,
+}
+
+/// Where a dataset is held.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Placement {
+    /// Grows with each change.
+    pub version: u64,
+    /// What the domains are.
+    pub spread: Spread,
+    /// Their names, as [`domain_of`] gives them, the first one first. None is there twice.
+    pub domains: Vec<String>,
+}
+
+impl Default for Placement {
+    /// One copy over the whole cluster.
+    fn default() -> Self {
+        Self {
+            version: 0,
+            spread: Spread::Cluster,
+            domains: vec![String::new()],
+        }
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Node => "node",
+            Self::Group => "group",
+            Self::Zone => "zone",
+            Self::Cluster => "cluster",
+        })
+    }
+}
+
+/// The domain of a worker: empty for the cluster, `a` for a zone, `a/r1` for a group of it, or the node's name. `-/r1` is a group
+/// outside of all zones, and `a/~7` one that nodes without a group were hashed into. `None` if it has no zone.
+pub fn domain_of(worker: &WorkerInfo, spread: Spread) -> Option<Cow<'_, str>> {
+    let zone = worker.location.zone.as_ref().map(PlaceName::as_str);
+    match spread {
+        Spread::Cluster => Some(Cow::Borrowed("")),
+        Spread::Node => Some(Cow::Borrowed(worker.node.as_str())),
+        Spread::Zone => zone.map(Cow::Borrowed),
+        Spread::Group => {
+            let zone = zone.unwrap_or("-");
+            Some(Cow::Owned(match &worker.location.group {
+                Some(group) => format!("{zone}/{group}"),
+                None => format!("{zone}/~{}", seed(worker.node.as_str()) % HASHED_GROUPS),
+            }))
+        }
+    }
+}
+
+/// The domains of a map with the bytes that their workers hold.
+pub fn domains_of(map: &ClusterMap, spread: Spread) -> BTreeMap<String, u64> {
+    let mut domains: BTreeMap<String, u64> = BTreeMap::new();
+    for worker in map.workers() {
+        if let Some(domain) = domain_of(worker, spread) {
+            let bytes = domains.entry(domain.into_owned()).or_default();
+            *bytes = bytes.saturating_add(worker.weight);
+        }
+    }
+    domains
+}
+
+/// Who holds the blocks of datasets of one placement; made once for each map and placement.
+#[derive(Clone, Debug)]
+pub struct Owners {
+    map: Arc<ClusterMap>,
+    /// The domains that have workers.
+    copies: Vec<Copied>,
+}
+
+/// Those of one domain.
+#[derive(Clone, Debug)]
+enum Copied {
+    /// All, by the cluster's own hash.
+    All,
+    /// Places in the map, and the seats of these workers.
+    Some { places: Vec<usize>, seats: Seats },
+}
+
+impl Owners {
+    /// The owners of blocks under a placement. A domain without a live worker has none.
+    pub fn new(map: Arc<ClusterMap>, placement: &Placement) -> Self {
+        if placement.spread == Spread::Cluster {
+            let copies = if map.workers().is_empty() {
+                Vec::new()
+            } else {
+                vec![Copied::All]
+            };
+            return Self { map, copies };
+        }
+        let mut places: BTreeMap<Cow<'_, str>, Vec<usize>> = BTreeMap::new();
+        for (place, worker) in map.workers().iter().enumerate() {
+            if let Some(domain) = domain_of(worker, placement.spread) {
+                places.entry(domain).or_default().push(place);
+            }
+        }
+        let domains = placement.domains.iter().take(MAX_DOMAINS);
+        // A domain that is there twice has one copy.
+        let copies = domains.filter_map(|domain| places.remove(domain.as_str()));
+        let copies = copies.map(|places| {
+            let members = places.iter().map(|place| member(&map.workers()[*place]));
+            let seats = Seats::new(&members.collect::<Vec<_>>());
+            Copied::Some { places, seats }
+        });
+        let copies = copies.collect();
+        Self { map, copies }
+    }
+
+    /// The map that this was made of.
+    pub fn map(&self) -> &Arc<ClusterMap> {
+        &self.map
+    }
+
+    /// The owner of a block in each domain that has workers, the first domain first.
+    pub fn of<'a>(&'a self, block: &BlockKey) -> impl Iterator<Item = &'a WorkerInfo> + use<'a> {
+        let block = *block;
+        let owners = self
+            .copies
+            .iter()
+            .map(move |copy| self.order(copy, &block, 1));
+        owners.flatten()
+    }
+
+    /// The only worker that fetches a block from the origin.
+    pub fn filler(&self, block: &BlockKey) -> Option<&WorkerInfo> {
+        self.order(self.copies.first()?, block, 1).pop()
+    }
+
+    /// Whom a reader asks for a block, at most `most`: the owner of the nearest copy, those of the next nearest ones, then the
+    /// next workers in the hash order of each domain in the same order. Of equally near ones each reader's node has its own first.
+    pub fn for_reader(
+        &self,
+        block: &BlockKey,
+        node: &NodeName,
+        at: &Location,
+        most: usize,
+    ) -> Vec<&WorkerInfo> {
+        if let [copy] = &self.copies[..] {
+            return self.order(copy, block, most);
+        }
+        let reader = seed(node.as_str());
+        let [key, _] = words(block);
+        let mut copies: Vec<_> = self
+            .copies
+            .iter()
+            .zip(1..)
+            .map(|(copy, number)| {
+                let owners = self.order(copy, block, most);
+                let far = owners.first().map(|owner| distance(owner, node, at));
+                (far, mix(reader ^ key.wrapping_add(number)), owners)
+            })
+            .collect();
+        copies.sort_by_key(|(far, turn, _)| (*far, *turn));
+        // Domains of a spread share no worker.
+        let ranks = (0..most).flat_map(|rank| {
+            let owners = copies
+                .iter()
+                .filter_map(move |(_, _, owners)| owners.get(rank));
+            owners.copied()
+        });
+        ranks.take(most).collect()
+    }
+
+    fn order(&self, copy: &Copied, block: &BlockKey, count: usize) -> Vec<&WorkerInfo> {
+        match copy {
+            Copied::All => self.map.owners(block, count),
+            Copied::Some { places, seats } => {
+                let order = seats.order(words(block), count).into_iter();
+                order
+                    .map(|member| &self.map.workers()[places[member]])
+                    .collect()
+            }
+        }
+    }
+}
+
+/// How far a worker is from a reader: 0 on its node, 1 in its group, 2 in its zone, 3 elsewhere. Groups that nodes were hashed into
+/// say nothing of distance.
+pub fn distance(worker: &WorkerInfo, node: &NodeName, at: &Location) -> u8 {
+    let same = |one: &Option<PlaceName>, other: &Option<PlaceName>| one.is_some() && one == other;
+    let same_zone = same(&worker.location.zone, &at.zone);
+    if worker.node == *node {
+        0
+    } else if worker.location.zone == at.zone && same(&worker.location.group, &at.group) {
+        1
+    } else if same_zone {
+        2
+    } else {
+        3
+    }
+}
+
+fn member(worker: &WorkerInfo) -> Member {
+    Member {
+        seed: seed(worker.id.as_str()),
+        weight: worker.weight,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::placement::Hashing;
+
+    /// A worker of each zone, group and node; an empty zone or group is none.
+    pub(in crate::placement) fn worker(
+        name: &str,
+        node: &str,
+        zone: &str,
+        group: &str,
+    ) -> WorkerInfo {
+        WorkerInfo {
+            id: name.parse().unwrap(),
+            data_address: String::new(),
+            control_address: String::new(),
+            node: node.parse().unwrap(),
+            location: Location::of_names(zone, group).unwrap(),
+            local_socket: String::new(),
+            weight: 1 << 40,
+        }
+    }
+
+    /// Workers `w0` and so on, of nodes `n0`…, two to a node, in zones `a`, `b`, `c` and two racks each.
+    fn three_zones(count: usize) -> Vec<WorkerInfo> {
+        let workers = (0..count).map(|number| {
+            let node = number / 2;
+            let zone = ["a", "b", "c"][node % 3];
+            let group = ["r1", "r2"][node / 3 % 2];
+            worker(&format!("w{number}"), &format!("n{node}"), zone, group)
+        });
+        workers.collect()
+    }
+
+    fn map(workers: Vec<WorkerInfo>) -> Arc<ClusterMap> {
+        Arc::new(ClusterMap::new(1, Hashing::Seats, workers))
+    }
+
+    fn placement(spread: Spread, domains: &[&str]) -> Placement {
+        Placement {
+            version: 1,
+            spread,
+            domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+        }
+    }
+
+    fn key(number: u32) -> BlockKey {
+        let mut key = [0; 16];
+        key.copy_from_slice(&blake3::hash(&number.to_le_bytes()).as_bytes()[..16]);
+        BlockKey(key)
+    }
+
+    fn names<'a>(workers: impl IntoIterator<Item = &'a WorkerInfo>) -> Vec<&'a str> {
+        let names = workers.into_iter().map(|worker| worker.id.as_str());
+        names.collect()
+    }
+
+    #[test]
+    fn the_default_is_the_owners_of_the_cluster() {
+        let map = map(three_zones(12));
+        let owners = Owners::new(map.clone(), &Placement::default());
+        let (node, at) = ("n0".parse().unwrap(), Location::default());
+        for number in 0..200 {
+            let key = key(number);
+            let expected = names(map.owners(&key, 2));
+            assert_eq!(names(owners.for_reader(&key, &node, &at, 2)), expected);
+            assert_eq!(names(owners.filler(&key)), expected[..1]);
+            assert_eq!(names(owners.of(&key)), expected[..1]);
+        }
+    }
+
+    #[test]
+    fn each_domain_has_one_owner_and_the_first_one_fills() {
+        let map = map(three_zones(30));
+        let owners = Owners::new(map, &placement(Spread::Zone, &["b", "a"]));
+        for number in 0..200 {
+            let of: Vec<_> = owners.of(&key(number)).collect();
+            let zones: Vec<_> = of
+                .iter()
+                .map(|w| w.location.zone.as_ref().unwrap().as_str())
+                .collect();
+            assert_eq!(zones, ["b", "a"]);
+            assert_eq!(owners.filler(&key(number)), Some(of[0]));
+        }
+    }
+
+    #[test]
+    fn a_reader_has_its_own_zone_first_and_its_own_node_before_that() {
+        let map = map(three_zones(30));
+        let owners = Owners::new(map.clone(), &placement(Spread::Zone, &["a", "b", "c"]));
+        let racks = Owners::new(map, &placement(Spread::Group, &["c/r2", "a/r2", "a/r1"]));
+        for number in 0..200 {
+            let (node, at) = (
+                "elsewhere".parse().unwrap(),
+                Location::of_names("c", "r1").unwrap(),
+            );
+            let first = owners.for_reader(&key(number), &node, &at, 3);
+            assert_eq!(first[0].location.zone.as_ref().unwrap().as_str(), "c");
+            // No rack of its own has a copy, but one of its zone.
+            let first = racks.for_reader(&key(number), &node, &at, 3);
+            assert_eq!(distance(first[0], &node, &at), 2);
+            let at = Location::of_names("a", "r1").unwrap();
+            let far = racks.for_reader(&key(number), &node, &at, 3);
+            let far: Vec<_> = far
+                .iter()
+                .map(|worker| distance(worker, &node, &at))
+                .collect();
+            assert_eq!(far, [1, 2, 3]);
+            // The owner in zone b, on the reader's own node.
+            let owner = owners.of(&key(number)).nth(1).unwrap();
+            let first = owners.for_reader(&key(number), &owner.node, &Location::default(), 1);
+            assert_eq!(first, [owner]);
+        }
+    }
+
+    #[test]
+    fn readers_elsewhere_share_the_copies() {
+        let map = map(three_zones(30));
+        let owners = Owners::new(map, &placement(Spread::Zone, &["a", "b"]));
+        let of_a = (0..1000).filter(|number| {
+            let node = format!("reader-{number}").parse().unwrap();
+            let first = owners.for_reader(&key(1), &node, &Location::default(), 1)[0];
+            first.location.zone.as_ref().unwrap().as_str() == "a"
+        });
+        let of_a = of_a.count();
+        assert!((400..600).contains(&of_a), "{of_a}");
+    }
+
+    #[test]
+    fn a_domain_without_workers_has_no_owner_and_the_next_one_fills() {
+        let map = map(three_zones(30));
+        let owners = Owners::new(map, &placement(Spread::Zone, &["gone", "c", "c"]));
+        assert_eq!(owners.of(&key(1)).count(), 1);
+        let filler = owners.filler(&key(1)).unwrap();
+        assert_eq!(filler.location.zone.as_ref().unwrap().as_str(), "c");
+        let nobody = Owners::new(Arc::default(), &Placement::default());
+        assert_eq!(nobody.filler(&key(1)), None);
+        let nobody = Owners::new(Arc::default(), &placement(Spread::Zone, &["a"]));
+        let at = Location::default();
+        assert!(
+            nobody
+                .for_reader(&key(1), &"n".parse().unwrap(), &at, 3)
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn nodes_without_a_group_are_hashed_into_some_of_their_zone() {
+        let workers =
+            (0..3000).map(|number| worker(&format!("w{number}"), &format!("n{number}"), "", ""));
+        let map = map(workers.collect());
+        let domains = domains_of(&map, Spread::Group);
+        assert_eq!(domains.len(), HASHED_GROUPS as usize);
+        assert!(domains.keys().all(|domain| domain.starts_with("-/~")));
+        assert!(domains_of(&map, Spread::Zone).is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn a_reader_gets_each_copy_once_and_no_worker_twice(
+            count in 1usize..60, spread in 0usize..4, turn in any::<u64>(), most in 0usize..12, block in any::<u32>(),
+        ) {
+            let spread = [Spread::Node, Spread::Group, Spread::Zone, Spread::Cluster][spread];
+            let map = map(three_zones(count));
+            let mut domains: Vec<String> = domains_of(&map, spread).into_keys().collect();
+            domains.sort_by_key(|domain| mix(seed(domain) ^ turn));
+            domains.truncate(4);
+            let placement = Placement { version: 1, spread, domains };
+            let owners = Owners::new(map, &placement);
+            let (node, at) = ("n1".parse().unwrap(), Location::of_names("b", "r1").unwrap());
+            let asked = owners.for_reader(&key(block), &node, &at, most);
+            let mut all = names(asked.iter().copied());
+            all.sort_unstable();
+            all.dedup();
+            prop_assert_eq!(all.len(), asked.len());
+            let copies: Vec<_> = owners.of(&key(block)).collect();
+            prop_assert_eq!(copies.len(), placement.domains.len());
+            // The first ones are the copies' owners, nearest first.
+            let first = &asked[..copies.len().min(asked.len())];
+            prop_assert!(first.iter().all(|worker| copies.contains(worker)));
+            prop_assert!(first.is_sorted_by_key(|worker| distance(worker, &node, &at)));
+        }
+
+        #[test]
+        fn a_change_in_one_domain_moves_nothing_in_another(
+            zones in vec(0usize..3, 6..60), gone in any::<prop::sample::Index>(), block in any::<u32>(),
+        ) {
+            let workers: Vec<_> = zones.iter().enumerate().map(|(number, zone)| {
+                worker(&format!("w{number}"), &format!("n{number}"), ["a", "b", "c"][*zone], "")
+            }).collect();
+            let mut fewer = workers.clone();
+            let gone = fewer.remove(gone.index(workers.len()));
+            let placement = placement(Spread::Zone, &["a", "b", "c"]);
+            let before = Owners::new(map(workers), &placement);
+            let after = Owners::new(map(fewer), &placement);
+            let others = |owners: &Owners| -> Vec<String> {
+                let others = owners.of(&key(block)).filter(|worker| worker.location.zone != gone.location.zone);
+                others.map(|worker| worker.id.to_string()).collect()
+            };
+            prop_assert_eq!(others(&before), others(&after));
+        }
+    }
+}
