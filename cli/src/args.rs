@@ -436,12 +436,18 @@ pub(crate) struct WorkerArgs {
     /// Name of this machine [default: the host's name]
     #[arg(long, env = "WEIR_NODE")]
     pub(crate) node: Option<NodeName>,
-    /// The zone that this machine stands in; shown in `weir status`
-    #[arg(long, value_name = "NAME", env = "WEIR_ZONE")]
-    pub(crate) zone: Option<PlaceName>,
-    /// The rack or the like that it stands in, inside of the zone; shown in `weir status`
-    #[arg(long, value_name = "NAME", env = "WEIR_GROUP")]
-    pub(crate) group: Option<PlaceName>,
+    /// The zone that this machine stands in [default: the certificate's]
+    #[arg(long, value_name = "NAME", env = "WEIR_ZONE", value_parser = place())]
+    pub(crate) zone: Option<MaybePlace>,
+    /// The rack or the like that it stands in, inside of the zone [default: the certificate's]
+    #[arg(long, value_name = "NAME", env = "WEIR_GROUP", value_parser = place())]
+    pub(crate) group: Option<MaybePlace>,
+    /// Pool of workers that this one belongs to [default: the certificate's]
+    #[arg(long, value_name = "NAME", env = "WEIR_POOL", value_parser = place())]
+    pub(crate) pool: Option<MaybePlace>,
+    /// The machine that mounts on it name as their node, where that is not --node
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub(crate) machine: Option<NodeName>,
     /// Address of the block stream
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7450")]
     pub(crate) listen: SocketAddr,
@@ -697,7 +703,7 @@ pub(crate) struct NewCredentialArgs {
 
 #[derive(Args)]
 pub(crate) struct DevArgs {
-    /// How many workers
+    /// How many workers; each is a node of its own, `node-1` and so on
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) workers: u16,
     /// Zones that the workers stand in, by turns: `a`, `b` and so on
@@ -776,9 +782,29 @@ pub(crate) struct IssueArgs {
     /// The only node that a worker may claim to run on, as its --node says
     #[arg(long, value_name = "NODE")]
     pub(crate) node: Option<NodeName>,
+    /// The only zone that a worker may claim to stand in
+    #[arg(long, value_name = "NAME")]
+    pub(crate) zone: Option<PlaceName>,
+    /// The only group that a worker may claim to stand in
+    #[arg(long, value_name = "NAME")]
+    pub(crate) group: Option<PlaceName>,
+    /// The only pool that a worker may claim to belong to
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pool: Option<PlaceName>,
     /// Days until it ends
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = days())]
     pub(crate) days: u16,
+}
+
+/// A place's name; none if it is empty, as a variable of the environment may be.
+#[derive(Clone, Debug)]
+pub(crate) struct MaybePlace(pub(crate) Option<PlaceName>);
+
+fn place() -> impl TypedValueParser<Value = MaybePlace> {
+    clap::builder::StringValueParser::new().try_map(|name| {
+        let named = (!name.is_empty()).then(|| name.parse()).transpose();
+        named.map(MaybePlace)
+    })
 }
 
 fn namespace(text: &str) -> Result<String, String> {

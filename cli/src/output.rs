@@ -75,7 +75,8 @@ impl Rows {
     }
 
     /// Adds a row below the others.
-    pub(crate) fn add<const N: usize>(&mut self, cells: [String; N]) {
+    pub(crate) fn add(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells = cells.into_iter();
         self.0
             .add_row(cells.map(|cell| escaped(&cell).into_owned()));
     }

@@ -233,7 +233,8 @@ impl ClusterReader {
     }
 
     fn is_near(&self, worker: &WorkerInfo) -> bool {
-        worker.node == self.config.node
+        let machine = worker.location.machine.as_ref();
+        worker.node == self.config.node || machine == Some(&self.config.node)
     }
 
     /// Waits for a worker's answer for as long as it is in the cluster map; `None` when it has left.

@@ -34,7 +34,7 @@ pub struct WorkerInfo {
     pub control_address: String,
     /// The machine that it runs on.
     pub node: NodeName,
-    /// Where that stands.
+    /// Where that is.
     #[serde(default)]
     pub location: Location,
     /// Path of its Unix socket, for clients on the same node.
@@ -43,26 +43,53 @@ pub struct WorkerInfo {
     pub weight: u64,
 }
 
-/// Where a machine stands.
+/// Where a worker or a reader is.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Location {
+    /// The pool that it belongs to, if any: workers for datasets that ask for this pool, whatever their zones are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PlaceName>,
     /// Its zone, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<PlaceName>,
     /// Its rack or the like inside of the zone, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<PlaceName>,
+    /// The machine whose mounts may use the worker's socket, where that is not the node's name: several nodes may be one machine
+    /// (`weir dev`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<NodeName>,
 }
 
 impl Location {
-    /// A location as messages name it, where an empty name is none.
+    /// A zone and a group as messages name them, where an empty name is none.
     pub fn of_names(zone: &str, group: &str) -> Result<Self, NameError> {
-        let place = |name: &str| (!name.is_empty()).then(|| name.parse()).transpose();
         Ok(Self {
-            zone: place(zone)?,
-            group: place(group)?,
+            zone: named(zone)?,
+            group: named(group)?,
+            ..Self::default()
         })
     }
+
+    /// The same in a pool; an empty name is none.
+    pub fn in_pool(self, pool: &str) -> Result<Self, NameError> {
+        Ok(Self {
+            pool: named(pool)?,
+            ..self
+        })
+    }
+
+    /// The same on a machine; an empty name is none.
+    pub fn on_machine(self, machine: &str) -> Result<Self, NameError> {
+        Ok(Self {
+            machine: named(machine)?,
+            ..self
+        })
+    }
+}
+
+fn named<T: std::str::FromStr>(name: &str) -> Result<Option<T>, T::Err> {
+    (!name.is_empty()).then(|| name.parse()).transpose()
 }
 
 /// How blocks are hashed to workers. Both give weighted rendezvous hashing.

@@ -2,7 +2,7 @@
 //!
 //! Every client takes the cluster map for true: who has the largest weight in it is asked for the most blocks, at the
 //! address that it named. So a worker with a certificate may claim its certificate's name, no more weight than that allows,
-//! the node that it names, if it names one, and addresses that it names or that the worker connected from. Of those without
+//! the node, zone, group and pool that it names, if it names one, and addresses that it names or that the worker connected from. Of those without
 //! one only what no worker can be is refused.
 //!
 //! Whose a Unix socket is nobody can know here. Each mount asks its own kernel when it connects; here it is only seen to that
@@ -50,6 +50,20 @@ pub(crate) fn check(caller: &Caller, info: &v1::WorkerInfo) -> Result<(), Master
             info.node
         ));
     }
+    let limits = &peer.subject.place;
+    for (what, allowed, claimed) in [
+        ("zone", &limits.zone, &info.zone),
+        ("group", &limits.group, &info.group),
+        ("pool", &limits.pool, &info.pool),
+    ] {
+        if let Some(allowed) = allowed
+            && allowed.as_str() != claimed
+        {
+            return denied(format!(
+                "to be in {what} {claimed:?}: its certificate says {allowed}"
+            ));
+        }
+    }
     for address in [&info.data_address, &info.control_address] {
         if !may_claim(peer, caller, address) {
             return denied(format!(
@@ -94,7 +108,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::SystemTime;
 
-    use weir_trust::{Role, Subject};
+    use weir_trust::{Place, Role, Subject};
 
     use super::*;
 
@@ -104,6 +118,7 @@ mod tests {
             name: "gpu-7".parse().unwrap(),
             max_weight: max_weight.map(ByteSize),
             node: Some("gpu-7".parse().unwrap()),
+            place: Place::default(),
         };
         Caller::Peer {
             peer: Arc::new(Peer {
@@ -183,6 +198,38 @@ mod tests {
             "{why}"
         );
         check(&Caller::Local { uid: 7 }, &elsewhere).unwrap();
+    }
+
+    #[test]
+    fn a_zone_a_group_and_a_pool_that_the_certificate_does_not_name_are_denied() {
+        let at = "10.0.0.7:7450";
+        let of = |zone: &str, group: &str, pool: &str| v1::WorkerInfo {
+            zone: zone.to_owned(),
+            group: group.to_owned(),
+            pool: pool.to_owned(),
+            ..claim("gpu-7", 5, at, at)
+        };
+        let name = |name: &str| Some(name.parse().unwrap());
+        let mut caller = worker(None);
+        let Caller::Peer { peer, .. } = &mut caller else {
+            unreachable!("made above");
+        };
+        Arc::get_mut(peer).unwrap().subject.place = Place {
+            zone: name("a"),
+            group: name("r1"),
+            pool: name("gpu"),
+        };
+        check(&caller, &of("a", "r1", "gpu")).unwrap();
+        for (zone, group, pool) in [
+            ("b", "r1", "gpu"),
+            ("", "r1", "gpu"),
+            ("a", "r2", "gpu"),
+            ("a", "r1", ""),
+        ] {
+            let why = denied(&caller, &of(zone, group, pool));
+            assert!(why.contains("its certificate says"), "{why}");
+        }
+        check(&worker(None), &of("b", "r2", "any")).unwrap();
     }
 
     #[test]

@@ -37,7 +37,9 @@ impl Master {
         self.told_if_denied(claims::check(caller, &info))?;
         let id: WorkerId = info.id.parse()?;
         let _: NodeName = info.node.parse()?;
-        let _ = Location::of_names(&info.zone, &info.group)?;
+        let _ = Location::of_names(&info.zone, &info.group)?
+            .in_pool(&info.pool)?
+            .on_machine(&info.machine)?;
         let addresses = [
             &info.data_address,
             &info.control_address,

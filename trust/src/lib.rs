@@ -37,4 +37,4 @@ pub use identity::Identity;
 pub use incoming::{Connection, Incoming, Limits, incoming, incoming_unix};
 pub use refusals::Refusals;
 pub use stream::Stream;
-pub use subject::{Peer, Role, Subject};
+pub use subject::{Peer, Place, Role, Subject};

@@ -1,8 +1,8 @@
 //! Whom a certificate names.
 //!
 //! The name is in the certificate's alternative names, as URIs: `weir:ROLE:NAME`, and for a worker `weir:max-weight:BYTES`
-//! if it may not claim more, and `weir:node:NAME` if it may claim no other node. Host names and IP addresses beside them
-//! are those that a worker may claim.
+//! if it may not claim more, and `weir:node:NAME` if it may claim no other node; likewise `weir:zone:NAME`, `weir:group:NAME`
+//! and `weir:pool:NAME`. Host names and IP addresses beside them are those that a worker may claim.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
-use weir_core::{ByteSize, NodeName};
+use weir_core::{ByteSize, NodeName, PlaceName};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -21,6 +21,9 @@ use crate::error::{TrustError, refused};
 const SCHEME: &str = "weir:";
 const MAX_WEIGHT: &str = "weir:max-weight:";
 const NODE: &str = "weir:node:";
+const ZONE: &str = "weir:zone:";
+const GROUP: &str = "weir:group:";
+const POOL: &str = "weir:pool:";
 
 /// What a process is in its cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -80,6 +83,19 @@ pub struct Subject {
     pub max_weight: Option<ByteSize>,
     /// The only node that it may claim to be on; any without.
     pub node: Option<NodeName>,
+    /// The only place that it may claim.
+    pub place: Place,
+}
+
+/// The only zone, group and pool that a worker may claim; any without.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Place {
+    /// Its zone.
+    pub zone: Option<PlaceName>,
+    /// Its group.
+    pub group: Option<PlaceName>,
+    /// Its pool.
+    pub pool: Option<PlaceName>,
 }
 
 impl Subject {
@@ -90,6 +106,7 @@ impl Subject {
             name,
             max_weight: None,
             node: None,
+            place: Place::default(),
         }
     }
 
@@ -100,17 +117,28 @@ impl Subject {
                 .map(|most| format!("{MAX_WEIGHT}{}", most.0)),
         );
         uris.extend(self.node.as_ref().map(|node| format!("{NODE}{node}")));
+        let Place { zone, group, pool } = &self.place;
+        for (scheme, name) in [(ZONE, zone), (GROUP, group), (POOL, pool)] {
+            uris.extend(name.as_ref().map(|name| format!("{scheme}{name}")));
+        }
         uris
     }
 
     fn of_uris<'a>(uris: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
         let (mut max_weight, mut node) = (None, None);
+        let mut place = Place::default();
         for uri in uris.clone() {
             // A limit that cannot be read must not mean none.
             if let Some(bytes) = uri.strip_prefix(MAX_WEIGHT) {
                 max_weight = Some(ByteSize(bytes.parse().ok()?));
             } else if let Some(name) = uri.strip_prefix(NODE) {
                 node = Some(name.parse().ok()?);
+            } else if let Some(name) = uri.strip_prefix(ZONE) {
+                place.zone = Some(name.parse().ok()?);
+            } else if let Some(name) = uri.strip_prefix(GROUP) {
+                place.group = Some(name.parse().ok()?);
+            } else if let Some(name) = uri.strip_prefix(POOL) {
+                place.pool = Some(name.parse().ok()?);
             }
         }
         let mut named = uris.filter_map(|uri| {
@@ -126,6 +154,7 @@ impl Subject {
             name,
             max_weight,
             node,
+            place,
         })
     }
 }
@@ -229,6 +258,12 @@ mod tests {
         for limited in [false, true] {
             subject.max_weight = limited.then_some(ByteSize(5));
             subject.node = limited.then(|| "rack-1".parse().unwrap());
+            let name = |name: &str| limited.then(|| name.parse().unwrap());
+            subject.place = Place {
+                zone: name("a"),
+                group: name("r1"),
+                pool: name("gpu"),
+            };
             let uris = subject.to_uris();
             let uris: Vec<&str> = uris.iter().map(String::as_str).collect();
             assert_eq!(of(&uris).as_ref(), Some(&subject));
@@ -244,6 +279,9 @@ mod tests {
         assert_eq!(of(&["weir:worker:a", "weir:admin:b"]), None);
         assert_eq!(of(&["weir:worker:a", "weir:max-weight:many"]), None);
         assert_eq!(of(&["weir:worker:a", "weir:node:no node"]), None);
+        for limit in ["weir:zone:a/b", "weir:group:", "weir:pool:no pool"] {
+            assert_eq!(of(&["weir:worker:a", limit]), None);
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Channel;
-use weir_core::{ClusterMap, PlaceName, SnapshotId, WorkerInfo};
+use weir_core::{ClusterMap, SnapshotId, WorkerInfo};
 use weir_origin::OriginSpec;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
@@ -237,8 +237,8 @@ fn snapshot_id(name: v1::SnapshotName) -> Option<SnapshotId> {
     })
 }
 
-fn place(name: Option<&PlaceName>) -> String {
-    name.map(PlaceName::to_string).unwrap_or_default()
+fn named<T: ToString>(name: Option<&T>) -> String {
+    name.map(T::to_string).unwrap_or_default()
 }
 
 fn worker_to_proto(info: &WorkerInfo) -> v1::WorkerInfo {
@@ -249,7 +249,9 @@ fn worker_to_proto(info: &WorkerInfo) -> v1::WorkerInfo {
         node: info.node.to_string(),
         local_socket: info.local_socket.clone(),
         weight: info.weight,
-        zone: place(info.location.zone.as_ref()),
-        group: place(info.location.group.as_ref()),
+        zone: named(info.location.zone.as_ref()),
+        group: named(info.location.group.as_ref()),
+        pool: named(info.location.pool.as_ref()),
+        machine: named(info.location.machine.as_ref()),
     }
 }

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use weir_core::id::NameError;
 use weir_core::{Block, ClusterMap, Hashing, Location, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
@@ -227,6 +228,13 @@ fn to_proto(progress: &WarmProgress) -> v1::WarmProgress {
     }
 }
 
+/// Where a message says that a worker is.
+fn location(worker: &v1::WorkerInfo) -> Result<Location, NameError> {
+    Location::of_names(&worker.zone, &worker.group)?
+        .in_pool(&worker.pool)?
+        .on_machine(&worker.machine)
+}
+
 /// Reads a cluster map from the wire.
 pub fn cluster_map(map: v1::ClusterMap) -> Result<ClusterMap, Status> {
     if map.workers.len() > weir_core::placement::MAX_WORKERS {
@@ -239,12 +247,13 @@ pub fn cluster_map(map: v1::ClusterMap) -> Result<ClusterMap, Status> {
         .workers
         .into_iter()
         .map(|worker| {
+            let location = location(&worker).map_err(invalid)?;
             Ok(WorkerInfo {
                 id: worker.id.parse().map_err(invalid)?,
                 data_address: worker.data_address,
                 control_address: worker.control_address,
                 node: worker.node.parse().map_err(invalid)?,
-                location: Location::of_names(&worker.zone, &worker.group).map_err(invalid)?,
+                location,
                 local_socket: worker.local_socket,
                 weight: worker.weight,
             })

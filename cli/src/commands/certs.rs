@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use weir_trust::{Authority, Identity, Peer, Role, Subject, Validity, trusted_in};
+use weir_trust::{Authority, Identity, Peer, Place, Role, Subject, Validity, trusted_in};
 
 use crate::args::{CertsCommand, IssueArgs, OutputFormat};
 use crate::exit::{Failure, Reason};
@@ -62,10 +62,16 @@ fn init(ca: &Path, days: u16) -> Result<(), Failure> {
 
 fn issue(args: IssueArgs) -> Result<(), Failure> {
     let usage = |message: String| Failure::new(Reason::Usage, message);
+    let place = Place {
+        zone: args.zone,
+        group: args.group,
+        pool: args.pool,
+    };
     let limited = args.max_weight.is_some() || args.node.is_some() || !args.address.is_empty();
+    let limited = limited || place != Place::default();
     if args.role != Role::Worker && limited {
         return Err(usage(format!(
-            "--address, --max-weight and --node are what a worker may claim, and this is a {}",
+            "--address, --max-weight, --node, --zone, --group and --pool are what a worker may claim, and this is a {}",
             args.role
         )));
     }
@@ -85,6 +91,7 @@ fn issue(args: IssueArgs) -> Result<(), Failure> {
         name: args.name,
         max_weight: args.max_weight,
         node: args.node,
+        place,
     };
     match Identity::peek(&args.out) {
         Ok(other) if other.subject.role != subject.role || other.subject.name != subject.name => {
@@ -144,8 +151,30 @@ struct CertificateView {
     addresses: Vec<String>,
     max_weight_bytes: Option<u64>,
     node: Option<String>,
+    zone: Option<String>,
+    group: Option<String>,
+    pool: Option<String>,
     expires: String,
     state: &'static str,
+}
+
+impl CertificateView {
+    /// The zone, the group and the pool that it is bound to, as in `zone a, pool gpu`.
+    fn place(&self) -> String {
+        let named = [
+            ("zone", &self.zone),
+            ("group", &self.group),
+            ("pool", &self.pool),
+        ];
+        let bound = named
+            .iter()
+            .filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
+        let bound: Vec<String> = bound.collect();
+        if bound.is_empty() {
+            return "any".to_owned();
+        }
+        bound.join(", ")
+    }
 }
 
 #[derive(Serialize)]
@@ -174,7 +203,10 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
             name: peer.subject.name.to_string(),
             addresses: peer.addresses,
             max_weight_bytes: peer.subject.max_weight.map(|most| most.0),
-            node: peer.subject.node.map(|node| node.to_string()),
+            node: peer.subject.node.map(String::from),
+            zone: peer.subject.place.zone.map(String::from),
+            group: peer.subject.place.group.map(String::from),
+            pool: peer.subject.place.pool.map(String::from),
             expires: moment(peer.expires),
             state: state(peer.expires),
         }),
@@ -190,6 +222,7 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
             "addresses",
             "max weight",
             "node",
+            "place",
             "valid until (UTC)",
             "state",
         ]);
@@ -200,6 +233,7 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
             certificate.addresses.join(" "),
             weight.unwrap_or_else(|| "any".to_owned()),
             certificate.node.clone().unwrap_or_else(|| "any".to_owned()),
+            certificate.place(),
             certificate.expires.clone(),
             certificate.state.to_owned(),
         ]);

@@ -23,7 +23,7 @@ use crate::args::DevArgs;
 use crate::connect::{self, CALL_DEADLINE, request};
 use crate::exit::{Failure, Reason};
 use crate::output;
-use crate::process::{SHUTDOWN_DEADLINE, runtime, stop_on_signal};
+use crate::process::{SHUTDOWN_DEADLINE, node_name, runtime, stop_on_signal};
 
 /// Longest wait for all processes to be up.
 const START_DEADLINE: Duration = Duration::from_mins(1);
@@ -100,6 +100,9 @@ impl Cluster {
                 .args(["--ssd", &ssd])
                 .args(["--listen", "127.0.0.1:0"])
                 .args(["--control", "127.0.0.1:0"]);
+            // Nodes of their own, whose sockets all mounts on this machine may use.
+            part.args(["--node", &format!("node-{number}")])
+                .args(["--machine", node_name()?.as_str()]);
             if let Some(zones) = args.zones {
                 part.args(["--zone", &zone(number, zones)]);
             }

@@ -35,6 +35,7 @@ struct WorkerView {
     node: String,
     zone: Option<String>,
     group: Option<String>,
+    pool: Option<String>,
     data_address: String,
     callers: Option<String>,
     last_seen_ms: u64,
@@ -185,6 +186,7 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
             node: info.node,
             zone: said(info.zone),
             group: said(info.group),
+            pool: said(info.pool),
             data_address: info.data_address,
             callers: said(worker.callers),
             last_seen_ms: worker.last_seen_ms,
@@ -227,24 +229,26 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
     }
 }
 
-fn print_master(master: &MasterView) -> Result<(), Failure> {
-    output::line(format_args!(
-        "master {} (cluster map epoch {}, callers: {})",
-        master.address,
-        master.epoch,
-        shown(master.callers.as_deref())
-    ))?;
-    let mut rows = Rows::new(&[
-        "worker", "node", "zone", "group", "callers", "tier", "used", "capacity", "blocks", "path",
-    ]);
-    let place = |name: &Option<String>| name.clone().unwrap_or_else(|| "-".to_owned());
-    for worker in &master.workers {
+/// Columns for places are there where a worker names one.
+fn print_workers(workers: &[WorkerView]) -> Result<(), Failure> {
+    type Place = fn(&WorkerView) -> &Option<String>;
+    let places: [(&str, Place); 3] = [
+        ("zone", |worker| &worker.zone),
+        ("group", |worker| &worker.group),
+        ("pool", |worker| &worker.pool),
+    ];
+    let mut places = Vec::from(places);
+    places.retain(|(_, of)| workers.iter().any(|worker| of(worker).is_some()));
+    let mut header = vec!["worker", "node"];
+    header.extend(places.iter().map(|(name, _)| *name));
+    header.extend(["callers", "tier", "used", "capacity", "blocks", "path"]);
+    let mut rows = Rows::new(&header);
+    for worker in workers {
         for tier in worker.tiers.iter().filter(|t| t.capacity_bytes > 0) {
-            rows.add([
-                worker.id.clone(),
-                worker.node.clone(),
-                place(&worker.zone),
-                place(&worker.group),
+            let mut row = vec![worker.id.clone(), worker.node.clone()];
+            let place = |of: &Place| of(worker).clone().unwrap_or_else(|| "-".to_owned());
+            row.extend(places.iter().map(|(_, of)| place(of)));
+            row.extend([
                 shown(worker.callers.as_deref()).to_owned(),
                 tier.tier.clone(),
                 size(tier.used_bytes),
@@ -252,9 +256,20 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
                 tier.blocks.to_string(),
                 tier.path.clone(),
             ]);
+            rows.add(row);
         }
     }
-    rows.print()?;
+    rows.print()
+}
+
+fn print_master(master: &MasterView) -> Result<(), Failure> {
+    output::line(format_args!(
+        "master {} (cluster map epoch {}, callers: {})",
+        master.address,
+        master.epoch,
+        shown(master.callers.as_deref())
+    ))?;
+    print_workers(&master.workers)?;
     for worker in master.workers.iter().filter(|w| w.waiting_reads > 0) {
         output::line(format_args!(
             "worker {}: {} reads wait for an origin that fails or is silent",

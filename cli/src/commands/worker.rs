@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use weir_core::{ByteSize, ClusterMap, Location, NodeName, WorkerId, WorkerInfo};
+use weir_core::{ByteSize, ClusterMap, Location, NodeName, PlaceName, WorkerId, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::GetClusterMapRequest;
 use weir_segment::SegmentError;
@@ -21,7 +21,7 @@ use weir_worker::snapshots::Snapshots;
 use weir_worker::stream::{Admission, serve_local, serve_tcp};
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
 
-use crate::args::{CacheArgs, StreamArg, WorkerArgs};
+use crate::args::{CacheArgs, MaybePlace, StreamArg, WorkerArgs};
 use crate::connect;
 use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
@@ -68,6 +68,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     })?;
     let node = worker_node(&args, &trust)?;
     let id = worker_id(&args, &trust, &node)?;
+    let location = worker_location(&args, &trust)?;
     let host = advertised_host(&args, &trust)?;
     let own_address = format!("{host}:{}", args.listen.port());
     refuse_namesake(&id, &own_address, &args.master, &trust.dial()).await?;
@@ -107,10 +108,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         data_address: format!("{host}:{}", data.local_addr()?.port()),
         control_address: format!("{host}:{}", control.local_addr()?.port()),
         node,
-        location: Location {
-            zone: args.zone,
-            group: args.group,
-        },
+        location,
         // Others have other working directories.
         local_socket: std::path::absolute(&socket)
             .with_context(|| format!("cannot tell where {} is", socket.display()))?
@@ -333,6 +331,30 @@ fn worker_node(args: &WorkerArgs, trust: &Trust) -> Result<NodeName, Failure> {
         (Some(node), _) | (None, Some(node)) => Ok(node),
         (None, None) => Ok(node_name()?),
     }
+}
+
+/// Zone, group and pool: those that are given, else the certificate's.
+fn worker_location(args: &WorkerArgs, trust: &Trust) -> Result<Location, Failure> {
+    let certified = trust.identity().map(|identity| identity.subject().place);
+    let certified = certified.unwrap_or_default();
+    let one = |what: &str, given: &Option<MaybePlace>, certified: Option<PlaceName>| {
+        let given = given.as_ref().and_then(|given| given.0.clone());
+        match (given, certified) {
+            (Some(given), Some(certified)) if given != certified => Err(Failure::new(
+                Reason::Usage,
+                format!(
+                    "the certificate in --certs is for {what} {certified}, not for {given}; leave out --{what}, or make another certificate"
+                ),
+            )),
+            (given, certified) => Ok(given.or(certified)),
+        }
+    };
+    Ok(Location {
+        zone: one("zone", &args.zone, certified.zone)?,
+        group: one("group", &args.group, certified.group)?,
+        pool: one("pool", &args.pool, certified.pool)?,
+        machine: args.machine.clone(),
+    })
 }
 
 /// The worker's name: the one that is given, else the certificate's, else the node's.

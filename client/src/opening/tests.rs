@@ -48,7 +48,6 @@ impl Served {
         let config = WorkerConfig {
             id: "w".parse().unwrap(),
             node: "n".parse().unwrap(),
-            location: Location::default(),
             memory: ByteSize(1 << 20),
             ssd: Vec::new(),
             fill_budget: ByteSize(0),
@@ -98,6 +97,7 @@ impl Served {
             data_address: self.data.to_string(),
             control_address: self.control.to_string(),
             node: "n".parse().unwrap(),
+            location: Location::default(),
             local_socket: String::new(),
             weight: 1,
         }

@@ -24,7 +24,7 @@
 //! | ring, 200 points a worker | 0.3 µs / 1.2 µs | 24 to 48 % | - | 400 ms, 31 MiB |
 //! | table of 65,536 slots, each scored once | 0.01 µs | 39 to 51 % | 1.00 | seconds |
 //! | seats, 1 hall, not smeared | 0.2 µs / 0.1 µs | 7 % at 10,000 | up to 1.09 | 1 ms |
-//! | **seats, 2 halls, smeared** | 0.3 to 0.5 µs / 0.4 µs | < 1 % | 1.00 / 1.04 | 1.5 ms, 0.3 MiB |
+//! | **seats, 2 halls, smeared** | 0.3 to 0.5 µs / 0.4 µs | < 1 % | 1.00 / 1.04 | 1.5 ms, 0.1 MiB |
 //!
 //! Sources: Thaler and Ravishankar (1998) and Schindelhauer and Schomaker (2005), as for [`super::scored`]; walking a
 //! pseudo-random sequence until a member is met is Shrivastava's "Simple and efficient weighted minwise hashing" (2016).

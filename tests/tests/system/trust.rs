@@ -517,6 +517,8 @@ fn certificates_are_made_shown_and_renewed() {
         "2TiB",
         "--node",
         "rack-7",
+        "--zone",
+        "b",
     ];
     issue(&worker, &[&named[..], &limits].concat()).ok();
     let show = || -> Value {
@@ -528,6 +530,8 @@ fn certificates_are_made_shown_and_renewed() {
     assert_eq!(certificate["name"], "gpu-7");
     assert_eq!(certificate["max_weight_bytes"], 2_u64 << 40);
     assert_eq!(certificate["node"], "rack-7");
+    assert_eq!(certificate["zone"], "b");
+    assert_eq!(certificate["pool"], Value::Null);
     assert_eq!(
         certificate["addresses"],
         serde_json::json!(["gpu-7.lab", "10.0.0.7"])
@@ -639,7 +643,7 @@ fn a_worker_that_claims_more_than_its_certificate_does_not_start() {
     let lab = Lab::new();
     let ca = lab.path("ca");
     Authority::init(&ca, Validity::default()).unwrap();
-    let limits = ["--max-weight", "32MiB", "--node", "rack-7"];
+    let limits = ["--max-weight", "32MiB", "--node", "rack-7", "--zone", "b"];
     let certs = issue(&lab, "worker", "small", &limits);
     let (certs, dir) = (certs.to_str().unwrap(), lab.path("small"));
     let ssd = format!("{}:64MiB", dir.join("ssd").display());
@@ -668,6 +672,8 @@ fn a_worker_that_claims_more_than_its_certificate_does_not_start() {
     assert!(run(&[]).contains("allows 32MiB"));
     assert!(run(&["--id", "other"]).contains("worker small, not of other"));
     assert!(run(&["--node", "rack-8"]).contains("for node rack-7, not for rack-8"));
+    assert!(run(&["--zone", "c"]).contains("for zone b, not for c"));
+    assert!(run(&["--zone", "b/c"]).contains("b/c"));
     assert!(run(&["--insecure"]).contains("choose one"));
 }
 
@@ -784,6 +790,8 @@ fn a_cluster_of_one_command_works_and_ends_with_it() {
     let workers = master["workers"].as_array().unwrap();
     let zones: Vec<_> = workers.iter().map(|worker| &worker["zone"]).collect();
     assert_eq!(zones, ["a", "b"]);
+    let nodes: Vec<_> = workers.iter().map(|worker| &worker["node"]).collect();
+    assert_eq!(nodes, ["node-1", "node-2"]);
     assert!(
         workers
             .iter()
