@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use weir_client::{
     ClientMetrics, ClusterConfig, ClusterReader, ClusterSource, ReadAheadTarget, Reader,
 };
+use weir_core::Location;
 use weir_core::manifest::ROOT;
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::master_client::MasterClient;
@@ -49,7 +50,7 @@ impl LoopbackClient {
             let channel = dial.channel(to.address(), Role::Master, CONNECT_DEADLINE)?;
             let mut client = MasterClient::new(channel);
             let manifest = weir_worker::snapshots::fetch_manifest(&mut client, dataset, 0).await?;
-            let map = weir_client::map::fetch(&mut client).await?;
+            let (map, _) = weir_client::map::fetch(&mut client, dataset).await?;
             anyhow::Ok((manifest, map))
         })?;
         let mut registry = Registry::default();
@@ -58,7 +59,9 @@ impl LoopbackClient {
         let inside = runtime.enter();
         let cluster = ClusterReader::new(ClusterConfig {
             node: "elsewhere".parse()?,
+            location: Location::default(),
             map: seen,
+            placement: watch::Sender::new(Arc::default()).subscribe(),
             refresh_now: Arc::new(Notify::new()),
             dial,
             fetch: Arc::new(FetchPolicy::default()),

@@ -10,6 +10,8 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use weir_core::id::check_namespace;
+use weir_core::placement::choice::{Copies, Wanted};
+use weir_core::placement::domains::Spread;
 use weir_core::{ByteSize, CredentialName, DatasetName, DatasetRef, NodeName, PlaceName, WorkerId};
 use weir_origin::{Addressing, AllowedDir, AllowedEndpoint, SourcePolicy};
 use weir_trust::Role;
@@ -360,6 +362,12 @@ pub(crate) struct MountArgs {
     /// Name of this machine in the cluster map [default: the host's name]
     #[arg(long, env = "WEIR_NODE")]
     pub(crate) node: Option<NodeName>,
+    /// The zone that this machine stands in: the nearest copy of a dataset is read [default: that of a worker on it]
+    #[arg(long, value_name = "NAME", env = "WEIR_ZONE", value_parser = place())]
+    pub(crate) zone: Option<MaybePlace>,
+    /// The rack or the like that it stands in, inside of the zone [default: that of a worker on it]
+    #[arg(long, value_name = "NAME", env = "WEIR_GROUP", value_parser = place())]
+    pub(crate) group: Option<MaybePlace>,
     /// Where small files go ahead of their readers: `page-cache`, `tiers`, `off`, or `auto`
     #[arg(long, value_enum, default_value_t, value_name = "WHERE")]
     pub(crate) read_ahead: ReadAheadArg,
@@ -579,6 +587,8 @@ pub(crate) enum DatasetCommand {
         #[arg(long, value_name = "GLOB")]
         exclude: Vec<String>,
         #[command(flatten)]
+        placement: Box<PlacementArgs>,
+        #[command(flatten)]
         master: MasterRef,
     },
     /// List all datasets
@@ -794,6 +804,52 @@ pub(crate) struct IssueArgs {
     /// Days until it ends
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = days())]
     pub(crate) days: u16,
+}
+
+/// Which workers hold a dataset. With none of these one copy is spread over all workers.
+#[derive(Args)]
+pub(crate) struct PlacementArgs {
+    /// How far one copy is spread: over a `node`, a `group`, a `zone` or the `cluster`; `auto` is the narrowest that holds it
+    #[arg(long, value_name = "WHERE", value_parser = spread)]
+    pub(crate) spread: Option<SpreadArg>,
+    /// How many of them hold a copy: a number, or `all`
+    #[arg(long, value_name = "N", requires = "spread")]
+    pub(crate) copies: Option<Copies>,
+    /// Zone, ZONE/GROUP or node that holds a copy; the first is filled from the origin; may be repeated
+    #[arg(long = "in", value_name = "NAME", requires = "spread")]
+    pub(crate) within: Vec<String>,
+    /// Only workers of this pool hold it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pool: Option<PlaceName>,
+}
+
+/// A spread; none is the one that suits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SpreadArg(Option<Spread>);
+
+fn spread(text: &str) -> Result<SpreadArg, String> {
+    if text == "auto" {
+        return Ok(SpreadArg(None));
+    }
+    let spread = text.parse().map_err(|error| format!("{error}, or auto"))?;
+    Ok(SpreadArg(Some(spread)))
+}
+
+impl PlacementArgs {
+    /// What is asked for, if anything is.
+    pub(crate) fn wanted(self) -> Option<Wanted> {
+        if self.spread.is_none() && self.pool.is_none() {
+            return None;
+        }
+        // A pool alone is one copy over its workers.
+        let spread = self.spread.unwrap_or(SpreadArg(Some(Spread::Cluster)));
+        Some(Wanted {
+            spread: spread.0,
+            copies: self.copies,
+            within: self.within,
+            pool: self.pool.map(String::from),
+        })
+    }
 }
 
 /// A place's name; none if it is empty, as a variable of the environment may be.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::Receiver;
 use tokio_util::sync::CancellationToken;
 use weir_client::{ClientMetrics, ReadAheadTarget, Reader};
-use weir_core::{ByteSize, DatasetRef, Manifest, NodeName};
+use weir_core::{ByteSize, DatasetRef, Location, Manifest, NodeName};
 use weir_fuse::fs::{Ownership, SnapshotFs};
 use weir_fuse::metrics::FuseMetrics;
 use weir_fuse::page_cache::PageCacheWriter;
@@ -50,6 +50,9 @@ pub(crate) struct MountConfig {
     pub(crate) state_dir: PathBuf,
     pub(crate) refresh: bool,
     pub(crate) node: NodeName,
+    /// Where it stands, as far as that was said.
+    #[serde(default)]
+    pub(crate) location: Location,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) file_mode: u16,

@@ -1,6 +1,7 @@
 //! Block reads from the workers of a cluster.
 //!
-//! The owner is asked first, then the next worker in the hash order, then the origin itself. If a worker says nothing, the
+//! The owner of the nearest copy is asked first, then that of the next nearest, or the next worker in the hash order of the only
+//! one, then the origin itself. If a worker says nothing, the
 //! next place is asked beside it (`silence.rs`). One that leaves the cluster map is given up on at once, even in the middle
 //! of a request.
 
@@ -9,8 +10,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
-use weir_core::{Block, ClusterMap, LogLimit, NodeName, RaceBudget, WorkerInfo};
+use weir_core::placement::domains::{Owners, Placement};
+use weir_core::{Block, ClusterMap, Location, LogLimit, NodeName, RaceBudget, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
@@ -37,8 +40,12 @@ const MAX_OWNERS: usize = 2;
 pub struct ClusterConfig {
     /// The machine that this process runs on.
     pub node: NodeName,
+    /// Where that stands; as a worker on the same machine does, what is not said.
+    pub location: Location,
     /// The cluster map, kept fresh by [`crate::map::follow`].
     pub map: watch::Receiver<Arc<ClusterMap>>,
+    /// Which workers hold the dataset, kept fresh by the same.
+    pub placement: watch::Receiver<Arc<Placement>>,
     /// Has the map looked at now, since there is a newer one.
     pub refresh_now: Arc<Notify>,
     /// How workers are called.
@@ -60,11 +67,48 @@ pub struct ClusterReader {
     config: ClusterConfig,
     remote: Arc<Connections<FarWorkers>>,
     local: LocalWorkers,
+    view: Mutex<Arc<View>>,
     suspects: Arc<Suspects>,
     budget: RaceBudget,
     origins: Origins,
     /// A worker decides how often bytes come damaged.
     damage_lines: LogLimit,
+}
+
+/// The cluster as this reader sees it.
+struct View {
+    placement: Arc<Placement>,
+    owners: Owners,
+    /// Where the reader stands.
+    at: Location,
+}
+
+impl View {
+    fn new(config: &ClusterConfig, map: Arc<ClusterMap>, placement: Arc<Placement>) -> Self {
+        let machine = Some(&config.node);
+        let beside = map
+            .workers()
+            .iter()
+            .find(|w| w.node == config.node || w.location.machine.as_ref() == machine);
+        let beside = beside.map(|worker| worker.location.clone());
+        let beside = beside.unwrap_or_default();
+        let (own, is_own) = (&config.location, config.location.zone.is_some());
+        let at = Location {
+            zone: own.zone.clone().or(beside.zone),
+            // A group is one of its zone.
+            group: if is_own || own.group.is_some() {
+                own.group.clone()
+            } else {
+                beside.group
+            },
+            ..Location::default()
+        };
+        Self {
+            owners: Owners::new(map, &placement),
+            placement,
+            at,
+        }
+    }
 }
 
 /// Why a worker gave no bytes.
@@ -79,7 +123,12 @@ impl ClusterReader {
     /// A reader without connections.
     pub fn new(config: ClusterConfig) -> Self {
         let remote = Arc::new(Connections::new(FarWorkers::new(config.dial.clone())));
+        let (map, placement) = (
+            config.map.borrow().clone(),
+            config.placement.borrow().clone(),
+        );
         Self {
+            view: Mutex::new(Arc::new(View::new(&config, map, placement))),
             local: LocalWorkers::new(),
             suspects: Suspects::new(config.map.clone(), remote.clone()),
             remote,
@@ -88,6 +137,24 @@ impl ClusterReader {
             origins: Origins::new(None, config.fetch.clone(), config.sources.clone()),
             config,
         }
+    }
+
+    /// The cluster as it is now.
+    fn view(&self) -> Arc<View> {
+        let map = self.config.map.borrow().clone();
+        let placement = self.config.placement.borrow().clone();
+        let mut view = self.view.lock();
+        let is_same = Arc::ptr_eq(view.owners.map(), &map);
+        if !is_same || !Arc::ptr_eq(&view.placement, &placement) {
+            *view = Arc::new(View::new(&self.config, map, placement));
+        }
+        view.clone()
+    }
+
+    /// Whom to ask for a block, the nearest copy's owner first.
+    fn owners<'a>(&self, view: &'a View, block: &Block, most: usize) -> Vec<&'a WorkerInfo> {
+        let owners = &view.owners;
+        owners.for_reader(&block.key(), &self.config.node, &view.at, most)
     }
 
     /// The bytes of `range` of a block if its place on this machine's SSD is known. Blocks the thread on the disk.
@@ -104,12 +171,12 @@ impl ClusterReader {
         block: &Block,
         range: Range<u32>,
     ) -> Result<(Vec<Bytes>, ReadSource), BlockError> {
-        let map = self.config.map.borrow().clone();
+        let view = self.view();
         self.budget.earn();
         let wanted = Wanted {
             block,
-            request: request(map.epoch(), dataset, block, &range),
-            owners: map.owners(&block.key(), MAX_OWNERS),
+            request: request(&view, dataset, block, &range),
+            owners: self.owners(&view, block, MAX_OWNERS),
             range,
             spec,
         };
@@ -140,8 +207,8 @@ impl ClusterReader {
 
     /// Asks a block's owner to fetch it before anybody reads it. What goes wrong has no effect on reads.
     pub(crate) async fn prefetch(&self, dataset: &str, block: &Block) -> PrefetchAnswer {
-        let map = self.config.map.borrow().clone();
-        let Some(owner) = map.owner(&block.key()) else {
+        let view = self.view();
+        let Some(owner) = self.owners(&view, block, 1).pop() else {
             return PrefetchAnswer::Refused;
         };
         if self.suspects.contains(&owner.id) {
@@ -149,7 +216,7 @@ impl ClusterReader {
         }
         let request = BlockRequest {
             ahead: true,
-            ..request(map.epoch(), dataset, block, &(0..0))
+            ..request(&view, dataset, block, &(0..0))
         };
         let activity = Activity::default();
         let asked = self.remote.request(owner, &request, &activity);
@@ -166,7 +233,7 @@ impl ClusterReader {
             }
             None => return PrefetchAnswer::Refused,
         };
-        self.compare_epoch(&reply);
+        self.compare(&reply);
         // A worker of a version without such requests refuses them.
         match (reply.status(), reply.source()) {
             (BlockStatus::Ok, BlockSource::Origin) => PrefetchAnswer::Accepted,
@@ -175,9 +242,10 @@ impl ClusterReader {
         }
     }
 
-    /// Asks for a newer map when a worker has one.
-    fn compare_epoch(&self, reply: &BlockReply) {
-        if reply.epoch > self.config.map.borrow().epoch() {
+    /// Asks for a newer map, or placement, when a worker has one.
+    fn compare(&self, reply: &BlockReply) {
+        let has_newer_map = reply.epoch > self.config.map.borrow().epoch();
+        if has_newer_map || reply.placement_version > self.config.placement.borrow().version {
             self.config.refresh_now.notify_one();
         }
     }
@@ -291,7 +359,7 @@ impl ClusterReader {
         near: bool,
         reply: BlockReply,
     ) -> Result<ReadSource, Refusal> {
-        self.compare_epoch(&reply);
+        self.compare(&reply);
         match reply.status() {
             BlockStatus::Ok => Ok(match (reply.source(), near) {
                 (BlockSource::Origin, _) => ReadSource::Origin,
@@ -364,9 +432,10 @@ impl ClusterReader {
     }
 }
 
-fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> BlockRequest {
+fn request(view: &View, dataset: &str, block: &Block, range: &Range<u32>) -> BlockRequest {
     BlockRequest {
-        epoch,
+        epoch: view.owners.map().epoch(),
+        placement_version: view.placement.version,
         dataset: dataset.to_owned(),
         origin: block.origin.0,
         key: block.object.key.to_string(),
@@ -390,18 +459,25 @@ fn request(epoch: u64, dataset: &str, block: &Block, range: &Range<u32>) -> Bloc
 impl ClusterReader {
     /// A reader on the node `here` of a cluster that stays as it is.
     pub(crate) fn of_map(map: ClusterMap) -> Self {
-        let mut registry = prometheus_client::registry::Registry::default();
-        Self::new(ClusterConfig {
-            node: "here".parse().unwrap(),
-            map: watch::Sender::new(Arc::new(map)).subscribe(),
-            refresh_now: Arc::default(),
-            dial: Dial::default(),
-            fetch: Arc::default(),
-            sources: SourcePolicy::unlimited(),
-            origin_fallback: true,
-            metrics: ClientMetrics::register(&mut registry),
-            origin_metrics: OriginMetrics::register(&mut registry),
-        })
+        Self::new(reader_config(map))
+    }
+}
+
+#[cfg(test)]
+fn reader_config(map: ClusterMap) -> ClusterConfig {
+    let mut registry = prometheus_client::registry::Registry::default();
+    ClusterConfig {
+        node: "here".parse().unwrap(),
+        location: Location::default(),
+        placement: watch::Sender::new(Arc::default()).subscribe(),
+        map: watch::Sender::new(Arc::new(map)).subscribe(),
+        refresh_now: Arc::default(),
+        dial: Dial::default(),
+        fetch: Arc::default(),
+        sources: SourcePolicy::unlimited(),
+        origin_fallback: true,
+        metrics: ClientMetrics::register(&mut registry),
+        origin_metrics: OriginMetrics::register(&mut registry),
     }
 }
 

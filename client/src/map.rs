@@ -1,4 +1,4 @@
-//! The client's copy of the cluster map, kept fresh in the background.
+//! The client's copy of the cluster map and of its dataset's placement, kept fresh in the background.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +7,11 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use weir_core::ClusterMap;
+use weir_core::placement::domains::Placement;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_worker::Doubtful;
+use weir_worker::placements::placement;
 use weir_worker::service::cluster_map;
 
 use crate::metrics::ClientMetrics;
@@ -62,17 +64,25 @@ fn tell(listener: &broadcast::Sender<Arc<Doubtful>>, doubtful: &[Arc<Doubtful>])
     }
 }
 
-/// Asks for the map once.
-pub async fn fetch(master: &mut MasterClient<Channel>) -> Result<ClusterMap, tonic::Status> {
-    let reply = ask(master, 0).await?;
-    cluster_map(reply.map.unwrap_or_default())
+/// Asks once for the map, and for the placement of a dataset.
+pub async fn fetch(
+    master: &mut MasterClient<Channel>,
+    dataset: &str,
+) -> Result<(ClusterMap, Placement), tonic::Status> {
+    let reply = ask(master, dataset, 0).await?;
+    let map = cluster_map(reply.map.unwrap_or_default())?;
+    Ok((map, placement(reply.placement)))
 }
 
 async fn ask(
     master: &mut MasterClient<Channel>,
+    dataset: &str,
     doubtful_seen: u64,
 ) -> Result<v1::GetClusterMapReply, tonic::Status> {
-    let mut request = tonic::Request::new(v1::GetClusterMapRequest { doubtful_seen });
+    let mut request = tonic::Request::new(v1::GetClusterMapRequest {
+        doubtful_seen,
+        dataset: dataset.to_owned(),
+    });
     request.set_timeout(DEADLINE);
     Ok(master.get_cluster_map(request).await?.into_inner())
 }
@@ -80,33 +90,51 @@ async fn ask(
 /// As [`fetch`], and takes in which objects may be wrong.
 async fn fetch_all(
     master: &mut MasterClient<Channel>,
+    dataset: &str,
     doubts: &mut Doubts,
-) -> Result<ClusterMap, tonic::Status> {
-    let mut reply = ask(master, doubts.seen).await?;
+) -> Result<(ClusterMap, Placement), tonic::Status> {
+    let mut reply = ask(master, dataset, doubts.seen).await?;
     let map = reply.map.take().unwrap_or_default();
+    let placed = placement(reply.placement.take());
     doubts.take_in(reply);
-    cluster_map(map)
+    Ok((cluster_map(map)?, placed))
 }
 
-/// Keeps `map` fresh until `stop`; `refresh_now` makes it ask the master at once.
+fn replace<T: PartialEq>(old: &watch::Sender<Arc<T>>, new: T) {
+    old.send_if_modified(|old| {
+        let changed = **old != new;
+        if changed {
+            *old = Arc::new(new);
+        }
+        changed
+    });
+}
+
+/// Where what the master says of the cluster goes.
+pub struct Seen {
+    /// The cluster map.
+    pub map: watch::Sender<Arc<ClusterMap>>,
+    /// The dataset that is mounted.
+    pub dataset: String,
+    /// Which workers hold it.
+    pub placement: watch::Sender<Arc<Placement>>,
+}
+
+/// Keeps what is `seen` fresh until `stop`; `refresh_now` makes it ask the master at once.
 pub async fn follow(
     mut master: MasterClient<Channel>,
-    map: watch::Sender<Arc<ClusterMap>>,
+    seen: Seen,
     refresh_now: Arc<Notify>,
     mut doubts: Doubts,
     metrics: Arc<ClientMetrics>,
     stop: CancellationToken,
 ) {
     loop {
-        if let Ok(new) = fetch_all(&mut master, &mut doubts).await {
-            metrics.map_epoch.set(new.epoch() as i64);
-            map.send_if_modified(|old| {
-                let changed = **old != new;
-                if changed {
-                    *old = Arc::new(new);
-                }
-                changed
-            });
+        if let Ok((map, placement)) = fetch_all(&mut master, &seen.dataset, &mut doubts).await {
+            metrics.map_epoch.set(map.epoch() as i64);
+            // The placement may need workers that the map has just got.
+            replace(&seen.map, map);
+            replace(&seen.placement, placement);
         } // a master that is away changes nothing: the last map stays good
         let pause = async {
             tokio::time::sleep(MIN_INTERVAL).await;

@@ -20,6 +20,7 @@ pub use patience::Patience;
 pub use suggest::{did_you_mean, nearest};
 
 use crate::keypath;
+use crate::placement::choice::Wanted;
 
 /// Most sources of one dataset.
 pub const MAX_SOURCES: usize = 1_000;
@@ -73,6 +74,9 @@ pub struct DatasetSpec {
     /// the source that is named first is shown.
     #[schemars(length(min = 1, max = 1000))]
     pub sources: Vec<SourceSpec>,
+    /// Which workers hold it: one copy over all workers, if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Wanted>,
 }
 
 /// One place that data comes from.

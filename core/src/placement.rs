@@ -39,7 +39,8 @@ pub struct WorkerInfo {
     pub location: Location,
     /// Path of its Unix socket, for clients on the same node.
     pub local_socket: String,
-    /// Bytes of cache; the share of blocks that it owns is proportional to this. 0 counts as 1.
+    /// Bytes of cache; the share of blocks that it owns is proportional to this. With 0 it owns none and comes last, as long as there
+    /// is a worker with more.
     pub weight: u64,
 }
 
@@ -134,7 +135,17 @@ pub struct ClusterMap {
     workers: Vec<WorkerInfo>,
     /// Made when the first block is looked up: nearly all maps that a client gets are those that it has.
     #[serde(skip)]
-    seats: OnceLock<Seats>,
+    seats: OnceLock<Seated>,
+}
+
+/// The seats of workers, by their places in the map.
+#[derive(Clone, Debug)]
+struct Seated {
+    /// Those with a weight; all, if none has one.
+    places: Vec<usize>,
+    seats: Seats,
+    /// The others.
+    last: Vec<usize>,
 }
 
 /// A map as it is kept in files.
@@ -184,6 +195,13 @@ impl ClusterMap {
         self.hashing
     }
 
+    /// The map as it would be without one worker, with the same epoch.
+    #[must_use]
+    pub fn without(&self, id: &WorkerId) -> Self {
+        let others = self.workers.iter().filter(|worker| worker.id != *id);
+        Self::new(self.epoch, self.hashing, others.cloned().collect())
+    }
+
     /// The live workers, sorted by name.
     pub fn workers(&self) -> &[WorkerInfo] {
         &self.workers
@@ -198,14 +216,22 @@ impl ClusterMap {
     /// The workers in the order in which they should hold `block`: the owner first, then the fall-backs.
     /// At most `count`.
     pub fn owners(&self, block: &BlockKey, count: usize) -> Vec<&WorkerInfo> {
+        let seated = self.seated();
         let order = match self.hashing {
-            Hashing::Scored => scored::order(&self.workers, block, count),
-            Hashing::Seats => self.seats().order(words(block), count),
+            Hashing::Scored => scored::order(&self.workers, &seated.places, block, count),
+            Hashing::Seats => {
+                let order = seated.seats.order(words(block), count).into_iter();
+                order.map(|member| seated.places[member]).collect()
+            }
         };
-        order
-            .into_iter()
-            .map(|place| &self.workers[place])
-            .collect()
+        let more = count.saturating_sub(order.len());
+        let last = if more > 0 && !seated.last.is_empty() {
+            scored::order(&self.workers, &seated.last, block, more)
+        } else {
+            Vec::new()
+        };
+        let order = order.into_iter().chain(last);
+        order.map(|place| &self.workers[place]).collect()
     }
 
     /// The worker that owns `block`; `None` when there is no worker.
@@ -213,15 +239,42 @@ impl ClusterMap {
         self.owners(block, 1).pop()
     }
 
-    fn seats(&self) -> &Seats {
+    fn seated(&self) -> &Seated {
         self.seats.get_or_init(|| {
-            let members = self.workers.iter().map(|worker| Member {
-                seed: seed(worker.id.as_str()),
-                weight: worker.weight,
-            });
-            Seats::new(&members.collect::<Vec<_>>())
+            let all = (0..self.workers.len()).collect();
+            let (places, last) = split(&self.workers, all);
+            let members = match self.hashing {
+                Hashing::Scored => Vec::new(),
+                Hashing::Seats => members(&self.workers, &places),
+            };
+            Seated {
+                seats: Seats::new(&members),
+                places,
+                last,
+            }
         })
     }
+}
+
+/// Of some workers those that own blocks, and the others: those with a weight, or all if none has one.
+fn split(workers: &[WorkerInfo], places: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
+    let (owning, last): (Vec<_>, Vec<_>) = places
+        .into_iter()
+        .partition(|place| workers[*place].weight > 0);
+    if owning.is_empty() {
+        (last, owning)
+    } else {
+        (owning, last)
+    }
+}
+
+/// Some workers as placement sees them.
+fn members(workers: &[WorkerInfo], places: &[usize]) -> Vec<Member> {
+    let member = |place: &usize| Member {
+        seed: seed(workers[*place].id.as_str()),
+        weight: workers[*place].weight,
+    };
+    places.iter().map(member).collect()
 }
 
 /// A name as a number.
@@ -371,6 +424,15 @@ mod tests {
                 let owners = far_apart.owners(&key, 3);
                 assert_eq!((owners.len(), owners[0].id.as_str()), (3, "a"));
             }
+            // Without a weight one owns nothing, and comes last.
+            let resting = map(hashing, &[("a", 0), ("b", 1), ("c", 0), ("d", 1)]);
+            for key in keys(1000) {
+                let owners = names(&resting.owners(&key, 9));
+                assert!(owners[..2].iter().all(|id| id == "b" || id == "d"));
+                assert_eq!(owners.len(), 4);
+            }
+            let awake = resting.without(&"d".parse().unwrap());
+            assert!(keys(100).all(|key| awake.owner(&key).unwrap().id.as_str() == "b"));
             let largest = numbered(hashing, std::iter::repeat_n(u64::MAX, 1000));
             for key in keys(50) {
                 assert_eq!(largest.owners(&key, 4).len(), 4);

@@ -5,6 +5,7 @@
 
 mod apply;
 mod listing;
+mod placing;
 mod versions;
 
 use std::collections::{HashMap, HashSet};
@@ -13,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use prost::Message;
-use weir_core::{CredentialName, DatasetName, LogLimit, Manifest, SnapshotId};
+use tokio::sync::watch;
+use weir_core::{ClusterMap, CredentialName, DatasetName, LogLimit, Manifest, SnapshotId};
 use weir_origin::{OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1;
 
@@ -44,6 +46,10 @@ pub(crate) struct Datasets {
     /// What sources name that are not read with the master's own.
     credentials: Arc<Credentials>,
     known: Mutex<HashMap<DatasetName, v1::Dataset>>,
+    /// Records are written in the order in which their placements were chosen.
+    saving: tokio::sync::Mutex<()>,
+    /// The cluster that they are placed in.
+    cluster: watch::Receiver<Arc<ClusterMap>>,
     /// Grows with each change of `known`, also from one master to the next.
     version: AtomicU64,
     /// One listing of a dataset at a time.
@@ -71,6 +77,7 @@ impl Datasets {
         records: Records,
         config: &MasterConfig,
         credentials: Arc<Credentials>,
+        cluster: watch::Receiver<Arc<ClusterMap>>,
         metrics: Arc<MasterMetrics>,
         origin_metrics: Arc<OriginMetrics>,
     ) -> Result<Self, MasterError> {
@@ -95,6 +102,8 @@ impl Datasets {
             sources: config.sources.clone().with_credentials(credentials.clone()),
             credentials,
             known: Mutex::new(known),
+            saving: tokio::sync::Mutex::default(),
+            cluster,
             version: AtomicU64::new(now_ns().unsigned_abs()),
             listings: Mutex::default(),
             listed: LogLimit::default(),
@@ -232,7 +241,7 @@ impl Datasets {
             known.remove(&name);
             self.metrics.datasets.set(known.len() as i64);
         }
-        self.version.fetch_add(1, Ordering::Release);
+        self.changed();
         self.metrics.forget(name.as_str());
         let manifests = self.manifests.clone();
         tokio::task::spawn_blocking(move || manifests.remove_all(&name)).await?;
@@ -383,7 +392,7 @@ impl Datasets {
             .drain(..too_many)
             .map(|snapshot| snapshot.version)
             .collect();
-        self.save(name, &dataset, Some(summary.snapshot.version))
+        self.save(name, &mut dataset, Some(summary.snapshot.version))
             .await?;
         let (manifests, name) = (self.manifests.clone(), name.clone());
         tokio::task::spawn_blocking(move || {
@@ -398,12 +407,16 @@ impl Datasets {
         Ok(dataset)
     }
 
+    /// Stores a dataset, placed in the cluster as that is now.
     async fn save(
         &self,
         name: &DatasetName,
-        dataset: &v1::Dataset,
+        dataset: &mut v1::Dataset,
         version: Option<u64>,
     ) -> Result<(), MasterError> {
+        let _one_at_a_time = self.saving.lock().await;
+        let before = self.placement(name.as_str());
+        placing::place(dataset, before.as_ref(), &self.cluster())?;
         let mut changes = vec![Change::Put(
             format!("{DATASET_KEY}{name}"),
             dataset.encode_to_vec(),
@@ -417,8 +430,13 @@ impl Datasets {
             known.insert(name.clone(), dataset.clone());
             self.metrics.datasets.set(known.len() as i64);
         }
-        self.version.fetch_add(1, Ordering::Release);
+        self.changed();
         Ok(())
+    }
+
+    /// Has workers be told of the tables anew.
+    fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -448,6 +466,7 @@ fn sources_of(dataset: &v1::Dataset) -> v1::DatasetSources {
     v1::DatasetSources {
         dataset: dataset.name.clone(),
         sources: sources.collect(),
+        placement: dataset.placement.clone(),
     }
 }
 
@@ -486,7 +505,9 @@ mod tests {
         let records = Records::new(Arc::new(store));
         let credentials = Credentials::load(records.clone(), None, false).unwrap();
         let credentials = Arc::new(credentials);
-        let datasets = Datasets::load(records, &config, credentials, metrics, origin).unwrap();
+        let (_, cluster) = watch::channel(Arc::default());
+        let datasets =
+            Datasets::load(records, &config, credentials, cluster, metrics, origin).unwrap();
         for number in 0..100 {
             let missing = v1::OriginSpec {
                 url: format!("file://{}/none", dir.path().display()),

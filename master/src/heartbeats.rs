@@ -142,6 +142,25 @@ impl Master {
             .ok_or_else(not_wanted)?
     }
 
+    /// Chooses where datasets are whenever the cluster has changed, as long as the master lives.
+    pub(crate) fn place_datasets(&self) {
+        let mut cluster = self.members.cluster();
+        let datasets = Arc::downgrade(&self.datasets);
+        tokio::spawn(async move {
+            loop {
+                {
+                    let Some(datasets) = datasets.upgrade() else {
+                        return;
+                    };
+                    datasets.place_all().await;
+                }
+                if cluster.changed().await.is_err() {
+                    return; // the master has ended
+                }
+            }
+        });
+    }
+
     /// Looks for silent workers as long as the master lives.
     pub(crate) fn watch_members(&self) {
         let members = Arc::downgrade(&self.members);

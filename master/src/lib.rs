@@ -21,6 +21,7 @@ mod manifests;
 mod master;
 mod members;
 mod metrics;
+mod placements;
 mod records;
 mod service;
 pub mod store;

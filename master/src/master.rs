@@ -80,14 +80,15 @@ impl Master {
             config.forget_credentials,
         )?;
         let credentials = Arc::new(credentials);
+        let members = Members::load(records.clone(), metrics.clone())?;
         let datasets = Datasets::load(
             records.clone(),
             &config,
             credentials.clone(),
+            members.cluster(),
             metrics.clone(),
             origin_metrics,
         )?;
-        let members = Members::load(records.clone(), metrics.clone())?;
         let jobs = Jobs::load(records, metrics.clone())?;
         let master = Arc::new(Self {
             metrics,
@@ -107,6 +108,7 @@ impl Master {
             master.work().begin(id);
         }
         master.watch_members();
+        master.place_datasets();
         Ok(master)
     }
 

@@ -10,12 +10,14 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use prost::Message;
-use weir_core::{LogLimit, SnapshotId, WorkerId};
+use tokio::sync::watch;
+use weir_core::{ClusterMap, LogLimit, SnapshotId, WorkerId};
 use weir_proto::v1;
 
 use crate::error::MasterError;
 use crate::inventory::{Held, Inventories};
 use crate::metrics::MasterMetrics;
+use crate::placements;
 use crate::records::{Records, decode};
 use crate::store::Change;
 use membership::Membership;
@@ -30,6 +32,8 @@ pub(crate) struct Members {
     records: Records,
     metrics: Arc<MasterMetrics>,
     state: Mutex<Membership>,
+    /// The stored map as placements are chosen by it.
+    cluster: watch::Sender<Arc<ClusterMap>>,
     inventories: Inventories,
     /// Maps are stored in the order of their epochs.
     map_writes: tokio::sync::Mutex<()>,
@@ -48,7 +52,9 @@ impl Members {
         };
         metrics.epoch.set(map.epoch as i64);
         metrics.workers.set(map.workers.len() as i64);
+        let (cluster, _) = watch::channel(placements::cluster(&map));
         Ok(Self {
+            cluster,
             records,
             metrics,
             state: Mutex::new(Membership::restored(map, Instant::now())),
@@ -62,6 +68,11 @@ impl Members {
     /// The cluster map, as it is stored.
     pub(crate) fn map(&self) -> v1::ClusterMap {
         self.state.lock().map().clone()
+    }
+
+    /// The stored map as placements are chosen by it, now and later.
+    pub(crate) fn cluster(&self) -> watch::Receiver<Arc<ClusterMap>> {
+        self.cluster.subscribe()
     }
 
     /// The stored map's epoch, and the members that are in it.
@@ -143,7 +154,9 @@ impl Members {
                 self.map_not_stored.store(false, Ordering::Relaxed);
                 self.metrics.epoch.set(map.epoch as i64);
                 self.metrics.workers.set(map.workers.len() as i64);
+                let cluster = placements::cluster(&map);
                 self.state.lock().publish(map);
+                self.cluster.send_replace(cluster);
             }
             Err(error) => {
                 if !self.map_not_stored.swap(true, Ordering::Relaxed) {

@@ -279,8 +279,11 @@ impl MasterApi for Service {
             map: Some(self.master.cluster_map()),
             ..v1::GetClusterMapReply::default()
         };
-        let seen = request.into_inner().doubtful_seen;
-        self.master.doubtful.lock().tell(seen, &mut reply);
+        let request = request.into_inner();
+        reply.placement = self.master.datasets.placement(&request.dataset);
+        let doubtful = self.master.doubtful.lock();
+        doubtful.tell(request.doubtful_seen, &mut reply);
+        drop(doubtful);
         Ok(Response::new(reply))
     }
 

@@ -100,6 +100,7 @@ impl Work {
                     version: job.version,
                     paths: job.paths.clone(),
                     map: Some(map.clone()),
+                    placement: self.datasets.placement(&job.dataset),
                 };
                 let reports = &reports;
                 warm_on(&self.dial, worker, request, move |report| {

@@ -309,13 +309,35 @@ impl<'a> Cluster<'a> {
         self.lab.mount_at(source, "mnt", &flags)
     }
 
+    /// Mounts a dataset as on a node that stands elsewhere in a zone, at a directory of the scratch directory.
+    #[track_caller]
+    pub fn mount_in_zone(&self, source: &str, zone: &str, dir: &str) -> Mount<'a> {
+        let address = self.address();
+        let certs = self.certs_flags("admin");
+        let node = format!("reader-{zone}");
+        let mut flags = vec!["--master", &address, "--node", &node, "--zone", zone];
+        flags.extend(certs.iter().chain(&self.mount_flags).map(String::as_str));
+        self.lab.mount_at(source, dir, &flags)
+    }
+
     /// Makes a dataset of the lab's bucket.
     #[track_caller]
     pub fn create_dataset(&self, name: &str) {
+        self.create_dataset_with(name, &[]).ok();
+    }
+
+    /// The same with more flags; what became of it.
+    #[track_caller]
+    pub fn create_dataset_with(&self, name: &str, flags: &[&str]) -> Outcome {
         let url = self.lab.url("");
         let origin = self.lab.origin_flags();
         let mut args = vec!["dataset", "create", name, &url];
-        args.extend(origin.iter().map(String::as_str));
-        self.weir(&args).ok();
+        args.extend(
+            origin
+                .iter()
+                .map(String::as_str)
+                .chain(flags.iter().copied()),
+        );
+        self.weir(&args)
     }
 }

@@ -26,6 +26,7 @@ mod system {
     pub(crate) mod namespaces;
     pub(crate) mod output;
     pub(crate) mod pinned;
+    pub(crate) mod placement;
     pub(crate) mod processes;
     pub(crate) mod reading;
     pub(crate) mod restarts;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         ("verified", system::verified::CASES),
         ("circles", system::circles::CASES),
         ("cluster", system::cluster::CASES),
+        ("placement", system::placement::CASES),
         ("jobs", system::jobs::CASES),
         ("silence", system::silence::CASES),
         ("stream", system::stream::CASES),

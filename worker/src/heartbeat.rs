@@ -112,10 +112,13 @@ pub async fn run(
     let _ = beat.send(true).await;
 }
 
-/// Ends when an origin is wanted that the master may know, but not at once: others may come to want it too.
+/// Ends when an origin or a placement is wanted that the master may know, but not at once: others may come to want it too.
 async fn origin_wanted(worker: &Worker) {
     tokio::time::sleep(HURRY).await;
-    worker.origins().wanted().await;
+    tokio::select! {
+        () = worker.origins().wanted() => {}
+        () = worker.placements().wanted() => {}
+    }
 }
 
 struct Heartbeat {
@@ -178,6 +181,7 @@ impl Heartbeat {
         self.left_out = false;
         let missing = reply.missing.into_iter().filter_map(snapshot_id).collect();
         if reply.version == 0 || reply.version != self.version {
+            self.worker.placements().set(&reply.sources);
             let sources = reply.has_sources;
             let sources = sources.then(|| DatasetSources::of_reply(reply.sources));
             self.worker.origins().bind(sources);

@@ -19,6 +19,7 @@ pub mod inventory;
 pub mod memory;
 pub mod metrics;
 pub mod origins;
+pub mod placements;
 pub mod schedule;
 pub mod service;
 pub mod snapshots;

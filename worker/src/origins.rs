@@ -485,6 +485,7 @@ mod tests {
                 origin: origin.0,
                 prefix: prefix.to_owned(),
             }],
+            placement: None,
         }])
     }
 

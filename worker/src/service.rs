@@ -8,11 +8,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use weir_core::id::NameError;
+use weir_core::placement::domains::Owners;
 use weir_core::{Block, ClusterMap, Hashing, Location, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
 use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
 
+use crate::placements::placement;
 use crate::snapshots::{SnapshotError, Snapshots};
 use crate::stream::{Admission, READERS};
 use crate::verify::{Said, wire};
@@ -112,6 +114,7 @@ impl WorkerApi for Service {
         let manifest = self.find(&request.dataset, request.version).await?;
         let tops = tops(&manifest, &request.paths)?;
         let map = cluster_map(request.map.unwrap_or_default())?;
+        let owners = Owners::new(Arc::new(map), &placement(request.placement));
         let worker = self.worker.clone();
         let job = self
             .snapshots
@@ -121,7 +124,7 @@ impl WorkerApi for Service {
         tokio::spawn(async move {
             let _job = job;
             let (progress, mut seen) = watch::channel(WarmProgress::default());
-            let work = warm(worker, manifest, tops, map, progress.clone());
+            let work = warm(worker, manifest, tops, owners, progress.clone());
             let report = async {
                 loop {
                     tokio::time::sleep(REPORT_INTERVAL).await;
@@ -223,6 +226,7 @@ fn to_proto(progress: &WarmProgress) -> v1::WarmProgress {
         done_bytes: progress.done_bytes,
         done_files: progress.done_files,
         fetched_bytes: progress.fetched_bytes,
+        copied_bytes: progress.copied_bytes,
         failed_files: progress.failed_files,
         message: progress.message.clone(),
     }

@@ -148,6 +148,7 @@ mod tests {
             v1::DatasetSources {
                 dataset: (*name).to_owned(),
                 sources: sources.collect(),
+                placement: None,
             }
         });
         DatasetSources::of_reply(datasets.collect())

@@ -9,7 +9,8 @@ use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
 use tokio::sync::{oneshot, watch};
-use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, Manifest};
+use weir_core::placement::domains::Owners;
+use weir_core::{BLOCK_SIZE, Block, BlockKey, Manifest};
 
 use crate::schedule;
 use crate::worker::{ReadError, Worker};
@@ -35,6 +36,8 @@ pub struct WarmProgress {
     pub done_files: u64,
     /// Bytes that were fetched for the job.
     pub fetched_bytes: u64,
+    /// Bytes of finished blocks of which another worker has the first copy, and which count there.
+    pub copied_bytes: u64,
     /// Files with a block that could not be fetched here; another worker counts a file with such a block again.
     pub failed_files: u64,
     /// The first failure.
@@ -57,13 +60,13 @@ struct Job {
     worker: Arc<Worker>,
     manifest: Arc<Manifest>,
     tops: Vec<u32>,
-    map: ClusterMap,
+    owners: Owners,
     progress: watch::Sender<WarmProgress>,
     /// Files of several blocks that failed already.
     failed: Mutex<HashSet<u32>>,
 }
 
-/// Fills every block below `tops` that `worker` owns under `map`, and reports to `progress`. Ends early when
+/// Fills every block below `tops` of which `worker` is to hold a copy, and reports to `progress`. Ends early when
 /// nobody listens any more. A block that fails is counted and the rest goes on; an error means that a thread
 /// could not be started, or panicked.
 ///
@@ -73,14 +76,14 @@ pub async fn warm(
     worker: Arc<Worker>,
     manifest: Arc<Manifest>,
     tops: Vec<u32>,
-    map: ClusterMap,
+    owners: Owners,
     progress: watch::Sender<WarmProgress>,
 ) -> io::Result<()> {
     let job = Arc::new(Job {
         worker,
         manifest,
         tops,
-        map,
+        owners,
         progress,
         failed: Mutex::default(),
     });
@@ -107,7 +110,9 @@ impl Job {
     /// Fills one thread's share of the blocks.
     async fn fill(&self, thread: usize) {
         let own = &self.worker.config().id;
-        let owned = |key: &BlockKey| self.map.owner(key).is_some_and(|w| w.id == *own);
+        let owned = |key: &BlockKey| self.owners.of(key).any(|w| w.id == *own);
+        // What several workers hold counts on the first of them.
+        let counted = |key: &BlockKey| self.owners.filler(key).is_some_and(|w| w.id == *own);
         let tops = self.tops.iter();
         let files = tops.flat_map(|top| self.manifest.files_below(*top));
         let mut fills = FuturesUnordered::new();
@@ -120,7 +125,7 @@ impl Job {
                     object: self.manifest.object(index),
                     index: 0,
                 };
-                if owned(&head.key()) {
+                if counted(&head.key()) {
                     self.progress.send_modify(|p| p.done_files += 1);
                 }
             }
@@ -140,7 +145,8 @@ impl Job {
                     break;
                 }
                 bytes += u64::from(block.len());
-                fills.push(fill(&self.worker, index, block));
+                let counts = counted(&block.key());
+                fills.push(fill(&self.worker, index, block, counts));
             }
             if number.is_multiple_of(LOOK_EVERY) {
                 // Fills go on while many files are passed over that are another worker's.
@@ -164,6 +170,10 @@ impl Job {
         let Some(filled) = filled else { return 0 };
         match filled.result {
             Ok(fetched) => self.progress.send_modify(|p| {
+                if !filled.counts {
+                    p.copied_bytes += filled.bytes;
+                    return;
+                }
                 p.done_bytes += filled.bytes;
                 p.fetched_bytes += if fetched { filled.bytes } else { 0 };
                 p.done_files += u64::from(filled.is_first);
@@ -188,16 +198,19 @@ struct Filled {
     is_first: bool,
     /// Whether its file has no other.
     is_only: bool,
+    /// Whether it counts here: other copies than the first do not.
+    counts: bool,
     /// Whether it was fetched for the job.
     result: Result<bool, ReadError>,
 }
 
-async fn fill(worker: &Arc<Worker>, file: u32, block: Block) -> Filled {
+async fn fill(worker: &Arc<Worker>, file: u32, block: Block, counts: bool) -> Filled {
     Filled {
         file,
         bytes: u64::from(block.len()),
         is_first: block.index == 0,
         is_only: block.object.size <= BLOCK_SIZE,
+        counts,
         result: worker.warm(&block).await,
     }
 }

@@ -25,6 +25,7 @@ use crate::fills::{self, Fills, Keeper};
 use crate::memory::{Checked, MemoryTier};
 use crate::metrics::{EvictionLabels, WorkerMetrics};
 use crate::origins::Origins;
+use crate::placements::Placements;
 use crate::read_source::Source;
 use crate::ssd::SsdTier;
 use crate::verify::Verifier;
@@ -86,6 +87,7 @@ pub struct Worker {
     /// What blocks may take of the budget that nobody waits for yet.
     prefetch_budget: Arc<Semaphore>,
     origins: Origins,
+    placements: Placements,
     metrics: Arc<WorkerMetrics>,
     origin_metrics: Arc<OriginMetrics>,
     pub(crate) verifier: Verifier,
@@ -156,6 +158,7 @@ impl Worker {
                 config.sources.clone(),
                 count(config.budget()),
             ),
+            placements: Placements::default(),
             metrics,
             origin_metrics,
             verifier,
@@ -185,6 +188,11 @@ impl Worker {
     /// The origins that this worker may read.
     pub fn origins(&self) -> &Origins {
         &self.origins
+    }
+
+    /// Where datasets are.
+    pub(crate) fn placements(&self) -> &Placements {
+        &self.placements
     }
 
     /// The worker's metrics.

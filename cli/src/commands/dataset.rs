@@ -6,9 +6,11 @@ use serde::Serialize;
 use tonic::{Code, Status};
 use weir_core::dataset::did_you_mean;
 use weir_core::id::split_name;
-use weir_core::{DatasetName, DatasetSpec, LeftOut};
+use weir_core::placement::domains::{Placement, Spread};
+use weir_core::{DatasetName, DatasetSpec, LeftOut, PlaceName};
 use weir_origin::{spec_of, spec_of_mounts};
 use weir_proto::v1;
+use weir_worker::placements::placement;
 
 use super::apply::document;
 use crate::args::{DatasetCommand, DatasetFormat, OriginArgs, OutputFormat};
@@ -30,7 +32,51 @@ struct DatasetView {
     mounts: Vec<MountView>,
     /// As `weir apply` takes it; `None` if it is of a version that this command does not know.
     spec: Option<DatasetSpec>,
+    /// Which workers hold it; `None` if nothing was ever asked for.
+    placement: Option<PlacementView>,
     snapshots: Vec<SnapshotView>,
+}
+
+#[derive(Serialize)]
+struct PlacementView {
+    version: u64,
+    spread: Spread,
+    domains: Vec<String>,
+    pool: Option<PlaceName>,
+}
+
+impl From<v1::Placement> for PlacementView {
+    fn from(message: v1::Placement) -> Self {
+        let placed = placement(Some(message));
+        let Placement {
+            version,
+            spread,
+            mut domains,
+            pool,
+        } = placed;
+        if spread == Spread::Cluster {
+            domains.clear(); // it has no names
+        }
+        Self {
+            version,
+            spread,
+            domains,
+            pool,
+        }
+    }
+}
+
+impl std::fmt::Display for PlacementView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.spread {
+            Spread::Cluster => f.write_str("all workers")?,
+            spread => write!(f, "{spread} {}", self.domains.join(", "))?,
+        }
+        match &self.pool {
+            Some(pool) => write!(f, " of pool {pool}"),
+            None => Ok(()),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -90,6 +136,7 @@ impl From<v1::Dataset> for DatasetView {
             name: dataset.name,
             mounts: mounts.collect(),
             spec,
+            placement: dataset.placement.map(PlacementView::from),
             snapshots: snapshots.collect(),
         }
     }
@@ -105,6 +152,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 credentials,
                 include,
                 exclude,
+                placement,
                 master,
             } => {
                 let mounts = mounts
@@ -133,8 +181,11 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                     spec: String::new(),
                 };
                 let has_globs = !(include.is_empty() && exclude.is_empty());
-                if has_globs {
+                let placement = placement.wanted();
+                let needs_spec = has_globs || placement.is_some();
+                if needs_spec {
                     let mut spec = spec_of_mounts(&create.mounts);
+                    spec.placement = placement;
                     for source in &mut spec.sources {
                         source.include.clone_from(&include);
                         source.exclude.clone_from(&exclude);
@@ -144,7 +195,7 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 let made = client
                     .create_dataset(request(create, LISTING_DEADLINE))
                     .await
-                    .map_err(|status| no_globs(status, has_globs))?;
+                    .map_err(|status| no_spec(status, needs_spec))?;
                 show(made.into_inner(), master.output.into())
             }
             DatasetCommand::List {
@@ -220,12 +271,12 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
 }
 
 /// What a refusal means of globs: a master that does not know them sees a dataset without sources.
-fn no_globs(status: Status, has_globs: bool) -> Failure {
+fn no_spec(status: Status, needs_spec: bool) -> Failure {
     let is_unknown = status.code() == Code::InvalidArgument && status.message().contains(NO_SOURCE);
-    if has_globs && is_unknown {
+    if needs_spec && is_unknown {
         return Failure::new(
             Reason::Refused,
-            "the master is of an earlier version, which takes globs with `weir apply` alone; apply a file, or run a newer one",
+            "the master is of an earlier version, which takes no globs and no placement here; apply a file, or run a newer one",
         );
     }
     status.into()
@@ -308,6 +359,9 @@ fn show(dataset: v1::Dataset, format: DatasetFormat) -> Result<(), Failure> {
     output::line(format_args!("dataset {}", view.name))?;
     for mount in &view.mounts {
         output::line(format_args!("  {} from {}", mount.path, mount.url))?;
+    }
+    if let Some(placement) = &view.placement {
+        output::line(format_args!("  held by {placement}"))?;
     }
     let mut rows = Rows::new(&[
         "snapshot",

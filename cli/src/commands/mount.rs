@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use weir_core::DatasetRef;
+use weir_core::{DatasetRef, Location};
 use weir_mount::MountError;
 use weir_mount::supervisor::{self, Made, StartRequest};
 
@@ -35,6 +35,11 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
         state_dir: planned.state_dir,
         refresh: args.refresh,
         node,
+        location: Location {
+            zone: args.zone.clone().and_then(|zone| zone.0),
+            group: args.group.clone().and_then(|group| group.0),
+            ..Location::default()
+        },
         uid: args
             .uid
             .unwrap_or_else(|| rustix::process::getuid().as_raw()),

@@ -207,6 +207,7 @@ fn what_is_written_is_read_as_the_same() {
                 include: vec!["**/*.jpg".to_owned(), "no".to_owned()],
                 ..SourceSpec::default()
             }],
+            ..DatasetSpec::default()
         };
         let name: DatasetName = "set".parse().unwrap();
         let written = yaml(&name, spec.clone()).unwrap();

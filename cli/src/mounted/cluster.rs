@@ -6,9 +6,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
-use weir_client::map::Doubts;
+use weir_client::map::{Doubts, Seen};
 use weir_client::{AnySource, ClusterConfig, ClusterReader, ClusterSource, Reader};
 use weir_core::ClusterMap;
 use weir_fuse::page_cache::PageCacheWriter;
@@ -23,6 +25,7 @@ use crate::exit::Failure;
 use crate::trust;
 
 const MAP_FILE: &str = "cluster-map.json";
+const PLACEMENT_FILE: &str = "placement.json";
 /// Holds the number of the master's last reply about objects of which the page cache may hold wrong bytes.
 const DOUBTS_FILE: &str = "doubtful-seen";
 /// Such objects whose pages have not been dropped yet.
@@ -72,13 +75,15 @@ pub(super) async fn prepare(
         pinned::keep(&config.state_dir, &manifest, None)?;
         manifest
     };
-    let known = weir_client::map::fetch(&mut client).await;
-    let known = known.ok().or_else(|| {
-        let saved = std::fs::read(&map_file).ok()?;
-        serde_json::from_slice::<ClusterMap>(&saved).ok()
-    });
-    let (map, map_seen) = watch::channel(Arc::new(known.unwrap_or_default()));
+    let placement_file = config.state_dir.join(PLACEMENT_FILE);
     let name = manifest.summary().snapshot.dataset.clone();
+    let known = weir_client::map::fetch(&mut client, name.as_str()).await;
+    let (known, placed) = known.unwrap_or_else(|_| {
+        let map = saved::<ClusterMap>(&map_file).unwrap_or_default();
+        (map, saved(&placement_file).unwrap_or_default())
+    });
+    let (map, map_seen) = watch::channel(Arc::new(known));
+    let (placement, placement_seen) = watch::channel(Arc::new(placed));
     let mut sources = config.allowed.policy("weir mount");
     if !config.no_origin_fallback {
         let master = connect::lazy(master, &dial)?;
@@ -87,7 +92,9 @@ pub(super) async fn prepare(
     let refresh_now = Arc::new(Notify::new());
     let cluster = ClusterReader::new(ClusterConfig {
         node: config.node.clone(),
+        location: config.location.clone(),
         map: map_seen.clone(),
+        placement: placement_seen.clone(),
         refresh_now: refresh_now.clone(),
         dial,
         fetch: Arc::new(FetchPolicy::default()),
@@ -97,6 +104,11 @@ pub(super) async fn prepare(
         origin_metrics: metrics.origin.clone(),
     });
     let snapshot = manifest.summary().snapshot.to_string();
+    let seen = Seen {
+        map,
+        dataset: name.to_string(),
+        placement,
+    };
     let source = ClusterSource::new(Arc::new(cluster), name);
     let source = AnySource::Cluster(source);
     let read_ahead = read_ahead(config, page_cache, &manifest);
@@ -108,11 +120,11 @@ pub(super) async fn prepare(
     let (reporter, reporting) = (client.clone(), stop.clone());
     let (listener, doubtful) = broadcast::channel(MAX_DOUBTFUL);
     let doubts_file = config.state_dir.join(DOUBTS_FILE);
-    let seen = std::fs::read_to_string(&doubts_file)
+    let told = std::fs::read_to_string(&doubts_file)
         .ok()
         .filter(|_| restarted);
     let doubts = Doubts {
-        seen: seen.and_then(|seen| seen.parse().ok()).unwrap_or(0),
+        seen: told.and_then(|seen| seen.parse().ok()).unwrap_or(0),
         listener,
         keep: Box::new(move |seen| {
             if let Err(error) = pinned::save(&doubts_file, seen.to_string().as_bytes()) {
@@ -121,10 +133,14 @@ pub(super) async fn prepare(
         }),
     };
     let counted = metrics.client.clone();
-    let follow = weir_client::map::follow(client, map, refresh_now, doubts, counted, stop.clone());
+    let follow = weir_client::map::follow(client, seen, refresh_now, doubts, counted, stop.clone());
     let background = async move {
         let report = stale.report(snapshot_id, reporter, reporting);
-        let services = async { tokio::join!(follow, report, save_maps(map_seen, &map_file, stop)) };
+        let keep = async {
+            let map = keep_newest(map_seen, &map_file, stop.clone());
+            tokio::join!(map, keep_newest(placement_seen, &placement_file, stop))
+        };
+        let services = async { tokio::join!(follow, report, keep) };
         tokio::select! {
             _ = services => {}
             never = trust::watch(identity.as_ref()) => match never {},
@@ -139,22 +155,29 @@ pub(super) async fn prepare(
     })
 }
 
-async fn save_maps(
-    mut map: watch::Receiver<Arc<ClusterMap>>,
+/// What was kept in a file, if it can be read.
+fn saved<T: DeserializeOwned>(file: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+/// Keeps what is known of the cluster in a file, for a server that is started while the master is away.
+async fn keep_newest<T: Serialize>(
+    mut known: watch::Receiver<Arc<T>>,
     file: &Path,
     stop: CancellationToken,
 ) {
     loop {
-        let current = map.borrow_and_update().clone();
+        let current = known.borrow_and_update().clone();
         let saved = serde_json::to_vec(&*current)
             .map_err(anyhow::Error::from)
             .and_then(|json| pinned::save(file, &json));
         if let Err(error) = saved {
-            tracing::warn!("the cluster map could not be saved: {error:#}");
+            let file = file.display();
+            tracing::warn!("what is known of the cluster could not be saved in {file}: {error:#}");
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = map.changed() => if changed.is_err() { return },
+            changed = known.changed() => if changed.is_err() { return },
         }
     }
 }

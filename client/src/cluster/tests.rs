@@ -1,8 +1,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use futures::future::join_all;
 use tokio::net::{TcpListener, TcpStream};
+use weir_core::placement::domains::Spread;
 use weir_core::{Hashing, Location, ObjectRef, OriginId};
 use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 
@@ -90,6 +92,14 @@ async fn serve(socket: TcpStream, script: Arc<Script>, byte: u8) {
                         outgoing.send(&[frame(status)]).await.unwrap();
                     }
                     bytes(&script, byte, false)
+                }
+                "moved" => {
+                    let reply = BlockReply {
+                        status: BlockStatus::OriginError.into(),
+                        placement_version: request.placement_version + 1,
+                        ..BlockReply::default()
+                    };
+                    Frame::new(&reply, Vec::new())
                 }
                 "flipped" => bytes(&script, byte, first),
                 "flipped_in_memory" => bytes(&script, byte, !request.report_damaged),
@@ -329,4 +339,83 @@ async fn the_next_owner_is_asked_when_the_first_may_not_read_the_origin() {
     let denied = block_of_first(&reader, "denied");
     assert_eq!(read_one(&reader, &denied).await.0, BYTES[1]);
     assert_eq!(failovers(&reader, "denied"), 1);
+}
+
+#[tokio::test]
+async fn the_nearest_copy_is_asked_and_a_newer_placement_is_asked_for() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let mut workers = reader.config.map.borrow().workers().to_vec();
+    for (worker, zone) in workers.iter_mut().zip(["a", "b"]) {
+        worker.location = Location::of_names(zone, "").unwrap();
+    }
+    let map = watch::Sender::new(Arc::new(ClusterMap::new(2, Hashing::NEWEST, workers)));
+    let placement = watch::Sender::new(Arc::new(Placement {
+        version: 7,
+        spread: Spread::Zone,
+        domains: vec!["a".to_owned()],
+        pool: None,
+    }));
+    let of = |zone: &str| {
+        ClusterReader::new(ClusterConfig {
+            map: map.subscribe(),
+            placement: placement.subscribe(),
+            location: Location::of_names(zone, "").unwrap(),
+            ..reader_config(ClusterMap::default())
+        })
+    };
+    let reads = async |reader: &ClusterReader, byte: u8| {
+        for number in 0..20 {
+            let block = block(&format!("block.{number}"));
+            assert_eq!(read_one(reader, &block).await.0, byte);
+        }
+    };
+    let (in_a, in_b) = (of("a"), of("b"));
+    reads(&in_a, BYTES[0]).await;
+    reads(&in_b, BYTES[0]).await;
+    let before = Placement::clone(&placement.borrow());
+    placement.send_replace(Arc::new(Placement {
+        version: 8,
+        domains: vec!["a".to_owned(), "b".to_owned()],
+        ..before
+    }));
+    reads(&in_a, BYTES[0]).await;
+    reads(&in_b, BYTES[1]).await;
+    let is_asked = in_b.config.refresh_now.notified().now_or_never();
+    assert!(is_asked.is_none(), "nobody has a newer one");
+    let moved = block("moved");
+    let read = in_b.read("set", "{}", &moved, 0..LENGTH as u32);
+    assert!(read.await.is_err());
+    let is_asked = in_b.config.refresh_now.notified().now_or_never();
+    assert!(is_asked.is_some(), "a worker has a newer one");
+}
+
+#[test]
+fn a_reader_stands_where_a_worker_on_its_node_does_unless_it_says() {
+    let worker = |id: &str, node: &str, zone: &str, group: &str| WorkerInfo {
+        id: id.parse().unwrap(),
+        data_address: String::new(),
+        control_address: String::new(),
+        node: node.parse().unwrap(),
+        location: Location::of_names(zone, group).unwrap(),
+        local_socket: String::new(),
+        weight: 1,
+    };
+    let workers = vec![
+        worker("w1", "there", "a", "r1"),
+        worker("w2", "here", "b", "r2"),
+    ];
+    let map = Arc::new(ClusterMap::new(1, Hashing::NEWEST, workers));
+    let at = |zone: &str, group: &str| {
+        let config = ClusterConfig {
+            location: Location::of_names(zone, group).unwrap(),
+            ..reader_config(ClusterMap::default())
+        };
+        View::new(&config, map.clone(), Arc::default()).at
+    };
+    let place = |zone: &str, group: &str| Location::of_names(zone, group).unwrap();
+    assert_eq!(at("", ""), place("b", "r2"));
+    assert_eq!(at("c", ""), place("c", ""));
+    assert_eq!(at("", "r9"), place("b", "r9"));
+    assert_eq!(at("c", "r9"), place("c", "r9"));
 }

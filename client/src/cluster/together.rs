@@ -28,12 +28,12 @@ impl ClusterReader {
         dataset: &str,
         blocks: Vec<(&Block, &mut [u8])>,
     ) -> Vec<Result<ReadSource, BatchError>> {
-        let map = self.config.map.borrow().clone();
+        let view = self.view();
         let mut groups: HashMap<&WorkerId, Together<'_, '_>> = HashMap::new();
         let mut outcomes = Vec::new();
         for (number, (block, place)) in blocks.into_iter().enumerate() {
             outcomes.push(Err(BatchError::NotTogether));
-            let Some(worker) = map.owner(&block.key()) else {
+            let Some(worker) = self.owners(&view, block, 1).pop() else {
                 continue;
             };
             if self.suspects.contains(&worker.id) {
@@ -46,9 +46,7 @@ impl ClusterReader {
                 places: Vec::new(),
             });
             let whole = 0..block.len();
-            group
-                .requests
-                .push(request(map.epoch(), dataset, block, &whole));
+            group.requests.push(request(&view, dataset, block, &whole));
             group.numbers.push(number);
             group.places.push(place);
         }

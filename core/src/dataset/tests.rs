@@ -56,6 +56,7 @@ fn a_specification_is_bounded() {
     };
     let mut spec = DatasetSpec {
         sources: vec![long],
+        ..DatasetSpec::default()
     };
     let error = spec.check().unwrap_err();
     assert!(error.to_string().contains("bytes long"), "{error}");
@@ -65,6 +66,7 @@ fn a_specification_is_bounded() {
             path: "/a".repeat(3000),
             ..SourceSpec::default()
         }],
+        ..DatasetSpec::default()
     };
     let error = deep.check().unwrap_err();
     assert_eq!(error.field, "spec.sources[0].path");

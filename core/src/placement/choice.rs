@@ -7,9 +7,13 @@
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
 use super::domains::{MAX_DOMAINS, Placement, Spread, domains_of};
 use super::seats::mix;
 use super::{ClusterMap, seed};
+use crate::id::PlaceName;
 
 /// Part of a domain's bytes that one dataset may take when its spread is chosen for it: datasets share a node's cache.
 const SHARE: f64 = 0.25;
@@ -18,8 +22,9 @@ const KEPT: f64 = 2.0;
 /// How far below that it must be to move into a narrower one.
 const NARROWED: f64 = 0.5;
 
-/// How many domains hold a copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// How many domains hold a copy: a number from 1 on, or `all`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Said", into = "Said")]
 pub enum Copies {
     /// So many, as far as there are domains.
     Number(NonZeroUsize),
@@ -27,15 +32,84 @@ pub enum Copies {
     All,
 }
 
-/// What is asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// Copies as a specification says them.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Said {
+    Number(usize),
+    Word(String),
+}
+
+impl TryFrom<Said> for Copies {
+    type Error = String;
+
+    fn try_from(said: Said) -> Result<Self, String> {
+        match said {
+            Said::Number(number) => number.to_string().parse(),
+            Said::Word(word) if word == "all" => Ok(Self::All),
+            Said::Word(word) => Err(format!("{word:?} copies: write a number from 1 on, or all")),
+        }
+    }
+}
+
+impl From<Copies> for Said {
+    fn from(copies: Copies) -> Self {
+        match copies {
+            Copies::Number(number) => Self::Number(number.get()),
+            Copies::All => Self::Word("all".to_owned()),
+        }
+    }
+}
+
+impl std::str::FromStr for Copies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let wrong = |_| format!("{text:?} copies: write a number from 1 on, or all");
+        text.parse().map(Self::Number).map_err(wrong)
+    }
+}
+
+impl JsonSchema for Copies {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Copies".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "integer", "minimum": 1 }, { "const": "all" }] })
+    }
+}
+
+/// Which workers are to hold a dataset. With no field, the narrowest domain that holds it has one copy.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "PlacementSpec")]
 pub struct Wanted {
-    /// How far a copy is spread; the narrowest that holds the dataset if nothing is said.
+    /// How far one copy is spread: over the workers of a `node`, a `group`, a `zone` or the `cluster`. The narrowest of which one
+    /// holds the dataset with a quarter of its cache, if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<Spread>,
-    /// How many copies; one for each domain that is named, else one, if nothing is said.
+    /// How many of them hold a copy: a number, or `all`. One for each that `in` names, else one, if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copies: Option<Copies>,
-    /// The domains, by their names, in order; needs a spread.
+    /// Which of them, in this order, by name: `a` for a zone, `a/r1` for a group of it, a node's name. The first one alone is filled
+    /// from the source. Needs a `spread`.
+    #[serde(default, rename = "in", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub within: Vec<String>,
+    /// Only workers of this pool hold it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+}
+
+impl Wanted {
+    /// The pool, which [`Wanted::check`] has found to be a name.
+    fn pool(&self) -> Option<PlaceName> {
+        self.pool.as_ref().and_then(|pool| pool.parse().ok())
+    }
 }
 
 /// Why something cannot be asked for.
@@ -53,6 +127,9 @@ pub enum PlacementError {
     /// One is named twice.
     #[error("{0:?} is named twice in `in`")]
     Twice(String),
+    /// No name of a pool, or no worker is in it.
+    #[error("no worker is in pool {0:?}: leave out `pool`, or start workers with --pool")]
+    NoPool(String),
     /// No worker is in it.
     #[error("no worker is in {spread} {name:?}{}", .nearest.as_ref().map(|n| format!(": did you mean {n:?}?")).unwrap_or_default())]
     Unknown {
@@ -79,8 +156,16 @@ pub enum PlacementError {
 
 impl Wanted {
     /// Whether this can be had from a cluster as it is now. What becomes of it later, when domains come and go, is no error: see
-    /// [`choose`].
+    /// [`choose`]. Of a cluster without workers anything can be had that makes sense.
     pub fn check(&self, map: &ClusterMap) -> Result<(), PlacementError> {
+        let is_there = !map.workers().is_empty();
+        let pool = self.pool();
+        if let Some(name) = &self.pool {
+            let all = domains_of(map, Spread::Cluster, pool.as_ref());
+            if pool.is_none() || is_there && all.is_empty() {
+                return Err(PlacementError::NoPool(name.clone()));
+            }
+        }
         if self.within.len() > MAX_DOMAINS {
             return Err(PlacementError::TooMany(self.within.len()));
         }
@@ -107,8 +192,9 @@ impl Wanted {
                 Err(PlacementError::OneCluster)
             };
         }
-        let domains = domains_of(map, spread);
-        if let Some(name) = self.within.iter().find(|name| !domains.contains_key(*name)) {
+        let domains = domains_of(map, spread, pool.as_ref());
+        let unknown = |name: &&String| is_there && !domains.contains_key(*name);
+        if let Some(name) = self.within.iter().find(unknown) {
             let alike = |other: &&String| strsim::jaro(name, other);
             let nearest = domains.keys().max_by(|a, b| alike(a).total_cmp(&alike(b)));
             return Err(PlacementError::Unknown {
@@ -117,8 +203,10 @@ impl Wanted {
                 nearest: nearest.filter(|other| alike(other) > 0.7).cloned(),
             });
         }
-        let there = if self.within.is_empty() {
+        let there = if self.within.is_empty() && is_there {
             domains.len()
+        } else if self.within.is_empty() {
+            MAX_DOMAINS
         } else {
             self.within.len()
         };
@@ -148,21 +236,26 @@ pub fn choose(
 ) -> Placement {
     let spread = wanted
         .spread
-        .unwrap_or_else(|| narrowest(bytes, map, previous));
+        .unwrap_or_else(|| narrowest(wanted, bytes, map, previous));
     let domains = chosen(wanted, spread, dataset, bytes, map, previous);
+    let pool = wanted.pool();
     let (spread, domains) = if domains.is_empty() {
         (Spread::Cluster, vec![String::new()])
     } else {
         (spread, domains)
     };
     match previous {
-        Some(previous) if (previous.spread, &previous.domains) == (spread, &domains) => {
+        Some(previous)
+            if (previous.spread, &previous.domains, &previous.pool)
+                == (spread, &domains, &pool) =>
+        {
             previous.clone()
         }
         _ => Placement {
             version: previous.map_or(1, |previous| previous.version + 1),
             spread,
             domains,
+            pool,
         },
     }
 }
@@ -172,7 +265,13 @@ fn fits(bytes: u64, capacity: u64, slack: f64) -> bool {
 }
 
 /// The narrowest spread of which one domain holds the dataset.
-fn narrowest(bytes: u64, map: &ClusterMap, previous: Option<&Placement>) -> Spread {
+fn narrowest(
+    wanted: &Wanted,
+    bytes: u64,
+    map: &ClusterMap,
+    previous: Option<&Placement>,
+) -> Spread {
+    let pool = wanted.pool();
     let before = previous.map(|previous| previous.spread);
     let holds = |spread: &Spread| {
         let slack = match before {
@@ -180,7 +279,7 @@ fn narrowest(bytes: u64, map: &ClusterMap, previous: Option<&Placement>) -> Spre
             Some(before) if *spread < before => NARROWED,
             _ => 1.0,
         };
-        domains_of(map, *spread)
+        domains_of(map, *spread, pool.as_ref())
             .values()
             .any(|capacity| fits(bytes, *capacity, slack))
     };
@@ -209,7 +308,7 @@ fn chosen(
         return named.cloned().collect();
     }
     let count = most(1);
-    let domains = domains_of(map, spread);
+    let domains = domains_of(map, spread, wanted.pool().as_ref());
     let before = previous.filter(|previous| previous.spread == spread);
     let kept = before.into_iter().flat_map(|previous| &previous.domains);
     let some_fit = domains.values().any(|capacity| fits(bytes, *capacity, 1.0));
@@ -273,6 +372,7 @@ mod tests {
             spread,
             copies: copies.map(|copies| Copies::Number(NonZeroUsize::new(copies).unwrap())),
             within: within.iter().map(|name| (*name).to_owned()).collect(),
+            pool: None,
         }
     }
 
@@ -412,6 +512,47 @@ mod tests {
         assert!(said(wanted(None, None, &["a"])).contains("spread: zone"));
         assert!(said(wanted(Some(Spread::Cluster), Some(2), &[])).contains("one copy"));
         assert!(said(wanted(zone, None, &["x"; 65])).contains("64 are the most"));
+        let pool = |name: &str| Wanted {
+            pool: Some(name.to_owned()),
+            ..Wanted::default()
+        };
+        for name in ["gpu", "no pool", ""] {
+            assert!(said(pool(name)).contains("no worker is in pool"));
+        }
+        // Before the first worker is there, what makes sense is taken.
+        let nobody = ClusterMap::default();
+        wanted(zone, Some(3), &[]).check(&nobody).unwrap();
+        wanted(zone, None, &["a", "b"]).check(&nobody).unwrap();
+        pool("gpu").check(&nobody).unwrap();
+        assert!(pool("no pool").check(&nobody).is_err());
+        assert!(wanted(zone, Some(3), &["a"]).check(&nobody).is_err());
+        assert!(wanted(zone, Some(65), &[]).check(&nobody).is_err());
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read_as_it_is_written() {
+        let json = r#"{"spread":"zone","copies":2,"in":["b","a"],"pool":"gpu"}"#;
+        let read: Wanted = serde_json::from_str(json).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), json);
+        let expected = Wanted {
+            pool: Some("gpu".to_owned()),
+            ..wanted(Some(Spread::Zone), Some(2), &["b", "a"])
+        };
+        assert_eq!(read, expected);
+        let all: Wanted = serde_json::from_str(r#"{"copies":"all"}"#).unwrap();
+        assert_eq!(all.copies, Some(Copies::All));
+        for bad in [
+            r#"{"copies":0}"#,
+            r#"{"copies":-1}"#,
+            r#"{"copies":"both"}"#,
+            r#"{"copies":1.5}"#,
+            r#"{"spread":"Zone"}"#,
+            r#"{"spread":"rack"}"#,
+            r#"{"in":"a"}"#,
+            r#"{"within":["a"]}"#,
+        ] {
+            assert!(serde_json::from_str::<Wanted>(bad).is_err(), "{bad}");
+        }
     }
 
     proptest! {

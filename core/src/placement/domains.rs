@@ -6,21 +6,18 @@
 //! others copy it from there. A reader takes the nearest ([`Owners::for_reader`]).
 //!
 //! Who knows the placement and the cluster map knows all of that: client and worker agree if they have the same version of
-//! both, and each request says which ones it was made with.
-//!
-//! **When a placement changes**, or the cluster's hash, blocks are where the former one says. The version grows by one, and the
-//! former placement stays beside the new one until its data has moved. The new first owner that misses a block asks the
-//! former owners for what they hold before it asks the origin, so a byte that is cached anywhere is not fetched again; a reader of the
-//! former version is served by the former owners as before, and is told by their answers that there is a newer one.
+//! both, and each request says which ones it was made with. A reader of a former placement is served by the former owners as
+//! before, and is told by their answers that there is a newer one.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::seats::{Member, Seats, mix};
-use super::{ClusterMap, Location, WorkerInfo, seed, words};
+use super::seats::{Seats, mix};
+use super::{ClusterMap, Location, WorkerInfo, members, seed, split, words};
 use crate::block::BlockKey;
 use crate::id::{NodeName, PlaceName};
 
@@ -30,7 +27,9 @@ const HASHED_GROUPS: u64 = 64;
 pub const MAX_DOMAINS: usize = 64;
 
 /// How far one copy of a dataset is spread.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Spread {
     /// Over the workers of one node.
@@ -52,6 +51,9 @@ pub struct Placement {
     pub spread: Spread,
     /// Their names, as [`domain_of`] gives them, the first one first. None is there twice.
     pub domains: Vec<String>,
+    /// Only workers of this pool hold it; of any, or none, without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PlaceName>,
 }
 
 impl Default for Placement {
@@ -61,7 +63,18 @@ impl Default for Placement {
             version: 0,
             spread: Spread::Cluster,
             domains: vec![String::new()],
+            pool: None,
         }
+    }
+}
+
+impl std::str::FromStr for Spread {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Cluster, Self::Zone, Self::Group, Self::Node];
+        let found = all.into_iter().find(|spread| spread.to_string() == text);
+        found.ok_or_else(|| format!("{text:?} is no spread: write cluster, zone, group or node"))
     }
 }
 
@@ -94,10 +107,19 @@ pub fn domain_of(worker: &WorkerInfo, spread: Spread) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The domains of a map with the bytes that their workers hold.
-pub fn domains_of(map: &ClusterMap, spread: Spread) -> BTreeMap<String, u64> {
+/// Whether a worker is one of a pool; any is, without one.
+fn is_in(worker: &WorkerInfo, pool: Option<&PlaceName>) -> bool {
+    pool.is_none_or(|pool| worker.location.pool.as_ref() == Some(pool))
+}
+
+/// The domains of a map, or of one pool of its workers, with the bytes that these hold.
+pub fn domains_of(
+    map: &ClusterMap,
+    spread: Spread,
+    pool: Option<&PlaceName>,
+) -> BTreeMap<String, u64> {
     let mut domains: BTreeMap<String, u64> = BTreeMap::new();
-    for worker in map.workers() {
+    for worker in map.workers().iter().filter(|worker| is_in(worker, pool)) {
         if let Some(domain) = domain_of(worker, spread) {
             let bytes = domains.entry(domain.into_owned()).or_default();
             *bytes = bytes.saturating_add(worker.weight);
@@ -110,6 +132,7 @@ pub fn domains_of(map: &ClusterMap, spread: Spread) -> BTreeMap<String, u64> {
 #[derive(Clone, Debug)]
 pub struct Owners {
     map: Arc<ClusterMap>,
+    version: u64,
     /// The domains that have workers.
     copies: Vec<Copied>,
 }
@@ -120,22 +143,34 @@ enum Copied {
     /// All, by the cluster's own hash.
     All,
     /// Places in the map, and the seats of these workers.
-    Some { places: Vec<usize>, seats: Seats },
+    Some {
+        places: Vec<usize>,
+        seats: Box<Seats>,
+    },
 }
 
 impl Owners {
-    /// The owners of blocks under a placement. A domain without a live worker has none.
+    /// The owners of blocks under a placement. A domain without a live worker has none; if none has one, all workers share the
+    /// blocks until the master has chosen other domains, so that reads go on.
     pub fn new(map: Arc<ClusterMap>, placement: &Placement) -> Self {
-        if placement.spread == Spread::Cluster {
-            let copies = if map.workers().is_empty() {
-                Vec::new()
-            } else {
-                vec![Copied::All]
-            };
-            return Self { map, copies };
+        let copies = if placement.spread == Spread::Cluster && placement.pool.is_none() {
+            Vec::new()
+        } else {
+            Self::copies(&map, placement)
+        };
+        let nowhere = copies.is_empty() && !map.workers().is_empty();
+        Self {
+            map,
+            version: placement.version,
+            copies: if nowhere { vec![Copied::All] } else { copies },
         }
+    }
+
+    fn copies(map: &ClusterMap, placement: &Placement) -> Vec<Copied> {
         let mut places: BTreeMap<Cow<'_, str>, Vec<usize>> = BTreeMap::new();
-        for (place, worker) in map.workers().iter().enumerate() {
+        let pool = placement.pool.as_ref();
+        let workers = map.workers().iter().enumerate();
+        for (place, worker) in workers.filter(|(_, worker)| is_in(worker, pool)) {
             if let Some(domain) = domain_of(worker, placement.spread) {
                 places.entry(domain).or_default().push(place);
             }
@@ -144,12 +179,21 @@ impl Owners {
         // A domain that is there twice has one copy.
         let copies = domains.filter_map(|domain| places.remove(domain.as_str()));
         let copies = copies.map(|places| {
-            let members = places.iter().map(|place| member(&map.workers()[*place]));
-            let seats = Seats::new(&members.collect::<Vec<_>>());
+            let (places, _) = split(map.workers(), places);
+            let seats = Box::new(Seats::new(&members(map.workers(), &places)));
             Copied::Some { places, seats }
         });
-        let copies = copies.collect();
-        Self { map, copies }
+        copies.collect()
+    }
+
+    /// The version of the placement that this was made of.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// How many copies there are: domains with workers.
+    pub fn copies_there(&self) -> usize {
+        self.copies.len()
     }
 
     /// The map that this was made of.
@@ -236,13 +280,6 @@ pub fn distance(worker: &WorkerInfo, node: &NodeName, at: &Location) -> u8 {
     }
 }
 
-fn member(worker: &WorkerInfo) -> Member {
-    Member {
-        seed: seed(worker.id.as_str()),
-        weight: worker.weight,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -289,6 +326,7 @@ mod tests {
             version: 1,
             spread,
             domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+            pool: None,
         }
     }
 
@@ -381,6 +419,8 @@ mod tests {
         assert_eq!(owners.of(&key(1)).count(), 1);
         let filler = owners.filler(&key(1)).unwrap();
         assert_eq!(filler.location.zone.as_ref().unwrap().as_str(), "c");
+        let nowhere = Owners::new(owners.map().clone(), &placement(Spread::Zone, &["gone"]));
+        assert_eq!(nowhere.filler(&key(1)), owners.map().owner(&key(1)));
         let nobody = Owners::new(Arc::default(), &Placement::default());
         assert_eq!(nobody.filler(&key(1)), None);
         let nobody = Owners::new(Arc::default(), &placement(Spread::Zone, &["a"]));
@@ -397,10 +437,33 @@ mod tests {
         let workers =
             (0..3000).map(|number| worker(&format!("w{number}"), &format!("n{number}"), "", ""));
         let map = map(workers.collect());
-        let domains = domains_of(&map, Spread::Group);
+        let domains = domains_of(&map, Spread::Group, None);
         assert_eq!(domains.len(), HASHED_GROUPS as usize);
         assert!(domains.keys().all(|domain| domain.starts_with("-/~")));
-        assert!(domains_of(&map, Spread::Zone).is_empty());
+        assert!(domains_of(&map, Spread::Zone, None).is_empty());
+    }
+
+    #[test]
+    fn a_pool_holds_what_asks_for_it_and_no_other_worker_does() {
+        let mut workers = three_zones(30);
+        for worker in workers.iter_mut().step_by(3) {
+            worker.location.pool = Some("gpu".parse().unwrap());
+        }
+        let map = map(workers);
+        let gpu = Some("gpu".parse().unwrap());
+        for (spread, domains) in [(Spread::Cluster, &[""][..]), (Spread::Zone, &["b", "a"])] {
+            let placement = Placement {
+                pool: gpu.clone(),
+                ..placement(spread, domains)
+            };
+            let owners = Owners::new(map.clone(), &placement);
+            assert_eq!(owners.copies_there(), domains.len());
+            for number in 0..200 {
+                assert!(owners.of(&key(number)).all(|w| w.location.pool == gpu));
+            }
+        }
+        let all = domains_of(&map, Spread::Cluster, None)[""];
+        assert_eq!(domains_of(&map, Spread::Cluster, gpu.as_ref())[""], all / 3);
     }
 
     proptest! {
@@ -412,10 +475,10 @@ mod tests {
         ) {
             let spread = [Spread::Node, Spread::Group, Spread::Zone, Spread::Cluster][spread];
             let map = map(three_zones(count));
-            let mut domains: Vec<String> = domains_of(&map, spread).into_keys().collect();
+            let mut domains: Vec<String> = domains_of(&map, spread, None).into_keys().collect();
             domains.sort_by_key(|domain| mix(seed(domain) ^ turn));
             domains.truncate(4);
-            let placement = Placement { version: 1, spread, domains };
+            let placement = Placement { version: 1, spread, domains, pool: None };
             let owners = Owners::new(map, &placement);
             let (node, at) = ("n1".parse().unwrap(), Location::of_names("b", "r1").unwrap());
             let asked = owners.for_reader(&key(block), &node, &at, most);

@@ -9,10 +9,15 @@ use super::WorkerInfo;
 use super::seats::mix;
 use crate::block::BlockKey;
 
-/// The places of the workers that should hold `block`, the owner first; at most `count`.
-pub(super) fn order(workers: &[WorkerInfo], block: &BlockKey, count: usize) -> Vec<usize> {
-    let scores = workers.iter().map(|worker| score(worker, block));
-    let mut scored: Vec<(f64, usize)> = scores.zip(0..).collect();
+/// The places of those of some workers that should hold `block`, the owner first; at most `count`.
+pub(super) fn order(
+    workers: &[WorkerInfo],
+    places: &[usize],
+    block: &BlockKey,
+    count: usize,
+) -> Vec<usize> {
+    let scores = places.iter().map(|place| score(&workers[*place], block));
+    let mut scored: Vec<(f64, usize)> = scores.zip(places.iter().copied()).collect();
     // Workers are sorted by name, which decides between equal ones.
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     scored

@@ -12,7 +12,7 @@ use weir_origin::{OriginSpec, check_dataset, mounts_of, spec_of, spec_of_mounts}
 use weir_proto::v1;
 
 use super::listing::{Found, origin_of, places};
-use super::{Datasets, MAX_DATASETS, newest, versions};
+use super::{Datasets, MAX_DATASETS, newest, placing, versions};
 use crate::credentials::Held;
 use crate::error::MasterError;
 use crate::records::now_ns;
@@ -86,6 +86,7 @@ impl Datasets {
                 new.include.clone_from(&old.include);
                 new.exclude.clone_from(&old.exclude);
             }
+            wanted.spec.placement.clone_from(&before.placement);
         }
         if before == wanted.spec {
             return Ok(dataset);
@@ -124,6 +125,8 @@ impl Datasets {
         let is_unchanged = outcome == v1::ApplyOutcome::Unchanged;
         if !is_unchanged {
             drop(self.judge(&wanted, known.is_none())?);
+            let before = known.as_ref().map(dataset_spec).transpose()?;
+            self.check_placement(before.as_ref(), &wanted)?;
         }
         let dataset = match known {
             known if request.dry_run => known,
@@ -154,9 +157,23 @@ impl Datasets {
         Ok(held)
     }
 
+    /// Refuses to place a dataset anew as the cluster cannot. A zone may have gone since it was placed there.
+    fn check_placement(
+        &self,
+        before: Option<&DatasetSpec>,
+        wanted: &Wanted,
+    ) -> Result<(), MasterError> {
+        let before = before.and_then(|before| before.placement.as_ref());
+        if wanted.spec.placement.as_ref() == before {
+            return Ok(());
+        }
+        placing::check(&wanted.spec, &self.cluster())
+    }
+
     /// Lists a new dataset into its first snapshot.
     async fn make(&self, name: &DatasetName, wanted: Wanted) -> Result<v1::Dataset, MasterError> {
         let _held = self.judge(&wanted, true)?;
+        self.check_placement(None, &wanted)?;
         let found = self.list_next(name, &wanted, None).await?;
         check_found(&wanted.spec, &DatasetSpec::default(), &found)?;
         let dataset = v1::Dataset {
@@ -165,6 +182,7 @@ impl Datasets {
             mounts: wanted.mounts,
             snapshots: Vec::new(),
             created_ns: now_ns(),
+            placement: None,
         };
         self.add_snapshot(name, dataset, found).await
     }
@@ -178,12 +196,13 @@ impl Datasets {
     ) -> Result<v1::Dataset, MasterError> {
         let _held = self.judge(&wanted, false)?;
         let before = dataset_spec(&dataset)?;
+        self.check_placement(Some(&before), &wanted)?;
         let has_same_files = files(&before) == files(&wanted.spec);
         dataset.spec = wanted.spec.to_json();
         dataset.mounts.clone_from(&wanted.mounts);
         if has_same_files {
             // Another region, profile or signature, of sources that are not listed again.
-            self.save(name, &dataset, None).await?;
+            self.save(name, &mut dataset, None).await?;
             return Ok(dataset);
         }
         let (dataset, _) = self.relist(name, dataset, wanted, Some(&before)).await?;
@@ -227,7 +246,7 @@ impl Datasets {
             if let Some(newest) = dataset.snapshots.last() {
                 self.metrics.show_snapshot(name.as_str(), newest);
             }
-            self.save(name, &dataset, None).await?;
+            self.save(name, &mut dataset, None).await?;
         }
         Ok((dataset, false))
     }

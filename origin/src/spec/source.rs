@@ -177,6 +177,7 @@ pub fn spec_of_mounts(mounts: &[v1::MountSpec]) -> DatasetSpec {
     };
     DatasetSpec {
         sources: mounts.iter().map(source).collect(),
+        ..DatasetSpec::default()
     }
 }
 
@@ -204,7 +205,10 @@ mod tests {
     }
 
     fn check(sources: Vec<SourceSpec>) -> Result<DatasetSpec, DatasetError> {
-        let mut spec = DatasetSpec { sources };
+        let mut spec = DatasetSpec {
+            sources,
+            ..DatasetSpec::default()
+        };
         check_dataset(&mut spec)?;
         Ok(spec)
     }
@@ -234,6 +238,7 @@ mod tests {
         for source in [full, hdfs, source("file:///data", "/")] {
             let mut spec = DatasetSpec {
                 sources: vec![source],
+                ..DatasetSpec::default()
             };
             let origins = check_dataset(&mut spec).unwrap();
             let dataset = v1::Dataset {

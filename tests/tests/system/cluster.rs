@@ -52,12 +52,12 @@ pub(crate) fn fill(lab: &Lab) -> Files {
     Arc::new(files)
 }
 
-fn total(files: &Files) -> u64 {
+pub(crate) fn total(files: &Files) -> u64 {
     files.values().map(|content| content.len() as u64).sum()
 }
 
 #[track_caller]
-fn check_all(mount: &Mount<'_>, files: &Files) {
+pub(crate) fn check_all(mount: &Mount<'_>, files: &Files) {
     for (name, content) in files.iter() {
         assert!(mount.read(name) == *content, "{name}");
     }

@@ -393,17 +393,24 @@ async fn answer(
     epoch: u64,
     caller: &Caller,
 ) -> Frame {
+    let message = &request.message;
+    let placements = worker.placements();
+    placements.compare(&message.dataset, message.placement_version);
+    // What each answer says.
+    let known = BlockReply {
+        epoch,
+        placement_version: placements.version(&message.dataset),
+        ..BlockReply::default()
+    };
     let failed = |status: BlockStatus, message: String| {
         count(&worker, "error");
         let reply = BlockReply {
             status: status.into(),
             message,
-            epoch,
-            ..BlockReply::default()
+            ..known.clone()
         };
         Frame::new(&reply, Vec::new())
     };
-    let message = &request.message;
     let Some((block, range)) = &request.wanted else {
         return failed(
             BlockStatus::BadRequest,
@@ -420,8 +427,7 @@ async fn answer(
         let reply = BlockReply {
             status: status.into(),
             message,
-            epoch,
-            ..BlockReply::default()
+            ..known
         };
         return Frame::new(&reply, Vec::new());
     }
@@ -446,8 +452,7 @@ async fn answer(
                 PrefetchAnswer::Refused => BlockSource::Unspecified,
             }
             .into(),
-            epoch,
-            ..BlockReply::default()
+            ..known
         };
         count(&worker, "ok");
         return Frame::new(&reply, Vec::new());
@@ -456,7 +461,7 @@ async fn answer(
         && let Some(location) = worker.locate(&block.key())
     {
         count_read(Source::Ssd, u64::from(message.length));
-        return at_location(&location, epoch);
+        return at_location(&location, known);
     }
     let outcome = match found {
         Some(found) => Ok(found),
@@ -481,9 +486,8 @@ async fn answer(
                     Source::Origin => BlockSource::Origin,
                 }
                 .into(),
-                epoch,
                 checksums: sums,
-                ..BlockReply::default()
+                ..known
             };
             Frame::new(&reply, payload)
         }
@@ -543,11 +547,10 @@ fn depends_on_the_worker(error: &OriginError) -> bool {
 }
 
 /// The answer that a block lies in a file.
-fn at_location(location: &weir_segment::BlockLocation, epoch: u64) -> Frame {
+fn at_location(location: &weir_segment::BlockLocation, known: BlockReply) -> Frame {
     let reply = BlockReply {
         status: BlockStatus::Ok.into(),
         source: BlockSource::Ssd.into(),
-        epoch,
         location: Some(BlockLocation {
             file_offset: location.offset,
             block_length: location.len,
@@ -556,7 +559,7 @@ fn at_location(location: &weir_segment::BlockLocation, epoch: u64) -> Frame {
             page_checksums_offset: location.page_checksums_at.unwrap_or(0),
             direct: location.direct,
         }),
-        ..BlockReply::default()
+        ..known
     };
     Frame::with_descriptor(&reply, location.file.clone())
 }

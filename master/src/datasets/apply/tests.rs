@@ -40,7 +40,9 @@ impl World {
         let origin = OriginMetrics::register(&mut registry);
         let records = Records::new(store);
         let credentials = Arc::new(Credentials::load(records.clone(), None, false).unwrap());
-        let datasets = Datasets::load(records, &config, credentials, metrics, origin).unwrap();
+        let (_, cluster) = tokio::sync::watch::channel(Arc::default());
+        let datasets =
+            Datasets::load(records, &config, credentials, cluster, metrics, origin).unwrap();
         Self { dir, datasets }
     }
 
@@ -70,6 +72,7 @@ impl World {
     ) -> Result<v1::ApplyDatasetReply, MasterError> {
         let spec = DatasetSpec {
             sources: sources.to_vec(),
+            ..DatasetSpec::default()
         };
         let request = v1::ApplyDatasetRequest {
             name: "set".to_owned(),

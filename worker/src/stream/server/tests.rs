@@ -393,6 +393,46 @@ fn when_the_worker_stops_its_idle_connections_end_and_new_requests_get_no_answer
 }
 
 #[test]
+fn each_answer_says_which_placement_of_the_dataset_the_worker_knows() {
+    run(async {
+        let bed = Bed::new(1).await;
+        let placed = weir_proto::v1::DatasetSources {
+            dataset: "set".to_owned(),
+            placement: Some(weir_proto::v1::Placement {
+                version: 7,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let whole = 0..LENGTH as u32;
+        let mut link = bed.tcp().await;
+        let request = bed.request(0, whole.clone());
+        send(&mut link, std::slice::from_ref(&request)).await;
+        assert_eq!(receive(&mut link).await.0.placement_version, 0);
+        bed.worker.placements().set(&[placed]);
+        let missing = BlockRequest {
+            key: "none".to_owned(),
+            ..request.clone()
+        };
+        let senseless = BlockRequest {
+            length: u32::MAX,
+            ..request.clone()
+        };
+        for request in [request.clone(), missing, senseless] {
+            send(&mut link, &[request]).await;
+            assert_eq!(receive(&mut link).await.0.placement_version, 7);
+        }
+        let other = BlockRequest {
+            dataset: "other".to_owned(),
+            ..request
+        };
+        send(&mut link, &[other]).await;
+        assert_eq!(receive(&mut link).await.0.placement_version, 0);
+        bed.end().await;
+    });
+}
+
+#[test]
 fn a_request_is_for_the_objects_of_the_dataset_that_it_names() {
     run(async {
         let bed = Bed::new(3).await;
@@ -402,6 +442,7 @@ fn a_request_is_for_the_objects_of_the_dataset_that_it_names() {
                 origin,
                 prefix: prefix.to_owned(),
             }],
+            placement: None,
         };
         let bind = |datasets| {
             let datasets = crate::sources::DatasetSources::of_reply(datasets);

@@ -1,0 +1,121 @@
+//! Where datasets are: chosen when one is declared, listed or the cluster changes, and kept with its record.
+//!
+//! A choice is stored before anybody is told of it, and its version grows with each, also from a dataset to the next of the
+//! same name: first versions are the time. A dataset that nothing was ever asked for has none: one copy over all workers.
+
+use std::sync::Arc;
+
+use prost::Message;
+use weir_core::placement::choice::{Wanted, choose};
+use weir_core::placement::domains::Placement;
+use weir_core::{ClusterMap, DatasetName, DatasetSpec};
+use weir_proto::v1;
+
+use super::{DATASET_KEY, Datasets};
+use crate::error::MasterError;
+use crate::placements::{of_message, to_message};
+use crate::records::now_ns;
+use crate::store::Change;
+
+impl Datasets {
+    /// The cluster as it is now.
+    pub(super) fn cluster(&self) -> Arc<ClusterMap> {
+        self.cluster.borrow().clone()
+    }
+
+    /// Chooses anew for all datasets, since the cluster has changed. Datasets whose choice cannot be stored stay where they are
+    /// until it changes again.
+    pub(crate) async fn place_all(&self) {
+        let placed = |dataset: &&v1::Dataset| dataset.placement.is_some();
+        let names: Vec<DatasetName> = {
+            let known = self.known.lock();
+            let names = known.values().filter(placed).map(|d| d.name.parse());
+            names.filter_map(Result::ok).collect()
+        };
+        for name in names {
+            if let Err(error) = self.place_again(&name).await {
+                tracing::error!(dataset = %name, "it stays where it is: {error}");
+            }
+        }
+    }
+
+    async fn place_again(&self, name: &DatasetName) -> Result<(), MasterError> {
+        let _one_at_a_time = self.saving.lock().await;
+        let Some(mut dataset) = self.known.lock().get(name).cloned() else {
+            return Ok(());
+        };
+        let before = dataset.placement.clone();
+        place(&mut dataset, before.as_ref(), &self.cluster())?;
+        if dataset.placement == before {
+            return Ok(());
+        }
+        let key = format!("{DATASET_KEY}{name}");
+        let record = Change::Put(key, dataset.encode_to_vec());
+        self.records.write(vec![record]).await?;
+        if let Some(known) = self.known.lock().get_mut(name) {
+            known.placement = dataset.placement;
+        }
+        self.changed();
+        Ok(())
+    }
+
+    /// The placement of a dataset, if anything was ever asked for.
+    pub(crate) fn placement(&self, name: &str) -> Option<v1::Placement> {
+        self.known.lock().get(name)?.placement.clone()
+    }
+}
+
+/// Chooses the domains of a dataset that was placed before so.
+pub(super) fn place(
+    dataset: &mut v1::Dataset,
+    before: Option<&v1::Placement>,
+    cluster: &ClusterMap,
+) -> Result<(), MasterError> {
+    let wanted = super::apply::dataset_spec(dataset)?.placement;
+    let previous = before.map(of_message);
+    dataset.placement = chosen(wanted.as_ref(), dataset, previous.as_ref(), cluster);
+    Ok(())
+}
+
+fn chosen(
+    wanted: Option<&Wanted>,
+    dataset: &v1::Dataset,
+    previous: Option<&Placement>,
+    cluster: &ClusterMap,
+) -> Option<v1::Placement> {
+    let is_usual = |placement: &Placement| {
+        let usual = Placement::default();
+        (placement.spread, &placement.pool) == (usual.spread, &usual.pool)
+    };
+    let mut placement = match (wanted, previous) {
+        (None, None) => return None,
+        // What was asked for once is not asked for any more.
+        (None, Some(previous)) if is_usual(previous) => previous.clone(),
+        (None, Some(previous)) => Placement {
+            version: previous.version + 1,
+            ..Placement::default()
+        },
+        (Some(wanted), previous) => {
+            let bytes = dataset.snapshots.last().map_or(0, |newest| newest.bytes);
+            choose(wanted, &dataset.name, bytes, cluster, previous)
+        }
+    };
+    if previous.is_none() {
+        // In milliseconds, which readers of JSON can hold.
+        placement.version = now_ns().unsigned_abs() / 1_000_000;
+    }
+    Some(to_message(placement))
+}
+
+/// Refuses a placement that the cluster cannot have.
+pub(super) fn check(spec: &DatasetSpec, cluster: &ClusterMap) -> Result<(), MasterError> {
+    let Some(wanted) = &spec.placement else {
+        return Ok(());
+    };
+    wanted
+        .check(cluster)
+        .map_err(|error| MasterError::Invalid(format!("spec.placement: {error}")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+use weir_core::placement::choice::Copies;
+use weir_core::placement::domains::Spread;
+
+use super::*;
+use crate::placements;
+
+const TIB: u64 = 1 << 40;
+
+/// Workers of these zones, each of 1 TiB.
+fn cluster(zones: &[&str]) -> Arc<ClusterMap> {
+    let workers = zones
+        .iter()
+        .enumerate()
+        .map(|(number, zone)| v1::WorkerInfo {
+            id: format!("w{number}"),
+            node: format!("n{number}"),
+            zone: (*zone).to_owned(),
+            weight: TIB,
+            ..v1::WorkerInfo::default()
+        });
+    placements::cluster(&v1::ClusterMap {
+        epoch: 1,
+        workers: workers.collect(),
+        hashing: 1,
+    })
+}
+
+fn dataset(placement: Option<Wanted>, bytes: u64) -> v1::Dataset {
+    let spec = DatasetSpec {
+        placement,
+        ..DatasetSpec::default()
+    };
+    let newest = v1::Snapshot {
+        bytes,
+        ..v1::Snapshot::default()
+    };
+    v1::Dataset {
+        name: "set".to_owned(),
+        spec: spec.to_json(),
+        snapshots: vec![newest],
+        ..v1::Dataset::default()
+    }
+}
+
+fn by_zone() -> Option<Wanted> {
+    Some(Wanted {
+        spread: Some(Spread::Zone),
+        copies: Some(Copies::All),
+        ..Wanted::default()
+    })
+}
+
+/// Places a dataset anew; gives the version and the sorted domains.
+fn placed(dataset: &mut v1::Dataset, cluster: &ClusterMap) -> Option<(u64, Vec<String>)> {
+    let before = dataset.placement.clone();
+    place(dataset, before.as_ref(), cluster).unwrap();
+    let placement = dataset.placement.as_ref()?;
+    let mut domains = placement.domains.clone();
+    domains.sort();
+    Some((placement.version, domains))
+}
+
+#[test]
+fn a_dataset_that_asks_for_nothing_has_no_placement() {
+    let mut plain = dataset(None, 1);
+    assert_eq!(placed(&mut plain, &cluster(&["a", "b"])), None);
+}
+
+#[test]
+fn a_placement_changes_with_what_it_depends_on_and_its_version_only_grows() {
+    let both = cluster(&["a", "b", "a"]);
+    let mut set = dataset(by_zone(), 1);
+    let (first, domains) = placed(&mut set, &both).unwrap();
+    assert_eq!(domains, ["a", "b"]);
+    assert!(first > 1 << 40, "the first version is the time: {first}");
+    assert_eq!(placed(&mut set, &both), Some((first, domains)), "once");
+    let (second, domains) = placed(&mut set, &cluster(&["a"])).unwrap();
+    assert_eq!((second, &domains[..]), (first + 1, &["a".to_owned()][..]));
+    // As many bytes as only the cluster holds, of a dataset that is to be where it fits.
+    set.spec = dataset(Some(Wanted::default()), 0).spec;
+    set.snapshots[0].bytes = 100 * TIB;
+    let (third, domains) = placed(&mut set, &both).unwrap();
+    assert_eq!((third, &domains[..]), (first + 2, &[String::new()][..]));
+    // Nothing is asked for any more: that is the same again.
+    set.spec = dataset(None, 0).spec;
+    assert_eq!(placed(&mut set, &both).unwrap().0, third);
+    set.spec = dataset(by_zone(), 0).spec;
+    assert_eq!(placed(&mut set, &both).unwrap().0, first + 3);
+    set.spec = dataset(None, 0).spec;
+    let (last, domains) = placed(&mut set, &both).unwrap();
+    assert_eq!((last, &domains[..]), (first + 4, &[String::new()][..]));
+}
+
+#[test]
+fn what_the_cluster_cannot_have_is_refused_with_the_field() {
+    let refused = |wanted: Wanted| {
+        let spec = DatasetSpec {
+            placement: Some(wanted),
+            ..DatasetSpec::default()
+        };
+        check(&spec, &cluster(&["a", "b"])).unwrap_err().to_string()
+    };
+    let unknown = refused(Wanted {
+        spread: Some(Spread::Zone),
+        within: vec!["c".to_owned()],
+        ..Wanted::default()
+    });
+    assert!(
+        unknown.contains("spec.placement: no worker is in zone \"c\""),
+        "{unknown}"
+    );
+    let many = refused(Wanted {
+        spread: Some(Spread::Zone),
+        copies: Some("3".parse().unwrap()),
+        ..Wanted::default()
+    });
+    assert!(many.contains("3 copies by zone"), "{many}");
+    check(&DatasetSpec::default(), &ClusterMap::default()).unwrap();
+}
+
+#[test]
+fn a_placement_survives_its_message() {
+    let placement = Placement {
+        version: 7,
+        spread: Spread::Group,
+        domains: vec!["a/r1".to_owned(), "b/~3".to_owned()],
+        pool: Some("gpu".parse().unwrap()),
+    };
+    assert_eq!(of_message(&to_message(placement.clone())), placement);
+}
