@@ -611,6 +611,12 @@ pub(crate) enum DatasetCommand {
         #[command(flatten)]
         master: MasterAddress,
     },
+    /// Show where a dataset is cached: bytes on each node, in each group and zone
+    Where {
+        name: DatasetName,
+        #[command(flatten)]
+        master: MasterRef,
+    },
     /// List the objects that a snapshot leaves out, and why; of each reason the first 2,000
     LeftOut {
         /// NAME for the newest snapshot, or NAME@SNAPSHOT

@@ -127,6 +127,14 @@ impl Datasets {
         newest
     }
 
+    /// The newest snapshot of a dataset.
+    pub(crate) fn newest_of(
+        &self,
+        name: &DatasetName,
+    ) -> Result<(SnapshotId, v1::Snapshot), MasterError> {
+        self.snapshot(name.as_str(), None)
+    }
+
     /// What a worker must know that knows this version.
     pub(crate) fn told(&self, known_version: u64) -> Told {
         // Read before the tables: a change meanwhile is told with the next reply.

@@ -128,23 +128,55 @@ impl Inventories {
         let Some(reports) = reports.filter(|reports| reports.version == snapshot.version) else {
             return 0;
         };
-        let mut union = RoaringBitmap::new();
-        let (mut held_blocks, mut held_bytes, mut most) = (0_u64, 0_u64, 0);
-        for held in reports.workers.values() {
-            union |= &held.blocks;
-            held_blocks += held.blocks.len();
-            held_bytes = held_bytes.saturating_add(held.bytes);
-            most = most.max(held.bytes);
-        }
-        if union.len() == blocks {
-            return bytes;
-        }
-        let of_union = u128::from(held_bytes) * u128::from(union.len());
-        let average = of_union / u128::from(held_blocks.max(1));
-        u64::try_from(average)
-            .map_or(bytes, |bytes| bytes.max(most))
-            .min(bytes)
+        together(reports.workers.values(), blocks, bytes)
     }
+
+    /// As [`Self::cached`], of the workers of each of some places.
+    pub(crate) fn cached_at<'a>(
+        &self,
+        snapshot: &SnapshotId,
+        (blocks, bytes): (u64, u64),
+        places: impl Iterator<Item = (String, Vec<&'a str>)>,
+    ) -> Vec<(String, u64)> {
+        let all = self.held.lock();
+        let reports = all.get(&snapshot.dataset);
+        let Some(reports) = reports.filter(|reports| reports.version == snapshot.version) else {
+            return Vec::new();
+        };
+        let cached = places.map(|(place, workers)| {
+            let held = workers.iter().filter_map(|id| reports.workers.get(*id));
+            (place, together(held, blocks, bytes))
+        });
+        let mut cached: Vec<_> = cached.filter(|(_, bytes)| *bytes > 0).collect();
+        cached.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        cached
+    }
+}
+
+/// Bytes that some workers hold of a snapshot of so many blocks and bytes, those of a block that several hold once.
+fn together<'a>(held: impl Iterator<Item = &'a Held>, blocks: u64, bytes: u64) -> u64 {
+    let mut held = held.peekable();
+    let Some(first) = held.next() else { return 0 };
+    if held.peek().is_none() {
+        return first.bytes;
+    }
+    let mut union = first.blocks.clone();
+    let (mut held_blocks, mut held_bytes) = (first.blocks.len(), first.bytes);
+    let mut most = first.bytes;
+    for held in held {
+        union |= &held.blocks;
+        held_blocks += held.blocks.len();
+        held_bytes = held_bytes.saturating_add(held.bytes);
+        most = most.max(held.bytes);
+    }
+    if union.len() == blocks {
+        return bytes;
+    }
+    let of_union = u128::from(held_bytes) * u128::from(union.len());
+    let average = of_union / u128::from(held_blocks.max(1));
+    u64::try_from(average)
+        .map_or(bytes, |bytes| bytes.max(most))
+        .min(bytes)
 }
 
 #[cfg(test)]
@@ -210,6 +242,27 @@ mod tests {
             inventories.set(snapshot(1), &worker.parse().unwrap(), held);
         }
         assert_eq!(inventories.cached(&snapshot(1), 2, u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn each_place_has_what_its_workers_hold_together() {
+        let inventories = Inventories::default();
+        for (worker, blocks, bytes) in [("a", [0, 1], 20), ("b", [0, 1], 20), ("c", [2, 3], 18)] {
+            let held = Held::read(&report(blocks, bytes), 4, 38).unwrap();
+            inventories.set(snapshot(1), &worker.parse().unwrap(), held);
+        }
+        let places = [
+            ("z1", vec!["a", "b"]),
+            ("z2", vec!["c", "x"]),
+            ("z3", vec![]),
+        ];
+        let all = ("all", vec!["a", "b", "c"]);
+        let places = places.into_iter().chain([all]);
+        let places = places.map(|(name, workers)| (name.to_owned(), workers));
+        let cached = inventories.cached_at(&snapshot(1), (4, 38), places.clone());
+        let named = |(name, bytes): (&str, u64)| (name.to_owned(), bytes);
+        assert_eq!(cached, [("all", 38), ("z1", 20), ("z2", 18)].map(named));
+        assert_eq!(inventories.cached_at(&snapshot(2), (4, 38), places), []);
     }
 
     #[test]

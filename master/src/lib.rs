@@ -17,6 +17,7 @@ mod grants;
 mod heartbeats;
 mod inventory;
 mod jobs;
+mod located;
 mod manifests;
 mod master;
 mod members;

@@ -16,6 +16,7 @@ use crate::datasets::Datasets;
 use crate::doubtful::DoubtfulObjects;
 use crate::error::MasterError;
 use crate::jobs::{self, Jobs};
+use crate::located::Located;
 use crate::members::Members;
 use crate::metrics::MasterMetrics;
 use crate::records::Records;
@@ -36,6 +37,7 @@ pub struct Master {
     /// Whether mounts are given any.
     pub(crate) credentials_for_mounts: bool,
     pub(crate) doubtful: Mutex<DoubtfulObjects>,
+    pub(crate) located: Located,
     /// How workers are called.
     dial: Dial,
     /// How callers are known.
@@ -98,6 +100,7 @@ impl Master {
             members: Arc::new(members),
             jobs: Arc::new(jobs),
             doubtful: Mutex::default(),
+            located: Located::default(),
             dial: config.dial,
             callers: config.callers,
             refusals: Refusals::default(),

@@ -39,6 +39,7 @@ const RULES: Rules = &[
     ("ApplyDataset", &[Role::Admin]),
     ("ListDatasets", &[Role::Admin]),
     ("GetDataset", &[Role::Mount, Role::Admin]),
+    ("LocateDataset", &[Role::Admin]),
     ("DeleteDataset", &[Role::Admin]),
     ("RefreshDataset", &[Role::Admin]),
     ("ListLeftOut", &[Role::Admin]),
@@ -182,6 +183,15 @@ impl MasterApi for Service {
         let name = request.into_inner().name;
         let name = name.parse().map_err(MasterError::from)?;
         Ok(Response::new(self.master.datasets.get(&name)?))
+    }
+
+    async fn locate_dataset(
+        &self,
+        request: Request<v1::LocateDatasetRequest>,
+    ) -> Result<Response<v1::LocateDatasetReply>, Status> {
+        let (master, name) = (self.master.clone(), request.into_inner().name);
+        let located = tokio::task::spawn_blocking(move || master.locate(&name));
+        Ok(Response::new(located.await.map_err(MasterError::from)??))
     }
 
     async fn delete_dataset(

@@ -227,6 +227,15 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 let dataset = client.get_dataset(request(get, CALL_DEADLINE)).await?;
                 show(dataset.into_inner(), output)
             }
+            DatasetCommand::Where { name, master } => {
+                let mut client = connect::master(&master.at, Some(name.as_str())).await?;
+                let locate = v1::LocateDatasetRequest {
+                    name: name.to_string(),
+                };
+                let located = client.locate_dataset(request(locate, CALL_DEADLINE));
+                let located = located.await.map_err(no_locations)?;
+                show_located(located.into_inner(), master.output)
+            }
             DatasetCommand::LeftOut {
                 name,
                 reason,
@@ -270,7 +279,18 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
     })
 }
 
-/// What a refusal means of globs: a master that does not know them sees a dataset without sources.
+/// What a refusal means of a question that earlier masters do not know.
+fn no_locations(status: Status) -> Failure {
+    if status.code() == Code::Unimplemented {
+        return Failure::new(
+            Reason::Refused,
+            "the master is of an earlier version, which does not tell where datasets are cached; run a newer one",
+        );
+    }
+    status.into()
+}
+
+/// What a refusal means of a specification: a master that does not know it here sees a dataset without sources.
 fn no_spec(status: Status, needs_spec: bool) -> Failure {
     let is_unknown = status.code() == Code::InvalidArgument && status.message().contains(NO_SOURCE);
     if needs_spec && is_unknown {
@@ -407,6 +427,76 @@ fn show(dataset: v1::Dataset, format: DatasetFormat) -> Result<(), Failure> {
         )?;
     }
     Ok(())
+}
+
+/// `weir dataset where -o json`.
+#[derive(Serialize)]
+struct LocatedView {
+    name: String,
+    snapshot: u64,
+    bytes: u64,
+    cached_bytes: u64,
+    placement: Option<PlacementView>,
+    nodes: Vec<CachedView>,
+    groups: Vec<CachedView>,
+    zones: Vec<CachedView>,
+}
+
+#[derive(Serialize)]
+struct CachedView {
+    name: String,
+    cached_bytes: u64,
+}
+
+fn show_located(located: v1::LocateDatasetReply, format: OutputFormat) -> Result<(), Failure> {
+    let cached = |places: Vec<v1::CachedAt>| -> Vec<CachedView> {
+        let view = |place: v1::CachedAt| CachedView {
+            name: place.name,
+            cached_bytes: place.cached_bytes,
+        };
+        places.into_iter().map(view).collect()
+    };
+    let view = LocatedView {
+        name: located.name,
+        snapshot: located.version,
+        bytes: located.bytes,
+        cached_bytes: located.cached_bytes,
+        placement: located.placement.map(PlacementView::from),
+        nodes: cached(located.nodes),
+        groups: cached(located.groups),
+        zones: cached(located.zones),
+    };
+    if format == OutputFormat::Json {
+        return output::json(&view);
+    }
+    let share = |cached: u64| output::percent(cached, view.bytes);
+    output::line(format_args!(
+        "{}@{}: {} of {} cached ({})",
+        view.name,
+        view.snapshot,
+        size(view.cached_bytes),
+        size(view.bytes),
+        share(view.cached_bytes)
+    ))?;
+    if let Some(placement) = &view.placement {
+        output::line(format_args!("  held by {placement}"))?;
+    }
+    let mut rows = Rows::new(&["where", "name", "cached", "cached %"]);
+    for (what, places) in [
+        ("zone", &view.zones),
+        ("group", &view.groups),
+        ("node", &view.nodes),
+    ] {
+        for place in places {
+            rows.add([
+                what.to_owned(),
+                place.name.clone(),
+                size(place.cached_bytes),
+                share(place.cached_bytes),
+            ]);
+        }
+    }
+    rows.print()
 }
 
 /// Refuses a reason that no object is left out for.

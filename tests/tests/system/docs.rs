@@ -137,7 +137,7 @@ fn every_command_line_of_the_pages_is_understood() {
 
 fn every_flag_of_the_pages_exists() {
     let lab = Lab::new();
-    let commands: [&[&str]; 24] = [
+    let commands: [&[&str]; 25] = [
         &["mount"],
         &["unmount"],
         &["master"],
@@ -149,6 +149,7 @@ fn every_flag_of_the_pages_exists() {
         &["diff"],
         &["dataset", "create"],
         &["dataset", "left-out"],
+        &["dataset", "where"],
         &["dataset", "list"],
         &["dataset", "get"],
         &["dataset", "refresh"],

@@ -42,12 +42,12 @@ fn dataset(placement: Option<Wanted>, bytes: u64) -> v1::Dataset {
     }
 }
 
-fn by_zone() -> Option<Wanted> {
-    Some(Wanted {
+fn by_zone() -> Wanted {
+    Wanted {
         spread: Some(Spread::Zone),
         copies: Some(Copies::All),
         ..Wanted::default()
-    })
+    }
 }
 
 /// Places a dataset anew; gives the version and the sorted domains.
@@ -69,7 +69,7 @@ fn a_dataset_that_asks_for_nothing_has_no_placement() {
 #[test]
 fn a_placement_changes_with_what_it_depends_on_and_its_version_only_grows() {
     let both = cluster(&["a", "b", "a"]);
-    let mut set = dataset(by_zone(), 1);
+    let mut set = dataset(Some(by_zone()), 1);
     let (first, domains) = placed(&mut set, &both).unwrap();
     assert_eq!(domains, ["a", "b"]);
     assert!(first > 1 << 40, "the first version is the time: {first}");
@@ -84,7 +84,7 @@ fn a_placement_changes_with_what_it_depends_on_and_its_version_only_grows() {
     // Nothing is asked for any more: that is the same again.
     set.spec = dataset(None, 0).spec;
     assert_eq!(placed(&mut set, &both).unwrap().0, third);
-    set.spec = dataset(by_zone(), 0).spec;
+    set.spec = dataset(Some(by_zone()), 0).spec;
     assert_eq!(placed(&mut set, &both).unwrap().0, first + 3);
     set.spec = dataset(None, 0).spec;
     let (last, domains) = placed(&mut set, &both).unwrap();
