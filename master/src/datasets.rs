@@ -6,6 +6,7 @@
 mod apply;
 mod listing;
 mod placing;
+mod spec;
 mod versions;
 
 use std::collections::{HashMap, HashSet};
@@ -85,7 +86,7 @@ impl Datasets {
         for (key, bytes) in records.store().scan(DATASET_KEY)? {
             let mut dataset: v1::Dataset = decode(&key, &bytes)?;
             if dataset.spec.is_empty() {
-                dataset.spec = apply::dataset_spec(&dataset)?.to_json();
+                dataset.spec = spec::dataset_spec(&dataset)?.to_json();
             }
             if let Some(newest) = dataset.snapshots.last() {
                 metrics.show_snapshot(&dataset.name, newest);

@@ -12,8 +12,9 @@ use weir_core::placement::domains::{Spread, domain_of};
 use weir_core::{ClusterMap, DatasetName};
 use weir_proto::v1;
 
+use crate::datasets::Datasets;
 use crate::error::MasterError;
-use crate::master::Master;
+use crate::members::Members;
 
 /// How long an answer is given again.
 const USED_FOR: Duration = Duration::from_secs(1);
@@ -35,24 +36,27 @@ impl Located {
         known.retain(|_, (since, _)| now.saturating_duration_since(*since) < USED_FOR);
         known.insert(name, (now, reply.clone()));
     }
-}
 
-impl Master {
     /// Where the newest snapshot of a dataset is cached.
-    pub(crate) fn locate(&self, name: &str) -> Result<v1::LocateDatasetReply, MasterError> {
+    pub(crate) fn locate(
+        &self,
+        datasets: &Datasets,
+        members: &Members,
+        name: &str,
+    ) -> Result<v1::LocateDatasetReply, MasterError> {
         let name: DatasetName = name.parse()?;
         let now = Instant::now();
-        let dataset = self.datasets.get(&name)?;
-        if let Some(known) = self.located.get(&name, now) {
+        let dataset = datasets.get(&name)?;
+        if let Some(known) = self.get(&name, now) {
             return Ok(v1::LocateDatasetReply {
                 placement: dataset.placement,
                 ..known
             });
         }
-        let newest = self.datasets.newest_of(&name)?;
+        let newest = datasets.newest_of(&name)?;
         let (snapshot, blocks, bytes) = (newest.0, newest.1.blocks, newest.1.bytes);
-        let cluster = self.members.cluster().borrow().clone();
-        let inventories = self.members.inventories();
+        let cluster = members.cluster().borrow().clone();
+        let inventories = members.inventories();
         let cached_by = |spread| {
             let places = workers_by(&cluster, spread).into_iter();
             let cached = inventories.cached_at(&snapshot, (blocks, bytes), places);
@@ -69,7 +73,7 @@ impl Master {
             zones: cached_by(Spread::Zone),
             placement: dataset.placement,
         };
-        self.located.put(name, now, &reply);
+        self.put(name, now, &reply);
         Ok(reply)
     }
 }

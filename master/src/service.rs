@@ -190,7 +190,10 @@ impl MasterApi for Service {
         request: Request<v1::LocateDatasetRequest>,
     ) -> Result<Response<v1::LocateDatasetReply>, Status> {
         let (master, name) = (self.master.clone(), request.into_inner().name);
-        let located = tokio::task::spawn_blocking(move || master.locate(&name));
+        let located = tokio::task::spawn_blocking(move || {
+            let (datasets, members) = (&master.datasets, &master.members);
+            master.located.locate(datasets, members, &name)
+        });
         Ok(Response::new(located.await.map_err(MasterError::from)??))
     }
 

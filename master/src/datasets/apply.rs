@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use weir_core::dataset::{MAX_SPEC, SpecError};
 use weir_core::{CredentialName, DatasetName, DatasetSpec, Manifest, SnapshotId, SourceSpec};
-use weir_origin::{OriginSpec, check_dataset, mounts_of, spec_of, spec_of_mounts};
+use weir_origin::{OriginSpec, check_dataset, mounts_of, spec_of_mounts};
 use weir_proto::v1;
 
 use super::listing::{Found, origin_of, places};
+use super::spec::dataset_spec;
 use super::{Datasets, MAX_DATASETS, newest, placing, versions};
 use crate::credentials::Held;
 use crate::error::MasterError;
@@ -294,16 +295,6 @@ fn read(json: &str) -> Result<Wanted, MasterError> {
     let origins = check_dataset(&mut spec)?;
     let mounts = mounts_of(&spec, origins);
     Ok(Wanted { spec, mounts })
-}
-
-/// The specification of a known dataset.
-pub(super) fn dataset_spec(dataset: &v1::Dataset) -> Result<DatasetSpec, MasterError> {
-    spec_of(dataset).map_err(|error| {
-        MasterError::Invalid(format!(
-            "the stored specification of dataset {} is not of this version: {error}; run the newest `weir master` that it had",
-            dataset.name
-        ))
-    })
 }
 
 /// Refuses to take away or move a source: mounts read the dataset's snapshots by it.

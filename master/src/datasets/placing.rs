@@ -11,6 +11,7 @@ use weir_core::placement::domains::Placement;
 use weir_core::{ClusterMap, DatasetName, DatasetSpec};
 use weir_proto::v1;
 
+use super::spec::dataset_spec;
 use super::{DATASET_KEY, Datasets};
 use crate::error::MasterError;
 use crate::placements::{of_message, to_message};
@@ -71,7 +72,7 @@ pub(super) fn place(
     before: Option<&v1::Placement>,
     cluster: &ClusterMap,
 ) -> Result<(), MasterError> {
-    let wanted = super::apply::dataset_spec(dataset)?.placement;
+    let wanted = dataset_spec(dataset)?.placement;
     let previous = before.map(of_message);
     dataset.placement = chosen(wanted.as_ref(), dataset, previous.as_ref(), cluster);
     Ok(())
