@@ -17,15 +17,15 @@ use weir_core::{Block, ClusterMap, Location, LogLimit, NodeName, RaceBudget, Wor
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
-use weir_wire::{Activity, FrameError, OpeningError};
+use weir_wire::{
+    Activity, Answer, ConnectionError, Connections, FarWorkers, FrameError, OpeningError,
+};
 use weir_worker::PrefetchAnswer;
 use weir_worker::origins::Origins;
 
-use crate::connection::{Answer, ConnectionError, Connections};
 use crate::error::BlockError;
 use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
-use crate::opening::FarWorkers;
 use crate::silence::{SILENCE, Suspects};
 
 mod race;
@@ -342,6 +342,7 @@ impl ClusterReader {
                 ) => "unreachable",
                 ConnectionError::Frame(_)
                 | ConnectionError::Length(..)
+                | ConnectionError::TooOld
                 | ConnectionError::Damaged => "protocol",
                 ConnectionError::Refused(_) | ConnectionError::Opening(_) => "refused",
             };
@@ -363,7 +364,7 @@ impl ClusterReader {
         match reply.status() {
             BlockStatus::Ok => Ok(match (reply.source(), near) {
                 (BlockSource::Origin, _) => ReadSource::Origin,
-                (_, false) => ReadSource::Remote,
+                (BlockSource::Worker, _) | (_, false) => ReadSource::Remote,
                 (BlockSource::Memory, true) => ReadSource::Memory,
                 (_, true) => ReadSource::Ssd,
             }),
@@ -385,6 +386,7 @@ impl ClusterReader {
             | BlockStatus::Unspecified
             | BlockStatus::Filling
             | BlockStatus::Queued
+            | BlockStatus::NotHeld
             | BlockStatus::UnknownKey => Err(Refusal::Next("protocol", reply.message)),
         }
     }
@@ -452,6 +454,7 @@ fn request(view: &View, dataset: &str, block: &Block, range: &Range<u32>) -> Blo
         ahead: false,
         stream_version: 0,
         opening: None,
+        held_only: false,
     }
 }
 

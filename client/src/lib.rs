@@ -8,11 +8,9 @@
 
 mod blocks;
 mod cluster;
-mod connection;
 mod error;
 mod failures;
 mod local;
-mod opening;
 mod prefetch;
 mod reader;
 mod silence;

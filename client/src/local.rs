@@ -17,9 +17,9 @@ use parking_lot::Mutex;
 use weir_core::BlockKey;
 use weir_proto::v1::{BlockReply, BlockRequest};
 use weir_segment::{Background, BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together};
-use weir_wire::{Activity, LOCATION_FORMAT};
-
-use crate::connection::{Answer, ConnectionError, Connections, NearWorkers};
+use weir_wire::{
+    Activity, Answer, ConnectionError, Connections, LOCATION_FORMAT, NearWorkers,
+};
 
 /// Bytes of read buffers kept for the next reads.
 const POOL_BYTES: usize = 16 << 20;
@@ -269,7 +269,7 @@ mod tests {
     use rustix::thread::set_thread_res_uid;
 
     use super::*;
-    use crate::connection::Connect;
+    use weir_wire::Connect;
 
     #[tokio::test]
     async fn a_socket_of_another_user_is_not_spoken_to() {

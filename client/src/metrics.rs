@@ -75,6 +75,7 @@ impl From<Source> for ReadSource {
             Source::Memory => Self::Memory,
             Source::Ssd => Self::Ssd,
             Source::Origin => Self::Origin,
+            Source::Worker => Self::Remote,
         }
     }
 }

@@ -13,10 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use weir_core::{ClusterMap, RaceBudget, WorkerId, WorkerInfo};
-use weir_wire::Activity;
-
-use crate::connection::Connections;
-use crate::opening::FarWorkers;
+use weir_wire::{Activity, Connections, FarWorkers};
 
 /// Silence of a worker that starts a race. A busy one says something every 100 ms.
 pub(crate) const SILENCE: Duration = Duration::from_millis(600);

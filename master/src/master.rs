@@ -257,6 +257,7 @@ fn add(sum: &mut v1::DatasetReads, reads: &v1::DatasetReads) {
         (&mut sum.memory_bytes, reads.memory_bytes),
         (&mut sum.ssd_bytes, reads.ssd_bytes),
         (&mut sum.origin_bytes, reads.origin_bytes),
+        (&mut sum.worker_bytes, reads.worker_bytes),
         (&mut sum.hits, reads.hits),
         (&mut sum.misses, reads.misses),
     ] {

@@ -249,6 +249,21 @@ impl<'a> Cluster<'a> {
         self.workers[number] = Some(Process::start(command, log, ports.http));
     }
 
+    /// Starts one more worker, with the flags of the first; gives its number. It is not waited for.
+    #[track_caller]
+    pub fn add_worker(&mut self) -> usize {
+        let number = self.workers.len();
+        if self.secure {
+            let name = format!("node-{number}");
+            issue(self.lab, "worker", &name, &["--address", "127.0.0.2"]);
+        }
+        self.workers.push(None);
+        self.ports.push(Ports::free());
+        self.worker_flags.push(self.worker_flags[0].clone());
+        self.start_worker(number);
+        number
+    }
+
     /// A running worker.
     pub fn worker(&self, number: usize) -> &Process {
         self.workers[number].as_ref().unwrap()

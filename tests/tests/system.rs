@@ -14,6 +14,7 @@ mod system {
     pub(crate) mod embedded;
     pub(crate) mod faults;
     pub(crate) mod fstab;
+    pub(crate) mod growing;
     pub(crate) mod jobs;
     pub(crate) mod keys;
     pub(crate) mod limits;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         ("cluster", system::cluster::CASES),
         ("placement", system::placement::CASES),
         ("jobs", system::jobs::CASES),
+        ("growing", system::growing::CASES),
         ("silence", system::silence::CASES),
         ("stream", system::stream::CASES),
         ("waiting", system::waiting::CASES),

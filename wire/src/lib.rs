@@ -7,20 +7,28 @@
 //! Between processes that have certificates a connection is TLS ([`Remote`]), or plain TCP that begins with a challenge
 //! ([`open`] and [`admit`]), whose key both have from elsewhere.
 //!
-//! Both sides use this crate: the worker serves the stream, the client asks. It must not know which blocks there are, who
-//! holds them, or where they come from.
+//! Both sides use this crate: the worker serves the stream; clients ask, and so do workers that take blocks over
+//! ([`Connections`], to workers on this machine or [`FarWorkers`]). It must not know which blocks there are, who holds them,
+//! or where they come from.
 
 #![forbid(unsafe_code)]
 
 mod activity;
 mod checksums;
+mod connection;
+mod far;
 mod link;
 mod opening;
 mod socket;
 mod tls;
+mod version;
 
 pub use activity::Activity;
 pub use checksums::{checksums, have_checksums};
+pub use connection::{
+    Answer, CONNECT_DEADLINE, Connect, ConnectionError, Connections, NearWorkers, Opened,
+};
+pub use far::FarWorkers;
 pub use link::{Frame, FrameError, Incoming, Link, Outgoing};
 pub use opening::{
     Ends, KEY_ID_LENGTH, KEY_LENGTH, Known, OPENING_DEADLINE, OPENING_VERSION, OpeningError,
@@ -28,10 +36,8 @@ pub use opening::{
 };
 pub use socket::{Socket, keep_alive};
 pub use tls::{Remote, TlsSocket};
+pub use version::{HELD_ONLY_VERSION, STREAM_VERSION};
 
 /// The form of a block's location that is written and understood here. Another one has another number: client and
 /// worker may be of different versions.
 pub const LOCATION_FORMAT: u32 = 2;
-
-/// The newest version of the stream that is spoken here; see `proto/weir/v1/worker.proto`.
-pub const STREAM_VERSION: u32 = 2;

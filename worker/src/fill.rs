@@ -24,6 +24,8 @@ pub struct Fill {
     unwanted: AtomicBool,
     /// It has its turn at the origin.
     fetching: AtomicBool,
+    /// Its bytes came from another worker.
+    copied: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -44,6 +46,7 @@ impl Fill {
             len,
             unwanted: AtomicBool::new(false),
             fetching: AtomicBool::new(false),
+            copied: AtomicBool::new(false),
             state: Mutex::new(State::default()),
         })
     }
@@ -66,6 +69,17 @@ impl Fill {
     /// Whether it has had its turn at the origin.
     pub(crate) fn is_fetching(&self) -> bool {
         self.fetching.load(Ordering::Relaxed)
+    }
+
+    /// Adds the whole block as another worker has it.
+    pub(crate) fn copy(&self, data: Bytes) {
+        self.copied.store(true, Ordering::Release);
+        self.push(data);
+    }
+
+    /// Whether its bytes came from another worker.
+    pub(crate) fn is_copied(&self) -> bool {
+        self.copied.load(Ordering::Acquire)
     }
 
     /// Adds all that comes from the origin.

@@ -229,6 +229,7 @@ impl Heartbeat {
                 origin_bytes: reads.bytes(Source::Origin),
                 hits: reads.reads(Source::Memory) + reads.reads(Source::Ssd),
                 misses: reads.reads(Source::Origin),
+                worker_bytes: reads.bytes(Source::Worker),
             })
             .collect()
     }

@@ -5,6 +5,7 @@
 //! files, paths or the kernel: those are the client's and the mount's.
 
 mod config;
+mod copies;
 mod fills;
 mod read_source;
 mod recent;

@@ -74,6 +74,18 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
+/// What becomes of questions for blocks that other workers may hold.
+const COPY_RESULTS: [&str; 8] = [
+    "ok",
+    "not_held",
+    "refused",
+    "damaged",
+    "unreachable",
+    "silent",
+    "late",
+    "too_old",
+];
+
 /// Datasets with counters of their own, and the name of all others.
 const MAX_DATASETS: usize = 10_000;
 const OTHER_DATASETS: &str = "others";
@@ -81,8 +93,8 @@ const OTHER_DATASETS: &str = "others";
 /// Counters of the reads of one dataset; got once, so that a read touches atomics only.
 #[derive(Clone, Debug)]
 pub struct DatasetReads {
-    reads: [Counter; 3],
-    bytes: [Counter; 3],
+    reads: [Counter; 4],
+    bytes: [Counter; 4],
 }
 
 impl DatasetReads {
@@ -132,6 +144,9 @@ pub struct WorkerMetrics {
     cached_bytes: Family<DatasetLabel, Gauge>,
     /// By the datasets' names.
     shown_cached: Mutex<HashSet<String>>,
+    pub(crate) copies: Family<ResultLabel, Counter>,
+    pub(crate) copied_bytes: Counter,
+    pub(crate) handed_over_bytes: Counter,
     pub(crate) stream_requests: Family<ResultLabel, Counter>,
     pub(crate) stream_connections: Gauge,
     pub(crate) stream_refusals: Family<ReasonLabel, Counter>,
@@ -161,6 +176,9 @@ impl WorkerMetrics {
             unverified_blocks: Counter::default(),
             cached_bytes: Family::default(),
             shown_cached: Mutex::default(),
+            copies: Family::default(),
+            copied_bytes: Counter::default(),
+            handed_over_bytes: Counter::default(),
             stream_requests: Family::default(),
             stream_connections: Gauge::default(),
             stream_refusals: Family::default(),
@@ -181,8 +199,14 @@ impl WorkerMetrics {
                 .get_or_create(&ResultLabel { result })
                 .inc_by(0);
         }
-        let refused = ResultLabel { result: "refused" };
-        metrics.stream_requests.get_or_create(&refused).inc_by(0);
+        for result in ["refused", "not_held"] {
+            let label = ResultLabel { result };
+            metrics.stream_requests.get_or_create(&label).inc_by(0);
+        }
+        for result in COPY_RESULTS {
+            let label = ResultLabel { result };
+            metrics.copies.get_or_create(&label).inc_by(0);
+        }
         for result in ["right", "given_up", "no_checksum"] {
             metrics
                 .verified_files
@@ -286,6 +310,23 @@ impl WorkerMetrics {
             "Bytes of a dataset's newest snapshot that this worker holds",
             Unit::Bytes,
             metrics.cached_bytes.clone(),
+        );
+        r.register(
+            "copies",
+            "Questions to other workers for blocks that they may hold, by result",
+            metrics.copies.clone(),
+        );
+        r.register_with_unit(
+            "copied",
+            "Bytes taken over from other workers",
+            Unit::Bytes,
+            metrics.copied_bytes.clone(),
+        );
+        r.register_with_unit(
+            "handed_over",
+            "Bytes given to other workers",
+            Unit::Bytes,
+            metrics.handed_over_bytes.clone(),
         );
         r.register(
             "stream_requests",

@@ -9,11 +9,13 @@ pub enum Source {
     Ssd,
     /// The origin.
     Origin,
+    /// Another worker, which held the block when this one became its owner.
+    Worker,
 }
 
 impl Source {
     /// All sources, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Memory, Self::Ssd, Self::Origin];
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Ssd, Self::Origin, Self::Worker];
 
     /// The source as a metric label.
     pub const fn label(self) -> &'static str {
@@ -21,6 +23,7 @@ impl Source {
             Self::Memory => "memory",
             Self::Ssd => "ssd",
             Self::Origin => "origin",
+            Self::Worker => "worker",
         }
     }
 }

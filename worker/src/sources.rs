@@ -76,6 +76,13 @@ impl DatasetSources {
         Ok(Self(table.collect()))
     }
 
+    /// One of the datasets that may have a key of an origin.
+    pub(crate) fn dataset_of(&self, origin: OriginId, key: &str) -> Option<&str> {
+        let mut names = self.0.keys();
+        let has = |dataset: &&String| self.claim(dataset, origin, key) == Claim::Inside;
+        names.find(has).map(String::as_str)
+    }
+
     /// Whether a key of an origin is one that the dataset may have.
     pub(crate) fn claim(&self, dataset: &str, origin: OriginId, key: &str) -> Claim {
         let Some(sources) = self.0.get(dataset) else {

@@ -73,6 +73,9 @@ impl Worker {
         }
         let wrong = wire::those_of(first, indexes);
         let keys: Vec<BlockKey> = wrong.iter().map(|(_, key)| *key).collect();
+        if let Some(copies) = self.copies.get() {
+            copies.distrust(&keys);
+        }
         if !wrong.is_empty() {
             let (worker, keys) = (self.clone(), keys.clone());
             let drop = move || worker.evict_for(&keys, "mismatch");

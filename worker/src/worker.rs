@@ -6,20 +6,22 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, trace_span};
-use weir_core::{Block, BlockKey, LogLimit};
+use weir_core::{Block, BlockKey, ClusterMap, LogLimit};
 use weir_origin::{OriginError, OriginMetrics};
+use weir_trust::Dial;
 
 use crate::config::WorkerConfig;
+use crate::copies::Copies;
 use crate::fill::Fill;
 use crate::fills::{self, Fills, Keeper};
 use crate::memory::{Checked, MemoryTier};
@@ -91,6 +93,8 @@ pub struct Worker {
     metrics: Arc<WorkerMetrics>,
     origin_metrics: Arc<OriginMetrics>,
     pub(crate) verifier: Verifier,
+    /// The other workers, in a cluster.
+    pub(crate) copies: OnceLock<Arc<Copies>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     /// Grows whenever the set of held blocks may have changed.
@@ -162,6 +166,7 @@ impl Worker {
             metrics,
             origin_metrics,
             verifier,
+            copies: OnceLock::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             generation: AtomicU64::new(1),
@@ -298,8 +303,9 @@ impl Worker {
             if let Some(found) = self.find(key, &range).await {
                 return Ok(found);
             }
-            let pieces = self.spawn_fill(block, key)?.read(range).await?;
-            Ok((pieces, Source::Origin))
+            let fill = self.spawn_fill(block, key)?;
+            let pieces = fill.read(range).await?;
+            Ok((pieces, source_of(&fill)))
         };
         read.instrument(span)
     }
@@ -337,9 +343,39 @@ impl Worker {
                     }
                 }
             };
-            Ok((pieces, Source::Origin))
+            Ok((pieces, source_of(&fill)))
         };
         read.instrument(span)
+    }
+
+    /// The bytes of `range` of a block if it is held, or on its way from the origin. Fetches nothing.
+    pub(crate) async fn read_held(&self, block: &Block, range: Range<u32>) -> Option<Cached> {
+        let key = block.key();
+        if let Some(found) = self.find(key, &range).await {
+            return Some(found);
+        }
+        // Not one that itself asks other workers: two would wait for each other.
+        let fetching = self.fills.running(&key).filter(|fill| fill.is_fetching());
+        if let Some(fill) = fetching
+            && let Ok(pieces) = fill.read(range.clone()).await
+        {
+            return Some((pieces, Source::Memory));
+        }
+        // It may have ended between the two looks.
+        self.find(key, &range).await
+    }
+
+    /// Asks the other workers of this map for blocks that they held before this one became their owner. They are called by
+    /// `dial`.
+    pub fn copy_from_others(self: &Arc<Self>, map: watch::Receiver<Arc<ClusterMap>>, dial: Dial) {
+        let metrics = self.metrics.clone();
+        let copies = Arc::new(Copies::new(self.config.id.clone(), map, dial, metrics));
+        // There is one cluster in a worker's life.
+        if self.copies.set(copies.clone()).is_ok() {
+            let stop = self.stop.clone();
+            let following = async move { copies.follow().await };
+            self.tasks.spawn(stop.run_until_cancelled_owned(following));
+        }
     }
 
     /// [`Self::read_cached`] without blocking the caller's thread.
@@ -436,6 +472,15 @@ impl Worker {
                 "the cache was not closed in time; the next start scans its last segment"
             );
         }
+    }
+}
+
+/// Where a fill's bytes came from.
+fn source_of(fill: &Fill) -> Source {
+    if fill.is_copied() {
+        Source::Worker
+    } else {
+        Source::Origin
     }
 }
 

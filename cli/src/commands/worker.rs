@@ -204,7 +204,8 @@ async fn run_services(
     let snapshots = Arc::new(Snapshots::new(connect::lazy(master, &dial)?));
     let master = connect::lazy(master, &dial)?;
     let (map, map_seen) = watch::channel(Arc::new(ClusterMap::default()));
-    worker.verify_with_others(map_seen.clone(), dial);
+    worker.verify_with_others(map_seen.clone(), dial.clone());
+    worker.copy_from_others(map_seen.clone(), dial);
     let Listeners {
         data,
         admission,

@@ -433,6 +433,10 @@ async fn answer(
     }
     let count_read = |source, bytes| {
         count(&worker, "ok");
+        if message.held_only {
+            worker.metrics().handed_over_bytes.inc_by(bytes);
+            return; // it is no reader
+        }
         let reads = worker.metrics().dataset(&message.dataset);
         reads.count(source, bytes);
     };
@@ -458,6 +462,7 @@ async fn answer(
         return Frame::new(&reply, Vec::new());
     }
     if message.location_format == LOCATION_FORMAT
+        && !message.held_only
         && let Some(location) = worker.locate(&block.key())
     {
         count_read(Source::Ssd, u64::from(message.length));
@@ -465,6 +470,18 @@ async fn answer(
     }
     let outcome = match found {
         Some(found) => Ok(found),
+        None if message.held_only => {
+            let Some(held) = worker.read_held(block, range.clone()).await else {
+                count(&worker, "not_held");
+                let reply = BlockReply {
+                    status: BlockStatus::NotHeld.into(),
+                    epoch,
+                    ..BlockReply::default()
+                };
+                return Frame::new(&reply, Vec::new());
+            };
+            Ok(held)
+        }
         None => worker.read(block, range.clone()).await,
     };
     match outcome {
@@ -484,6 +501,7 @@ async fn answer(
                     Source::Memory => BlockSource::Memory,
                     Source::Ssd => BlockSource::Ssd,
                     Source::Origin => BlockSource::Origin,
+                    Source::Worker => BlockSource::Worker,
                 }
                 .into(),
                 checksums: sums,
@@ -513,7 +531,13 @@ async fn refuse(
     caller: &Caller,
 ) -> Option<(BlockStatus, String)> {
     let (dataset, key, origin) = (&request.dataset, &request.key, OriginId(request.origin));
-    let claim = worker.origins().claim_or_learn(dataset, origin, key).await;
+    let origins = worker.origins();
+    let claim = if request.held_only {
+        // Of a dataset that is new here nothing is held.
+        origins.claim(dataset, origin, key)
+    } else {
+        origins.claim_or_learn(dataset, origin, key).await
+    };
     let refused = match claim {
         Claim::Inside => return None,
         Claim::Unknown => (
@@ -588,7 +612,8 @@ fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
         index: request.block_index,
     };
     let end = request.offset.checked_add(request.length)?;
-    let has_length = (request.length == 0) == request.ahead && block.len() > 0;
+    let makes_sense = !(request.ahead && request.held_only);
+    let has_length = makes_sense && (request.length == 0) == request.ahead && block.len() > 0;
     (has_length && end <= block.len()).then_some((block, request.offset..end))
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::{TryStreamExt, stream};
 use tokio::time::timeout;
@@ -48,7 +49,7 @@ pub enum PrefetchAnswer {
 pub type FillWork = BoxFuture<'static, ()>;
 
 impl Worker {
-    /// Makes sure that a block is held; gives whether it was fetched for this. The caller polls a fill that
+    /// Makes sure that a block is held; gives whether the origin has sent it for this. The caller polls a fill that
     /// this starts to its end.
     pub async fn warm(self: &Arc<Self>, block: &Block) -> Result<bool, ReadError> {
         let key = block.key();
@@ -61,7 +62,7 @@ impl Worker {
             work.await;
         }
         fill.finished().await?;
-        Ok(is_new)
+        Ok(is_new && !fill.is_copied())
     }
 
     /// How many whole blocks that nobody waits for are fetched at once.
@@ -160,7 +161,8 @@ impl Worker {
                 self.metrics
                     .fill_duration
                     .observe(since.elapsed().as_secs_f64());
-                if place.is_some() && !self.verifier.fetched(block, started.fill()) {
+                let is_from_origin = place.is_some() && !started.fill().is_copied();
+                if is_from_origin && !self.verifier.fetched(block, started.fill()) {
                     self.metrics.unverified_blocks.inc();
                 }
                 self.keep(started, place).await;
@@ -191,6 +193,10 @@ impl Worker {
             fill.push(data);
             return Ok(None);
         }
+        if let Some((data, place)) = self.copy(block, &key, units).await {
+            fill.copy(data);
+            return Ok(Some(place));
+        }
         let open = match self.origins.get_or_learn(block.origin).await {
             None => return Err(OriginError::unknown(block.origin)),
             Some(opened) => opened?,
@@ -215,6 +221,19 @@ impl Worker {
         });
         fill.take(in_place).await?;
         Ok(Some(place))
+    }
+
+    /// Takes a block over from another worker that holds it.
+    async fn copy(&self, block: &Block, key: &BlockKey, units: u32) -> Option<(Bytes, Place)> {
+        let copies = self.copies.get()?;
+        let holders = copies.holders(key);
+        if holders.is_empty() {
+            return None;
+        }
+        let dataset = self.origins.dataset_of(block.origin, &block.object.key)?;
+        let place = Place::take_for_copy(self.budget.clone(), units).await?;
+        let data = copies.fetch(&holders, &dataset, block).await?;
+        Some((data, place))
     }
 
     /// Offers a fetched block to the tiers. The fill is under way until the SSD tier has it.

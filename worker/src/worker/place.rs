@@ -21,8 +21,8 @@ pub(super) struct Place {
     budget: Arc<Semaphore>,
     units: u32,
     held: Option<OwnedSemaphorePermit>,
-    /// Its part of what the fills of its origin may take.
-    _share: OwnedSemaphorePermit,
+    /// Its part of what the fills of its origin may take, if it comes from there.
+    _share: Option<OwnedSemaphorePermit>,
 }
 
 impl Place {
@@ -38,7 +38,18 @@ impl Place {
             budget,
             units,
             held: Some(held),
-            _share: share,
+            _share: Some(share),
+        })
+    }
+
+    /// A place for a block that does not come from an origin. `None` when the worker ends.
+    pub(super) async fn take_for_copy(budget: Arc<Semaphore>, units: u32) -> Option<Self> {
+        let held = budget.clone().acquire_many_owned(units).await.ok()?;
+        Some(Self {
+            budget,
+            units,
+            held: Some(held),
+            _share: None,
         })
     }
 

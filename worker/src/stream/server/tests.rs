@@ -16,6 +16,7 @@ use weir_wire::{Link, have_checksums};
 
 use super::*;
 use crate::config::{SsdConfig, WorkerConfig};
+use crate::fills;
 use crate::metrics::WorkerMetrics;
 use crate::stream::StreamMode;
 
@@ -260,6 +261,81 @@ fn requests_that_came_together_are_answered_in_their_order() {
 }
 
 #[test]
+fn what_is_asked_for_if_it_is_held_is_never_fetched_for_that() {
+    run(async {
+        let bed = Bed::new(3).await;
+        let held = |n: usize| BlockRequest {
+            held_only: true,
+            ..bed.request(n, 0..LENGTH as u32)
+        };
+        let fetched = || bed.worker.metrics().fill_bytes.get();
+        let mut link = bed.tcp().await;
+        send(&mut link, &[hello_of(STREAM_VERSION)]).await;
+        assert_eq!(receive(&mut link).await.0.stream_version, STREAM_VERSION);
+        // Alone, and together with others.
+        for requests in [vec![held(0)], vec![held(1), held(0), held(2)]] {
+            send(&mut link, &requests).await;
+            for _ in &requests {
+                let (reply, bytes) = receive(&mut link).await;
+                assert_eq!((reply.status(), bytes.len()), (BlockStatus::NotHeld, 0));
+            }
+        }
+        // One that itself asks other workers is not waited for, and one that comes from the origin is.
+        let (block, _) = parse(&held(2)).unwrap();
+        let started = fills::start(&bed.worker, block.key(), block.len(), &block.object.key);
+        let started = started.ok().unwrap();
+        send(&mut link, &[held(2)]).await;
+        assert_eq!(receive(&mut link).await.0.status(), BlockStatus::NotHeld);
+        let (give, given) = tokio::sync::oneshot::channel::<()>();
+        let chunks = stream::once(async move {
+            given.await.unwrap();
+            Ok(Bytes::from(content(2)))
+        });
+        let fill = started.fill().clone();
+        let taking = tokio::task::spawn_local(async move { fill.take(chunks).await });
+        tokio::task::yield_now().await;
+        send(&mut link, &[held(2)]).await;
+        let (_, mut incoming) = link.split();
+        let waits: BlockReply = incoming.message().await.unwrap().unwrap();
+        assert_eq!(waits.status(), BlockStatus::Filling);
+        give.send(()).unwrap();
+        let (reply, bytes) = receive(&mut link).await;
+        assert_eq!(
+            (reply.status(), &bytes[..]),
+            (BlockStatus::Ok, &content(2)[..])
+        );
+        taking.await.unwrap().unwrap();
+        drop(started);
+        assert_eq!(fetched(), 0);
+        // What is held is given, with checksums, and is nobody's read.
+        send(&mut link, &[bed.request(0, 0..LENGTH as u32)]).await;
+        assert_eq!(receive(&mut link).await.1, content(0));
+        bed.until_stored(1).await;
+        let (before, reads) = (fetched(), bed.worker.metrics().reads_of("set"));
+        send(&mut link, &[held(0), held(1)]).await;
+        let (reply, bytes) = receive(&mut link).await;
+        assert_eq!(
+            (reply.source(), &bytes[..]),
+            (BlockSource::Ssd, &content(0)[..])
+        );
+        assert!(have_checksums(&bytes, 0, &reply.checksums));
+        assert_eq!(receive(&mut link).await.0.status(), BlockStatus::NotHeld);
+        // Nor does a descriptor leave for one.
+        let mut unix = bed.unix().await;
+        let located = BlockRequest {
+            location_format: LOCATION_FORMAT,
+            ..held(0)
+        };
+        send(&mut unix, &[located]).await;
+        let (reply, bytes) = receive(&mut unix).await;
+        assert!(reply.location.is_none() && bytes == content(0));
+        assert_eq!(fetched(), before);
+        assert_eq!(bed.worker.metrics().reads_of("set"), reads);
+        bed.end().await;
+    });
+}
+
+#[test]
 fn a_request_that_makes_no_sense_is_refused_and_the_next_one_answered() {
     run(async {
         let bed = Bed::new(2).await;
@@ -280,6 +356,7 @@ fn a_request_that_makes_no_sense_is_refused_and_the_next_one_answered() {
             change(|r| r.dataset = format!("default/{}", r.dataset)),
             change(|r| r.dataset = format!("../{}", r.dataset)),
             change(|r| r.ahead = true), // with a length
+            change(|r| (r.ahead, r.held_only, r.length) = (true, true, 0)),
         ];
         let mut link = bed.tcp().await;
         for bad in &bad {

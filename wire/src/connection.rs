@@ -17,14 +17,17 @@ use tokio::time::timeout;
 use weir_core::BLOCK_SIZE;
 use weir_proto::v1::{BlockReply, BlockRequest, BlockStatus};
 use weir_trust::Access;
-use weir_wire::{
-    Activity, Frame, FrameError, Incoming, Link, OpeningError, STREAM_VERSION, Socket,
-    have_checksums,
-};
+
+use crate::activity::Activity;
+use crate::checksums::have_checksums;
+use crate::link::{Frame, FrameError, Incoming, Link};
+use crate::opening::OpeningError;
+use crate::socket::Socket;
+use crate::version::{HELD_ONLY_VERSION, STREAM_VERSION};
 
 /// Longest wait for a connection. The kernel asks again after one second for one of which the first packet was lost; nobody
 /// waits for that alone, since the worker is silent meanwhile.
-pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_millis(2500);
+pub const CONNECT_DEADLINE: Duration = Duration::from_millis(2500);
 /// Idle connections kept to one worker.
 const MAX_IDLE: usize = 64;
 /// How long a connection is kept without use: for less than workers wait before they close it.
@@ -32,25 +35,36 @@ const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a worker did not answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectionError {
+pub enum ConnectionError {
+    /// The connection could not be made, or broke.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// What came was no frame.
     #[error("{0}")]
     Frame(#[from] FrameError),
+    /// The worker ended the connection instead of an answer.
     #[error("the worker closed the connection")]
     Closed,
+    /// Another number of bytes came than was asked for.
     #[error("the worker sent {0} bytes for {1}")]
     Length(u32, u32),
+    /// The bytes are not those that were sent.
     #[error("the bytes do not have the checksums that they were sent with")]
     Damaged,
+    /// The opening of the connection failed.
     #[error("{0}")]
     Opening(#[from] OpeningError),
+    /// The worker and this process do not accept each other.
     #[error("{0}")]
     Refused(String),
+    /// The worker would not heed that it must not ask the origin.
+    #[error("the worker is of an older version, which would fetch what it does not hold")]
+    TooOld,
 }
 
 /// How connections to workers are made.
-pub(crate) trait Connect: Send + Sync + 'static {
+pub trait Connect: Send + Sync + 'static {
+    /// What the connections are made of.
     type Socket: Socket;
     /// What is known of a worker.
     type Peer: ?Sized + Sync;
@@ -67,15 +81,16 @@ pub(crate) trait Connect: Send + Sync + 'static {
 }
 
 /// A new connection.
-pub(crate) struct Opened<S> {
-    pub(crate) link: Link<S>,
+pub struct Opened<S> {
+    /// The connection.
+    pub link: Link<S>,
     /// The version of the stream, where the opening has told it.
-    pub(crate) version: Option<u32>,
+    pub version: Option<u32>,
 }
 
 /// Connects to workers on this machine, by the paths of their sockets. Only to those of this process's user and of root:
 /// whatever else listens there is not trusted with descriptors.
-pub(crate) struct NearWorkers;
+pub struct NearWorkers;
 
 impl Connect for NearWorkers {
     type Socket = UnixStream;
@@ -102,7 +117,7 @@ impl Connect for NearWorkers {
 }
 
 /// Connections to workers, of which idle ones are kept by address.
-pub(crate) struct Connections<C: Connect> {
+pub struct Connections<C: Connect> {
     connector: C,
     idle: Arc<Mutex<Idle<C::Socket>>>,
 }
@@ -117,18 +132,22 @@ struct Connection<S> {
     link: Link<S>,
     /// The version of the stream, once the worker has told its own.
     version: Option<u32>,
+    /// A hello was sent: the version is the worker's newest. That of an opening is only the one which openings came with.
+    greeted: bool,
     last_use: Instant,
 }
 
 /// What a worker said about a block. There is a descriptor if the reply tells a place in its file.
-pub(crate) struct Answer {
-    pub(crate) reply: BlockReply,
-    pub(crate) descriptor: Option<OwnedFd>,
+pub struct Answer {
+    /// Its head.
+    pub reply: BlockReply,
+    /// Of the worker's file.
+    pub descriptor: Option<OwnedFd>,
 }
 
 impl<C: Connect> Connections<C> {
     /// None yet.
-    pub(crate) fn new(connector: C) -> Self {
+    pub fn new(connector: C) -> Self {
         let idle = Idle {
             by_address: HashMap::new(),
             has_sweeper: false,
@@ -140,12 +159,15 @@ impl<C: Connect> Connections<C> {
     }
 
     /// What makes them.
-    pub(crate) fn connector(&self) -> &C {
+    pub fn connector(&self) -> &C {
         &self.connector
     }
 
     /// Sends a request and gives the answer with its bytes.
-    pub(crate) async fn request(
+    ///
+    /// # Errors
+    /// When no answer came that can be read; what the worker says of the block is in the answer.
+    pub async fn request(
         &self,
         peer: &C::Peer,
         request: &BlockRequest,
@@ -155,7 +177,9 @@ impl<C: Connect> Connections<C> {
         if let Some(mut kept) = self.idle(address) {
             match kept.exchange(request, activity).await {
                 Ok(answer) => return Ok(self.put_back(address, kept, answer)),
-                Err(error @ ConnectionError::Damaged) => return Err(error),
+                Err(error @ (ConnectionError::Damaged | ConnectionError::TooOld)) => {
+                    return Err(error);
+                }
                 Err(error) => self.distrust(address, &error),
             }
         }
@@ -166,7 +190,10 @@ impl<C: Connect> Connections<C> {
 
     /// Sends requests together. The bytes of each answer, if there are any, go to the request's place, which is as
     /// long as what is asked for.
-    pub(crate) async fn request_together(
+    ///
+    /// # Errors
+    /// As [`Self::request`], for all of them.
+    pub async fn request_together(
         &self,
         peer: &C::Peer,
         requests: &[BlockRequest],
@@ -187,7 +214,10 @@ impl<C: Connect> Connections<C> {
     }
 
     /// Asks a worker, over a connection of its own, for a sign of life.
-    pub(crate) async fn probe(&self, peer: &C::Peer) -> Result<(), ConnectionError> {
+    ///
+    /// # Errors
+    /// When there is none, or the worker does not accept this process.
+    pub async fn probe(&self, peer: &C::Peer) -> Result<(), ConnectionError> {
         let activity = Activity::default();
         let mut new = self.connect(peer, &activity).await?;
         let (outgoing, mut incoming) = new.link.split();
@@ -206,6 +236,7 @@ impl<C: Connect> Connections<C> {
         Ok(Connection {
             link,
             version,
+            greeted: false,
             last_use: Instant::now(),
         })
     }
@@ -240,12 +271,12 @@ impl<C: Connect> Connections<C> {
     }
 
     /// Forgets the connections to a worker.
-    pub(crate) fn forget(&self, address: &str) {
+    pub fn forget(&self, address: &str) {
         self.idle.lock().by_address.remove(address);
     }
 
     /// Forgets the connections to workers that `keep` does not name.
-    pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
         let mut idle = self.idle.lock();
         idle.by_address.retain(|address, _| keep(address));
     }
@@ -284,7 +315,20 @@ impl<S: Socket> Connection<S> {
         let (outgoing, incoming) = self.link.split();
         let mut incoming = incoming.noted_in(activity);
         let question = Frame::new(request, Vec::new());
-        if self.version.is_none() {
+        if request.held_only && self.version.is_none_or(|known| known < HELD_ONLY_VERSION) {
+            // Not before the worker has said that it heeds it.
+            if !self.greeted {
+                outgoing.send(&[hello()]).await?;
+                self.version = None;
+                self.greeted = true;
+            }
+            let version = greeted(&mut self.version, &mut incoming, activity).await?;
+            if version < HELD_ONLY_VERSION {
+                return Err(ConnectionError::TooOld);
+            }
+            outgoing.send(&[question]).await?;
+        } else if self.version.is_none() {
+            self.greeted = true;
             outgoing.send(&[hello(), question]).await?;
         } else {
             outgoing.send(&[question]).await?;
@@ -305,6 +349,7 @@ impl<S: Socket> Connection<S> {
         let (outgoing, incoming) = self.link.split();
         let mut incoming = incoming.noted_in(activity);
         let greeting = self.version.is_none().then(hello);
+        self.greeted |= greeting.is_some();
         let send = async {
             let frames = requests.iter().map(|each| Frame::new(each, Vec::new()));
             let frames: Vec<_> = greeting.into_iter().chain(frames).collect();

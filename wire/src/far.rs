@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -23,12 +24,13 @@ use weir_core::WorkerInfo;
 use weir_proto::v1::worker_client::WorkerClient;
 use weir_proto::v1::{OpenStreamReply, OpenStreamRequest, StreamMode};
 use weir_trust::{Dial, Role, Stream};
-use weir_wire::{
-    Activity, Ends, Link, OPENING_DEADLINE, OPENING_VERSION, OpeningError, Remote, StreamKey,
-    keep_alive, open,
-};
 
+use crate::activity::Activity;
 use crate::connection::{CONNECT_DEADLINE, Connect, ConnectionError, Opened};
+use crate::link::Link;
+use crate::opening::{Ends, OPENING_DEADLINE, OPENING_VERSION, OpeningError, StreamKey, open};
+use crate::socket::keep_alive;
+use crate::tls::Remote;
 
 /// Longest wait for a worker to say how its connections are opened.
 const ASK_DEADLINE: Duration = Duration::from_secs(3);
@@ -36,10 +38,11 @@ const ASK_DEADLINE: Duration = Duration::from_secs(3);
 const TLS_VALID: Duration = Duration::from_mins(10);
 
 /// Connects to workers over TCP.
-pub(crate) struct FarWorkers {
+pub struct FarWorkers {
     dial: Dial,
     /// How each worker's connections are opened, by its address.
     ways: Mutex<HashMap<String, Way>>,
+    questions: AtomicU64,
 }
 
 /// How the connections to a worker are opened, as far as it is known.
@@ -63,15 +66,22 @@ enum How {
 type Asking = Shared<BoxFuture<'static, Result<Arc<Known>, Arc<str>>>>;
 
 impl FarWorkers {
-    pub(crate) fn new(dial: Dial) -> Self {
+    /// To be called by `dial`.
+    pub fn new(dial: Dial) -> Self {
         Self {
             dial,
             ways: Mutex::default(),
+            questions: AtomicU64::new(0),
         }
     }
 
+    /// How often workers were asked how their connections are opened.
+    pub fn questions(&self) -> u64 {
+        self.questions.load(Relaxed)
+    }
+
     /// Forgets the workers that `keep` does not name.
-    pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.ways.lock().retain(|address, _| keep(address));
     }
 
@@ -86,6 +96,7 @@ impl FarWorkers {
                     asking.clone()
                 }
                 _ => {
+                    self.questions.fetch_add(1, Relaxed);
                     let asking = ask(self.dial.clone(), worker.clone()).boxed().shared();
                     let way = Way::Asking(asking.clone(), Instant::now());
                     ways.retain(|_, way| way.is_of_use());
@@ -271,6 +282,3 @@ async fn ask(dial: Dial, worker: WorkerInfo) -> Result<Arc<Known>, Arc<str>> {
     })?;
     Known::new(reply.into_inner()).map_err(|why| failed(&why))
 }
-
-#[cfg(test)]
-mod tests;

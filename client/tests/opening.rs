@@ -2,26 +2,28 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use weir_core::{ByteSize, ClusterMap, Location};
+use weir_core::{ByteSize, ClusterMap, Location, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::master_client::MasterClient;
-use weir_trust::{Access, Identity, Limits, incoming};
+use weir_trust::{Access, Dial, Identity, Limits, Role, incoming};
+use weir_wire::{Activity, Connect, ConnectionError, Connections, FarWorkers};
 use weir_worker::snapshots::Snapshots;
 use weir_worker::stream::{Admission, StreamMode as Mode, serve_tcp};
 use weir_worker::{Worker, WorkerConfig, WorkerMetrics};
 
-use super::*;
-use crate::connection::Connections;
-use crate::silence::SILENCE;
-
 const DEADLINE: Duration = Duration::from_mins(1);
+/// Silence after which a client asks others.
+const SILENCE: Duration = Duration::from_millis(600);
 
 fn identity(dir: &Path, role: Role, name: &str) -> Arc<Identity> {
     weir_trust::testing::identity(dir, role, name.parse().unwrap()).unwrap()
@@ -162,12 +164,11 @@ fn many_who_want_to_know_ask_once() {
         let connections = connections(dial);
         let served = Served::start(access, Mode::Authenticated, None).await;
         let worker = served.info("w");
-        let ways = (0..100).map(|_| connections.connector().way(&worker));
-        let ways = futures::future::join_all(ways).await;
-        let (first, _) = ways[0].as_ref().unwrap();
-        for way in &ways {
-            assert!(Arc::ptr_eq(&way.as_ref().unwrap().0, first));
+        let probes = (0..100).map(|_| connections.probe(&worker));
+        for probe in futures::future::join_all(probes).await {
+            probe.unwrap();
         }
+        assert_eq!(connections.connector().questions(), 1);
     });
 }
 

@@ -1,0 +1,290 @@
+//! Blocks that other workers hold, and this one is to.
+//!
+//! When the cluster map changes, some blocks have a new owner, and the former one still holds them. The new owner asks it
+//! before it goes to the origin, so that the origin sends nothing again because workers come or go as planned. It is asked
+//! for what it holds only, so no question leads to another one, and no two workers wait for each other.
+//!
+//! A worker that does not answer costs one read half a second, or two seconds if it is slow, and is then left out for a
+//! while. What nobody has, or is damaged on its way, comes from the origin.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+use weir_core::{Block, BlockKey, ClusterMap, LogLimit, OriginId, WorkerId, WorkerInfo};
+use weir_proto::v1::{BlockRequest, BlockStatus};
+use weir_trust::Dial;
+use weir_wire::{Activity, ConnectionError, Connections, FarWorkers};
+
+use crate::metrics::{ResultLabel, WorkerMetrics};
+
+mod former;
+
+use former::Former;
+
+/// Silence after which a worker is given up on: one that is busy says something every 100 ms.
+const SILENCE: Duration = Duration::from_millis(500);
+/// Longest wait for a block that a worker says it has.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Blocks that are asked for at once, and the longest wait for one's turn.
+const AT_ONCE: usize = 64;
+const TURN_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a worker that did not answer is not asked; twice as long when it does not answer the next time, up to so many
+/// times. And how long one that is too old to be asked.
+const AVOIDED_FOR: Duration = Duration::from_secs(10);
+const MAX_DOUBLINGS: u32 = 4;
+const TOO_OLD_FOR: Duration = Duration::from_mins(5);
+/// Blocks of an origin in a row that no worker had, after which one in so many is still asked for: most of what is cold here
+/// is cold everywhere.
+const COLD_AFTER: u32 = 256;
+const STILL_ASKED: u32 = 8;
+/// Origins of which that is known.
+const MAX_ORIGINS: usize = 1024;
+/// How long a block that was wrong is fetched from its origin alone: others may not have dropped it yet. And how many are.
+const WRONG_FOR: Duration = Duration::from_mins(1);
+const MAX_WRONG: usize = 65_536;
+
+/// The other workers of a cluster, as far as they may hold what this one lacks.
+pub(crate) struct Copies {
+    own: WorkerId,
+    map: watch::Receiver<Arc<ClusterMap>>,
+    former: Mutex<Former>,
+    connections: Connections<FarWorkers>,
+    turns: Semaphore,
+    /// Workers that did not answer when they were asked last.
+    avoided: Mutex<HashMap<WorkerId, Avoided>>,
+    /// Blocks of each origin in a row that nobody had.
+    cold: Mutex<HashMap<OriginId, u32>>,
+    wrong: Mutex<HashMap<BlockKey, Instant>>,
+    metrics: Arc<WorkerMetrics>,
+    /// Workers that did not answer, in the log.
+    failures: LogLimit,
+}
+
+/// A worker that is not asked.
+struct Avoided {
+    until: Instant,
+    /// How often in a row it did not answer.
+    times: u32,
+}
+
+/// What a worker said of a block.
+enum Answer {
+    Held(Bytes),
+    NotHeld,
+    Failed,
+}
+
+impl Copies {
+    pub(crate) fn new(
+        own: WorkerId,
+        map: watch::Receiver<Arc<ClusterMap>>,
+        dial: Dial,
+        metrics: Arc<WorkerMetrics>,
+    ) -> Self {
+        Self {
+            own,
+            map,
+            former: Mutex::default(),
+            connections: Connections::new(FarWorkers::new(dial)),
+            turns: Semaphore::new(AT_ONCE),
+            avoided: Mutex::default(),
+            cold: Mutex::default(),
+            wrong: Mutex::default(),
+            metrics,
+            failures: LogLimit::default(),
+        }
+    }
+
+    /// Remembers the maps that there were, for as long as maps come.
+    pub(crate) async fn follow(&self) {
+        let mut seen = self.map.clone();
+        seen.mark_changed();
+        while seen.changed().await.is_ok() {
+            let map = seen.borrow_and_update().clone();
+            self.former.lock().see(&map, &self.own, Instant::now());
+            let known = |address: &str| map.workers.iter().any(|w| w.data_address == address);
+            self.connections.retain(known);
+            self.connections.connector().retain(known);
+            let mut avoided = self.avoided.lock();
+            avoided.retain(|id, _| map.workers.iter().any(|w| w.id == *id));
+        }
+    }
+
+    /// The workers that may hold a block which this one owns and lacks, the likeliest first. Those that do not answer are
+    /// left out.
+    pub(crate) fn holders(&self, key: &BlockKey) -> Vec<WorkerInfo> {
+        let map = self.map.borrow().clone();
+        let holders = self
+            .former
+            .lock()
+            .holders(key, &map, &self.own, Instant::now());
+        if holders.is_empty() || self.is_wrong(key) {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let avoided = self.avoided.lock();
+        let is_avoided = |id: &WorkerId| avoided.get(id).is_some_and(|avoided| now < avoided.until);
+        let asked = holders.into_iter().filter(|w| !is_avoided(&w.id));
+        asked.collect()
+    }
+
+    /// A block from one of these workers, asked for by the name of a dataset that has it. `None` if none of them has it.
+    pub(crate) async fn fetch(
+        &self,
+        holders: &[WorkerInfo],
+        dataset: &str,
+        block: &Block,
+    ) -> Option<Bytes> {
+        if holders.is_empty() || !self.is_worth_it(block.origin) {
+            return None;
+        }
+        let turn = timeout(TURN_DEADLINE, self.turns.acquire()).await;
+        let _turn = turn.ok()?.ok()?;
+        let request = request(self.map.borrow().epoch, dataset, block);
+        let mut all_answered = true;
+        for holder in holders {
+            match self.ask(holder, &request).await {
+                Answer::Held(bytes) => {
+                    self.cold.lock().remove(&block.origin);
+                    self.metrics.copied_bytes.inc_by(bytes.len() as u64);
+                    return Some(bytes);
+                }
+                Answer::NotHeld => {}
+                Answer::Failed => all_answered = false,
+            }
+        }
+        if all_answered {
+            let mut cold = self.cold.lock();
+            if cold.len() >= MAX_ORIGINS && !cold.contains_key(&block.origin) {
+                cold.clear();
+            }
+            let misses = cold.entry(block.origin).or_default();
+            *misses = misses.saturating_add(1);
+        }
+        None
+    }
+
+    /// Blocks that were wrong: other workers may hold them for a moment longer.
+    pub(crate) fn distrust(&self, keys: &[BlockKey]) {
+        let now = Instant::now();
+        let mut wrong = self.wrong.lock();
+        wrong.retain(|_, until| now < *until);
+        let room = MAX_WRONG.saturating_sub(wrong.len());
+        let until = now + WRONG_FOR;
+        wrong.extend(keys.iter().take(room).map(|key| (*key, until)));
+    }
+
+    fn is_wrong(&self, key: &BlockKey) -> bool {
+        let wrong = self.wrong.lock();
+        wrong.get(key).is_some_and(|until| Instant::now() < *until)
+    }
+
+    /// Whether somebody may hold blocks of an origin.
+    fn is_worth_it(&self, origin: OriginId) -> bool {
+        let mut cold = self.cold.lock();
+        let Some(misses) = cold
+            .get_mut(&origin)
+            .filter(|misses| **misses >= COLD_AFTER)
+        else {
+            return true;
+        };
+        *misses = COLD_AFTER + (*misses - COLD_AFTER + 1) % STILL_ASKED;
+        *misses == COLD_AFTER
+    }
+
+    async fn ask(&self, worker: &WorkerInfo, request: &BlockRequest) -> Answer {
+        let activity = Activity::default();
+        let asked = self.connections.request(worker, request, &activity);
+        let answered = tokio::select! {
+            biased;
+            answered = timeout(DEADLINE, asked) => answered.map_err(|_| "late"),
+            () = activity.silent_for(SILENCE) => Err("silent"),
+        };
+        let (result, answer) = match answered {
+            Ok(Ok((answer, bytes))) => match self.trust(worker, &answer) {
+                BlockStatus::Ok if bytes.len() == request.length as usize => {
+                    ("ok", Answer::Held(bytes))
+                }
+                BlockStatus::NotHeld => ("not_held", Answer::NotHeld),
+                status => {
+                    let message = &answer.reply.message;
+                    tracing::debug!(worker = %worker.id, ?status, message, "a block was not handed over");
+                    ("refused", Answer::Failed)
+                }
+            },
+            Ok(Err(error)) => {
+                let result = match error {
+                    ConnectionError::TooOld => "too_old",
+                    ConnectionError::Damaged => "damaged",
+                    _ => "unreachable",
+                };
+                self.leave_out(worker, result, &error.to_string());
+                (result, Answer::Failed)
+            }
+            Err(result) => {
+                self.connections.forget(&worker.data_address);
+                self.leave_out(worker, result, "it does not answer in time");
+                (result, Answer::Failed)
+            }
+        };
+        let labels = ResultLabel { result };
+        self.metrics.copies.get_or_create(&labels).inc();
+        answer
+    }
+
+    /// Does not ask a worker for a while, if that would not be better than the origin.
+    fn leave_out(&self, worker: &WorkerInfo, result: &str, why: &str) {
+        if let Some(left_out) = self.failures.line() {
+            tracing::warn!(worker = %worker.id, left_out, "blocks that it may hold come from the origin: {why}");
+        }
+        if result == "damaged" {
+            return; // it was one block
+        }
+        let now = Instant::now();
+        let mut avoided = self.avoided.lock();
+        let avoided = avoided.entry(worker.id.clone()).or_insert(Avoided {
+            until: now,
+            times: 0,
+        });
+        let doublings = avoided.times.min(MAX_DOUBLINGS);
+        let time = match result {
+            "too_old" => TOO_OLD_FOR,
+            _ => AVOIDED_FOR * 2_u32.pow(doublings),
+        };
+        // Several may have waited for it at once.
+        if avoided.until <= now {
+            avoided.until = now + time;
+            avoided.times += 1;
+        }
+    }
+
+    /// A worker has answered.
+    fn trust(&self, worker: &WorkerInfo, answer: &weir_wire::Answer) -> BlockStatus {
+        self.avoided.lock().remove(&worker.id);
+        answer.reply.status()
+    }
+}
+
+fn request(epoch: u64, dataset: &str, block: &Block) -> BlockRequest {
+    BlockRequest {
+        epoch,
+        dataset: dataset.to_owned(),
+        origin: block.origin.0,
+        key: block.object.key.to_string(),
+        object_size: block.object.size,
+        object_version: block.object.version.to_string(),
+        object_modified_ns: block.object.modified_ns,
+        block_index: block.index,
+        length: block.len(),
+        held_only: true,
+        ..BlockRequest::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;
