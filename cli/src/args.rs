@@ -34,8 +34,8 @@ pub(crate) enum Command {
     Unmount(UnmountArgs),
     /// Run the master of a cluster
     Master(MasterArgs),
-    /// Run a worker of a cluster
-    Worker(WorkerArgs),
+    /// Run a worker of a cluster; or list, show, cordon and drain workers
+    Worker(Box<WorkerArgs>),
     /// Create, list, show, refresh and delete datasets
     #[command(subcommand)]
     Dataset(DatasetCommand),
@@ -85,7 +85,7 @@ impl Command {
             Self::Hold => Some(c"weir-hold"),
             Self::ReadAhead => Some(c"weir-read-ahead"),
             Self::Master(_) => Some(c"weir-master"),
-            Self::Worker(_) => Some(c"weir-worker"),
+            Self::Worker(args) => args.command.is_none().then_some(c"weir-worker"),
             Self::Dev(_) => Some(c"weir-dev"),
             _ => None,
         }
@@ -428,10 +428,13 @@ pub(crate) struct MasterArgs {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct WorkerArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<WorkerCommand>,
     /// The master, HOST:PORT
     #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
-    pub(crate) master: String,
+    pub(crate) master: Option<String>,
     /// Directory for the worker's own files; also the SSD tier when --ssd is not given
     #[arg(long, value_name = "DIR", default_value = "/var/lib/weir/worker")]
     pub(crate) dir: PathBuf,
@@ -483,6 +486,59 @@ pub(crate) struct WorkerArgs {
     pub(crate) http: SocketAddr,
     #[command(flatten)]
     pub(crate) sources: SourceArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum WorkerCommand {
+    /// List the workers of the cluster, and how each stands
+    List {
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Show one worker: its tiers, and how it stands
+    Get {
+        id: WorkerId,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Give a worker no more blocks; it goes on serving those that it holds
+    Cordon {
+        id: WorkerId,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Give a worker blocks again, also one that is being drained
+    Uncordon {
+        id: WorkerId,
+        #[command(flatten)]
+        master: MasterRef,
+    },
+    /// Cordon a worker, and have the others take its blocks over, so that it can be stopped
+    Drain(DrainArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct DrainArgs {
+    pub(crate) id: WorkerId,
+    /// Show progress and return when the others have its blocks; after Ctrl-C the drain goes on
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Most bytes that are taken over in a second, by all workers together [default: 128MiB]
+    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    pub(crate) rate: Option<ByteSize>,
+    /// End the drain that is under way; the worker stays cordoned
+    #[arg(long, conflicts_with_all = ["wait", "rate"])]
+    pub(crate) cancel: bool,
+    #[command(flatten)]
+    pub(crate) master: MasterRef,
+}
+
+fn rate(text: &str) -> Result<ByteSize, String> {
+    let rate: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    if rate.0 == 0 {
+        return Err("nothing would be taken over; give more, as in 64MiB".to_owned());
+    }
+    Ok(rate)
 }
 
 /// What protects the block stream.

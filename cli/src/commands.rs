@@ -11,6 +11,7 @@ pub(crate) mod mount;
 pub(crate) mod status;
 pub(crate) mod unmount;
 pub(crate) mod worker;
+pub(crate) mod workers;
 
 use clap::CommandFactory;
 

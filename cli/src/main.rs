@@ -95,7 +95,7 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Mount(args) => commands::mount::run(args)?,
         Command::Unmount(args) => commands::unmount::run(&args)?,
         Command::Master(args) => commands::master::run(args)?,
-        Command::Worker(args) => commands::worker::run(args)?,
+        Command::Worker(args) => commands::worker::run(*args)?,
         Command::Dataset(command) => commands::dataset::run(command)?,
         Command::Apply(args) => commands::apply::apply(&args)?,
         Command::Diff(args) => return commands::apply::diff(&args),

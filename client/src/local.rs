@@ -17,9 +17,7 @@ use parking_lot::Mutex;
 use weir_core::BlockKey;
 use weir_proto::v1::{BlockReply, BlockRequest};
 use weir_segment::{Background, BlockLocation, BufferPool, CHUNK_SIZE, Checksums, read_together};
-use weir_wire::{
-    Activity, Answer, ConnectionError, Connections, LOCATION_FORMAT, NearWorkers,
-};
+use weir_wire::{Activity, Answer, ConnectionError, Connections, LOCATION_FORMAT, NearWorkers};
 
 /// Bytes of read buffers kept for the next reads.
 const POOL_BYTES: usize = 16 << 20;

@@ -1,4 +1,5 @@
 //! Connections to workers as they are, which are stopped and started again.
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -102,6 +103,7 @@ impl Served {
             location: Location::default(),
             local_socket: String::new(),
             weight: 1,
+            cordoned_weight: 0,
         }
     }
 }

@@ -39,9 +39,12 @@ pub struct WorkerInfo {
     pub location: Location,
     /// Path of its Unix socket, for clients on the same node.
     pub local_socket: String,
-    /// Bytes of cache; the share of blocks that it owns is proportional to this. With 0 it owns none and comes last, as long as there
-    /// is a worker with more.
+    /// Bytes of cache; the share of blocks that it owns is proportional to this. With 0, as that of a cordoned one, it owns none and comes
+    /// last, as long as there is a worker with more.
     pub weight: u64,
+    /// The weight that it would have if it were not cordoned; 0 if it is not.
+    #[serde(default)]
+    pub cordoned_weight: u64,
 }
 
 /// Where a worker or a reader is.
@@ -318,6 +321,7 @@ mod tests {
             location: Location::default(),
             local_socket: String::new(),
             weight,
+            cordoned_weight: 0,
         }
     }
 

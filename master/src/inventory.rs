@@ -107,6 +107,13 @@ impl Inventories {
         missing.take(most).map(id).collect()
     }
 
+    /// Bytes of all newest snapshots that a worker holds, as far as it has told.
+    pub(crate) fn bytes_of(&self, worker: &WorkerId) -> u64 {
+        let all = self.held.lock();
+        let held = all.values().filter_map(|of| of.workers.get(worker));
+        held.fold(0, |sum, held| sum.saturating_add(held.bytes))
+    }
+
     /// Forgets a worker that left.
     pub(crate) fn forget_worker(&self, worker: &WorkerId) {
         for reports in self.held.lock().values_mut() {

@@ -90,7 +90,7 @@ impl Known {
 
 /// A request for a job, as far as it can be judged by itself.
 pub(crate) fn check(request: &v1::StartJobRequest) -> Result<(), MasterError> {
-    if request.kind() == v1::JobKind::Unspecified {
+    if !matches!(request.kind(), v1::JobKind::Warm | v1::JobKind::Evict) {
         return Err(MasterError::Invalid(
             "this master does not know that kind of job".to_owned(),
         ));
@@ -117,13 +117,52 @@ impl Jobs {
         version: u64,
         (total_files, total_bytes): (u64, u64),
     ) -> Result<(v1::Job, bool), MasterError> {
+        self.add(v1::Job {
+            kind: request.kind,
+            dataset: request.dataset,
+            version,
+            paths: request.paths,
+            total_files,
+            total_bytes,
+            ..v1::Job::default()
+        })
+        .await
+    }
+
+    /// A new drain of a worker that holds so many bytes, or the one that is under way; as [`Self::start`].
+    pub(crate) async fn start_drain(
+        &self,
+        request: v1::DrainWorkerRequest,
+        total_bytes: u64,
+    ) -> Result<(v1::Job, bool), MasterError> {
+        self.add(v1::Job {
+            kind: v1::JobKind::Drain.into(),
+            worker: request.worker,
+            bytes_per_second: request.bytes_per_second,
+            total_bytes,
+            ..v1::Job::default()
+        })
+        .await
+    }
+
+    /// The drain of a worker that is under way.
+    pub(crate) fn drain_of(&self, worker: &str) -> Option<v1::Job> {
+        let known = self.known.lock();
+        let mut running = known.running().map(|entry| &entry.job);
+        let drain = |job: &&v1::Job| job.kind() == v1::JobKind::Drain && job.worker == worker;
+        running.find(drain).cloned()
+    }
+
+    /// Adds a job, unless one does the same already.
+    async fn add(&self, new: v1::Job) -> Result<(v1::Job, bool), MasterError> {
         let (job, old) = {
             let mut known = self.known.lock();
             let same = |job: &v1::Job| {
-                job.kind == request.kind
-                    && job.dataset == request.dataset
-                    && job.version == version
-                    && job.paths == request.paths
+                job.kind == new.kind
+                    && job.dataset == new.dataset
+                    && job.version == new.version
+                    && job.paths == new.paths
+                    && job.worker == new.worker
             };
             if let Some(entry) = known.running().find(|entry| same(&entry.job)) {
                 return Ok((entry.job.clone(), false));
@@ -135,15 +174,9 @@ impl Jobs {
             }
             let job = v1::Job {
                 id: known.next_id,
-                kind: request.kind,
                 state: v1::JobState::Running.into(),
-                dataset: request.dataset,
-                version,
-                paths: request.paths,
-                total_files,
-                total_bytes,
                 started_ns: now_ns(),
-                ..Default::default()
+                ..new
             };
             known.next_id += 1;
             let stop = CancellationToken::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use weir_core::{DatasetName, LogLimit, Manifest, SnapshotId};
+use weir_core::{DatasetName, LogLimit, Manifest, SnapshotId, WorkerId};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
 use weir_trust::{Dial, Refusals};
@@ -17,7 +17,7 @@ use crate::doubtful::DoubtfulObjects;
 use crate::error::MasterError;
 use crate::jobs::{self, Jobs};
 use crate::located::Located;
-use crate::members::Members;
+use crate::members::{Member, Members};
 use crate::metrics::MasterMetrics;
 use crate::records::Records;
 use crate::store::{MetaStore, RocksStore, StoreError};
@@ -203,6 +203,75 @@ impl Master {
         Ok(job)
     }
 
+    /// Cordons a worker, or not any more.
+    pub(crate) async fn cordon_worker(
+        &self,
+        request: v1::CordonWorkerRequest,
+    ) -> Result<v1::WorkerStatus, MasterError> {
+        let id: WorkerId = request.worker.parse()?;
+        if request.uncordon {
+            if let Some(drain) = self.jobs.drain_of(id.as_str()) {
+                self.jobs.cancel(drain.id).await?;
+            }
+            self.members.set_standing(&id, None).await?;
+        } else if self.members.standing(&id).is_none() {
+            let cordoned = Some(v1::WorkerState::Cordoned);
+            self.members.set_standing(&id, cordoned).await?;
+        }
+        let (_, members) = self.members.published();
+        let member = members.iter().find(|member| member.info.id == id.as_str());
+        let away = || v1::WorkerStatus {
+            worker: Some(v1::WorkerInfo {
+                id: id.to_string(),
+                ..v1::WorkerInfo::default()
+            }),
+            ..v1::WorkerStatus::default()
+        };
+        Ok(member.map_or_else(away, |member| self.worker_status(member, Instant::now())))
+    }
+
+    /// Starts the drain of a worker, or gives the one that is under way.
+    pub(crate) async fn drain_worker(
+        &self,
+        mut request: v1::DrainWorkerRequest,
+    ) -> Result<v1::Job, MasterError> {
+        let id: WorkerId = request.worker.parse()?;
+        request.worker = id.to_string();
+        if let Some(drain) = self.jobs.drain_of(&request.worker) {
+            return Ok(drain);
+        }
+        self.members.may_drain(&id)?;
+        let cordoned = Some(v1::WorkerState::Cordoned);
+        self.members.set_standing(&id, cordoned).await?;
+        let held = self.members.inventories().bytes_of(&id);
+        let (job, is_new) = self.jobs.start_drain(request, held).await?;
+        if is_new {
+            self.work().begin(job.id);
+        }
+        Ok(job)
+    }
+
+    fn worker_status(&self, member: &Member, now: Instant) -> v1::WorkerStatus {
+        let id = member.info.id.parse::<WorkerId>().ok();
+        let standing = id.and_then(|id| self.members.standing(&id));
+        let drain = self.jobs.drain_of(&member.info.id);
+        let state = match (standing, &drain) {
+            (Some(_), Some(_)) => v1::WorkerState::Draining,
+            (standing, _) => standing.unwrap_or_default(),
+        };
+        v1::WorkerStatus {
+            worker: Some(member.info.clone()),
+            tiers: member.tiers.clone(),
+            waiting_reads: member.waiting_reads,
+            callers: member.callers.clone(),
+            last_seen_ms: now.saturating_duration_since(member.last_seen).as_millis() as u64,
+            state: state.into(),
+            drain_job: drain.as_ref().map_or(0, |job| job.id),
+            drained_bytes: drain.as_ref().map_or(0, |job| job.done_bytes),
+            drain_total_bytes: drain.as_ref().map_or(0, |job| job.total_bytes),
+        }
+    }
+
     /// Workers, tiers and the datasets of a namespace, or of all when it is empty, for people.
     pub(crate) fn status(&self, namespace: &str) -> v1::Status {
         let (epoch, members) = self.members.published();
@@ -235,13 +304,7 @@ impl Master {
                 reads: Some(reads),
             });
         }
-        let workers = members.iter().map(|member| v1::WorkerStatus {
-            worker: Some(member.info.clone()),
-            tiers: member.tiers.clone(),
-            waiting_reads: member.waiting_reads,
-            callers: member.callers.clone(),
-            last_seen_ms: now.saturating_duration_since(member.last_seen).as_millis() as u64,
-        });
+        let workers = members.iter().map(|member| self.worker_status(member, now));
         v1::Status {
             workers: workers.collect(),
             datasets,

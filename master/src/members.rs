@@ -25,6 +25,7 @@ use membership::Membership;
 pub(crate) use membership::{LOOK_INTERVAL, Member};
 
 const MAP_KEY: &str = "cluster-map";
+const STANDING_KEY: &str = "standing/";
 
 /// The members of a cluster.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(crate) struct Members {
     /// The stored map as placements are chosen by it.
     cluster: watch::Sender<Arc<ClusterMap>>,
     inventories: Inventories,
+    /// What is decided of workers is stored in the order of the decisions.
+    standing_writes: tokio::sync::Mutex<()>,
     /// Maps are stored in the order of their epochs.
     map_writes: tokio::sync::Mutex<()>,
     /// The last map could not be stored.
@@ -53,11 +56,18 @@ impl Members {
         metrics.epoch.set(map.epoch as i64);
         metrics.workers.set(map.workers.len() as i64);
         let (cluster, _) = watch::channel(placements::cluster(&map));
+        let mut state = Membership::restored(map, Instant::now());
+        for (key, bytes) in records.store().scan(STANDING_KEY)? {
+            let standing: v1::WorkerStanding = decode(&key, &bytes)?;
+            let id = key.strip_prefix(STANDING_KEY).unwrap_or_default().parse()?;
+            state.set_standing(&id, Some(standing.state()));
+        }
         Ok(Self {
             cluster,
             records,
             metrics,
-            state: Mutex::new(Membership::restored(map, Instant::now())),
+            state: Mutex::new(state),
+            standing_writes: tokio::sync::Mutex::default(),
             inventories: Inventories::default(),
             map_writes: tokio::sync::Mutex::default(),
             map_not_stored: AtomicBool::new(false),
@@ -105,6 +115,54 @@ impl Members {
         let gone = self.state.lock().expire(Instant::now());
         self.forget(&gone);
         self.settle().await;
+    }
+
+    /// Cordons a worker, or not any more, or says that it is drained. Durable when it returns.
+    ///
+    /// Must not be dropped before its end, see [`settle`](Self::settle).
+    ///
+    /// # Errors
+    /// When there is no such worker, or it is the last one that is not cordoned.
+    pub(crate) async fn set_standing(
+        &self,
+        id: &WorkerId,
+        state: Option<v1::WorkerState>,
+    ) -> Result<(), MasterError> {
+        let in_order = self.standing_writes.lock().await;
+        self.state.lock().may_stand(id, state)?;
+        let key = format!("{STANDING_KEY}{id}");
+        let change = match state {
+            None => Change::Delete(key),
+            Some(state) => {
+                let state = state.into();
+                Change::Put(key, v1::WorkerStanding { state }.encode_to_vec())
+            }
+        };
+        self.records.write(vec![change]).await?;
+        self.state.lock().set_standing(id, state);
+        drop(in_order);
+        self.settle().await;
+        Ok(())
+    }
+
+    /// How a worker stands that is cordoned.
+    pub(crate) fn standing(&self, id: &WorkerId) -> Option<v1::WorkerState> {
+        self.state.lock().standing(id)
+    }
+
+    /// Whether a worker could be drained: it is a member, and another one owns blocks.
+    pub(crate) fn may_drain(&self, id: &WorkerId) -> Result<(), MasterError> {
+        let state = self.state.lock();
+        if !state.contains(id) {
+            return Err(membership::unknown(id));
+        }
+        if state.has_others(id) {
+            return Ok(());
+        }
+        state.may_stand(id, Some(v1::WorkerState::Cordoned))?;
+        Err(MasterError::Unready(format!(
+            "no worker but {id} could take its blocks over: all others are cordoned; uncordon one, or start another"
+        )))
     }
 
     /// Takes in what a member holds of a newest snapshot.

@@ -167,6 +167,7 @@ impl MasterMetrics {
     pub(crate) fn job_ended(&self, job: &v1::Job) {
         let kind = match job.kind() {
             v1::JobKind::Evict => "evict",
+            v1::JobKind::Drain => "drain",
             _ => "warm",
         };
         let result = match job.state() {

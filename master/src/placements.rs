@@ -19,6 +19,7 @@ pub(crate) fn cluster(map: &v1::ClusterMap) -> Arc<ClusterMap> {
             location: location.in_pool(&info.pool).ok()?,
             local_socket: String::new(),
             weight: info.weight,
+            cordoned_weight: info.cordoned_weight,
         })
     };
     let workers = map.workers.iter().filter_map(worker).collect();

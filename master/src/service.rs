@@ -51,6 +51,8 @@ const RULES: Rules = &[
     ("StartJob", &[Role::Admin]),
     ("GetJob", &[Role::Admin]),
     ("CancelJob", &[Role::Admin]),
+    ("CordonWorker", &[Role::Admin]),
+    ("DrainWorker", &[Role::Admin]),
     ("GetStatus", &[Role::Admin]),
     ("SetCredential", &[Role::Admin]),
     ("ListCredentials", &[Role::Admin]),
@@ -337,6 +339,28 @@ impl MasterApi for Service {
             &self.calls,
             |master| async move { master.jobs.cancel(id).await },
         )
+        .await
+    }
+
+    async fn cordon_worker(
+        &self,
+        request: Request<v1::CordonWorkerRequest>,
+    ) -> Result<Response<v1::WorkerStatus>, Status> {
+        let request = request.into_inner();
+        self.run(&self.calls, |master| async move {
+            master.cordon_worker(request).await
+        })
+        .await
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<v1::DrainWorkerRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        let request = request.into_inner();
+        self.run(&self.calls, |master| async move {
+            master.drain_worker(request).await
+        })
         .await
     }
 

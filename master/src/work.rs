@@ -20,6 +20,8 @@ use crate::error::MasterError;
 use crate::jobs::Jobs;
 use crate::members::Members;
 
+mod drain;
+
 /// Longest wait for the first worker to appear.
 const WORKER_DEADLINE: Duration = Duration::from_secs(15);
 /// Longest wait for a connection, for the next report of a warming worker, for one that tells of progress, and for an
@@ -54,6 +56,9 @@ impl Work {
     /// Does a job's work.
     async fn run(&self, id: u64) -> Result<(), MasterError> {
         let job = self.jobs.get(id)?;
+        if job.kind() == v1::JobKind::Drain {
+            return self.drain(&job).await;
+        }
         if job.kind() == v1::JobKind::Evict {
             let dataset = self.datasets.get(&job.dataset.parse()?)?;
             let evicted = self.evict(&dataset, &job.paths).await?;
@@ -237,14 +242,14 @@ async fn warm_on(
 }
 
 /// Takes in a worker's reports to their end, as long as they come and tell of progress.
-async fn follow(
+async fn follow<P: Default + Clone + PartialEq>(
     worker: &v1::WorkerInfo,
-    reports: impl Stream<Item = Result<v1::WarmProgress, Status>>,
-    report: impl Fn(v1::WarmProgress),
+    reports: impl Stream<Item = Result<P, Status>>,
+    report: impl Fn(P),
 ) -> Result<(), MasterError> {
     let failed = |what: &str| worker_failed(worker, what);
     let mut reports = std::pin::pin!(reports);
-    let mut last = v1::WarmProgress::default();
+    let mut last = P::default();
     let mut since = Instant::now();
     while let Some(progress) = timeout(REPORT_DEADLINE, reports.next())
         .await

@@ -223,6 +223,17 @@ impl Worker for Fake {
         Ok(Response::new(ReceiverStream::new(reports)))
     }
 
+    type TakeOverStream = ReceiverStream<Result<v1::TakeOverProgress, Status>>;
+
+    /// Has everything already.
+    async fn take_over(
+        &self,
+        _: Request<v1::TakeOverRequest>,
+    ) -> Result<Response<Self::TakeOverStream>, Status> {
+        let (_, reports) = tokio::sync::mpsc::channel(1);
+        Ok(Response::new(ReceiverStream::new(reports)))
+    }
+
     async fn evict(
         &self,
         _: Request<v1::EvictRequest>,

@@ -11,6 +11,7 @@ mod system {
     pub(crate) mod credentials;
     pub(crate) mod damage;
     pub(crate) mod docs;
+    pub(crate) mod draining;
     pub(crate) mod embedded;
     pub(crate) mod faults;
     pub(crate) mod fstab;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         ("placement", system::placement::CASES),
         ("jobs", system::jobs::CASES),
         ("growing", system::growing::CASES),
+        ("draining", system::draining::CASES),
         ("silence", system::silence::CASES),
         ("stream", system::stream::CASES),
         ("waiting", system::waiting::CASES),

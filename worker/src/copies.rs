@@ -4,7 +4,7 @@
 //! before it goes to the origin, so that the origin sends nothing again because workers come or go as planned. It is asked
 //! for what it holds only, so no question leads to another one, and no two workers wait for each other.
 //!
-//! A worker that does not answer costs one read half a second, or two seconds if it is slow, and is then left out for a
+//! A worker that does not answer costs one read nearly a second, or two if it is slow, and is then left out for a
 //! while. What nobody has, or is damaged on its way, comes from the origin.
 
 use std::collections::HashMap;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use weir_core::{Block, BlockKey, ClusterMap, LogLimit, OriginId, WorkerId, WorkerInfo};
@@ -25,9 +26,10 @@ use crate::metrics::{ResultLabel, WorkerMetrics};
 mod former;
 
 use former::Former;
+pub(crate) use former::uncordoned;
 
 /// Silence after which a worker is given up on: one that is busy says something every 100 ms.
-const SILENCE: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_millis(900);
 /// Longest wait for a block that a worker says it has.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// Blocks that are asked for at once, and the longest wait for one's turn.
@@ -55,6 +57,8 @@ pub(crate) struct Copies {
     former: Mutex<Former>,
     connections: Connections<FarWorkers>,
     turns: Semaphore,
+    /// Where connections live: whoever asks may do so in a runtime that ends, and they are used by others then.
+    runtime: Handle,
     /// Workers that did not answer when they were asked last.
     avoided: Mutex<HashMap<WorkerId, Avoided>>,
     /// Blocks of each origin in a row that nobody had.
@@ -72,6 +76,10 @@ struct Avoided {
     times: u32,
 }
 
+/// A worker did not give a block that it may hold.
+#[derive(Debug)]
+pub(crate) struct NotGiven;
+
 /// What a worker said of a block.
 enum Answer {
     Held(Bytes),
@@ -80,6 +88,7 @@ enum Answer {
 }
 
 impl Copies {
+    /// Nothing is known yet of the maps before. Call inside the runtime that is to hold the connections.
     pub(crate) fn new(
         own: WorkerId,
         map: watch::Receiver<Arc<ClusterMap>>,
@@ -92,6 +101,7 @@ impl Copies {
             former: Mutex::default(),
             connections: Connections::new(FarWorkers::new(dial)),
             turns: Semaphore::new(AT_ONCE),
+            runtime: Handle::current(),
             avoided: Mutex::default(),
             cold: Mutex::default(),
             wrong: Mutex::default(),
@@ -107,12 +117,22 @@ impl Copies {
         while seen.changed().await.is_ok() {
             let map = seen.borrow_and_update().clone();
             self.former.lock().see(&map, &self.own, Instant::now());
-            let known = |address: &str| map.workers.iter().any(|w| w.data_address == address);
+            let known = |address: &str| map.workers().iter().any(|w| w.data_address == address);
             self.connections.retain(known);
             self.connections.connector().retain(known);
             let mut avoided = self.avoided.lock();
-            avoided.retain(|id, _| map.workers.iter().any(|w| w.id == *id));
+            avoided.retain(|id, _| map.workers().iter().any(|w| w.id == *id));
         }
+    }
+
+    /// The map that is in use.
+    pub(crate) fn map(&self) -> Arc<ClusterMap> {
+        self.map.borrow().clone()
+    }
+
+    /// Whether the map has been as it is for so long.
+    pub(crate) fn is_settled_for(&self, time: Duration) -> bool {
+        self.former.lock().is_settled_for(time, Instant::now())
     }
 
     /// The workers that may hold a block which this one owns and lacks, the likeliest first. Those that do not answer are
@@ -135,7 +155,7 @@ impl Copies {
 
     /// A block from one of these workers, asked for by the name of a dataset that has it. `None` if none of them has it.
     pub(crate) async fn fetch(
-        &self,
+        self: &Arc<Self>,
         holders: &[WorkerInfo],
         dataset: &str,
         block: &Block,
@@ -145,7 +165,7 @@ impl Copies {
         }
         let turn = timeout(TURN_DEADLINE, self.turns.acquire()).await;
         let _turn = turn.ok()?.ok()?;
-        let request = request(self.map.borrow().epoch, dataset, block);
+        let request = request(self.map.borrow().epoch(), dataset, block);
         let mut all_answered = true;
         for holder in holders {
             match self.ask(holder, &request).await {
@@ -167,6 +187,28 @@ impl Copies {
             *misses = misses.saturating_add(1);
         }
         None
+    }
+
+    /// A block from a worker that held it when it was cordoned: `None` if it does not any more.
+    ///
+    /// # Errors
+    /// When it did not give what it may hold.
+    pub(crate) async fn take(
+        self: &Arc<Self>,
+        holder: &WorkerInfo,
+        dataset: &str,
+        block: &Block,
+    ) -> Result<Option<Bytes>, NotGiven> {
+        let _turn = self.turns.acquire().await;
+        let request = request(self.map.borrow().epoch(), dataset, block);
+        match self.ask(holder, &request).await {
+            Answer::Held(bytes) => {
+                self.metrics.copied_bytes.inc_by(bytes.len() as u64);
+                Ok(Some(bytes))
+            }
+            Answer::NotHeld => Ok(None),
+            Answer::Failed => Err(NotGiven),
+        }
     }
 
     /// Blocks that were wrong: other workers may hold them for a moment longer.
@@ -197,7 +239,14 @@ impl Copies {
         *misses == COLD_AFTER
     }
 
-    async fn ask(&self, worker: &WorkerInfo, request: &BlockRequest) -> Answer {
+    async fn ask(self: &Arc<Self>, worker: &WorkerInfo, request: &BlockRequest) -> Answer {
+        let (copies, worker, request) = (self.clone(), worker.clone(), request.clone());
+        // It ends by itself, also if nobody waits for it any more.
+        let asking = async move { copies.ask_in_time(&worker, &request).await };
+        self.runtime.spawn(asking).await.unwrap_or(Answer::Failed)
+    }
+
+    async fn ask_in_time(&self, worker: &WorkerInfo, request: &BlockRequest) -> Answer {
         let activity = Activity::default();
         let asked = self.connections.request(worker, request, &activity);
         let answered = tokio::select! {

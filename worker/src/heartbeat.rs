@@ -25,6 +25,7 @@ use crate::read_source::Source;
 use crate::service::cluster_map;
 use crate::snapshots::Snapshots;
 use crate::sources::DatasetSources;
+use crate::takeover::joining;
 use crate::verify::{Doubtful, wire};
 use crate::worker::Worker;
 
@@ -54,6 +55,7 @@ pub async fn run(
     let doubtful = worker.doubtful_objects();
     let (wanted, wanted_seen) = watch::channel(Wanted::default());
     let mut beside = JoinSet::new();
+    let its_snapshots = snapshots.clone();
     beside.spawn(reports::run(
         worker.clone(),
         info.id.clone(),
@@ -61,6 +63,13 @@ pub async fn run(
         snapshots,
         wanted_seen,
         stop.clone(),
+    ));
+    let newest = wanted.subscribe();
+    beside.spawn(joining::run(
+        worker.clone(),
+        its_snapshots,
+        map.subscribe(),
+        move || newest.borrow().snapshots.clone(),
     ));
     let mut beat = Heartbeat {
         worker,
@@ -258,5 +267,6 @@ fn worker_to_proto(info: &WorkerInfo) -> v1::WorkerInfo {
         group: named(info.location.group.as_ref()),
         pool: named(info.location.pool.as_ref()),
         machine: named(info.location.machine.as_ref()),
+        cordoned_weight: 0, // the master says that
     }
 }

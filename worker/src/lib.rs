@@ -25,6 +25,7 @@ pub mod schedule;
 pub mod service;
 pub mod snapshots;
 pub mod stream;
+mod takeover;
 mod verify;
 pub mod warm;
 mod worker;

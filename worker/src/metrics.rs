@@ -56,7 +56,7 @@ pub struct TierLabels {
 pub struct EvictionLabels {
     /// `memory` or `ssd`.
     pub tier: &'static str,
-    /// Why: `idle`, `damaged`, `unreadable`, `lost_file`, `mismatch` or `request`.
+    /// Why: `idle`, `damaged`, `unreadable`, `lost_file`, `mismatch`, `not_owned` or `request`.
     pub reason: &'static str,
 }
 

@@ -174,7 +174,10 @@ impl Origins {
     /// A dataset that may have this object, by the name of which other workers may be asked for it.
     pub(crate) fn dataset_of(&self, origin: OriginId, key: &str) -> Option<String> {
         let datasets = self.datasets.read();
-        datasets.as_ref()?.dataset_of(origin, key).map(str::to_owned)
+        datasets
+            .as_ref()?
+            .dataset_of(origin, key)
+            .map(str::to_owned)
     }
 
     /// As [`claim`](Self::claim), but the dataset may be new: where it does not have the object, the master's next answers

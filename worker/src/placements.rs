@@ -64,6 +64,11 @@ impl Placements {
         known.get(dataset).map_or(0, |placement| placement.version)
     }
 
+    /// Whether any dataset has one.
+    pub(crate) fn any(&self) -> bool {
+        !self.known.read().is_empty()
+    }
+
     /// A request was made with this version: the master is asked if that is a newer one.
     pub(crate) fn compare(&self, dataset: &str, version: u64) {
         if version <= self.version(dataset) {

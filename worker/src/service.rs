@@ -17,6 +17,7 @@ use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
 use crate::placements::placement;
 use crate::snapshots::{SnapshotError, Snapshots};
 use crate::stream::{Admission, READERS};
+use crate::takeover::{Holders, TakeOver, TakeOverProgress, take_over};
 use crate::verify::{Said, wire};
 use crate::warm::{WarmProgress, evict, resolve_paths, warm};
 use crate::worker::Worker;
@@ -30,7 +31,7 @@ const REPORT_QUEUE: usize = 4;
 /// the checksums of a large object's blocks.
 const MAX_MESSAGE: usize = 64 << 10;
 const MAX_OF_CLUSTER: usize = 4 << 20;
-const OF_CLUSTER: &[&str] = &["Warm", "Evict", "ReportChecksums", "DropBlocks"];
+const OF_CLUSTER: &[&str] = &["Warm", "TakeOver", "Evict", "ReportChecksums", "DropBlocks"];
 /// A connection whose other end does not answer for this long is closed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,6 +39,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Who may call what.
 const RULES: Rules = &[
     ("Warm", &[Role::Master]),
+    ("TakeOver", &[Role::Master]),
     ("Evict", &[Role::Master]),
     ("ReportChecksums", &[Role::Worker]),
     ("DropBlocks", &[Role::Worker]),
@@ -148,6 +150,56 @@ impl WorkerApi for Service {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
+    type TakeOverStream = ReceiverStream<Result<v1::TakeOverProgress, Status>>;
+
+    async fn take_over(
+        &self,
+        request: Request<v1::TakeOverRequest>,
+    ) -> Result<Response<Self::TakeOverStream>, Status> {
+        let request = request.into_inner();
+        let manifest = self.find(&request.dataset, request.version).await?;
+        let map = cluster_map(request.map.unwrap_or_default())?;
+        let mut workers = map.workers().iter();
+        let from = workers.find(|worker| worker.id.as_str() == request.from);
+        let from = from.cloned().ok_or_else(|| {
+            Status::invalid_argument(format!("worker {} is not in the map", request.from))
+        })?;
+        let job = self
+            .snapshots
+            .begin_job(&manifest.summary().snapshot.dataset);
+        let what = TakeOver {
+            manifest,
+            from: Holders::leaving(from, map, &placement(request.placement)),
+            bytes_per_second: request.bytes_per_second,
+        };
+        let worker = self.worker.clone();
+        let (reports, stream) = tokio::sync::mpsc::channel(REPORT_QUEUE);
+        // The task ends when the master drops the stream.
+        tokio::spawn(async move {
+            let _job = job;
+            let (progress, mut seen) = watch::channel(TakeOverProgress::default());
+            let work = take_over(worker, what, progress);
+            let report = async {
+                loop {
+                    tokio::time::sleep(REPORT_INTERVAL).await;
+                    let report = taken_to_proto(&seen.borrow_and_update());
+                    if reports.send(Ok(report)).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = work => {}
+                () = report => return,
+                () = reports.closed() => return,
+            }
+            let last = taken_to_proto(&seen.borrow());
+            // The master may have gone away; then nobody wants it.
+            let _ = reports.send(Ok(last)).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     async fn evict(
         &self,
         request: Request<v1::EvictRequest>,
@@ -239,6 +291,16 @@ fn location(worker: &v1::WorkerInfo) -> Result<Location, NameError> {
         .on_machine(&worker.machine)
 }
 
+fn taken_to_proto(progress: &TakeOverProgress) -> v1::TakeOverProgress {
+    v1::TakeOverProgress {
+        done_bytes: progress.done_bytes,
+        copied_bytes: progress.copied_bytes,
+        failed_blocks: progress.failed_blocks,
+        unkept_blocks: progress.unkept_blocks,
+        message: progress.message.clone(),
+    }
+}
+
 /// Reads a cluster map from the wire.
 pub fn cluster_map(map: v1::ClusterMap) -> Result<ClusterMap, Status> {
     if map.workers.len() > weir_core::placement::MAX_WORKERS {
@@ -260,6 +322,7 @@ pub fn cluster_map(map: v1::ClusterMap) -> Result<ClusterMap, Status> {
                 location,
                 local_socket: worker.local_socket,
                 weight: worker.weight,
+                cordoned_weight: worker.cordoned_weight,
             })
         })
         .collect::<Result<_, Status>>()?;

@@ -261,6 +261,13 @@ impl SsdTier {
         }
     }
 
+    /// Visits all blocks, with their lengths.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(BlockKey, u32)) {
+        for device in &self.devices {
+            device.store.for_each(&mut visit);
+        }
+    }
+
     /// Capacity and used bytes of all devices together.
     pub(crate) fn space(&self) -> (u64, u64) {
         let spaces = self.devices.iter().map(|device| device.store.space());

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -36,8 +36,10 @@ use weir_segment::{BlockLocation, Checksums, SegmentError, SegmentStats};
 mod filling;
 mod gauges;
 mod place;
+mod unowned;
 
 use filling::BUDGET_UNIT;
+pub(crate) use filling::Taken;
 pub use filling::{FillWork, PrefetchAnswer};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
@@ -101,6 +103,8 @@ pub struct Worker {
     generation: AtomicU64,
     /// What each store had counted when the metrics were last brought up to date.
     seen_stats: Mutex<HashMap<PathBuf, SegmentStats>>,
+    /// When blocks that are other workers' were looked for.
+    looked_for_unowned: Mutex<Option<Instant>>,
     /// Fills that failed, in the log.
     failures: LogLimit,
 }
@@ -171,6 +175,7 @@ impl Worker {
             stop: CancellationToken::new(),
             generation: AtomicU64::new(1),
             seen_stats: Mutex::default(),
+            looked_for_unowned: Mutex::default(),
             failures: LogLimit::default(),
             config,
         });
@@ -447,6 +452,7 @@ impl Worker {
             // A panic in the check would be logged by tokio; the next round tries again.
             let upkeep = move || {
                 worker.ssd.check_files();
+                worker.drop_unowned();
                 worker.ssd.compact();
                 let damaged = worker.memory.scrub(CHECK_INTERVAL);
                 worker.count_damaged(damaged);

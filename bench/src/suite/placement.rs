@@ -107,6 +107,7 @@ fn cluster(hashing: Hashing, workers: usize) -> anyhow::Result<ClusterMap> {
             location: Location::default(),
             local_socket: "/run/weir/worker.sock".to_owned(),
             weight: weight(number),
+            cordoned_weight: 0,
         })
     });
     let workers = workers.collect::<anyhow::Result<_>>()?;

@@ -16,7 +16,7 @@ use crate::output;
 use crate::process::runtime;
 
 /// Time between two looks at a job.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Time between two lines of progress when the output is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -63,7 +63,7 @@ async fn start(
     Ok((client, job.into_inner()))
 }
 
-async fn look(client: &mut MasterClient<Channel>, id: u64) -> Result<v1::Job, Failure> {
+pub(super) async fn look(client: &mut MasterClient<Channel>, id: u64) -> Result<v1::Job, Failure> {
     let get = request(v1::GetJobRequest { id }, CALL_DEADLINE);
     Ok(client.get_job(get).await?.into_inner())
 }
@@ -98,7 +98,7 @@ async fn follow(
 }
 
 /// A bar on a terminal, a line now and then elsewhere.
-struct Progress {
+pub(super) struct Progress {
     bar: Option<ProgressBar>,
     quiet: bool,
     started: Instant,
@@ -106,7 +106,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(job: &v1::Job, quiet: bool) -> Self {
+    pub(super) fn new(job: &v1::Job, quiet: bool) -> Self {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(job.total_bytes);
             let template = "{bar:30} {bytes}/{total_bytes} {msg} {bytes_per_sec} ETA {eta}";
@@ -123,11 +123,13 @@ impl Progress {
         }
     }
 
-    fn show(&self, job: &v1::Job) {
+    pub(super) fn show(&self, job: &v1::Job) {
         if let Some(bar) = &self.bar {
             bar.set_length(job.total_bytes);
             bar.set_position(job.done_bytes);
-            bar.set_message(format!("{}/{} files", job.done_files, job.total_files));
+            if job.total_files > 0 {
+                bar.set_message(format!("{}/{} files", job.done_files, job.total_files));
+            }
             return;
         }
         let ended = job.state() != v1::JobState::Running;
@@ -146,17 +148,20 @@ impl Progress {
         } else {
             "unknown".to_owned()
         };
+        let files = if job.total_files > 0 {
+            format!("{} of {} files, ", job.done_files, job.total_files)
+        } else {
+            String::new()
+        };
         output::note(format_args!(
-            "{} of {}, {} of {} files, {}/s, ETA {eta}",
+            "{} of {}, {files}{}/s, ETA {eta}",
             HumanBytes(job.done_bytes),
             HumanBytes(job.total_bytes),
-            job.done_files,
-            job.total_files,
             HumanBytes(rate as u64),
         ));
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish();
         }
@@ -178,14 +183,19 @@ struct JobView {
     message: String,
 }
 
-fn finish(job: &v1::Job, master: &MasterRef) -> Result<(), Failure> {
-    let state = match job.state() {
+/// How a job stands.
+pub(super) fn state_of(job: &v1::Job) -> &'static str {
+    match job.state() {
         v1::JobState::Running => "running",
         v1::JobState::Done => "done",
         v1::JobState::Failed => "failed",
         v1::JobState::Cancelled => "cancelled",
         v1::JobState::Unspecified => "unknown",
-    };
+    }
+}
+
+fn finish(job: &v1::Job, master: &MasterRef) -> Result<(), Failure> {
+    let state = state_of(job);
     if master.output == OutputFormat::Json {
         output::json(&JobView {
             id: job.id,

@@ -30,17 +30,30 @@ struct MasterView {
 }
 
 #[derive(Serialize)]
-struct WorkerView {
-    id: String,
-    node: String,
+pub(super) struct WorkerView {
+    pub(super) id: String,
+    pub(super) node: String,
     zone: Option<String>,
     group: Option<String>,
     pool: Option<String>,
     data_address: String,
+    /// `active`, `cordoned`, `draining` or `drained`.
+    pub(super) state: &'static str,
+    /// Of a worker that is being drained: the job, and how far it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) drain: Option<DrainView>,
     callers: Option<String>,
-    last_seen_ms: u64,
+    pub(super) last_seen_ms: u64,
     waiting_reads: u64,
     tiers: Vec<TierView>,
+}
+
+/// A drain that is under way.
+#[derive(Serialize)]
+pub(super) struct DrainView {
+    pub(super) job: u64,
+    pub(super) done_bytes: u64,
+    pub(super) total_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -178,32 +191,75 @@ fn shown(callers: Option<&str>) -> &str {
     callers.unwrap_or("unknown")
 }
 
-fn master_view(address: String, status: v1::Status) -> MasterView {
-    let workers = status.workers.into_iter().map(|worker| {
-        let info = worker.worker.unwrap_or_default();
-        WorkerView {
-            id: info.id,
-            node: info.node,
-            zone: said(info.zone),
-            group: said(info.group),
-            pool: said(info.pool),
-            data_address: info.data_address,
-            callers: said(worker.callers),
-            last_seen_ms: worker.last_seen_ms,
-            waiting_reads: worker.waiting_reads,
-            tiers: worker
-                .tiers
-                .into_iter()
-                .map(|tier| TierView {
-                    tier: tier.tier,
-                    path: tier.path,
-                    capacity_bytes: tier.capacity_bytes,
-                    used_bytes: tier.used_bytes,
-                    blocks: tier.blocks,
-                })
-                .collect(),
+/// A worker as its master knows it.
+pub(super) fn worker_view(worker: v1::WorkerStatus) -> WorkerView {
+    let info = worker.worker.clone().unwrap_or_default();
+    WorkerView {
+        id: info.id,
+        node: info.node,
+        zone: said(info.zone),
+        group: said(info.group),
+        pool: said(info.pool),
+        data_address: info.data_address,
+        state: match worker.state() {
+            v1::WorkerState::Unspecified => "active",
+            v1::WorkerState::Cordoned => "cordoned",
+            v1::WorkerState::Draining => "draining",
+            v1::WorkerState::Drained => "drained",
+        },
+        drain: (worker.drain_job > 0).then_some(DrainView {
+            job: worker.drain_job,
+            done_bytes: worker.drained_bytes,
+            total_bytes: worker.drain_total_bytes,
+        }),
+        callers: said(worker.callers),
+        last_seen_ms: worker.last_seen_ms,
+        waiting_reads: worker.waiting_reads,
+        tiers: worker
+            .tiers
+            .into_iter()
+            .map(|tier| TierView {
+                tier: tier.tier,
+                path: tier.path,
+                capacity_bytes: tier.capacity_bytes,
+                used_bytes: tier.used_bytes,
+                blocks: tier.blocks,
+            })
+            .collect(),
+    }
+}
+
+impl WorkerView {
+    /// Bytes that it holds in all tiers, and that it could.
+    pub(super) fn space(&self) -> (u64, u64) {
+        let tiers = self.tiers.iter();
+        tiers.fold((0, 0), |(used, capacity), tier| {
+            (used + tier.used_bytes, capacity + tier.capacity_bytes)
+        })
+    }
+
+    /// What people are told of a worker that is not as the others.
+    pub(super) fn standing(&self) -> Option<String> {
+        let id = &self.id;
+        match (self.state, &self.drain) {
+            ("draining", Some(drain)) => Some(format!(
+                "worker {id} is being drained: the others have {} of {}",
+                size(drain.done_bytes),
+                size(drain.total_bytes)
+            )),
+            ("cordoned", _) => Some(format!(
+                "worker {id} is cordoned: it gets no blocks, and serves those that it holds"
+            )),
+            ("drained", _) => Some(format!(
+                "worker {id} is drained: the others have its blocks, and it can be stopped"
+            )),
+            _ => None,
         }
-    });
+    }
+}
+
+fn master_view(address: String, status: v1::Status) -> MasterView {
+    let workers = status.workers.into_iter().map(worker_view);
     let datasets = status.datasets.into_iter().map(|dataset| {
         let reads = dataset.reads.unwrap_or_default();
         let cached = reads.memory_bytes + reads.ssd_bytes;
@@ -270,6 +326,9 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
         shown(master.callers.as_deref())
     ))?;
     print_workers(&master.workers)?;
+    for standing in master.workers.iter().filter_map(WorkerView::standing) {
+        output::line(standing)?;
+    }
     for worker in master.workers.iter().filter(|w| w.waiting_reads > 0) {
         output::line(format_args!(
             "worker {}: {} reads wait for an origin that fails or is silent",

@@ -21,6 +21,7 @@ use weir_worker::snapshots::Snapshots;
 use weir_worker::stream::{Admission, serve_local, serve_tcp};
 use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
 
+use super::workers;
 use crate::args::{CacheArgs, MaybePlace, StreamArg, WorkerArgs};
 use crate::connect;
 use crate::exit::{Failure, Reason};
@@ -41,7 +42,10 @@ const NAMESAKE_DEADLINE: Duration = Duration::from_secs(2);
 const PREDECESSOR_DEADLINE: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
+pub(crate) fn run(mut args: WorkerArgs) -> Result<(), Failure> {
+    if let Some(command) = args.command.take() {
+        return workers::run(command);
+    }
     init_logging();
     end_with(&args.parent)?;
     let runtime = serving_runtime()?;
@@ -51,6 +55,12 @@ pub(crate) fn run(args: WorkerArgs) -> Result<(), Failure> {
 }
 
 async fn serve(args: WorkerArgs) -> Result<(), Failure> {
+    let Some(master) = args.master.clone() else {
+        return Err(Failure::new(
+            Reason::Usage,
+            "a worker needs its master; give --master HOST:PORT, or WEIR_MASTER",
+        ));
+    };
     let stop = stop_on_signal()?;
     let trust = Trust::of_server(&args.admit, Role::Worker)?;
     if trust.identity().is_none() && args.stream == StreamArg::Tls {
@@ -71,7 +81,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
     let location = worker_location(&args, &trust)?;
     let host = advertised_host(&args, &trust)?;
     let own_address = format!("{host}:{}", args.listen.port());
-    refuse_namesake(&id, &own_address, &args.master, &trust.dial()).await?;
+    refuse_namesake(&id, &own_address, &master, &trust.dial()).await?;
     let ssd = ssd_tiers(&args.cache, &args.dir.join("ssd"))?;
     let mut registry = Registry::default();
     let metrics = WorkerMetrics::register(&mut registry);
@@ -86,7 +96,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         origins_file: Some(args.dir.join("origins.json")),
         fetch: FetchPolicy::default(),
         sources: args.sources.policy("weir worker").with_credentials(
-            MasterCredentials::for_worker(connect::lazy(&args.master, &trust.dial())?),
+            MasterCredentials::for_worker(connect::lazy(&master, &trust.dial())?),
         ),
     };
     let worker = open(&config, &metrics, &origin_metrics).await?;
@@ -115,6 +125,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
             .display()
             .to_string(),
         weight: worker.capacity(),
+        cordoned_weight: 0,
     };
     let exposed = Exposed {
         registry,
@@ -137,7 +148,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         control,
         control_access,
     };
-    run_services(&worker, info, &args.master, &trust, listeners, stop).await?;
+    run_services(&worker, info, &master, &trust, listeners, stop).await?;
     worker.close(SHUTDOWN_DEADLINE).await;
     // The next start replaces it anyway.
     let _ = std::fs::remove_file(&socket);

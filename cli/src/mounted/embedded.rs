@@ -280,6 +280,7 @@ async fn run(services: Services) {
             location: Location::default(),
             local_socket: String::new(),
             weight: worker.capacity(),
+            cordoned_weight: 0,
         };
         let address = sockets.address(MASTER_SOCKET);
         let connect = || {

@@ -133,6 +133,7 @@ async fn reader_of(scripts: &[Arc<Script>]) -> ClusterReader {
             location: Location::default(),
             local_socket: String::new(),
             weight: 1,
+            cordoned_weight: 0,
         });
     }
     ClusterReader::of_map(ClusterMap::new(1, Hashing::NEWEST, workers))
@@ -400,6 +401,7 @@ fn a_reader_stands_where_a_worker_on_its_node_does_unless_it_says() {
         location: Location::of_names(zone, group).unwrap(),
         local_socket: String::new(),
         weight: 1,
+        cordoned_weight: 0,
     };
     let workers = vec![
         worker("w1", "there", "a", "r1"),

@@ -357,6 +357,7 @@ mod tests {
             location: Location::of_names(zone, ["r1", "r2"][number / 2 % 2]).unwrap(),
             local_socket: String::new(),
             weight,
+            cordoned_weight: 0,
         }
     }
 

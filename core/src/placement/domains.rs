@@ -303,6 +303,7 @@ mod tests {
             location: Location::of_names(zone, group).unwrap(),
             local_socket: String::new(),
             weight: 1 << 40,
+            cordoned_weight: 0,
         }
     }
 

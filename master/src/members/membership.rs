@@ -38,6 +38,8 @@ pub(crate) struct Membership {
     members: BTreeMap<WorkerId, (Member, Instant)>,
     /// When the master looked last.
     looked: Instant,
+    /// Workers that are cordoned, also those that are away.
+    cordoned: BTreeMap<WorkerId, v1::WorkerState>,
 }
 
 impl Membership {
@@ -67,6 +69,56 @@ impl Membership {
             members: members.collect(),
             map,
             looked: now,
+            cordoned: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a worker may be cordoned, or not be any more, or count as drained.
+    pub(crate) fn may_stand(
+        &self,
+        id: &WorkerId,
+        state: Option<v1::WorkerState>,
+    ) -> Result<(), MasterError> {
+        let is_cordoned = self.cordoned.contains_key(id);
+        if !self.members.contains_key(id) && !is_cordoned {
+            return Err(unknown(id));
+        }
+        match state {
+            Some(v1::WorkerState::Drained) if !is_cordoned => Err(MasterError::Unready(format!(
+                "worker {id} was uncordoned meanwhile"
+            ))),
+            Some(_) if !is_cordoned && !self.has_others(id) => Err(MasterError::Unready(format!(
+                "worker {id} is the last one that is not cordoned: nobody could take its blocks over; start another worker first, or uncordon one"
+            ))),
+            Some(_) if !is_cordoned && self.cordoned.len() >= MAX_WORKERS => {
+                Err(MasterError::Busy(format!(
+                    "{MAX_WORKERS} workers are cordoned; `weir worker uncordon` those that are gone"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether another member owns blocks.
+    pub(crate) fn has_others(&self, id: &WorkerId) -> bool {
+        let mut others = self.members.keys().filter(|other| *other != id);
+        others.any(|other| !self.cordoned.contains_key(other))
+    }
+
+    /// How a worker stands that is cordoned.
+    pub(crate) fn standing(&self, id: &WorkerId) -> Option<v1::WorkerState> {
+        self.cordoned.get(id).copied()
+    }
+
+    /// Cordons a worker, or not any more.
+    pub(crate) fn set_standing(&mut self, id: &WorkerId, state: Option<v1::WorkerState>) {
+        match state {
+            Some(state) => self.cordoned.insert(id.clone(), state),
+            None => self.cordoned.remove(id),
+        };
+        let is_cordoned = state.is_some();
+        if let Some((member, _)) = self.members.get_mut(id) {
+            weigh(&mut member.info, is_cordoned);
         }
     }
 
@@ -87,6 +139,9 @@ impl Membership {
                 "the cluster has {MAX_WORKERS} workers, no more fit"
             )));
         }
+        let mut beat = beat;
+        beat.info.cordoned_weight = 0; // it is not the worker's to say
+        weigh(&mut beat.info, self.cordoned.contains_key(id));
         let seen = beat.last_seen;
         self.members.insert(id.clone(), (beat, seen));
         Ok(gone)
@@ -155,6 +210,19 @@ impl Membership {
         let published = members.filter(|(id, _)| stored.contains(id.as_str()));
         published.map(|(_, (member, _))| member.clone()).collect()
     }
+}
+
+/// Gives a worker the weight that it has in the map.
+fn weigh(info: &mut v1::WorkerInfo, is_cordoned: bool) {
+    let own = info.weight.max(info.cordoned_weight);
+    (info.weight, info.cordoned_weight) = if is_cordoned { (0, own) } else { (own, 0) };
+}
+
+/// The error about a worker that nobody knows.
+pub(crate) fn unknown(id: &WorkerId) -> MasterError {
+    MasterError::NotFound(format!(
+        "there is no worker {id} in the cluster; `weir worker list` shows those that are"
+    ))
 }
 
 #[cfg(test)]
@@ -274,6 +342,53 @@ mod tests {
         }
         // Who does not report then is gone.
         assert_eq!(members.expire(at), [id("a"), id("b")]);
+    }
+
+    #[test]
+    fn a_cordoned_worker_has_no_weight_whatever_it_reports() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        let beat = |name: &str, weight, claimed| {
+            let mut beat = member(name, "x", start);
+            (beat.info.weight, beat.info.cordoned_weight) = (weight, claimed);
+            beat
+        };
+        for name in ["a", "b"] {
+            members.beat(&id(name), beat(name, 10, 0), false).unwrap();
+        }
+        let weights = |members: &Membership| -> Vec<(u64, u64)> {
+            let map = members.map().workers.iter();
+            map.map(|info| (info.weight, info.cordoned_weight))
+                .collect()
+        };
+        assert_eq!(stored(&mut members), 1);
+        let cordoned = Some(v1::WorkerState::Cordoned);
+        members.may_stand(&id("a"), cordoned).unwrap();
+        members.set_standing(&id("a"), cordoned);
+        assert_eq!(stored(&mut members), 2);
+        assert_eq!(weights(&members), [(0, 10), (10, 0)]);
+        // Its heartbeats change nothing, but for what it has.
+        members.beat(&id("a"), beat("a", 10, 0), false).unwrap();
+        assert!(members.is_published(&id("a")));
+        members.beat(&id("a"), beat("a", 30, 99), false).unwrap();
+        stored(&mut members);
+        assert_eq!(weights(&members), [(0, 30), (10, 0)]);
+        // The other one is the last, and stays.
+        let last = members.may_stand(&id("b"), cordoned).unwrap_err();
+        assert!(last.to_string().contains("last one"), "{last}");
+        let nobody = members.may_stand(&id("c"), cordoned).unwrap_err();
+        assert!(matches!(nobody, MasterError::NotFound(_)), "{nobody}");
+        let early = members.may_stand(&id("b"), Some(v1::WorkerState::Drained));
+        assert!(matches!(early, Err(MasterError::Unready(_))));
+        // It leaves, and is cordoned when it comes back.
+        members.beat(&id("a"), beat("a", 10, 0), true).unwrap();
+        members.beat(&id("a"), beat("a", 10, 0), false).unwrap();
+        stored(&mut members);
+        assert_eq!(weights(&members), [(0, 10), (10, 0)]);
+        members.may_stand(&id("a"), None).unwrap();
+        members.set_standing(&id("a"), None);
+        stored(&mut members);
+        assert_eq!(weights(&members), [(10, 0), (10, 0)]);
     }
 
     #[test]

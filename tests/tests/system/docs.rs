@@ -137,11 +137,16 @@ fn every_command_line_of_the_pages_is_understood() {
 
 fn every_flag_of_the_pages_exists() {
     let lab = Lab::new();
-    let commands: [&[&str]; 25] = [
+    let commands: [&[&str]; 30] = [
         &["mount"],
         &["unmount"],
         &["master"],
         &["worker"],
+        &["worker", "list"],
+        &["worker", "get"],
+        &["worker", "cordon"],
+        &["worker", "uncordon"],
+        &["worker", "drain"],
         &["warm"],
         &["evict"],
         &["status"],

@@ -23,25 +23,54 @@ pub(super) struct Former {
     maps: VecDeque<(Arc<ClusterMap>, Instant)>,
     /// When this worker came into the map.
     joined: Option<Instant>,
+    /// When the map changed last.
+    changed: Option<Instant>,
+    /// The map as it would be if nobody were cordoned, if somebody is.
+    uncordoned: Option<ClusterMap>,
+}
+
+/// A map as it would be if these of its workers were not cordoned.
+pub(crate) fn uncordoned(map: &ClusterMap, these: impl Fn(&WorkerId) -> bool) -> ClusterMap {
+    let workers = map.workers().iter().map(|worker| {
+        let mut worker = worker.clone();
+        if worker.cordoned_weight > 0 && these(&worker.id) {
+            worker.weight = std::mem::take(&mut worker.cordoned_weight);
+        }
+        worker
+    });
+    ClusterMap::new(map.epoch(), map.hashing(), workers.collect())
 }
 
 impl Former {
     /// Takes note of the map that is in use now.
     pub(super) fn see(&mut self, map: &Arc<ClusterMap>, own: &WorkerId, now: Instant) {
-        let has_own = |map: &ClusterMap| map.workers.iter().any(|worker| worker.id == *own);
-        if map.workers == self.current.workers {
+        let has_own = |map: &ClusterMap| map.worker(own).is_some();
+        // Another hash gives blocks other owners, too.
+        let is_same = map.hashing() == self.current.hashing();
+        if is_same && map.workers() == self.current.workers() {
             self.current = map.clone();
             return;
         }
+        self.changed = Some(now);
+        let somebody = map
+            .workers()
+            .iter()
+            .any(|worker| worker.cordoned_weight > 0);
+        self.uncordoned = somebody.then(|| uncordoned(map, |_| true));
         if !has_own(&self.current) && has_own(map) {
             self.joined = Some(now);
         }
         let before = std::mem::replace(&mut self.current, map.clone());
-        if !before.workers.is_empty() {
+        if !before.workers().is_empty() {
             self.maps.push_front((before, now));
             self.maps.truncate(MAX_MAPS);
         }
         self.maps.retain(|(_, replaced)| now < *replaced + KEPT_FOR);
+    }
+
+    /// Whether the map has been as it is for so long.
+    pub(super) fn is_settled_for(&self, time: Duration, now: Instant) -> bool {
+        self.changed.is_some_and(|changed| now >= changed + time)
     }
 
     /// Who of `map` may hold a block that `own` is the owner of: those that were before it, the last one first. Nobody if it
@@ -55,7 +84,7 @@ impl Former {
     ) -> Vec<WorkerInfo> {
         let is_recent = |since: Instant| now < since + KEPT_FOR;
         let is_new = self.joined.is_some_and(is_recent);
-        if self.maps.is_empty() && !is_new {
+        if self.maps.is_empty() && !is_new && self.uncordoned.is_none() {
             return Vec::new();
         }
         if map.owner(key).is_none_or(|owner| owner.id != *own) {
@@ -66,6 +95,8 @@ impl Former {
             .iter()
             .filter(|(_, replaced)| is_recent(*replaced));
         let former = recent.filter_map(|(map, _)| map.owner(key));
+        // One that is cordoned has its blocks for as long as it is there.
+        let cordoned = self.uncordoned.iter().filter_map(|map| map.owner(key));
         // Those before it in maps that it does not know.
         let next = if is_new {
             map.owners(key, NEXT + 1)
@@ -73,13 +104,13 @@ impl Former {
             Vec::new()
         };
         let mut holders: Vec<WorkerInfo> = Vec::with_capacity(MAX_HOLDERS);
-        for worker in former.chain(next) {
+        for worker in former.chain(cordoned).chain(next) {
             let is_there = |holder: &WorkerInfo| {
                 holder.id == worker.id && holder.data_address == worker.data_address
             };
             if worker.id != *own
                 && !holders.iter().any(|holder| holder.id == worker.id)
-                && map.workers.iter().any(is_there)
+                && map.workers().iter().any(is_there)
             {
                 holders.push(worker.clone());
                 if holders.len() == MAX_HOLDERS {
@@ -93,7 +124,22 @@ impl Former {
 
 #[cfg(test)]
 mod tests {
+    use weir_core::Location;
+    use weir_core::placement::Hashing;
+
     use super::*;
+
+    /// The same map with one worker changed.
+    fn with(
+        map: &ClusterMap,
+        epoch: u64,
+        number: usize,
+        change: fn(&mut WorkerInfo),
+    ) -> Arc<ClusterMap> {
+        let mut workers = map.workers().to_vec();
+        change(&mut workers[number]);
+        Arc::new(ClusterMap::new(epoch, map.hashing(), workers))
+    }
 
     fn map(epoch: u64, ids: &[&str]) -> Arc<ClusterMap> {
         let worker = |id: &&str| WorkerInfo {
@@ -101,13 +147,13 @@ mod tests {
             data_address: format!("{id}:1"),
             control_address: String::new(),
             node: "n".parse().unwrap(),
+            location: Location::default(),
             local_socket: String::new(),
             weight: 1,
+            cordoned_weight: 0,
         };
-        Arc::new(ClusterMap {
-            epoch,
-            workers: ids.iter().map(worker).collect(),
-        })
+        let workers = ids.iter().map(worker).collect();
+        Arc::new(ClusterMap::new(epoch, Hashing::NEWEST, workers))
     }
 
     fn keys() -> impl Iterator<Item = BlockKey> {
@@ -166,19 +212,18 @@ mod tests {
 
     #[test]
     fn whoever_left_is_not_asked_nor_who_has_moved() {
-        let now = Instant::now();
+        let start = Instant::now();
+        let now = start + KEPT_FOR;
         let own = "a".parse().unwrap();
         let (before, after) = (map(1, &["a", "b", "c"]), map(2, &["a", "b"]));
         let mut former = Former::default();
-        former.see(&before, &own, now - KEPT_FOR);
+        former.see(&before, &own, start);
         former.see(&after, &own, now);
         for key in keys().filter(|key| after.owner(key).unwrap().id == own) {
             assert!(former.holders(&key, &after, &own, now).is_empty());
         }
         // It is back, elsewhere.
-        let mut moved = (*before).clone();
-        moved.workers[2].data_address = "x:1".to_owned();
-        let moved = Arc::new(moved);
+        let moved = with(&before, 3, 2, |c| c.data_address = "x:1".to_owned());
         for key in keys().filter(|key| moved.owner(key).unwrap().id == own) {
             assert!(former.holders(&key, &moved, &own, now).is_empty());
         }
@@ -186,7 +231,8 @@ mod tests {
 
     #[test]
     fn a_share_that_comes_back_is_asked_of_whoever_had_it_meanwhile() {
-        let now = Instant::now();
+        let start = Instant::now();
+        let now = start + KEPT_FOR;
         let own = "a".parse().unwrap();
         let maps = [
             map(1, &["a", "b"]),
@@ -194,18 +240,41 @@ mod tests {
             map(3, &["a", "b"]),
         ];
         let mut former = Former::default();
-        former.see(&maps[0], &own, now - KEPT_FOR);
+        former.see(&maps[0], &own, start);
         former.see(&maps[1], &own, now);
         former.see(&maps[2], &own, now);
-        let mut back = (*maps[1]).clone();
-        back.epoch = 4;
-        former.see(&Arc::new(back), &own, now);
+        former.see(&with(&maps[1], 4, 0, |_| {}), &own, now);
         assert_eq!(former.maps.len(), 3);
         for epoch in 5..100 {
             let ids: &[&str] = if epoch % 2 == 0 { &["a", "b"] } else { &["a"] };
             former.see(&map(epoch, ids), &own, now);
         }
         assert_eq!(former.maps.len(), MAX_MAPS);
+    }
+
+    #[test]
+    fn a_cordoned_worker_is_asked_for_what_was_its_for_as_long_as_it_is_there() {
+        let now = Instant::now();
+        let own = "a".parse().unwrap();
+        let before = map(1, &["a", "b", "c"]);
+        let cordoned = with(&before, 2, 2, |c| (c.weight, c.cordoned_weight) = (0, 1));
+        let mut former = Former::default();
+        former.see(&cordoned, &own, now);
+        let later = now + 2 * KEPT_FOR;
+        let mut moved = 0;
+        for key in keys().filter(|key| cordoned.owner(key).unwrap().id == own) {
+            let holders = former.holders(&key, &cordoned, &own, later);
+            if before.owner(&key).unwrap().id == own {
+                assert!(holders.is_empty());
+            } else {
+                assert_eq!(ids(&holders), ["c"]);
+                moved += 1;
+            }
+        }
+        assert!(moved > 30, "{moved}");
+        assert!(keys().all(|key| cordoned.owner(&key).unwrap().id.as_str() != "c"));
+        assert_eq!(uncordoned(&cordoned, |_| true).workers(), before.workers());
+        assert_eq!(uncordoned(&cordoned, |_| false), *cordoned);
     }
 
     #[test]
@@ -217,6 +286,8 @@ mod tests {
         former.see(&here, &own, now);
         let later = now + KEPT_FOR;
         former.see(&map(2, &["a", "b"]), &own, later);
+        assert!(former.is_settled_for(KEPT_FOR, later));
+        assert!(!former.is_settled_for(2 * KEPT_FOR, later));
         assert!(keys().all(|key| former.holders(&key, &here, &own, later).is_empty()));
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use prometheus_client::registry::Registry;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use weir_core::ObjectRef;
+use weir_core::placement::Hashing;
+use weir_core::{Location, ObjectRef};
 use weir_proto::v1::BlockReply;
 use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 
@@ -147,8 +148,10 @@ async fn peer(name: &str, kind: Kind) -> Peer {
         data_address: listener.local_addr().unwrap().to_string(),
         control_address: String::new(),
         node: "n".parse().unwrap(),
+        location: Location::default(),
         local_socket: String::new(),
         weight: 1,
+        cordoned_weight: 0,
     };
     let count = asked.clone();
     tokio::spawn(async move {
@@ -159,10 +162,15 @@ async fn peer(name: &str, kind: Kind) -> Peer {
     Peer { info, asked }
 }
 
-fn copies() -> Copies {
-    let map = watch::Sender::new(Arc::new(ClusterMap::default())).subscribe();
+fn copies() -> Arc<Copies> {
+    copies_of(ClusterMap::default())
+}
+
+fn copies_of(map: ClusterMap) -> Arc<Copies> {
+    let map = watch::Sender::new(Arc::new(map)).subscribe();
     let metrics = WorkerMetrics::register(&mut Registry::default());
-    Copies::new("own".parse().unwrap(), map, Dial::default(), metrics)
+    let own = "own".parse().unwrap();
+    Arc::new(Copies::new(own, map, Dial::default(), metrics))
 }
 
 fn counted(copies: &Copies, result: &'static str) -> u64 {
@@ -260,22 +268,14 @@ async fn what_is_cold_everywhere_is_seldom_asked_for_until_somebody_has_it() {
 
 #[tokio::test]
 async fn nobody_is_asked_for_a_block_that_was_wrong() {
-    let copies = copies();
     let peer = peer("a", Kind::Holds).await;
     let own = WorkerInfo {
         id: "own".parse().unwrap(),
         ..peer.info.clone()
     };
-    let with = |workers: &[WorkerInfo]| {
-        Arc::new(ClusterMap {
-            epoch: workers.len() as u64,
-            workers: workers.to_vec(),
-        })
-    };
-    let (sender, map) = watch::channel(with(&[own.clone(), peer.info.clone()]));
-    let copies = Copies { map, ..copies };
+    let copies = copies_of(ClusterMap::new(2, Hashing::NEWEST, vec![peer.info, own]));
+    let seen = copies.map.borrow().clone();
     let now = Instant::now();
-    let seen = sender.borrow().clone();
     copies.former.lock().see(&seen, &copies.own, now);
     let mut keys = (0..).map(|n: u64| {
         let mut key = [0; 16];

@@ -9,11 +9,12 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::{TryStreamExt, stream};
 use tokio::time::timeout;
 use tracing::{Instrument, trace_span};
-use weir_core::{BLOCK_SIZE, Block, BlockKey};
+use weir_core::{BLOCK_SIZE, Block, BlockKey, WorkerInfo};
 use weir_origin::OriginError;
 
 use super::place::Place;
 use super::{ReadError, Worker};
+use crate::copies::NotGiven;
 use crate::fill::{Fill, LEAST_TAKEN};
 use crate::fills::{self, Keeper, Started};
 use crate::metrics::ResultLabel;
@@ -27,6 +28,8 @@ pub(super) const BUDGET_UNIT: u64 = 4096;
 const LEAST_PREFETCHED: u64 = 256 << 10;
 /// How long a block that nobody waits for may wait for its place.
 const PLACE_DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is looked whether a tier has a block that was taken over.
+const SETTLE_POLL: Duration = Duration::from_millis(5);
 
 /// What a block counts against a budget in which it counts so many bytes at least.
 fn units_of(block: &Block, least: u64) -> u32 {
@@ -42,6 +45,21 @@ pub enum PrefetchAnswer {
     NotNeeded,
     /// There is no room for guesses, the origin answers as soon as the disk, or whoever would fetch it cannot be asked.
     Refused,
+}
+
+/// What became of a block that was to be taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Taken {
+    /// It was here, or came otherwise.
+    Held,
+    /// The other worker gave it.
+    Copied,
+    /// The other worker does not have it.
+    NotThere,
+    /// No tier took it.
+    NoRoom,
+    /// The other worker did not give it, though it may have it.
+    Failed,
 }
 
 /// The work of a fill: resolves when its block is complete and was given to the tiers, or when it has failed. The fill
@@ -231,9 +249,74 @@ impl Worker {
             return None;
         }
         let dataset = self.origins.dataset_of(block.origin, &block.object.key)?;
+        if self.placements().version(&dataset) > 0 {
+            return None; // its owners are not those of the map alone
+        }
         let place = Place::take_for_copy(self.budget.clone(), units).await?;
         let data = copies.fetch(&holders, &dataset, block).await?;
         Some((data, place))
+    }
+
+    /// Whether the tier that is to keep blocks holds one: SSD, or memory where there is none.
+    pub(crate) fn keeps_for_long(&self, key: &BlockKey) -> bool {
+        match self.ssd.space() {
+            (0, _) => self.memory.contains(key),
+            _ => self.ssd.contains(key),
+        }
+    }
+
+    /// Takes over a block that nobody waits for from a worker that may hold it, by the name of a dataset that has it.
+    pub(crate) async fn take_block_over(
+        self: &Arc<Self>,
+        dataset: &str,
+        block: &Block,
+        from: &WorkerInfo,
+    ) -> Taken {
+        let key = block.key();
+        let Some(copies) = self.copies.get() else {
+            return Taken::Failed;
+        };
+        if self.verifier.refusal(block).is_some() {
+            return Taken::NotThere;
+        }
+        if self.fills.running(&key).is_none() && !self.keeps_for_long(&key) {
+            let units = units_of(block, LEAST_PREFETCHED);
+            let Ok(_guess) = self.prefetch_budget.clone().acquire_many_owned(units).await else {
+                return Taken::Failed;
+            };
+            let units = units_of(block, LEAST_TAKEN);
+            let Some(place) = Place::take_for_copy(self.budget.clone(), units).await else {
+                return Taken::Failed;
+            };
+            let data = match copies.take(from, dataset, block).await {
+                Ok(Some(data)) => data,
+                Ok(None) => return Taken::NotThere,
+                Err(NotGiven) => return Taken::Failed,
+            };
+            // A reader's fill may have begun meanwhile: that one will do.
+            if let Ok(started) = fills::start(self, key, block.len(), &block.object.key) {
+                started.fill().copy(data);
+                self.keep(started, Some(place)).await;
+                return self.settled_as(&key, Taken::Copied).await;
+            }
+        }
+        self.settled_as(&key, Taken::Held).await
+    }
+
+    /// Waits until a block is where it is kept, if it is.
+    async fn settled_as(&self, key: &BlockKey, kept: Taken) -> Taken {
+        let deadline = Instant::now() + PLACE_DEADLINE;
+        while self.fills.running(key).is_some() {
+            if Instant::now() > deadline {
+                return Taken::Failed;
+            }
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+        if self.keeps_for_long(key) {
+            kept
+        } else {
+            Taken::NoRoom
+        }
     }
 
     /// Offers a fetched block to the tiers. The fill is under way until the SSD tier has it.

@@ -1,0 +1,227 @@
+//! Drains: the new owners of a cordoned worker's blocks take them over, one dataset after the other.
+//!
+//! A drain asks nothing of the origin, and ends: the worker that is drained may leave, those that take over may fill up.
+//! The worker stays cordoned however its drain ends.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::time::{sleep, timeout};
+use weir_core::WorkerId;
+use weir_proto::v1;
+
+use super::{
+    MAX_FAILED_ROUNDS, REPORT_DEADLINE, ROUND_PAUSE, SILENT, Work, client, follow, worker_failed,
+};
+use crate::error::MasterError;
+
+/// Bytes that all workers together take over in a second, if the drain does not say.
+const DEFAULT_RATE: u64 = 128 << 20;
+/// How often it is looked whether the worker is still there.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Why a round of a drain ended early.
+enum Ended {
+    /// Another round may go on.
+    Once(MasterError),
+    /// No other would.
+    ForGood(MasterError),
+}
+
+impl From<MasterError> for Ended {
+    fn from(error: MasterError) -> Self {
+        Self::Once(error)
+    }
+}
+
+/// How far the workers are.
+#[derive(Default)]
+struct Sums {
+    /// Of datasets that are done.
+    done: v1::TakeOverProgress,
+    /// Of each worker, for the dataset that it works on.
+    under_way: Vec<v1::TakeOverProgress>,
+}
+
+impl Sums {
+    fn total(&self) -> v1::TakeOverProgress {
+        let mut total = self.done.clone();
+        for part in &self.under_way {
+            add(&mut total, part);
+        }
+        total
+    }
+}
+
+/// Workers may report any number.
+fn add(sum: &mut v1::TakeOverProgress, part: &v1::TakeOverProgress) {
+    for (sum, part) in [
+        (&mut sum.done_bytes, part.done_bytes),
+        (&mut sum.copied_bytes, part.copied_bytes),
+        (&mut sum.failed_blocks, part.failed_blocks),
+        (&mut sum.unkept_blocks, part.unkept_blocks),
+    ] {
+        *sum = sum.saturating_add(part);
+    }
+    if sum.message.is_empty() {
+        sum.message.clone_from(&part.message);
+    }
+}
+
+impl Work {
+    /// Has a worker's blocks taken over.
+    pub(super) async fn drain(&self, job: &v1::Job) -> Result<(), MasterError> {
+        let from: WorkerId = job.worker.parse()?;
+        let (mut failed, mut best) = (0, 0);
+        loop {
+            let round = tokio::select! {
+                round = self.drain_round(job, &from) => round,
+                () = self.left(&from) => Err(Ended::ForGood(self.left_early(job))),
+            };
+            let error = match round {
+                Ok(()) => break,
+                Err(Ended::ForGood(error)) => return Err(error),
+                Err(Ended::Once(error)) => error,
+            };
+            let done = self.jobs.get(job.id)?.done_bytes;
+            failed = if done > best { 0 } else { failed + 1 };
+            best = best.max(done);
+            if failed >= MAX_FAILED_ROUNDS {
+                return Err(error);
+            }
+            tracing::info!(job = job.id, "the drain of {from} goes on: {error}");
+            sleep(ROUND_PAUSE).await;
+        }
+        // It held others, too, that were others' already.
+        self.jobs
+            .update(job.id, |job| job.total_bytes = job.done_bytes);
+        let members = self.members.clone();
+        // A drain that is cancelled now must not leave half of this.
+        let saying = tokio::spawn(async move {
+            let drained = Some(v1::WorkerState::Drained);
+            members.set_standing(&from, drained).await
+        });
+        saying.await?
+    }
+
+    /// Waits until a worker is not in the map.
+    async fn left(&self, id: &WorkerId) {
+        let is_there = || {
+            self.members
+                .map()
+                .workers
+                .iter()
+                .any(|w| w.id == id.as_str())
+        };
+        while is_there() {
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn left_early(&self, job: &v1::Job) -> MasterError {
+        let done = self.jobs.get(job.id).map_or(0, |job| job.done_bytes);
+        MasterError::Unready(format!(
+            "worker {} left before the others had its blocks: {done} of about {} bytes; what they lack comes from the origin",
+            job.worker, job.total_bytes
+        ))
+    }
+
+    /// Lets all workers take over what is theirs of each dataset.
+    async fn drain_round(&self, job: &v1::Job, from: &WorkerId) -> Result<(), Ended> {
+        let map = self.members.map();
+        let Some(drained) = map.workers.iter().find(|w| w.id == from.as_str()) else {
+            return Err(Ended::ForGood(self.left_early(job)));
+        };
+        if drained.cordoned_weight == 0 {
+            // Its cordon is stored, and its map not yet.
+            return Err(Ended::Once(MasterError::Unready(format!(
+                "worker {from} is not cordoned in the cluster map"
+            ))));
+        }
+        let others: Vec<_> = map.workers.iter().filter(|w| w.weight > 0).collect();
+        if others.is_empty() {
+            return Err(Ended::ForGood(MasterError::Unready(format!(
+                "no worker is left that could take over the blocks of {from}; start one, and drain it again"
+            ))));
+        }
+        let rate = match job.bytes_per_second {
+            0 => DEFAULT_RATE,
+            rate => rate,
+        };
+        let rate = (rate / others.len() as u64).max(1);
+        let sums = Mutex::new(Sums::default());
+        let newest = self.datasets.newest();
+        for (snapshot, _) in newest {
+            sums.lock().under_way = vec![v1::TakeOverProgress::default(); others.len()];
+            let taking = others.iter().enumerate().map(|(number, worker)| {
+                let request = v1::TakeOverRequest {
+                    dataset: snapshot.dataset.to_string(),
+                    version: snapshot.version,
+                    map: Some(map.clone()),
+                    from: from.to_string(),
+                    bytes_per_second: rate,
+                    placement: self.datasets.placement(snapshot.dataset.as_str()),
+                };
+                let sums = &sums;
+                self.take_over_on(worker, request, move |progress| {
+                    let mut sums = sums.lock();
+                    sums.under_way[number] = progress;
+                    self.show(job.id, &sums.total());
+                })
+            });
+            let mut taking: FuturesUnordered<_> = taking.collect();
+            while let Some(outcome) = taking.next().await {
+                outcome?;
+            }
+            drop(taking);
+            let mut sums = sums.lock();
+            sums.done = sums.total();
+            sums.under_way.clear();
+        }
+        let sums = sums.into_inner().done;
+        if sums.unkept_blocks > 0 {
+            return Err(Ended::ForGood(MasterError::Unready(format!(
+                "the other workers had no room for {} blocks of {from}; give them more, or start another, and drain it again; until then it serves them",
+                sums.unkept_blocks
+            ))));
+        }
+        if sums.failed_blocks > 0 {
+            return Err(Ended::Once(MasterError::Unready(format!(
+                "{} blocks of worker {from} were not taken over; the first: {}",
+                sums.failed_blocks, sums.message
+            ))));
+        }
+        Ok(())
+    }
+
+    fn show(&self, id: u64, sums: &v1::TakeOverProgress) {
+        self.jobs.update(id, |job| {
+            job.done_bytes = sums.done_bytes;
+            // Blocks that it got while it was drained, as a fallback, are not in what it had told.
+            job.total_bytes = job.total_bytes.max(sums.done_bytes);
+            job.message.clone_from(&sums.message);
+        });
+    }
+
+    async fn take_over_on(
+        &self,
+        worker: &v1::WorkerInfo,
+        request: v1::TakeOverRequest,
+        report: impl Fn(v1::TakeOverProgress),
+    ) -> Result<(), Ended> {
+        let mut client = client(&self.dial, worker)?;
+        let reports = timeout(REPORT_DEADLINE, client.take_over(request))
+            .await
+            .map_err(|_| worker_failed(worker, SILENT))?
+            .map_err(|status| match status.code() {
+                tonic::Code::Unimplemented => Ended::ForGood(MasterError::Unready(format!(
+                    "worker {} is of an older version, which takes no blocks over; upgrade it first",
+                    worker.id
+                ))),
+                _ => Ended::Once(worker_failed(worker, status.message())),
+            })?;
+        Ok(follow(worker, reports.into_inner(), report).await?)
+    }
+}
