@@ -877,7 +877,7 @@ pub(crate) struct PlacementArgs {
     /// How many of them hold a copy: a number, or `all`
     #[arg(long, value_name = "N", requires = "spread")]
     pub(crate) copies: Option<Copies>,
-    /// Zone, ZONE/GROUP or node that holds a copy; the first is filled from the origin; may be repeated
+    /// Zone, ZONE/GROUP or node that holds a copy; may be repeated
     #[arg(long = "in", value_name = "NAME", requires = "spread")]
     pub(crate) within: Vec<String>,
     /// Only workers of this pool hold it

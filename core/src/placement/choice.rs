@@ -95,8 +95,7 @@ pub struct Wanted {
     /// How many of them hold a copy: a number, or `all`. One for each that `in` names, else one, if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copies: Option<Copies>,
-    /// Which of them, in this order, by name: `a` for a zone, `a/r1` for a group of it, a node's name. The first one alone is filled
-    /// from the source. Needs a `spread`.
+    /// Which of them, in this order, by name: `a` for a zone, `a/r1` for a group of it, a node's name. Needs a `spread`.
     #[serde(default, rename = "in", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub within: Vec<String>,
