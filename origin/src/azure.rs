@@ -87,8 +87,7 @@ impl Azure {
         let credentials = if spec.anonymous {
             None
         } else {
-            let of_source = named.clone().map(|named| (spec.clone(), named));
-            let finder = Finder::new(name, &endpoint, environment, of_source);
+            let finder = Finder::new(name, &endpoint, environment, named.clone());
             Some(Renewed::find(finder)?)
         };
         Ok(Self {

@@ -406,10 +406,19 @@ impl GoogleFile {
     }
 }
 
+/// How long what others give for the credentials that a source names is used at most, so that new credentials are used soon.
+const GIVEN_LIFE: Duration = Duration::from_mins(15);
+
+/// How long keys or tokens are used that others gave for the credentials that a source names.
+pub(crate) fn given_life(life: Option<Duration>) -> Duration {
+    life.map_or(GIVEN_LIFE, |life| life.min(GIVEN_LIFE))
+}
+
 /// Credentials that a source names, and who has them.
 #[derive(Clone, Debug)]
 pub(crate) struct Named {
     pub(crate) name: CredentialName,
+    spec: Arc<OriginSpec>,
     source: Arc<dyn CredentialSource>,
     /// The origin in messages.
     pub(crate) target: Arc<str>,
@@ -418,17 +427,19 @@ pub(crate) struct Named {
 impl Named {
     pub(crate) fn new(
         name: CredentialName,
+        spec: &OriginSpec,
         source: Arc<dyn CredentialSource>,
         target: Arc<str>,
     ) -> Self {
         Self {
             name,
+            spec: Arc::new(spec.clone()),
             source,
             target,
         }
     }
 
-    /// The credentials as they are now.
+    /// The credentials as they are now, which this source may be read with.
     pub(crate) async fn get(&self) -> Result<Arc<Credential>, OriginError> {
         let asked = tokio::time::timeout(CREDENTIAL_DEADLINE, self.source.credential(&self.name));
         let answer = asked.await.unwrap_or_else(|_| {
@@ -436,7 +447,7 @@ impl Named {
                 "no answer within {CREDENTIAL_DEADLINE:?}"
             )))
         });
-        answer.map_err(|error| match error {
+        let credential = answer.map_err(|error| match error {
             CredentialError::Denied { problem, remedy } => self.refused(problem, remedy),
             CredentialError::Unavailable(detail) => OriginError::Unavailable {
                 target: self.target.clone(),
@@ -445,7 +456,9 @@ impl Named {
                     self.name.as_str()
                 ),
             },
-        })
+        })?;
+        self.spec.check_credential(&credential)?;
+        Ok(credential)
     }
 
     /// What a service's refusal means for who has set the keys.

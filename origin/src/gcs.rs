@@ -97,8 +97,7 @@ impl Gcs {
         let credentials = if is_anonymous {
             None
         } else {
-            let named = named.clone().map(|named| (spec.clone(), named));
-            let finder = Finder::new(name, environment, named);
+            let finder = Finder::new(name, environment, named.clone());
             Some(Renewed::find(finder)?)
         };
         Ok(Self {

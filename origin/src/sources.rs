@@ -133,7 +133,8 @@ impl SourcePolicy {
                 remedy: "read it through the workers of its cluster".to_owned(),
             });
         };
-        Ok(Some(Named::new(name, source.clone(), target.clone())))
+        let (source, target) = (source.clone(), target.clone());
+        Ok(Some(Named::new(name, spec, source, target)))
     }
 
     /// The policy of a process that reads what others name. `process` is its command in messages: `weir worker`. With

@@ -77,7 +77,7 @@ impl WebOrigin {
         let name: Arc<str> = spec.place_of_location().into();
         let reach = sources.reach(spec)?;
         let named = sources.named(spec, &name)?;
-        let secret = named.map(|named| SecretHeader::find(spec, &place.server, named));
+        let secret = named.map(|named| SecretHeader::find(&place.server, named));
         Ok(Self {
             id: spec.id(),
             secret: secret.transpose()?,

@@ -12,7 +12,6 @@ use weir_core::read_settings;
 use super::signature::SharedKey;
 use crate::credential::{CredentialKind, Named};
 use crate::error::OriginError;
-use crate::spec::OriginSpec;
 use crate::spec::stores::{azure_account, connection_field};
 use crate::transport::calls::{Calls, Limits, Refused, bearer};
 use crate::transport::environment::{Environment, unreadable};
@@ -57,7 +56,7 @@ pub(super) enum Source {
     /// The identity of the machine, or of the app.
     Machine(Arc<Machine>),
     /// Credentials that the container's source names.
-    Named,
+    Named(Named),
 }
 
 /// An application that shows a token or a secret.
@@ -93,8 +92,8 @@ pub(super) struct Finder {
     /// The address is one of this machine.
     is_local: bool,
     environment: Box<dyn Fn() -> Environment + Send + Sync>,
-    /// The container's source, and the credentials that it names.
-    named: Option<(OriginSpec, Named)>,
+    /// Credentials that the container's source names.
+    named: Option<Named>,
 }
 
 /// Whether an address is one of this machine.
@@ -109,7 +108,7 @@ impl Finder {
         origin: Arc<str>,
         endpoint: &Url,
         environment: impl Fn() -> Environment + Send + Sync + 'static,
-        named: Option<(OriginSpec, Named)>,
+        named: Option<Named>,
     ) -> Self {
         let host = endpoint.host_str().unwrap_or_default();
         let in_path = || {
@@ -127,12 +126,8 @@ impl Finder {
     }
 
     /// The key or signature that the source's credentials are.
-    async fn of_source(&self) -> Result<Authority, OriginError> {
-        let Some((spec, named)) = &self.named else {
-            return Err(self.wrong("it names no credentials", "name some"));
-        };
+    async fn of_source(&self, named: &Named) -> Result<Authority, OriginError> {
         let credential = named.get().await?;
-        spec.check_credential(&credential)?;
         let remedy = "give others with `weir credentials rotate`";
         match &credential.kind {
             CredentialKind::AzureSas(query) => Ok(Authority::Sas(query.expose().clone())),
@@ -283,8 +278,8 @@ impl Issuer for Finder {
 
     fn find(&self) -> Result<Found, OriginError> {
         let environment = (self.environment)();
-        let source = if self.named.is_some() {
-            Source::Named
+        let source = if let Some(named) = &self.named {
+            Source::Named(named.clone())
         } else if let Some(fixed) = self.written_down(&environment)? {
             Source::Fixed(Arc::new(fixed))
         } else if let Some(identity) = self.identity(&environment)? {
@@ -307,8 +302,8 @@ impl Issuer for Finder {
 
     async fn load(&self, found: &Found) -> Result<(Authority, Option<Duration>), Refused> {
         let (token, life) = match &found.source {
-            Source::Named => {
-                let authority = self.of_source().await.map_err(Refused::Error)?;
+            Source::Named(named) => {
+                let authority = self.of_source(named).await.map_err(Refused::Error)?;
                 return Ok((authority, None));
             }
             Source::Identity(identity) => identity.load(&found.calls).await?,

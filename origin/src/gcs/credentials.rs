@@ -16,9 +16,8 @@ use serde::Deserialize;
 use url::form_urlencoded;
 use weir_core::read_settings;
 
-use crate::credential::{CredentialKind, Named};
+use crate::credential::{CredentialKind, Named, given_life};
 use crate::error::OriginError;
-use crate::spec::OriginSpec;
 use crate::transport::calls::{Calls, Limits, Refused, Reply, bearer, plain};
 use crate::transport::environment::{Environment, unreadable};
 use crate::transport::renewed::Issuer;
@@ -27,8 +26,6 @@ use crate::transport::trust::Trust;
 const VARIABLE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 /// What tokens are for: reading.
 const SCOPE: &str = "https://www.googleapis.com/auth/devstorage.read_only";
-/// How long a token of credentials that a source names is used at most.
-const NAMED_LIFE: Duration = Duration::from_mins(15);
 /// Who gives tokens to people.
 const TOKEN_SERVICE: &str = "https://oauth2.googleapis.com/token";
 /// Life of a service account's assertion, in seconds: the longest that is allowed.
@@ -63,8 +60,6 @@ pub(super) enum Source {
     Person(Arc<Person>),
     /// The metadata service of the machine.
     Machine(Uri),
-    /// Credentials that the bucket's source names.
-    Named,
 }
 
 pub(super) struct Account {
@@ -95,11 +90,25 @@ struct File {
     quota_project_id: Option<String>,
 }
 
-/// What was found: where tokens come from, and which project they are used for.
+/// Where tokens come from, and which project they are used for.
 #[derive(Clone)]
-pub(super) struct Found {
+pub(super) struct Login {
     source: Source,
     project: Option<HeaderValue>,
+}
+
+#[derive(Clone)]
+enum Whose {
+    /// Of this process or machine.
+    Own(Login),
+    /// Of the credentials that the bucket's source names.
+    Named(Named),
+}
+
+/// Whose login it is, and how its tokens are asked for.
+#[derive(Clone)]
+pub(super) struct Found {
+    whose: Whose,
     calls: Calls,
 }
 
@@ -107,15 +116,15 @@ pub(super) struct Found {
 pub(super) struct Finder {
     origin: Arc<str>,
     environment: Box<dyn Fn() -> Environment + Send + Sync>,
-    /// The bucket's source, and the credentials that it names.
-    named: Option<(OriginSpec, Named)>,
+    /// Credentials that the bucket's source names.
+    named: Option<Named>,
 }
 
 impl Finder {
     pub(super) fn new(
         origin: Arc<str>,
         environment: impl Fn() -> Environment + Send + Sync + 'static,
-        named: Option<(OriginSpec, Named)>,
+        named: Option<Named>,
     ) -> Self {
         Self {
             origin,
@@ -125,16 +134,8 @@ impl Finder {
     }
 
     /// The file that the source's credentials are.
-    async fn named_source(&self) -> Result<(Source, Option<HeaderValue>), OriginError> {
-        let Some((spec, named)) = &self.named else {
-            return Err(OriginError::config(
-                self.origin.clone(),
-                "it names no credentials",
-                "name some",
-            ));
-        };
+    async fn login_of(&self, named: &Named) -> Result<Login, OriginError> {
         let credential = named.get().await?;
-        spec.check_credential(&credential)?;
         let CredentialKind::Google(file) = &credential.kind else {
             return Err(named.refused("they are no file of Google's tools", "name such ones"));
         };
@@ -145,7 +146,7 @@ impl Finder {
         let found = self.source_of(Path::new(named.name.as_str()), file.expose());
         let (source, project) = found.map_err(wrong)?;
         let project = project.and_then(|project| HeaderValue::from_str(&project).ok());
-        Ok((source, project))
+        Ok(Login { source, project })
     }
 
     fn wrong(&self, path: &Path, problem: &str) -> OriginError {
@@ -212,12 +213,10 @@ impl Issuer for Finder {
 
     fn find(&self) -> Result<Found, OriginError> {
         let environment = (self.environment)();
-        if self.named.is_some() {
-            return Ok(Found {
-                source: Source::Named,
-                project: None,
-                calls: Calls::new(Trust::of(&self.origin, None), &environment),
-            });
+        let calls = Calls::new(Trust::of(&self.origin, None), &environment);
+        if let Some(named) = &self.named {
+            let whose = Whose::Named(named.clone());
+            return Ok(Found { whose, calls });
         }
         let named = environment.path(VARIABLE);
         let is_named = named.is_some();
@@ -250,11 +249,9 @@ impl Issuer for Finder {
             .get("GOOGLE_CLOUD_QUOTA_PROJECT")
             .map(str::to_owned)
             .or(project);
-        Ok(Found {
-            source,
-            project: project.and_then(|project| HeaderValue::from_str(&project).ok()),
-            calls: Calls::new(Trust::of(&self.origin, None), &environment),
-        })
+        let project = project.and_then(|project| HeaderValue::from_str(&project).ok());
+        let whose = Whose::Own(Login { source, project });
+        Ok(Found { whose, calls })
     }
 
     fn fixed(_: &Found) -> Option<&Arc<Token>> {
@@ -262,30 +259,24 @@ impl Issuer for Finder {
     }
 
     async fn load(&self, found: &Found) -> Result<(Token, Option<Duration>), Refused> {
-        let Found {
-            source,
-            project,
-            calls,
-        } = found;
-        let of_named;
-        let (source, project) = match source {
-            Source::Named => {
-                of_named = self.named_source().await.map_err(Refused::Error)?;
-                (&of_named.0, &of_named.1)
+        let Found { whose, calls } = found;
+        let (login, is_named) = match whose {
+            Whose::Own(login) => (login.clone(), false),
+            Whose::Named(named) => {
+                let login = self.login_of(named).await.map_err(Refused::Error)?;
+                (login, true)
             }
-            source => (source, project),
         };
-        let (header, life) = match source {
-            Source::Named => return Err(Refused::Absent("there are none".to_owned())),
+        let (header, life) = match &login.source {
             Source::Account(account) => account.load(calls).await?,
             Source::Person(person) => person.load(calls).await?,
             Source::Machine(uri) => of_machine(uri, calls).await?,
         };
-        let project = project.clone();
-        // New ones are to be used soon.
-        let life = match &self.named {
-            Some(_) => Some(life.map_or(NAMED_LIFE, |life| life.min(NAMED_LIFE))),
-            None => life,
+        let project = login.project;
+        let life = if is_named {
+            Some(given_life(life))
+        } else {
+            life
         };
         Ok((Token { header, project }, life))
     }

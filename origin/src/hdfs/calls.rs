@@ -64,7 +64,7 @@ impl Calls {
                 None => builder,
             }
         };
-        let login = Login::new(spec, Arc::new(builder), describe.clone(), named);
+        let login = Login::new(Arc::new(builder), describe.clone(), named);
         Ok(Self {
             login: login.await?,
             dialer,

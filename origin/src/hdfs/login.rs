@@ -22,7 +22,6 @@ use tokio::time::timeout;
 use super::failure::{self, Failed};
 use crate::credential::{Credential, CredentialKind, Named};
 use crate::error::OriginError;
-use crate::spec::OriginSpec;
 use crate::transport::calls::Refused;
 use crate::transport::renewed::{Issuer, Renewed, RequestKeys};
 
@@ -49,7 +48,6 @@ impl fmt::Debug for Login {
 impl Login {
     /// Sends nothing to the cluster.
     pub(super) async fn new(
-        spec: &OriginSpec,
         builder: Arc<Builder>,
         target: Arc<str>,
         named: Option<Named>,
@@ -59,7 +57,6 @@ impl Login {
             return Ok(Self::Own(Arc::new(session)));
         };
         let finder = Finder {
-            spec: spec.clone(),
             named: named.clone(),
             builder,
             last: Mutex::default(),
@@ -160,7 +157,6 @@ impl Session {
 
 /// Asks for the keytab.
 pub(super) struct Finder {
-    spec: OriginSpec,
     named: Named,
     builder: Arc<Builder>,
     /// The session that is in use.
@@ -170,7 +166,6 @@ pub(super) struct Finder {
 impl Finder {
     async fn session(&self) -> Result<Session, OriginError> {
         let credential = self.named.get().await?;
-        self.spec.check_credential(&credential)?;
         let last = self.last.lock().clone();
         let is_same = |session: &Session| {
             let by = session.by.as_ref();

@@ -5,28 +5,23 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Uri;
 use weir_core::read_settings;
 
 use super::signature::Temporary;
 use super::sts::{Role, Sts, Terms, session};
-use crate::credential::{CredentialKind, Named, S3_KINDS};
+use crate::credential::{CredentialKind, Named, S3_KINDS, given_life};
 use crate::error::OriginError;
 use crate::sources::is_aws_s3;
-use crate::spec::OriginSpec;
 use crate::transport::calls::{Calls, Refused};
 
-/// How long a role's keys are used at most, so that new ones to assume it with are used soon.
-const ROLE_LIFE: Duration = Duration::from_mins(15);
 /// Longest token of a web identity, in bytes.
 const MAX_TOKEN: usize = 16 << 10;
 
 /// The credentials that a bucket's source names.
 pub(super) struct Owned {
     pub(super) named: Named,
-    pub(super) spec: OriginSpec,
     /// The bucket's address; none for one of AWS, where it changes with the region.
     pub(super) home: Option<Uri>,
 }
@@ -40,8 +35,6 @@ impl Owned {
         origin: &Arc<str>,
     ) -> Result<Temporary, Refused> {
         let credential = self.named.get().await.map_err(Refused::Error)?;
-        let meant = self.spec.check_credential(&credential);
-        meant.map_err(Refused::Error)?;
         let role = |arn: &String| Role {
             arn: arn.clone(),
             session: session(None),
@@ -76,7 +69,7 @@ impl Owned {
             }
         };
         Ok(Temporary {
-            life: Some(keys.life.map_or(ROLE_LIFE, |life| life.min(ROLE_LIFE))),
+            life: Some(given_life(keys.life)),
             ..keys
         })
     }
@@ -138,6 +131,7 @@ mod tests {
     use super::*;
     use crate::credential::{Credential, CredentialError, CredentialSource, Secret};
     use crate::s3::signature::Keys;
+    use crate::spec::OriginSpec;
     use crate::spec::stores::Dialect;
 
     /// Has what the test gives it.
@@ -170,13 +164,13 @@ mod tests {
 
     fn owned(given: &Arc<Given>, endpoint: Option<&str>) -> Arc<Owned> {
         let name = "team".parse().unwrap();
+        let spec = OriginSpec {
+            endpoint: endpoint.map(str::to_owned),
+            credentials: Some("team".to_owned()),
+            ..OriginSpec::parse("s3://b").unwrap()
+        };
         Arc::new(Owned {
-            named: Named::new(name, given.clone(), "s3://b".into()),
-            spec: OriginSpec {
-                endpoint: endpoint.map(str::to_owned),
-                credentials: Some("team".to_owned()),
-                ..OriginSpec::parse("s3://b").unwrap()
-            },
+            named: Named::new(name, &spec, given.clone(), "s3://b".into()),
             home: endpoint.map(|endpoint| format!("{endpoint}/b").parse().unwrap()),
         })
     }

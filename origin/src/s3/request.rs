@@ -91,7 +91,6 @@ impl Client {
         let named = sources.named(spec, &name)?.map(|named| {
             Arc::new(Owned {
                 named,
-                spec: spec.clone(),
                 home: base.parse().ok().filter(|_| !base.contains(REGION)),
             })
         });

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -76,7 +77,7 @@ pub(crate) fn all(suites: &'static [Suite], args: &Arguments) -> ExitCode {
         begun.elapsed().as_secs_f64(),
         fetched.as_secs_f64(),
     );
-    println!("{text}");
+    tell(&text);
     if failed.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -162,10 +163,15 @@ fn print(outcome: &Outcome) {
     let seconds = outcome.took.as_secs_f64();
     let problem = outcome.problem.as_deref().unwrap_or_default();
     // One write, since suites run beside each other.
-    println!(
+    tell(&format!(
         "test {} ... {word} ({seconds:.1} s)\n{problem}",
         outcome.name
-    );
+    ));
+}
+
+/// Writes a line for people. That nobody reads it any more ends no run: what was started is to be ended first.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 impl Ended {

@@ -9,6 +9,7 @@ use super::*;
 use weir_core::CredentialName;
 
 use crate::credential::{Credential, CredentialError, CredentialSource, Secret};
+use crate::spec::OriginSpec;
 use crate::transport::renewed::Renewed;
 use crate::transport::testing::{service, with_head};
 
@@ -50,7 +51,11 @@ async fn a_service_account_signs_for_itself_and_is_given_a_token() {
     });
     let finder = finder(&file(&dir, &account));
     let found = finder.find().unwrap();
-    let Source::Account(account) = &found.source else {
+    let Whose::Own(Login {
+        source: Source::Account(account),
+        ..
+    }) = &found.whose
+    else {
         panic!("another source");
     };
     let assertion = account.assertion(1_000_000).unwrap();
@@ -207,10 +212,10 @@ async fn a_file_that_the_source_names_takes_the_place_of_the_environment() {
             credentials: Some("team".to_owned()),
             ..OriginSpec::parse("gs://b").unwrap()
         };
-        let named = Named::new("team".parse().unwrap(), given, "gs://b".into());
+        let named = Named::new("team".parse().unwrap(), &spec, given, "gs://b".into());
         let environment =
             || Environment::of([(VARIABLE, "/nonexistent"), ("HOME", "/nonexistent")]);
-        let finder = Finder::new("gs://b".into(), environment, Some((spec, named)));
+        let finder = Finder::new("gs://b".into(), environment, Some(named));
         Renewed::find(finder).unwrap().get().await
     };
     let token = found(&private_key()).await.unwrap();
