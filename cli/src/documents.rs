@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde_saphyr::{Error, Options};
-use weir_core::dataset::{DatasetDocument, did_you_mean};
+use weir_core::dataset::{ApiVersion, DatasetDocument, did_you_mean};
 use weir_core::{DatasetName, DatasetSpec};
 use weir_origin::check_dataset;
 
@@ -129,6 +129,12 @@ fn explain(error: &Error) -> String {
         } => {
             let meant = did_you_mean(field, expected.iter().copied());
             format!("unknown field `{field}`{meant}")
+        }
+        Error::SerdeUnknownVariant {
+            variant, expected, ..
+        } if expected.contains(&ApiVersion::NEWEST) => {
+            let newest = ApiVersion::NEWEST;
+            format!("unknown apiVersion `{variant}`; write `apiVersion: {newest}`")
         }
         Error::SerdeUnknownVariant {
             variant, expected, ..

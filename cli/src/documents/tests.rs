@@ -5,7 +5,7 @@ use super::*;
 
 fn document(name: &str, spec: &str) -> String {
     format!(
-        "apiVersion: weir.dev/v1alpha1\nkind: Dataset\nmetadata:\n  name: {name}\nspec:\n{spec}\n"
+        "apiVersion: weir.io/v1alpha1\nkind: Dataset\nmetadata:\n  name: {name}\nspec:\n{spec}\n"
     )
 }
 
@@ -20,7 +20,7 @@ fn refused(text: &str, said: &[&str]) {
 
 #[test]
 fn documents_are_read_in_their_order_as_yaml_or_json() {
-    let json = r#"{"apiVersion":"weir.dev/v1alpha1","kind":"Dataset","metadata":{"name":"c"},"spec":{"sources":[{"url":"file:///d","path":"x"}]}}"#;
+    let json = r#"{"apiVersion":"weir.io/v1alpha1","kind":"Dataset","metadata":{"name":"c"},"spec":{"sources":[{"url":"file:///d","path":"x"}]}}"#;
     let text = format!(
         "# first\n{}---\n---\n{}---\n{json}\n",
         document("a", SPEC),
@@ -52,9 +52,15 @@ fn an_unknown_field_is_refused_with_its_place_and_the_nearest_name() {
         &good.replace("kind: Dataset", "kind: dataset"),
         &["line 2", "`dataset`, did you mean `Dataset`?"],
     );
-    refused(
-        &good.replace("v1alpha1", "v1"),
-        &["unknown value", "`weir.dev/v1alpha1`"],
+    let remedy = "write `apiVersion: weir.io/v1alpha1`";
+    for other in ["weir.io/v1", "weir.dev/v1alpha1", "v1"] {
+        let said = format!("line 1: unknown apiVersion `{other}`");
+        let text = good.replace("weir.io/v1alpha1", other);
+        refused(&text, &[&said, remedy]);
+    }
+    assert_eq!(
+        serde_json::to_value(ApiVersion::default()).unwrap(),
+        ApiVersion::NEWEST
     );
     refused(
         &good.replace("  name: a", "  name: a\n  labels: {}"),
@@ -235,7 +241,7 @@ fn what_is_wrong_with_a_source_is_said_in_the_words_of_a_file() {
         ),
     ] {
         let text = format!(
-            "{{apiVersion: weir.dev/v1alpha1, kind: Dataset, metadata: {{name: set}}, spec: {{sources: [{{url: s3://b, {fields}}}]}}}}"
+            "{{apiVersion: weir.io/v1alpha1, kind: Dataset, metadata: {{name: set}}, spec: {{sources: [{{url: s3://b, {fields}}}]}}}}"
         );
         let problem = in_fields(&parse(text.as_bytes()).unwrap_err());
         assert!(

@@ -26,7 +26,7 @@ pub struct DatasetDocument {
 pub enum ApiVersion {
     /// The only one today.
     #[default]
-    #[serde(rename = "weir.dev/v1alpha1")]
+    #[serde(rename = "weir.io/v1alpha1")]
     V1Alpha1,
 }
 
@@ -56,6 +56,11 @@ fn default_namespace() -> String {
 
 fn is_default(namespace: &str) -> bool {
     namespace == DEFAULT_NAMESPACE
+}
+
+impl ApiVersion {
+    /// The version that documents are written in.
+    pub const NEWEST: &str = "weir.io/v1alpha1";
 }
 
 impl DatasetDocument {

@@ -47,7 +47,7 @@ pub(crate) const CASES: &[Case] = &[
 /// A document of one dataset with these sources, each a list of fields.
 fn document(name: &str, sources: &[&[(&str, &str)]]) -> String {
     let mut text = format!(
-        "apiVersion: weir.dev/v1alpha1\nkind: Dataset\nmetadata:\n  name: {name}\nspec:\n  sources:\n"
+        "apiVersion: weir.io/v1alpha1\nkind: Dataset\nmetadata:\n  name: {name}\nspec:\n  sources:\n"
     );
     for source in sources {
         let fields = source

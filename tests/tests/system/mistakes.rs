@@ -84,7 +84,7 @@ fn a_place_that_cannot_be_listed_is_one_error_and_changes_nothing() {
         let of =
             |url: &str| format!("  - url: {url}\n    endpoint: {endpoint}\n    anonymous: true\n");
         let text = format!(
-            "apiVersion: weir.dev/v1alpha1\nkind: Dataset\nmetadata:\n  name: set\nspec:\n  sources:\n{}{}    path: /more\n",
+            "apiVersion: weir.io/v1alpha1\nkind: Dataset\nmetadata:\n  name: set\nspec:\n  sources:\n{}{}    path: /more\n",
             of(&lab.url("a")),
             of(url)
         );

@@ -221,7 +221,7 @@ fn a_placement_that_the_cluster_cannot_have_is_refused() {
     let (url, endpoint) = (lab.url(""), lab.s3.endpoint());
     let write = |placement: &str| {
         let document = format!(
-            "apiVersion: weir.dev/v1alpha1\nkind: Dataset\nmetadata:\n  name: set\nspec:\n  sources:\n  - url: {url}\n    endpoint: {endpoint}\n    anonymous: true\n  placement: {placement}\n"
+            "apiVersion: weir.io/v1alpha1\nkind: Dataset\nmetadata:\n  name: set\nspec:\n  sources:\n  - url: {url}\n    endpoint: {endpoint}\n    anonymous: true\n  placement: {placement}\n"
         );
         std::fs::write(&file, document).unwrap();
     };
