@@ -96,6 +96,7 @@ fn parse(text: &[u8]) -> Result<Vec<Declared>, String> {
         let document = document.map_err(|error| format!("document {number}{}", explain(&error)))?;
         let name = document.name().map_err(|error| at(&error))?;
         let mut spec = document.spec;
+        spec.shorten_credentials(&name);
         check_dataset(&mut spec).map_err(|error| at(&format!("dataset {name}: {error}")))?;
         if !names.insert(name.clone()) {
             return Err(at(&format!("dataset {name} is declared a second time")));

@@ -19,6 +19,7 @@ pub use filter::{MAX_GLOBS, SourceFilter};
 pub use patience::Patience;
 pub use suggest::{did_you_mean, nearest};
 
+use crate::id::DatasetName;
 use crate::keypath;
 use crate::placement::choice::Wanted;
 
@@ -193,6 +194,18 @@ impl DatasetSpec {
             ));
         }
         Ok(())
+    }
+
+    /// Has sources name credentials of the dataset's own namespace without it, which is their one form.
+    pub fn shorten_credentials(&mut self, dataset: &DatasetName) {
+        for source in &mut self.sources {
+            if let Some(name) = &mut source.credentials
+                && let Some((namespace, bare)) = name.split_once('/')
+                && namespace == dataset.namespace()
+            {
+                *name = bare.to_owned();
+            }
+        }
     }
 
     /// As it is stored and sent.

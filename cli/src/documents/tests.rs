@@ -227,6 +227,28 @@ fn what_is_written_is_read_as_the_same() {
 }
 
 #[test]
+fn credentials_of_the_own_namespace_have_one_form() {
+    for (namespace, named, is) in [
+        ("default", "keys", "keys"),
+        ("default", "default/keys", "keys"),
+        ("team", "keys", "keys"),
+        ("team", "team/keys", "keys"),
+        ("team", "default/keys", "default/keys"),
+        ("default", "team/keys", "team/keys"),
+    ] {
+        let spec = format!("{SPEC}\n    credentials: {named}");
+        let text = document(&format!("a\n  namespace: {namespace}"), &spec);
+        let declared = parse(text.as_bytes()).unwrap();
+        let read = declared[0].spec.sources[0].credentials.as_deref();
+        assert_eq!(read, Some(is), "{named} in {namespace}");
+    }
+    // So they are one source.
+    let twice =
+        "  sources:\n  - {url: s3://b, credentials: k}\n  - {url: s3://b, credentials: default/k}";
+    refused(&document("a", twice), &["spec.sources[1]"]);
+}
+
+#[test]
 fn what_is_wrong_with_a_source_is_said_in_the_words_of_a_file() {
     for (fields, said) in [
         ("endpoint: minio:9000", "write endpoint http://HOST"),

@@ -163,10 +163,15 @@ impl OriginSpec {
 
 /// The specification of a dataset of the API or of a store. Those of versions that had none are made from its mounts.
 pub fn spec_of(dataset: &v1::Dataset) -> Result<DatasetSpec, serde_json::Error> {
-    if dataset.spec.is_empty() {
-        return Ok(spec_of_mounts(&dataset.mounts));
+    let mut spec = if dataset.spec.is_empty() {
+        spec_of_mounts(&dataset.mounts)
+    } else {
+        DatasetSpec::from_json(&dataset.spec)?
+    };
+    if let Ok(name) = dataset.name.parse() {
+        spec.shorten_credentials(&name);
     }
-    DatasetSpec::from_json(&dataset.spec)
+    Ok(spec)
 }
 
 /// The specification of a dataset with these mounts.
