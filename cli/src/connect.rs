@@ -1,12 +1,14 @@
 //! Finding and calling the master.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic::Code;
 use tonic::transport::Channel;
 use weir_mount::runtime::{self, MountInfo};
+use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_trust::{Dial, Role};
 
@@ -57,7 +59,7 @@ pub(crate) async fn master(
 /// The master at an address, which has answered.
 pub(crate) async fn call(address: &str, dial: &Dial) -> Result<MasterClient<Channel>, Failure> {
     let mut client = lazy(address, dial)?;
-    let mut probe = tonic::Request::new(weir_proto::v1::GetClusterMapRequest::default());
+    let mut probe = tonic::Request::new(v1::GetClusterMapRequest::default());
     probe.set_timeout(CONNECT_DEADLINE);
     match client.get_cluster_map(probe).await {
         Ok(_) => Ok(client),
@@ -159,6 +161,50 @@ pub(crate) fn embedded_mounts() -> Vec<(MountInfo, String)> {
             Some((mount, address))
         })
         .collect()
+}
+
+/// When a call that lists an origin is asked about, and how often.
+const LISTING_LOOK: Duration = Duration::from_secs(1);
+/// The next thing that it waits for is told after so long at the earliest.
+const TELL_AGAIN: Duration = Duration::from_secs(30);
+
+/// Waits for a call that lists the sources of a dataset, and tells the user what it waits for meanwhile.
+pub(crate) async fn listing<T>(
+    master: &MasterClient<Channel>,
+    dataset: &str,
+    call: impl Future<Output = T>,
+) -> T {
+    tokio::select! {
+        biased;
+        done = call => done,
+        never = tell_waits(master.clone(), dataset) => match never {},
+    }
+}
+
+async fn tell_waits(mut master: MasterClient<Channel>, dataset: &str) -> Infallible {
+    let mut last: Option<(Instant, String)> = None;
+    loop {
+        tokio::time::sleep(LISTING_LOOK).await;
+        let look = v1::GetListingRequest {
+            dataset: dataset.to_owned(),
+        };
+        let looked = master.get_listing(request(look, CALL_DEADLINE)).await;
+        let waits_for = match looked {
+            Ok(reply) => reply.into_inner().waits_for,
+            // A master of before this call: there is nothing to be told.
+            Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
+            Err(_) => continue,
+        };
+        let is_news = last
+            .as_ref()
+            .is_none_or(|(at, told)| *told != waits_for && at.elapsed() > TELL_AGAIN);
+        if !waits_for.is_empty() && is_news {
+            crate::output::note(format_args!(
+                "weir: dataset {dataset} waits for {waits_for} (Ctrl-C gives up)"
+            ));
+            last = Some((Instant::now(), waits_for));
+        }
+    }
 }
 
 /// A request with a deadline.

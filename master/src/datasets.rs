@@ -7,6 +7,7 @@ mod apply;
 mod listing;
 mod placing;
 mod spec;
+mod turn;
 mod versions;
 
 use std::collections::{HashMap, HashSet};
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use weir_core::{ClusterMap, CredentialName, DatasetName, LogLimit, Manifest, SnapshotId};
 use weir_origin::{OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1;
@@ -27,7 +28,8 @@ use crate::manifests::Manifests;
 use crate::metrics::{DatasetLabel, MasterMetrics};
 use crate::records::{Records, decode, now_ns};
 use crate::store::Change;
-use listing::{Found, Listing};
+use listing::Found;
+use turn::{Listing, MAX_LONG, Turn};
 
 const DATASET_KEY: &str = "dataset/";
 /// Most datasets of one master.
@@ -54,7 +56,9 @@ pub(crate) struct Datasets {
     /// Grows with each change of `known`, also from one master to the next.
     version: AtomicU64,
     /// One listing of a dataset at a time.
-    listings: Mutex<HashMap<DatasetName, Arc<tokio::sync::Mutex<()>>>>,
+    listings: Mutex<HashMap<DatasetName, Arc<Turn>>>,
+    /// Places of long listings.
+    long_listings: Arc<Semaphore>,
     /// What became of listings, in the log: whoever may refresh a dataset may do so all the time.
     listed: LogLimit,
 }
@@ -107,6 +111,7 @@ impl Datasets {
             cluster,
             version: AtomicU64::new(now_ns().unsigned_abs()),
             listings: Mutex::default(),
+            long_listings: Arc::new(Semaphore::new(MAX_LONG)),
             listed: LogLimit::default(),
         })
     }
@@ -496,6 +501,8 @@ fn newest<'a>(
 mod tests {
     use prometheus_client::registry::Registry;
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
     use crate::store::RocksStore;
 
@@ -508,6 +515,7 @@ mod tests {
             sources: SourcePolicy::unlimited(),
             ..MasterConfig::default()
         };
+        let here = CancellationToken::new;
         let mut registry = Registry::default();
         let metrics = MasterMetrics::register(&mut registry);
         let origin = OriginMetrics::register(&mut registry);
@@ -530,17 +538,27 @@ mod tests {
                     path: String::new(),
                 }],
             };
-            assert!(datasets.create(create).await.is_err());
-            assert!(datasets.refresh(&format!("x-{number}")).await.is_err());
+            assert!(datasets.create(create, here()).await.is_err());
+            assert!(
+                datasets
+                    .refresh(&format!("x-{number}"), here())
+                    .await
+                    .is_err()
+            );
         }
         assert!(datasets.listings.lock().is_empty());
         // Also not when a caller gives up while another one lists.
         let name: DatasetName = "busy".parse().unwrap();
-        let held = datasets.listing(&name).await;
+        let held = datasets.listing(&name, here()).await.unwrap();
         {
-            let mut waiting = std::pin::pin!(datasets.listing(&name));
+            let mut waiting = std::pin::pin!(datasets.listing(&name, here()));
             assert!(futures::poll!(waiting.as_mut()).is_pending());
         }
+        // Nor if it has gone while it waits.
+        let gone = here();
+        gone.cancel();
+        let abandoned = datasets.listing(&name, gone).await;
+        assert!(matches!(abandoned, Err(MasterError::Abandoned(_))));
         drop(held);
         assert!(datasets.listings.lock().is_empty());
     }

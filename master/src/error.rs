@@ -1,6 +1,7 @@
 //! What goes wrong in the master, by what the caller can do.
 
 use tonic::{Code, Status};
+use weir_core::DatasetName;
 use weir_core::dataset::SpecError;
 use weir_core::id::NameError;
 use weir_core::manifest::BuildError;
@@ -55,6 +56,9 @@ pub enum MasterError {
     /// The master was not started with what this takes.
     #[error("{0}")]
     Unready(String),
+    /// Who asked for a listing has gone while that waited.
+    #[error("the listing of dataset {0} was given up while it waited, since its caller has gone")]
+    Abandoned(DatasetName),
     /// Too much of something is under way.
     #[error("{0}")]
     Busy(String),
@@ -90,6 +94,7 @@ impl From<MasterError> for Status {
             MasterError::Denied(_) => Code::PermissionDenied,
             MasterError::Busy(_) => Code::ResourceExhausted,
             MasterError::Ended(_) => Code::Unavailable,
+            MasterError::Abandoned(_) => Code::Cancelled,
             MasterError::Key(_) | MasterError::Unready(_) => Code::FailedPrecondition,
             MasterError::Origin(error) => match error.kind() {
                 "access_denied" | "credentials_expired" | "not_allowed" => Code::PermissionDenied,

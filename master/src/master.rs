@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use weir_core::{DatasetName, LogLimit, Manifest, SnapshotId, WorkerId};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
@@ -130,25 +131,32 @@ impl Master {
     }
 
     /// Makes a dataset and lists it into its first snapshot. One that exists with the same mounts is returned as it
-    /// is, with the options of the new request.
+    /// is, with the options of the new request. With `gone` cancelled, sources that do not answer are not waited for any more.
     pub async fn create_dataset(
         &self,
         request: v1::CreateDatasetRequest,
+        gone: CancellationToken,
     ) -> Result<v1::Dataset, MasterError> {
-        self.datasets.create(request).await
+        self.datasets.create(request, gone).await
     }
 
     /// Makes a dataset be as its specification says, or judges whether that can be.
     pub(crate) async fn apply_dataset(
         &self,
         request: v1::ApplyDatasetRequest,
+        gone: CancellationToken,
     ) -> Result<v1::ApplyDatasetReply, MasterError> {
-        self.datasets.apply(request).await
+        self.datasets.apply(request, gone).await
     }
 
-    /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
-    pub async fn refresh_dataset(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
-        self.datasets.refresh(name).await
+    /// Lists the origins again. Gives the dataset and whether a new snapshot was made. `gone` as for
+    /// [`Self::create_dataset`].
+    pub async fn refresh_dataset(
+        &self,
+        name: &str,
+        gone: CancellationToken,
+    ) -> Result<(v1::Dataset, bool), MasterError> {
+        self.datasets.refresh(name, gone).await
     }
 
     /// The manifest of a snapshot; the newest one without a version.
@@ -163,7 +171,8 @@ impl Master {
     /// Forgets a dataset. Its blocks are evicted as far as workers can be reached; what stays is evicted as idle.
     pub(crate) async fn delete_dataset(&self, name: &str) -> Result<(), MasterError> {
         let name: DatasetName = name.parse()?;
-        let listing = self.datasets.listing(&name).await;
+        let listing = self.datasets.listing(&name, CancellationToken::new());
+        let listing = listing.await?;
         let dataset = self.datasets.get(&name)?;
         self.jobs.cancel_all_of(&name);
         let evicted = tokio::time::timeout(EVICT_DEADLINE, self.work().evict(&dataset, &[])).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status};
 use weir_core::placement::MAX_WORKERS;
 use weir_origin::OriginError;
@@ -42,6 +42,7 @@ const RULES: Rules = &[
     ("LocateDataset", &[Role::Admin]),
     ("DeleteDataset", &[Role::Admin]),
     ("RefreshDataset", &[Role::Admin]),
+    ("GetListing", &[Role::Admin]),
     ("ListLeftOut", &[Role::Admin]),
     ("GetManifest", &[Role::Worker, Role::Mount, Role::Admin]),
     ("Heartbeat", &[Role::Worker]),
@@ -103,6 +104,12 @@ fn note_refused(refusals: &Refusals, who: &Caller, dataset: &str, error: &Master
     }
 }
 
+/// What is cancelled when the guard is dropped: with the handler of a call, whose caller has gone then.
+fn until_dropped() -> (CancellationToken, DropGuard) {
+    let gone = CancellationToken::new();
+    (gone.clone(), gone.drop_guard())
+}
+
 struct Service {
     master: Arc<Master>,
     calls: Arc<Semaphore>,
@@ -147,9 +154,10 @@ impl MasterApi for Service {
         let request = request.into_inner();
         let name = request.name.parse().map_err(MasterError::from)?;
         self.master.datasets.check_name(&name)?;
+        let (gone, _here) = until_dropped();
         self.run(&self.calls, |master| async move {
             let name = request.name.clone();
-            let made = master.create_dataset(request).await;
+            let made = master.create_dataset(request, gone).await;
             made.inspect_err(|error| note_refused(&master.refusals, &who, &name, error))
         })
         .await
@@ -161,9 +169,10 @@ impl MasterApi for Service {
     ) -> Result<Response<v1::ApplyDatasetReply>, Status> {
         let who = Caller::of(&request)?.clone();
         let request = request.into_inner();
+        let (gone, _here) = until_dropped();
         self.run(&self.calls, |master| async move {
             let name = request.name.clone();
-            let applied = master.apply_dataset(request).await;
+            let applied = master.apply_dataset(request, gone).await;
             applied.inspect_err(|error| note_refused(&master.refusals, &who, &name, error))
         })
         .await
@@ -217,8 +226,9 @@ impl MasterApi for Service {
     ) -> Result<Response<v1::RefreshDatasetReply>, Status> {
         let who = Caller::of(&request)?.clone();
         let name = request.into_inner().name;
+        let (gone, _here) = until_dropped();
         self.run(&self.calls, |master| async move {
-            let listed = master.refresh_dataset(&name).await;
+            let listed = master.refresh_dataset(&name, gone).await;
             let listed =
                 listed.inspect_err(|error| note_refused(&master.refusals, &who, &name, error));
             let (dataset, changed) = listed?;
@@ -228,6 +238,19 @@ impl MasterApi for Service {
             })
         })
         .await
+    }
+
+    async fn get_listing(
+        &self,
+        request: Request<v1::GetListingRequest>,
+    ) -> Result<Response<v1::GetListingReply>, Status> {
+        let name = request.into_inner().dataset;
+        let name = name.parse().map_err(MasterError::from)?;
+        let (is_under_way, waits_for) = self.master.datasets.under_way(&name);
+        Ok(Response::new(v1::GetListingReply {
+            under_way: is_under_way,
+            waits_for: waits_for.unwrap_or_default(),
+        }))
     }
 
     async fn list_left_out(

@@ -52,13 +52,13 @@ pub enum OriginError {
         remedy: String,
     },
     /// There is no such bucket or directory. Final.
-    #[error("origin {origin}: it does not exist; check the name, --endpoint and --region")]
+    #[error("origin {origin}: it does not exist; check {}", said_by(.origin).name)]
     BucketMissing {
         /// The origin's URL.
         origin: Arc<str>,
     },
     /// The origin knows nothing at the object's address. Final.
-    #[error("origin {origin}: nothing is found at {key:?}; check --endpoint and --addressing")]
+    #[error("origin {origin}: nothing is found at {key:?}; check {}", said_by(.origin).objects)]
     NotFound {
         /// The origin's URL.
         origin: Arc<str>,
@@ -88,7 +88,8 @@ pub enum OriginError {
     /// The answer is not what was asked for: too short or too long, another part, unpacked on the way, no listing.
     /// Passes if a proxy or a server of many is at fault; asked for again a few times, soon after each other.
     #[error(
-        "origin {target}: the answer is not what was asked for ({detail}); check --endpoint, and that no proxy or setting of the service changes or unpacks what is stored"
+        "origin {target}: the answer is not what was asked for ({detail}); check {}, and that no proxy or setting of the service changes or unpacks what is stored",
+        said_by(.target).address
     )]
     Malformed {
         /// The bucket or object.
@@ -109,7 +110,10 @@ pub enum OriginError {
         after: Option<Duration>,
     },
     /// A server error, a lost connection or an incomplete answer. Passes.
-    #[error("origin {target}: not available ({detail}); check the service and --endpoint")]
+    #[error(
+        "origin {target}: not available ({detail}); check the service and {}",
+        said_by(.target).address
+    )]
     Unavailable {
         /// The bucket or object.
         target: Arc<str>,
@@ -117,7 +121,10 @@ pub enum OriginError {
         detail: String,
     },
     /// Nothing arrived for so long. Passes.
-    #[error("origin {target}: no answer for {after:.1?}; check the service and --endpoint")]
+    #[error(
+        "origin {target}: no answer for {after:.1?}; check the service and {}",
+        said_by(.target).address
+    )]
     Timeout {
         /// The bucket or object.
         target: Arc<str>,
@@ -144,7 +151,8 @@ pub enum OriginError {
     },
     /// The origin's certificate is not one that this machine trusts. Final.
     #[error(
-        "origin {target}: its certificate is not trusted ({detail}); check the name in --endpoint, or add its authority to the system's certificates, or to a file that WEIR_CA_BUNDLE, AWS_CA_BUNDLE or SSL_CERT_FILE names"
+        "origin {target}: its certificate is not trusted ({detail}); check the name in {}, or add its authority to the system's certificates, or to a file that WEIR_CA_BUNDLE, AWS_CA_BUNDLE or SSL_CERT_FILE names",
+        said_by(.target).address
     )]
     Untrusted {
         /// The bucket or object.
@@ -155,7 +163,8 @@ pub enum OriginError {
     /// The name servers say that there is no such host. Passes where the origin has answered before: the names of
     /// services come and go with them.
     #[error(
-        "origin {target}: there is no host {host:?}; check --endpoint, --region and --addressing, and the name servers of this machine"
+        "origin {target}: there is no host {host:?}; check {}, and the name servers of this machine",
+        said_by(.target).host
     )]
     NoSuchHost {
         /// The bucket or object.
@@ -207,6 +216,49 @@ pub enum OriginError {
         /// Time lost to them.
         after: Duration,
     },
+}
+
+/// What says where an origin is, for messages.
+struct SaidBy {
+    /// Where its service is.
+    address: &'static str,
+    /// The name of its service's host.
+    host: &'static str,
+    /// Which bucket or directory it is.
+    name: &'static str,
+    /// Where its objects are.
+    objects: &'static str,
+}
+
+/// What says where the origin is that a message is about: an option, or its URL alone.
+fn said_by(target: &str) -> &'static SaidBy {
+    const HADOOP: &str = "the address in the URL, or that of HADOOP_CONF_DIR (fs.defaultFS, dfs.namenode.rpc-address)";
+    match target.split_once(':').map(|(scheme, _)| scheme) {
+        Some("hdfs") => &SaidBy {
+            address: HADOOP,
+            host: HADOOP,
+            name: "the path and the address in the URL",
+            objects: "the path and the address in the URL",
+        },
+        Some("http" | "https") => &SaidBy {
+            address: "the URL",
+            host: "the URL",
+            name: "the URL",
+            objects: "the URL",
+        },
+        Some("file") => &SaidBy {
+            address: "the directory",
+            host: "the directory",
+            name: "the directory",
+            objects: "the directory",
+        },
+        _ => &SaidBy {
+            address: "--endpoint",
+            host: "--endpoint, --region and --addressing",
+            name: "the name, --endpoint and --region",
+            objects: "--endpoint and --addressing",
+        },
+    }
 }
 
 impl OriginError {
@@ -342,6 +394,41 @@ mod tests {
             error.to_string(),
             "origin s3://b/p: access denied (403); check AWS_ACCESS_KEY_ID or --endpoint"
         );
+    }
+
+    #[test]
+    fn the_remedy_names_what_says_where_this_kind_of_origin_is() {
+        for (url, names, names_not) in [
+            ("s3://b/p", "--endpoint", "HADOOP"),
+            ("az://c", "--endpoint", "HADOOP"),
+            ("hdfs://nn:8020/d", "HADOOP_CONF_DIR", "--endpoint"),
+            ("hdfs://service", "address in the URL", "--endpoint"),
+            ("https://host/d/", "the URL", "--endpoint"),
+        ] {
+            let target: Arc<str> = url.into();
+            let unavailable = OriginError::Unavailable {
+                target: target.clone(),
+                detail: "connection refused".to_owned(),
+            };
+            let late = OriginError::Timeout {
+                target: target.clone(),
+                after: Duration::from_secs(5),
+            };
+            for error in [unavailable, late] {
+                let text = error.to_string();
+                assert!(text.contains(names) && !text.contains(names_not), "{text}");
+            }
+            let no_host = OriginError::NoSuchHost {
+                target: target.clone(),
+                host: "nn".into(),
+            };
+            let missing = OriginError::BucketMissing { origin: target };
+            for error in [no_host, missing] {
+                let text = error.to_string();
+                assert!(!text.contains(names_not), "{text}");
+                assert_eq!(text.contains("--endpoint"), names == "--endpoint", "{text}");
+            }
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::policy::FetchPolicy;
 use crate::sources::SourcePolicy;
 use crate::spec::OriginSpec;
 use crate::spec::hdfs::NameNodes;
+use crate::transport::contact::Contact;
 
 use calls::Calls;
 use files::Files;
@@ -53,7 +54,7 @@ impl HdfsOrigin {
         Ok(Self {
             id: spec.id(),
             files: Files::new(calls.clone()),
-            policy: FetchPolicy::default().with_patience(spec),
+            policy: FetchPolicy::of_listings(spec),
             calls,
         })
     }
@@ -71,6 +72,10 @@ impl Origin for HdfsOrigin {
 
     fn describe(&self) -> &str {
         &self.calls.describe
+    }
+
+    fn contact(&self) -> Option<&Contact> {
+        Some(&self.calls.contact)
     }
 
     fn list(&self, prefix: &str) -> BoxStream<'_, Result<Vec<Listed>, OriginError>> {

@@ -50,3 +50,4 @@ pub use s3::signature::{Keys, Signer};
 pub use sources::{AllowedDir, AllowedEndpoint, SourcePolicy};
 pub use spec::source::{DatasetError, check_dataset, mounts_of, spec_of, spec_of_mounts};
 pub use spec::{Addressing, HdfsOptions, OriginSpec};
+pub use transport::contact::Contact;

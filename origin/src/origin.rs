@@ -15,6 +15,7 @@ use weir_core::{ObjectRef, OriginId};
 use crate::checksum::ObjectChecksum;
 use crate::digest::Digest;
 use crate::error::OriginError;
+use crate::transport::contact::Contact;
 
 /// One object of a listing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -96,6 +97,11 @@ pub trait Origin: Send + Sync + Debug {
     /// combined.
     async fn checksum(&self, _object: &ObjectRef) -> Result<Option<ObjectChecksum>, OriginError> {
         Ok(None)
+    }
+
+    /// What is known of the service that is asked. `None` where nobody is waited for: directories.
+    fn contact(&self) -> Option<&Contact> {
+        None
     }
 
     /// Closes connections that nobody has used for a while; called now and then.

@@ -63,19 +63,18 @@ impl Default for FetchPolicy {
 }
 
 impl FetchPolicy {
-    /// The policy of an origin's listings, for which somebody waits at the command line: no more patient than usual.
+    /// The policy of an origin's listings. Until the service is known, somebody waits at the command line for what may be a
+    /// wrong address: not longer than reads wait usually, whatever the source says.
     pub(crate) fn of_listings(spec: &OriginSpec) -> Self {
         let usual = Self::default();
         let patient = usual.with_patience(spec);
-        let budget = patient.budget.min(usual.budget);
         let first_budget = match spec.patience_seconds {
-            Some(_) => budget,
+            Some(_) => patient.budget.min(usual.budget),
             None => usual.first_budget,
         };
         Self {
-            budget,
             first_budget,
-            ..usual
+            ..patient
         }
     }
 

@@ -40,6 +40,7 @@ use crate::policy::FetchPolicy;
 use crate::sources::SourcePolicy;
 use crate::spec::OriginSpec;
 use crate::transport::body;
+use crate::transport::contact::Contact;
 use crate::transport::environment::Environment;
 use crate::transport::exchange::Answer;
 use crate::transport::head::{Head, Witness, text};
@@ -112,6 +113,10 @@ impl Origin for S3Origin {
 
     async fn checksum(&self, object: &ObjectRef) -> Result<Option<ObjectChecksum>, OriginError> {
         self.ask_for_checksum(object).await
+    }
+
+    fn contact(&self) -> Option<&Contact> {
+        Some(self.client.contact())
     }
 
     fn close_idle(&self) {

@@ -19,6 +19,7 @@ use crate::policy::FetchPolicy;
 use crate::s3::listing::cursor::{Cursor, Next};
 use crate::spec::OriginSpec;
 use crate::transport::body;
+use crate::transport::contact::Contact;
 use crate::transport::exchange::Answer;
 use crate::transport::head::{Head, Witness};
 use crate::transport::patience::Patience;
@@ -146,6 +147,10 @@ impl<S: Store> Origin for StoreOrigin<S> {
         self.store.checksum(object).await
     }
 
+    fn contact(&self) -> Option<&Contact> {
+        Some(self.store.service().contact())
+    }
+
     fn close_idle(&self) {
         self.store.service().close_idle();
     }
@@ -166,12 +171,12 @@ impl<S: Store> Walk<'_, S> {
         }
         let token = self.cursor.token();
         let service = self.store.service();
-        let mut patience = Patience::new(self.policy, service.name());
+        let mut patience = Patience::new(self.policy, service.name(), service.contact());
         let Page { objects, next } = loop {
             let page = self.store.page(&self.prefix, token.as_deref());
             match patience.ask(page).await {
                 Ok(page) => break page,
-                Err(error) => patience.pause(error, service.has_answered()).await?,
+                Err(error) => patience.pause(error).await?,
             }
         };
         match next {

@@ -7,6 +7,7 @@
 pub(crate) mod body;
 pub(crate) mod calls;
 pub(crate) mod connect;
+pub(crate) mod contact;
 pub(crate) mod encode;
 pub(crate) mod environment;
 pub(crate) mod exchange;

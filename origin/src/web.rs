@@ -31,6 +31,7 @@ use crate::sources::SourcePolicy;
 use crate::spec::stores::WebPlace;
 use crate::spec::{OriginSpec, Place};
 use crate::transport::body;
+use crate::transport::contact::Contact;
 use crate::transport::encode::encode_path;
 use crate::transport::environment::Environment;
 use crate::transport::exchange::Answer;
@@ -243,6 +244,10 @@ impl Origin for WebOrigin {
             vec![PartSum { length, value }],
             length,
         ))
+    }
+
+    fn contact(&self) -> Option<&Contact> {
+        Some(self.service.contact())
     }
 
     fn close_idle(&self) {

@@ -24,11 +24,11 @@ const DIFFERENT: u8 = 1;
 pub(crate) fn apply(args: &ApplyArgs) -> Result<(), Failure> {
     let declared = documents::read(&args.file)?;
     runtime()?.block_on(async {
-        let mut master = connect::master(&args.master, None).await?;
-        judge_all(&mut master, &declared).await?;
+        let master = connect::master(&args.master, None).await?;
+        judge_all(&master, &declared).await?;
         let mut failed = None;
         for dataset in &declared {
-            match send(&mut master, dataset, false).await {
+            match send(&master, dataset, false).await {
                 Ok(reply) => {
                     let outcome = match reply.outcome() {
                         v1::ApplyOutcome::Created => "created",
@@ -86,16 +86,13 @@ fn compare(args: &ApplyArgs) -> Result<bool, Failure> {
                 output::line(line)?;
             }
         }
-        judge_all(&mut master, &declared).await?;
+        judge_all(&master, &declared).await?;
         Ok(different)
     })
 }
 
 /// Has the master judge all datasets, and change none.
-async fn judge_all(
-    master: &mut MasterClient<Channel>,
-    declared: &[Declared],
-) -> Result<(), Failure> {
+async fn judge_all(master: &MasterClient<Channel>, declared: &[Declared]) -> Result<(), Failure> {
     for dataset in declared {
         send(master, dataset, true).await?;
     }
@@ -103,7 +100,7 @@ async fn judge_all(
 }
 
 async fn send(
-    master: &mut MasterClient<Channel>,
+    master: &MasterClient<Channel>,
     dataset: &Declared,
     dry_run: bool,
 ) -> Result<v1::ApplyDatasetReply, Failure> {
@@ -117,7 +114,9 @@ async fn send(
     } else {
         LISTING_DEADLINE
     };
-    let reply = master.apply_dataset(request(apply, deadline)).await;
+    let mut asked = master.clone();
+    let call = asked.apply_dataset(request(apply, deadline));
+    let reply = connect::listing(master, dataset.name.as_str(), call).await;
     let reply = reply.map_err(|status| {
         if status.code() == Code::Unimplemented {
             return Failure::new(

@@ -192,10 +192,10 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                     }
                     (create.mounts, create.spec) = (Vec::new(), spec.to_json());
                 }
-                let made = client
-                    .create_dataset(request(create, LISTING_DEADLINE))
-                    .await
-                    .map_err(|status| no_spec(status, needs_spec))?;
+                let mut asked = client.clone();
+                let call = asked.create_dataset(request(create, LISTING_DEADLINE));
+                let made = connect::listing(&client, name.as_str(), call).await;
+                let made = made.map_err(|status| no_spec(status, needs_spec))?;
                 show(made.into_inner(), master.output.into())
             }
             DatasetCommand::List {
@@ -262,13 +262,13 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 output::line(format_args!("deleted {name}; the origin was not touched"))
             }
             DatasetCommand::Refresh { name, master } => {
-                let mut client = connect::master(&master.at, Some(name.as_str())).await?;
+                let client = connect::master(&master.at, Some(name.as_str())).await?;
                 let refresh = v1::RefreshDatasetRequest {
                     name: name.to_string(),
                 };
-                let reply = client
-                    .refresh_dataset(request(refresh, LISTING_DEADLINE))
-                    .await?;
+                let mut asked = client.clone();
+                let call = asked.refresh_dataset(request(refresh, LISTING_DEADLINE));
+                let reply = connect::listing(&client, name.as_str(), call).await?;
                 let reply = reply.into_inner();
                 if master.output == OutputFormat::Table && !reply.changed {
                     output::line("nothing changed")?;

@@ -68,7 +68,8 @@ pub(super) async fn prepare(
                 name: name.to_owned(),
             };
             let refresh = connect::request(refresh, connect::LISTING_DEADLINE);
-            client.refresh_dataset(refresh).await?;
+            let mut asked = client.clone();
+            connect::listing(&client, name, asked.refresh_dataset(refresh)).await?;
         }
         let manifest =
             fetch_manifest(&mut client, name, dataset.version.unwrap_or_default()).await?;

@@ -196,14 +196,18 @@ async fn choose_snapshot(
         path: String::new(),
     };
     let created = master
-        .create_dataset(v1::CreateDatasetRequest {
-            spec: String::new(),
-            name: name.clone(),
-            mounts: vec![mount],
-        })
+        .create_dataset(
+            v1::CreateDatasetRequest {
+                spec: String::new(),
+                name: name.clone(),
+                mounts: vec![mount],
+            },
+            CancellationToken::new(),
+        )
         .await?;
     if refresh {
-        master.refresh_dataset(&name).await?;
+        let refresh = master.refresh_dataset(&name, CancellationToken::new());
+        refresh.await?;
     } else if let Some(newest) = created.snapshots.last() {
         tracing::info!(snapshot = %format!("{name}@{}", newest.version), listed = newest.created_ns, "mounting a known snapshot; --refresh lists the origin again");
     }

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use weir_core::dataset::{MAX_SPEC, SpecError};
 use weir_core::{CredentialName, DatasetName, DatasetSpec, Manifest, SnapshotId, SourceSpec};
 use weir_origin::{OriginSpec, check_dataset, mounts_of, spec_of_mounts};
@@ -13,6 +14,7 @@ use weir_proto::v1;
 
 use super::listing::{Found, origin_of, places};
 use super::spec::dataset_spec;
+use super::turn::Listing;
 use super::{Datasets, MAX_DATASETS, newest, placing, versions};
 use crate::credentials::Held;
 use crate::error::MasterError;
@@ -52,13 +54,15 @@ impl Datasets {
     pub(crate) async fn create(
         &self,
         request: v1::CreateDatasetRequest,
+        gone: CancellationToken,
     ) -> Result<v1::Dataset, MasterError> {
         let name: DatasetName = request.name.parse()?;
         let has_spec = !request.spec.is_empty();
         let mut wanted = if has_spec {
-            read(&request.spec)?
+            read(&name, &request.spec)?
         } else {
             let mut spec = spec_of_mounts(&request.mounts);
+            spec.shorten_credentials(&name);
             check_dataset(&mut spec)?;
             // As they came: a caller of another version may say more of an origin than a specification of this one can.
             let mounts = request.mounts;
@@ -68,9 +72,9 @@ impl Datasets {
         for mount in &wanted.mounts {
             origin_of(mount)?;
         }
-        let _one_at_a_time = self.listing(&name).await;
+        let listing = self.listing(&name, gone).await?;
         let Some(dataset) = self.known.lock().get(&name).cloned() else {
-            return self.make(&name, wanted).await;
+            return self.make(&listing, wanted).await;
         };
         if places(&dataset.mounts)? != places(&wanted.mounts)? {
             return Err(MasterError::Conflict(format!(
@@ -92,23 +96,24 @@ impl Datasets {
         if before == wanted.spec {
             return Ok(dataset);
         }
-        self.change(&name, dataset, wanted).await
+        self.change(&listing, dataset, wanted).await
     }
 
     /// Makes a dataset be as it is declared, or judges whether that can be.
     pub(crate) async fn apply(
         &self,
         request: v1::ApplyDatasetRequest,
+        gone: CancellationToken,
     ) -> Result<v1::ApplyDatasetReply, MasterError> {
         let name: DatasetName = request.name.parse()?;
         self.check_name(&name)?;
-        let mut wanted = read(&request.spec)?;
+        let mut wanted = read(&name, &request.spec)?;
         wanted.qualify(&name)?;
         // A judgement waits for no listing.
-        let _one_at_a_time = if request.dry_run {
+        let listing = if request.dry_run {
             None
         } else {
-            Some(self.listing(&name).await)
+            Some(self.listing(&name, gone).await?)
         };
         let known = self.known.lock().get(&name).cloned();
         let outcome = match &known {
@@ -129,11 +134,11 @@ impl Datasets {
             let before = known.as_ref().map(dataset_spec).transpose()?;
             self.check_placement(before.as_ref(), &wanted)?;
         }
-        let dataset = match known {
-            known if request.dry_run => known,
-            Some(dataset) if is_unchanged => Some(dataset),
-            Some(dataset) => Some(self.change(&name, dataset, wanted).await?),
-            None => Some(self.make(&name, wanted).await?),
+        let dataset = match (known, &listing) {
+            (known, None) => known,
+            (Some(dataset), _) if is_unchanged => Some(dataset),
+            (Some(dataset), Some(listing)) => Some(self.change(listing, dataset, wanted).await?),
+            (None, Some(listing)) => Some(self.make(listing, wanted).await?),
         };
         Ok(v1::ApplyDatasetReply {
             outcome: outcome.into(),
@@ -172,10 +177,15 @@ impl Datasets {
     }
 
     /// Lists a new dataset into its first snapshot.
-    async fn make(&self, name: &DatasetName, wanted: Wanted) -> Result<v1::Dataset, MasterError> {
+    async fn make(
+        &self,
+        listing: &Listing<'_>,
+        wanted: Wanted,
+    ) -> Result<v1::Dataset, MasterError> {
+        let name = listing.name();
         let _held = self.judge(&wanted, true)?;
         self.check_placement(None, &wanted)?;
-        let found = self.list_next(name, &wanted, None).await?;
+        let found = self.list_next(listing, &wanted, None).await?;
         check_found(&wanted.spec, &DatasetSpec::default(), &found)?;
         let dataset = v1::Dataset {
             name: name.to_string(),
@@ -191,7 +201,7 @@ impl Datasets {
     /// Changes a dataset, and lists it again if it may have other files then.
     async fn change(
         &self,
-        name: &DatasetName,
+        listing: &Listing<'_>,
         mut dataset: v1::Dataset,
         wanted: Wanted,
     ) -> Result<v1::Dataset, MasterError> {
@@ -203,10 +213,11 @@ impl Datasets {
         dataset.mounts.clone_from(&wanted.mounts);
         if has_same_files {
             // Another region, profile or signature, of sources that are not listed again.
-            self.save(name, &mut dataset, None).await?;
+            self.save(listing.name(), &mut dataset, None).await?;
             return Ok(dataset);
         }
-        let (dataset, _) = self.relist(name, dataset, wanted, Some(&before)).await?;
+        let before = Some(&before);
+        let (dataset, _) = self.relist(listing, dataset, wanted, before).await?;
         Ok(dataset)
     }
 
@@ -214,17 +225,18 @@ impl Datasets {
     /// With `before`, each source that it did not have must have files.
     async fn relist(
         &self,
-        name: &DatasetName,
+        listing: &Listing<'_>,
         mut dataset: v1::Dataset,
         wanted: Wanted,
         before: Option<&DatasetSpec>,
     ) -> Result<(v1::Dataset, bool), MasterError> {
+        let name = listing.name();
         let previous = match newest(name, &dataset) {
             None => None,
             // One that cannot be read any more is replaced.
             Some((id, _)) => self.load_manifest(id).await.ok(),
         };
-        let found = self.list_next(name, &wanted, previous.clone()).await?;
+        let found = self.list_next(listing, &wanted, previous.clone()).await?;
         if let Some(before) = before {
             check_found(&wanted.spec, before, &found)?;
         }
@@ -253,34 +265,51 @@ impl Datasets {
     }
 
     /// Lists the origins again. Gives the dataset and whether a new snapshot was made.
-    pub(crate) async fn refresh(&self, name: &str) -> Result<(v1::Dataset, bool), MasterError> {
+    pub(crate) async fn refresh(
+        &self,
+        name: &str,
+        gone: CancellationToken,
+    ) -> Result<(v1::Dataset, bool), MasterError> {
         let name: DatasetName = name.parse()?;
-        let _one_at_a_time = self.listing(&name).await;
+        let listing = self.listing(&name, gone).await?;
         let dataset = self.get(&name)?;
         let wanted = Wanted {
             spec: dataset_spec(&dataset)?,
             mounts: dataset.mounts.clone(),
         };
-        self.relist(&name, dataset, wanted, None).await
+        self.relist(&listing, dataset, wanted, None).await
     }
 
     async fn list_next(
         &self,
-        name: &DatasetName,
+        listing: &Listing<'_>,
         wanted: &Wanted,
         previous: Option<Arc<Manifest>>,
     ) -> Result<Found, MasterError> {
+        let name = listing.name();
+        let before = self
+            .known
+            .lock()
+            .get(name)
+            .map(|before| before.mounts.clone());
+        let before = before.unwrap_or_default();
+        let known: Result<HashSet<_>, _> = before
+            .iter()
+            .map(|mount| Ok::<_, MasterError>(origin_of(mount)?.id()))
+            .collect();
+        let known = known?;
         let snapshot = SnapshotId {
             dataset: name.clone(),
             version: versions::last(&self.records, name).await? + 1,
         };
-        self.list(&wanted.spec, &wanted.mounts, snapshot, previous)
+        let (spec, mounts) = (&wanted.spec, &wanted.mounts);
+        self.list(listing, &known, spec, mounts, snapshot, previous)
             .await
     }
 }
 
 /// Reads a specification of a request.
-fn read(json: &str) -> Result<Wanted, MasterError> {
+fn read(name: &DatasetName, json: &str) -> Result<Wanted, MasterError> {
     if json.len() > MAX_SPEC {
         return Err(MasterError::Invalid(format!(
             "the specification is {} bytes long, of at most {MAX_SPEC}",
@@ -292,6 +321,7 @@ fn read(json: &str) -> Result<Wanted, MasterError> {
             "this master does not understand the specification: {error}; if it is of an earlier version than this command, upgrade it first"
         ))
     })?;
+    spec.shorten_credentials(name);
     let origins = check_dataset(&mut spec)?;
     let mounts = mounts_of(&spec, origins);
     Ok(Wanted { spec, mounts })

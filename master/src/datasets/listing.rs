@@ -1,42 +1,27 @@
-//! Listing the origins of a dataset, one listing of a dataset at a time.
+//! Listing the origins of a dataset.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::StreamExt;
-use tokio::sync::OwnedMutexGuard;
 use weir_core::dataset::SourceFilter;
 use weir_core::manifest::{LeftOutObject, Mount};
-use weir_core::{DatasetName, DatasetSpec, Manifest, ManifestBuilder, SnapshotId};
+use weir_core::{DatasetSpec, Manifest, ManifestBuilder, OriginId, SnapshotId};
 use weir_origin::{Hindrance, OriginSpec};
 use weir_proto::v1;
 
 use super::Datasets;
+use super::turn::Listing;
 use crate::error::MasterError;
 use crate::records::now_ns;
 
 impl Datasets {
-    /// Waits for the right to list a dataset, or to delete it.
-    pub(crate) async fn listing(&self, name: &DatasetName) -> Listing<'_> {
-        let lock = self
-            .listings
-            .lock()
-            .entry(name.clone())
-            .or_default()
-            .clone();
-        // Made before the wait, so that the table is tidied also if that is given up.
-        let mut listing = Listing {
-            datasets: self,
-            name: name.clone(),
-            held: None,
-        };
-        listing.held = Some(lock.lock_owned().await);
-        listing
-    }
-
-    /// Lists all sources, whose origins the mounts are. Entries that did not change keep the inodes of `previous`.
+    /// Lists all sources, whose origins the mounts are. Entries that did not change keep the inodes of `previous`. Sources
+    /// of `known` have been listed before, and are waited for as long as reads of them wait.
     pub(crate) async fn list(
         &self,
+        listing: &Listing<'_>,
+        known: &HashSet<OriginId>,
         spec: &DatasetSpec,
         mounts: &[v1::MountSpec],
         snapshot: SnapshotId,
@@ -45,6 +30,7 @@ impl Datasets {
         let started = Instant::now();
         let mut builder = self.manifests.builder();
         let mut archived = Archived::default();
+        let (mut objects, mut place) = (0, None);
         let mut counts = Vec::with_capacity(mounts.len());
         for (source, mount) in spec.sources.iter().zip(mounts) {
             let filter = SourceFilter::new(&source.include, &source.exclude)?;
@@ -59,10 +45,17 @@ impl Datasets {
                 path: mount.path.clone(),
             })?;
             let origin = weir_origin::open(&spec, &self.sources).await?;
+            if let Some(contact) = origin.contact()
+                && known.contains(&origin.id())
+            {
+                contact.assume_known();
+            }
+            let _shown = listing.lists(origin.clone());
             let mut pages =
                 std::pin::pin!(weir_origin::list(&*origin, &prefix, &self.origin_metrics));
-            while let Some(page) = pages.next().await {
-                for object in page? {
+            while let Some(page) = listing.page(&*origin, &mut pages).await? {
+                objects += page.len() as u64;
+                for object in page {
                     let Some(path) = object.key.strip_prefix(prefix.as_bytes()) else {
                         continue; // a sibling such as `data2/` of the prefix `data/`: not part of the dataset
                     };
@@ -92,6 +85,7 @@ impl Datasets {
                         &object.version,
                     )?;
                 }
+                listing.take_place(objects, &mut place).await?;
                 builder = with_room(builder).await?;
             }
             counts.push(count);
@@ -174,33 +168,6 @@ impl Archived {
         self.objects += 1;
         if self.objects == 1 {
             self.example = format!("{class}: {}", key.escape_ascii());
-        }
-    }
-}
-
-/// The right to list a dataset, or to delete it.
-pub(crate) struct Listing<'a> {
-    datasets: &'a Datasets,
-    name: DatasetName,
-    held: Option<OwnedMutexGuard<()>>,
-}
-
-impl Listing<'_> {
-    /// The dataset's name.
-    pub(crate) fn name(&self) -> &DatasetName {
-        &self.name
-    }
-}
-
-impl Drop for Listing<'_> {
-    fn drop(&mut self) {
-        self.held = None;
-        // Callers may name any dataset, so what nobody waits for is forgotten.
-        let mut listings = self.datasets.listings.lock();
-        if let Some(lock) = listings.get(&self.name)
-            && Arc::strong_count(lock) == 1
-        {
-            listings.remove(&self.name);
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hdfs_native::client::ListedEntry;
@@ -19,6 +18,7 @@ use crate::error::OriginError;
 use crate::sources::SourcePolicy;
 use crate::spec::OriginSpec;
 use crate::spec::hdfs::NameNodes;
+use crate::transport::contact::Contact;
 
 /// Longest wait for one NameNode; then the next one is asked. A busy one answers within a second or two.
 const NAMENODE_DEADLINE: Duration = Duration::from_secs(5);
@@ -36,7 +36,8 @@ pub(super) struct Calls {
     dialer: Dialer,
     /// The cluster in messages.
     pub(super) describe: Arc<str>,
-    has_answered: AtomicBool,
+    /// What is known of the NameNodes.
+    pub(super) contact: Contact,
 }
 
 impl Calls {
@@ -69,13 +70,8 @@ impl Calls {
             login: login.await?,
             dialer,
             describe,
-            has_answered: AtomicBool::new(false),
+            contact: Contact::default(),
         })
-    }
-
-    /// Whether a NameNode has ever answered.
-    pub(super) fn has_answered(&self) -> bool {
-        self.has_answered.load(Ordering::Relaxed)
     }
 
     /// A path in messages. Paths start with a slash.
@@ -122,14 +118,19 @@ impl Calls {
             let session = sessions.session().await.map_err(Missing::Error)?;
             let failed = match timeout(CALL_DEADLINE, call(session)).await {
                 Ok(Ok(answer)) => {
-                    self.has_answered.store(true, Ordering::Relaxed);
+                    self.contact.set_answered();
                     return Ok(answer);
                 }
                 Ok(Err(error)) if failure::is_missing(&error) => {
-                    self.has_answered.store(true, Ordering::Relaxed);
+                    self.contact.set_answered();
                     return Err(Missing::Path);
                 }
-                Ok(Err(error)) => Failed::Client(error),
+                Ok(Err(error)) => {
+                    if let HdfsError::RPCError(..) | HdfsError::FatalRPCError(..) = error {
+                        self.contact.set_there();
+                    }
+                    Failed::Client(error)
+                }
                 Err(_) => Failed::Silent(CALL_DEADLINE),
             };
             let error = self.explain(failed, path);

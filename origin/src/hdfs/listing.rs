@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -24,8 +24,6 @@ use crate::transport::patience::Patience;
 
 /// Pages that are asked for at once: a NameNode answers thousands a second, and has other clients.
 const AT_ONCE: usize = 8;
-/// Longest wait for a cluster that has never answered: a NameNode that is started, or fails over, refuses connections meanwhile.
-const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 /// Files that were changed in this time are asked about once more, to see whether they are being written. Writers that
 /// keep a file open for longer are rare.
 const RECENT_MS: u64 = 24 * 60 * 60 * 1000;
@@ -166,24 +164,17 @@ async fn ask(
     policy: Arc<FetchPolicy>,
     turn: Turn,
 ) -> Result<Answer, OriginError> {
-    let hasty = FetchPolicy {
-        budget: policy.budget.min(FIRST_PATIENCE),
-        first_budget: FIRST_PATIENCE,
-        ..(*policy).clone()
-    };
-    let policy = if calls.has_answered() {
-        &*policy
-    } else {
-        &hasty
-    };
     let target = calls.target(turn.directory.trim_end_matches('/'));
-    let mut patience = Patience::new(policy, &target);
+    let mut patience = Patience::new(&policy, &target, &calls.contact);
     loop {
         match page(&calls, &turn).await {
             Ok(page) => return Ok((turn, Some(page))),
             Err(Missing::Path) if turn.depth > 0 => return Ok((turn, None)),
-            Err(Missing::Path) => return Err(OriginError::BucketMissing { origin: target }),
-            Err(Missing::Error(error)) => patience.pause(error, calls.has_answered()).await?,
+            Err(Missing::Path) => {
+                let origin = target.clone();
+                return Err(OriginError::BucketMissing { origin });
+            }
+            Err(Missing::Error(error)) => patience.pause(error).await?,
         }
     }
 }

@@ -79,3 +79,37 @@ async fn what_is_no_namenode_is_told_from_one_that_is_away() {
         assert_eq!(error.kind(), "unavailable", "{error}");
     }
 }
+
+/// The origin at a port that refuses, with the patience that it has by default.
+async fn refused_origin() -> Arc<dyn Origin> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let spec = OriginSpec::parse(&format!("hdfs://127.0.0.1:{port}/data")).unwrap();
+    let opened = crate::open(&spec, &SourcePolicy::unlimited()).await;
+    opened.unwrap()
+}
+
+#[tokio::test]
+async fn a_port_that_refuses_is_told_of_soon_with_what_says_where_hdfs_is() {
+    let begun = std::time::Instant::now();
+    let origin = refused_origin().await;
+    let error = origin.list("data/").next().await.unwrap().unwrap_err();
+    let text = error.to_string();
+    assert_eq!(error.kind(), "unavailable", "{text}");
+    assert!(text.contains("HADOOP_CONF_DIR"), "{text}");
+    assert!(!text.contains("--endpoint"), "{text}");
+    let took = begun.elapsed();
+    assert!(took < std::time::Duration::from_secs(15), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_was_listed_before_is_waited_for() {
+    let begun = tokio::time::Instant::now();
+    let origin = refused_origin().await;
+    origin.contact().unwrap().assume_known();
+    let error = origin.list("data/").next().await.unwrap().unwrap_err();
+    assert!(matches!(error, OriginError::GaveUp { .. }), "{error}");
+    let waited = begun.elapsed();
+    assert!(waited > std::time::Duration::from_secs(590), "{waited:?}");
+}

@@ -153,7 +153,7 @@ impl Walk<'_> {
     /// A page, asked for again within the policy's budget while the service cannot answer.
     async fn patient_page(&self, query: &str) -> Result<Document, OriginError> {
         let client = self.client;
-        let mut patience = Patience::new(self.policy, client.bucket_url());
+        let mut patience = Patience::new(self.policy, client.bucket_url(), client.contact());
         let mut broken = 0;
         loop {
             let error = match patience.ask(page(client, query)).await {
@@ -164,7 +164,7 @@ impl Walk<'_> {
                 }
                 Err(error) => error,
             };
-            patience.pause(error, client.has_answered()).await?;
+            patience.pause(error).await?;
         }
     }
 }

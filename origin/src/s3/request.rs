@@ -1,7 +1,6 @@
 //! One signed request to a bucket.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -19,6 +18,7 @@ use crate::sources::{Reach, SourcePolicy};
 use crate::spec::stores::{Dialect, oss_s3_host};
 use crate::spec::{Addressing, OriginSpec, Place};
 use crate::transport::connect::Connector;
+use crate::transport::contact::Contact;
 use crate::transport::encode::encode_path;
 use crate::transport::environment::Environment;
 use crate::transport::exchange::{Answer, Http};
@@ -54,8 +54,8 @@ pub(super) struct Client {
     named: Option<Arc<Owned>>,
     /// Where requests may go, and which of them may be signed.
     reach: Reach,
-    /// A request has succeeded: its address is right.
-    pub(super) answered: AtomicBool,
+    /// What is known of the service.
+    contact: Contact,
     /// When it was last found out whether the service speaks otherwise than its address says, and what was found.
     scheme_checked: Mutex<Option<(Instant, bool)>>,
 }
@@ -113,14 +113,14 @@ impl Client {
         let trust = with_tls.then(|| Trust::of(&name, own().or(bundle)));
         let proxies = Arc::new(Proxies::of(environment));
         let connector = Connector::new(trust.as_ref(), proxies, reach.clone())?;
-        let region = spec.region.clone().or(named_region);
+        let region = spec.region.clone().or_else(|| named_region.clone());
         let region = region.unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let credentials = if spec.anonymous {
             None
         } else {
             Some(credentials::find(Settings {
                 profile: spec.profile.clone(),
-                region: spec.region.clone(),
+                region: spec.region.clone().or_else(|| named_region.clone()),
                 name: name.clone(),
                 dialect,
                 named: named.clone(),
@@ -137,7 +137,7 @@ impl Client {
             credentials,
             named,
             reach,
-            answered: AtomicBool::new(false),
+            contact: Contact::default(),
             scheme_checked: Mutex::default(),
         })
     }
@@ -157,9 +157,9 @@ impl Client {
         self.dialect
     }
 
-    /// Whether a request has ever succeeded.
-    pub(super) fn has_answered(&self) -> bool {
-        self.answered.load(Ordering::Relaxed)
+    /// What is known of the service.
+    pub(super) fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     /// GETs an object (or the bucket itself) and gives the answer if it is a success. Corrects the region once,
@@ -225,9 +225,7 @@ impl Client {
                 }
             };
             if response.status.is_success() {
-                if !self.has_answered() {
-                    self.answered.store(true, Ordering::Relaxed);
-                }
+                self.contact.set_answered();
                 return Ok(response);
             }
             let refusal = Refusal::read(response).await;
@@ -339,7 +337,7 @@ impl Client {
     /// Refuses an address whose scheme is not the service's, as long as nothing has shown that it is right.
     /// Of requests that fail at the same time one finds out, and the others are sent again.
     async fn check_scheme(&self, uri: &Uri) -> Result<(), OriginError> {
-        if self.has_answered() {
+        if self.contact.has_answered() {
             return Ok(());
         }
         let known = {

@@ -1,11 +1,11 @@
 //! Requests to one service, and their failures in its origin's name.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderMap, Method, Uri};
 
 use super::connect::Connector;
+use super::contact::Contact;
 use super::environment::Environment;
 use super::exchange::{Answer, Http};
 use super::failure::HttpError;
@@ -21,8 +21,8 @@ pub(crate) struct Service {
     name: Arc<str>,
     /// Where requests may go, and which of them may carry keys.
     reach: Reach,
-    /// A request has succeeded: its address is right.
-    answered: AtomicBool,
+    /// What is known of the service.
+    contact: Contact,
 }
 
 impl std::fmt::Debug for Service {
@@ -46,7 +46,7 @@ impl Service {
             http: Arc::new(Http::new(connector)),
             name,
             reach,
-            answered: AtomicBool::new(false),
+            contact: Contact::default(),
         })
     }
 
@@ -65,9 +65,9 @@ impl Service {
         key.map_or_else(|| self.name.clone(), |key| self.object_url(key))
     }
 
-    /// Whether a request has ever succeeded.
-    pub(crate) fn has_answered(&self) -> bool {
-        self.answered.load(Ordering::Relaxed)
+    /// What is known of the service.
+    pub(crate) fn contact(&self) -> &Contact {
+        &self.contact
     }
 
     /// Refuses to send keys to where this process may not.
@@ -86,8 +86,8 @@ impl Service {
     ) -> Result<Answer, OriginError> {
         match self.http.send(method, uri, headers).await {
             Ok(answer) => {
-                if answer.status.is_success() && !self.has_answered() {
-                    self.answered.store(true, Ordering::Relaxed);
+                if answer.status.is_success() {
+                    self.contact.set_answered();
                 }
                 Ok(answer)
             }
@@ -107,7 +107,7 @@ impl Service {
 
     /// Refuses an address whose scheme is not the service's, as long as nothing has shown that it is right.
     async fn check_scheme(&self, uri: &Uri) -> Result<(), OriginError> {
-        if self.has_answered() || !self.http.speaks_otherwise(uri).await {
+        if self.contact.has_answered() || !self.http.speaks_otherwise(uri).await {
             return Ok(());
         }
         Err(other_scheme(&self.name, uri))

@@ -192,11 +192,11 @@ impl Crawl<'_> {
     async fn page(&self, key: &str, most: usize) -> Result<Option<(Vec<u8>, String)>, OriginError> {
         let service = &self.origin.service;
         let target = service.object_url(key);
-        let mut patience = Patience::new(&self.origin.policy, &target);
+        let mut patience = Patience::new(&self.origin.policy, &target, service.contact());
         loop {
             match patience.ask(self.ask_for_page(key, most)).await {
                 Ok(page) => return Ok(page),
-                Err(error) => patience.pause(error, service.has_answered()).await?,
+                Err(error) => patience.pause(error).await?,
             }
         }
     }
@@ -273,7 +273,7 @@ async fn ask(origin: &WebOrigin, file: Entry) -> Result<Listed, OriginError> {
         });
     }
     let target = origin.service.object_url(&key);
-    let mut patience = Patience::new(&origin.policy, &target);
+    let mut patience = Patience::new(&origin.policy, &target, origin.service.contact());
     let (headers, length) = loop {
         match patience.ask(head(origin, &key)).await {
             Ok(told) => break told,
@@ -283,20 +283,17 @@ async fn ask(origin: &WebOrigin, file: Entry) -> Result<Listed, OriginError> {
             }
             Err(OriginError::Changed { .. }) => {
                 return Err(OriginError::Unsupported {
-                    target,
+                    target: target.clone(),
                     problem: "the index names it, and there is no such file; make the index anew"
                         .to_owned(),
                 });
             }
-            Err(error) => {
-                let has_answered = origin.service.has_answered();
-                patience.pause(error, has_answered).await?;
-            }
+            Err(error) => patience.pause(error).await?,
         }
     };
     if let Some(size) = size.filter(|size| *size != length) {
         return Err(OriginError::Unsupported {
-            target,
+            target: target.clone(),
             problem: format!(
                 "the index says that it has {size} bytes, and its server {length}; make the index anew"
             ),

@@ -419,6 +419,18 @@ fn what_a_cluster_refuses_is_told_clearly() {
     lab.set_env("HADOOP_CONF_DIR", "/nowhere");
     let error = fails(&lab, "hdfs:///x");
     assert!(error.contains("names no NameNode"), "{error}");
+    // A port at which nobody listens is told of in some seconds, with what can be changed of HDFS.
+    let begun = Instant::now();
+    let error = fails(
+        &lab,
+        &format!("hdfs://127.0.0.1:{}/x", weir_tests::free_port()),
+    );
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "told after {took:?}");
+    assert!(
+        error.contains("HADOOP_CONF_DIR") && !error.contains("--endpoint"),
+        "{error}"
+    );
 }
 
 fn a_file_that_may_not_be_read_any_more_is_refused() {

@@ -1,9 +1,12 @@
 //! What users get wrong about the places of data: one clear error each, at once, and nothing is changed.
 
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use weir_s3_server::{Fault, Rule, Target};
-use weir_tests::{BUCKET, Cluster, Lab, is_mountpoint};
+use weir_tests::{BUCKET, Cluster, Lab, is_mountpoint, wait_until};
 
 use crate::Case;
 
@@ -15,6 +18,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_dataset_whose_source_is_refused_stays_as_it_was",
         a_dataset_whose_source_is_refused_stays_as_it_was,
+    ),
+    (
+        "a_refresh_waits_for_a_known_source_says_so_and_can_be_given_up",
+        a_refresh_waits_for_a_known_source_says_so_and_can_be_given_up,
     ),
 ];
 
@@ -117,4 +124,90 @@ fn a_dataset_whose_source_is_refused_stays_as_it_was() {
     lab.s3.faults().clear();
     cluster.weir(&["dataset", "refresh", "set"]).ok();
     assert_ne!(get(), before);
+}
+
+/// A refresh that waits, and what it has said of that.
+fn waiting_refresh(lab: &Lab, cluster: &Cluster<'_>) -> (Child, String) {
+    let address = cluster.address();
+    let args = ["dataset", "refresh", "set", "--master", &address];
+    let mut command = lab.command(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut refresh = command.spawn().unwrap();
+    let mut said = BufReader::new(refresh.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    (refresh, line)
+}
+
+fn a_refresh_waits_for_a_known_source_says_so_and_can_be_given_up() {
+    let lab = lab();
+    lab.s3.faults().clear();
+    let cluster = Cluster::start(&lab, 0);
+    let origin = lab.origin_flags();
+    let origin: Vec<&str> = origin.iter().map(String::as_str).collect();
+    let url = lab.url("a");
+    let create = ["dataset", "create", "set", &url, "--patience", "10m"];
+    let create = [&create[..], &origin].concat();
+    cluster.weir(&create).ok();
+    let get = || cluster.weir(&["dataset", "get", "set", "-o", "json"]).ok();
+    let before = get();
+    lab.s3.edit(BUCKET, |bucket| bucket.put("a/2", "y"));
+    let down = || {
+        let reset = Rule::new(Fault::Reset).target(Target::All);
+        lab.s3.faults().set([reset]);
+    };
+
+    down();
+    let (mut refresh, said) = waiting_refresh(&lab, &cluster);
+    for part in [
+        "dataset set waits for origin s3://",
+        "not available",
+        "Ctrl-C",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in {said:?}");
+    }
+    kill_process(Pid::from_child(&refresh), Signal::INT).unwrap();
+    assert!(!refresh.wait().unwrap().success());
+    assert_eq!(get(), before);
+    // The master has given it up, too: another one need not wait for it.
+    lab.s3.faults().clear();
+    let begun = Instant::now();
+    cluster.weir(&["dataset", "refresh", "set"]).ok();
+    assert!(begun.elapsed() < AT_ONCE);
+    let second = get();
+    assert_ne!(second, before);
+
+    lab.s3.edit(BUCKET, |bucket| bucket.put("a/3", "z"));
+    down();
+    let (mut refresh, said) = waiting_refresh(&lab, &cluster);
+    assert!(said.contains("waits for"), "{said:?}");
+    lab.s3.faults().clear();
+    let mut ended = None;
+    wait_until("the refresh ends", AT_ONCE, || {
+        ended = refresh.try_wait().unwrap();
+        ended.is_some()
+    });
+    let mut shown = String::new();
+    let mut stdout = refresh.stdout.take().unwrap();
+    stdout.read_to_string(&mut shown).unwrap();
+    assert!(ended.unwrap().success(), "{shown}");
+    assert_ne!(get(), second);
+
+    // A patience that ends is an error, and changes nothing.
+    let third = get();
+    let short = create
+        .iter()
+        .map(|arg| if *arg == "10m" { "2s" } else { *arg });
+    let short: Vec<&str> = short.collect();
+    cluster.weir(&short).ok();
+    down();
+    let begun = Instant::now();
+    let error = cluster.weir(&["dataset", "refresh", "set"]).fails(4);
+    assert!(error.contains("given up after"), "{error}");
+    assert!(begun.elapsed() < AT_ONCE);
+    lab.s3.faults().clear();
+    let snapshots = |text: &str| -> serde_json::Value {
+        serde_json::from_str::<serde_json::Value>(text).unwrap()["snapshots"].clone()
+    };
+    assert_eq!(snapshots(&get()), snapshots(&third));
 }

@@ -79,7 +79,12 @@ impl World {
             spec: spec.to_json(),
             dry_run,
         };
-        self.datasets.apply(request).await
+        self.datasets.apply(request, CancellationToken::new()).await
+    }
+
+    async fn refresh(&self) -> Result<(v1::Dataset, bool), MasterError> {
+        let refresh = self.datasets.refresh("set", CancellationToken::new());
+        refresh.await
     }
 
     /// What of the dataset is stored.
@@ -184,7 +189,7 @@ async fn a_dataset_is_created_left_and_configured_as_its_specification_says() {
 
     // A refresh keeps what was declared.
     std::fs::write(world.dir.path().join("a/5.txt"), "x").unwrap();
-    world.datasets.refresh("set").await.unwrap();
+    world.refresh().await.unwrap();
     assert_eq!(world.files().await, ["1.jpg", "4.jpg"]);
     assert_eq!(
         outcome(world.apply(&swapped).await),
@@ -274,7 +279,7 @@ async fn what_cannot_be_listed_or_shows_nothing_changes_nothing() {
     }
     // Neither does a refresh of a source that is gone.
     std::fs::remove_dir_all(world.dir.path().join("a")).unwrap();
-    world.datasets.refresh("set").await.unwrap_err();
+    world.refresh().await.unwrap_err();
     assert_eq!(world.stored(), before);
 }
 
@@ -296,7 +301,11 @@ async fn a_specification_that_this_master_does_not_know_is_refused() {
             spec: spec.to_owned(),
             dry_run: false,
         };
-        let error = world.datasets.apply(request).await.unwrap_err();
+        let error = world
+            .datasets
+            .apply(request, CancellationToken::new())
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
     }
     assert!(world.stored().is_none());
@@ -388,10 +397,160 @@ async fn the_short_way_makes_the_same_object_and_keeps_the_globs_of_a_known_one(
             path: String::new(),
         }],
     };
-    let made = world.datasets.create(request).await.unwrap();
+    let made = world
+        .datasets
+        .create(request, CancellationToken::new())
+        .await
+        .unwrap();
     let images = SourceSpec {
         patience: Some(Patience(60)),
         ..images
     };
     assert_eq!(dataset_spec(&made).unwrap().sources, [images]);
+}
+
+/// The record of a dataset of one source that has been listed once.
+fn listed(source: SourceSpec) -> Vec<u8> {
+    let spec = DatasetSpec {
+        sources: vec![source],
+        ..DatasetSpec::default()
+    };
+    let mut wanted = read(&"set".parse().unwrap(), &spec.to_json()).unwrap();
+    wanted.qualify(&"set".parse().unwrap()).unwrap();
+    let dataset = v1::Dataset {
+        name: "set".to_owned(),
+        spec: spec.to_json(),
+        mounts: wanted.mounts,
+        snapshots: vec![v1::Snapshot {
+            version: 1,
+            ..Default::default()
+        }],
+        created_ns: 1,
+        ..Default::default()
+    };
+    dataset.encode_to_vec()
+}
+
+#[tokio::test]
+async fn credentials_with_and_without_the_own_namespace_are_the_same() {
+    let source = |name: &str| SourceSpec {
+        credentials: Some(name.to_owned()),
+        ..SourceSpec {
+            url: "s3://bucket".to_owned(),
+            path: "/".to_owned(),
+            ..SourceSpec::default()
+        }
+    };
+    for (stored, applied) in [("keys", "default/keys"), ("default/keys", "keys")] {
+        let world = World::with(&[("dataset/set", &listed(source(stored)))]);
+        for dry_run in [true, false] {
+            let reply = world.send(&[source(applied)], dry_run).await;
+            assert_eq!(outcome(reply), v1::ApplyOutcome::Unchanged, "{applied}");
+        }
+        let known = dataset_spec(&world.stored().unwrap()).unwrap();
+        assert_eq!(known.sources, [source("keys")]);
+    }
+}
+
+/// A source whose host does not exist. A part of a name has 63 characters at most, so no name server is asked.
+fn lost() -> SourceSpec {
+    SourceSpec {
+        url: "s3://bucket".to_owned(),
+        path: "/".to_owned(),
+        endpoint: Some(format!("http://{}.example", "x".repeat(64))),
+        anonymous: true,
+        ..SourceSpec::default()
+    }
+}
+
+/// Waits until the listing of the dataset is told to wait for something.
+async fn told(datasets: &Datasets) -> String {
+    let name = "set".parse().unwrap();
+    let look = async {
+        loop {
+            match datasets.under_way(&name) {
+                (_, Some(waits_for)) => return waits_for,
+                _ => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let deadline = std::time::Duration::from_secs(20);
+    tokio::time::timeout(deadline, look).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_source_that_was_listed_before_is_waited_for_and_others_are_not() {
+    let stranger = World::new();
+    let error = stranger.apply(&[lost()]).await.unwrap_err();
+    assert!(error.to_string().contains("there is no host"), "{error}");
+    assert!(stranger.stored().is_none());
+
+    let world = World::with(&[("dataset/set", &listed(lost()))]);
+    let before = world.stored();
+    let gone = CancellationToken::new();
+    let mut refresh = std::pin::pin!(world.datasets.refresh("set", gone.clone()));
+    let waits_for = tokio::select! {
+        ended = &mut refresh => panic!("it did not wait: {ended:?}"),
+        waits_for = told(&world.datasets) => waits_for,
+    };
+    assert!(waits_for.contains("there is no host"), "{waits_for}");
+    // Another caller waits for its turn, and may give up, too.
+    let other = CancellationToken::new();
+    let mut second = std::pin::pin!(world.datasets.refresh("set", other.clone()));
+    assert!(futures::poll!(second.as_mut()).is_pending());
+    other.cancel();
+    assert!(matches!(second.await, Err(MasterError::Abandoned(_))));
+    // Nobody waits any more: the dataset is as it was, and free.
+    gone.cancel();
+    assert!(matches!(refresh.await, Err(MasterError::Abandoned(_))));
+    assert_eq!(world.stored(), before);
+    let name = "set".parse().unwrap();
+    assert_eq!(world.datasets.under_way(&name), (false, None));
+    world
+        .datasets
+        .listing(&name, CancellationToken::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_listing_whose_caller_has_gone_ends_well_if_its_source_answers() {
+    let world = World::new();
+    let source = world.source("a", "/", &["1.jpg"]);
+    world.apply(std::slice::from_ref(&source)).await.unwrap();
+    world.source("a", "/", &["2.jpg"]);
+    let gone = CancellationToken::new();
+    gone.cancel();
+    let (_, changed) = world.datasets.refresh("set", gone).await.unwrap();
+    assert!(changed);
+    assert_eq!(world.files().await, ["1.jpg", "2.jpg"]);
+}
+
+#[tokio::test]
+async fn a_long_listing_waits_for_others_and_a_short_one_does_not() {
+    let world = World::new();
+    let name: DatasetName = "set".parse().unwrap();
+    let mut others = Vec::new();
+    for _ in 0..crate::datasets::turn::MAX_LONG {
+        let places = world.datasets.long_listings.clone();
+        others.push(places.try_acquire_owned().unwrap());
+    }
+    let gone = CancellationToken::new();
+    let listing = world.datasets.listing(&name, gone.clone()).await.unwrap();
+    let mut place = None;
+    listing.take_place(9_999, &mut place).await.unwrap();
+    assert!(place.is_none());
+    {
+        let mut long = std::pin::pin!(listing.take_place(10_000, &mut place));
+        assert!(futures::poll!(long.as_mut()).is_pending());
+        assert!(told(&world.datasets).await.contains("other long listings"));
+        others.pop();
+        long.await.unwrap();
+    }
+    assert!(place.is_some());
+    assert_eq!(world.datasets.under_way(&name), (true, None));
+    // One that nobody waits for does not queue.
+    gone.cancel();
+    let abandoned = listing.take_place(10_000, &mut None).await;
+    assert!(matches!(abandoned, Err(MasterError::Abandoned(_))));
 }

@@ -1,7 +1,6 @@
 //! Listings of services that answer in their own ways.
 
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -311,7 +310,7 @@ async fn a_host_that_does_not_exist_is_final_until_the_origin_has_answered() {
     // Who reads has a listing, so there was such a host.
     let read = client.get(Some("k"), "", &HeaderMap::new()).await;
     assert!(read.err().unwrap().is_retryable());
-    client.answered.store(true, Ordering::Relaxed);
+    client.contact().set_answered();
     let error = list().await;
     assert!(matches!(error, OriginError::GaveUp { .. }), "{error}");
     assert_eq!(error.kind(), "no_such_host");
