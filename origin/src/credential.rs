@@ -264,6 +264,12 @@ impl Credential {
             CredentialKind::Google(file) => {
                 check_length(file.expose().len())?;
                 let file: Result<GoogleFile, _> = serde_json::from_slice(file.expose());
+                if file
+                    .as_ref()
+                    .is_ok_and(|file| file.kind == "external_account")
+                {
+                    return Err("an external_account names files and addresses of the process that reads, and is not kept; name it in GOOGLE_APPLICATION_CREDENTIALS of masters and workers, for sources without credentials".into());
+                }
                 let file = file.ok().filter(GoogleFile::is_known).ok_or("this is no JSON of a service account's key or of a person's login; give the file that Google's tools wrote")?;
                 // Whoever reads the source asks there for a token.
                 if file

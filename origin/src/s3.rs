@@ -4,6 +4,7 @@
 //! found as AWS's tools find them ([`configuration`], [`chain`]); its SDK does not take quoted names of profiles, tokens
 //! that end in a line break, or files that are missing for errors.
 
+mod alibaba;
 mod chain;
 mod checksums;
 pub(crate) mod configuration;

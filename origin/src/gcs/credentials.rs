@@ -1,5 +1,8 @@
 //! Tokens for Google Cloud Storage, found as Google's tools find them (Application Default Credentials): the file that
 //! `GOOGLE_APPLICATION_CREDENTIALS` names, that of `gcloud auth application-default login`, the metadata service of the machine.
+//! A file is the key of a service account, a person's login, or an identity of another provider ([`federated`]).
+
+mod federated;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +25,7 @@ use crate::transport::calls::{Calls, Limits, Refused, Reply, bearer, plain};
 use crate::transport::environment::{Environment, unreadable};
 use crate::transport::renewed::Issuer;
 use crate::transport::trust::Trust;
+use federated::Federated;
 
 const VARIABLE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 /// What tokens are for: reading.
@@ -58,6 +62,8 @@ pub(super) enum Source {
     Account(Arc<Account>),
     /// What a person's login left.
     Person(Arc<Person>),
+    /// An identity of another provider.
+    Federated(Arc<Federated>),
     /// The metadata service of the machine.
     Machine(Uri),
 }
@@ -189,6 +195,17 @@ impl Finder {
                     service,
                 }))
             }
+            "external_account" if self.named.is_some() => {
+                return Err(self.wrong(path, "name files and addresses of who reads them"));
+            }
+            "external_account" => {
+                let settings = serde_json::from_slice(content)
+                    .map_err(|_| self.wrong(path, "have a field that is not of its type"))?;
+                let environment = (self.environment)();
+                let found = Federated::find(settings, |path| environment.expand(path));
+                let found = found.map_err(|problem| self.wrong(path, &problem))?;
+                Source::Federated(Arc::new(found))
+            }
             "authorized_user" => Source::Person(Arc::new(Person {
                 client_id: has(file.client_id, "client_id")?,
                 client_secret: has(file.client_secret, "client_secret")?,
@@ -198,7 +215,7 @@ impl Finder {
             other => {
                 let kind = plain(other);
                 let problem = format!(
-                    "are of the type {kind:?}, which Weir does not support: it takes service_account and authorized_user"
+                    "are of the type {kind:?}, which Weir does not support: it takes service_account, authorized_user and external_account"
                 );
                 return Err(self.wrong(path, &problem));
             }
@@ -270,6 +287,7 @@ impl Issuer for Finder {
         let (header, life) = match &login.source {
             Source::Account(account) => account.load(calls).await?,
             Source::Person(person) => person.load(calls).await?,
+            Source::Federated(identity) => identity.load(calls).await?,
             Source::Machine(uri) => of_machine(uri, calls).await?,
         };
         let project = login.project;

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use http::uri::Authority;
 use http::{HeaderValue, Uri};
 use weir_core::read_settings;
 
+use super::alibaba::{self, PodRole};
 use super::configuration::{Configuration, Service};
 use super::helper::{DEADLINE, Helper};
 use super::owned::Owned;
-use super::platform::{Container, Instance};
+use super::platform::{self, Container, Instance, address};
 use super::profile::Section;
 use super::signature::{Keys, Temporary};
 use super::sso::{Cache, SignOn};
@@ -42,6 +42,8 @@ pub(super) enum Source {
     WebIdentity(Arc<WebIdentity>),
     /// A single sign-on gives them.
     SignOn(Arc<SignOn>),
+    /// Alibaba Cloud's service gives them for the token of a pod.
+    PodRole(Arc<PodRole>),
     /// The agent beside a container has them.
     Container(Arc<Container>),
     /// An instance's metadata service may have them.
@@ -70,6 +72,17 @@ pub(super) struct Assumed {
 pub(super) struct WebIdentity {
     role: Role,
     token: String,
+}
+
+impl From<alibaba::Found> for Source {
+    fn from(found: alibaba::Found) -> Self {
+        match found {
+            alibaba::Found::Keys(keys) => Self::Fixed(Arc::new(keys)),
+            alibaba::Found::PodRole(role) => Self::PodRole(Arc::new(role)),
+            alibaba::Found::Instance(instance) => Self::Instance(Arc::new(instance)),
+            alibaba::Found::Nothing(why) => Self::Nothing(why.into()),
+        }
+    }
 }
 
 impl Source {
@@ -104,6 +117,7 @@ impl Source {
                 role.load_with_token(token, calls, origin).await
             }
             Self::SignOn(sign_on) => sign_on.load(calls).await,
+            Self::PodRole(role) => role.load(calls).await,
             Self::Container(container) => container.load(calls).await,
             Self::Instance(instance) => instance.load(calls).await,
             Self::Owned { owned, sts } => owned.load(sts, calls, origin).await,
@@ -563,6 +577,8 @@ impl Finder<'_> {
             )
         })?;
         Ok(Source::Instance(Arc::new(Instance {
+            service: &platform::AWS,
+            role: None,
             endpoint,
             without_token: !environment.is_true("AWS_EC2_METADATA_V1_DISABLED"),
         })))
@@ -577,16 +593,6 @@ fn static_keys(section: &Section) -> Option<Source> {
         token: section.get("aws_session_token").map(str::to_owned),
     };
     Some(Source::Fixed(Arc::new(trimmed(keys))))
-}
-
-/// A service's URL. Messages repeat it, so it has no password.
-fn address(text: &str) -> Option<Uri> {
-    let uri: Uri = text.parse().ok()?;
-    let is_plain = |authority: &Authority| !authority.as_str().contains('@');
-    let fits = matches!(uri.scheme_str(), Some("http" | "https"))
-        && uri.authority().is_some_and(is_plain)
-        && uri.host().is_some_and(|host| !host.is_empty());
-    fits.then_some(uri)
 }
 
 /// The domain of AWS's services in a region.

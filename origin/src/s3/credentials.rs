@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::alibaba;
 use super::chain::{self, Source};
 use super::configuration::Configuration;
 use super::owned::Owned;
@@ -96,7 +97,7 @@ impl Issuer for Finder {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a --profile, or use --anonymous for a public bucket"
             }
             Dialect::Oss => {
-                "set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, or use --anonymous for a public bucket"
+                "set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET, give this instance or pod a role, or use --anonymous for a public bucket"
             }
         }
     }
@@ -108,7 +109,7 @@ impl Found {
         // AWS's keys are of no use there, and are not to be shown: not unless a profile was named for it.
         if settings.dialect == Dialect::Oss && named.is_none() && settings.named.is_none() {
             return Ok(Self {
-                source: oss_keys(origin, environment)?,
+                source: alibaba::find(origin, settings.region.as_deref(), environment)?.into(),
                 calls: Calls::new(Trust::of(origin, None), environment),
             });
         }
@@ -126,39 +127,6 @@ impl Found {
             calls: Calls::new(Trust::of(origin, configuration.ca_bundle()), environment),
         })
     }
-}
-
-/// The keys that OSS's variables, or those of Alibaba Cloud's tools, have.
-fn oss_keys(origin: &Arc<str>, environment: &Environment) -> Result<Source, OriginError> {
-    for (id, secret, tokens) in [
-        (
-            "OSS_ACCESS_KEY_ID",
-            "OSS_ACCESS_KEY_SECRET",
-            &["OSS_SESSION_TOKEN", "OSS_SECURITY_TOKEN"][..],
-        ),
-        (
-            "ALIBABA_CLOUD_ACCESS_KEY_ID",
-            "ALIBABA_CLOUD_ACCESS_KEY_SECRET",
-            &["ALIBABA_CLOUD_SECURITY_TOKEN"],
-        ),
-    ] {
-        let Some(access_key) = environment.get(id) else {
-            continue;
-        };
-        let Some(secret_key) = environment.get(secret) else {
-            return Err(OriginError::config(
-                origin.clone(),
-                format!("{id} is set, and {secret} is not, or is empty"),
-                "set both",
-            ));
-        };
-        return Ok(Source::Fixed(Arc::new(Keys {
-            access_key: access_key.to_owned(),
-            secret_key: secret_key.to_owned(),
-            token: environment.first(tokens).map(str::to_owned),
-        })));
-    }
-    Ok(Source::Nothing("no variable has keys of OSS".into()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
 use super::signature::{Keys, Temporary};
@@ -26,9 +27,29 @@ const OF_INSTANCE: Limits = Limits {
     whole: Duration::from_millis(900),
 };
 
-const ROLES: &str = "/latest/meta-data/iam/security-credentials/";
-const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
-const TOKEN_LIFE: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
+/// How the metadata service of a cloud is asked for the keys of an instance's role.
+pub(super) struct Metadata {
+    /// Names the role, or holds its keys below that name.
+    roles: &'static str,
+    token: HeaderName,
+    token_life: HeaderName,
+    /// What says where it is.
+    setting: &'static str,
+}
+
+pub(super) static AWS: Metadata = Metadata {
+    roles: "/latest/meta-data/iam/security-credentials/",
+    token: HeaderName::from_static("x-aws-ec2-metadata-token"),
+    token_life: HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds"),
+    setting: "check AWS_EC2_METADATA_SERVICE_ENDPOINT",
+};
+
+pub(super) static ALIBABA: Metadata = Metadata {
+    roles: "/latest/meta-data/ram/security-credentials/",
+    token: HeaderName::from_static("x-aliyun-ecs-metadata-token"),
+    token_life: HeaderName::from_static("x-aliyun-ecs-metadata-token-ttl-seconds"),
+    setting: "check ALIBABA_CLOUD_ECS_METADATA, the name of the role",
+};
 
 /// The agent beside a container.
 pub(super) struct Container {
@@ -81,6 +102,9 @@ impl Container {
 
 /// An instance's metadata service.
 pub(super) struct Instance {
+    pub(super) service: &'static Metadata,
+    /// Its role, if that is known.
+    pub(super) role: Option<String>,
     /// Its address, without a path.
     pub(super) endpoint: Uri,
     /// It may be asked without a token, as its first version was.
@@ -101,17 +125,22 @@ impl Instance {
         let what = || format!("the metadata service of the instance, {}", self.endpoint);
         let mut headers = HeaderMap::new();
         if let Some(token) = self.token(&calls, &what).await? {
-            headers.insert(TOKEN, token);
+            headers.insert(&self.service.token, token);
         }
-        let reply = self.get(&calls, ROLES, headers.clone(), &what).await?;
-        if reply.status == StatusCode::NOT_FOUND {
-            let detail = format!("{} knows no role of it", what());
-            return Err(Refused::Absent(detail));
-        }
-        check(&reply, &what, "check the role of this instance")?;
-        let role = String::from_utf8_lossy(&reply.body).into_owned();
-        let role = role.lines().next().unwrap_or_default().trim();
-        let path = format!("{ROLES}{role}");
+        let roles = self.service.roles;
+        let role = if let Some(role) = &self.role {
+            role.clone()
+        } else {
+            let reply = self.get(&calls, roles, headers.clone(), &what).await?;
+            if reply.status == StatusCode::NOT_FOUND {
+                let detail = format!("{} knows no role of it", what());
+                return Err(Refused::Absent(detail));
+            }
+            check(&reply, &what, "check the role of this instance")?;
+            let role = String::from_utf8_lossy(&reply.body).into_owned();
+            role.lines().next().unwrap_or_default().trim().to_owned()
+        };
+        let path = format!("{roles}{role}");
         let reply = self.get(&calls, &path, headers, &what).await?;
         keys(&reply, &what, "check the role of this instance")
     }
@@ -124,7 +153,7 @@ impl Instance {
         what: &impl Fn() -> String,
     ) -> Result<Option<HeaderValue>, Refused> {
         let mut headers = HeaderMap::new();
-        headers.insert(TOKEN_LIFE, HeaderValue::from_static("300"));
+        headers.insert(&self.service.token_life, HeaderValue::from_static("300"));
         let uri = self.at("/latest/api/token", what)?;
         let asked = calls.ask(Method::PUT, &uri, headers, "", OF_INSTANCE);
         let reply = match asked.await {
@@ -140,7 +169,7 @@ impl Instance {
         let token = HeaderValue::from_bytes(reply.body.trim_ascii());
         token.map(Some).map_err(|_| {
             let detail = format!("{} did not answer with a token", what());
-            Refused::Denied(detail, "check AWS_EC2_METADATA_SERVICE_ENDPOINT")
+            Refused::Denied(detail, self.service.setting)
         })
     }
 
@@ -161,9 +190,19 @@ impl Instance {
         let uri = format!("{}{path}", base.trim_end_matches('/')).parse();
         uri.map_err(|_| {
             let detail = format!("{} names a role that no request can name", what());
-            Refused::Denied(detail, "check AWS_EC2_METADATA_SERVICE_ENDPOINT")
+            Refused::Denied(detail, self.service.setting)
         })
     }
+}
+
+/// A service's URL. Messages repeat it, so it has no password.
+pub(super) fn address(text: &str) -> Option<Uri> {
+    let uri: Uri = text.parse().ok()?;
+    let is_plain = |authority: &Authority| !authority.as_str().contains('@');
+    let fits = matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.authority().is_some_and(is_plain)
+        && uri.host().is_some_and(|host| !host.is_empty());
+    fits.then_some(uri)
 }
 
 /// An address without its path and query, which can be secret.
@@ -173,7 +212,11 @@ fn plain_uri(uri: &Uri) -> String {
     format!("{}://{host}", uri.scheme_str().unwrap_or_default())
 }
 
-fn check(reply: &Reply, what: &impl Fn() -> String, remedy: &'static str) -> Result<(), Refused> {
+pub(super) fn check(
+    reply: &Reply,
+    what: &impl Fn() -> String,
+    remedy: &'static str,
+) -> Result<(), Refused> {
     let status = reply.status;
     if status.is_success() {
         return Ok(());
@@ -181,7 +224,10 @@ fn check(reply: &Reply, what: &impl Fn() -> String, remedy: &'static str) -> Res
     let code: Code = serde_json::from_slice(&reply.body).unwrap_or_default();
     let detail = format!("{}: {} {}", what(), status.as_u16(), plain(&code.code));
     let detail = detail.trim_end().to_owned();
-    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+    let passes = status.is_server_error()
+        || status == StatusCode::TOO_MANY_REQUESTS
+        || code.code.starts_with("Throttling");
+    if passes {
         return Err(Refused::Unavailable(detail));
     }
     Err(Refused::Denied(detail, remedy))
@@ -200,28 +246,38 @@ fn keys(
     what: &impl Fn() -> String,
     remedy: &'static str,
 ) -> Result<Temporary, Refused> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Credentials {
-        access_key_id: String,
-        secret_access_key: String,
-        token: Option<String>,
-        expiration: Option<String>,
-    }
     check(reply, what, remedy)?;
-    let found: Credentials = serde_json::from_slice(&reply.body).map_err(|_| {
+    let found: Given = serde_json::from_slice(&reply.body).map_err(|_| {
         let code: Code = serde_json::from_slice(&reply.body).unwrap_or_default();
         let detail = format!("{} did not answer with keys {}", what(), plain(&code.code));
         Refused::Denied(detail.trim_end().to_owned(), remedy)
     })?;
-    Ok(Temporary {
-        life: found.expiration.as_deref().and_then(time::left),
-        keys: Keys {
-            access_key: found.access_key_id,
-            secret_key: found.secret_access_key,
-            token: found.token,
-        },
-    })
+    Ok(found.into())
+}
+
+/// Keys as services write them in JSON.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Given {
+    access_key_id: String,
+    #[serde(alias = "AccessKeySecret")]
+    secret_access_key: String,
+    #[serde(alias = "SecurityToken")]
+    token: Option<String>,
+    expiration: Option<String>,
+}
+
+impl From<Given> for Temporary {
+    fn from(given: Given) -> Self {
+        Self {
+            life: given.expiration.as_deref().and_then(time::left),
+            keys: Keys {
+                access_key: given.access_key_id,
+                secret_key: given.secret_access_key,
+                token: given.token,
+            },
+        }
+    }
 }
 
 #[cfg(test)]

@@ -8,10 +8,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-type Reply = dyn Fn(&str) -> Vec<u8> + Send + Sync;
+type Reply = dyn Fn(&str, &str) -> Vec<u8> + Send + Sync;
 
 /// A service that answers each request by its head, and closes the connection. It ends with the test's runtime.
 pub(crate) async fn service(reply: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> SocketAddr {
+    service_of_forms(move |head, _| reply(head)).await
+}
+
+/// The same, which answers by the request's head and its body.
+pub(crate) async fn service_of_forms(
+    reply: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let reply: Arc<Reply> = Arc::new(reply);
@@ -28,9 +35,16 @@ async fn answer(mut stream: TcpStream, reply: Arc<Reply>) -> std::io::Result<()>
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
     }
-    stream
-        .write_all(&reply(&String::from_utf8_lossy(&head)))
-        .await?;
+    let head = String::from_utf8_lossy(&head);
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        let is_length = name.eq_ignore_ascii_case("content-length");
+        is_length.then(|| value.trim().parse().ok())?
+    });
+    let mut body = vec![0; length.unwrap_or(0)];
+    stream.read_exact(&mut body).await?;
+    let body = String::from_utf8_lossy(&body);
+    stream.write_all(&reply(&head, &body)).await?;
     stream.shutdown().await?;
     // What was sent with the head must be taken in, or the answer is lost with the connection.
     let mut rest = Vec::new();

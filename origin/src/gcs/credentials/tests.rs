@@ -11,7 +11,7 @@ use weir_core::CredentialName;
 use crate::credential::{Credential, CredentialError, CredentialSource, Secret};
 use crate::spec::OriginSpec;
 use crate::transport::renewed::Renewed;
-use crate::transport::testing::{service, with_head};
+use crate::transport::testing::{service, service_of_forms, with_head};
 
 /// A key that was made for this test.
 fn private_key() -> String {
@@ -152,10 +152,8 @@ fn a_file_that_makes_no_sense_is_named_and_not_shown() {
     let account = |key: &str, uri: &str| serde_json::json!({"type": "service_account", "client_email": "e", "private_key": key, "token_uri": uri});
     for (content, said) in [
         (serde_json::json!("hunter2"), "JSON"),
-        (
-            serde_json::json!({"type": "external_account"}),
-            "external_account",
-        ),
+        (serde_json::json!({"type": "gdch"}), "external_account"),
+        (serde_json::json!({"type": "external_account"}), "token_url"),
         (
             serde_json::json!({"type": "authorized_user", "client_id": "c"}),
             "client_secret",
@@ -229,4 +227,196 @@ async fn a_file_that_the_source_names_takes_the_place_of_the_environment() {
         error.contains("credentials team") && !error.contains("hunter2"),
         "{error}"
     );
+}
+
+/// What a pod or a machine elsewhere has, whose token comes from `source`.
+fn federated(address: std::net::SocketAddr, source: &serde_json::Value) -> serde_json::Value {
+    serde_json::json!({
+        "type": "external_account",
+        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/o",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": format!("http://{address}/v1/token"),
+        "credential_source": source,
+    })
+}
+
+fn field(form: &str, name: &str) -> Option<String> {
+    let mut fields = form_urlencoded::parse(form.as_bytes());
+    let found = fields.find(|(field, _)| field == name);
+    found.map(|(_, value)| value.into_owned())
+}
+
+/// Plays the provider of the subject token, Google's exchange and the impersonation of an account.
+async fn exchange() -> std::net::SocketAddr {
+    service_of_forms(|head, body| {
+        let json = |text: &str| with_head("200 OK", &[], text.as_bytes());
+        let line = head.lines().next().unwrap_or_default();
+        if line.starts_with("GET /subject ") {
+            assert!(
+                head.to_ascii_lowercase().contains("metadata: true"),
+                "{head}"
+            );
+            return json(r#"{"access_token":" subject\n"}"#);
+        }
+        if line.starts_with("POST /v1/token ") {
+            let is_known = field(body, "subject_token").as_deref() == Some("subject")
+                && field(body, "grant_type").as_deref()
+                    == Some("urn:ietf:params:oauth:grant-type:token-exchange")
+                && field(body, "audience")
+                    .unwrap()
+                    .starts_with("//iam.googleapis.com/")
+                && field(body, "subject_token_type").unwrap().ends_with(":jwt");
+            if !is_known {
+                return with_head("400 Bad Request", &[], br#"{"error":"invalid_grant"}"#);
+            }
+            let scope = field(body, "scope").unwrap();
+            let token = scope.rsplit('/').next().unwrap();
+            return json(&format!(
+                r#"{{"access_token":"{token}","expires_in":3600}}"#
+            ));
+        }
+        let token = "authorization: bearer cloud-platform";
+        let may = head.to_ascii_lowercase().contains(token);
+        assert!(body.contains("devstorage.read_only"), "{body}");
+        match line {
+            "POST /sa:generateAccessToken HTTP/1.1" if may => {
+                json(r#"{"accessToken":"of-account","expireTime":"2199-01-01T00:00:00Z"}"#)
+            }
+            _ => with_head(
+                "403 Forbidden",
+                &[],
+                br#"{"error":{"status":"PERMISSION_DENIED"}}"#,
+            ),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_token_of_another_provider_is_exchanged_for_one_of_google() {
+    let address = exchange().await;
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let plain = write("plain", "subject\n");
+    let fields = write("fields", r#"{"token":"subject"}"#);
+    let json = |field: &str| serde_json::json!({"type": "json", "subject_token_field_name": field});
+    for source in [
+        serde_json::json!({"file": plain}),
+        serde_json::json!({"file": fields, "format": json("token")}),
+        serde_json::json!({
+            "url": format!("http://{address}/subject"),
+            "headers": {"Metadata": "True"},
+            "format": json("access_token"),
+        }),
+    ] {
+        let mut content = federated(address, &source);
+        let found = Renewed::find(finder(&file(&dir, &content))).unwrap();
+        let token = found.get().await.unwrap();
+        assert_eq!(token.header, "Bearer devstorage.read_only", "{source}");
+        assert!(token.header.is_sensitive());
+        // The same, which may act as an account.
+        let impersonation = format!("http://{address}/sa:generateAccessToken");
+        content["service_account_impersonation_url"] = impersonation.into();
+        content["quota_project_id"] = "pay".into();
+        let found = Renewed::find(finder(&file(&dir, &content))).unwrap();
+        let token = found.get().await.unwrap();
+        assert_eq!(token.header, "Bearer of-account", "{source}");
+        assert_eq!(token.project.as_ref().unwrap(), "pay");
+    }
+    // The file is read anew for each token.
+    let content = federated(address, &serde_json::json!({"file": plain}));
+    let found = Renewed::find(finder(&file(&dir, &content))).unwrap();
+    write("plain", "hunter2");
+    let error = found.get().await.err().unwrap().to_string();
+    assert!(
+        error.contains("invalid_grant") && !error.contains("hunter2"),
+        "{error}"
+    );
+    write("plain", "subject");
+    let mut content = federated(address, &serde_json::json!({"file": plain}));
+    let other = format!("http://{address}/other:generateAccessToken");
+    content["service_account_impersonation_url"] = other.into();
+    let found = Renewed::find(finder(&file(&dir, &content))).unwrap();
+    let error = found.get().await.err().unwrap().to_string();
+    assert!(error.contains("PERMISSION_DENIED"), "{error}");
+    assert!(error.contains("workloadIdentityUser"), "{error}");
+}
+
+#[test]
+fn a_federated_identity_that_makes_no_sense_says_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = "127.0.0.1:1".parse().unwrap();
+    let empty = dir.path().join("empty");
+    std::fs::write(&empty, " \n").unwrap();
+    let json = serde_json::json!({"type": "json"});
+    for (source, said) in [
+        (serde_json::json!({}), "neither a file nor a url"),
+        (
+            serde_json::json!({"environment_id": "aws1", "url": "http://h"}),
+            "environment_id",
+        ),
+        (
+            serde_json::json!({"executable": {"command": "hunter2"}}),
+            "executable",
+        ),
+        (
+            serde_json::json!({"file": "/nonexistent/token"}),
+            "/nonexistent/token",
+        ),
+        (serde_json::json!({"file": empty}), "in which no token is"),
+        (serde_json::json!({"url": "ftp://h/x"}), "no address"),
+        (
+            serde_json::json!({"url": "http://h/x", "format": json}),
+            "subject_token_field_name",
+        ),
+        (
+            serde_json::json!({"url": "http://h/x", "headers": {"a b": "c"}}),
+            "header",
+        ),
+    ] {
+        let content = federated(address, &source);
+        let error = finder(&file(&dir, &content)).find().err().unwrap();
+        let error = error.to_string();
+        assert!(
+            error.contains(said) && error.contains("key.json"),
+            "{error}"
+        );
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    let source = serde_json::json!({"url": "http://127.0.0.1:1/x"});
+    for name in ["token_url", "service_account_impersonation_url"] {
+        let mut content = federated(address, &source);
+        content[name] = "http://evil.example/token".into();
+        let error = finder(&file(&dir, &content)).find().err().unwrap();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_source_names_no_identity_that_reads_files_or_addresses_of_the_reader() {
+    let address = exchange().await;
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "subject").unwrap();
+    let content = federated(address, &serde_json::json!({"file": secret})).to_string();
+    let credential = Credential {
+        kind: CredentialKind::Google(Secret::new(content.clone().into_bytes())),
+        endpoints: Vec::new(),
+    };
+    let error = credential.check().unwrap_err();
+    assert!(error.contains("GOOGLE_APPLICATION_CREDENTIALS"), "{error}");
+    // Nor if a master of another version keeps it.
+    let spec = OriginSpec {
+        credentials: Some("team".to_owned()),
+        ..OriginSpec::parse("gs://b").unwrap()
+    };
+    let given = Arc::new(Given(content.into_bytes()));
+    let named = Named::new("team".parse().unwrap(), &spec, given, "gs://b".into());
+    let finder = Finder::new("gs://b".into(), || Environment::of([]), Some(named));
+    let error = Renewed::find(finder).unwrap().get().await.err().unwrap();
+    assert!(error.to_string().contains("credentials team"), "{error}");
 }

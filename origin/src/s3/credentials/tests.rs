@@ -255,7 +255,11 @@ async fn oss_has_keys_of_its_own_and_never_those_of_aws() {
             name: "oss://b".into(),
             ..settings()
         };
-        let all = variables.iter().copied().chain([("HOME", "/nonexistent")]);
+        let lone = [
+            ("HOME", "/nonexistent"),
+            ("ALIBABA_CLOUD_ECS_METADATA_DISABLED", "true"),
+        ];
+        let all = variables.iter().copied().chain(lone);
         let environment = Environment::of(all);
         let find =
             Box::new(move |settings: &Settings| Found::in_environment(settings, &environment));
