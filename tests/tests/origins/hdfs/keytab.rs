@@ -38,6 +38,8 @@ fn a_keytab_that_the_master_keeps_is_used_and_replaced() {
     // No process has a ticket or a keytab of its own.
     lab.set_env("KRB5_CLIENT_KTNAME", "/nowhere");
     lab.set_env("KRB5CCNAME", "FILE:/nowhere/tickets");
+    // Whom a process of the machine acts for is not whom the source is read as: the cluster lets nobody act for another.
+    lab.set_env("HADOOP_PROXY_USER", "mallory");
     let cluster = Cluster::start_secure_master(&lab, &[], 1);
     let credentials =
         |what: &[&str]| -> Outcome { cluster.weir(&[&["credentials"], what].concat()) };

@@ -770,7 +770,7 @@ impl GssapiSession {
         let state = GssapiState::Pending(GssClientCtx::with_credential(target, credential));
         Ok(Self {
             state,
-            effective_user,
+            effective_user: User::proxy_user(effective_user, auth.as_deref()),
         })
     }
 

@@ -84,7 +84,11 @@ pub(crate) async fn negotiate_sasl_session(
     let mut writer = SaslWriter::new(writer);
 
     if !config.security_enabled() {
-        return Ok((User::get_simple_user(effective_user), reader, writer));
+        return Ok((
+            User::get_simple_user(effective_user, auth.as_deref()),
+            reader,
+            writer,
+        ));
     }
 
     let rpc_sasl = RpcSaslProto {
@@ -177,7 +181,7 @@ pub(crate) async fn negotiate_sasl_session(
     let user_info = if let Some(session) = session.as_ref() {
         session.get_user_info()?
     } else {
-        User::get_simple_user(effective_user)
+        User::get_simple_user(effective_user, auth.as_deref())
     };
     let session = session
         .filter(|x| {

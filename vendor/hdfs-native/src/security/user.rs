@@ -17,6 +17,7 @@ use crate::proto::common::TokenProto;
 use crate::proto::hdfs::AccessModeProto;
 use crate::proto::hdfs::BlockTokenSecretProto;
 use crate::proto::hdfs::StorageTypeProto;
+use crate::security::ClientAuth;
 use crate::security::gssapi::GssapiSession;
 
 const HADOOP_USER_NAME: &str = "HADOOP_USER_NAME";
@@ -365,22 +366,58 @@ impl User {
             })
     }
 
+    /// Changed by Weir: the environment has no say, see [`Self::proxy_user`].
     pub(crate) fn get_user_info_from_principal(
         principal: &str,
         effective_user: Option<String>,
     ) -> UserInfo {
         UserInfo {
             real_user: Some(User::get_user_from_principal(principal)),
-            effective_user: effective_user.or_else(|| env::var(HADOOP_PROXY_USER).ok()),
+            effective_user,
         }
     }
 
-    pub(crate) fn get_simple_user(effective_user: Option<String>) -> UserInfo {
+    /// For whom a client acts: whom it was given, or whom the environment names if it has no credentials of its own.
+    /// Added by Weir.
+    pub(crate) fn proxy_user(
+        effective_user: Option<String>,
+        auth: Option<&ClientAuth>,
+    ) -> Option<String> {
+        Self::proxy_user_in(effective_user, auth, |name| env::var(name).ok())
+    }
+
+    fn proxy_user_in(
+        effective_user: Option<String>,
+        auth: Option<&ClientAuth>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Option<String> {
+        let named = || variable(HADOOP_PROXY_USER).filter(|user| !user.trim().is_empty());
+        effective_user.or_else(|| named().filter(|_| auth.is_none()))
+    }
+
+    /// Changed by Weir: a client with credentials of its own is their user, whatever the environment says.
+    pub(crate) fn get_simple_user(
+        effective_user: Option<String>,
+        auth: Option<&ClientAuth>,
+    ) -> UserInfo {
+        Self::simple_user_in(effective_user, auth, |name| env::var(name).ok())
+    }
+
+    fn simple_user_in(
+        effective_user: Option<String>,
+        auth: Option<&ClientAuth>,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> UserInfo {
+        let principal = auth
+            .and_then(|auth| auth.credentials())
+            .and_then(|credentials| credentials.principal.as_deref());
+        let named = || variable(HADOOP_USER_NAME).filter(|user| !user.trim().is_empty());
         UserInfo {
             real_user: None,
             effective_user: Some(
                 effective_user
-                    .or_else(|| env::var(HADOOP_USER_NAME).ok())
+                    .or_else(|| principal.map(User::get_user_from_principal))
+                    .or_else(named)
                     .unwrap_or_else(|| username().unwrap_or_else(|_| "unknown".to_string())),
             ),
         }
@@ -391,11 +428,12 @@ impl User {
         security_enabled: bool,
     ) -> UserInfo {
         if security_enabled && let Ok(principal) = GssapiSession::get_default_principal() {
+            let effective_user = User::proxy_user(effective_user, None);
             let user_info = User::get_user_info_from_principal(&principal, effective_user);
             return user_info;
         }
 
-        User::get_simple_user(effective_user)
+        User::get_simple_user(effective_user, None)
     }
 
     pub(crate) fn get_user_from_principal(principal: &str) -> String {
@@ -417,6 +455,35 @@ mod tests {
     use tempfile::NamedTempFile;
 
     use super::*;
+    use crate::security::KerberosCredentials;
+
+    #[test]
+    fn the_environment_has_no_say_where_credentials_were_given() {
+        let credentials = KerberosCredentials::new(
+            Some("weir/host@EXAMPLE.COM".to_string()),
+            Some("/run/weir.keytab".to_string()),
+            None,
+        );
+        let auth = ClientAuth::new(credentials.unwrap().unwrap());
+        let said = |_: &str| Some("mallory".to_string());
+        let alice = || Some("alice".to_string());
+        assert_eq!(User::proxy_user_in(None, Some(&auth), said), None);
+        assert_eq!(User::proxy_user_in(alice(), Some(&auth), said), alice());
+        assert_eq!(User::proxy_user_in(None, None, said).unwrap(), "mallory");
+        let of = |user, auth, value: &'static str| {
+            let info = User::simple_user_in(user, auth, |_| Some(value.to_string()));
+            info.effective_user.unwrap()
+        };
+        assert_eq!(of(None, Some(&*auth), "mallory"), "weir");
+        assert_eq!(of(alice(), Some(&*auth), "mallory"), "alice");
+        assert_eq!(of(None, None, "bob"), "bob");
+        // Empty variables are unset.
+        assert_eq!(
+            User::proxy_user_in(None, None, |_| Some(" ".to_string())),
+            None
+        );
+        assert!(!of(None, None, "").trim().is_empty());
+    }
 
     #[test]
     fn test_get_user_info_uses_provided_effective_user_for_simple_auth() {
