@@ -15,7 +15,7 @@ mod mapped;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -141,13 +141,17 @@ impl Manifest {
     }
 
     /// Reads and checks a manifest's file. A long one stays there: what is read of it is mapped, and the kernel may take the
-    /// memory back. Nobody may change or shorten such a file while the manifest is in use; it may be removed.
+    /// memory back; unless others than this user and root may write to it, who could shorten it under its readers. It may
+    /// be removed.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let file = File::open(path)?;
-        if file.metadata()?.len() < mapped::MAPPED_FROM as u64 {
-            return Ok(Self::from_bytes(Bytes::from(std::fs::read(path)?))?);
+        let mut file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.len() >= mapped::MAPPED_FROM as u64 && mapped::is_private(&metadata) {
+            return Ok(Self::from_mapped(Mapped::new(file)?)?);
         }
-        Ok(Self::from_mapped(Mapped::new(file)?)?)
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Self::from_bytes(bytes.into())?)
     }
 
     fn from_mapped(mapped: Mapped) -> Result<Self, DamagedManifest> {

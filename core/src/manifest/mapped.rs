@@ -1,13 +1,15 @@
 //! A manifest's file as memory, which the kernel can take back.
 //!
-//! Invariant: nobody changes or shortens a mapped file. Manifests are written to files without a name or to new
-//! ones, and only their names change afterwards. A disk that fails under a mapped page ends the process, as one
+//! Invariant: nobody changes or shortens a mapped file: a page behind its end would end the process. Manifests are written
+//! to files without a name or to new ones, and only their names change afterwards. Files that others than this user and
+//! root may write to are not mapped. A disk that fails under a mapped page ends the process, as one
 //! that fails under its program does.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,6 +27,13 @@ pub(super) struct Mapped(Arc<Inner>);
 struct Inner {
     map: Mmap,
     file: File,
+}
+
+/// Whether nobody but this user and root may write to a file.
+pub(super) fn is_private(metadata: &Metadata) -> bool {
+    let owner = metadata.uid();
+    let is_own = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    is_own && metadata.mode() & 0o022 == 0 && metadata.is_file()
 }
 
 impl Mapped {

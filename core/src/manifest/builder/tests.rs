@@ -209,6 +209,19 @@ fn a_manifest_on_disk_is_named_copied_and_opened() {
             "removed, but still open"
         );
     }
+    // One that others may write to is read: they cannot shorten it under its readers.
+    let path = dir.join("open");
+    manifest.write_to(&path).unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    std::fs::set_permissions(&path, everybody).unwrap();
+    let opened = Manifest::open(&path).unwrap();
+    assert!(opened.mapped.is_none());
+    std::fs::File::options()
+        .write(true)
+        .truncate(true)
+        .open(&path)
+        .unwrap();
+    assert_equal(&opened, &manifest);
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
