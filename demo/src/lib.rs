@@ -4,6 +4,7 @@
 //! It must not know any other crate of Weir, so that a demo on a fresh machine builds nothing that only measurements need.
 
 pub mod data;
+pub mod ending;
 pub mod http;
 pub mod kernel;
 pub mod metrics;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use weir_demo::data::{Tree, dependency_sources};
+use weir_demo::ending;
 use weir_demo::kernel::drop_caches;
 use weir_demo::metrics::Scrape;
 use weir_demo::mount::Mount;
@@ -33,6 +34,7 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    ending::on_signals()?;
     let scratch = std::path::absolute(&args.dir)?;
     let (mountpoint, cache) = (scratch.join("mnt"), scratch.join("cache"));
     let _ = std::fs::remove_dir_all(&cache); // the first epoch starts cold

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
+use crate::ending::{Entry, making};
 use crate::process::{binary, forget_settings};
 use crate::wait::wait_for;
 
@@ -58,7 +59,8 @@ pub struct Mount {
     /// Where it is.
     pub dir: PathBuf,
     home: PathBuf,
-    mounted: bool,
+    /// None if it is not mounted any more, or never was.
+    mounted: Option<Entry>,
 }
 
 /// What `weir status` says of a mount.
@@ -79,17 +81,23 @@ impl Mount {
         let mut mount = Self {
             dir: dir.to_owned(),
             home: home.to_owned(),
-            mounted: false,
+            mounted: None,
         };
         let mut command = weir(home)?;
         command.arg("mount").arg(source).arg(dir).args(args);
+        let making = making();
         let output = command.stderr(Stdio::inherit()).output()?;
         ensure!(
             output.status.success(),
             "weir mount {source} failed: {}",
             output.status
         );
-        mount.mounted = true;
+        let (dir, home) = (dir.to_owned(), home.to_owned());
+        mount.mounted = Some(making.enter(move || {
+            if let Err(error) = unmount(&home, &dir, true) {
+                eprintln!("{error:#}");
+            }
+        }));
         Ok(mount)
     }
 
@@ -134,18 +142,22 @@ impl Mount {
     }
 
     fn unmount(&mut self, lazy: bool) -> anyhow::Result<()> {
-        if !std::mem::take(&mut self.mounted) {
-            return Ok(());
+        match self.mounted.take() {
+            Some(_entry) => unmount(&self.home, &self.dir, lazy),
+            None => Ok(()),
         }
-        let mut command = weir(&self.home)?;
-        command.arg("unmount").arg(&self.dir);
-        if lazy {
-            command.arg("--lazy");
-        }
-        let status = command.stdout(Stdio::null()).status()?;
-        ensure!(status.success(), "weir unmount failed: {status}");
-        Ok(())
     }
+}
+
+fn unmount(home: &Path, dir: &Path, lazy: bool) -> anyhow::Result<()> {
+    let mut command = weir(home)?;
+    command.arg("unmount").arg(dir);
+    if lazy {
+        command.arg("--lazy");
+    }
+    let status = command.stdout(Stdio::null()).status()?;
+    ensure!(status.success(), "weir unmount failed: {status}");
+    Ok(())
 }
 
 impl Drop for Mount {

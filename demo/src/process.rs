@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::ending::{END_DEADLINE, Entry, end_child, making};
 use crate::wait::wait_for;
 
-/// Longest wait for a process to come up, and for one to end after it was told to.
+/// Longest wait for a process to come up.
 const START_DEADLINE: Duration = Duration::from_mins(1);
-const END_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A binary beside this one.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
@@ -46,6 +46,7 @@ pub struct Process {
     child: Child,
     name: String,
     log: PathBuf,
+    _entry: Entry,
 }
 
 impl Process {
@@ -57,16 +58,19 @@ impl Process {
     ) -> anyhow::Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
         let name = command.get_program().display().to_string();
+        let making = making();
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
+        let pid = child.id();
         let mut process = Self {
             child,
             name,
             log: log.to_owned(),
+            _entry: making.enter(move || end_child(pid)),
         };
         let name = process.name.clone();
         wait_for(&name, START_DEADLINE, || {

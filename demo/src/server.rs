@@ -7,11 +7,13 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 
+use crate::ending::{Entry, end_child, making};
 use crate::process::binary;
 
 /// A running `weir-s3-server`. It ends when it goes out of scope.
 pub struct Builtin {
     child: Child,
+    _entry: Entry,
     /// Its URL.
     pub endpoint: String,
 }
@@ -37,15 +39,17 @@ impl Builtin {
     }
 
     fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Self> {
+        let making = making();
         let mut child = Command::new(binary("weir-s3-server")?)
             .args(["--listen", "127.0.0.1:0"])
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
-        let stdout = child.stdout.take();
+        let (stdout, pid) = (child.stdout.take(), child.id());
         let mut server = Self {
             child,
+            _entry: making.enter(move || end_child(pid)),
             endpoint: String::new(),
         };
         // It says where it listens, or ends, which closes the pipe.

@@ -42,6 +42,7 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    weir_demo::ending::on_signals()?;
     let (out, server, runs) = if args.quick {
         (args.dir.join("quick"), Kind::Builtin, 1)
     } else {

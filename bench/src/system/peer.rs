@@ -5,6 +5,7 @@ use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::ensure;
+use weir_demo::ending::{Entry, making};
 
 use crate::kernel::is_mountpoint;
 use crate::process::{Process, forget_settings};
@@ -82,6 +83,7 @@ impl PeerCommand {
 pub struct Peer {
     process: Process,
     dir: PathBuf,
+    _entry: Entry,
 }
 
 impl Peer {
@@ -107,9 +109,12 @@ impl Peer {
         command.args(words).env("HOME", home);
         forget_settings(&mut command, "AWS_");
         let process = Process::start(command, &home.join("log"), || is_mountpoint(dir))?;
+        let mounted = dir.to_owned();
+        let unmount = move || crate::kernel::unmount_below(&mounted);
         Ok(Self {
             process,
             dir: dir.to_owned(),
+            _entry: making().enter(unmount),
         })
     }
 

@@ -1,0 +1,182 @@
+//! What is ended when the program is interrupted: a signal runs no destructor.
+//!
+//! Whatever would outlive the program is entered here when it is made, and leaves when it was ended as usual. SIGINT,
+//! SIGTERM and SIGHUP end what is entered, the newest first, and then the program.
+
+use std::future::poll_fn;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::wait::wait_for;
+
+/// Longest wait for a process to end after it was told to.
+pub(crate) const END_DEADLINE: Duration = Duration::from_secs(10);
+
+type End = Box<dyn FnOnce() + Send>;
+
+/// What is entered.
+struct Entries {
+    next: u64,
+    ends: Vec<(u64, End)>,
+    /// The program ends: nothing is made any more.
+    interrupted: bool,
+}
+
+static ENTRIES: Mutex<Entries> = Mutex::new(Entries {
+    next: 0,
+    ends: Vec::new(),
+    interrupted: false,
+});
+
+/// The entries; of a program that is being ended never, since whoever asks must not go on.
+fn entries() -> MutexGuard<'static, Entries> {
+    let entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+    if entries.interrupted {
+        drop(entries);
+        loop {
+            std::thread::park();
+        }
+    }
+    entries
+}
+
+/// Something is being made that will have to be ended; nothing is ended meanwhile.
+pub struct Making(MutexGuard<'static, Entries>);
+
+/// Begins to make something. Does not come back if the program is being ended.
+pub fn making() -> Making {
+    Making(entries())
+}
+
+impl Making {
+    /// It is made. `end` ends it if the program is interrupted before the entry is dropped.
+    pub fn enter(mut self, end: impl FnOnce() + Send + 'static) -> Entry {
+        let number = self.0.next;
+        self.0.next += 1;
+        self.0.ends.push((number, Box::new(end)));
+        Entry(number)
+    }
+}
+
+/// Something that is to be ended; dropped when it has been.
+#[derive(Debug)]
+pub struct Entry(u64);
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        entries().ends.retain(|(number, _)| *number != self.0);
+    }
+}
+
+/// Tells a child of this process to end, and kills it if it does not.
+pub fn end_child(pid: u32) {
+    let Some(pid) = Pid::from_raw(pid.cast_signed()) else {
+        return;
+    };
+    // An error is that it is gone.
+    let gone = || !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None));
+    let _ = kill_process(pid, Signal::TERM);
+    let ended = wait_for("its end", END_DEADLINE, || Ok(gone().then_some(())));
+    if ended.is_err() {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+fn end_all() {
+    let mut entries = entries();
+    entries.interrupted = true;
+    let ends = std::mem::take(&mut entries.ends);
+    drop(entries);
+    for (_, end) in ends.into_iter().rev() {
+        end();
+    }
+}
+
+/// Has signals end what is entered, and then the program. A second signal ends it at once.
+///
+/// # Errors
+/// When the signals cannot be waited for.
+pub fn on_signals() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let guard = runtime.enter();
+    let mut signals = Vec::new();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        signals.push((kind.as_raw_value(), signal(kind)?));
+    }
+    drop(guard);
+    std::thread::spawn(move || {
+        let code = runtime.block_on(async {
+            let number = next(&mut signals).await;
+            eprintln!("interrupted: what was started is ended");
+            let ended = tokio::task::spawn_blocking(end_all);
+            tokio::select! {
+                _ = ended => {}
+                _ = next(&mut signals) => {}
+            }
+            128 + number
+        });
+        std::process::exit(code)
+    });
+    Ok(())
+}
+
+/// The number of the next signal that comes.
+async fn next(signals: &mut [(i32, tokio::signal::unix::Signal)]) -> i32 {
+    poll_fn(|context| {
+        let came = signals
+            .iter_mut()
+            .find_map(|(number, signal)| signal.poll_recv(context).is_ready().then_some(*number));
+        came.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    #[allow(clippy::zombie_processes, reason = "what is tested waits for it")]
+    fn what_is_entered_is_ended_from_the_newest_and_nothing_is_made_after_that() {
+        let (send, ended) = channel();
+        let enter = |name: &'static str| {
+            let send = send.clone();
+            making().enter(move || send.send(name).unwrap())
+        };
+        let first = enter("server");
+        drop(enter("ended as usual"));
+        let second = enter("mount");
+        // A process that lasts, and one that is not there any more.
+        let mut child = std::process::Command::new("sleep");
+        let child = child.arg("600").spawn().unwrap();
+        let pid = child.id();
+        let third = making().enter(move || end_child(pid));
+        end_all();
+        assert_eq!(ended.try_iter().collect::<Vec<_>>(), ["mount", "server"]);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        end_child(pid);
+        // Who goes on meanwhile waits for the end of the program.
+        let (send, made) = channel();
+        std::thread::spawn(move || {
+            drop(making());
+            let _ = send.send(());
+        });
+        let nothing = made.recv_timeout(std::time::Duration::from_millis(50));
+        assert!(nothing.is_err());
+        for entry in [first, second, third] {
+            std::mem::forget(entry);
+        }
+    }
+}
