@@ -103,10 +103,13 @@ fn fetch_emulators() {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = run::process::serve(SUITES) {
+    if let Some(code) = run::process::serve(&[SUITES, run::checks::SUITES]) {
         return code;
     }
-    let args = Arguments::from_args();
+    let mut args = Arguments::from_args();
+    if run::checks::are_meant() {
+        return run::all(run::checks::SUITES, &args);
+    }
     let missing = weir_tests::fuse_missing();
     // Nobody waits for a cluster who only wants to see the names, or runs the tests of the workspace.
     let is_meant = std::env::var_os("WEIR_TEST_ORIGINS").is_some();
@@ -123,5 +126,10 @@ fn main() -> ExitCode {
             trial.with_ignored_flag(true)
         })
     });
-    libtest_mimic::run(&args, trials.collect()).exit_code()
+    let mut trials: Vec<Trial> = trials.collect();
+    let checks = run::checks::trials().into_iter();
+    trials.extend(checks.map(|trial| trial.with_ignored_flag(missing.is_some())));
+    // What they start shares two cores.
+    args.test_threads.get_or_insert(1);
+    libtest_mimic::run(&args, trials).exit_code()
 }

@@ -17,6 +17,7 @@ use crate::Suite;
 use crate::origins::run::left_behind::Scratch;
 use crate::origins::run::process::{Ended, SuiteProcess};
 
+pub(crate) mod checks;
 pub(crate) mod left_behind;
 pub(crate) mod process;
 
