@@ -17,15 +17,7 @@ impl Scrape {
         Http::connect(url)?.get(&format!("/{path}"), &mut buffer, |piece| {
             text.extend_from_slice(piece);
         })?;
-        let text = String::from_utf8(text)?;
-        let samples = text
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| {
-                let (name, value) = line.rsplit_once(' ')?;
-                Some((name.to_owned(), value.parse().ok()?))
-            });
-        Ok(Self(samples.collect()))
+        Ok(Self(samples(&String::from_utf8(text)?)))
     }
 
     /// How many samples of `name` there are.
@@ -36,13 +28,25 @@ impl Scrape {
 
     /// Sum of the samples of `name` whose labels contain `label` (all when it is empty).
     pub fn sum(&self, name: &str, label: &str) -> f64 {
-        self.0
-            .iter()
-            .filter(|(sample, _)| {
-                let (sample, labels) = sample.split_once('{').unwrap_or((sample, ""));
-                sample == name && labels.contains(label)
-            })
-            .map(|(_, value)| value)
-            .sum()
+        sum(&self.0, name, label)
     }
+}
+
+/// The samples of a page of metrics: `name{labels}` to value.
+pub fn samples(page: &str) -> BTreeMap<String, f64> {
+    let lines = page.lines().filter(|line| !line.starts_with('#'));
+    let samples = lines.filter_map(|line| {
+        let (name, value) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    });
+    samples.collect()
+}
+
+/// Sum of the samples of `name` whose labels contain `label` (all when it is empty).
+pub fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
+    let of_name = samples.iter().filter(|(sample, _)| {
+        let (sample, labels) = sample.split_once('{').unwrap_or((sample, ""));
+        sample == name && labels.contains(label)
+    });
+    of_name.map(|(_, value)| value).sum()
 }

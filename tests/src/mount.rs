@@ -144,7 +144,7 @@ impl<'a> Mount<'a> {
     /// Sum of the samples of a metric whose labels contain `label`.
     #[track_caller]
     pub fn metric(&self, name: &str, label: &str) -> f64 {
-        crate::process::sum(&self.metrics(), name, label)
+        weir_demo::metrics::sum(&self.metrics(), name, label)
     }
 
     /// The log of the mount's processes.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use weir_demo::metrics::{samples, sum};
 
 use crate::wait_until;
 
@@ -151,22 +152,5 @@ pub fn get(url: &str) -> (u16, String) {
 pub(crate) fn scrape(url: &str) -> BTreeMap<String, f64> {
     let (status, text) = get(url);
     assert_eq!(status, 200, "{text}");
-    text.lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| {
-            let (sample, value) = line.rsplit_once(' ').unwrap();
-            (sample.to_owned(), value.parse().unwrap())
-        })
-        .collect()
-}
-
-pub(crate) fn sum(samples: &BTreeMap<String, f64>, name: &str, label: &str) -> f64 {
-    samples
-        .iter()
-        .filter(|(sample, _)| {
-            let (sample, labels) = sample.split_once('{').unwrap_or((sample, ""));
-            sample == name && labels.contains(label)
-        })
-        .map(|(_, value)| value)
-        .sum()
+    samples(&text)
 }

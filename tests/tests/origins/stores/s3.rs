@@ -1,10 +1,11 @@
 //! Stores that speak S3: the small server of the other tests, the same as OSS, and MinIO.
 
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use weir_s3_server::{Config, S3Server};
+use weir_s3_server::{Bucket, Config, S3Server};
 use weir_tests::{BUCKET, wait_until};
 
 use super::running::{Running, emulators, encoded};
@@ -38,119 +39,127 @@ fn mistakes(at: SocketAddr) -> Vec<Mistake> {
     ]
 }
 
-/// A small S3 server that knows its callers, with this domain for buckets' own hosts.
-fn serve(domain: Option<&str>) -> S3Server {
-    let server = S3Server::start(Config {
-        credentials: Some((USER.to_owned(), SECRET.to_owned())),
-        domain: domain.map(str::to_owned),
-        ..Config::default()
-    });
-    let server = server.unwrap();
-    server.edit(BUCKET, |_| ());
-    server
+/// The small S3 server of the other tests, reached as one service or another.
+pub(crate) struct Small<K> {
+    server: S3Server,
+    kind: PhantomData<fn() -> K>,
 }
 
-fn address(server: &S3Server) -> Option<SocketAddr> {
-    let endpoint = server.endpoint();
-    Some(endpoint.strip_prefix("http://")?.parse().unwrap())
+/// What the small server stands for.
+pub(crate) trait Standing: 'static {
+    /// Its URLs.
+    const SCHEME: &str;
+    /// The domain of buckets' own hosts.
+    const DOMAIN: Option<&str>;
+
+    fn flags(at: SocketAddr) -> Vec<String>;
+    fn environment(at: SocketAddr) -> Vec<(&'static str, String)>;
+    fn mistakes(at: SocketAddr) -> Vec<Mistake>;
 }
 
-fn put(server: &S3Server, key: &str, content: &[u8]) {
-    server.edit(BUCKET, |bucket| bucket.put(key, content.to_vec()));
-}
-
-fn delete(server: &S3Server, key: &str) {
-    server.edit(BUCKET, |bucket| {
-        bucket.delete(key.as_bytes());
-    });
-}
-
-/// The S3 server of the other tests.
-pub(crate) struct S3Service(S3Server);
-
-impl UnderTest for S3Service {
+impl<K: Standing> UnderTest for Small<K> {
     fn start() -> Self {
-        Self(serve(None))
+        let server = S3Server::start(Config {
+            credentials: Some((USER.to_owned(), SECRET.to_owned())),
+            domain: K::DOMAIN.map(str::to_owned),
+            ..Config::default()
+        });
+        let server = server.unwrap();
+        server.edit(BUCKET, |_| ());
+        Self {
+            server,
+            kind: PhantomData,
+        }
     }
 
     fn address(&self) -> Option<SocketAddr> {
-        address(&self.0)
+        let endpoint = self.server.endpoint();
+        Some(endpoint.strip_prefix("http://")?.parse().unwrap())
     }
 
     fn put(&self, key: &str, content: &[u8]) {
-        put(&self.0, key, content);
+        let put = |bucket: &mut Bucket| bucket.put(key, content.to_vec());
+        self.server.edit(BUCKET, put);
     }
 
     fn delete(&self, key: &str) {
-        delete(&self.0, key);
+        self.server.edit(BUCKET, |bucket| {
+            bucket.delete(key.as_bytes());
+        });
     }
 
     fn url(&self, _at: SocketAddr) -> String {
-        format!("s3://{BUCKET}/")
+        format!("{}://{BUCKET}/", K::SCHEME)
     }
 
     fn flags(&self, at: SocketAddr) -> Vec<String> {
-        endpoint(at)
+        K::flags(at)
     }
 
-    fn environment(&self, _at: SocketAddr) -> Vec<(&'static str, String)> {
-        keys()
+    fn environment(&self, at: SocketAddr) -> Vec<(&'static str, String)> {
+        K::environment(at)
     }
 
     fn mistakes(&self, at: SocketAddr) -> Vec<Mistake> {
+        K::mistakes(at)
+    }
+}
+
+/// The server as what it is.
+pub(crate) struct AsS3;
+pub(crate) type S3Service = Small<AsS3>;
+
+impl Standing for AsS3 {
+    const SCHEME: &str = "s3";
+    const DOMAIN: Option<&str> = None;
+
+    fn flags(at: SocketAddr) -> Vec<String> {
+        endpoint(at)
+    }
+
+    fn environment(_at: SocketAddr) -> Vec<(&'static str, String)> {
+        keys()
+    }
+
+    fn mistakes(at: SocketAddr) -> Vec<Mistake> {
         mistakes(at)
     }
 }
 
-/// The same server in the place of OSS's endpoint for S3's protocol: a proxy of the environment leads there, so that requests
+/// The server in the place of OSS's endpoint for S3's protocol: a proxy of the environment leads there, so that requests
 /// have the hosts, and signatures the region, that OSS wants.
-pub(crate) struct Oss(S3Server);
+pub(crate) struct AsOss;
+pub(crate) type Oss = Small<AsOss>;
 
 /// Where OSS's own protocol is spoken, and S3's.
 const OSS_ENDPOINT: &str = "http://oss-cn-hangzhou.aliyuncs.com";
 const OSS_S3_HOST: &str = "s3.oss-cn-hangzhou.aliyuncs.com";
 
-impl UnderTest for Oss {
-    fn start() -> Self {
-        Self(serve(Some(OSS_S3_HOST)))
-    }
+impl Standing for AsOss {
+    const SCHEME: &str = "oss";
+    const DOMAIN: Option<&str> = Some(OSS_S3_HOST);
 
-    fn address(&self) -> Option<SocketAddr> {
-        address(&self.0)
-    }
-
-    fn put(&self, key: &str, content: &[u8]) {
-        put(&self.0, key, content);
-    }
-
-    fn delete(&self, key: &str) {
-        delete(&self.0, key);
-    }
-
-    fn url(&self, _at: SocketAddr) -> String {
-        format!("oss://{BUCKET}/")
-    }
-
-    fn flags(&self, _at: SocketAddr) -> Vec<String> {
+    fn flags(_at: SocketAddr) -> Vec<String> {
         ["--endpoint".to_owned(), OSS_ENDPOINT.to_owned()].into()
     }
 
-    fn environment(&self, at: SocketAddr) -> Vec<(&'static str, String)> {
+    fn environment(at: SocketAddr) -> Vec<(&'static str, String)> {
         vec![
             ("HTTP_PROXY", format!("http://{at}")),
             ("NO_PROXY", String::new()),
             ("no_proxy", String::new()),
             ("OSS_ACCESS_KEY_ID", USER.to_owned()),
             ("OSS_ACCESS_KEY_SECRET", SECRET.to_owned()),
+            ("ALIBABA_CLOUD_ECS_METADATA_DISABLED", "true".to_owned()),
         ]
     }
 
-    fn mistakes(&self, at: SocketAddr) -> Vec<Mistake> {
-        let url = self.url(at);
-        let denied = || Mistake::new(&url, self.flags(at), "access denied");
-        let keyless = Mistake::new(&url, self.flags(at), "OSS_ACCESS_KEY_ID");
+    fn mistakes(at: SocketAddr) -> Vec<Mistake> {
+        let url = format!("oss://{BUCKET}/");
+        let denied = || Mistake::new(&url, Self::flags(at), "access denied");
+        let keyless = Mistake::new(&url, Self::flags(at), "OSS_ACCESS_KEY_ID");
         vec![
-            Mistake::new("oss://missing/", self.flags(at), "does not exist"),
+            Mistake::new("oss://missing/", Self::flags(at), "does not exist"),
             Mistake::new(&url, Vec::new(), "OSS_REGION"),
             denied().with("OSS_ACCESS_KEY_SECRET", "wrong"),
             denied().with("OSS_ACCESS_KEY_ID", "nobody"),
