@@ -106,7 +106,7 @@ fn chosen(suite: &Suite, args: &Arguments) -> Vec<&'static str> {
 }
 
 fn run(suite: &Suite, cases: &[&str], scratch: &Path, outcomes: &Mutex<Vec<Outcome>>) {
-    let scratch = Scratch::new(scratch.join(suite.name));
+    let scratch = Scratch::of(scratch.join(suite.name));
     let tell = |case: &str, took: Duration, problem: Option<String>| {
         let outcome = Outcome {
             name: format!("{}::{case}", suite.name),
@@ -120,6 +120,8 @@ fn run(suite: &Suite, cases: &[&str], scratch: &Path, outcomes: &Mutex<Vec<Outco
     for case in cases {
         if running.is_none() {
             let begun = Instant::now();
+            // It went with the process before.
+            scratch.make();
             let mut process = SuiteProcess::start(suite.name, &scratch);
             if let Err(problem) = process.ask("prepare", PREPARATION_LIMIT).of(&process) {
                 process.kill();

@@ -20,13 +20,12 @@ const KILLED: Duration = Duration::from_secs(20);
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes it.
-    pub(crate) fn new(path: PathBuf) -> Self {
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+    /// Makes it, unless it is there.
+    pub(crate) fn make(&self) {
+        std::fs::create_dir_all(&self.0).unwrap();
     }
 
-    /// One that is there.
+    /// One that is there, or is to be made.
     pub(crate) fn of(path: PathBuf) -> Self {
         Self(path)
     }
