@@ -76,7 +76,7 @@ pub(crate) async fn call(address: &str, dial: &Dial) -> Result<MasterClient<Chan
 }
 
 /// What is wrong, with the reasons behind it.
-fn causes(status: &tonic::Status) -> String {
+pub(crate) fn causes(status: &tonic::Status) -> String {
     let mut causes = status.message().to_owned();
     let mut source = status.source();
     while let Some(cause) = source {

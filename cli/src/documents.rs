@@ -116,7 +116,7 @@ fn documents<'a>(
     serde_saphyr::read_with_options(reader, options)
 }
 
-/// Where and what is wrong.
+/// Where and what is wrong, in the words of who writes a file: the parser's are for programmers.
 fn explain(error: &Error) -> String {
     let error = error.without_snippet();
     let line = error
@@ -124,6 +124,7 @@ fn explain(error: &Error) -> String {
         .map(|at| at.line())
         .filter(|line| *line > 0);
     let line = line.map_or(String::new(), |line| format!(", line {line}"));
+    let plain = |text: &str| text.to_owned();
     let problem = match error {
         Error::SerdeUnknownField {
             field, expected, ..
@@ -143,7 +144,35 @@ fn explain(error: &Error) -> String {
             let meant = did_you_mean(variant, expected.iter().copied());
             format!("unknown value `{variant}`{meant}")
         }
-        other => other.to_string(),
+        Error::SerdeMissingField { field, .. } => {
+            format!("the field `{field}` is missing; docs/datasets.md has examples")
+        }
+        Error::Unexpected { expected, .. } if expected.starts_with("mapping") => {
+            plain("fields are expected here, each as `name: value`, and this is something else")
+        }
+        Error::Unexpected { expected, .. } if expected.starts_with("sequence") => {
+            plain("a list is expected here; write `[A, B]`, or `- A` on lines of their own")
+        }
+        Error::Unexpected { expected, .. } if expected.starts_with("string") => {
+            plain("a text is expected here, and this is a list or has fields")
+        }
+        Error::NullIntoString { .. } => {
+            plain("there is no value; write one, or leave the field out")
+        }
+        Error::InvalidBooleanStrict { .. } => plain("write true or false"),
+        Error::DuplicateMappingKey { key, .. } => match key {
+            Some(key) => format!("`{key}` is written twice; leave one out"),
+            None => plain("a field is written twice; leave one out"),
+        },
+        Error::UnknownAnchor { .. } => {
+            plain("`*` stands for what has the same name behind `&` before it, and nothing has")
+        }
+        other => {
+            let text = other.to_string();
+            // Where, it says once more.
+            let end = text.rfind(" at line ").unwrap_or(text.len());
+            text[..end].to_owned()
+        }
     };
     format!("{line}: {problem}")
 }

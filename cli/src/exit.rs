@@ -1,9 +1,12 @@
 //! Exit codes, documented in docs/cli.md.
 
+use std::error::Error as _;
 use std::fmt;
 
 use tonic::Code;
 use weir_worker::snapshots::SnapshotError;
+
+use crate::connect::causes;
 
 /// Why a command failed, as a script can tell it apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,6 +137,38 @@ impl From<std::io::Error> for Failure {
 
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
+        // What a server says has no source: there was no answer.
+        let is_lost = status.source().is_some()
+            && matches!(
+                status.code(),
+                Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled
+            );
+        if is_lost {
+            return Self::new(
+                Reason::Unavailable,
+                format!(
+                    "the connection ended before there was an answer ({}); see whether the master runs, and try again: what was done is kept",
+                    causes(&status)
+                ),
+            );
+        }
         Self::new(Reason::of_status(status.code()), status.message())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_connection_is_no_answer_and_an_answer_keeps_its_words() {
+        let reset = std::io::Error::other("connection reset");
+        let failure = Failure::from(tonic::Status::from_error(Box::new(reset)));
+        assert_eq!(failure.code(), 4, "{failure:?}");
+        for said in ["connection reset", "try again"] {
+            assert!(failure.message().contains(said), "{failure:?}");
+        }
+        let failure = Failure::from(tonic::Status::unknown("odd"));
+        assert_eq!((failure.code(), failure.message()), (1, "odd"));
     }
 }

@@ -59,6 +59,11 @@ fn check_name(what: &'static str, name: &str) -> Result<(), NameError> {
     }
 }
 
+/// The rule for names from before they were labels. What breaks it is told the rule of today, which a new name must keep.
+fn check_old_name(what: &'static str, name: &str) -> Result<(), NameError> {
+    check_name(what, name).or_else(|_| check_label(what, name))
+}
+
 /// The rule of DNS labels, which Kubernetes has for names, too.
 fn check_label(what: &'static str, name: &str) -> Result<(), NameError> {
     let is_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
@@ -180,8 +185,8 @@ fn qualified(name: &str) -> Result<&str, NameError> {
 
 fn qualified_as<'a>(what: &'static str, name: &'a str) -> Result<&'a str, NameError> {
     match name.split_once('/') {
-        None => check_name(what, name).map(|()| name),
-        Some((DEFAULT_NAMESPACE, bare)) => check_name(what, bare).map(|()| bare),
+        None => check_old_name(what, name).map(|()| name),
+        Some((DEFAULT_NAMESPACE, bare)) => check_old_name(what, bare).map(|()| bare),
         Some((namespace, bare)) => {
             check_label("namespace", namespace)?;
             check_label(what, bare)?;
@@ -219,7 +224,7 @@ impl DatasetName {
     /// The dataset called `name` in a namespace.
     pub fn in_namespace(namespace: &str, name: &str) -> Result<Self, NameError> {
         check_namespace(namespace)?;
-        check_name("dataset", name)?;
+        check_old_name("dataset", name)?;
         format!("{namespace}/{name}").parse()
     }
 

@@ -109,13 +109,20 @@ impl Credentials {
     ) -> Result<Self, MasterError> {
         let stored = records.store().scan(RECORD_KEY)?;
         let used: HashMap<String, Vec<u8>> = records.store().scan(USED_KEY)?.into_iter().collect();
-        if !stored.is_empty() && keys.is_none() && !forget {
+        // Without a key none of them opens, and all would be forgotten whose key is only not at hand.
+        if !stored.is_empty() && keys.is_none() {
+            let or_new = if forget {
+                ", or a new one to forget those that it does not open"
+            } else {
+                ""
+            };
             return Err(MasterError::Key(format!(
-                "the master keeps {} credentials, and has no key for them: give it the one that they were set with, by --credentials-key FILE or in WEIR_CREDENTIALS_KEY",
+                "the master keeps {} credentials, and has no key for them: give it the one that they were set with, by --credentials-key FILE or in WEIR_CREDENTIALS_KEY{or_new}",
                 stored.len()
             )));
         }
         let (mut known, mut changes, mut closed) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let mut is_older = false;
         for (key, bytes) in &stored {
             let name: CredentialName = key[RECORD_KEY.len()..].parse()?;
             let record = decode::<Record>(key, bytes).ok();
@@ -134,6 +141,7 @@ impl Credentials {
                 Some(keys) if !newest => {
                     let again = seal(keys, &name, &credential, record)?;
                     changes.push(put(&name, &again));
+                    is_older = true;
                     again
                 }
                 _ => record,
@@ -167,6 +175,8 @@ impl Credentials {
         }
         if !changes.is_empty() {
             records.store().write(&changes)?;
+        }
+        if is_older {
             tracing::info!("the stored credentials are now encrypted with the newest key");
         }
         Ok(Self {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, header};
 use url::Url;
 use weir_core::CredentialName;
 use zeroize::{Zeroize, Zeroizing};
@@ -34,6 +34,19 @@ pub const MAX_SECRET: usize = 64 << 10;
 /// Longest text that is no secret (a role, a file's name), in bytes, and most services of one record.
 const MAX_TEXT: usize = 2048;
 const MAX_ENDPOINTS: usize = 64;
+/// Headers that are no credentials, and that would change what a request means. Those of conditions (`If-…`) are others.
+const OWN_HEADERS: [HeaderName; 10] = [
+    header::HOST,
+    header::RANGE,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::UPGRADE,
+    header::EXPECT,
+    header::ACCEPT_ENCODING,
+    header::PROXY_AUTHORIZATION,
+];
 
 /// A secret: `Debug` does not show it, and its memory is overwritten when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
@@ -300,9 +313,13 @@ impl Credential {
                 }
             }
             CredentialKind::Header { name, value } => {
-                if name.parse::<HeaderName>().is_err() {
+                let Ok(header) = name.parse::<HeaderName>() else {
+                    // Somebody may have written the value behind it.
+                    return Err("this is no name of a header; write for instance Authorization, and give its value by standard input, or by --from FILE".into());
+                };
+                if OWN_HEADERS.contains(&header) || header.as_str().starts_with("if-") {
                     return Err(format!(
-                        "{name:?} is no name of a header; write for instance Authorization"
+                        "the header {header} is one that Weir sets itself; write for instance Authorization"
                     ));
                 }
                 check_length(value.expose().len())?;

@@ -19,6 +19,7 @@ use crate::transport::environment::Environment;
 
 mod hadoop;
 pub(crate) mod hdfs;
+mod secret_url;
 pub(crate) mod source;
 pub(crate) mod stores;
 mod wire;
@@ -34,6 +35,18 @@ const MAX_BUCKET: usize = 255;
 /// What URLs begin with.
 const SCHEMES: [&str; 11] = [
     "s3", "gs", "az", "azure", "abfs", "abfss", "oss", "hdfs", "http", "https", "file",
+];
+
+/// What other programs' URLs begin with, for data that is read by one of [`SCHEMES`].
+const OTHERS: [(&str, &str); 8] = [
+    ("webhdfs", "hdfs"),
+    ("swebhdfs", "hdfs"),
+    ("viewfs", "hdfs"),
+    ("s3a", "s3"),
+    ("s3n", "s3"),
+    ("gcs", "gs"),
+    ("wasb", "abfss"),
+    ("wasbs", "abfss"),
 ];
 
 /// A service that stands for all of AWS's S3.
@@ -132,6 +145,7 @@ impl OriginSpec {
 
     /// Checks the URL and the options; asks nobody.
     pub fn validate(&self) -> Result<(), OriginError> {
+        self.check_no_secret()?;
         if let Some((problem, remedy)) = self.hdfs.problem() {
             return Err(self.wrong(problem, &remedy));
         }
@@ -300,11 +314,20 @@ impl OriginSpec {
         let configuration = hadoop::Configuration::of_environment(variable).map_err(|error| {
             self.wrong(error.to_string(), "check HADOOP_CONF_DIR and HADOOP_HOME")
         })?;
-        if let (Some(path), Some(authority)) = (
-            self.url.strip_prefix("hdfs:///"),
-            configuration.default_authority(),
-        ) {
-            self.url = format!("hdfs://{authority}/{path}");
+        if let Some(path) = self.url.strip_prefix("hdfs:///") {
+            if let Some(authority) = configuration.default_authority() {
+                self.url = format!("hdfs://{authority}/{path}");
+            } else if let Some((name, dir)) = ["HADOOP_CONF_DIR", "HADOOP_HOME"]
+                .into_iter()
+                .find_map(|name| Some((name, variable(name)?)))
+            {
+                return Err(self.wrong(
+                    format!(
+                        "it names no NameNode, and neither does fs.defaultFS in the core-site.xml of {name}, {dir:?}"
+                    ),
+                    &format!("check {name}, or write hdfs://NAMENODE:PORT/dir"),
+                ));
+            }
         }
         let authority = authority(&self.url).to_owned();
         configuration.complete(&mut self.hdfs, &authority);
@@ -443,7 +466,11 @@ impl OriginSpec {
                 Ok(Place::Hdfs { namenodes, prefix })
             }
             _ => {
-                let meant = match nearest(self.scheme(), SCHEMES) {
+                let other = OTHERS.iter().find(|(other, _)| *other == self.scheme());
+                let meant = other
+                    .map(|(_, scheme)| *scheme)
+                    .or_else(|| nearest(self.scheme(), SCHEMES));
+                let meant = match meant {
                     Some(scheme) => format!(" (did you mean {scheme}://?)"),
                     None => String::new(),
                 };
@@ -482,7 +509,7 @@ impl OriginSpec {
     }
 
     fn wrong(&self, problem: impl Into<String>, remedy: &str) -> OriginError {
-        OriginError::config(self.url.as_str(), problem, remedy)
+        OriginError::config(secret_url::shown(&self.url), problem, remedy)
     }
 }
 
@@ -600,12 +627,27 @@ mod tests {
             ("s4://b", Some("s3")),
             ("S3://b", Some("s3")),
             ("fil:///d", Some("file")),
+            ("webhdfs://nn:9870/d", Some("hdfs")),
+            ("wasbs://c@a.blob.core.windows.net/d", Some("abfss")),
             ("foo://b", None),
         ] {
             let error = OriginSpec::parse(url).unwrap_err().to_string();
             let said =
                 meant.is_some_and(|scheme| error.contains(&format!("did you mean {scheme}://?")));
             assert_eq!(said, meant.is_some(), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_namenode_it_is_said_where_one_was_looked_for() {
+        let url = OriginSpec {
+            url: "hdfs:///data".to_owned(),
+            ..OriginSpec::parse("s3://bucket").unwrap()
+        };
+        let environment = Environment::of([("HADOOP_CONF_DIR", "/nowhere")]);
+        let error = url.completed_by(&environment).unwrap_err().to_string();
+        for said in ["HADOOP_CONF_DIR, \"/nowhere\"", "fs.defaultFS"] {
+            assert!(error.contains(said), "{error}");
         }
     }
 

@@ -184,7 +184,25 @@ fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fai
     })
 }
 
+/// The directory that somebody names who wrote a path instead of a URL: no dataset's name begins so.
+fn directory(source: &str) -> Option<PathBuf> {
+    let is_path = source.starts_with(['/', '.']);
+    let dir = std::path::absolute(source).ok().filter(|_| is_path)?;
+    // A `..` stays as it was written; the real path has none.
+    Some(std::fs::canonicalize(&dir).unwrap_or(dir))
+}
+
 fn cluster(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Failure> {
+    if let Some(dir) = directory(&args.source) {
+        return Err(Failure::new(
+            Reason::Usage,
+            format!(
+                "{} is no dataset's name; to mount that directory write file://{}",
+                args.source,
+                dir.display()
+            ),
+        ));
+    }
     let dataset: DatasetRef = args.source.parse().map_err(|error| {
         Failure::new(
             Reason::Usage,

@@ -36,6 +36,8 @@ use crate::trust::Trust;
 /// Part of a directory's free space that the SSD tier takes when no size is given, and its upper limit.
 const DEFAULT_SSD_SHARE: u64 = 5;
 const DEFAULT_SSD_LIMIT: u64 = 100 << 30;
+/// A tier takes no less, in bytes: four segments that each hold a full block.
+const LEAST_SSD: u64 = 17 << 20;
 /// Longest wait for another worker of the same name.
 const NAMESAKE_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest wait for what a predecessor still has that is ending: a little more than it takes.
@@ -285,6 +287,12 @@ pub(crate) fn ssd_tiers(given: &CacheArgs, default: &Path) -> anyhow::Result<Vec
         .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()))
         .sum();
     let capacity = ((free + held) / DEFAULT_SSD_SHARE).min(DEFAULT_SSD_LIMIT);
+    anyhow::ensure!(
+        capacity >= LEAST_SSD,
+        "{} is on a disk with {} free, a fifth of which is too little for a cache; free some, or choose a place and a size with --ssd DIR:SIZE",
+        default.display(),
+        ByteSize(free)
+    );
     Ok(vec![SsdConfig {
         dir: default.to_owned(),
         capacity: ByteSize(capacity),

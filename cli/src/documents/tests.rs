@@ -83,27 +83,56 @@ fn values_that_make_no_sense_are_refused_with_what_to_change() {
             "  sources:\n  - url: s3://b\n    patience: 1d",
             "a number and a unit",
         ),
-        ("  sources:\n  - url: s3://b\n    anonymous: yes", "line 8"),
+        (
+            "  sources:\n  - url: s3://b\n    anonymous: yes",
+            "line 8: write true or false",
+        ),
         (
             "  sources:\n  - url: s3://b\n    include: ['[']",
             "spec.sources[0].include[0]",
         ),
         (
             "  sources:\n  - url: s3://b\n    include: '*.jpg'",
-            "line 8",
+            "line 8: a list is expected here; write `[A, B]`",
         ),
+        (
+            "  sources:\n  - url: s3://b\n    region: [eu]",
+            "line 8: a text is expected here",
+        ),
+        (
+            "  sources:\n  - url: s3://b\n    path:",
+            "line 8: there is no value; write one",
+        ),
+        ("  sources:\n  - url: *bucket", "line 7: `*` stands for"),
+        ("  sources:\n  - s3://b", "line 7: fields are expected here"),
         (
             "  sources:\n  - url: s3://b\n    path: ../x",
             "spec.sources[0].path",
         ),
-        ("  sources:\n  - path: /x", "missing field `url`"),
-        ("  sources:\n  - url: s3://b\n    url: s3://c", "line 8"),
+        ("  sources:\n  - path: /x", "the field `url` is missing"),
+        (
+            "  sources:\n  - url: s3://b\n    url: s3://c",
+            "line 8: `url` is written twice",
+        ),
     ] {
-        refused(&document("a", spec), &["document 1", said]);
+        let text = document("a", spec);
+        refused(&text, &["document 1", said]);
+        let error = parse(text.as_bytes()).unwrap_err();
+        for words in ["column", "Option", "serialize", "mapping", "sequence"] {
+            assert!(!error.contains(words), "{words} is in {error}");
+        }
     }
     refused(&document("A_b/", SPEC), &["metadata.name"]);
     refused(&document("''", SPEC), &["metadata.name"]);
-    refused(&document("team/a", SPEC), &["metadata.name"]);
+    refused(
+        &document("team/a", SPEC),
+        &["metadata.name", "write the namespace as metadata.namespace"],
+    );
+    let error = parse(document("-a", SPEC).as_bytes()).unwrap_err();
+    assert!(
+        error.contains("1 to 63 lower-case letters") && !error.contains("128"),
+        "{error}"
+    );
     for namespace in ["''", "Team", "a/b", "..", "\"a\\nb\""] {
         let name = format!("a\n  namespace: {namespace}");
         refused(&document(&name, SPEC), &["metadata.namespace"]);

@@ -81,7 +81,12 @@ impl DatasetDocument {
     pub fn name(&self) -> Result<DatasetName, SpecError> {
         let Metadata { name, namespace } = &self.metadata;
         let wrong = |field: &str, error: NameError| {
-            SpecError::new(field, error.to_string(), "choose another name")
+            let remedy = if name.contains('/') && field == "metadata.name" {
+                "write the namespace as metadata.namespace, and the name alone as metadata.name"
+            } else {
+                "choose another name"
+            };
+            SpecError::new(field, error.to_string(), remedy)
         };
         check_namespace(namespace).map_err(|error| wrong("metadata.namespace", error))?;
         DatasetName::in_namespace(namespace, name).map_err(|error| wrong("metadata.name", error))

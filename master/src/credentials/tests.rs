@@ -176,11 +176,18 @@ async fn a_damaged_record_is_told_at_each_start_and_nothing_is_lost_by_that() {
         assert_eq!(lab.store.scan("").unwrap(), whole);
         assert_eq!(lab.load(key(ONE)).unwrap().list().len(), 2);
     }
-    // With --forget-credentials the damaged one goes, however it is damaged.
+    // With --forget-credentials the damaged one goes, however it is damaged. A key that is missing is no damage.
     let change = Change::Put("credential/b".to_owned(), b"damaged".to_vec());
     lab.store.write(&[change]).unwrap();
-    let records = Records::new(lab.store.clone());
-    let left = Credentials::load(records, Some(key(ONE)), true).unwrap();
+    let before = lab.store.scan("").unwrap();
+    let forgetting = |keys| Credentials::load(Records::new(lab.store.clone()), keys, true);
+    let error = forgetting(None).unwrap_err().to_string();
+    assert!(
+        error.contains("2 credentials") && error.contains("or a new one"),
+        "{error}"
+    );
+    assert_eq!(lab.store.scan("").unwrap(), before);
+    let left = forgetting(Some(key(ONE))).unwrap();
     assert_eq!(left.list().len(), 1);
 }
 

@@ -240,6 +240,9 @@ impl Datasets {
         if let Some(before) = before {
             check_found(&wanted.spec, before, &found)?;
         }
+        if let Some(previous) = &previous {
+            check_not_emptied(name, previous, &found)?;
+        }
         let digest = &found.manifest.summary().digest;
         if previous.is_none_or(|previous| previous.summary().digest != *digest) {
             return Ok((self.add_snapshot(name, dataset, found).await?, true));
@@ -406,10 +409,27 @@ fn check_found(spec: &DatasetSpec, before: &DatasetSpec, found: &Found) -> Resul
         if before.sources.contains(source) {
             continue;
         }
-        let prefix = OriginSpec::of_source(source).prefix().into_owned();
-        if count.listed == 0 && !prefix.is_empty() {
+        if count.listed == 0 {
+            let origin = OriginSpec::of_source(source);
+            let nothing = match (origin.scheme(), &*origin.prefix()) {
+                ("s3" | "oss" | "gs" | "az" | "azure" | "abfs" | "abfss", prefix)
+                    if !prefix.is_empty() =>
+                {
+                    format!(
+                        "there are no objects whose key starts with {prefix:?}; check the prefix"
+                    )
+                }
+                ("http" | "https", _) => {
+                    "neither its index nor its pages name a file; check the URL".to_owned()
+                }
+                ("file", _) => {
+                    "there are no files in it; check the path, and that what belongs there is mounted"
+                        .to_owned()
+                }
+                _ => "there are no files in it; check its name".to_owned(),
+            };
             return Err(MasterError::NotFound(format!(
-                "spec.sources[{index}]: {}: there are no objects whose key starts with {prefix:?}; check the prefix",
+                "spec.sources[{index}]: {}: {nothing}",
                 source.url
             )));
         }
@@ -421,6 +441,26 @@ fn check_found(spec: &DatasetSpec, before: &DatasetSpec, found: &Found) -> Resul
         }
     }
     Ok(())
+}
+
+/// Refuses a listing that leaves nothing of a dataset: a directory whose file system is not mounted, or a prefix whose data is
+/// just being replaced, is no reason to show readers nothing.
+fn check_not_emptied(
+    name: &DatasetName,
+    previous: &Manifest,
+    found: &Found,
+) -> Result<(), MasterError> {
+    if found.manifest.summary().files > 0 || previous.summary().files == 0 {
+        return Ok(());
+    }
+    let sources = match found.counts.len() {
+        1 => "its source".to_owned(),
+        count => format!("all of its {count} sources"),
+    };
+    Err(MasterError::NotFound(format!(
+        "dataset {name} would have no files any more: {sources} had none to show when they were listed, and {} were there before; check the sources, or delete the dataset with `weir dataset delete {name}` if that is right",
+        previous.summary().files
+    )))
 }
 
 #[cfg(test)]

@@ -104,6 +104,18 @@ fn nothing_that_is_printed_shows_a_secret() {
             name: "Authorization".to_owned(),
             value: Secret::new("hunter2\r\nX: y".to_owned()),
         },
+        CredentialKind::Header {
+            name: "Authorization: Bearer hunter2".to_owned(),
+            value: Secret::new("x".to_owned()),
+        },
+        CredentialKind::Header {
+            name: "Host".to_owned(),
+            value: Secret::new("hunter2".to_owned()),
+        },
+        CredentialKind::Header {
+            name: "if-match".to_owned(),
+            value: Secret::new("hunter2".to_owned()),
+        },
         CredentialKind::Keytab {
             principal: "weir@LAB".to_owned(),
             keytab: Secret::new(b"hunter2".to_vec()),

@@ -3,7 +3,7 @@
 //! This is the one place that checks a whole specification. What a source says is in [`OriginSpec`] in other words, so both
 //! ways name every field: whoever adds one is made to think of it here.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use weir_core::dataset::{HdfsSpec, Patience, SpecError};
 use weir_core::{DatasetSpec, SourceSpec};
@@ -49,7 +49,7 @@ pub fn check_dataset(spec: &mut DatasetSpec) -> Result<Vec<OriginSpec>, DatasetE
 fn check_overlaps(spec: &DatasetSpec, origins: &[OriginSpec]) -> Result<(), SpecError> {
     /// Most components of a path or prefix that are compared: what is deeper is not refused.
     const DEEPEST: usize = 256;
-    let mut seen = HashSet::new();
+    let mut seen = HashMap::new();
     // Two sources show the same at the same path if one's place and path are those of the other with the same names behind
     // both. The outermost such pair of a source is its identity.
     let outermost = |origin: &OriginSpec, path: &str| {
@@ -78,21 +78,21 @@ fn check_overlaps(spec: &DatasetSpec, origins: &[OriginSpec]) -> Result<(), Spec
         .zip(origins)
         .map(|(source, origin)| outermost(origin, source.path_in_manifest()))
         .collect();
-    let twice = |index: usize| {
+    let twice = |index: usize, other: usize| {
         Err(SpecError::new(
             format!("spec.sources[{index}]"),
-            "another source has all of its objects at the same paths",
+            format!("spec.sources[{other}] has all of its objects at the same paths"),
             "name each place once, with the globs of both",
         ))
     };
     for (index, pairs) in pairs.iter().enumerate() {
-        if !seen.insert(&pairs[0]) {
-            return twice(index);
+        if let Some(other) = seen.insert(&pairs[0], index) {
+            return twice(index, other);
         }
     }
     for (index, pairs) in pairs.iter().enumerate() {
-        if pairs[1..].iter().any(|pair| seen.contains(pair)) {
-            return twice(index);
+        if let Some(other) = pairs[1..].iter().find_map(|pair| seen.get(pair)) {
+            return twice(index, *other);
         }
     }
     Ok(())
@@ -294,7 +294,11 @@ mod tests {
         ] {
             for sources in [vec![data(), other.clone()], vec![other.clone(), data()]] {
                 let error = check(sources).unwrap_err();
-                assert!(error.to_string().contains("each place once"), "{error}");
+                let error = error.to_string();
+                assert!(error.contains("each place once"), "{error}");
+                for index in 0..2 {
+                    assert!(error.contains(&format!("spec.sources[{index}]")), "{error}");
+                }
             }
         }
         let nested = vec![source("file:///data", "/"), source("file:///data/x", "/x")];

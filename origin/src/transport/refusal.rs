@@ -116,7 +116,7 @@ impl Refusal {
                     "it sends requests on to {} ({detail})",
                     plain(text(&self.headers, header::LOCATION.as_str()).unwrap_or_default())
                 ),
-                remedy: format!("if that is the right {service}, name it instead"),
+                remedy: format!("name that address instead, if it is {service}"),
             },
             _ => OriginError::Refused {
                 target,

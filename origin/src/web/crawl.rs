@@ -282,10 +282,17 @@ async fn ask(origin: &WebOrigin, file: Entry) -> Result<Listed, OriginError> {
                 return Ok(Listed::left_out(key.into_bytes(), LeftOut::LinkBroken));
             }
             Err(OriginError::Changed { .. }) => {
+                // Whoever writes an index by hand easily takes blanks for tabs.
+                let tabs = if key.contains(' ') {
+                    " (with tabs, not blanks, between a path, its size and its digest)"
+                } else {
+                    ""
+                };
                 return Err(OriginError::Unsupported {
                     target: target.clone(),
-                    problem: "the index names it, and there is no such file; make the index anew"
-                        .to_owned(),
+                    problem: format!(
+                        "the index names it, and there is no such file; make the index anew{tabs}"
+                    ),
                 });
             }
             Err(error) => patience.pause(error).await?,

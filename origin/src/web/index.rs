@@ -85,7 +85,7 @@ fn fields(line: &str) -> Result<Line, String> {
 /// The decoded path of a file that is named by its path below the directory, or by its address.
 fn key(path: &str, place: &WebPlace, dir: &str) -> Result<String, String> {
     if !path.starts_with("http://") && !path.starts_with("https://") {
-        if path.is_empty() || path.starts_with('/') {
+        if path.is_empty() || path.starts_with('/') || leads_elsewhere(path) {
             return Err(format!("{path:?} is no path below the directory"));
         }
         return Ok(format!("{dir}{path}"));
@@ -101,13 +101,19 @@ fn key(path: &str, place: &WebPlace, dir: &str) -> Result<String, String> {
     let key = String::from_utf8(decode(url.path().as_bytes()))
         .map_err(|_| format!("{shown:?} is not UTF-8 when it is decoded"))?;
     let key = key.strip_prefix('/').unwrap_or(&key);
-    if url.origin() != place.server.origin() || !key.starts_with(dir) || key.len() == dir.len() {
+    let is_below = key.len() > dir.len() && key.starts_with(dir) && !leads_elsewhere(key);
+    if url.origin() != place.server.origin() || !is_below {
         return Err(format!(
             "{shown:?} is not below {}/{dir}; make a source of its own for other servers and directories",
             place.server.origin().ascii_serialization()
         ));
     }
     Ok(key.to_owned())
+}
+
+/// Whether a server may take the path for another one.
+fn leads_elsewhere(path: &str) -> bool {
+    path.split('/').any(|name| matches!(name, "." | ".."))
 }
 
 #[cfg(test)]
@@ -157,6 +163,9 @@ mod tests {
             ("a\t5\tmd5:00", "md5"),
             ("a\t5\t-\tx", "more than"),
             ("/a", "below"),
+            ("../a\t5", "below"),
+            ("b/../../a", "below"),
+            ("https://h/d/b%2F..%2F..%2Fa", "below"),
             ("https://other/d/a", "below"),
             ("https://h/e/a", "below"),
             ("https://h/d/", "below"),

@@ -176,10 +176,11 @@ fn mistakes_are_named_with_their_remedy() {
     let message = lab.weir(missing).fails(3);
     assert!(message.contains("not-there"), "{message}");
     assert!(!is_mountpoint(Path::new(&mnt)));
-    let cases: [(&[&str], i32, &str); 7] = [
+    let cases: [(&[&str], i32, &str); 8] = [
         (&["mount", "imagenet", &mnt], 2, "--master"),
         (&["mount", "ftp://host/x", &mnt], 2, "s3://bucket"),
         (&["mount", "file:///not/there", &mnt], 3, "/not/there"),
+        (&["mount", "/not/there", &mnt], 2, "write file:///not/there"),
         (&["mount", "s3://b", &mnt, "--mem", "much"], 2, "much"),
         (
             &["mount", "s3://b", &mnt, "--ssd", "/nvme"],

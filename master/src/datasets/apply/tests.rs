@@ -554,3 +554,45 @@ async fn a_long_listing_waits_for_others_and_a_short_one_does_not() {
     let abandoned = listing.take_place(10_000, &mut None).await;
     assert!(matches!(abandoned, Err(MasterError::Abandoned(_))));
 }
+
+#[tokio::test]
+async fn a_source_without_files_makes_no_dataset_and_a_dataset_does_not_lose_all_of_its() {
+    let world = World::new();
+    let nothing = world.source("nothing", "/", &[]);
+    std::fs::create_dir(world.dir.path().join("nothing")).unwrap();
+    let error = world.apply(std::slice::from_ref(&nothing)).await;
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("spec.sources[0]: file://") && error.contains("is mounted"),
+        "{error}"
+    );
+    assert!(world.stored().is_none());
+
+    let (a, b) = (
+        world.source("a", "/a", &["1.jpg"]),
+        world.source("b", "/b", &["2.jpg"]),
+    );
+    world.apply(&[a, b]).await.unwrap();
+    let before = world.stored();
+    let gone = |file: &str| std::fs::remove_file(world.dir.path().join(file)).unwrap();
+    gone("a/1.jpg");
+    gone("b/2.jpg");
+    let error = world
+        .datasets
+        .refresh("set", CancellationToken::new())
+        .await.unwrap_err();
+    assert!(matches!(error, MasterError::NotFound(_)), "{error}");
+    let error = error.to_string();
+    for said in ["dataset set", "2 were there", "weir dataset delete set"] {
+        assert!(error.contains(said), "{error}");
+    }
+    assert_eq!(world.stored(), before);
+    assert_eq!(world.files().await, ["a/1.jpg", "b/2.jpg"]);
+    // One of several may have none.
+    world.source("b", "/b", &["3.jpg"]);
+    world
+        .datasets
+        .refresh("set", CancellationToken::new())
+        .await.unwrap();
+    assert_eq!(world.files().await, ["b/3.jpg"]);
+}
