@@ -16,6 +16,8 @@ pub(super) fn shown(url: &str) -> String {
         return format!("{scheme}://…");
     }
     match signature(url) {
+        // A directory's name has no query.
+        Some(_) if scheme == "file" => url.to_owned(),
         Some(at) => format!("{}?…", &url[..at]),
         None => url.to_owned(),
     }
@@ -58,7 +60,7 @@ impl OriginSpec {
 fn user<'a>(scheme: &str, rest: &'a str) -> Option<&'a str> {
     let authority = rest.split('/').next().unwrap_or_default();
     let (user, _) = authority.rsplit_once('@')?;
-    let is_container = matches!(scheme, "az" | "azure" | "abfs" | "abfss");
+    let is_container = matches!(scheme, "az" | "azure" | "abfs" | "abfss" | "wasb" | "wasbs");
     (!is_container || user.contains([':', '@'])).then_some(user)
 }
 
