@@ -190,6 +190,54 @@ pub(crate) fn set_aside(dir: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
+/// The right to a state directory, for a mount that is not in the list of mounts yet. Ends with the process, too.
+#[derive(Debug)]
+pub struct Reserved {
+    file: PathBuf,
+    _held: File,
+}
+
+/// Keeps others that start a mount at the same moment from choosing the same state directory. `None` when one of them has.
+///
+/// # Errors
+/// When the runtime directory cannot be used.
+pub fn reserve(state_dir: &Path) -> io::Result<Option<Reserved>> {
+    reserve_in(&base(), state_dir)
+}
+
+fn reserve_in(base: &Path, state_dir: &Path) -> io::Result<Option<Reserved>> {
+    use std::os::unix::ffi::OsStrExt;
+    private_dir(base)?;
+    let hash = blake3::hash(state_dir.as_os_str().as_bytes());
+    let file = base.join(format!("starting-{}", &hash.to_hex()[..2 * NAME_BYTES]));
+    loop {
+        let held = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&file)?;
+        match rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        // The one before may just have removed it.
+        if held.metadata()?.nlink() > 0 {
+            return Ok(Some(Reserved { file, _held: held }));
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // While it is locked, so that nobody has the file that is removed.
+        if let Err(error) = std::fs::remove_file(&self.file) {
+            tracing::debug!("{} was not removed: {error}", self.file.display());
+        }
+    }
+}
+
 /// Forgets a mount that ended.
 pub(crate) fn release(dir: &Path) {
     if let Err(error) = std::fs::remove_dir_all(dir)
@@ -258,6 +306,21 @@ pub(crate) fn connect_control(dir: &Path) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_directory_is_reserved_by_one_until_that_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("run");
+        let reserve = |name: &str| reserve_in(&base, &dir.path().join(name)).unwrap();
+        let first = reserve("a").unwrap();
+        assert!(reserve("a").is_none());
+        let other = reserve("b").unwrap();
+        drop(first);
+        let again = reserve("a").unwrap();
+        assert!(reserve("a").is_none() && reserve("b").is_none());
+        drop((other, again));
+        assert_eq!(std::fs::read_dir(&base).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_directory_is_live_as_long_as_its_lock_is_held() {

@@ -398,6 +398,15 @@ impl OriginSpec {
         }
     }
 
+    /// The file that says which files a web server's directory has, if the URL names one: another one is other files of the
+    /// same place.
+    pub fn index(&self) -> Option<String> {
+        match self.place() {
+            Ok(Place::Web(web)) => web.index,
+            _ => None,
+        }
+    }
+
     /// What the URL has before `://`; empty when it has none.
     pub fn scheme(&self) -> &str {
         self.url.split_once("://").map_or("", |(scheme, _)| scheme)

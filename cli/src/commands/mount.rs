@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use weir_core::{DatasetRef, Location};
 use weir_mount::MountError;
+use weir_mount::runtime::Reserved;
 use weir_mount::supervisor::{self, Made, StartRequest};
 
 use self::place::{cache_home, slug, state_dir};
@@ -30,6 +31,7 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
     };
     let mut made = Made::default();
     let planned = plan(&args, &mut made).inspect_err(|_| made.remove())?;
+    let _until_started = planned.reserved;
     let config = MountConfig {
         source: planned.source,
         state_dir: planned.state_dir,
@@ -111,6 +113,8 @@ struct Plan {
     /// What a live mount must be to be taken over.
     identity: String,
     state_dir: PathBuf,
+    /// Until the mount is started.
+    reserved: Option<Reserved>,
 }
 
 /// Checks what was asked for and makes the directories that it needs.
@@ -156,7 +160,7 @@ fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fai
             version: None,
         },
     };
-    let state_dir = state_dir(&cache.join(&name), &args.dir);
+    let (state_dir, reserved) = state_dir(&cache.join(&name), &args.dir);
     make_state(&state_dir, made)?;
     let slot = state_dir.file_name().map(PathBuf::from).unwrap_or_default();
     let mut ssd = Vec::new();
@@ -181,6 +185,7 @@ fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fai
             evict_idle: args.cache.evict_idle(),
         },
         state_dir,
+        reserved,
     })
 }
 
@@ -222,7 +227,7 @@ fn cluster(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fail
     refused::source_of_dataset(&args.dir, &master, &trust::dial(&args.certs)?, &dataset)?;
     // A dataset's name may have a slash.
     let name = format!("{master}-{dataset}").replace('/', "+");
-    let state_dir = state_dir(&cache.join(name), &args.dir);
+    let (state_dir, reserved) = state_dir(&cache.join(name), &args.dir);
     make_state(&state_dir, made)?;
     Ok(Plan {
         identity: identity::of_dataset(&master, &dataset),
@@ -232,5 +237,6 @@ fn cluster(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fail
             certs,
         },
         state_dir,
+        reserved,
     })
 }

@@ -208,7 +208,7 @@ impl Datasets {
         let _held = self.judge(&wanted, false)?;
         let before = dataset_spec(&dataset)?;
         self.check_placement(Some(&before), &wanted)?;
-        let has_same_files = files(&before) == files(&wanted.spec);
+        let has_same_files = have_same_files(&before, &wanted.spec);
         dataset.spec = wanted.spec.to_json();
         dataset.mounts.clone_from(&wanted.mounts);
         if has_same_files {
@@ -393,14 +393,17 @@ fn place(source: &SourceSpec) -> (String, String, &str) {
     )
 }
 
-/// What decides which files a dataset has.
-fn files(spec: &DatasetSpec) -> Vec<(String, String, &str, &[String], &[String])> {
-    let sources = spec.sources.iter().map(|source| {
-        let (location, prefix, path) = place(source);
-        let (include, exclude) = (&source.include[..], &source.exclude[..]);
-        (location, prefix, path, include, exclude)
-    });
-    sources.collect()
+/// Whether what decides which files a dataset has is the same.
+fn have_same_files(before: &DatasetSpec, after: &DatasetSpec) -> bool {
+    let is_same = |(before, after): (&SourceSpec, &SourceSpec)| {
+        let index = |source| OriginSpec::of_source(source).index();
+        place(before) == place(after)
+            && index(before) == index(after)
+            && before.include == after.include
+            && before.exclude == after.exclude
+    };
+    before.sources.len() == after.sources.len()
+        && before.sources.iter().zip(&after.sources).all(is_same)
 }
 
 /// Refuses a dataset of which a source has nothing to show that `before` did not have.

@@ -59,8 +59,13 @@ fn check_overlaps(spec: &DatasetSpec, origins: &[OriginSpec]) -> Result<(), Spec
             Some(dir) => ("file:///", dir),
             None => (location.as_str(), prefix.trim_end_matches('/')),
         };
+        // Two lists of one directory may name other files.
+        let place = match origin.index() {
+            Some(index) => format!("{place}?index={index}"),
+            None => place.to_owned(),
+        };
         let (mut prefix, mut path) = (prefix, path);
-        let mut pairs = vec![(place.to_owned(), prefix.to_owned(), path.to_owned())];
+        let mut pairs = vec![(place.clone(), prefix.to_owned(), path.to_owned())];
         while pairs.len() < DEEPEST && !path.is_empty() {
             let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
             let (outer, last) = prefix.rsplit_once('/').unwrap_or(("", prefix));
@@ -68,7 +73,7 @@ fn check_overlaps(spec: &DatasetSpec, origins: &[OriginSpec]) -> Result<(), Spec
                 break;
             }
             (prefix, path) = (outer, above);
-            pairs.push((place.to_owned(), prefix.to_owned(), path.to_owned()));
+            pairs.push((place.clone(), prefix.to_owned(), path.to_owned()));
         }
         pairs
     };
@@ -303,6 +308,9 @@ mod tests {
         }
         let nested = vec![source("file:///data", "/"), source("file:///data/x", "/x")];
         assert!(check(nested).is_err());
+        let by = |index: &str| source(&format!("https://h/d/?index={index}"), "/");
+        assert!(check(vec![by("a"), by("a")]).is_err());
+        check(vec![by("a"), by("b")]).unwrap();
         for other in [
             source("s3://bucket/data", "/copy"),
             source("s3://bucket/data/train", "/other"),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use weir_s3_server::{Config, Fault, Rule, S3Server, Target};
-use weir_tests::{BUCKET, Cluster, Lab, Mount, is_mountpoint, wait_until};
+use weir_tests::{BUCKET, Cluster, Lab, Mount, content, is_mountpoint, wait_until};
 
 use crate::Case;
 
@@ -38,6 +38,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_mount_of_a_cluster_does_not_hide_its_own_source",
         a_mount_of_a_cluster_does_not_hide_its_own_source,
+    ),
+    (
+        "one_source_is_mounted_at_several_places_at_the_same_moment",
+        one_source_is_mounted_at_several_places_at_the_same_moment,
     ),
 ];
 
@@ -79,6 +83,32 @@ fn a_mount_that_fails_leaves_nothing() {
         let left = std::fs::read_dir(lab.path(dir)).unwrap().count();
         assert_eq!(left, 1, "{dir}");
     }
+}
+
+fn one_source_is_mounted_at_several_places_at_the_same_moment() {
+    let lab = Lab::new();
+    lab.put_all(&[("a".to_owned(), content(1, 1000))].into());
+    let places: Vec<PathBuf> = (0..4).map(|n| lab.path(&format!("mnt{n}"))).collect();
+    let started: Vec<Child> = places
+        .iter()
+        .map(|place| {
+            let mut command = Command::new(lab.binary());
+            command
+                .args(["mount", &lab.url(""), place.to_str().unwrap()])
+                .args(lab.origin_flags());
+            lab.set_environment(&mut command);
+            command.spawn().unwrap()
+        })
+        .collect();
+    for mut started in started {
+        assert!(started.wait().unwrap().success());
+    }
+    for place in &places {
+        assert_eq!(std::fs::read(place.join("a")).unwrap(), content(1, 1000));
+        lab.weir(["unmount", place.to_str().unwrap()]).ok();
+    }
+    let left = std::fs::read_dir(lab.path("run")).unwrap().count();
+    assert_eq!(left, 0, "of what the mounts had reserved");
 }
 
 /// A mount whose origin does not answer, and somebody who waits in it.

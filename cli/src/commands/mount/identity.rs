@@ -27,6 +27,11 @@ fn describe(
     if origin.scheme() == "hdfs" {
         return format!("{} at {} {dataset}", origin.prefix(), origin.location());
     }
+    if matches!(origin.scheme(), "http" | "https") {
+        let index = origin.index();
+        let index = index.map_or(String::new(), |index| format!("?index={index}"));
+        return format!("{}/{}{index} {dataset}", origin.location(), origin.prefix());
+    }
     let location = origin.location();
     let (bucket, endpoint) = location
         .split_once("?endpoint=")
@@ -95,6 +100,14 @@ mod tests {
         for same in same {
             assert_eq!(same, plain);
         }
+        assert_eq!(
+            identity("https://h/d", |_| (), &[]),
+            identity("https://h/d/", |_| (), &[("AWS_ACCESS_KEY_ID", "k")])
+        );
+        assert_eq!(
+            identity("https://h/d/", |_| (), &[]),
+            "https://h/d/ as dataset set"
+        );
         assert_eq!(
             identity("file:///data//set/", |_| (), &[]),
             identity("file:///data/set", |_| (), &[("AWS_ACCESS_KEY_ID", "k")])

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use weir_mount::runtime::{self as mounts, MountInfo};
+use weir_mount::runtime::{self as mounts, MountInfo, Reserved};
 use weir_origin::OriginSpec;
 
 use crate::connect::STATE_DIR_KEY;
@@ -22,7 +22,9 @@ pub(super) fn slug(origin: &OriginSpec) -> String {
         .collect();
     let readable = readable.trim_matches('-');
     let readable = &readable[..readable.len().min(MAX_SLUG)];
-    let whole = format!("{}/{}", origin.location(), origin.prefix());
+    let index = origin.index();
+    let index = index.map_or(String::new(), |index| format!("?index={index}"));
+    let whole = format!("{}/{}{index}", origin.location(), origin.prefix());
     let hash = weir_core::OriginId::of_location(&whole).to_string();
     let start = if readable.is_empty() {
         "root"
@@ -71,25 +73,33 @@ fn is_at(mount: &MountInfo, mountpoint: &Path) -> bool {
 }
 
 /// Where the mount at `mountpoint` keeps its state: where the live one there does; else `base`, or `base-2` and so on
-/// when live mounts elsewhere use that, since a cache has one owner.
-pub(super) fn state_dir(base: &Path, mountpoint: &Path) -> PathBuf {
+/// when mounts elsewhere use that, since a cache has one owner: live ones, and those that are being started, which is what
+/// is reserved beside.
+pub(super) fn state_dir(base: &Path, mountpoint: &Path) -> (PathBuf, Option<Reserved>) {
     let mut live = mounts::list();
     let here = live.iter().position(|mount| is_at(mount, mountpoint));
     let here = here.map(|at| live.swap_remove(at));
     let dir = |mount: MountInfo| mount.properties.get(STATE_DIR_KEY).map(PathBuf::from);
     if let Some(dir) = here.and_then(dir) {
-        return dir;
+        return (dir, None);
     }
     let used: Vec<PathBuf> = live.into_iter().filter_map(dir).collect();
     let mut slot = base.to_owned();
     let mut number = 1;
-    while used.contains(&slot) {
+    loop {
+        if !used.contains(&slot) {
+            match mounts::reserve(&slot) {
+                Ok(Some(reserved)) => return (slot, Some(reserved)),
+                Ok(None) => {}
+                // A runtime directory that is of no use is told when the mount is started.
+                Err(_) => return (slot, None),
+            }
+        }
         number += 1;
         let mut name = base.as_os_str().to_owned();
         name.push(format!("-{number}"));
         slot = PathBuf::from(name);
     }
-    slot
 }
 
 #[cfg(test)]
@@ -112,7 +122,10 @@ mod tests {
 
     #[test]
     fn a_name_made_from_a_url_is_valid_and_differs_by_endpoint_and_prefix() {
+        let long = format!("https://host/{}/?index=", "d".repeat(60));
         let names: std::collections::BTreeSet<String> = [
+            spec(&format!("{long}a"), None),
+            spec(&format!("{long}b"), None),
             spec("s3://bucket/train", None),
             spec("s3://bucket/trai", None),
             spec("s3://bucket/train", Some("http://127.0.0.1:9000")),
@@ -122,7 +135,7 @@ mod tests {
         .iter()
         .map(slug)
         .collect();
-        assert_eq!(names.len(), 5, "{names:?}");
+        assert_eq!(names.len(), 7, "{names:?}");
         for name in names {
             assert!(name.parse::<weir_core::DatasetName>().is_ok(), "{name}");
         }

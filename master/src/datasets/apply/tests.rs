@@ -596,3 +596,25 @@ async fn a_source_without_files_makes_no_dataset_and_a_dataset_does_not_lose_all
         .await.unwrap();
     assert_eq!(world.files().await, ["b/3.jpg"]);
 }
+
+#[test]
+fn another_index_of_the_same_place_is_other_files_and_another_signature_is_not() {
+    let spec = |url: &str, region: Option<&str>| DatasetSpec {
+        sources: vec![SourceSpec {
+            url: url.to_owned(),
+            path: "/".to_owned(),
+            region: region.map(str::to_owned),
+            ..SourceSpec::default()
+        }],
+    };
+    let a = spec("https://h/d/?index=a", None);
+    assert!(have_same_files(&a, &spec("https://h/d?index=a", None)));
+    for other in ["https://h/d/?index=b", "https://h/d/"] {
+        let other = spec(other, None);
+        assert!(!have_same_files(&a, &other));
+        check_places(&"set".parse().unwrap(), &a, &other).unwrap();
+    }
+    let bucket = spec("s3://b/p", None);
+    assert!(have_same_files(&bucket, &spec("s3://b/p", Some("eu"))));
+    assert!(!have_same_files(&bucket, &DatasetSpec::default()));
+}
