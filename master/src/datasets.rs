@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Semaphore, watch};
 use weir_core::{ClusterMap, CredentialName, DatasetName, LogLimit, Manifest, SnapshotId};
-use weir_origin::{OriginMetrics, OriginSpec, SourcePolicy};
+use weir_origin::{Credential, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1;
 
 use crate::config::MasterConfig;
@@ -213,6 +213,31 @@ impl Datasets {
             names.sort();
         }
         users
+    }
+
+    /// Checks that every source that names these credentials can be read with what is to take their place.
+    pub(crate) fn check_users(
+        &self,
+        name: &CredentialName,
+        new: &Credential,
+    ) -> Result<(), MasterError> {
+        for dataset in self.known.lock().values() {
+            let origins = dataset
+                .mounts
+                .iter()
+                .filter_map(|mount| mount.origin.clone());
+            let of_name = origins.filter(|origin| origin.credentials == name.as_str());
+            for origin in of_name {
+                let fits = OriginSpec::from(origin).check_credential(new);
+                fits.map_err(|error| {
+                    MasterError::Conflict(format!(
+                        "dataset {} is read with them: {error}; nothing was replaced",
+                        dataset.name
+                    ))
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether this dataset uses these credentials; any dataset, without a name.

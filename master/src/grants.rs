@@ -26,6 +26,10 @@ impl Master {
         })?;
         let kind = credential.kind_name();
         let replace = request.replace;
+        // Without endpoints they are for what the old ones are for.
+        if replace && !credential.endpoints.is_empty() {
+            self.datasets.check_users(&name, &credential)?;
+        }
         self.credentials.set(&name, credential, replace).await?;
         let what = if replace { "replaced" } else { "set" };
         tracing::info!(%caller, credentials = %name, kind, "credentials were {what}");

@@ -594,6 +594,8 @@ fn each_slip_with_credentials_is_told_and_changes_nothing() {
     fails(&["rotate", "none"], &good, 3, "weir credentials set none");
     fails(&["delete", "none"], "", 3, "no credentials none");
     fails(&["delete", "team"], "", 6, "dataset set");
+    let elsewhere = ["rotate", "team", "--endpoint", "http://other:9000"];
+    fails(&elsewhere, &good, 6, "dataset set is read with them");
     fails(&["set", "a/b/c"], &good, 2, "not valid");
     fails(&["set", "new"], "", 2, "secret_access_key");
     fails(&["set", "new"], &secret(6), 2, "secret_access_key");
