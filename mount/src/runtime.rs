@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -190,51 +192,27 @@ pub(crate) fn set_aside(dir: &Path) -> io::Result<PathBuf> {
     Ok(aside)
 }
 
-/// The right to a state directory, for a mount that is not in the list of mounts yet. Ends with the process, too.
+/// The right to a state directory, for a mount that is not in the list of mounts yet. Ends with the process, too, however
+/// that ends.
 #[derive(Debug)]
 pub struct Reserved {
-    file: PathBuf,
-    _held: File,
+    _name: UnixDatagram,
 }
 
 /// Keeps others that start a mount at the same moment from choosing the same state directory. `None` when one of them has.
+/// It is a name of the kernel's, not a file, so that nothing is left of a command that is killed.
 ///
 /// # Errors
-/// When the runtime directory cannot be used.
+/// When the kernel gives no such name.
 pub fn reserve(state_dir: &Path) -> io::Result<Option<Reserved>> {
-    reserve_in(&base(), state_dir)
-}
-
-fn reserve_in(base: &Path, state_dir: &Path) -> io::Result<Option<Reserved>> {
     use std::os::unix::ffi::OsStrExt;
-    private_dir(base)?;
     let hash = blake3::hash(state_dir.as_os_str().as_bytes());
-    let file = base.join(format!("starting-{}", &hash.to_hex()[..2 * NAME_BYTES]));
-    loop {
-        let held = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&file)?;
-        match rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-        // The one before may just have removed it.
-        if held.metadata()?.nlink() > 0 {
-            return Ok(Some(Reserved { file, _held: held }));
-        }
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        // While it is locked, so that nobody has the file that is removed.
-        if let Err(error) = std::fs::remove_file(&self.file) {
-            tracing::debug!("{} was not removed: {error}", self.file.display());
-        }
+    let user = rustix::process::geteuid().as_raw();
+    let name = format!("weir-starting-{user}-{hash}");
+    match UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?) {
+        Ok(name) => Ok(Some(Reserved { _name: name })),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -310,16 +288,14 @@ mod tests {
     #[test]
     fn a_state_directory_is_reserved_by_one_until_that_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("run");
-        let reserve = |name: &str| reserve_in(&base, &dir.path().join(name)).unwrap();
+        let reserve = |name: &str| reserve(&dir.path().join(name)).unwrap();
         let first = reserve("a").unwrap();
         assert!(reserve("a").is_none());
-        let other = reserve("b").unwrap();
+        let _other = reserve("b").unwrap();
         drop(first);
-        let again = reserve("a").unwrap();
+        let _again = reserve("a").unwrap();
         assert!(reserve("a").is_none() && reserve("b").is_none());
-        drop((other, again));
-        assert_eq!(std::fs::read_dir(&base).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

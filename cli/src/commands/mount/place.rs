@@ -91,7 +91,7 @@ pub(super) fn state_dir(base: &Path, mountpoint: &Path) -> (PathBuf, Option<Rese
             match mounts::reserve(&slot) {
                 Ok(Some(reserved)) => return (slot, Some(reserved)),
                 Ok(None) => {}
-                // A runtime directory that is of no use is told when the mount is started.
+                // Then the one that comes second is told that another mount uses the directory.
                 Err(_) => return (slot, None),
             }
         }
