@@ -200,6 +200,7 @@ fn mistakes_are_named_with_their_remedy() {
     let message = lab.weir(["mount", &source, &file]).fails(1);
     assert!(message.contains("file"), "{message}");
     // Another source is not put over a live mount.
+    lab.put_all(&[("a".to_owned(), b"x".to_vec())].into());
     let mount = lab.mount("", &[]);
     let message = lab.weir(["mount", &source, &mnt]).fails(6);
     assert!(message.contains("unmount"), "{message}");

@@ -606,6 +606,7 @@ fn another_index_of_the_same_place_is_other_files_and_another_signature_is_not()
             region: region.map(str::to_owned),
             ..SourceSpec::default()
         }],
+        ..DatasetSpec::default()
     };
     let a = spec("https://h/d/?index=a", None);
     assert!(have_same_files(&a, &spec("https://h/d?index=a", None)));
