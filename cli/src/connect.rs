@@ -1,7 +1,6 @@
 //! Finding and calling the master.
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use weir_proto::v1::master_client::MasterClient;
 use weir_trust::{Dial, Role};
 
 use crate::args::MasterAddress;
-use crate::exit::{Failure, Reason};
+use crate::exit::{Failure, Reason, causes};
 use crate::trust;
 
 /// Longest wait for the connection.
@@ -73,20 +72,6 @@ pub(crate) async fn call(address: &str, dial: &Dial) -> Result<MasterClient<Chan
             ),
         )),
     }
-}
-
-/// What is wrong, with the reasons behind it.
-pub(crate) fn causes(status: &tonic::Status) -> String {
-    let mut causes = status.message().to_owned();
-    let mut source = status.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !causes.ends_with(&cause_text) {
-            causes = format!("{causes}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    causes
 }
 
 fn hint(dial: &Dial) -> &'static str {

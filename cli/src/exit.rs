@@ -6,8 +6,6 @@ use std::fmt;
 use tonic::Code;
 use weir_worker::snapshots::SnapshotError;
 
-use crate::connect::causes;
-
 /// Why a command failed, as a script can tell it apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reason {
@@ -154,6 +152,20 @@ impl From<tonic::Status> for Failure {
         }
         Self::new(Reason::of_status(status.code()), status.message())
     }
+}
+
+/// What is wrong, with the reasons behind it.
+pub(crate) fn causes(status: &tonic::Status) -> String {
+    let mut causes = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !causes.ends_with(&cause_text) {
+            causes = format!("{causes}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    causes
 }
 
 #[cfg(test)]
