@@ -580,7 +580,8 @@ async fn a_source_without_files_makes_no_dataset_and_a_dataset_does_not_lose_all
     let error = world
         .datasets
         .refresh("set", CancellationToken::new())
-        .await.unwrap_err();
+        .await
+        .unwrap_err();
     assert!(matches!(error, MasterError::NotFound(_)), "{error}");
     let error = error.to_string();
     for said in ["dataset set", "2 were there", "weir dataset delete set"] {
@@ -593,7 +594,8 @@ async fn a_source_without_files_makes_no_dataset_and_a_dataset_does_not_lose_all
     world
         .datasets
         .refresh("set", CancellationToken::new())
-        .await.unwrap();
+        .await
+        .unwrap();
     assert_eq!(world.files().await, ["b/3.jpg"]);
 }
 
