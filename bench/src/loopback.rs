@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use weir_client::{
-    ClientMetrics, ClusterConfig, ClusterReader, ClusterSource, ReadAheadTarget, Reader,
+    AnySource, ClientMetrics, ClusterConfig, ClusterReader, ClusterSource, ReadAheadTarget, Reader,
 };
 use weir_core::Location;
 use weir_core::manifest::ROOT;
@@ -33,7 +33,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// A client on a node where no worker is.
 pub struct LoopbackClient {
     runtime: Runtime,
-    reader: Arc<Reader<ClusterSource>>,
+    reader: Arc<Reader>,
     files: Vec<u32>,
     // Held so that the map stays what it is.
     _map: watch::Sender<Arc<weir_core::ClusterMap>>,
@@ -75,7 +75,7 @@ impl LoopbackClient {
         let source = ClusterSource::new(Arc::new(cluster), dataset);
         let reader = Arc::new(Reader::new(
             Arc::new(manifest),
-            source,
+            AnySource::Cluster(source),
             ReadAheadTarget::Off,
             &metrics,
         ));
@@ -150,7 +150,7 @@ fn loopback_bytes() -> anyhow::Result<u64> {
     Ok(text.trim().parse()?)
 }
 
-async fn read_files(reader: Arc<Reader<ClusterSource>>, files: Vec<u32>) -> anyhow::Result<u64> {
+async fn read_files(reader: Arc<Reader>, files: Vec<u32>) -> anyhow::Result<u64> {
     let mut total = 0;
     for file in files {
         let size = reader.manifest().object(file).size;

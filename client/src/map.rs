@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -65,13 +67,16 @@ fn tell(listener: &broadcast::Sender<Arc<Doubtful>>, doubtful: &[Arc<Doubtful>])
 }
 
 /// Asks once for the map, and for the placement of a dataset.
-pub async fn fetch(
-    master: &mut MasterClient<Channel>,
-    dataset: &str,
-) -> Result<(ClusterMap, Placement), tonic::Status> {
-    let reply = ask(master, dataset, 0).await?;
-    let map = cluster_map(reply.map.unwrap_or_default())?;
-    Ok((map, placement(reply.placement)))
+pub fn fetch<'a>(
+    master: &'a mut MasterClient<Channel>,
+    dataset: &'a str,
+) -> BoxFuture<'a, Result<(ClusterMap, Placement), tonic::Status>> {
+    async move {
+        let reply = ask(master, dataset, 0).await?;
+        let map = cluster_map(reply.map.unwrap_or_default())?;
+        Ok((map, placement(reply.placement)))
+    }
+    .boxed()
 }
 
 async fn ask(
@@ -121,28 +126,31 @@ pub struct Seen {
 }
 
 /// Keeps what is `seen` fresh until `stop`; `refresh_now` makes it ask the master at once.
-pub async fn follow(
+pub fn follow(
     mut master: MasterClient<Channel>,
     seen: Seen,
     refresh_now: Arc<Notify>,
     mut doubts: Doubts,
     metrics: Arc<ClientMetrics>,
     stop: CancellationToken,
-) {
-    loop {
-        if let Ok((map, placement)) = fetch_all(&mut master, &seen.dataset, &mut doubts).await {
-            metrics.map_epoch.set(map.epoch() as i64);
-            // The placement may need workers that the map has just got.
-            replace(&seen.map, map);
-            replace(&seen.placement, placement);
-        } // a master that is away changes nothing: the last map stays good
-        let pause = async {
-            tokio::time::sleep(MIN_INTERVAL).await;
-            let _ = tokio::time::timeout(INTERVAL, refresh_now.notified()).await;
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = pause => {}
+) -> BoxFuture<'static, ()> {
+    async move {
+        loop {
+            if let Ok((map, placement)) = fetch_all(&mut master, &seen.dataset, &mut doubts).await {
+                metrics.map_epoch.set(map.epoch() as i64);
+                // The placement may need workers that the map has just got.
+                replace(&seen.map, map);
+                replace(&seen.placement, placement);
+            } // a master that is away changes nothing: the last map stays good
+            let pause = async {
+                tokio::time::sleep(MIN_INTERVAL).await;
+                let _ = tokio::time::timeout(INTERVAL, refresh_now.notified()).await;
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = pause => {}
+            }
         }
     }
+    .boxed()
 }

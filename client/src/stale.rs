@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -39,37 +41,40 @@ impl StaleReads {
     }
 
     /// Reports to the master until `stop`. What cannot be told is told later.
-    pub async fn report(
+    pub fn report(
         &self,
         snapshot: SnapshotId,
         mut master: MasterClient<Channel>,
         stop: CancellationToken,
-    ) {
-        let reporting = async {
-            loop {
-                self.happened.notified().await;
-                tokio::time::sleep(INTERVAL).await;
-                let (count, path) = {
-                    let mut pending = self.pending.lock();
-                    (std::mem::take(&mut pending.count), pending.path.clone())
-                };
-                let mut request = tonic::Request::new(v1::ReportStaleRequest {
-                    dataset: snapshot.dataset.to_string(),
-                    version: snapshot.version,
-                    path,
-                    count,
-                });
-                request.set_timeout(CALL_DEADLINE);
-                if let Err(status) = master.report_stale(request).await {
-                    tracing::debug!(%status, count, "stale reads could not be reported yet");
-                    self.pending.lock().count += count;
-                    self.happened.notify_one();
+    ) -> BoxFuture<'_, ()> {
+        async move {
+            let reporting = async {
+                loop {
+                    self.happened.notified().await;
+                    tokio::time::sleep(INTERVAL).await;
+                    let (count, path) = {
+                        let mut pending = self.pending.lock();
+                        (std::mem::take(&mut pending.count), pending.path.clone())
+                    };
+                    let mut request = tonic::Request::new(v1::ReportStaleRequest {
+                        dataset: snapshot.dataset.to_string(),
+                        version: snapshot.version,
+                        path,
+                        count,
+                    });
+                    request.set_timeout(CALL_DEADLINE);
+                    if let Err(status) = master.report_stale(request).await {
+                        tracing::debug!(%status, count, "stale reads could not be reported yet");
+                        self.pending.lock().count += count;
+                        self.happened.notify_one();
+                    }
                 }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = reporting => {}
             }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = reporting => {}
         }
+        .boxed()
     }
 }

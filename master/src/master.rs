@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use weir_core::{DatasetName, LogLimit, Manifest, SnapshotId, WorkerId};
@@ -51,22 +53,25 @@ pub struct Master {
 
 impl Master {
     /// Opens the store in `config.dir` and goes on with the jobs that were running when the master before ended.
-    pub async fn open(
+    pub fn open(
         config: MasterConfig,
         metrics: Arc<MasterMetrics>,
         origin_metrics: Arc<OriginMetrics>,
-    ) -> Result<Arc<Self>, MasterError> {
-        let dir = config.dir.clone();
-        let store: Arc<dyn MetaStore> = tokio::task::spawn_blocking(move || {
-            let open = |error: std::io::Error| StoreError::Open {
-                dir: dir.display().to_string(),
-                reason: error.to_string(),
-            };
-            std::fs::create_dir_all(&dir).map_err(open)?;
-            Ok::<_, StoreError>(Arc::new(RocksStore::open(&dir.join("store"))?))
-        })
-        .await??;
-        Self::with_store(config, store, metrics, origin_metrics)
+    ) -> BoxFuture<'static, Result<Arc<Self>, MasterError>> {
+        async move {
+            let dir = config.dir.clone();
+            let store: Arc<dyn MetaStore> = tokio::task::spawn_blocking(move || {
+                let open = |error: std::io::Error| StoreError::Open {
+                    dir: dir.display().to_string(),
+                    reason: error.to_string(),
+                };
+                std::fs::create_dir_all(&dir).map_err(open)?;
+                Ok::<_, StoreError>(Arc::new(RocksStore::open(&dir.join("store"))?))
+            })
+            .await??;
+            Self::with_store(config, store, metrics, origin_metrics)
+        }
+        .boxed()
     }
 
     /// As [`Self::open`], on any store.
@@ -132,12 +137,12 @@ impl Master {
 
     /// Makes a dataset and lists it into its first snapshot. One that exists with the same mounts is returned as it
     /// is, with the options of the new request. With `gone` cancelled, sources that do not answer are not waited for any more.
-    pub async fn create_dataset(
+    pub fn create_dataset(
         &self,
         request: v1::CreateDatasetRequest,
         gone: CancellationToken,
-    ) -> Result<v1::Dataset, MasterError> {
-        self.datasets.create(request, gone).await
+    ) -> BoxFuture<'_, Result<v1::Dataset, MasterError>> {
+        async move { self.datasets.create(request, gone).await }.boxed()
     }
 
     /// Makes a dataset be as its specification says, or judges whether that can be.
@@ -151,21 +156,21 @@ impl Master {
 
     /// Lists the origins again. Gives the dataset and whether a new snapshot was made. `gone` as for
     /// [`Self::create_dataset`].
-    pub async fn refresh_dataset(
-        &self,
-        name: &str,
+    pub fn refresh_dataset<'a>(
+        &'a self,
+        name: &'a str,
         gone: CancellationToken,
-    ) -> Result<(v1::Dataset, bool), MasterError> {
-        self.datasets.refresh(name, gone).await
+    ) -> BoxFuture<'a, Result<(v1::Dataset, bool), MasterError>> {
+        async move { self.datasets.refresh(name, gone).await }.boxed()
     }
 
     /// The manifest of a snapshot; the newest one without a version.
-    pub async fn manifest(
-        &self,
-        name: &str,
+    pub fn manifest<'a>(
+        &'a self,
+        name: &'a str,
         version: Option<u64>,
-    ) -> Result<Arc<Manifest>, MasterError> {
-        self.datasets.manifest(name, version).await
+    ) -> BoxFuture<'a, Result<Arc<Manifest>, MasterError>> {
+        async move { self.datasets.manifest(name, version).await }.boxed()
     }
 
     /// Forgets a dataset. Its blocks are evicted as far as workers can be reached; what stays is evicted as idle.

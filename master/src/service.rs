@@ -1,17 +1,17 @@
 //! The `weir.v1.Master` service, and who may call what of it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use weir_core::placement::MAX_WORKERS;
 use weir_origin::OriginError;
 use weir_proto::v1;
 use weir_proto::v1::master_server::{Master as MasterApi, MasterServer};
-use weir_trust::{Caller, Guarded, Incoming, Refusals, Role, Rules};
+use weir_trust::{Boxed, Caller, Guarded, Incoming, Refusals, Role, Rules};
 
 use crate::error::MasterError;
 use crate::master::Master;
@@ -29,9 +29,6 @@ const WITH_INVENTORIES: &[&str] = &["Heartbeat", "ReportInventory"];
 /// listing keeps a heartbeat waiting.
 const MAX_CALLS: usize = 1024;
 const MAX_HEARTBEATS: usize = 2 * MAX_WORKERS;
-/// A connection whose other end does not answer for this long is closed.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who may call what. People do everything that mounts do, too: some mount with their own certificates.
 const RULES: Rules = &[
@@ -62,11 +59,11 @@ const RULES: Rules = &[
 ];
 
 /// Serves `weir.v1.Master` to those who come in by `incoming`, until `stop`.
-pub async fn serve(
+pub fn serve(
     master: Arc<Master>,
     incoming: Incoming,
     stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) -> Boxed<'static, Result<(), tonic::transport::Error>> {
     let service = Arc::new(Service {
         master,
         calls: Arc::new(Semaphore::new(MAX_CALLS)),
@@ -75,12 +72,7 @@ pub async fn serve(
     let of_size = |most| MasterServer::from_arc(service.clone()).max_decoding_message_size(most);
     let guarded = Guarded::new(of_size(MAX_MESSAGE), RULES)
         .with_large(of_size(MAX_INVENTORY), WITH_INVENTORIES);
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(guarded)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-        .await
+    weir_trust::serve(Routes::new(guarded), incoming, stop)
 }
 
 /// Longest name, and longest error, that a line of the log repeats, in characters.

@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 
 use crate::azure::Azure;
 use crate::error::OriginError;
@@ -21,25 +23,29 @@ use crate::web::WebOrigin;
 /// Opens an origin. Sends no request: wrong configuration is an error here, a missing bucket or wrong credentials
 /// are errors of the first request. A directory must exist. What `policy` does not allow is an error here, or of the
 /// request that would have gone where it must not.
-pub async fn open(
-    spec: &OriginSpec,
-    policy: &SourcePolicy,
-) -> Result<Arc<dyn Origin>, OriginError> {
-    spec.validate()?;
-    match spec.place()? {
-        Place::S3 { .. } => Ok(Arc::new(S3Origin::open(spec, policy)?)),
-        Place::Hdfs { namenodes, .. } => {
-            let opened = HdfsOrigin::open(spec, namenodes, policy).await?;
-            Ok(Arc::new(opened))
-        }
-        Place::Gcs { .. } => Ok(Arc::new(Gcs::open(spec, policy)?)),
-        Place::Azure { .. } => Ok(Arc::new(Azure::open(spec, policy)?)),
-        Place::Web(_) => Ok(Arc::new(WebOrigin::open(spec, policy)?)),
-        Place::File { dir } => {
-            let opened = FileOrigin::open(spec.id(), dir.into(), policy).await?;
-            Ok(Arc::new(opened))
-        }
+pub fn open<'a>(
+    spec: &'a OriginSpec,
+    policy: &'a SourcePolicy,
+) -> BoxFuture<'a, Result<Arc<dyn Origin>, OriginError>> {
+    async move {
+        spec.validate()?;
+        let opened: Arc<dyn Origin> = match spec.place()? {
+            Place::S3 { .. } => Arc::new(S3Origin::open(spec, policy)?),
+            Place::Hdfs { namenodes, .. } => {
+                let opened = HdfsOrigin::open(spec, namenodes, policy).await?;
+                Arc::new(opened)
+            }
+            Place::Gcs { .. } => Arc::new(Gcs::open(spec, policy)?),
+            Place::Azure { .. } => Arc::new(Azure::open(spec, policy)?),
+            Place::Web(_) => Arc::new(WebOrigin::open(spec, policy)?),
+            Place::File { dir } => {
+                let opened = FileOrigin::open(spec.id(), dir.into(), policy).await?;
+                Arc::new(opened)
+            }
+        };
+        Ok(opened)
     }
+    .boxed()
 }
 
 /// [`Origin::list`] with its pages and errors counted.
@@ -47,10 +53,10 @@ pub fn list<'a>(
     origin: &'a dyn Origin,
     prefix: &str,
     metrics: &'a OriginMetrics,
-) -> impl Stream<Item = Result<Vec<Listed>, OriginError>> + Send + 'a {
+) -> BoxStream<'a, Result<Vec<Listed>, OriginError>> {
     let kind = origin.kind();
     let mut request = Some(metrics.request(kind, Operation::List));
-    origin.list(prefix).inspect(move |page| {
+    let counted = origin.list(prefix).inspect(move |page| {
         if let Some(request) = request.take() {
             request.finish(page.as_ref().err());
         }
@@ -58,5 +64,6 @@ pub fn list<'a>(
             Ok(_) => request = Some(metrics.request(kind, Operation::List)),
             Err(error) => metrics.failed(error),
         }
-    })
+    });
+    counted.boxed()
 }

@@ -9,6 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
+use crate::boxed::Boxed;
 use crate::caller::Caller;
 use crate::error::{TrustError, refused};
 use crate::identity::Identity;
@@ -52,10 +53,12 @@ impl Access {
     ///
     /// # Errors
     /// When the caller has no valid certificate, is another user's, or says nothing for 10 s.
-    pub async fn admit(&self, stream: TcpStream) -> io::Result<(Stream, Caller)> {
-        let from = stream.peer_addr()?.ip().to_canonical();
-        let admitted = self.admit_from(from, stream).await;
-        admitted.map_err(|error| io::Error::new(error.kind(), format!("{from}: {error}")))
+    pub fn admit(&self, stream: TcpStream) -> Boxed<'_, io::Result<(Stream, Caller)>> {
+        Box::pin(async move {
+            let from = stream.peer_addr()?.ip().to_canonical();
+            let admitted = self.admit_from(from, stream).await;
+            admitted.map_err(|error| io::Error::new(error.kind(), format!("{from}: {error}")))
+        })
     }
 
     async fn admit_from(&self, from: IpAddr, stream: TcpStream) -> io::Result<(Stream, Caller)> {

@@ -18,6 +18,7 @@ use tower_service::Service;
 use weir_core::NodeName;
 
 use crate::access::HANDSHAKE_DEADLINE;
+use crate::boxed::Boxed;
 use crate::error::{TrustError, refused};
 use crate::identity::Identity;
 use crate::stream::Stream;
@@ -107,26 +108,28 @@ impl Dial {
     ///
     /// # Errors
     /// When it is not whom its certificate must name, or does not answer for 10 s.
-    pub async fn handshake(&self, stream: TcpStream, server: Role) -> io::Result<Stream> {
-        let Some(identity) = &self.identity else {
-            return Ok(Stream::Plain(stream));
-        };
-        // The verifier does not look at the name; it must only be one.
-        let name = ServerName::from(stream.peer_addr()?.ip());
-        let connector = TlsConnector::from(identity.client_config(server));
-        let handshake = timeout(HANDSHAKE_DEADLINE, connector.connect(name, stream));
-        let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
-        if let Some(expected) = &self.expected {
-            let peer = Peer::shown(stream.get_ref().1.peer_certificates())?;
-            let name = peer.map(|peer| peer.subject.name);
-            if name.as_ref().map(NodeName::as_str) != Some(&**expected) {
-                let name = name.map_or_else(|| "nobody".to_owned(), |name| name.to_string());
-                return Err(refused(format!(
-                    "the certificate is that of {name}, and not of {server} {expected}"
-                )));
+    pub fn handshake(&self, stream: TcpStream, server: Role) -> Boxed<'_, io::Result<Stream>> {
+        Box::pin(async move {
+            let Some(identity) = &self.identity else {
+                return Ok(Stream::Plain(stream));
+            };
+            // The verifier does not look at the name; it must only be one.
+            let name = ServerName::from(stream.peer_addr()?.ip());
+            let connector = TlsConnector::from(identity.client_config(server));
+            let handshake = timeout(HANDSHAKE_DEADLINE, connector.connect(name, stream));
+            let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
+            if let Some(expected) = &self.expected {
+                let peer = Peer::shown(stream.get_ref().1.peer_certificates())?;
+                let name = peer.map(|peer| peer.subject.name);
+                if name.as_ref().map(NodeName::as_str) != Some(&**expected) {
+                    let name = name.map_or_else(|| "nobody".to_owned(), |name| name.to_string());
+                    return Err(refused(format!(
+                        "the certificate is that of {name}, and not of {server} {expected}"
+                    )));
+                }
             }
-        }
-        Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
+            Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
+        })
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod access;
 mod authority;
+mod boxed;
 mod caller;
 mod counted;
 mod dial;
@@ -20,6 +21,7 @@ mod identity;
 mod incoming;
 mod local;
 mod refusals;
+mod serving;
 mod stream;
 mod subject;
 #[doc(hidden)]
@@ -28,6 +30,7 @@ mod verifier;
 
 pub use access::Access;
 pub use authority::{Authority, Trusted, Validity, trusted_in};
+pub use boxed::Boxed;
 pub use caller::Caller;
 pub use counted::Counted;
 pub use dial::Dial;
@@ -36,5 +39,6 @@ pub use guard::{Guarded, Rules};
 pub use identity::Identity;
 pub use incoming::{Connection, Incoming, Limits, incoming, incoming_unix};
 pub use refusals::Refusals;
+pub use serving::serve;
 pub use stream::Stream;
 pub use subject::{Peer, Place, Role, Subject};

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::watch;
@@ -43,7 +45,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// Sends heartbeats until `stop`, then says goodbye. The newest cluster map is published in `map`. `master` should have a
 /// connection that `snapshots` does not use: a manifest of 100 MB would hold the heartbeats up. `callers` is how the worker's
 /// callers are known.
-pub async fn run(
+pub fn run(
     worker: Arc<Worker>,
     info: WorkerInfo,
     master: MasterClient<Channel>,
@@ -51,74 +53,77 @@ pub async fn run(
     map: watch::Sender<Arc<ClusterMap>>,
     callers: &'static str,
     stop: CancellationToken,
-) {
-    let doubtful = worker.doubtful_objects();
-    let (wanted, wanted_seen) = watch::channel(Wanted::default());
-    let mut beside = JoinSet::new();
-    let its_snapshots = snapshots.clone();
-    beside.spawn(reports::run(
-        worker.clone(),
-        info.id.clone(),
-        snapshots.master(),
-        snapshots,
-        wanted_seen,
-        stop.clone(),
-    ));
-    let newest = wanted.subscribe();
-    beside.spawn(joining::run(
-        worker.clone(),
-        its_snapshots,
-        map.subscribe(),
-        move || newest.borrow().snapshots.clone(),
-    ));
-    let mut beat = Heartbeat {
-        worker,
-        info,
-        master,
-        callers,
-        wanted,
-        version: 0,
-        doubtful,
-        untold: VecDeque::new(),
-        left_out: false,
-    };
-    let mut reachable = true;
-    loop {
-        let began = Instant::now();
-        let result = beat.send(false).await;
-        match result {
-            Ok(new) => {
-                if !reachable {
-                    tracing::info!("the master answers again");
-                }
-                reachable = true;
-                map.send_if_modified(|old| {
-                    let changed = **old != new;
-                    if changed {
-                        *old = Arc::new(new);
+) -> BoxFuture<'static, ()> {
+    async move {
+        let doubtful = worker.doubtful_objects();
+        let (wanted, wanted_seen) = watch::channel(Wanted::default());
+        let mut beside = JoinSet::new();
+        let its_snapshots = snapshots.clone();
+        beside.spawn(reports::run(
+            worker.clone(),
+            info.id.clone(),
+            snapshots.master(),
+            snapshots,
+            wanted_seen,
+            stop.clone(),
+        ));
+        let newest = wanted.subscribe();
+        beside.spawn(joining::run(
+            worker.clone(),
+            its_snapshots,
+            map.subscribe(),
+            move || newest.borrow().snapshots.clone(),
+        ));
+        let mut beat = Heartbeat {
+            worker,
+            info,
+            master,
+            callers,
+            wanted,
+            version: 0,
+            doubtful,
+            untold: VecDeque::new(),
+            left_out: false,
+        };
+        let mut reachable = true;
+        loop {
+            let began = Instant::now();
+            let result = beat.send(false).await;
+            match result {
+                Ok(new) => {
+                    if !reachable {
+                        tracing::info!("the master answers again");
                     }
-                    changed
-                });
+                    reachable = true;
+                    map.send_if_modified(|old| {
+                        let changed = **old != new;
+                        if changed {
+                            *old = Arc::new(new);
+                        }
+                        changed
+                    });
+                }
+                Err(status) if reachable => {
+                    reachable = false;
+                    let what = if status.code() == Code::PermissionDenied {
+                        "the master refuses this worker"
+                    } else {
+                        "the master does not answer; reads go on with the last cluster map"
+                    };
+                    tracing::warn!(message = status.message(), "{what}");
+                }
+                Err(_) => {}
             }
-            Err(status) if reachable => {
-                reachable = false;
-                let what = if status.code() == Code::PermissionDenied {
-                    "the master refuses this worker"
-                } else {
-                    "the master does not answer; reads go on with the last cluster map"
-                };
-                tracing::warn!(message = status.message(), "{what}");
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep_until((began + INTERVAL).into()) => {}
+                () = origin_wanted(&beat.worker) => {}
             }
-            Err(_) => {}
         }
-        tokio::select! {
-            () = stop.cancelled() => break,
-            () = tokio::time::sleep_until((began + INTERVAL).into()) => {}
-            () = origin_wanted(&beat.worker) => {}
-        }
+        // The master finds out by itself if it does not hear this.
+        let _ = beat.send(true).await;
     }
-    // The master finds out by itself if it does not hear this.
-    let _ = beat.send(true).await;
+    .boxed()
 }
 
 /// Ends when an origin or a placement is wanted that the master may know, but not at once: others may come to want it too.

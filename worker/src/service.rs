@@ -6,13 +6,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use weir_core::id::NameError;
 use weir_core::placement::domains::Owners;
 use weir_core::{Block, ClusterMap, Hashing, Location, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
-use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
+use weir_trust::{Boxed, Caller, Guarded, Incoming, Role, Rules};
 
 use crate::placements::placement;
 use crate::snapshots::{SnapshotError, Snapshots};
@@ -32,9 +33,6 @@ const REPORT_QUEUE: usize = 4;
 const MAX_MESSAGE: usize = 64 << 10;
 const MAX_OF_CLUSTER: usize = 4 << 20;
 const OF_CLUSTER: &[&str] = &["Warm", "TakeOver", "Evict", "ReportChecksums", "DropBlocks"];
-/// A connection whose other end does not answer for this long is closed.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who may call what.
 const RULES: Rules = &[
@@ -48,13 +46,13 @@ const RULES: Rules = &[
 
 /// Serves `weir.v1.Worker` to those who come in by `incoming`, until `stop`. `admission` is that of the worker's block
 /// stream, if it has one.
-pub async fn serve(
+pub fn serve(
     worker: Arc<Worker>,
     snapshots: Arc<Snapshots>,
     admission: Option<Arc<Admission>>,
     incoming: Incoming,
     stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) -> Boxed<'static, Result<(), tonic::transport::Error>> {
     let service = Arc::new(Service {
         worker,
         snapshots,
@@ -63,12 +61,7 @@ pub async fn serve(
     let of_size = |most| WorkerServer::from_arc(service.clone()).max_decoding_message_size(most);
     let guarded =
         Guarded::new(of_size(MAX_MESSAGE), RULES).with_large(of_size(MAX_OF_CLUSTER), OF_CLUSTER);
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(guarded)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled())
-        .await
+    weir_trust::serve(Routes::new(guarded), incoming, stop)
 }
 
 struct Service {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -44,58 +46,61 @@ pub enum SnapshotError {
 }
 
 /// Fetches a manifest from a master; `version` 0 is the newest.
-pub async fn fetch_manifest(
-    master: &mut MasterClient<Channel>,
-    dataset: &str,
+pub fn fetch_manifest<'a>(
+    master: &'a mut MasterClient<Channel>,
+    dataset: &'a str,
     version: u64,
-) -> Result<Manifest, SnapshotError> {
-    let name = match version {
-        0 => dataset.to_owned(),
-        version => format!("{dataset}@{version}"),
-    };
-    let failed = |code: Code, message: String| SnapshotError::Master {
-        snapshot: name.clone(),
-        message,
-        code,
-    };
-    let request = v1::GetManifestRequest {
-        dataset: dataset.to_owned(),
-        version,
-    };
-    let late = |_| {
-        failed(
-            Code::DeadlineExceeded,
-            format!("no answer within {CHUNK_DEADLINE:?}"),
-        )
-    };
-    let mut chunks = tokio::time::timeout(CHUNK_DEADLINE, master.get_manifest(request))
-        .await
-        .map_err(late)?
-        .map_err(|status| failed(status.code(), status.message().to_owned()))?
-        .into_inner();
-    let mut bytes = BytesMut::new();
-    while let Some(chunk) = tokio::time::timeout(CHUNK_DEADLINE, chunks.message())
-        .await
-        .map_err(late)?
-        .map_err(|status| failed(status.code(), status.message().to_owned()))?
-    {
-        if bytes.len() + chunk.data.len() > MAX_MANIFEST {
-            return Err(failed(
-                Code::OutOfRange,
-                format!("it is longer than {MAX_MANIFEST} bytes"),
-            ));
+) -> BoxFuture<'a, Result<Manifest, SnapshotError>> {
+    async move {
+        let name = match version {
+            0 => dataset.to_owned(),
+            version => format!("{dataset}@{version}"),
+        };
+        let failed = |code: Code, message: String| SnapshotError::Master {
+            snapshot: name.clone(),
+            message,
+            code,
+        };
+        let request = v1::GetManifestRequest {
+            dataset: dataset.to_owned(),
+            version,
+        };
+        let late = |_| {
+            failed(
+                Code::DeadlineExceeded,
+                format!("no answer within {CHUNK_DEADLINE:?}"),
+            )
+        };
+        let mut chunks = tokio::time::timeout(CHUNK_DEADLINE, master.get_manifest(request))
+            .await
+            .map_err(late)?
+            .map_err(|status| failed(status.code(), status.message().to_owned()))?
+            .into_inner();
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = tokio::time::timeout(CHUNK_DEADLINE, chunks.message())
+            .await
+            .map_err(late)?
+            .map_err(|status| failed(status.code(), status.message().to_owned()))?
+        {
+            if bytes.len() + chunk.data.len() > MAX_MANIFEST {
+                return Err(failed(
+                    Code::OutOfRange,
+                    format!("it is longer than {MAX_MANIFEST} bytes"),
+                ));
+            }
+            bytes.extend_from_slice(&chunk.data);
         }
-        bytes.extend_from_slice(&chunk.data);
+        // It takes a while to check a big one, and others use this thread.
+        let checked = tokio::task::spawn_blocking(move || Manifest::from_bytes(bytes.freeze()));
+        let checked = checked
+            .await
+            .map_err(|error| failed(Code::Aborted, error.to_string()))?;
+        checked.map_err(|error| SnapshotError::Damaged {
+            snapshot: name,
+            error,
+        })
     }
-    // It takes a while to check a big one, and others use this thread.
-    let checked = tokio::task::spawn_blocking(move || Manifest::from_bytes(bytes.freeze()));
-    let checked = checked
-        .await
-        .map_err(|error| failed(Code::Aborted, error.to_string()))?;
-    checked.map_err(|error| SnapshotError::Damaged {
-        snapshot: name,
-        error,
-    })
+    .boxed()
 }
 
 /// The manifests that this worker used last, and the datasets that jobs work on.

@@ -11,6 +11,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -463,21 +465,24 @@ impl Worker {
     }
 
     /// Stops fills, writes what is queued and closes the tiers. Waits for them, at most `deadline`.
-    pub async fn close(&self, deadline: Duration) {
-        self.stop.cancel();
-        self.tasks.close();
-        let ssd = self.ssd.clone();
-        let closing = async {
-            self.tasks.wait().await;
-            // A panic while closing leaves an unsealed segment, which the next start scans.
-            let _ = tokio::task::spawn_blocking(move || ssd.close()).await;
-        };
-        if tokio::time::timeout(deadline, closing).await.is_err() {
-            tracing::warn!(
-                ?deadline,
-                "the cache was not closed in time; the next start scans its last segment"
-            );
+    pub fn close(&self, deadline: Duration) -> BoxFuture<'_, ()> {
+        async move {
+            self.stop.cancel();
+            self.tasks.close();
+            let ssd = self.ssd.clone();
+            let closing = async {
+                self.tasks.wait().await;
+                // A panic while closing leaves an unsealed segment, which the next start scans.
+                let _ = tokio::task::spawn_blocking(move || ssd.close()).await;
+            };
+            if tokio::time::timeout(deadline, closing).await.is_err() {
+                tracing::warn!(
+                    ?deadline,
+                    "the cache was not closed in time; the next start scans its last segment"
+                );
+            }
         }
+        .boxed()
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, stream};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -47,47 +48,62 @@ const MAX_TOGETHER: u64 = BLOCK_SIZE;
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
 /// Serves those clients on other machines whom `admission` admits, until `stop`.
-pub async fn serve_tcp(
+pub fn serve_tcp(
     worker: Arc<Worker>,
     map: Map,
     listener: TcpListener,
     admission: Arc<Admission>,
     stop: CancellationToken,
-) {
-    let accept = async || {
-        let (stream, _) = listener.accept().await?;
-        stream.set_nodelay(true)?;
-        keep_alive(&stream)?;
-        io::Result::Ok(stream)
-    };
-    let epochs = map.clone();
-    let admit = move |stream| {
-        let (admission, epoch) = (admission.clone(), epochs.borrow().epoch());
-        async move { admission.admit(stream, epoch).await }
-    };
-    accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
+) -> BoxFuture<'static, ()> {
+    async move {
+        let listener = Arc::new(listener);
+        let accept = || {
+            let listener = listener.clone();
+            async move {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
+                io::Result::Ok(stream)
+            }
+        };
+        let epochs = map.clone();
+        let admit = move |stream| {
+            let (admission, epoch) = (admission.clone(), epochs.borrow().epoch());
+            async move { admission.admit(stream, epoch).await }
+        };
+        accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
+    }
+    .boxed()
 }
 
 /// Serves processes of the worker's own user, and root's, on this machine until `stop`.
-pub async fn serve_local(
+pub fn serve_local(
     worker: Arc<Worker>,
     map: Map,
     listener: UnixListener,
     stop: CancellationToken,
-) {
-    let accept = async || listener.accept().await.map(|(stream, _)| stream);
-    let admit = |stream| std::future::ready(admit_local(stream));
-    accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
+) -> BoxFuture<'static, ()> {
+    async move {
+        let listener = Arc::new(listener);
+        let accept = || {
+            let listener = listener.clone();
+            async move { listener.accept().await.map(|(stream, _)| stream) }
+        };
+        let admit = |stream| std::future::ready(admit_local(stream));
+        accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
+    }
+    .boxed()
 }
 
-async fn accept_loop<A, S, F>(
+async fn accept_loop<A, S, F, B>(
     worker: Arc<Worker>,
     map: Map,
     limits: Limits,
     stop: CancellationToken,
-    accept: impl AsyncFn() -> io::Result<A>,
+    accept: impl Fn() -> B,
     admit: impl Fn(A) -> F,
 ) where
+    B: Future<Output = io::Result<A>>,
     S: Socket,
     F: Future<Output = Result<Admitted<S>, OpeningError>> + Send + 'static,
 {
