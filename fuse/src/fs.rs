@@ -22,7 +22,6 @@ use tracing::{Instrument, Span, trace, trace_span};
 use weir_client::{ReadError, Reader};
 use weir_core::{EntryKind, Manifest};
 
-use crate::Served;
 use crate::duty::Duty;
 use crate::errno::errno;
 use crate::logged::Logged;
@@ -66,12 +65,6 @@ pub struct SnapshotFs {
     duty: Arc<Duty>,
 }
 
-impl Served for SnapshotFs {
-    fn duty(&self) -> Arc<Duty> {
-        self.duty.clone()
-    }
-}
-
 impl SnapshotFs {
     /// A file system over `reader`'s snapshot, whose slow reads run where `waiting` says.
     pub fn new(
@@ -91,6 +84,11 @@ impl SnapshotFs {
             logged: Arc::default(),
             duty: Arc::default(),
         }
+    }
+
+    /// When it answers: it is told each FORGET, and what fails when it is over stays unanswered.
+    pub fn duty(&self) -> Arc<Duty> {
+        self.duty.clone()
     }
 
     fn attributes(&self, index: u32) -> FileAttr {

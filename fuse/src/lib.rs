@@ -17,8 +17,6 @@ pub mod waiting;
 mod buffer;
 mod logged;
 mod resend;
-mod served;
 mod sync;
 
 pub use resend::send_again;
-pub use served::Served;

@@ -33,8 +33,9 @@ use crate::runtime;
 use crate::state::{EXIT_UNMOUNTED, FromServer, MountState, ServerFailure};
 use link::Link;
 use weir_fuse::duty::Duty;
+use weir_fuse::fs::SnapshotFs;
 use weir_fuse::page_cache::Mounted;
-use weir_fuse::{Served, send_again};
+use weir_fuse::send_again;
 use weir_process::descriptor::{self, Place};
 use weir_process::fdpass;
 
@@ -190,12 +191,9 @@ impl Handover {
         }));
     }
 
-    /// Serves `fs` on the mount, on threads of its own.
-    pub fn serve<FS: Served>(
-        &mut self,
-        fs: FS,
-        config: ServeConfig,
-    ) -> Result<Serving, HandoverError> {
+    /// Serves `fs` on the mount, on threads of its own. Not generic, so that the code of these threads is made in this
+    /// crate, as fast as it is to be.
+    pub fn serve(&mut self, fs: SnapshotFs, config: ServeConfig) -> Result<Serving, HandoverError> {
         let duty = fs.duty();
         let threads = config.threads.max(1);
         let mut options = fuser::Config::default();
@@ -227,7 +225,7 @@ impl Handover {
     }
 
     /// Starts the session's threads.
-    fn run<FS: Served>(&self, session: Session<FS>) -> Result<(), HandoverError> {
+    fn run(&self, session: Session<SnapshotFs>) -> Result<(), HandoverError> {
         let link = self.link.clone();
         std::thread::Builder::new()
             .name("session".to_owned())
@@ -244,11 +242,11 @@ impl Handover {
     }
 
     /// Lets a session answer the saved request over a socket. Gives the session, the socket's other end and the answer.
-    fn greet<FS: Served>(
+    fn greet(
         &self,
-        fs: FS,
+        fs: SnapshotFs,
         options: fuser::Config,
-    ) -> Result<(Session<FS>, OwnedFd, Vec<u8>), HandoverError> {
+    ) -> Result<(Session<SnapshotFs>, OwnedFd, Vec<u8>), HandoverError> {
         let (kernel, session): (OwnedFd, OwnedFd) =
             fdpass::pair().map_err(system("make a socket"))?;
         rustix::net::send(&kernel, &self.init.request, SendFlags::NOSIGNAL)
