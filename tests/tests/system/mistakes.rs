@@ -166,7 +166,7 @@ fn a_refresh_waits_for_a_known_source_says_so_and_can_be_given_up() {
     ] {
         assert!(said.contains(part), "{part:?} is not in {said:?}");
     }
-    kill_process(Pid::from_child(&refresh), Signal::INT).unwrap();
+    kill_process(Pid::from_child(&refresh), Signal::TERM).unwrap();
     assert!(!refresh.wait().unwrap().success());
     assert_eq!(get(), before);
     // The master has given it up, too: another one need not wait for it.
