@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use url::{Url, form_urlencoded};
-use weir_core::read_settings;
 
 use super::signature::SharedKey;
 use crate::credential::{CredentialKind, Named};
 use crate::error::OriginError;
 use crate::spec::stores::{azure_account, connection_field};
-use crate::transport::calls::{Calls, Limits, Refused, bearer};
-use crate::transport::environment::{Environment, unreadable};
+use crate::transport::calls::{Calls, Limits, Refused, bearer, token_service};
+use crate::transport::environment::{Environment, token_in_file};
 use crate::transport::renewed::Issuer;
 use crate::transport::trust::Trust;
 
@@ -202,14 +201,7 @@ impl Finder {
             return Ok(None);
         };
         let proof = if let Some(path) = environment.path(FILE) {
-            let token = read_settings(&path)
-                .map_err(|error| unreadable(&self.origin, FILE, &path, &error))?;
-            let token = String::from_utf8_lossy(&token).trim().to_owned();
-            if token.is_empty() {
-                let problem = format!("{FILE} names {}, which is empty", path.display());
-                return Err(self.wrong(problem, "write the token into it"));
-            }
-            Proof::Assertion(token)
+            Proof::Assertion(token_in_file(&self.origin, FILE, &path)?)
         } else if let Some(secret) = environment.get("AZURE_CLIENT_SECRET") {
             Proof::Secret(secret.to_owned())
         } else {
@@ -225,11 +217,7 @@ impl Finder {
             "{}/{tenant}/oauth2/v2.0/token",
             authority.trim_end_matches('/')
         );
-        let service = service.parse::<Uri>().ok().filter(|uri| {
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-            let is_near = host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-            tenant.chars().all(fits) && (uri.scheme_str() == Some("https") || is_near)
-        });
+        let service = token_service(&service).filter(|_| tenant.chars().all(fits));
         let service = service.ok_or_else(|| {
             self.wrong(
                 "the service that gives tokens has no https:// address, or the tenant is none",

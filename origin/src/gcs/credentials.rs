@@ -21,7 +21,7 @@ use weir_core::read_settings;
 
 use crate::credential::{CredentialKind, Named, given_life};
 use crate::error::OriginError;
-use crate::transport::calls::{Calls, Limits, Refused, Reply, bearer, plain};
+use crate::transport::calls::{Calls, Limits, Refused, Reply, bearer, plain, token_service};
 use crate::transport::environment::{Environment, unreadable};
 use crate::transport::renewed::Issuer;
 use crate::transport::trust::Trust;
@@ -309,20 +309,6 @@ impl Issuer for Finder {
 
     fn remedy(&self) -> &'static str {
         "name a file in GOOGLE_APPLICATION_CREDENTIALS, log in with `gcloud auth application-default login`, or use --anonymous for a public bucket"
-    }
-}
-
-/// The address of who gives tokens: with TLS, but on this machine.
-fn token_service(text: &str) -> Option<Uri> {
-    let uri: Uri = text.parse().ok()?;
-    let host = uri.host()?.trim_matches(['[', ']']);
-    let is_near = host
-        .parse()
-        .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-    match uri.scheme_str() {
-        Some("https") => Some(uri),
-        Some("http") if is_near => Some(uri),
-        _ => None,
     }
 }
 

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use url::form_urlencoded;
-use weir_core::read_settings;
 
-use super::platform::{self, Given, Instance, address, check};
+use super::platform::{self, Given, Instance, address, given};
 use super::signature::{Keys, Temporary};
 use super::sts::session;
 use crate::error::OriginError;
-use crate::transport::calls::{Calls, Limits, Refused};
-use crate::transport::environment::{Environment, unreadable};
+use crate::transport::calls::{Calls, Limits, Refused, token_service};
+use crate::transport::environment::{Environment, token_in_file};
 
 /// Where an instance's metadata service is.
 const METADATA: &str = "http://100.100.100.200";
@@ -143,13 +142,7 @@ impl PodRole {
             needed("ALIBABA_CLOUD_ROLE_ARN")?,
             needed("ALIBABA_CLOUD_OIDC_PROVIDER_ARN")?,
         );
-        let token =
-            read_settings(&path).map_err(|error| unreadable(origin, TOKEN_FILE, &path, &error))?;
-        let token = String::from_utf8_lossy(&token).trim().to_owned();
-        if token.is_empty() {
-            let problem = format!("{TOKEN_FILE} names {}, which is empty", path.display());
-            return Err(wrong(problem, "write the token into it"));
-        }
+        let token = token_in_file(origin, TOKEN_FILE, &path)?;
         let service = sts(region, environment).ok_or_else(|| {
             wrong(
                 "the address of the service that gives keys is not a host or an https:// URL, or the region is none".to_owned(),
@@ -192,9 +185,7 @@ impl PodRole {
         headers.insert(header::CONTENT_TYPE, kind);
         let asked = calls.ask(Method::POST, &uri, headers, form, STS);
         let reply = asked.await.map_err(|error| error.of_service(&what()))?;
-        check(&reply, &what, remedy)?;
-        let answer: Answer = serde_json::from_slice(&reply.body)
-            .map_err(|_| Refused::Denied(format!("{} did not answer with keys", what()), remedy))?;
+        let answer: Answer = given(&reply, &what, remedy)?;
         Ok(answer.credentials.into())
     }
 }
@@ -217,13 +208,7 @@ fn sts(region: Option<&str>, environment: &Environment) -> Option<Uri> {
             Some(_) => endpoint.to_owned(),
             None => format!("https://{endpoint}"),
         };
-        return address(&url).filter(|uri| {
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-            let is_near = host
-                .parse()
-                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-            uri.scheme_str() == Some("https") || is_near
-        });
+        return address(&url).and_then(|_| token_service(&url));
     }
     let region = environment.get("ALIBABA_CLOUD_STS_REGION").or(region);
     let Some(region) = region else {

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, Uri};
-use weir_core::read_settings;
 
 use super::alibaba::{self, PodRole};
 use super::configuration::{Configuration, Service};
@@ -19,7 +18,7 @@ use super::sso::{Cache, SignOn};
 use super::sts::{Role, Sts, Terms, session};
 use crate::error::OriginError;
 use crate::transport::calls::{Calls, Refused};
-use crate::transport::environment::{Environment, unreadable};
+use crate::transport::environment::{Environment, token_in_file};
 
 /// Profiles that one may lead to another through.
 const MAX_CHAIN: usize = 10;
@@ -436,16 +435,7 @@ impl Finder<'_> {
     /// The token in the file that a setting names, without white space around it.
     fn token(&self, setting: &str, file: &str) -> Result<String, OriginError> {
         let path = self.environment().expand(file);
-        let content = read_settings(&path)
-            .map_err(|error| unreadable(self.origin, setting, &path, &error))?;
-        let token = String::from_utf8_lossy(&content).trim().to_owned();
-        if token.is_empty() {
-            return Err(self.wrong(
-                format!("{setting} names {}, which is empty", path.display()),
-                "write the token into it",
-            ));
-        }
-        Ok(token)
+        token_in_file(self.origin, setting, &path)
     }
 
     fn sts(&self) -> Result<Sts, OriginError> {

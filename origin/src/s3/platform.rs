@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use serde::de::DeserializeOwned;
 
 use super::signature::{Keys, Temporary};
 use crate::transport::calls::{CallError, Calls, Limits, Refused, Reply, plain};
@@ -212,11 +213,7 @@ fn plain_uri(uri: &Uri) -> String {
     format!("{}://{host}", uri.scheme_str().unwrap_or_default())
 }
 
-pub(super) fn check(
-    reply: &Reply,
-    what: &impl Fn() -> String,
-    remedy: &'static str,
-) -> Result<(), Refused> {
+fn check(reply: &Reply, what: &impl Fn() -> String, remedy: &'static str) -> Result<(), Refused> {
     let status = reply.status;
     if status.is_success() {
         return Ok(());
@@ -240,19 +237,27 @@ struct Code {
     code: String,
 }
 
+/// What an answer with keys says.
+pub(super) fn given<T: DeserializeOwned>(
+    reply: &Reply,
+    what: &impl Fn() -> String,
+    remedy: &'static str,
+) -> Result<T, Refused> {
+    check(reply, what, remedy)?;
+    serde_json::from_slice(&reply.body).map_err(|_| {
+        let code: Code = serde_json::from_slice(&reply.body).unwrap_or_default();
+        let detail = format!("{} did not answer with keys {}", what(), plain(&code.code));
+        Refused::Denied(detail.trim_end().to_owned(), remedy)
+    })
+}
+
 /// The keys of an answer.
 fn keys(
     reply: &Reply,
     what: &impl Fn() -> String,
     remedy: &'static str,
 ) -> Result<Temporary, Refused> {
-    check(reply, what, remedy)?;
-    let found: Given = serde_json::from_slice(&reply.body).map_err(|_| {
-        let code: Code = serde_json::from_slice(&reply.body).unwrap_or_default();
-        let detail = format!("{} did not answer with keys {}", what(), plain(&code.code));
-        Refused::Denied(detail.trim_end().to_owned(), remedy)
-    })?;
-    Ok(found.into())
+    Ok(given::<Given>(reply, what, remedy)?.into())
 }
 
 /// Keys as services write them in JSON.

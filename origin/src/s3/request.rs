@@ -113,14 +113,14 @@ impl Client {
         let trust = with_tls.then(|| Trust::of(&name, own().or(bundle)));
         let proxies = Arc::new(Proxies::of(environment));
         let connector = Connector::new(trust.as_ref(), proxies, reach.clone())?;
-        let region = spec.region.clone().or_else(|| named_region.clone());
-        let region = region.unwrap_or_else(|| DEFAULT_REGION.to_owned());
+        let said = spec.region.clone().or_else(|| named_region.clone());
+        let region = said.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let credentials = if spec.anonymous {
             None
         } else {
             Some(credentials::find(Settings {
                 profile: spec.profile.clone(),
-                region: spec.region.clone().or_else(|| named_region.clone()),
+                region: said,
                 name: name.clone(),
                 dialect,
                 named: named.clone(),

@@ -1,5 +1,6 @@
 //! Requests to the services that give out keys: few and small, each on a connection of its own, with a deadline.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,19 @@ pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    /// What a status other than success means: that it may pass, or the remedy. `word` is the service's own.
+    pub(crate) fn refused(&self, what: &str, word: &str, remedy: &'static str) -> Refused {
+        let detail = format!("{what}: {} {}", self.status.as_u16(), plain(word));
+        let detail = detail.trim_end().to_owned();
+        if self.status.is_server_error() || self.status == StatusCode::TOO_MANY_REQUESTS {
+            Refused::Unavailable(detail)
+        } else {
+            Refused::Denied(detail, remedy)
+        }
+    }
 }
 
 /// Why there is none.
@@ -180,18 +194,10 @@ pub(crate) fn bearer(
         #[serde(default)]
         error: serde_json::Value,
     }
-    let status = reply.status;
-    if !status.is_success() {
+    if !reply.status.is_success() {
         let problem: Problem = serde_json::from_slice(&reply.body).unwrap_or_default();
         let word = problem.error.as_str().unwrap_or_default();
-        let detail = format!("{}: {} {}", what(), status.as_u16(), plain(word));
-        let detail = detail.trim_end().to_owned();
-        let passes = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-        return Err(if passes {
-            Refused::Unavailable(detail)
-        } else {
-            Refused::Denied(detail, remedy)
-        });
+        return Err(reply.refused(&what(), word, remedy));
     }
     let no_token = || Refused::Denied(format!("{} did not answer with a token", what()), remedy);
     let token: Token = serde_json::from_slice(&reply.body).map_err(|_| no_token())?;
@@ -203,6 +209,18 @@ pub(crate) fn bearer(
         other => other.as_u64(),
     };
     Ok((header, seconds.map(Duration::from_secs)))
+}
+
+/// The address of who gives tokens: with TLS, but on this machine.
+pub(crate) fn token_service(text: &str) -> Option<Uri> {
+    let uri: Uri = text.parse().ok()?;
+    let host = uri.host()?.trim_matches(['[', ']']);
+    let is_near = host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    match uri.scheme_str() {
+        Some("https") => Some(uri),
+        Some("http") if is_near => Some(uri),
+        _ => None,
+    }
 }
 
 /// A service's word in a message, if it is one.

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use weir_core::read_settings;
+
 use crate::error::OriginError;
 
 /// Variables whose names start with these are read, and some others.
@@ -127,6 +129,25 @@ pub(crate) fn unreadable(
         ),
         format!("check the path and its permissions, or unset {name}"),
     )
+}
+
+/// The token in the file that a variable or a setting names, without white space around it.
+pub(crate) fn token_in_file(
+    origin: &Arc<str>,
+    name: &str,
+    path: &Path,
+) -> Result<String, OriginError> {
+    let content = read_settings(path).map_err(|error| unreadable(origin, name, path, &error))?;
+    let token = String::from_utf8_lossy(&content).trim().to_owned();
+    if token.is_empty() {
+        let problem = format!("{name} names {}, which is empty", path.display());
+        return Err(OriginError::config(
+            origin.clone(),
+            problem,
+            "write the token into it",
+        ));
+    }
+    Ok(token)
 }
 
 #[cfg(test)]

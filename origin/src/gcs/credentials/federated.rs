@@ -15,8 +15,8 @@ use serde::Deserialize;
 use url::form_urlencoded;
 use weir_core::read_settings;
 
-use super::{OF_MACHINE, OF_SERVICE, SCOPE, host, token_service};
-use crate::transport::calls::{Calls, Refused, bearer, plain};
+use super::{OF_MACHINE, OF_SERVICE, SCOPE, host};
+use crate::transport::calls::{Calls, Refused, bearer, plain, token_service};
 use crate::transport::time;
 
 /// What the exchanged token is for if an account is impersonated with it.
@@ -349,19 +349,10 @@ impl Impersonated {
         let asked = calls.ask(Method::POST, &self.service, headers, question, OF_SERVICE);
         let reply = asked.await.map_err(|error| error.of_service(&what()))?;
         let remedy = "let the federated identity impersonate the account (roles/iam.workloadIdentityUser), and check service_account_impersonation_url";
-        let status = reply.status;
-        if !status.is_success() {
+        if !reply.status.is_success() {
             let problem: Option<Problem> = serde_json::from_slice(&reply.body).ok();
-            let word = problem.map(|problem| plain(&problem.error.status));
-            let word = word.unwrap_or_default();
-            let detail = format!("{}: {} {word}", what(), status.as_u16());
-            let detail = detail.trim_end().to_owned();
-            let passes = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-            return Err(if passes {
-                Refused::Unavailable(detail)
-            } else {
-                Refused::Denied(detail, remedy)
-            });
+            let word = problem.map(|problem| problem.error.status);
+            return Err(reply.refused(&what(), &word.unwrap_or_default(), remedy));
         }
         let no_token =
             || Refused::Denied(format!("{} did not answer with a token", what()), remedy);
