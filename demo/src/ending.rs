@@ -3,7 +3,9 @@
 //! Whatever would outlive the program is entered here when it is made, and leaves when it was ended as usual. SIGINT,
 //! SIGTERM and SIGHUP end what is entered, the newest first, and then the program.
 
+use std::fmt::Arguments;
 use std::future::poll_fn;
+use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -72,10 +74,15 @@ impl Drop for Entry {
     }
 }
 
-/// Tells a child of this process to end, and kills it if it does not.
-pub fn end_child(pid: u32) {
+/// Tells whoever looks what went wrong while things are ended. That nobody can read it any more ends nothing.
+pub fn tell(text: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Tells a child of this process to end, and kills it if it does not; gives whether it ended when it was told to.
+pub fn end_child(pid: u32) -> bool {
     let Some(pid) = Pid::from_raw(pid.cast_signed()) else {
-        return;
+        return true;
     };
     // An error is that it is gone.
     let gone = || !matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None));
@@ -83,7 +90,9 @@ pub fn end_child(pid: u32) {
     let ended = wait_for("its end", END_DEADLINE, || Ok(gone().then_some(())));
     if ended.is_err() {
         let _ = kill_process(pid, Signal::KILL);
+        let _ = waitpid(Some(pid), WaitOptions::empty());
     }
+    ended.is_ok()
 }
 
 fn end_all() {
@@ -96,7 +105,8 @@ fn end_all() {
     }
 }
 
-/// Has signals end what is entered, and then the program. A second signal ends it at once.
+/// Has signals end what is entered, and then the program. A second signal ends it at once. SIGHUP stays ignored where it is,
+/// as under nohup(1).
 ///
 /// # Errors
 /// When the signals cannot be waited for.
@@ -106,18 +116,19 @@ pub fn on_signals() -> anyhow::Result<()> {
         .build()?;
     let guard = runtime.enter();
     let mut signals = Vec::new();
-    for kind in [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ] {
+    let hangup = SignalKind::hangup();
+    let heeded = (!is_ignored(hangup)).then_some(hangup);
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()]
+        .into_iter()
+        .chain(heeded)
+    {
         signals.push((kind.as_raw_value(), signal(kind)?));
     }
     drop(guard);
     std::thread::spawn(move || {
         let code = runtime.block_on(async {
             let number = next(&mut signals).await;
-            eprintln!("interrupted: what was started is ended");
+            tell(format_args!("interrupted: what was started is ended"));
             let ended = tokio::task::spawn_blocking(end_all);
             tokio::select! {
                 _ = ended => {}
@@ -128,6 +139,16 @@ pub fn on_signals() -> anyhow::Result<()> {
         std::process::exit(code)
     });
     Ok(())
+}
+
+/// Whether this process was started to ignore a signal.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (kind.as_raw_value() - 1) & 1 == 1)
 }
 
 /// The number of the next signal that comes.
@@ -162,11 +183,11 @@ mod tests {
         let mut child = std::process::Command::new("sleep");
         let child = child.arg("600").spawn().unwrap();
         let pid = child.id();
-        let third = making().enter(move || end_child(pid));
+        let third = making().enter(move || assert!(end_child(pid)));
         end_all();
         assert_eq!(ended.try_iter().collect::<Vec<_>>(), ["mount", "server"]);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
-        end_child(pid);
+        assert!(end_child(pid));
         // Who goes on meanwhile waits for the end of the program.
         let (send, made) = channel();
         std::thread::spawn(move || {

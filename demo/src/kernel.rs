@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use rustix::mount::{UnmountFlags, unmount};
 
+use crate::ending::tell;
+
 /// Empties the kernel's caches of pages, names and inodes. Fails where that is not permitted.
 pub fn drop_caches() -> anyhow::Result<()> {
     rustix::fs::sync();
@@ -17,13 +19,20 @@ pub fn is_mountpoint(dir: &Path) -> bool {
     mountpoints().iter().any(|mountpoint| mountpoint == dir)
 }
 
+/// What is mounted at `dir` or below it, the inner ones first.
+pub fn mounted_below(dir: &Path) -> Vec<PathBuf> {
+    let mut below = mountpoints();
+    below.retain(|mountpoint| mountpoint.starts_with(dir));
+    below.reverse();
+    below
+}
+
 /// Detaches all mounts below `dir`: those that an interrupted run has left.
 pub fn unmount_below(dir: &Path) {
-    for mountpoint in mountpoints().into_iter().rev() {
-        if mountpoint.starts_with(dir)
-            && let Err(error) = unmount(&mountpoint, UnmountFlags::DETACH)
-        {
-            eprintln!("{} cannot be unmounted: {error}", mountpoint.display());
+    for mountpoint in mounted_below(dir) {
+        if let Err(error) = unmount(&mountpoint, UnmountFlags::DETACH) {
+            let place = mountpoint.display();
+            tell(format_args!("{place} cannot be unmounted: {error}"));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use crate::ending::{Entry, making};
+use crate::ending::{Entry, making, tell};
 use crate::process::{binary, forget_settings};
 use crate::wait::wait_for;
 
@@ -95,7 +95,7 @@ impl Mount {
         let (dir, home) = (dir.to_owned(), home.to_owned());
         mount.mounted = Some(making.enter(move || {
             if let Err(error) = unmount(&home, &dir, true) {
-                eprintln!("{error:#}");
+                tell(format_args!("{error:#}"));
             }
         }));
         Ok(mount)
@@ -163,7 +163,7 @@ fn unmount(home: &Path, dir: &Path, lazy: bool) -> anyhow::Result<()> {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(error) = self.unmount(true) {
-            eprintln!("{error:#}");
+            tell(format_args!("{error:#}"));
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::ending::{END_DEADLINE, Entry, end_child, making};
+use crate::ending::{END_DEADLINE, Entry, end_child, making, tell};
 use crate::wait::wait_for;
 
 /// Longest wait for a process to come up.
@@ -70,7 +70,9 @@ impl Process {
             child,
             name,
             log: log.to_owned(),
-            _entry: making.enter(move || end_child(pid)),
+            _entry: making.enter(move || {
+                end_child(pid);
+            }),
         };
         let name = process.name.clone();
         wait_for(&name, START_DEADLINE, || {
@@ -113,17 +115,11 @@ impl Drop for Process {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        if let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) {
-            // It may end by itself at this moment; then there is nothing to tell it.
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        if self.wait().is_err() {
-            eprintln!(
-                "{} does not end when it is told to and is killed",
-                self.name
-            );
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        if !end_child(self.child.id()) {
+            let name = &self.name;
+            tell(format_args!(
+                "{name} did not end when it was told to and was killed"
+            ));
         }
     }
 }

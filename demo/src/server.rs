@@ -49,7 +49,9 @@ impl Builtin {
         let (stdout, pid) = (child.stdout.take(), child.id());
         let mut server = Self {
             child,
-            _entry: making.enter(move || end_child(pid)),
+            _entry: making.enter(move || {
+                end_child(pid);
+            }),
             endpoint: String::new(),
         };
         // It says where it listens, or ends, which closes the pipe.

@@ -1,11 +1,12 @@
 //! A demo that is interrupted leaves nothing behind.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use weir_demo::kernel::{is_mountpoint, mounted_below};
 use weir_demo::wait::wait_for;
 
 /// So many that they are not read in the moment between the mount and the signal.
@@ -13,18 +14,16 @@ const FILES: usize = 10_000;
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// What is mounted below a directory, and processes that were told of it.
-fn left(dir: &Path) -> String {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+fn left(dir: &Path) -> Vec<PathBuf> {
     let name = dir.to_str().unwrap();
-    let mounts = mounts.lines().filter(|line| line.contains(name));
-    let mut found: Vec<String> = mounts.map(str::to_owned).collect();
+    let mut found: Vec<PathBuf> = mounted_below(dir);
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         let environment = std::fs::read(process.path().join("environ"));
         if String::from_utf8_lossy(&environment.unwrap_or_default()).contains(name) {
-            found.push(process.path().display().to_string());
+            found.push(process.path());
         }
     }
-    found.join("\n")
+    found
 }
 
 fn start(source: &Path, scratch: &Path) -> Child {
@@ -55,7 +54,7 @@ fn an_interrupted_demo_unmounts_and_ends_what_it_has_started() {
         let mut demo = start(&source, &scratch);
         wait_for("the mount", DEADLINE, || {
             assert_eq!(demo.try_wait()?, None, "it has ended");
-            Ok(left(&scratch).contains("/mnt ").then_some(()))
+            Ok(is_mountpoint(&scratch.join("mnt")).then_some(()))
         })
         .unwrap();
         kill_process(Pid::from_child(&demo), signal).unwrap();
@@ -65,6 +64,6 @@ fn an_interrupted_demo_unmounts_and_ends_what_it_has_started() {
         let ended = wait_for("the end of all", DEADLINE, || {
             Ok(left(&scratch).is_empty().then_some(()))
         });
-        ended.unwrap_or_else(|error| panic!("{error}: {}", left(&scratch)));
+        ended.unwrap_or_else(|error| panic!("{error}: {:?}", left(&scratch)));
     }
 }

@@ -28,10 +28,11 @@ pub use hadoop::{hadoop_jars, write_hadoop_properties};
 pub use idle::idle_connections;
 pub use lab::{BUCKET, Lab, Outcome};
 pub use memory_group::MemoryGroup;
-pub use mount::{Mount, is_mountpoint};
+pub use mount::Mount;
 pub use nobody::as_nobody;
 pub use process::{Frozen, Process, free_port, get};
 pub use readers::{Readers, ReadersReport, drop_pages, read_at_random, read_evicted};
+pub use weir_demo::kernel::is_mountpoint;
 
 use std::time::{Duration, Instant};
 

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::lab::Lab;
-use crate::wait_until;
+use crate::{is_mountpoint, wait_until};
 
 /// Longest wait for a mount to tell about itself.
 const STATUS_DEADLINE: Duration = Duration::from_secs(10);
@@ -175,13 +175,4 @@ impl Drop for Mount<'_> {
             let _ = rustix::mount::unmount(dir.as_c_str(), UnmountFlags::DETACH);
         }
     }
-}
-
-/// Whether something is mounted at `dir`, without touching it.
-pub fn is_mountpoint(dir: &Path) -> bool {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let dir = dir.to_str().unwrap();
-    table
-        .lines()
-        .any(|line| line.split(' ').nth(4) == Some(dir))
 }

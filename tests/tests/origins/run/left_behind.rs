@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
+use weir_demo::kernel::mounted_below;
 use weir_tests::comes_true;
 
 /// The variable that names it to every process of a suite, and to theirs.
@@ -108,12 +109,7 @@ impl Scratch {
 
     /// What is mounted in this directory, the inner ones first.
     fn mounts(&self) -> Vec<PathBuf> {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let paths = table.lines().filter_map(|line| line.split(' ').nth(4));
-        let mut paths: Vec<PathBuf> = paths.map(Into::into).collect();
-        paths.retain(|path| path.starts_with(&self.0));
-        paths.reverse();
-        paths
+        mounted_below(&self.0)
     }
 }
 
