@@ -68,7 +68,17 @@ impl<'a> Cluster<'a> {
         Self::start_secure_with(lab, &vec![&[] as &[&str]; workers])
     }
 
-    /// The same, with flags for each worker, each of which may also be announced at 127.0.0.2.
+    /// One or the other.
+    #[track_caller]
+    pub fn start_either(lab: &'a Lab, workers: usize, secure: bool) -> Self {
+        if secure {
+            Self::start_secure(lab, workers)
+        } else {
+            Self::start(lab, workers)
+        }
+    }
+
+    /// A secure one, with flags for each worker, each of which may also be announced at 127.0.0.2.
     #[track_caller]
     pub fn start_secure_with(lab: &'a Lab, worker_flags: &[&[&str]]) -> Self {
         Self::certify(lab, worker_flags.len());
@@ -91,8 +101,7 @@ impl<'a> Cluster<'a> {
         cluster("master", "master");
         cluster("admin", "admin");
         for number in 0..workers {
-            let name = format!("node-{number}");
-            issue(lab, "worker", &name, &["--address", "127.0.0.2"]);
+            certify_worker(lab, number);
         }
     }
 
@@ -254,8 +263,7 @@ impl<'a> Cluster<'a> {
     pub fn add_worker(&mut self) -> usize {
         let number = self.workers.len();
         if self.secure {
-            let name = format!("node-{number}");
-            issue(self.lab, "worker", &name, &["--address", "127.0.0.2"]);
+            certify_worker(self.lab, number);
         }
         self.workers.push(None);
         self.ports.push(Ports::free());
@@ -324,17 +332,6 @@ impl<'a> Cluster<'a> {
         self.lab.mount_at(source, "mnt", &flags)
     }
 
-    /// Mounts a dataset as on a node that stands elsewhere in a zone, at a directory of the scratch directory.
-    #[track_caller]
-    pub fn mount_in_zone(&self, source: &str, zone: &str, dir: &str) -> Mount<'a> {
-        let address = self.address();
-        let certs = self.certs_flags("admin");
-        let node = format!("reader-{zone}");
-        let mut flags = vec!["--master", &address, "--node", &node, "--zone", zone];
-        flags.extend(certs.iter().chain(&self.mount_flags).map(String::as_str));
-        self.lab.mount_at(source, dir, &flags)
-    }
-
     /// Makes a dataset of the lab's bucket.
     #[track_caller]
     pub fn create_dataset(&self, name: &str) {
@@ -355,4 +352,11 @@ impl<'a> Cluster<'a> {
         );
         self.weir(&args)
     }
+}
+
+/// The certificate of a worker, which may also be announced at 127.0.0.2.
+#[track_caller]
+fn certify_worker(lab: &Lab, number: usize) {
+    let name = format!("node-{number}");
+    issue(lab, "worker", &name, &["--address", "127.0.0.2"]);
 }

@@ -63,6 +63,13 @@ pub(crate) fn check_all(mount: &Mount<'_>, files: &Files) {
     }
 }
 
+/// Reads and compares all files, none of them from the kernel's cache.
+#[track_caller]
+pub(crate) fn read_epoch(mount: &Mount<'_>, files: &Files) {
+    drop_pages(files.keys().map(|name| mount.path(name)));
+    check_all(mount, files);
+}
+
 fn a_dataset_is_warmed_mounted_and_read_from_all_workers() {
     let lab = Lab::new();
     let files = fill(&lab);

@@ -7,8 +7,8 @@ use serde_json::Value;
 use weir_tests::{Cluster, Lab, Readers, content, wait_until};
 
 use crate::Case;
-use crate::system::cluster::fill;
-use crate::system::growing::{read_epoch, total, until_cached, until_mapped};
+use crate::system::cluster::{fill, read_epoch, total};
+use crate::system::growing::{mount_cached, until_cached, until_mapped};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -52,16 +52,8 @@ fn a_drained_worker_leaves_without_a_failed_read_or_a_byte_of_the_origin() {
     for secure in [false, true] {
         let lab = Lab::new();
         let files = fill(&lab);
-        let mut cluster = if secure {
-            Cluster::start_secure(&lab, 3)
-        } else {
-            Cluster::start(&lab, 3)
-        };
-        cluster.create_dataset("set");
-        let mount = cluster.mount("set", "elsewhere");
-        read_epoch(&mount, &files);
-        until_cached(&cluster, total(&files));
-        let sent = lab.s3.stats().bytes();
+        let mut cluster = Cluster::start_either(&lab, 3, secure);
+        let (mount, sent) = mount_cached(&lab, &cluster, &files);
         let held = blocks(&cluster, 1);
         assert!(held > 10.0, "{held}");
         let readers = Readers::start(&mount.dir, &files, 2);
@@ -96,11 +88,8 @@ fn a_cordoned_worker_gets_no_blocks_and_serves_those_that_it_holds() {
     let lab = Lab::new();
     let files = fill(&lab);
     let mut cluster = Cluster::start(&lab, 2);
-    cluster.create_dataset("set");
-    let mount = cluster.mount("set", "elsewhere");
-    read_epoch(&mount, &files);
-    until_cached(&cluster, total(&files));
-    let (sent, held) = (lab.s3.stats().bytes(), blocks(&cluster, 0));
+    let (mount, sent) = mount_cached(&lab, &cluster, &files);
+    let held = blocks(&cluster, 0);
     let cordoned = cluster.weir(&["worker", "cordon", "node-0"]).ok();
     assert!(cordoned.contains("cordoned"), "{cordoned}");
     until_mapped(&cluster, &mount);
@@ -137,11 +126,7 @@ fn a_drain_survives_its_master_and_ends_clearly_when_it_cannot_go_on() {
     let lab = Lab::new();
     let files = fill(&lab);
     let mut cluster = Cluster::start(&lab, 2);
-    cluster.create_dataset("set");
-    let mount = cluster.mount("set", "elsewhere");
-    read_epoch(&mount, &files);
-    until_cached(&cluster, total(&files));
-    let sent = lab.s3.stats().bytes();
+    let (mount, sent) = mount_cached(&lab, &cluster, &files);
     // Slow enough to be stopped in the middle.
     let slowly = ["worker", "drain", "node-0", "--rate", "200KiB"];
     let started = cluster.weir(&slowly).ok();

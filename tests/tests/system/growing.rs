@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use weir_tests::{Cluster, Lab, Mount, Readers, drop_pages, wait_until};
+use weir_tests::{Cluster, Lab, Mount, Readers, wait_until};
 
 use crate::Case;
-use crate::system::cluster::{Files, fill};
+use crate::system::cluster::{Files, fill, read_epoch, total};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -21,25 +21,26 @@ pub(crate) const CASES: &[Case] = &[
 /// Longest wait for the cluster map and the tiers.
 const SOON: Duration = Duration::from_secs(30);
 
-pub(crate) fn total(files: &Files) -> u64 {
-    files.values().map(|content| content.len() as u64).sum()
-}
-
-/// Reads and compares all files, none of them from the kernel's cache.
-#[track_caller]
-pub(crate) fn read_epoch(mount: &Mount<'_>, files: &Files) {
-    drop_pages(files.keys().map(|name| mount.path(name)));
-    for (name, content) in files.iter() {
-        assert!(mount.read(name) == *content, "{name}");
-    }
-}
-
 /// Waits until the workers' tiers hold all of a dataset, as the master knows.
 #[track_caller]
 pub(crate) fn until_cached(cluster: &Cluster<'_>, bytes: u64) {
     wait_until("the dataset is cached", SOON, || {
         cluster.status()["datasets"][0]["cached_bytes"] == bytes
     });
+}
+
+/// A mount of the lab's bucket as the dataset `set`, all of which the workers hold; and what the origin has sent for that.
+#[track_caller]
+pub(crate) fn mount_cached<'a>(
+    lab: &Lab,
+    cluster: &Cluster<'a>,
+    files: &Files,
+) -> (Mount<'a>, u64) {
+    cluster.create_dataset("set");
+    let mount = cluster.mount("set", "elsewhere");
+    read_epoch(&mount, files);
+    until_cached(cluster, total(files));
+    (mount, lab.s3.stats().bytes())
 }
 
 /// Waits until a mount has the master's cluster map.
@@ -55,16 +56,8 @@ fn a_new_worker_takes_its_share_from_the_others_and_none_from_the_origin() {
     for secure in [false, true] {
         let lab = Lab::new();
         let files = fill(&lab);
-        let mut cluster = if secure {
-            Cluster::start_secure(&lab, 3)
-        } else {
-            Cluster::start(&lab, 3)
-        };
-        cluster.create_dataset("set");
-        let mount = cluster.mount("set", "elsewhere");
-        read_epoch(&mount, &files);
-        until_cached(&cluster, total(&files));
-        let sent = lab.s3.stats().bytes();
+        let mut cluster = Cluster::start_either(&lab, 3, secure);
+        let (mount, sent) = mount_cached(&lab, &cluster, &files);
         assert_eq!(sent, total(&files));
         // Readers go on while it comes.
         let readers = Readers::start(&mount.dir, &files, 2);
@@ -76,24 +69,17 @@ fn a_new_worker_takes_its_share_from_the_others_and_none_from_the_origin() {
         assert!(report.errors.is_empty(), "{:?}", report.errors);
         read_epoch(&mount, &files);
         assert_eq!(lab.s3.stats().bytes(), sent, "the origin sent bytes again");
-        let copied = cluster
-            .worker(new)
-            .metric("weir_worker_copied_bytes_total", "");
+        let metric = |worker: usize, name: &str| cluster.worker(worker).metric(name, "");
+        let copied = metric(new, "weir_worker_copied_bytes_total");
         let share = copied / total(&files) as f64;
         assert!(
             (0.03..0.9).contains(&share),
             "it took over {share} of the bytes"
         );
-        let from_origin = cluster
-            .worker(new)
-            .metric("weir_worker_fill_bytes_total", "");
+        let from_origin = metric(new, "weir_worker_fill_bytes_total");
         assert!(from_origin < 0.5, "{from_origin} bytes");
         let given: f64 = (0..3)
-            .map(|number| {
-                cluster
-                    .worker(number)
-                    .metric("weir_worker_handed_over_bytes_total", "")
-            })
+            .map(|number| metric(number, "weir_worker_handed_over_bytes_total"))
             .sum();
         assert!(
             (given - copied).abs() < 0.5,
@@ -107,9 +93,7 @@ fn a_new_worker_takes_its_share_from_the_others_and_none_from_the_origin() {
             tier >= copied
         });
         read_epoch(&mount, &files);
-        let again = cluster
-            .worker(new)
-            .metric("weir_worker_copied_bytes_total", "");
+        let again = metric(new, "weir_worker_copied_bytes_total");
         assert!((again - copied).abs() < 0.5, "it took blocks over twice");
     }
 }
@@ -118,11 +102,7 @@ fn a_worker_that_comes_back_has_its_share_and_one_that_does_not_is_replaced_once
     let lab = Lab::new();
     let files = fill(&lab);
     let mut cluster = Cluster::start(&lab, 3);
-    cluster.create_dataset("set");
-    let mount = cluster.mount("set", "elsewhere");
-    read_epoch(&mount, &files);
-    until_cached(&cluster, total(&files));
-    let sent = lab.s3.stats().bytes();
+    let (mount, sent) = mount_cached(&lab, &cluster, &files);
     let epoch = cluster.status()["epoch"].clone();
     // Within the ten seconds that a silent worker has.
     cluster.workers[2].take().unwrap().kill();

@@ -1,7 +1,7 @@
 //! What users get wrong about the places of data: one clear error each, at once, and nothing is changed.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -126,6 +126,17 @@ fn a_dataset_whose_source_is_refused_stays_as_it_was() {
     assert_ne!(get(), before);
 }
 
+/// How a refresh ends, which it does now.
+#[track_caller]
+fn ended(refresh: &mut Child) -> ExitStatus {
+    let mut status = None;
+    wait_until("the refresh ends", AT_ONCE, || {
+        status = refresh.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
 /// A refresh that waits, and what it has said of that.
 fn waiting_refresh(lab: &Lab, cluster: &Cluster<'_>) -> (Child, String) {
     let address = cluster.address();
@@ -167,7 +178,7 @@ fn a_refresh_waits_for_a_known_source_says_so_and_can_be_given_up() {
         assert!(said.contains(part), "{part:?} is not in {said:?}");
     }
     kill_process(Pid::from_child(&refresh), Signal::TERM).unwrap();
-    assert!(!refresh.wait().unwrap().success());
+    assert!(!ended(&mut refresh).success());
     assert_eq!(get(), before);
     // The master has given it up, too: another one need not wait for it.
     lab.s3.faults().clear();
@@ -182,15 +193,11 @@ fn a_refresh_waits_for_a_known_source_says_so_and_can_be_given_up() {
     let (mut refresh, said) = waiting_refresh(&lab, &cluster);
     assert!(said.contains("waits for"), "{said:?}");
     lab.s3.faults().clear();
-    let mut ended = None;
-    wait_until("the refresh ends", AT_ONCE, || {
-        ended = refresh.try_wait().unwrap();
-        ended.is_some()
-    });
+    let status = ended(&mut refresh);
     let mut shown = String::new();
     let mut stdout = refresh.stdout.take().unwrap();
     stdout.read_to_string(&mut shown).unwrap();
-    assert!(ended.unwrap().success(), "{shown}");
+    assert!(status.success(), "{shown}");
     assert_ne!(get(), second);
 
     // A patience that ends is an error, and changes nothing.

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use weir_tests::{Cluster, Lab, drop_pages, wait_until};
+use weir_tests::{Cluster, Lab, wait_until};
 
 use crate::Case;
-use crate::system::cluster::{Files, check_all, fill, total};
+use crate::system::cluster::{Files, check_all, fill, read_epoch, total};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -131,10 +131,7 @@ fn readers_go_on_while_a_dataset_moves_to_another_zone() {
     };
     let first = place("a");
     let mount = cluster.mount("set", "elsewhere");
-    let read_again = || {
-        drop_pages(files.keys().map(|name| mount.path(name)));
-        check_all(&mount, &files);
-    };
+    let read_again = || read_epoch(&mount, &files);
     read_again();
     come_to_hold(&cluster, &IN_A, blocks(&files));
     assert_eq!(place("a"), first, "nothing has changed");
@@ -163,11 +160,9 @@ fn a_dataset_whose_zone_is_gone_is_read_and_comes_back_to_it() {
     for number in IN_B {
         cluster.workers[number] = None;
     }
-    drop_pages(files.keys().map(|name| mount.path(name)));
-    check_all(&mount, &files);
+    read_epoch(&mount, &files);
     cluster.wait_for_workers(2);
-    drop_pages(files.keys().map(|name| mount.path(name)));
-    check_all(&mount, &files);
+    read_epoch(&mount, &files);
     for number in IN_B {
         cluster.start_worker(number);
     }
@@ -177,8 +172,7 @@ fn a_dataset_whose_zone_is_gone_is_read_and_comes_back_to_it() {
             let worker = cluster.worker(number);
             worker.metric("weir_worker_read_bytes_total", "dataset=\"set\"")
         };
-        drop_pages(files.keys().map(|name| mount.path(name)));
-        check_all(&mount, &files);
+        read_epoch(&mount, &files);
         IN_B.into_iter().all(|number| read(number) > 0.0)
     });
 }
