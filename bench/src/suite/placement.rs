@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use weir_core::{BlockKey, ClusterMap, Hashing, Location, WorkerInfo};
 
 use super::{Bench, Measured};
-use crate::table::{Goal, Table, Unit};
+use crate::table::{Table, Unit};
 use crate::usage::memory;
 
 /// Name of the only system in the table.
@@ -45,7 +45,10 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
 }
 
 fn measure(bench: &Bench, table: &mut Table, workers: usize, promised: bool) -> anyhow::Result<()> {
-    let goal = |what: &str, unit| Goal::new(format!("{workers} workers: {what}"), unit);
+    let mut note = |what: &str, unit, value, limit| {
+        let what = format!("{workers} workers: {what}");
+        table.state(SYSTEM, &what, unit, value, limit);
+    };
     // First, since memory that was given back to the allocator would be taken again.
     let resident = || memory(std::process::id()).1;
     let start = resident();
@@ -62,38 +65,31 @@ fn measure(bench: &Bench, table: &mut Table, workers: usize, promised: bool) -> 
         ("memory of the list", lists),
         ("memory of the seats", tables),
     ] {
-        table
-            .row(&goal(what, Unit::Mebibytes))
-            .note(SYSTEM, bytes / MIB, None);
+        note(what, Unit::Mebibytes, bytes / MIB, None);
     }
     let map = cluster(Hashing::Seats, workers)?;
     let before = cluster(Hashing::Scored, workers)?;
     let lookups = bench.scaled(2_000_000);
     for _ in 0..bench.runs {
         for (what, owners) in [("owner of a block", 1), ("owner and next owner", 2)] {
-            let mut goal = goal(what, Unit::Microseconds);
-            if promised {
-                goal = goal.at_most(MOST_MICROSECONDS);
-            }
             let taken = look_up(&map, owners, lookups);
-            table.row(&goal).note(SYSTEM, taken, None);
+            let most = promised.then_some(MOST_MICROSECONDS);
+            note(what, Unit::Microseconds, taken, most);
         }
         let scored = look_up(&before, 2, lookups / workers as u64 / 4);
-        let goal_before = goal("owner and next owner, all scored", Unit::Microseconds);
-        table.row(&goal_before).note(SYSTEM, scored, None);
-        let update = goal("first look-up with a new map", Unit::Milliseconds);
-        table
-            .row(&update)
-            .note(SYSTEM, first_look_up(workers)?, None);
+        let what = "owner and next owner, all scored";
+        note(what, Unit::Microseconds, scored, None);
+        let update = first_look_up(workers)?;
+        let what = "first look-up with a new map";
+        note(what, Unit::Milliseconds, update, None);
     }
-    let off = goal("difference of shares from the weights", Unit::Ratio).at_most(MOST_OFF);
     let differs = difference(&map, bench.scaled(workers as u64 * 2000));
-    table.row(&off).note(SYSTEM, differs, None);
-    let what = format!("bytes moved when {CHANGED} join or leave, of the least possible");
-    let goal = goal(&what, Unit::Ratio).at_most(MOST_MOVED);
+    let what = "difference of shares from the weights";
+    note(what, Unit::Ratio, differs, Some(MOST_OFF));
     let fewer = cluster(Hashing::Seats, workers - CHANGED)?;
     let moved = moved(&fewer, &map, lookups);
-    table.row(&goal).note(SYSTEM, moved, None);
+    let what = format!("bytes moved when {CHANGED} join or leave, of the least possible");
+    note(&what, Unit::Ratio, moved, Some(MOST_MOVED));
     Ok(())
 }
 
