@@ -398,12 +398,14 @@ impl OriginSpec {
         }
     }
 
-    /// The file that says which files a web server's directory has, if the URL names one: another one is other files of the
-    /// same place.
-    pub fn index(&self) -> Option<String> {
+    /// `?index=FILE`, if a web server's URL names the file that says which files its directory has, else nothing: another one is
+    /// other files of the same place.
+    pub fn index_query(&self) -> String {
         match self.place() {
-            Ok(Place::Web(web)) => web.index,
-            _ => None,
+            Ok(Place::Web(web)) => web
+                .index
+                .map_or(String::new(), |index| format!("?index={index}")),
+            _ => String::new(),
         }
     }
 

@@ -396,7 +396,7 @@ fn place(source: &SourceSpec) -> (String, String, &str) {
 /// Whether what decides which files a dataset has is the same.
 fn have_same_files(before: &DatasetSpec, after: &DatasetSpec) -> bool {
     let is_same = |(before, after): (&SourceSpec, &SourceSpec)| {
-        let index = |source| OriginSpec::of_source(source).index();
+        let index = |source| OriginSpec::of_source(source).index_query();
         place(before) == place(after)
             && index(before) == index(after)
             && before.include == after.include

@@ -34,22 +34,18 @@ pub(super) struct Metadata {
     roles: &'static str,
     token: HeaderName,
     token_life: HeaderName,
-    /// What says where it is.
-    setting: &'static str,
 }
 
 pub(super) static AWS: Metadata = Metadata {
     roles: "/latest/meta-data/iam/security-credentials/",
     token: HeaderName::from_static("x-aws-ec2-metadata-token"),
     token_life: HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds"),
-    setting: "check AWS_EC2_METADATA_SERVICE_ENDPOINT",
 };
 
 pub(super) static ALIBABA: Metadata = Metadata {
     roles: "/latest/meta-data/ram/security-credentials/",
     token: HeaderName::from_static("x-aliyun-ecs-metadata-token"),
     token_life: HeaderName::from_static("x-aliyun-ecs-metadata-token-ttl-seconds"),
-    setting: "check ALIBABA_CLOUD_ECS_METADATA, the name of the role",
 };
 
 /// The agent beside a container.
@@ -168,10 +164,9 @@ impl Instance {
         }
         check(&reply, what, "check the metadata options of this instance")?;
         let token = HeaderValue::from_bytes(reply.body.trim_ascii());
-        token.map(Some).map_err(|_| {
-            let detail = format!("{} did not answer with a token", what());
-            Refused::Denied(detail, self.service.setting)
-        })
+        token
+            .map(Some)
+            .map_err(|_| Refused::Absent(format!("{} did not answer with a token", what())))
     }
 
     async fn get(
@@ -190,8 +185,7 @@ impl Instance {
         let base = self.endpoint.to_string();
         let uri = format!("{}{path}", base.trim_end_matches('/')).parse();
         uri.map_err(|_| {
-            let detail = format!("{} names a role that no request can name", what());
-            Refused::Denied(detail, self.service.setting)
+            Refused::Absent(format!("{} names a role that no request can name", what()))
         })
     }
 }

@@ -60,10 +60,7 @@ fn check_overlaps(spec: &DatasetSpec, origins: &[OriginSpec]) -> Result<(), Spec
             None => (location.as_str(), prefix.trim_end_matches('/')),
         };
         // Two lists of one directory may name other files.
-        let place = match origin.index() {
-            Some(index) => format!("{place}?index={index}"),
-            None => place.to_owned(),
-        };
+        let place = format!("{place}{}", origin.index_query());
         let (mut prefix, mut path) = (prefix, path);
         let mut pairs = vec![(place.clone(), prefix.to_owned(), path.to_owned())];
         while pairs.len() < DEEPEST && !path.is_empty() {

@@ -28,8 +28,7 @@ fn describe(
         return format!("{} at {} {dataset}", origin.prefix(), origin.location());
     }
     if matches!(origin.scheme(), "http" | "https") {
-        let index = origin.index();
-        let index = index.map_or(String::new(), |index| format!("?index={index}"));
+        let index = origin.index_query();
         return format!("{}/{}{index} {dataset}", origin.location(), origin.prefix());
     }
     let location = origin.location();

@@ -22,8 +22,7 @@ pub(super) fn slug(origin: &OriginSpec) -> String {
         .collect();
     let readable = readable.trim_matches('-');
     let readable = &readable[..readable.len().min(MAX_SLUG)];
-    let index = origin.index();
-    let index = index.map_or(String::new(), |index| format!("?index={index}"));
+    let index = origin.index_query();
     let whole = format!("{}/{}{index}", origin.location(), origin.prefix());
     let hash = weir_core::OriginId::of_location(&whole).to_string();
     let start = if readable.is_empty() {
