@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -14,13 +13,12 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use weir_core::{ByteSize, ClusterMap, Location, WorkerInfo};
-use weir_origin::{FetchPolicy, OriginMetrics};
 use weir_proto::v1::master_client::MasterClient;
 use weir_trust::{Access, Dial, Identity, Limits, Role, incoming};
 use weir_wire::{Activity, Connect, ConnectionError, Connections, FarWorkers};
 use weir_worker::snapshots::Snapshots;
 use weir_worker::stream::{Admission, StreamMode as Mode, serve_tcp};
-use weir_worker::{Worker, WorkerConfig, WorkerMetrics};
+use weir_worker::{WorkerConfig, testing};
 
 const DEADLINE: Duration = Duration::from_mins(1);
 /// Silence after which a client asks others.
@@ -47,21 +45,12 @@ impl Served {
             TcpListener::bind(data).await.unwrap(),
             TcpListener::bind(control).await.unwrap(),
         );
-        let mut registry = Registry::default();
         let config = WorkerConfig {
-            id: "w".parse().unwrap(),
-            node: "n".parse().unwrap(),
             memory: ByteSize(1 << 20),
-            ssd: Vec::new(),
-            fill_budget: ByteSize(0),
-            origins_file: None,
-            fetch: FetchPolicy::default(),
-            sources: weir_origin::SourcePolicy::unlimited(),
+            ..testing::config("w").unwrap()
         };
         let id = config.id.clone();
-        let metrics = WorkerMetrics::register(&mut registry);
-        let origin_metrics = OriginMetrics::register(&mut registry);
-        let worker = Worker::open(config, metrics, origin_metrics).unwrap();
+        let worker = testing::open(config).unwrap();
         let nowhere = Dial::default().channel("127.0.0.1:1", Role::Master, DEADLINE);
         let snapshots = Arc::new(Snapshots::new(MasterClient::new(nowhere.unwrap())));
         let (_, map) = watch::channel(Arc::new(ClusterMap::default()));

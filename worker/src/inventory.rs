@@ -95,14 +95,13 @@ impl Inventory {
 #[cfg(test)]
 mod tests {
     use futures::StreamExt;
-    use prometheus_client::registry::Registry;
     use weir_core::manifest::Mount;
     use weir_core::{ByteSize, ManifestBuilder};
-    use weir_origin::{FetchPolicy, OriginMetrics, OriginSpec, SourcePolicy};
+    use weir_origin::{OriginSpec, SourcePolicy};
 
     use super::*;
     use crate::config::WorkerConfig;
-    use crate::metrics::WorkerMetrics;
+    use crate::testing;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_table_finds_what_the_manifest_finds() {
@@ -139,22 +138,14 @@ mod tests {
         };
         let manifest = builder.build(snapshot.clone(), 0, None).unwrap();
 
-        let mut registry = Registry::default();
         let config = WorkerConfig {
-            id: "w".parse().unwrap(),
-            node: "n".parse().unwrap(),
             memory: ByteSize(1 << 20),
-            ssd: Vec::new(),
-            fill_budget: ByteSize(0),
             origins_file: Some(dir.path().join("origins.json")),
-            fetch: FetchPolicy::default(),
-            sources: SourcePolicy::unlimited(),
+            ..testing::config("w").unwrap()
         };
         let scratch = config.scratch_dir();
         assert_eq!(scratch.as_deref(), Some(dir.path()));
-        let metrics = WorkerMetrics::register(&mut registry);
-        let origin_metrics = OriginMetrics::register(&mut registry);
-        let worker = Worker::open(config, metrics, origin_metrics).unwrap();
+        let worker = testing::open(config).unwrap();
         worker.origins().add(spec);
         for name in ["1", "4"] {
             let index = manifest.resolve(name).unwrap();

@@ -26,6 +26,8 @@ pub mod service;
 pub mod snapshots;
 pub mod stream;
 mod takeover;
+#[doc(hidden)]
+pub mod testing;
 mod verify;
 pub mod warm;
 mod worker;

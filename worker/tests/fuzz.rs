@@ -11,10 +11,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weir_core::{ByteSize, ClusterMap};
 use weir_fuzz::{Counting, Target};
-use weir_origin::{FetchPolicy, OriginMetrics, SourcePolicy};
 use weir_proto::v1::BlockRequest;
 use weir_worker::stream::serve_local;
-use weir_worker::{Worker, WorkerConfig, WorkerMetrics};
+use weir_worker::{WorkerConfig, testing};
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -58,16 +57,9 @@ fn requests_of_any_bytes_are_answered_or_refused() {
         .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("socket");
-    let mut registry = prometheus_client::registry::Registry::default();
     let config = WorkerConfig {
-        id: "w".parse().unwrap(),
-        node: "n".parse().unwrap(),
         memory: ByteSize(1 << 20),
-        ssd: Vec::new(),
-        fill_budget: ByteSize(0),
-        origins_file: None,
-        fetch: FetchPolicy::default(),
-        sources: SourcePolicy::unlimited(),
+        ..testing::config("w").unwrap()
     };
     let (stop, (_map, seen)) = (
         CancellationToken::new(),
@@ -75,9 +67,7 @@ fn requests_of_any_bytes_are_answered_or_refused() {
     );
     let local = tokio::task::LocalSet::new();
     let (worker, listener) = local.block_on(&runtime, async {
-        let metrics = WorkerMetrics::register(&mut registry);
-        let origin_metrics = OriginMetrics::register(&mut registry);
-        let worker = Worker::open(config, metrics, origin_metrics).unwrap();
+        let worker = testing::open(config).unwrap();
         let listener = UnixListener::bind(&socket).unwrap();
         (worker, listener)
     });

@@ -68,16 +68,15 @@ fn may_hold(map: &ClusterMap, key: &BlockKey, own: &WorkerId) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::registry::Registry;
     use weir_core::placement::Hashing;
-    use weir_core::{ByteSize, Location, WorkerInfo};
-    use weir_origin::{FetchPolicy, OriginMetrics, SourcePolicy};
+    use weir_core::{Location, WorkerInfo};
     use weir_segment::Pieces;
 
     use super::*;
     use crate::config::{SsdConfig, WorkerConfig};
-    use crate::metrics::{EvictionLabels, WorkerMetrics};
+    use crate::metrics::EvictionLabels;
     use crate::ssd::Write;
+    use crate::testing;
 
     const BLOCKS: u64 = 56;
 
@@ -103,24 +102,15 @@ mod tests {
     #[tokio::test]
     async fn only_blocks_of_others_make_room_and_no_more_than_are_needed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut registry = Registry::default();
-        let config = WorkerConfig {
-            id: "own".parse().unwrap(),
-            node: "n".parse().unwrap(),
-            memory: ByteSize(0),
-            ssd: vec![SsdConfig {
-                dir: dir.path().to_owned(),
-                capacity: ByteSize(64 << 20),
-                evict_idle: Duration::MAX,
-            }],
-            fill_budget: ByteSize(0),
-            origins_file: None,
-            fetch: FetchPolicy::default(),
-            sources: SourcePolicy::unlimited(),
+        let ssd = SsdConfig {
+            evict_idle: Duration::MAX,
+            ..testing::ssd(dir.path().to_owned(), 64 << 20)
         };
-        let metrics = WorkerMetrics::register(&mut registry);
-        let origin_metrics = OriginMetrics::register(&mut registry);
-        let worker = Worker::open(config, metrics.clone(), origin_metrics).unwrap();
+        let config = WorkerConfig {
+            ssd: vec![ssd],
+            ..testing::config("own").unwrap()
+        };
+        let worker = testing::open(config).unwrap();
         for n in 0..BLOCKS {
             let (written, done) = tokio::sync::oneshot::channel();
             let write = Write {
@@ -166,7 +156,10 @@ mod tests {
             tier: "ssd",
             reason: "not_owned",
         };
-        assert_eq!(metrics.evicted_bytes.get_or_create(&reason).get(), dropped);
+        assert_eq!(
+            worker.metrics.evicted_bytes.get_or_create(&reason).get(),
+            dropped
+        );
         worker.close(Duration::from_secs(10)).await;
     }
 }

@@ -4,21 +4,20 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::LocalSet;
-use weir_core::{ByteSize, Hashing};
-use weir_origin::{Addressing, FetchPolicy, OriginMetrics, OriginSpec, SourcePolicy};
+use weir_core::Hashing;
+use weir_origin::{Addressing, OriginSpec, SourcePolicy};
 use weir_trust::Access;
 use weir_wire::{Link, have_checksums};
 
 use super::*;
-use crate::config::{SsdConfig, WorkerConfig};
+use crate::config::WorkerConfig;
 use crate::fills;
-use crate::metrics::WorkerMetrics;
 use crate::stream::StreamMode;
+use crate::testing;
 
 mod opening;
 
@@ -70,24 +69,11 @@ impl Bed {
             hdfs: weir_origin::HdfsOptions::default(),
         };
         let (origin, versions) = Self::list(&spec, files).await;
-        let mut registry = Registry::default();
         let config = WorkerConfig {
-            id: "w".parse().unwrap(),
-            node: "n".parse().unwrap(),
-            memory: ByteSize(0),
-            ssd: vec![SsdConfig {
-                dir: dir.path().join("ssd"),
-                capacity: ByteSize(64 << 20),
-                evict_idle: crate::EVICT_IDLE,
-            }],
-            fill_budget: ByteSize(0),
-            origins_file: None,
-            fetch: FetchPolicy::default(),
-            sources: SourcePolicy::unlimited(),
+            ssd: vec![testing::ssd(dir.path().join("ssd"), 64 << 20)],
+            ..testing::config("w").unwrap()
         };
-        let metrics = WorkerMetrics::register(&mut registry);
-        let origin_metrics = OriginMetrics::register(&mut registry);
-        let worker = Worker::open(config, metrics, origin_metrics).unwrap();
+        let worker = testing::open(config).unwrap();
         worker.origins().add(spec);
         let map = ClusterMap::new(EPOCH, Hashing::NEWEST, Vec::new());
         let (sender, map) = watch::channel(Arc::new(map));
