@@ -54,7 +54,8 @@ const MAX_WRONG: usize = 65_536;
 pub(crate) struct Copies {
     own: WorkerId,
     map: watch::Receiver<Arc<ClusterMap>>,
-    former: Mutex<Former>,
+    /// Taken out to be asked: look-ups of owners take too long for a lock that each fill needs.
+    former: Mutex<Arc<Former>>,
     connections: Connections<FarWorkers>,
     turns: Semaphore,
     /// Where connections live: whoever asks may do so in a runtime that ends, and they are used by others then.
@@ -116,13 +117,24 @@ impl Copies {
         seen.mark_changed();
         while seen.changed().await.is_ok() {
             let map = seen.borrow_and_update().clone();
-            self.former.lock().see(&map, &self.own, Instant::now());
+            self.see(&map);
             let known = |address: &str| map.workers().iter().any(|w| w.data_address == address);
             self.connections.retain(known);
             self.connections.connector().retain(known);
             let mut avoided = self.avoided.lock();
             avoided.retain(|id, _| map.workers().iter().any(|w| w.id == *id));
         }
+    }
+
+    /// Takes note of a map that is in use from now on.
+    fn see(&self, map: &Arc<ClusterMap>) {
+        let mut former = Former::clone(&self.former());
+        former.see(map, &self.own, Instant::now());
+        *self.former.lock() = Arc::new(former);
+    }
+
+    fn former(&self) -> Arc<Former> {
+        self.former.lock().clone()
     }
 
     /// The map that is in use.
@@ -132,7 +144,7 @@ impl Copies {
 
     /// Whether the map has been as it is for so long.
     pub(crate) fn is_settled_for(&self, time: Duration) -> bool {
-        self.former.lock().is_settled_for(time, Instant::now())
+        self.former().is_settled_for(time, Instant::now())
     }
 
     /// The workers that may hold a block which this one owns and lacks, the likeliest first. Those that do not answer are
@@ -140,8 +152,7 @@ impl Copies {
     pub(crate) fn holders(&self, key: &BlockKey) -> Vec<WorkerInfo> {
         let map = self.map.borrow().clone();
         let holders = self
-            .former
-            .lock()
+            .former()
             .holders(key, &map, &self.own, Instant::now());
         if holders.is_empty() || self.is_wrong(key) {
             return Vec::new();

@@ -16,7 +16,7 @@ const MAX_HOLDERS: usize = 3;
 const NEXT: usize = 2;
 
 /// The maps before the one that is in use.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Former {
     current: Arc<ClusterMap>,
     /// The newest first, with the time when each was replaced.
@@ -26,7 +26,7 @@ pub(super) struct Former {
     /// When the map changed last.
     changed: Option<Instant>,
     /// The map as it would be if nobody were cordoned, if somebody is.
-    uncordoned: Option<ClusterMap>,
+    uncordoned: Option<Arc<ClusterMap>>,
 }
 
 /// A map as it would be if these of its workers were not cordoned.
@@ -56,7 +56,7 @@ impl Former {
             .workers()
             .iter()
             .any(|worker| worker.cordoned_weight > 0);
-        self.uncordoned = somebody.then(|| uncordoned(map, |_| true));
+        self.uncordoned = somebody.then(|| Arc::new(uncordoned(map, |_| true)));
         if !has_own(&self.current) && has_own(map) {
             self.joined = Some(now);
         }
@@ -105,12 +105,10 @@ impl Former {
         };
         let mut holders: Vec<WorkerInfo> = Vec::with_capacity(MAX_HOLDERS);
         for worker in former.chain(cordoned).chain(next) {
-            let is_there = |holder: &WorkerInfo| {
-                holder.id == worker.id && holder.data_address == worker.data_address
-            };
+            let is_there = |known: &WorkerInfo| known.data_address == worker.data_address;
             if worker.id != *own
                 && !holders.iter().any(|holder| holder.id == worker.id)
-                && map.workers().iter().any(is_there)
+                && map.worker(&worker.id).is_some_and(is_there)
             {
                 holders.push(worker.clone());
                 if holders.len() == MAX_HOLDERS {

@@ -274,9 +274,7 @@ async fn nobody_is_asked_for_a_block_that_was_wrong() {
         ..peer.info.clone()
     };
     let copies = copies_of(ClusterMap::new(2, Hashing::NEWEST, vec![peer.info, own]));
-    let seen = copies.map.borrow().clone();
-    let now = Instant::now();
-    copies.former.lock().see(&seen, &copies.own, now);
+    copies.see(&copies.map());
     let mut keys = (0..).map(|n: u64| {
         let mut key = [0; 16];
         key[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
