@@ -77,14 +77,13 @@ struct Avoided {
     times: u32,
 }
 
-/// A worker did not give a block that it may hold.
-#[derive(Debug)]
-pub(crate) struct NotGiven;
-
 /// What a worker said of a block.
-enum Answer {
+pub(crate) enum Answer {
+    /// It gave it.
     Held(Bytes),
+    /// It does not have it.
     NotHeld,
+    /// It did not give what it may hold.
     Failed,
 }
 
@@ -182,7 +181,6 @@ impl Copies {
             match self.ask(holder, &request).await {
                 Answer::Held(bytes) => {
                     self.cold.lock().remove(&block.origin);
-                    self.metrics.copied_bytes.inc_by(bytes.len() as u64);
                     return Some(bytes);
                 }
                 Answer::NotHeld => {}
@@ -200,26 +198,16 @@ impl Copies {
         None
     }
 
-    /// A block from a worker that held it when it was cordoned: `None` if it does not any more.
-    ///
-    /// # Errors
-    /// When it did not give what it may hold.
+    /// A block from a worker that may hold it, for whom nobody waits.
     pub(crate) async fn take(
         self: &Arc<Self>,
         holder: &WorkerInfo,
         dataset: &str,
         block: &Block,
-    ) -> Result<Option<Bytes>, NotGiven> {
+    ) -> Answer {
         let _turn = self.turns.acquire().await;
         let request = request(self.map.borrow().epoch(), dataset, block);
-        match self.ask(holder, &request).await {
-            Answer::Held(bytes) => {
-                self.metrics.copied_bytes.inc_by(bytes.len() as u64);
-                Ok(Some(bytes))
-            }
-            Answer::NotHeld => Ok(None),
-            Answer::Failed => Err(NotGiven),
-        }
+        self.ask(holder, &request).await
     }
 
     /// Blocks that were wrong: other workers may hold them for a moment longer.
@@ -254,7 +242,11 @@ impl Copies {
         let (copies, worker, request) = (self.clone(), worker.clone(), request.clone());
         // It ends by itself, also if nobody waits for it any more.
         let asking = async move { copies.ask_in_time(&worker, &request).await };
-        self.runtime.spawn(asking).await.unwrap_or(Answer::Failed)
+        let answer = self.runtime.spawn(asking).await.unwrap_or(Answer::Failed);
+        if let Answer::Held(bytes) = &answer {
+            self.metrics.copied_bytes.inc_by(bytes.len() as u64);
+        }
+        answer
     }
 
     async fn ask_in_time(&self, worker: &WorkerInfo, request: &BlockRequest) -> Answer {
@@ -266,29 +258,39 @@ impl Copies {
             () = activity.silent_for(SILENCE) => Err("silent"),
         };
         let (result, answer) = match answered {
-            Ok(Ok((answer, bytes))) => match self.trust(worker, &answer) {
-                BlockStatus::Ok if bytes.len() == request.length as usize => {
-                    ("ok", Answer::Held(bytes))
+            Ok(Ok((answer, bytes))) => {
+                self.avoided.lock().remove(&worker.id); // it has answered
+                match answer.reply.status() {
+                    BlockStatus::Ok if bytes.len() == request.length as usize => {
+                        ("ok", Answer::Held(bytes))
+                    }
+                    BlockStatus::NotHeld => ("not_held", Answer::NotHeld),
+                    status => {
+                        let message = &answer.reply.message;
+                        tracing::debug!(worker = %worker.id, ?status, message, "a block was not handed over");
+                        ("refused", Answer::Failed)
+                    }
                 }
-                BlockStatus::NotHeld => ("not_held", Answer::NotHeld),
-                status => {
-                    let message = &answer.reply.message;
-                    tracing::debug!(worker = %worker.id, ?status, message, "a block was not handed over");
-                    ("refused", Answer::Failed)
-                }
-            },
+            }
             Ok(Err(error)) => {
+                self.tell(worker, &error);
                 let result = match error {
-                    ConnectionError::TooOld => "too_old",
-                    ConnectionError::Damaged => "damaged",
-                    _ => "unreachable",
+                    ConnectionError::TooOld => {
+                        self.leave_out(worker, TOO_OLD_FOR);
+                        "too_old"
+                    }
+                    ConnectionError::Damaged => "damaged", // it was one block
+                    _ => {
+                        self.leave_out(worker, AVOIDED_FOR);
+                        "unreachable"
+                    }
                 };
-                self.leave_out(worker, result, &error.to_string());
                 (result, Answer::Failed)
             }
             Err(result) => {
                 self.connections.forget(&worker.data_address);
-                self.leave_out(worker, result, "it does not answer in time");
+                self.tell(worker, &"it does not answer in time");
+                self.leave_out(worker, AVOIDED_FOR);
                 (result, Answer::Failed)
             }
         };
@@ -297,14 +299,15 @@ impl Copies {
         answer
     }
 
-    /// Does not ask a worker for a while, if that would not be better than the origin.
-    fn leave_out(&self, worker: &WorkerInfo, result: &str, why: &str) {
+    /// Tells the operator why a worker gives nothing.
+    fn tell(&self, worker: &WorkerInfo, why: &dyn std::fmt::Display) {
         if let Some(left_out) = self.failures.line() {
             tracing::warn!(worker = %worker.id, left_out, "blocks that it may hold come from the origin: {why}");
         }
-        if result == "damaged" {
-            return; // it was one block
-        }
+    }
+
+    /// Does not ask a worker for so long, or longer if it was left out before.
+    fn leave_out(&self, worker: &WorkerInfo, least: Duration) {
         let now = Instant::now();
         let mut avoided = self.avoided.lock();
         let avoided = avoided.entry(worker.id.clone()).or_insert(Avoided {
@@ -312,21 +315,12 @@ impl Copies {
             times: 0,
         });
         let doublings = avoided.times.min(MAX_DOUBLINGS);
-        let time = match result {
-            "too_old" => TOO_OLD_FOR,
-            _ => AVOIDED_FOR * 2_u32.pow(doublings),
-        };
+        let time = least.max(AVOIDED_FOR * 2_u32.pow(doublings));
         // Several may have waited for it at once.
         if avoided.until <= now {
             avoided.until = now + time;
             avoided.times += 1;
         }
-    }
-
-    /// A worker has answered.
-    fn trust(&self, worker: &WorkerInfo, answer: &weir_wire::Answer) -> BlockStatus {
-        self.avoided.lock().remove(&worker.id);
-        answer.reply.status()
     }
 }
 

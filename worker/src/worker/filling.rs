@@ -14,7 +14,7 @@ use weir_origin::OriginError;
 
 use super::place::Place;
 use super::{ReadError, Worker};
-use crate::copies::NotGiven;
+use crate::copies::Answer;
 use crate::fill::{Fill, LEAST_TAKEN};
 use crate::fills::{self, Keeper, Started};
 use crate::metrics::ResultLabel;
@@ -289,9 +289,9 @@ impl Worker {
                 return Taken::Failed;
             };
             let data = match copies.take(from, dataset, block).await {
-                Ok(Some(data)) => data,
-                Ok(None) => return Taken::NotThere,
-                Err(NotGiven) => return Taken::Failed,
+                Answer::Held(data) => data,
+                Answer::NotHeld => return Taken::NotThere,
+                Answer::Failed => return Taken::Failed,
             };
             // A reader's fill may have begun meanwhile: that one will do.
             if let Ok(started) = fills::start(self, key, block.len(), &block.object.key) {
