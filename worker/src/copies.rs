@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use weir_core::{Block, BlockKey, ClusterMap, LogLimit, OriginId, WorkerId, WorkerInfo};
 use weir_proto::v1::{BlockRequest, BlockStatus};
@@ -57,7 +57,7 @@ pub(crate) struct Copies {
     /// Taken out to be asked: look-ups of owners take too long for a lock that each fill needs.
     former: Mutex<Arc<Former>>,
     connections: Connections<FarWorkers>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     /// Where connections live: whoever asks may do so in a runtime that ends, and they are used by others then.
     runtime: Handle,
     /// Workers that did not answer when they were asked last.
@@ -75,6 +75,12 @@ struct Avoided {
     until: Instant,
     /// How often in a row it did not answer.
     times: u32,
+}
+
+/// A place among the questions that are under way. Each question keeps it until it has ended, whoever waits for it.
+#[derive(Clone)]
+pub(crate) struct Turn {
+    _place: Arc<OwnedSemaphorePermit>,
 }
 
 /// What a worker said of a block.
@@ -100,7 +106,7 @@ impl Copies {
             map,
             former: Mutex::default(),
             connections: Connections::new(FarWorkers::new(dial)),
-            turns: Semaphore::new(AT_ONCE),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
             runtime: Handle::current(),
             avoided: Mutex::default(),
             cold: Mutex::default(),
@@ -150,9 +156,7 @@ impl Copies {
     /// left out.
     pub(crate) fn holders(&self, key: &BlockKey) -> Vec<WorkerInfo> {
         let map = self.map.borrow().clone();
-        let holders = self
-            .former()
-            .holders(key, &map, &self.own, Instant::now());
+        let holders = self.former().holders(key, &map, &self.own, Instant::now());
         if holders.is_empty() || self.is_wrong(key) {
             return Vec::new();
         }
@@ -173,12 +177,11 @@ impl Copies {
         if holders.is_empty() || !self.is_worth_it(block.origin) {
             return None;
         }
-        let turn = timeout(TURN_DEADLINE, self.turns.acquire()).await;
-        let _turn = turn.ok()?.ok()?;
+        let turn = timeout(TURN_DEADLINE, self.turn()).await.ok()??;
         let request = request(self.map.borrow().epoch(), dataset, block);
         let mut all_answered = true;
         for holder in holders {
-            match self.ask(holder, &request).await {
+            match self.ask(&turn, holder, &request).await {
                 Answer::Held(bytes) => {
                     self.cold.lock().remove(&block.origin);
                     return Some(bytes);
@@ -205,9 +208,19 @@ impl Copies {
         dataset: &str,
         block: &Block,
     ) -> Answer {
-        let _turn = self.turns.acquire().await;
+        let Some(turn) = self.turn().await else {
+            return Answer::Failed;
+        };
         let request = request(self.map.borrow().epoch(), dataset, block);
-        self.ask(holder, &request).await
+        self.ask(&turn, holder, &request).await
+    }
+
+    /// Waits for a turn to ask. Turns are given for as long as this lives.
+    async fn turn(&self) -> Option<Turn> {
+        let place = self.turns.clone().acquire_owned().await.ok()?;
+        Some(Turn {
+            _place: Arc::new(place),
+        })
     }
 
     /// Blocks that were wrong: other workers may hold them for a moment longer.
@@ -238,10 +251,20 @@ impl Copies {
         *misses == COLD_AFTER
     }
 
-    async fn ask(self: &Arc<Self>, worker: &WorkerInfo, request: &BlockRequest) -> Answer {
+    async fn ask(
+        self: &Arc<Self>,
+        turn: &Turn,
+        worker: &WorkerInfo,
+        request: &BlockRequest,
+    ) -> Answer {
         let (copies, worker, request) = (self.clone(), worker.clone(), request.clone());
+        let turn = turn.clone();
         // It ends by itself, also if nobody waits for it any more.
-        let asking = async move { copies.ask_in_time(&worker, &request).await };
+        let asking = async move {
+            let answer = copies.ask_in_time(&worker, &request).await;
+            drop(turn);
+            answer
+        };
         let answer = self.runtime.spawn(asking).await.unwrap_or(Answer::Failed);
         if let Answer::Held(bytes) = &answer {
             self.metrics.copied_bytes.inc_by(bytes.len() as u64);
@@ -340,5 +363,7 @@ fn request(epoch: u64, dataset: &str, block: &Block) -> BlockRequest {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;

@@ -1,166 +1,16 @@
-//! Workers that hold a block, and those that do not answer as they should.
+//! What is asked of other workers, and what becomes of those that do not answer.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
+use futures::FutureExt;
 use prometheus_client::registry::Registry;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
 use weir_core::placement::Hashing;
-use weir_core::{Location, ObjectRef};
-use weir_proto::v1::BlockReply;
-use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 
+use super::fake::{Kind, LENGTH, block, content, peer};
 use super::*;
 
-const LENGTH: usize = 100_000;
 /// Longest wait for anything. Generous: other tests run on the same cores.
 const PATIENCE: Duration = Duration::from_mins(1);
-
-/// How a worker answers.
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Kind {
-    Holds,
-    Lacks,
-    /// It says that it is busy for longer than a silent one is waited for.
-    Busy,
-    /// Its kernel accepts, and nobody says a word.
-    Frozen,
-    /// A byte now and then.
-    Slow,
-    /// Its bytes are not those that the checksums are of.
-    Lying,
-    /// It has fewer bytes than it was asked for.
-    Short,
-    /// It answers as if it had the bytes, and sends none.
-    Empty,
-    /// It says that it waits, for ever.
-    Waiting,
-    Closing,
-    Refusing,
-    /// It knows hellos, and not that it must not fetch.
-    Old,
-    /// It knows no hellos.
-    Older,
-}
-
-struct Peer {
-    info: WorkerInfo,
-    asked: Arc<AtomicU32>,
-}
-
-fn content() -> Vec<u8> {
-    (0..LENGTH).map(|at| (at % 251) as u8).collect()
-}
-
-fn block() -> Block {
-    Block {
-        origin: OriginId(7),
-        object: ObjectRef {
-            key: "a/b".into(),
-            size: LENGTH as u64,
-            version: "v".into(),
-            modified_ns: 0,
-        },
-        index: 0,
-    }
-}
-
-fn status(status: BlockStatus) -> Frame {
-    let reply = BlockReply {
-        status: status.into(),
-        ..BlockReply::default()
-    };
-    Frame::new(&reply, Vec::new())
-}
-
-fn bytes_of(content: &[u8], sent: usize) -> Frame {
-    let sums = checksums(&[Bytes::from(self::content())], 0, LENGTH as u32, None);
-    let reply = BlockReply {
-        status: BlockStatus::Ok.into(),
-        length: sent as u32,
-        checksums: sums,
-        ..BlockReply::default()
-    };
-    Frame::new(&reply, vec![Bytes::copy_from_slice(&content[..sent])])
-}
-
-async fn serve(mut socket: TcpStream, kind: Kind, asked: Arc<AtomicU32>) {
-    if kind == Kind::Slow {
-        // A frame that says how long it is, and then has a byte each time that a silent worker is nearly given up on.
-        let _ = socket.write_all(&[1]).await;
-    }
-    let mut link = Link::of_server(socket);
-    let (outgoing, mut incoming) = link.split();
-    while let Ok(Some(request)) = incoming.message::<BlockRequest>().await {
-        if kind == Kind::Frozen {
-            std::future::pending::<()>().await;
-        }
-        if request.stream_version > 0 {
-            let version = if kind == Kind::Old { 2 } else { STREAM_VERSION };
-            let reply = BlockReply {
-                status: BlockStatus::Ok.into(),
-                stream_version: version,
-                ..BlockReply::default()
-            };
-            let hello = match kind {
-                Kind::Older => status(BlockStatus::BadRequest),
-                _ => Frame::new(&reply, Vec::new()),
-            };
-            outgoing.send(&[hello]).await.unwrap();
-            continue;
-        }
-        asked.fetch_add(1, Ordering::Relaxed);
-        assert!(request.held_only, "it would fetch");
-        let mut damaged = content();
-        damaged[70_000] ^= 1;
-        let frame = match kind {
-            Kind::Lacks => status(BlockStatus::NotHeld),
-            Kind::Refusing => status(BlockStatus::Denied),
-            Kind::Lying => bytes_of(&damaged, LENGTH),
-            Kind::Short => bytes_of(&content(), LENGTH / 2),
-            Kind::Empty => status(BlockStatus::Ok),
-            Kind::Closing => return,
-            Kind::Waiting => loop {
-                tokio::time::sleep(SILENCE / 4).await;
-                let waits = status(BlockStatus::Queued);
-                if outgoing.send(&[waits]).await.is_err() {
-                    return;
-                }
-            },
-            Kind::Busy => {
-                for busy in [BlockStatus::Queued, BlockStatus::Filling].repeat(3) {
-                    tokio::time::sleep(SILENCE / 4).await;
-                    outgoing.send(&[status(busy)]).await.unwrap();
-                }
-                bytes_of(&content(), LENGTH)
-            }
-            _ => bytes_of(&content(), LENGTH),
-        };
-        outgoing.send(&[frame]).await.unwrap();
-    }
-}
-
-async fn peer(name: &str, kind: Kind) -> Peer {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let asked = Arc::<AtomicU32>::default();
-    let info = WorkerInfo {
-        id: name.parse().unwrap(),
-        data_address: listener.local_addr().unwrap().to_string(),
-        control_address: String::new(),
-        node: "n".parse().unwrap(),
-        location: Location::default(),
-        local_socket: String::new(),
-        weight: 1,
-        cordoned_weight: 0,
-    };
-    let count = asked.clone();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(serve(socket, kind, count.clone()));
-        }
-    });
-    Peer { info, asked }
-}
 
 fn copies() -> Arc<Copies> {
     copies_of(ClusterMap::default())
@@ -221,6 +71,24 @@ async fn whoever_does_not_give_a_block_is_passed_over_and_the_silent_are_left_ou
         assert_eq!(avoided, left_out, "{kind:?}");
         assert!(kind != Kind::Frozen || took >= SILENCE, "{took:?}");
     }
+}
+
+#[tokio::test]
+async fn a_question_keeps_its_turn_though_nobody_waits_for_it_any_more() {
+    let copies = copies();
+    let frozen = peer("frozen", Kind::Frozen).await;
+    let block = block();
+    let holders = [frozen.info];
+    let asking = copies.fetch(&holders, "set", &block);
+    assert!(asking.now_or_never().is_none());
+    assert_eq!(copies.turns.available_permits(), AT_ONCE - 1);
+    let ended = async {
+        while copies.turns.available_permits() < AT_ONCE {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, ended).await.unwrap();
+    assert_eq!(counted(&copies, "silent"), 1);
 }
 
 #[tokio::test]
