@@ -219,7 +219,7 @@ impl Worker {
             None => return Err(OriginError::unknown(block.origin)),
             Some(opened) => opened?,
         };
-        let place = Place::take(open.share, self.budget.clone(), units).await;
+        let place = Place::take(Some(open.share), self.budget.clone(), units).await;
         let mut place = place.ok_or_else(|| OriginError::interrupted(&block.object.key))?;
         let chunks = weir_origin::fetch(
             open.origin,
@@ -252,7 +252,7 @@ impl Worker {
         if self.placements().version(&dataset) > 0 {
             return None; // its owners are not those of the map alone
         }
-        let place = Place::take_for_copy(self.budget.clone(), units).await?;
+        let place = Place::take(None, self.budget.clone(), units).await?;
         let data = copies.fetch(&holders, &dataset, block).await?;
         Some((data, place))
     }
@@ -285,7 +285,7 @@ impl Worker {
                 return Taken::Failed;
             };
             let units = units_of(block, LEAST_TAKEN);
-            let Some(place) = Place::take_for_copy(self.budget.clone(), units).await else {
+            let Some(place) = Place::take(None, self.budget.clone(), units).await else {
                 return Taken::Failed;
             };
             let data = match copies.take(from, dataset, block).await {

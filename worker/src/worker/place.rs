@@ -3,7 +3,8 @@
 //! The budget of all fills bounds the memory that they take. A fill to which nothing comes for a while gives its place to
 //! others and takes one again before it goes on: an origin that is down, or silent, holds up nobody but its own readers,
 //! however long those are to wait. The fills of one origin take at most the whole budget together, silent ones
-//! included, so that they are no more, and hold no more connections, than if it answered.
+//! included, so that they are no more, and hold no more connections, than if it answered. A block that another worker gives
+//! takes of the budget alone: how many questions are under way is bounded where they are asked (`copies.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,30 +27,23 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Waits for a place of so many units of the budget. `None` when the worker ends.
+    /// Waits for a place of so many units of the budget, and of an origin's share of it if the block comes from one. `None`
+    /// when the worker ends.
     pub(super) async fn take(
-        share: Arc<Semaphore>,
+        share: Option<Arc<Semaphore>>,
         budget: Arc<Semaphore>,
         units: u32,
     ) -> Option<Self> {
-        let share = share.acquire_many_owned(units).await.ok()?;
+        let share = match share {
+            Some(share) => Some(share.acquire_many_owned(units).await.ok()?),
+            None => None,
+        };
         let held = budget.clone().acquire_many_owned(units).await.ok()?;
         Some(Self {
             budget,
             units,
             held: Some(held),
-            _share: Some(share),
-        })
-    }
-
-    /// A place for a block that does not come from an origin. `None` when the worker ends.
-    pub(super) async fn take_for_copy(budget: Arc<Semaphore>, units: u32) -> Option<Self> {
-        let held = budget.clone().acquire_many_owned(units).await.ok()?;
-        Some(Self {
-            budget,
-            units,
-            held: Some(held),
-            _share: None,
+            _share: share,
         })
     }
 
@@ -78,7 +72,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_fill_gives_its_place_to_another_origins_and_takes_one_before_it_goes_on() {
         let budget = Arc::new(Semaphore::new(10));
-        let share = || Arc::new(Semaphore::new(10));
+        let share = || Some(Arc::new(Semaphore::new(10)));
         let mut silent = Place::take(share(), budget.clone(), 10).await.unwrap();
         let late = stream::once(tokio::time::sleep(Duration::from_mins(1)));
         let mut late = Box::pin(late);
@@ -100,7 +94,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_fills_of_a_silent_origin_are_no_more_than_those_of_one_that_answers() {
         let budget = Arc::new(Semaphore::new(10));
-        let share = Arc::new(Semaphore::new(10));
+        let share = Some(Arc::new(Semaphore::new(10)));
         let mut silent = Place::take(share.clone(), budget.clone(), 10)
             .await
             .unwrap();
