@@ -160,28 +160,42 @@ impl Copies {
         if holders.is_empty() || self.is_wrong(key) {
             return Vec::new();
         }
-        let now = Instant::now();
-        let avoided = self.avoided.lock();
-        let is_avoided = |id: &WorkerId| avoided.get(id).is_some_and(|avoided| now < avoided.until);
-        let asked = holders.into_iter().filter(|w| !is_avoided(&w.id));
+        let asked = holders.into_iter().filter(|w| !self.is_avoided(&w.id));
         asked.collect()
+    }
+
+    fn is_avoided(&self, id: &WorkerId) -> bool {
+        let avoided = self.avoided.lock();
+        let avoided = avoided.get(id);
+        avoided.is_some_and(|avoided| Instant::now() < avoided.until)
+    }
+
+    /// A turn to ask for a block of an origin for a reader, if that is worth it and the turn comes soon. To be had before
+    /// memory is set aside: it is waited for while workers do not answer.
+    pub(crate) async fn turn_of(&self, origin: OriginId) -> Option<Turn> {
+        if !self.is_worth_it(origin) {
+            return None;
+        }
+        timeout(TURN_DEADLINE, self.turn()).await.ok()?
     }
 
     /// A block from one of these workers, asked for by the name of a dataset that has it. `None` if none of them has it.
     pub(crate) async fn fetch(
         self: &Arc<Self>,
+        turn: &Turn,
         holders: &[WorkerInfo],
         dataset: &str,
         block: &Block,
     ) -> Option<Bytes> {
-        if holders.is_empty() || !self.is_worth_it(block.origin) {
-            return None;
-        }
-        let turn = timeout(TURN_DEADLINE, self.turn()).await.ok()??;
         let request = request(self.map.borrow().epoch(), dataset, block);
         let mut all_answered = true;
         for holder in holders {
-            match self.ask(&turn, holder, &request).await {
+            // It may have been silent to others since the holders were named.
+            if self.is_avoided(&holder.id) {
+                all_answered = false;
+                continue;
+            }
+            match self.ask(turn, holder, &request).await {
                 Answer::Held(bytes) => {
                     self.cold.lock().remove(&block.origin);
                     return Some(bytes);
@@ -204,19 +218,17 @@ impl Copies {
     /// A block from a worker that may hold it, for whom nobody waits.
     pub(crate) async fn take(
         self: &Arc<Self>,
+        turn: &Turn,
         holder: &WorkerInfo,
         dataset: &str,
         block: &Block,
     ) -> Answer {
-        let Some(turn) = self.turn().await else {
-            return Answer::Failed;
-        };
         let request = request(self.map.borrow().epoch(), dataset, block);
-        self.ask(&turn, holder, &request).await
+        self.ask(turn, holder, &request).await
     }
 
     /// Waits for a turn to ask. Turns are given for as long as this lives.
-    async fn turn(&self) -> Option<Turn> {
+    pub(crate) async fn turn(&self) -> Option<Turn> {
         let place = self.turns.clone().acquire_owned().await.ok()?;
         Some(Turn {
             _place: Arc::new(place),

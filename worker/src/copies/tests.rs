@@ -23,6 +23,12 @@ fn copies_of(map: ClusterMap) -> Arc<Copies> {
     Arc::new(Copies::new(own, map, Dial::default(), metrics))
 }
 
+/// As a fill does.
+async fn fetch(copies: &Arc<Copies>, holders: &[WorkerInfo], block: &Block) -> Option<Bytes> {
+    let turn = copies.turn_of(block.origin).await?;
+    copies.fetch(&turn, holders, "set", block).await
+}
+
 fn counted(copies: &Copies, result: &'static str) -> u64 {
     let label = ResultLabel { result };
     copies.metrics.copies.get_or_create(&label).get()
@@ -34,7 +40,7 @@ async fn passed_over(kind: Kind, result: &'static str) -> (Duration, bool) {
     let (first, second) = (peer("first", kind).await, peer("second", Kind::Holds).await);
     let holders = [first.info.clone(), second.info];
     let since = Instant::now();
-    let fetched = timeout(PATIENCE, copies.fetch(&holders, "set", &block())).await;
+    let fetched = timeout(PATIENCE, fetch(&copies, &holders, &block())).await;
     let took = since.elapsed();
     assert_eq!(
         fetched.unwrap().as_deref(),
@@ -79,7 +85,7 @@ async fn a_question_keeps_its_turn_though_nobody_waits_for_it_any_more() {
     let frozen = peer("frozen", Kind::Frozen).await;
     let block = block();
     let holders = [frozen.info];
-    let asking = copies.fetch(&holders, "set", &block);
+    let asking = fetch(&copies, &holders, &block);
     assert!(asking.now_or_never().is_none());
     assert_eq!(copies.turns.available_permits(), AT_ONCE - 1);
     let ended = async {
@@ -95,7 +101,7 @@ async fn a_question_keeps_its_turn_though_nobody_waits_for_it_any_more() {
 async fn a_worker_that_says_that_it_is_busy_is_waited_for() {
     let copies = copies();
     let busy = peer("busy", Kind::Busy).await;
-    let fetched = copies.fetch(&[busy.info], "set", &block()).await;
+    let fetched = fetch(&copies, &[busy.info], &block()).await;
     assert_eq!(fetched.as_deref(), Some(&content()[..]));
     assert_eq!(copies.metrics.copied_bytes.get(), LENGTH as u64);
 }
@@ -109,12 +115,12 @@ async fn what_is_cold_everywhere_is_seldom_asked_for_until_somebody_has_it() {
     );
     let cold = [lacks.info];
     for _ in 0..COLD_AFTER {
-        assert!(copies.fetch(&cold, "set", &block()).await.is_none());
+        assert!(fetch(&copies, &cold, &block()).await.is_none());
     }
     let asked = || lacks.asked.load(Ordering::Relaxed);
     assert_eq!(asked(), COLD_AFTER);
     for _ in 0..10 * STILL_ASKED {
-        assert!(copies.fetch(&cold, "set", &block()).await.is_none());
+        assert!(fetch(&copies, &cold, &block()).await.is_none());
     }
     assert!((5..=15).contains(&(asked() - COLD_AFTER)), "{}", asked());
     // Another origin's are asked for.
@@ -123,15 +129,32 @@ async fn what_is_cold_everywhere_is_seldom_asked_for_until_somebody_has_it() {
         ..block()
     };
     let before = asked();
-    assert!(copies.fetch(&cold, "set", &other).await.is_none());
+    assert!(fetch(&copies, &cold, &other).await.is_none());
     assert_eq!(asked(), before + 1);
     // Somebody has one: then others are worth it, too.
     let warm = [holds.info];
     let mut found = false;
     for _ in 0..STILL_ASKED {
-        found |= copies.fetch(&warm, "set", &block()).await.is_some();
+        found |= fetch(&copies, &warm, &block()).await.is_some();
     }
-    assert!(found && copies.fetch(&warm, "set", &block()).await.is_some());
+    assert!(found && fetch(&copies, &warm, &block()).await.is_some());
+}
+
+#[tokio::test]
+async fn whoever_was_silent_to_others_is_passed_over_by_those_that_were_to_ask_it_next() {
+    let copies = copies();
+    let (first, second) = (
+        peer("first", Kind::Frozen).await,
+        peer("second", Kind::Holds).await,
+    );
+    let holders = [first.info.clone(), second.info];
+    copies.leave_out(&first.info, AVOIDED_FOR);
+    let fetched = fetch(&copies, &holders, &block()).await;
+    assert_eq!(fetched.as_deref(), Some(&content()[..]));
+    // That nobody gave a block does not mean that it is cold.
+    assert!(fetch(&copies, &holders[..1], &block()).await.is_none());
+    assert!(copies.cold.lock().is_empty());
+    assert_eq!(counted(&copies, "silent"), 0);
 }
 
 #[tokio::test]

@@ -28,6 +28,8 @@ pub(super) const BUDGET_UNIT: u64 = 4096;
 const LEAST_PREFETCHED: u64 = 256 << 10;
 /// How long a block that nobody waits for may wait for its place.
 const PLACE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a reader's block that another worker may give waits for its place: others wait for its turn to ask meanwhile.
+const COPY_PLACE_DEADLINE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a tier has a block that was taken over.
 const SETTLE_POLL: Duration = Duration::from_millis(5);
 
@@ -252,8 +254,10 @@ impl Worker {
         if self.placements().version(&dataset) > 0 {
             return None; // its owners are not those of the map alone
         }
-        let place = Place::take(None, self.budget.clone(), units).await?;
-        let data = copies.fetch(&holders, &dataset, block).await?;
+        let turn = copies.turn_of(block.origin).await?;
+        let place = Place::take(None, self.budget.clone(), units);
+        let place = timeout(COPY_PLACE_DEADLINE, place).await.ok()??;
+        let data = copies.fetch(&turn, &holders, &dataset, block).await?;
         Some((data, place))
     }
 
@@ -284,11 +288,14 @@ impl Worker {
             let Ok(_guess) = self.prefetch_budget.clone().acquire_many_owned(units).await else {
                 return Taken::Failed;
             };
+            let Some(turn) = copies.turn().await else {
+                return Taken::Failed;
+            };
             let units = units_of(block, LEAST_TAKEN);
             let Some(place) = Place::take(None, self.budget.clone(), units).await else {
                 return Taken::Failed;
             };
-            let data = match copies.take(from, dataset, block).await {
+            let data = match copies.take(&turn, from, dataset, block).await {
                 Answer::Held(data) => data,
                 Answer::NotHeld => return Taken::NotThere,
                 Answer::Failed => return Taken::Failed,
@@ -346,3 +353,6 @@ impl Worker {
         drop(self.ssd.write(write).await);
     }
 }
+
+#[cfg(test)]
+mod tests;

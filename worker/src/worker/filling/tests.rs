@@ -1,0 +1,96 @@
+//! Blocks that other workers may hold, on their way to the tiers.
+
+use futures::FutureExt;
+use tokio::sync::watch;
+use weir_core::{ByteSize, ClusterMap, Hashing, ObjectRef};
+use weir_proto::v1;
+use weir_trust::Dial;
+
+use super::*;
+use crate::config::WorkerConfig;
+use crate::copies::fake::{self, Kind, Peer, peer};
+use crate::sources::DatasetSources;
+use crate::testing;
+
+/// Longest wait for anything. Generous: other tests run on the same cores.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A worker of two, which asks the other for what it owns.
+async fn worker_beside(other: &Peer) -> Arc<Worker> {
+    let config = WorkerConfig {
+        memory: ByteSize(64 << 20),
+        ..testing::config("own").unwrap()
+    };
+    let worker = testing::open(config).unwrap();
+    let own = WorkerInfo {
+        id: worker.config.id.clone(),
+        data_address: String::new(),
+        ..other.info.clone()
+    };
+    let map = ClusterMap::new(2, Hashing::NEWEST, vec![other.info.clone(), own]);
+    let map = watch::Sender::new(Arc::new(map));
+    worker.copy_from_others(map.subscribe(), Dial::default());
+    let of_dataset = v1::DatasetSources {
+        dataset: "set".to_owned(),
+        sources: vec![v1::Source {
+            origin: fake::block().origin.0,
+            prefix: String::new(),
+        }],
+        placement: None,
+    };
+    let sources = DatasetSources::of_reply(vec![of_dataset]);
+    worker.origins.bind(Some(sources));
+    let (key, copies) = (own_block(&worker).key(), worker.copies.get().unwrap());
+    let followed = async {
+        while copies.holders(&key).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, followed).await.unwrap();
+    worker
+}
+
+/// A block that the worker owns, and that the other gives if it has one.
+fn own_block(worker: &Worker) -> Block {
+    let map = worker.copies.get().unwrap().map();
+    let mut blocks = (0..).map(|n| Block {
+        object: ObjectRef {
+            key: format!("a/{n}").into(),
+            ..fake::block().object
+        },
+        ..fake::block()
+    });
+    let is_own = |block: &Block| map.owner(&block.key()).unwrap().id == worker.config.id;
+    blocks.find(is_own).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_waits_for_its_turn_to_ask_takes_no_memory_meanwhile() {
+    let other = peer("other", Kind::Holds).await;
+    let worker = worker_beside(&other).await;
+    let (block, copies) = (own_block(&worker), worker.copies.get().unwrap());
+    let mut turns = Vec::new();
+    while let Some(turn) = copies.turn().now_or_never() {
+        turns.push(turn);
+    }
+    let all = worker.budget.available_permits();
+    let key = block.key();
+    let mut copying = Box::pin(worker.copy(&block, &key, 100));
+    assert!(copying.as_mut().now_or_never().is_none());
+    assert_eq!(worker.budget.available_permits(), all);
+    let came = timeout(PATIENCE, copying).await.unwrap();
+    assert!(came.is_none(), "the origin is asked instead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_may_ask_waits_a_moment_for_its_memory() {
+    let other = peer("other", Kind::Holds).await;
+    let worker = worker_beside(&other).await;
+    let block = own_block(&worker);
+    let all = worker.budget.available_permits() as u32;
+    let _others = worker.budget.try_acquire_many(all).unwrap();
+    let since = tokio::time::Instant::now();
+    let came = worker.copy(&block, &block.key(), 100).await;
+    assert!(came.is_none() && since.elapsed() >= COPY_PLACE_DEADLINE);
+    assert!(since.elapsed() < 2 * COPY_PLACE_DEADLINE);
+}
