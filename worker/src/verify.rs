@@ -19,7 +19,6 @@ mod verifier;
 pub(crate) mod wire;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::{broadcast, watch};
@@ -31,11 +30,7 @@ use self::peers::Peers;
 pub use self::verifier::Doubtful;
 use self::verifier::{Queues, id_of};
 pub(crate) use self::verifier::{Said, Verifier};
-use crate::worker::Worker;
-
-/// Longest wait for a dropped block to be gone from where it is written to.
-const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
-const SETTLE_POLL: Duration = Duration::from_millis(5);
+use crate::worker::{Worker, settled};
 
 impl Worker {
     /// Objects of which page caches may hold wrong bytes, from now on. One comes after its blocks were dropped.
@@ -94,12 +89,7 @@ impl Worker {
 
     /// Waits until dropped blocks are gone from where they are written to, and can no longer be read. Gives whether they are.
     pub(crate) async fn settled(&self, keys: &[BlockKey]) -> bool {
-        let settled = async {
-            while keys.iter().any(|key| self.is_settling(key)) {
-                tokio::time::sleep(SETTLE_POLL).await;
-            }
-        };
-        tokio::time::timeout(SETTLE_DEADLINE, settled).await.is_ok()
+        settled(|| !keys.iter().any(|key| self.is_settling(key))).await
     }
 
     /// Starts to look at what is fetched.

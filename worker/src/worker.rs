@@ -41,8 +41,8 @@ mod place;
 mod unowned;
 
 use filling::BUDGET_UNIT;
-pub(crate) use filling::Taken;
 pub use filling::{FillWork, PrefetchAnswer};
+pub(crate) use filling::{Taken, settled};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);

@@ -30,8 +30,19 @@ const LEAST_PREFETCHED: u64 = 256 << 10;
 const PLACE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a reader's block that another worker may give waits for its place: others wait for its turn to ask meanwhile.
 const COPY_PLACE_DEADLINE: Duration = Duration::from_secs(1);
-/// How often it is looked whether a tier has a block that was taken over.
+/// Longest wait for a block to be, or to be gone from, where it is written to; and how often it is looked for.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 const SETTLE_POLL: Duration = Duration::from_millis(5);
+
+/// Waits until what is under way has come to its end; gives whether it has.
+pub(crate) async fn settled(is_over: impl Fn() -> bool) -> bool {
+    let settled = async {
+        while !is_over() {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+    };
+    timeout(SETTLE_DEADLINE, settled).await.is_ok()
+}
 
 /// What a block counts against a budget in which it counts so many bytes at least.
 fn units_of(block: &Block, least: u64) -> u32 {
@@ -56,11 +67,11 @@ pub(crate) enum Taken {
     Held,
     /// The other worker gave it.
     Copied,
-    /// The other worker does not have it.
+    /// The other worker does not have it, or nobody is to have it any more.
     NotThere,
     /// No tier took it.
     NoRoom,
-    /// The other worker did not give it, though it may have it.
+    /// The other worker did not give it, though it may have it, or whoever fetched it here failed.
     Failed,
 }
 
@@ -283,7 +294,11 @@ impl Worker {
         if self.verifier.refusal(block).is_some() {
             return Taken::NotThere;
         }
-        if self.fills.running(&key).is_none() && !self.keeps_for_long(&key) {
+        let fill = if let Some(running) = self.fills.running(&key) {
+            running
+        } else if self.keeps_for_long(&key) {
+            return Taken::Held;
+        } else {
             let units = units_of(block, LEAST_PREFETCHED);
             let Ok(_guess) = self.prefetch_budget.clone().acquire_many_owned(units).await else {
                 return Taken::Failed;
@@ -300,27 +315,30 @@ impl Worker {
                 Answer::NotHeld => return Taken::NotThere,
                 Answer::Failed => return Taken::Failed,
             };
-            // A reader's fill may have begun meanwhile: that one will do.
-            if let Ok(started) = fills::start(self, key, block.len(), &block.object.key) {
-                started.fill().copy(data);
-                self.keep(started, Some(place)).await;
-                return self.settled_as(&key, Taken::Copied).await;
+            match fills::start(self, key, block.len(), &block.object.key) {
+                Ok(started) => {
+                    let fill = started.fill().clone();
+                    fill.copy(data);
+                    self.keep(started, Some(place)).await;
+                    return self.settled_as(&key, &fill, Taken::Copied).await;
+                }
+                // A reader's that has begun meanwhile will do.
+                Err(running) => running,
             }
-        }
-        self.settled_as(&key, Taken::Held).await
+        };
+        self.settled_as(&key, &fill, Taken::Held).await
     }
 
-    /// Waits until a block is where it is kept, if it is.
-    async fn settled_as(&self, key: &BlockKey, kept: Taken) -> Taken {
-        let deadline = Instant::now() + PLACE_DEADLINE;
-        while self.fills.running(key).is_some() {
-            if Instant::now() > deadline {
-                return Taken::Failed;
-            }
-            tokio::time::sleep(SETTLE_POLL).await;
-        }
-        if self.keeps_for_long(key) {
+    /// Waits until a fill has ended, and looks whether its block is where it is kept.
+    async fn settled_as(&self, key: &BlockKey, fill: &Arc<Fill>, kept: Taken) -> Taken {
+        let is_running = |running: &Arc<Fill>| Arc::ptr_eq(running, fill);
+        let is_over = || !self.fills.running(key).as_ref().is_some_and(is_running);
+        if !settled(is_over).await || fill.has_failed() {
+            Taken::Failed
+        } else if self.keeps_for_long(key) {
             kept
+        } else if fill.is_discarded() {
+            Taken::NotThere
         } else {
             Taken::NoRoom
         }

@@ -94,3 +94,33 @@ async fn a_reader_that_may_ask_waits_a_moment_for_its_memory() {
     assert!(came.is_none() && since.elapsed() >= COPY_PLACE_DEADLINE);
     assert!(since.elapsed() < 2 * COPY_PLACE_DEADLINE);
 }
+
+#[tokio::test]
+async fn a_takeover_that_finds_a_reader_s_fill_ends_as_that_does() {
+    let other = peer("other", Kind::Lacks).await;
+    let worker = worker_beside(&other).await;
+    let block = own_block(&worker);
+    let key = block.key();
+    let content = Bytes::from(fake::content());
+    for expected in [Taken::Failed, Taken::NotThere, Taken::NoRoom, Taken::Held] {
+        let started = fills::start(&worker, key, block.len(), &block.object.key);
+        let started = started.ok().unwrap();
+        let mut taking = Box::pin(worker.take_block_over("set", &block, &other.info));
+        assert!(taking.as_mut().now_or_never().is_none());
+        if expected == Taken::NotThere {
+            worker.evict(&[key]);
+        }
+        if expected != Taken::Failed {
+            started.fill().push(content.clone());
+        }
+        if expected == Taken::Held {
+            let mut pieces = Pieces::new(vec![content.clone()]);
+            let sums = pieces.checksums();
+            worker.memory.insert(key, pieces.bytes(), sums);
+        }
+        drop(started);
+        assert_eq!(timeout(PATIENCE, taking).await.unwrap(), expected);
+    }
+    let again = worker.take_block_over("set", &block, &other.info).await;
+    assert_eq!(again, Taken::Held);
+}
