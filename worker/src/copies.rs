@@ -245,7 +245,8 @@ impl Copies {
         wrong.extend(keys.iter().take(room).map(|key| (*key, until)));
     }
 
-    fn is_wrong(&self, key: &BlockKey) -> bool {
+    /// Whether a block was wrong a moment ago.
+    pub(crate) fn is_wrong(&self, key: &BlockKey) -> bool {
         let wrong = self.wrong.lock();
         wrong.get(key).is_some_and(|until| Instant::now() < *until)
     }

@@ -291,7 +291,7 @@ impl Worker {
         let Some(copies) = self.copies.get() else {
             return Taken::Failed;
         };
-        if self.verifier.refusal(block).is_some() {
+        if self.verifier.refusal(block).is_some() || copies.is_wrong(&key) {
             return Taken::NotThere;
         }
         let fill = if let Some(running) = self.fills.running(&key) {
@@ -318,6 +318,10 @@ impl Worker {
             match fills::start(self, key, block.len(), &block.object.key) {
                 Ok(started) => {
                     let fill = started.fill().clone();
+                    // From the start on those who drop the block find the fill; this is for who did before.
+                    if copies.is_wrong(&key) {
+                        fill.discard();
+                    }
                     fill.copy(data);
                     self.keep(started, Some(place)).await;
                     return self.settled_as(&key, &fill, Taken::Copied).await;

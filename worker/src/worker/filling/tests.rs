@@ -1,5 +1,7 @@
 //! Blocks that other workers may hold, on their way to the tiers.
 
+use std::sync::atomic::Ordering;
+
 use futures::FutureExt;
 use tokio::sync::watch;
 use weir_core::{ByteSize, ClusterMap, Hashing, ObjectRef};
@@ -123,4 +125,28 @@ async fn a_takeover_that_finds_a_reader_s_fill_ends_as_that_does() {
     }
     let again = worker.take_block_over("set", &block, &other.info).await;
     assert_eq!(again, Taken::Held);
+}
+
+#[tokio::test]
+async fn a_block_that_was_found_wrong_is_not_brought_back() {
+    let other = peer("other", Kind::Busy).await;
+    let worker = worker_beside(&other).await;
+    let block = own_block(&worker);
+    let key = block.key();
+    let take = || worker.take_block_over("set", &block, &other.info);
+    let asked = || other.asked.load(Ordering::Relaxed);
+    // While it is on its way, and then before it is asked for.
+    let found_wrong = async {
+        while asked() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        worker.copies.get().unwrap().distrust(&[key]);
+        worker.evict(&[key]);
+    };
+    let (taken, ()) = timeout(PATIENCE, futures::future::join(take(), found_wrong))
+        .await
+        .unwrap();
+    assert_eq!(taken, Taken::NotThere);
+    assert!(!worker.holds(&key));
+    assert_eq!((take().await, asked()), (Taken::NotThere, 1));
 }
