@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::{TryStreamExt, stream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::{Instrument, trace_span};
 use weir_core::{BLOCK_SIZE, Block, BlockKey, WorkerInfo};
@@ -14,7 +15,7 @@ use weir_origin::OriginError;
 
 use super::place::Place;
 use super::{ReadError, Worker};
-use crate::copies::Answer;
+use crate::copies::{Answer, Copies, Turn};
 use crate::fill::{Fill, LEAST_TAKEN};
 use crate::fills::{self, Keeper, Started};
 use crate::metrics::ResultLabel;
@@ -280,8 +281,22 @@ impl Worker {
         }
     }
 
-    /// Takes over a block that nobody waits for from a worker that may hold it, by the name of a dataset that has it.
+    /// Takes over a block that nobody waits for from a worker that may hold it, by the name of a dataset that has it. A worker
+    /// that closes ends that, and waits until it has ended.
     pub(crate) async fn take_block_over(
+        self: &Arc<Self>,
+        dataset: &str,
+        block: &Block,
+        from: &WorkerInfo,
+    ) -> Taken {
+        let taking = self.take_if_open(dataset, block, from);
+        let taking = self
+            .tasks
+            .track_future(self.stop.run_until_cancelled(taking));
+        taking.await.unwrap_or(Taken::Failed)
+    }
+
+    async fn take_if_open(
         self: &Arc<Self>,
         dataset: &str,
         block: &Block,
@@ -299,15 +314,8 @@ impl Worker {
         } else if self.keeps_for_long(&key) {
             return Taken::Held;
         } else {
-            let units = units_of(block, LEAST_PREFETCHED);
-            let Ok(_guess) = self.prefetch_budget.clone().acquire_many_owned(units).await else {
-                return Taken::Failed;
-            };
-            let Some(turn) = copies.turn().await else {
-                return Taken::Failed;
-            };
-            let units = units_of(block, LEAST_TAKEN);
-            let Some(place) = Place::take(None, self.budget.clone(), units).await else {
+            let places = timeout(PLACE_DEADLINE, self.places_of(copies, block)).await;
+            let Ok(Some((_guess, turn, place))) = places else {
                 return Taken::Failed;
             };
             let data = match copies.take(&turn, from, dataset, block).await {
@@ -315,6 +323,7 @@ impl Worker {
                 Answer::NotHeld => return Taken::NotThere,
                 Answer::Failed => return Taken::Failed,
             };
+            drop(turn);
             match fills::start(self, key, block.len(), &block.object.key) {
                 Ok(started) => {
                     let fill = started.fill().clone();
@@ -331,6 +340,22 @@ impl Worker {
             }
         };
         self.settled_as(&key, &fill, Taken::Held).await
+    }
+
+    /// What a block needs that is taken over: its part of what nobody waits for, a turn to ask, and memory. `None` when the
+    /// worker ends.
+    async fn places_of(
+        &self,
+        copies: &Copies,
+        block: &Block,
+    ) -> Option<(OwnedSemaphorePermit, Turn, Place)> {
+        let units = units_of(block, LEAST_PREFETCHED);
+        let guess = self.prefetch_budget.clone().acquire_many_owned(units);
+        let guess = guess.await.ok()?;
+        let turn = copies.turn().await?;
+        let units = units_of(block, LEAST_TAKEN);
+        let place = Place::take(None, self.budget.clone(), units).await?;
+        Some((guess, turn, place))
     }
 
     /// Waits until a fill has ended, and looks whether its block is where it is kept.

@@ -150,3 +150,23 @@ async fn a_block_that_was_found_wrong_is_not_brought_back() {
     assert!(!worker.holds(&key));
     assert_eq!((take().await, asked()), (Taken::NotThere, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_takeover_does_not_wait_for_ever_nor_for_a_worker_that_closes() {
+    let other = peer("other", Kind::Holds).await;
+    let worker = worker_beside(&other).await;
+    let block = own_block(&worker);
+    let all = worker.budget.available_permits() as u32;
+    let _others = worker.budget.try_acquire_many(all).unwrap();
+    let since = tokio::time::Instant::now();
+    let take = || worker.take_block_over("set", &block, &other.info);
+    assert_eq!(take().await, Taken::Failed);
+    let waited = since.elapsed();
+    assert!(waited >= PLACE_DEADLINE && waited < 2 * PLACE_DEADLINE);
+    let tasks = worker.tasks.len();
+    let mut taking = Box::pin(take());
+    assert!(taking.as_mut().now_or_never().is_none());
+    assert_eq!(worker.tasks.len(), tasks + 1, "closing waits for it");
+    worker.stop.cancel();
+    assert_eq!(taking.now_or_never(), Some(Taken::Failed));
+}
