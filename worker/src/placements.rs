@@ -4,7 +4,6 @@
 //! says which version of that its sender knows, so that who has the older one asks the master for the newer.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -39,10 +38,18 @@ pub fn placement(message: Option<v1::Placement>) -> Placement {
     }
 }
 
-/// The placements of all datasets that have one.
+/// What is known of a dataset's placement.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    version: u64,
+    /// Its owners are those of the cluster map alone: it is one that was taken back.
+    by_map: bool,
+}
+
+/// The placements of all datasets that have one, or had one.
 #[derive(Debug, Default)]
 pub(crate) struct Placements {
-    known: RwLock<HashMap<String, Arc<Placement>>>,
+    known: RwLock<HashMap<String, Known>>,
     asked: Mutex<Option<Instant>>,
     wanted: Notify,
 }
@@ -53,7 +60,11 @@ impl Placements {
         let placed = datasets.iter().filter(|of| of.placement.is_some());
         let placed = placed.map(|of| {
             let placement = placement(of.placement.clone());
-            (of.dataset.clone(), Arc::new(placement))
+            let known = Known {
+                version: placement.version,
+                by_map: placement.spread == Spread::Cluster && placement.pool.is_none(),
+            };
+            (of.dataset.clone(), known)
         });
         *self.known.write() = placed.collect();
     }
@@ -61,12 +72,18 @@ impl Placements {
     /// The version of a dataset's placement; 0 if it has none.
     pub(crate) fn version(&self, dataset: &str) -> u64 {
         let known = self.known.read();
-        known.get(dataset).map_or(0, |placement| placement.version)
+        known.get(dataset).map_or(0, |known| known.version)
     }
 
-    /// Whether any dataset has one.
+    /// Whether the owners of a dataset's blocks are those of the cluster map alone.
+    pub(crate) fn is_by_map(&self, dataset: &str) -> bool {
+        let known = self.known.read();
+        known.get(dataset).is_none_or(|known| known.by_map)
+    }
+
+    /// Whether those of any dataset are others.
     pub(crate) fn any(&self) -> bool {
-        !self.known.read().is_empty()
+        self.known.read().values().any(|known| !known.by_map)
     }
 
     /// A request was made with this version: the master is asked if that is a newer one.
@@ -122,6 +139,36 @@ mod tests {
         assert_eq!(newer, cluster);
         let many = placement(Some(message(1, v1::Spread::Node, &["x"; 70])));
         assert_eq!(many.domains.len(), MAX_DOMAINS);
+    }
+
+    #[test]
+    fn a_dataset_whose_placement_was_taken_back_is_placed_by_the_map_again() {
+        let placements = Placements::default();
+        let set = |placement| {
+            placements.set(&[v1::DatasetSources {
+                dataset: "set".to_owned(),
+                placement,
+                ..v1::DatasetSources::default()
+            }]);
+            let seen = (placements.is_by_map("set"), placements.any());
+            assert!(placements.is_by_map("other"));
+            seen
+        };
+        assert_eq!(set(None), (true, false));
+        assert_eq!(
+            set(Some(message(1, v1::Spread::Zone, &["a"]))),
+            (false, true)
+        );
+        let in_pool = v1::Placement {
+            pool: "fast".to_owned(),
+            ..message(2, v1::Spread::Cluster, &[])
+        };
+        assert_eq!(set(Some(in_pool)), (false, true));
+        assert_eq!(
+            set(Some(message(3, v1::Spread::Cluster, &[]))),
+            (true, false)
+        );
+        assert_eq!(placements.version("set"), 3);
     }
 
     #[test]

@@ -58,7 +58,7 @@ async fn another(map: &watch::Receiver<Arc<ClusterMap>>) -> bool {
 async fn take_all(worker: &Arc<Worker>, snapshots: &Arc<Snapshots>, wanted: Vec<SnapshotId>) {
     for snapshot in wanted {
         let dataset = snapshot.dataset.clone();
-        if worker.placements().version(dataset.as_str()) > 0 {
+        if !worker.placements().is_by_map(dataset.as_str()) {
             continue; // its owners are not those of the map alone
         }
         // Without its manifest the blocks of a dataset are taken over when they are read.

@@ -263,7 +263,7 @@ impl Worker {
             return None;
         }
         let dataset = self.origins.dataset_of(block.origin, &block.object.key)?;
-        if self.placements().version(&dataset) > 0 {
+        if !self.placements.is_by_map(&dataset) {
             return None; // its owners are not those of the map alone
         }
         let turn = copies.turn_of(block.origin).await?;
