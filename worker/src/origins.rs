@@ -171,13 +171,16 @@ impl Origins {
         }
     }
 
-    /// A dataset that may have this object, by the name of which other workers may be asked for it.
-    pub(crate) fn dataset_of(&self, origin: OriginId, key: &str) -> Option<String> {
+    /// A dataset that fits and may have this object, by the name of which other workers may be asked for it.
+    pub(crate) fn dataset_of(
+        &self,
+        origin: OriginId,
+        key: &str,
+        fits: impl Fn(&str) -> bool,
+    ) -> Option<String> {
         let datasets = self.datasets.read();
-        datasets
-            .as_ref()?
-            .dataset_of(origin, key)
-            .map(str::to_owned)
+        let found = datasets.as_ref()?.dataset_of(origin, key, fits);
+        found.map(str::to_owned)
     }
 
     /// As [`claim`](Self::claim), but the dataset may be new: where it does not have the object, the master's next answers

@@ -5,6 +5,7 @@
 //! nor what lies beside them in the same bucket.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use weir_core::keypath::{KeyPath, classify};
@@ -17,7 +18,11 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The sources of all datasets.
 #[derive(Debug, Default)]
-pub(crate) struct DatasetSources(HashMap<String, Box<[Source]>>);
+pub(crate) struct DatasetSources {
+    by_dataset: HashMap<Arc<str>, Box<[Source]>>,
+    /// The datasets of each origin, in the order of their names.
+    by_origin: HashMap<u64, Vec<Arc<str>>>,
+}
 
 /// An origin, and what all keys of a dataset begin with there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,15 +55,37 @@ impl DatasetSources {
             });
             (dataset.dataset, outermost(sources.collect()))
         });
-        Self(table.collect())
+        Self::new(table)
+    }
+
+    fn new(table: impl Iterator<Item = (String, Box<[Source]>)>) -> Self {
+        let table = table.map(|(dataset, sources)| (Arc::from(dataset), sources));
+        let by_dataset: HashMap<Arc<str>, _> = table.collect();
+        let mut by_origin: HashMap<u64, Vec<Arc<str>>> = HashMap::new();
+        for (dataset, sources) in &by_dataset {
+            for source in sources {
+                by_origin
+                    .entry(source.origin)
+                    .or_default()
+                    .push(dataset.clone());
+            }
+        }
+        for datasets in by_origin.values_mut() {
+            datasets.sort_unstable();
+            datasets.dedup();
+        }
+        Self {
+            by_dataset,
+            by_origin,
+        }
     }
 
     /// The table as it is kept over a restart.
     pub(crate) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let source = |source: &Source| (source.origin, source.prefix.to_string());
-        let rows = self.0.iter().map(|(dataset, sources)| {
+        let rows = self.by_dataset.iter().map(|(dataset, sources)| {
             let sources: Kept = sources.iter().map(source).collect();
-            (dataset, sources)
+            (&**dataset, sources)
         });
         serde_json::to_vec(&rows.collect::<Vec<_>>())
     }
@@ -73,19 +100,24 @@ impl DatasetSources {
             });
             (dataset, outermost(sources.collect()))
         });
-        Ok(Self(table.collect()))
+        Ok(Self::new(table))
     }
 
-    /// One of the datasets that may have a key of an origin.
-    pub(crate) fn dataset_of(&self, origin: OriginId, key: &str) -> Option<&str> {
-        let mut names = self.0.keys();
-        let has = |dataset: &&String| self.claim(dataset, origin, key) == Claim::Inside;
-        names.find(has).map(String::as_str)
+    /// The first of the datasets that may have a key of an origin, and that fit.
+    pub(crate) fn dataset_of(
+        &self,
+        origin: OriginId,
+        key: &str,
+        fits: impl Fn(&str) -> bool,
+    ) -> Option<&str> {
+        let names = self.by_origin.get(&origin.0)?;
+        let mut names = names.iter().map(|name| &**name);
+        names.find(|name| fits(name) && self.claim(name, origin, key) == Claim::Inside)
     }
 
     /// Whether a key of an origin is one that the dataset may have.
     pub(crate) fn claim(&self, dataset: &str, origin: OriginId, key: &str) -> Claim {
-        let Some(sources) = self.0.get(dataset) else {
+        let Some(sources) = self.by_dataset.get(dataset) else {
             return Claim::Unknown;
         };
         // None is below another, so only the last before the key can be above it.
@@ -220,6 +252,28 @@ mod tests {
         }
         for dataset in ["two", "", "one@1", "ONE"] {
             assert_eq!(claim(dataset, 1, "a/b/file"), Claim::Unknown, "{dataset}");
+        }
+    }
+
+    #[test]
+    fn an_object_is_asked_for_by_the_first_name_that_fits() {
+        let all = table(&[
+            ("c", &[(1, "a/")]),
+            ("b", &[(1, "a/b/"), (1, "x/"), (2, "")]),
+            ("a", &[(1, "z/")]),
+            ("none", &[]),
+        ]);
+        let json = all.to_json().unwrap();
+        for table in [all, DatasetSources::of_json(&json).unwrap()] {
+            let of = |origin, key, not: &str| {
+                table.dataset_of(OriginId(origin), key, |name| name != not)
+            };
+            assert_eq!(of(1, "a/b/file", ""), Some("b"));
+            assert_eq!(of(1, "a/b/file", "b"), Some("c"));
+            assert_eq!(of(1, "a/file", ""), Some("c"));
+            assert_eq!(of(1, "a/file", "c"), None);
+            assert_eq!(of(2, "a/file", ""), Some("b"));
+            assert_eq!(of(3, "a/file", ""), None);
         }
     }
 

@@ -262,10 +262,10 @@ impl Worker {
         if holders.is_empty() {
             return None;
         }
-        let dataset = self.origins.dataset_of(block.origin, &block.object.key)?;
-        if !self.placements.is_by_map(&dataset) {
-            return None; // its owners are not those of the map alone
-        }
+        // Of a dataset with a placement the owners are not those of the map alone.
+        let fits = |dataset: &str| self.placements.is_by_map(dataset);
+        let key = &*block.object.key;
+        let dataset = self.origins.dataset_of(block.origin, key, fits)?;
         let turn = copies.turn_of(block.origin).await?;
         let place = Place::take(None, self.budget.clone(), units);
         let place = timeout(COPY_PLACE_DEADLINE, place).await.ok()??;
