@@ -15,6 +15,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, trace_span};
@@ -46,6 +47,8 @@ pub(crate) use filling::{Taken, settled};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Longest wait for a block that is on its way, on behalf of a worker that asks for what is held.
+const HELD_DEADLINE: Duration = Duration::from_secs(1);
 /// The part of a tier that must be free before blocks are added that nobody waits for.
 const FREE_SHARE: u64 = 8;
 
@@ -355,7 +358,7 @@ impl Worker {
         read.instrument(span)
     }
 
-    /// The bytes of `range` of a block if it is held, or on its way from the origin. Fetches nothing.
+    /// The bytes of `range` of a block if it is held, or about to come from the origin. Fetches nothing.
     pub(crate) async fn read_held(&self, block: &Block, range: Range<u32>) -> Option<Cached> {
         let key = block.key();
         if let Some(found) = self.find(key, &range).await {
@@ -363,8 +366,9 @@ impl Worker {
         }
         // Not one that itself asks other workers: two would wait for each other.
         let fetching = self.fills.running(&key).filter(|fill| fill.is_fetching());
+        // Nor for long: who asks takes a late answer for a worker that is stuck.
         if let Some(fill) = fetching
-            && let Ok(pieces) = fill.read(range.clone()).await
+            && let Ok(Ok(pieces)) = timeout(HELD_DEADLINE, fill.read(range.clone())).await
         {
             return Some((pieces, Source::Memory));
         }
@@ -475,7 +479,7 @@ impl Worker {
                 // A panic while closing leaves an unsealed segment, which the next start scans.
                 let _ = tokio::task::spawn_blocking(move || ssd.close()).await;
             };
-            if tokio::time::timeout(deadline, closing).await.is_err() {
+            if timeout(deadline, closing).await.is_err() {
                 tracing::warn!(
                     ?deadline,
                     "the cache was not closed in time; the next start scans its last segment"
@@ -499,4 +503,41 @@ fn source_of(fill: &Fill) -> Source {
 fn span(block: &Block, range: &Range<u32>) -> Span {
     let object = &*block.object.key;
     trace_span!(target: "weir::read", "worker_read", object, block = block.index, ?range)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use weir_core::ByteSize;
+
+    use super::*;
+    use crate::copies::fake;
+    use crate::testing;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_for_what_is_held_is_answered_soon_however_slow_the_origin_is() {
+        let config = WorkerConfig {
+            memory: ByteSize(64 << 20),
+            ..testing::config("w").unwrap()
+        };
+        let worker = testing::open(config).unwrap();
+        let block = fake::block();
+        let started = fills::start(&worker, block.key(), block.len(), &block.object.key);
+        let started = started.ok().unwrap();
+        let chunks = stream::once(async {
+            tokio::time::sleep(2 * HELD_DEADLINE).await;
+            Ok(Bytes::from(fake::content()))
+        });
+        let fill = started.fill().clone();
+        let filling = tokio::spawn(async move { fill.take(chunks).await });
+        tokio::task::yield_now().await;
+        let since = tokio::time::Instant::now();
+        let held = || worker.read_held(&block, 0..block.len());
+        assert!(held().await.is_none());
+        assert!(since.elapsed() < HELD_DEADLINE + Duration::from_millis(100));
+        tokio::time::sleep(HELD_DEADLINE / 2).await;
+        let (pieces, _) = held().await.unwrap();
+        assert_eq!(pieces.concat(), fake::content());
+        filling.await.unwrap().unwrap();
+    }
 }
