@@ -62,7 +62,7 @@ async fn take_all(worker: &Arc<Worker>, snapshots: &Arc<Snapshots>, wanted: Vec<
             continue; // its owners are not those of the map alone
         }
         // Without its manifest the blocks of a dataset are taken over when they are read.
-        let Ok(manifest) = snapshots.get(&snapshot).await else {
+        let Ok(manifest) = snapshots.get_unkept(&snapshot).await else {
             continue;
         };
         let _job = snapshots.begin_job(&dataset);
