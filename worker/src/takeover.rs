@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until};
 use weir_core::manifest::ROOT;
 use weir_core::placement::domains::{Owners, Placement};
-use weir_core::{BLOCK_SIZE, BlockKey, ClusterMap, Manifest, WorkerInfo};
+use weir_core::{BLOCK_SIZE, BlockKey, ClusterMap, Manifest, WorkerId, WorkerInfo};
 
 use crate::copies::uncordoned;
 use crate::worker::{Taken, Worker};
@@ -21,8 +22,6 @@ pub(crate) mod joining;
 /// Blocks that are asked for at once, and what their bytes may be ahead of the rate, as time.
 const AT_ONCE: u64 = 8;
 const AHEAD: Duration = Duration::from_millis(250);
-/// Files that are passed over before others may run on this thread.
-const LOOK_EVERY: usize = 128;
 /// Blocks in a row that were not given, after which the other worker is taken for dead.
 const MAX_FAILURES: u32 = 16;
 /// Blocks in a row that nobody has, after which those of a dataset that is not to be saved from anything are left where they
@@ -55,6 +54,13 @@ pub(crate) struct Leaving {
     before: Owners,
 }
 
+impl Leaving {
+    /// Whether a block is this worker's.
+    fn is_of(&self, key: &BlockKey, own: &WorkerId) -> bool {
+        self.owners.of(key).any(|owner| owner.id == *own)
+    }
+}
+
 impl Holders {
     /// Those of a worker that is cordoned in this map, of a dataset of this placement.
     pub(crate) fn leaving(from: WorkerInfo, map: ClusterMap, placement: &Placement) -> Self {
@@ -66,14 +72,14 @@ impl Holders {
         }))
     }
 
-    /// Whether a block counts that is here already: it was the other's before.
-    fn counts(&self, key: &BlockKey) -> bool {
+    /// Whether a block counts that is here already: it is this worker's, and was before that of the one that is to leave.
+    fn counts(&self, key: &BlockKey, own: &WorkerId) -> bool {
         match self {
             Self::Leaving(leaving) => {
                 let mut before = leaving.before.of(key);
-                before.any(|owner| owner.id == leaving.from.id)
+                before.any(|owner| owner.id == leaving.from.id) && leaving.is_of(key, own)
             }
-            Self::Former => true,
+            Self::Former => false,
         }
     }
 
@@ -83,8 +89,7 @@ impl Holders {
         match self {
             Self::Leaving(leaving) => {
                 // It may hold others than those that it owned last.
-                let is_own = leaving.owners.of(key).any(|owner| owner.id == *own);
-                is_own.then(|| leaving.from.clone())
+                leaving.is_of(key, own).then(|| leaving.from.clone())
             }
             Self::Former => {
                 let holders = worker.copies.get()?.holders(key);
@@ -99,7 +104,7 @@ impl Holders {
 /// How far it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TakeOverProgress {
-    /// Bytes of blocks that this worker has now.
+    /// Bytes of blocks that this worker has now, and that were another's before.
     pub(crate) done_bytes: u64,
     /// Those that it has taken over for this.
     pub(crate) copied_bytes: u64,
@@ -177,19 +182,22 @@ pub(crate) async fn take_over(
         misses: 0,
     };
     let gives_up_cold = matches!(job.from, Holders::Former);
-    for (number, file) in job.manifest.files_below(ROOT).enumerate() {
+    for file in job.manifest.files_below(ROOT) {
+        consume_budget().await; // of an empty one, too
         for block in job.manifest.blocks(file) {
-            let key = block.key();
-            let Some(from) = job.from.of(&key, &worker) else {
-                continue;
-            };
-            let bytes = u64::from(block.len());
+            // Most blocks are passed over, and others may want to run on this thread.
+            consume_budget().await;
+            let (key, bytes) = (block.key(), u64::from(block.len()));
+            // First, since to find out whose a block is takes longer.
             if worker.keeps_for_long(&key) {
-                if job.from.counts(&key) {
+                if job.from.counts(&key, &worker.config().id) {
                     taking.progress.send_modify(|p| p.done_bytes += bytes);
                 }
                 continue;
             }
+            let Some(from) = job.from.of(&key, &worker) else {
+                continue;
+            };
             taking.less_than(at_once).await;
             sleep_until(taking.pace.next).await;
             let is_cold = gives_up_cold && taking.misses >= COLD_AFTER;
@@ -202,12 +210,8 @@ pub(crate) async fn take_over(
                 (bytes, taken)
             });
         }
-        if number.is_multiple_of(LOOK_EVERY) {
-            tokio::task::yield_now().await;
-        }
     }
     taking.less_than(1).await;
-    job.manifest.release();
 }
 
 /// Bytes in the course of time.
@@ -233,12 +237,50 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+    use weir_core::manifest::Mount;
+    use weir_core::{ManifestBuilder, OriginId, SnapshotId};
+
     use super::*;
+    use crate::testing;
 
     /// Takes so many bytes as soon as they may come.
     async fn take(pace: &mut Pace, bytes: u64) {
         sleep_until(pace.next).await;
         pace.spend(bytes);
+    }
+
+    #[tokio::test]
+    async fn others_run_while_the_blocks_of_a_big_file_are_passed_over() {
+        const BLOCKS: usize = 2000;
+        let mut builder = ManifestBuilder::new();
+        let mount = Mount {
+            origin: OriginId(7),
+            spec: String::new(),
+            prefix: String::new(),
+            path: String::new(),
+        };
+        let mount = builder.add_mount(mount).unwrap();
+        let size = BLOCKS as u64 * BLOCK_SIZE;
+        builder.add(mount, b"big", size, 0, "v").unwrap();
+        let snapshot = SnapshotId {
+            dataset: "set".parse().unwrap(),
+            version: 1,
+        };
+        let worker = testing::open(testing::config("w").unwrap()).unwrap();
+        let job = TakeOver {
+            manifest: Arc::new(builder.build(snapshot, 0, None).unwrap()),
+            from: Holders::Former,
+            bytes_per_second: 1,
+        };
+        let (progress, _seen) = watch::channel(TakeOverProgress::default());
+        let mut taking = Box::pin(take_over(worker, job, progress));
+        let mut pauses = 0;
+        while taking.as_mut().now_or_never().is_none() {
+            pauses += 1;
+            tokio::task::yield_now().await;
+        }
+        assert!(pauses >= BLOCKS / 128, "{pauses}");
     }
 
     #[tokio::test(start_paused = true)]

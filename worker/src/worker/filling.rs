@@ -275,9 +275,10 @@ impl Worker {
 
     /// Whether the tier that is to keep blocks holds one: SSD, or memory where there is none.
     pub(crate) fn keeps_for_long(&self, key: &BlockKey) -> bool {
-        match self.ssd.space() {
-            (0, _) => self.memory.contains(key),
-            _ => self.ssd.contains(key),
+        if self.config.ssd.iter().all(|device| device.capacity.0 == 0) {
+            self.memory.contains(key)
+        } else {
+            self.ssd.contains(key)
         }
     }
 
