@@ -13,7 +13,7 @@ use weir_core::placement::domains::Owners;
 use weir_core::{BLOCK_SIZE, Block, BlockKey, Manifest};
 
 use crate::schedule;
-use crate::worker::{ReadError, Worker};
+use crate::worker::{EVICT_BATCH, ReadError, Worker};
 
 /// Threads of one warm job.
 const THREADS: usize = 2;
@@ -24,8 +24,6 @@ const FILLS_FROM_AFAR: usize = 48;
 const BYTES: u64 = 16 * BLOCK_SIZE;
 /// Files that are passed over before fills under way are looked at.
 const LOOK_EVERY: usize = 128;
-/// Blocks dropped at once by an eviction.
-const EVICT_BATCH: usize = 4096;
 
 /// How far a warm job is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -47,6 +47,8 @@ pub(crate) use filling::{Taken, settled};
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Blocks that are dropped at once by those who drop many: fills wait meanwhile.
+pub(crate) const EVICT_BATCH: usize = 4096;
 /// Longest wait for a block that is on its way, on behalf of a worker that asks for what is held.
 const HELD_DEADLINE: Duration = Duration::from_secs(1);
 /// The part of a tier that must be free before blocks are added that nobody waits for.
