@@ -86,10 +86,12 @@ impl Placements {
         self.known.read().values().any(|known| !known.by_map)
     }
 
-    /// A request was made with this version: the master is asked if that is a newer one.
-    pub(crate) fn compare(&self, dataset: &str, version: u64) {
-        if version <= self.version(dataset) {
-            return;
+    /// A request was made with this version by somebody who may read the dataset: the master is asked if that is a newer one.
+    /// Gives the version that is known.
+    pub(crate) fn compare(&self, dataset: &str, version: u64) -> u64 {
+        let known = self.version(dataset);
+        if version <= known {
+            return known;
         }
         let now = Instant::now();
         let mut asked = self.asked.lock();
@@ -97,6 +99,7 @@ impl Placements {
             *asked = Some(now);
             self.wanted.notify_one();
         }
+        known
     }
 
     /// Ends when the master should be asked.
@@ -185,10 +188,11 @@ mod tests {
         assert_eq!(placements.version("other"), 0);
         let is_asked = || placements.wanted().now_or_never().is_some();
         for (dataset, version) in [("set", 0), ("set", 7), ("other", 0)] {
-            placements.compare(dataset, version);
+            let known = placements.version(dataset);
+            assert_eq!(placements.compare(dataset, version), known);
             assert!(!is_asked());
         }
-        placements.compare("set", 8);
+        assert_eq!(placements.compare("set", 8), 7);
         assert!(is_asked());
         for version in 9..1000 {
             placements.compare("set", version);

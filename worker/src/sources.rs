@@ -155,6 +155,12 @@ impl Default for Refusals {
 }
 
 impl Refusals {
+    /// Whether a line could be written now, as if this were one.
+    #[cfg(test)]
+    pub(crate) fn has_line(&self) -> bool {
+        self.0.line().is_some()
+    }
+
     /// Notes a request that was refused.
     pub(crate) fn note(&self, from: &Caller, dataset: &str, origin: OriginId, key: &str) {
         let Some(left_out) = self.0.line() else {

@@ -411,11 +411,20 @@ async fn answer(
 ) -> Frame {
     let message = &request.message;
     let placements = worker.placements();
-    placements.compare(&message.dataset, message.placement_version);
+    let refused = if request.wanted.is_some() && request.claim != Claim::Inside {
+        refuse(&worker, message, request.claim, caller).await
+    } else {
+        None
+    };
     // What each answer says.
     let known = BlockReply {
         epoch,
-        placement_version: placements.version(&message.dataset),
+        // Strangers may name any version: the master is not asked because of theirs.
+        placement_version: if request.wanted.is_some() && refused.is_none() {
+            placements.compare(&message.dataset, message.placement_version)
+        } else {
+            placements.version(&message.dataset)
+        },
         ..BlockReply::default()
     };
     let failed = |status: BlockStatus, message: String| {
@@ -436,9 +445,7 @@ async fn answer(
             ),
         );
     };
-    if request.claim != Claim::Inside
-        && let Some((status, message)) = refuse(&worker, message, caller).await
-    {
+    if let Some((status, message)) = refused {
         count(&worker, "refused");
         let reply = BlockReply {
             status: status.into(),
@@ -491,8 +498,7 @@ async fn answer(
                 count(&worker, "not_held");
                 let reply = BlockReply {
                     status: BlockStatus::NotHeld.into(),
-                    epoch,
-                    ..BlockReply::default()
+                    ..known
                 };
                 return Frame::new(&reply, Vec::new());
             };
@@ -544,13 +550,14 @@ async fn answer(
 async fn refuse(
     worker: &Worker,
     request: &BlockRequest,
+    claim: Claim,
     caller: &Caller,
 ) -> Option<(BlockStatus, String)> {
     let (dataset, key, origin) = (&request.dataset, &request.key, OriginId(request.origin));
     let origins = worker.origins();
+    // Of a dataset that is new here nothing is held.
     let claim = if request.held_only {
-        // Of a dataset that is new here nothing is held.
-        origins.claim(dataset, origin, key)
+        claim
     } else {
         origins.claim_or_learn(dataset, origin, key).await
     };
@@ -567,7 +574,10 @@ async fn refuse(
             ),
         ),
     };
-    worker.origins().refusals.note(caller, dataset, origin, key);
+    // A worker that asks for what is held may have heard of a dataset sooner, and nobody has to do anything about that.
+    if !(request.held_only && claim == Claim::Unknown) {
+        origins.refusals.note(caller, dataset, origin, key);
+    }
     Some(refused)
 }
 

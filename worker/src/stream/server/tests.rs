@@ -16,6 +16,7 @@ use weir_wire::{Link, have_checksums};
 use super::*;
 use crate::config::WorkerConfig;
 use crate::fills;
+use crate::sources::DatasetSources;
 use crate::stream::StreamMode;
 use crate::testing;
 
@@ -481,9 +482,16 @@ fn each_answer_says_which_placement_of_the_dataset_the_worker_knows() {
             length: u32::MAX,
             ..request.clone()
         };
-        for request in [request.clone(), missing, senseless] {
+        let not_held = BlockRequest {
+            held_only: true,
+            ..missing.clone()
+        };
+        send(&mut link, &[hello_of(STREAM_VERSION)]).await;
+        receive(&mut link).await;
+        for request in [request.clone(), missing, senseless, not_held] {
             send(&mut link, &[request]).await;
-            assert_eq!(receive(&mut link).await.0.placement_version, 7);
+            let (reply, _) = receive(&mut link).await;
+            assert_eq!((reply.placement_version, reply.epoch), (7, EPOCH));
         }
         let other = BlockRequest {
             dataset: "other".to_owned(),
@@ -491,6 +499,24 @@ fn each_answer_says_which_placement_of_the_dataset_the_worker_knows() {
         };
         send(&mut link, &[other]).await;
         assert_eq!(receive(&mut link).await.0.placement_version, 0);
+        bed.end().await;
+    });
+}
+
+#[test]
+fn a_worker_that_heard_of_a_dataset_sooner_is_not_told_of_in_the_log() {
+    run(async {
+        let bed = Bed::new(1).await;
+        bed.worker.origins().bind(Some(DatasetSources::default()));
+        let held = BlockRequest {
+            held_only: true,
+            ..bed.request(0, 0..LENGTH as u32)
+        };
+        let mut link = bed.tcp().await;
+        send(&mut link, &[held]).await;
+        let (reply, _) = receive(&mut link).await;
+        assert_eq!(reply.status(), BlockStatus::UnknownOrigin);
+        assert!(bed.worker.origins().refusals.has_line(), "there was none");
         bed.end().await;
     });
 }
@@ -508,7 +534,7 @@ fn a_request_is_for_the_objects_of_the_dataset_that_it_names() {
             placement: None,
         };
         let bind = |datasets| {
-            let datasets = crate::sources::DatasetSources::of_reply(datasets);
+            let datasets = DatasetSources::of_reply(datasets);
             bed.worker.origins().bind(Some(datasets));
         };
         let told = vec![
@@ -571,6 +597,26 @@ fn a_request_is_for_the_objects_of_the_dataset_that_it_names() {
                 let has_bytes = *expected == BlockStatus::Ok;
                 assert_eq!(reply.length > 0, has_bytes, "{request:?}");
             }
+            // Whoever may not read a dataset has nobody asked for its placement.
+            let newer = |dataset: &str| BlockRequest {
+                placement_version: u64::MAX,
+                held_only: true,
+                ..of(dataset, 0)
+            };
+            let is_asked = || bed.worker.placements().wanted().now_or_never().is_some();
+            send(&mut link, &[hello_of(STREAM_VERSION)]).await;
+            receive(&mut link).await;
+            for (dataset, expected) in [
+                ("other", BlockStatus::Denied),
+                ("gone", BlockStatus::UnknownOrigin),
+                ("set", BlockStatus::Ok),
+            ] {
+                assert!(!is_asked(), "{dataset}");
+                send(&mut link, &[newer(dataset)]).await;
+                let (reply, _) = receive(&mut link).await;
+                assert_eq!(reply.status(), expected, "{dataset}");
+            }
+            assert!(is_asked());
             // Nor as a descriptor of the file where it is.
             let mut link = bed.unix().await;
             let located = BlockRequest {
@@ -593,7 +639,7 @@ fn a_request_is_for_the_objects_of_the_dataset_that_it_names() {
             .stream_requests
             .get_or_create(&refused)
             .get();
-        assert_eq!(counted, 9);
+        assert_eq!(counted, 11);
         bed.end().await;
     });
 }
