@@ -16,7 +16,7 @@ use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
 use weir_trust::{Boxed, Caller, Guarded, Incoming, Role, Rules};
 
 use crate::placements::placement;
-use crate::snapshots::{SnapshotError, Snapshots};
+use crate::snapshots::{RunningJob, SnapshotError, Snapshots};
 use crate::stream::{Admission, READERS};
 use crate::takeover::{Holders, TakeOver, TakeOverProgress, take_over};
 use crate::verify::{Said, wire};
@@ -114,33 +114,11 @@ impl WorkerApi for Service {
         let job = self
             .snapshots
             .begin_job(&manifest.summary().snapshot.dataset);
-        let (reports, stream) = tokio::sync::mpsc::channel(REPORT_QUEUE);
-        // The task ends when the master drops the stream.
-        tokio::spawn(async move {
-            let _job = job;
-            let (progress, mut seen) = watch::channel(WarmProgress::default());
-            let work = warm(worker, manifest, tops, owners, progress.clone());
-            let report = async {
-                loop {
-                    tokio::time::sleep(REPORT_INTERVAL).await;
-                    let report = to_proto(&seen.borrow_and_update());
-                    if reports.send(Ok(report)).await.is_err() {
-                        return;
-                    }
-                }
-            };
-            tokio::select! {
-                ended = work => {
-                    let last = ended.map(|()| to_proto(&progress.borrow()));
-                    let last = last.map_err(|error| Status::internal(error.to_string()));
-                    // The master may have gone away; then nobody wants the last report.
-                    let _ = reports.send(last).await;
-                }
-                () = report => {}
-                () = reports.closed() => {}
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let work = async move |progress| {
+            let ended = warm(worker, manifest, tops, owners, progress).await;
+            ended.map_err(|error| Status::internal(error.to_string()))
+        };
+        Ok(Response::new(reported(job, work, to_proto)))
     }
 
     type TakeOverStream = ReceiverStream<Result<v1::TakeOverProgress, Status>>;
@@ -166,31 +144,11 @@ impl WorkerApi for Service {
             bytes_per_second: request.bytes_per_second,
         };
         let worker = self.worker.clone();
-        let (reports, stream) = tokio::sync::mpsc::channel(REPORT_QUEUE);
-        // The task ends when the master drops the stream.
-        tokio::spawn(async move {
-            let _job = job;
-            let (progress, mut seen) = watch::channel(TakeOverProgress::default());
-            let work = take_over(worker, what, progress);
-            let report = async {
-                loop {
-                    tokio::time::sleep(REPORT_INTERVAL).await;
-                    let report = taken_to_proto(&seen.borrow_and_update());
-                    if reports.send(Ok(report)).await.is_err() {
-                        return;
-                    }
-                }
-            };
-            tokio::select! {
-                () = work => {}
-                () = report => return,
-                () = reports.closed() => return,
-            }
-            let last = taken_to_proto(&seen.borrow());
-            // The master may have gone away; then nobody wants it.
-            let _ = reports.send(Ok(last)).await;
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let work = async move |progress| {
+            take_over(worker, what, progress).await;
+            Ok(())
+        };
+        Ok(Response::new(reported(job, work, taken_to_proto)))
     }
 
     async fn evict(
@@ -258,6 +216,43 @@ impl WorkerApi for Service {
         let admission = admission.ok_or_else(|| Status::unimplemented("there is no stream"))?;
         Ok(Response::new(admission.open_stream(caller)?))
     }
+}
+
+/// Does the work of a job in a task of its own, which tells how far it is until it has ended or the master drops the stream.
+fn reported<P, R, W>(
+    job: RunningJob,
+    work: impl FnOnce(watch::Sender<P>) -> W,
+    to_proto: fn(&P) -> R,
+) -> ReceiverStream<Result<R, Status>>
+where
+    P: Default + Send + Sync + 'static,
+    R: Send + 'static,
+    W: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    let (reports, stream) = tokio::sync::mpsc::channel(REPORT_QUEUE);
+    let (progress, mut seen) = watch::channel(P::default());
+    let work = work(progress);
+    tokio::spawn(async move {
+        let _job = job;
+        let report = async {
+            loop {
+                tokio::time::sleep(REPORT_INTERVAL).await;
+                let report = to_proto(&seen.borrow_and_update());
+                if reports.send(Ok(report)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let ended = tokio::select! {
+            ended = work => ended,
+            () = report => return,
+            () = reports.closed() => return,
+        };
+        let last = ended.map(|()| to_proto(&seen.borrow()));
+        // The master may have gone away; then nobody wants it.
+        let _ = reports.send(last).await;
+    });
+    ReceiverStream::new(stream)
 }
 
 /// The first block of the object that a request is about.
