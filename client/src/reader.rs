@@ -13,89 +13,15 @@ use crate::blocks::Blocks;
 use crate::error::ReadError;
 use crate::metrics::ClientMetrics;
 use crate::prefetch::{Batch, Placed, Prefetcher, ReadAheadTarget, read_batch};
-use crate::source::BlockSource;
 use crate::source::any::AnySource;
 use crate::stale::StaleReads;
 
 /// Reads the files of one snapshot. Generic code over the sources is made for it here, once, and not again in each crate that
 /// reads.
-pub struct Reader(Reads<AnySource>);
-
-impl Reader {
-    /// A reader of `manifest`, whose blocks come from `source`, and which prefetches to `target`. Call inside a tokio
-    /// runtime.
-    pub fn new(
-        manifest: Arc<Manifest>,
-        source: AnySource,
-        target: ReadAheadTarget,
-        metrics: &Arc<ClientMetrics>,
-    ) -> Self {
-        Self(Reads::new(manifest, source, target, metrics))
-    }
-
-    /// Reads that found an object changed, to be reported to the master.
-    pub fn stale_reads(&self) -> &Arc<StaleReads> {
-        self.0.blocks.stale()
-    }
-
-    /// The snapshot that is read.
-    pub fn manifest(&self) -> &Arc<Manifest> {
-        self.0.blocks.manifest()
-    }
-
-    /// Appends to `bytes` what can be had of `offset..end` of a file without waiting for a network, from its beginning to
-    /// the first block that must be waited for. Blocks on the disk at most. Says how far that is: `end`, or where
-    /// [`Self::read`] is to go on. `end` must not lie past the file's end.
-    pub fn read_cached(&self, file: u32, offset: u64, end: u64, bytes: &mut Vec<Bytes>) -> u64 {
-        self.0.read_cached(file, offset, end, bytes)
-    }
-
-    /// Appends the bytes `offset..end` of a file to `bytes`, from wherever they are. Blocks are asked for one after the
-    /// other, so the first does not wait for the last. `end` must not lie past the file's end. Fills that this read
-    /// started and that are still under way are pushed to `unfinished`: the caller uses the bytes, and then awaits them.
-    pub async fn read(
-        &self,
-        file: u32,
-        offset: u64,
-        end: u64,
-        bytes: &mut Vec<Bytes>,
-        unfinished: &mut Vec<FillWork>,
-    ) -> Result<(), ReadError> {
-        self.0.read(file, offset, end, bytes, unfinished).await
-    }
-
-    /// Copies the files of a batch to `memory`, those that nobody has asked for meanwhile and that can be read.
-    /// Fills that this started and that are still under way are pushed to `unfinished`: the caller uses the bytes,
-    /// and then awaits them. [`Self::batch_ended`] must be told what became of the batch.
-    pub fn read_batch<'a>(
-        &'a self,
-        batch: &'a Batch,
-        memory: &'a mut [u8],
-        unfinished: &'a mut Vec<FillWork>,
-    ) -> BoxFuture<'a, Vec<Placed>> {
-        self.0.read_batch(batch, memory, unfinished).boxed()
-    }
-
-    /// Tells the prefetcher which files of a batch the kernel was given.
-    pub fn batch_ended(&self, batch: &Batch, given: &[Placed]) {
-        if let Some(prefetcher) = &self.0.prefetcher {
-            prefetcher.batch_ended(batch, given);
-        }
-    }
-
-    /// Tells the prefetcher that a program reads the beginning of a file, which was cached or not.
-    pub fn file_started(&self, file: u32, cached: bool) {
-        if let Some(prefetcher) = &self.0.prefetcher {
-            prefetcher.file_started(file, cached);
-        }
-    }
-}
-
-/// Reads of one snapshot's files, from a source of any kind.
-struct Reads<S> {
-    blocks: Blocks<S>,
+pub struct Reader {
+    blocks: Blocks<AnySource>,
     /// Prefetches for the readers, unless that is off.
-    prefetcher: Option<Arc<Prefetcher<S>>>,
+    prefetcher: Option<Arc<Prefetcher<AnySource>>>,
 }
 
 /// The block behind an offset, and the part of a range that lies in it.
@@ -120,10 +46,12 @@ fn pieces(offset: u64, end: u64) -> impl Iterator<Item = Piece> {
     })
 }
 
-impl<S: BlockSource> Reads<S> {
-    fn new(
+impl Reader {
+    /// A reader of `manifest`, whose blocks come from `source`, and which prefetches to `target`. Call inside a tokio
+    /// runtime.
+    pub fn new(
         manifest: Arc<Manifest>,
-        source: S,
+        source: AnySource,
         target: ReadAheadTarget,
         metrics: &Arc<ClientMetrics>,
     ) -> Self {
@@ -142,11 +70,20 @@ impl<S: BlockSource> Reads<S> {
         }
     }
 
-    fn manifest(&self) -> &Arc<Manifest> {
+    /// Reads that found an object changed, to be reported to the master.
+    pub fn stale_reads(&self) -> &Arc<StaleReads> {
+        self.blocks.stale()
+    }
+
+    /// The snapshot that is read.
+    pub fn manifest(&self) -> &Arc<Manifest> {
         self.blocks.manifest()
     }
 
-    fn read_cached(&self, file: u32, offset: u64, end: u64, bytes: &mut Vec<Bytes>) -> u64 {
+    /// Appends to `bytes` what can be had of `offset..end` of a file without waiting for a network, from its beginning to
+    /// the first block that must be waited for. Blocks on the disk at most. Says how far that is: `end`, or where
+    /// [`Self::read`] is to go on. `end` must not lie past the file's end.
+    pub fn read_cached(&self, file: u32, offset: u64, end: u64, bytes: &mut Vec<Bytes>) -> u64 {
         let object = self.manifest().object(file);
         let origin = self.manifest().mount(file).origin;
         let mut reached = offset;
@@ -166,7 +103,10 @@ impl<S: BlockSource> Reads<S> {
         reached
     }
 
-    async fn read(
+    /// Appends the bytes `offset..end` of a file to `bytes`, from wherever they are. Blocks are asked for one after the
+    /// other, so the first does not wait for the last. `end` must not lie past the file's end. Fills that this read
+    /// started and that are still under way are pushed to `unfinished`: the caller uses the bytes, and then awaits them.
+    pub async fn read(
         &self,
         file: u32,
         offset: u64,
@@ -189,17 +129,37 @@ impl<S: BlockSource> Reads<S> {
         Ok(())
     }
 
-    async fn read_batch(
-        &self,
-        batch: &Batch,
-        memory: &mut [u8],
-        unfinished: &mut Vec<FillWork>,
-    ) -> Vec<Placed> {
-        let Some(prefetcher) = &self.prefetcher else {
-            return Vec::new();
-        };
-        let files = prefetcher.still_wanted(batch);
-        read_batch(&self.blocks, &files, memory, unfinished).await
+    /// Copies the files of a batch to `memory`, those that nobody has asked for meanwhile and that can be read.
+    /// Fills that this started and that are still under way are pushed to `unfinished`: the caller uses the bytes,
+    /// and then awaits them. [`Self::batch_ended`] must be told what became of the batch.
+    pub fn read_batch<'a>(
+        &'a self,
+        batch: &'a Batch,
+        memory: &'a mut [u8],
+        unfinished: &'a mut Vec<FillWork>,
+    ) -> BoxFuture<'a, Vec<Placed>> {
+        async move {
+            let Some(prefetcher) = &self.prefetcher else {
+                return Vec::new();
+            };
+            let files = prefetcher.still_wanted(batch);
+            read_batch(&self.blocks, &files, memory, unfinished).await
+        }
+        .boxed()
+    }
+
+    /// Tells the prefetcher which files of a batch the kernel was given.
+    pub fn batch_ended(&self, batch: &Batch, given: &[Placed]) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.batch_ended(batch, given);
+        }
+    }
+
+    /// Tells the prefetcher that a program reads the beginning of a file, which was cached or not.
+    pub fn file_started(&self, file: u32, cached: bool) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.file_started(file, cached);
+        }
     }
 
     fn block_read(&self, file: u32, index: u32) {
@@ -216,6 +176,12 @@ mod tests {
     use super::*;
     use crate::prefetch::test_manifest;
     use crate::source::fake::{ALONE, CACHED, FakeSource};
+
+    fn reader_of(manifest: Arc<Manifest>, source: FakeSource) -> Reader {
+        let metrics = ClientMetrics::register(&mut Registry::default());
+        let source = AnySource::Fake(source);
+        Reader::new(manifest, source, ReadAheadTarget::Off, &metrics)
+    }
 
     #[test]
     fn a_range_is_cut_at_the_blocks_borders() {
@@ -239,8 +205,7 @@ mod tests {
         *source.cached_blocks.lock() = Some(2);
         let manifest = Arc::new(test_manifest());
         let file = manifest.resolve("big").unwrap();
-        let metrics = ClientMetrics::register(&mut Registry::default());
-        let reader = Reads::new(manifest, source.clone(), ReadAheadTarget::Off, &metrics);
+        let reader = reader_of(manifest, source.clone());
         let (offset, end) = (BLOCK_SIZE - 10, 3 * BLOCK_SIZE + 5);
         let mut bytes = Vec::new();
         let reached = reader.read_cached(file, offset, end, &mut bytes);
@@ -265,8 +230,7 @@ mod tests {
         let source = FakeSource::default();
         source.cached.lock().insert("f1");
         let manifest = Arc::new(test_manifest());
-        let metrics = ClientMetrics::register(&mut Registry::default());
-        let reader = Reads::new(manifest, source, ReadAheadTarget::Off, &metrics);
+        let reader = reader_of(manifest, source);
         for (name, reached, length) in [("f1", 70, 60), ("f2", 10, 0)] {
             let file = reader.manifest().resolve(name).unwrap();
             let mut bytes = Vec::new();

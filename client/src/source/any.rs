@@ -10,6 +10,8 @@ use weir_worker::{FillWork, PrefetchAnswer};
 use super::BlockSource;
 use super::cluster::ClusterSource;
 use super::embedded::EmbeddedSource;
+#[cfg(test)]
+use super::fake::FakeSource;
 use crate::error::{BatchError, BlockError};
 use crate::metrics::ReadSource;
 
@@ -20,6 +22,9 @@ pub enum AnySource {
     Embedded(EmbeddedSource),
     /// The workers of a cluster.
     Cluster(ClusterSource),
+    /// What a test says.
+    #[cfg(test)]
+    Fake(FakeSource),
 }
 
 /// Does the same with whichever source it is.
@@ -28,6 +33,8 @@ macro_rules! with {
         match $any {
             AnySource::Embedded($source) => $work,
             AnySource::Cluster($source) => $work,
+            #[cfg(test)]
+            AnySource::Fake($source) => $work,
         }
     };
 }

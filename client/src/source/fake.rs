@@ -23,7 +23,7 @@ type Keys = Arc<Mutex<HashSet<&'static str>>>;
 
 /// Knows objects by their keys.
 #[derive(Clone, Default)]
-pub(crate) struct FakeSource {
+pub struct FakeSource {
     pub(crate) cached: Keys,
     /// How many blocks of a cached object are cached, from the first on; all of them if that is not said.
     pub(crate) cached_blocks: Arc<Mutex<Option<u32>>>,
