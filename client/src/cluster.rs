@@ -18,7 +18,7 @@ use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec, SourcePol
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
 use weir_wire::{
-    Activity, Answer, ConnectionError, Connections, FarWorkers, FrameError, OpeningError,
+    Activity, Answer, ConnectionError, Connections, FarWorkers, FrameError, OpeningError, request_of,
 };
 use weir_worker::PrefetchAnswer;
 use weir_worker::origins::Origins;
@@ -439,22 +439,9 @@ fn request(view: &View, dataset: &str, block: &Block, range: &Range<u32>) -> Blo
         epoch: view.owners.map().epoch(),
         placement_version: view.placement.version,
         dataset: dataset.to_owned(),
-        origin: block.origin.0,
-        key: block.object.key.to_string(),
-        object_size: block.object.size,
-        object_version: block.object.version.to_string(),
-        object_modified_ns: block.object.modified_ns,
-        block_index: block.index,
         offset: range.start,
         length: range.end - range.start,
-        location_format: 0,
-        report_damaged: false,
-        reads_before: 0,
-        bytes_before: 0,
-        ahead: false,
-        stream_version: 0,
-        opening: None,
-        held_only: false,
+        ..request_of(block)
     }
 }
 

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use weir_core::BLOCK_SIZE;
+use weir_core::{BLOCK_SIZE, Block};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockStatus};
 use weir_trust::Access;
 
@@ -295,6 +295,20 @@ async fn sweep<S>(idle: Arc<Mutex<Idle<S>>>) {
             idle.has_sweeper = false;
             return;
         }
+    }
+}
+
+/// A request for a whole block, before it says for which dataset, and by which map and placement.
+pub fn request_of(block: &Block) -> BlockRequest {
+    BlockRequest {
+        origin: block.origin.0,
+        key: block.object.key.to_string(),
+        object_size: block.object.size,
+        object_version: block.object.version.to_string(),
+        object_modified_ns: block.object.modified_ns,
+        block_index: block.index,
+        length: block.len(),
+        ..BlockRequest::default()
     }
 }
 

@@ -26,7 +26,7 @@ mod version;
 pub use activity::Activity;
 pub use checksums::{checksums, have_checksums};
 pub use connection::{
-    Answer, CONNECT_DEADLINE, Connect, ConnectionError, Connections, NearWorkers, Opened,
+    Answer, CONNECT_DEADLINE, Connect, ConnectionError, Connections, NearWorkers, Opened, request_of,
 };
 pub use far::FarWorkers;
 pub use link::{Frame, FrameError, Incoming, Link, Outgoing};

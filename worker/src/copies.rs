@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use weir_core::{Block, BlockKey, ClusterMap, LogLimit, OriginId, WorkerId, WorkerInfo};
 use weir_proto::v1::{BlockRequest, BlockStatus};
 use weir_trust::Dial;
-use weir_wire::{Activity, ConnectionError, Connections, FarWorkers};
+use weir_wire::{Activity, ConnectionError, Connections, FarWorkers, request_of};
 
 use crate::metrics::{ResultLabel, WorkerMetrics};
 
@@ -364,15 +364,8 @@ fn request(epoch: u64, dataset: &str, block: &Block) -> BlockRequest {
     BlockRequest {
         epoch,
         dataset: dataset.to_owned(),
-        origin: block.origin.0,
-        key: block.object.key.to_string(),
-        object_size: block.object.size,
-        object_version: block.object.version.to_string(),
-        object_modified_ns: block.object.modified_ns,
-        block_index: block.index,
-        length: block.len(),
         held_only: true,
-        ..BlockRequest::default()
+        ..request_of(block)
     }
 }
 
