@@ -399,9 +399,7 @@ impl ClusterReader {
             std::future::pending::<()>().await; // the map is no longer followed
         }
         let map = self.config.map.borrow().clone();
-        let known = |address: &str| map.workers().iter().any(|w| w.data_address == address);
-        self.remote.retain(known);
-        self.remote.connector().retain(known);
+        self.remote.retain_of(&map);
         let known = |socket: &str| map.workers().iter().any(|w| w.local_socket == socket);
         self.local.retain(known);
     }

@@ -8,7 +8,7 @@
 //! Nothing here is a sign of life but what the worker itself has sent: the kernel accepts connections for one that is
 //! frozen.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,13 +20,13 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
-use weir_core::WorkerInfo;
+use weir_core::{ClusterMap, WorkerInfo};
 use weir_proto::v1::worker_client::WorkerClient;
 use weir_proto::v1::{OpenStreamReply, OpenStreamRequest, StreamMode};
 use weir_trust::{Dial, Role, Stream};
 
 use crate::activity::Activity;
-use crate::connection::{CONNECT_DEADLINE, Connect, ConnectionError, Opened};
+use crate::connection::{CONNECT_DEADLINE, Connect, ConnectionError, Connections, Opened};
 use crate::link::Link;
 use crate::opening::{Ends, OPENING_DEADLINE, OPENING_VERSION, OpeningError, StreamKey, open};
 use crate::socket::keep_alive;
@@ -78,11 +78,6 @@ impl FarWorkers {
     /// How often workers were asked how their connections are opened.
     pub fn questions(&self) -> u64 {
         self.questions.load(Relaxed)
-    }
-
-    /// Forgets the workers that `keep` does not name.
-    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
-        self.ways.lock().retain(|address, _| keep(address));
     }
 
     /// How a worker's connections are opened, and whether that was known before.
@@ -169,6 +164,17 @@ impl FarWorkers {
                 })
             }
         }
+    }
+}
+
+impl Connections<FarWorkers> {
+    /// Forgets the workers that a map does not have, and the connections to them.
+    pub fn retain_of(&self, map: &ClusterMap) {
+        let addresses = map.workers().iter().map(|worker| &*worker.data_address);
+        let addresses: HashSet<&str> = addresses.collect();
+        self.retain(|address| addresses.contains(address));
+        let mut ways = self.connector().ways.lock();
+        ways.retain(|address, _| addresses.contains(&**address));
     }
 }
 

@@ -123,11 +123,9 @@ impl Copies {
         while seen.changed().await.is_ok() {
             let map = seen.borrow_and_update().clone();
             self.see(&map);
-            let known = |address: &str| map.workers().iter().any(|w| w.data_address == address);
-            self.connections.retain(known);
-            self.connections.connector().retain(known);
+            self.connections.retain_of(&map);
             let mut avoided = self.avoided.lock();
-            avoided.retain(|id, _| map.workers().iter().any(|w| w.id == *id));
+            avoided.retain(|id, _| map.worker(id).is_some());
         }
     }
 
