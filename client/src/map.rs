@@ -13,6 +13,7 @@ use weir_core::placement::domains::Placement;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_worker::Doubtful;
+use weir_worker::heartbeat::replace;
 use weir_worker::placements::placement;
 use weir_worker::service::cluster_map;
 
@@ -72,11 +73,16 @@ pub fn fetch<'a>(
     dataset: &'a str,
 ) -> BoxFuture<'a, Result<(ClusterMap, Placement), tonic::Status>> {
     async move {
-        let reply = ask(master, dataset, 0).await?;
-        let map = cluster_map(reply.map.unwrap_or_default())?;
-        Ok((map, placement(reply.placement)))
+        let mut reply = ask(master, dataset, 0).await?;
+        placed(&mut reply)
     }
     .boxed()
+}
+
+/// Takes the map and the placement out of a reply.
+fn placed(reply: &mut v1::GetClusterMapReply) -> Result<(ClusterMap, Placement), tonic::Status> {
+    let map = cluster_map(reply.map.take().unwrap_or_default())?;
+    Ok((map, placement(reply.placement.take())))
 }
 
 async fn ask(
@@ -99,20 +105,9 @@ async fn fetch_all(
     doubts: &mut Doubts,
 ) -> Result<(ClusterMap, Placement), tonic::Status> {
     let mut reply = ask(master, dataset, doubts.seen).await?;
-    let map = reply.map.take().unwrap_or_default();
-    let placed = placement(reply.placement.take());
+    let placed = placed(&mut reply);
     doubts.take_in(reply);
-    Ok((cluster_map(map)?, placed))
-}
-
-fn replace<T: PartialEq>(old: &watch::Sender<Arc<T>>, new: T) {
-    old.send_if_modified(|old| {
-        let changed = **old != new;
-        if changed {
-            *old = Arc::new(new);
-        }
-        changed
-    });
+    placed
 }
 
 /// Where what the master says of the cluster goes.

@@ -95,13 +95,7 @@ pub fn run(
                         tracing::info!("the master answers again");
                     }
                     reachable = true;
-                    map.send_if_modified(|old| {
-                        let changed = **old != new;
-                        if changed {
-                            *old = Arc::new(new);
-                        }
-                        changed
-                    });
+                    replace(&map, new);
                 }
                 Err(status) if reachable => {
                     reachable = false;
@@ -124,6 +118,17 @@ pub fn run(
         let _ = beat.send(true).await;
     }
     .boxed()
+}
+
+/// Publishes what the master says, if that is new.
+pub fn replace<T: PartialEq>(published: &watch::Sender<Arc<T>>, new: T) {
+    published.send_if_modified(|old| {
+        let changed = **old != new;
+        if changed {
+            *old = Arc::new(new);
+        }
+        changed
+    });
 }
 
 /// Ends when an origin or a placement is wanted that the master may know, but not at once: others may come to want it too.
