@@ -18,7 +18,8 @@ use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec, SourcePol
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
 use weir_wire::{
-    Activity, Answer, ConnectionError, Connections, FarWorkers, FrameError, OpeningError, request_of,
+    Activity, Answer, ConnectionError, Connections, FarWorkers, FrameError, OpeningError,
+    request_of,
 };
 use weir_worker::PrefetchAnswer;
 use weir_worker::origins::Origins;
@@ -77,19 +78,17 @@ pub struct ClusterReader {
 
 /// The cluster as this reader sees it.
 struct View {
-    placement: Arc<Placement>,
     owners: Owners,
+    /// What the owners are made of, to tell whether it is the newest: a version comes again when a dataset is made anew.
+    placement: Arc<Placement>,
     /// Where the reader stands.
     at: Location,
 }
 
 impl View {
     fn new(config: &ClusterConfig, map: Arc<ClusterMap>, placement: Arc<Placement>) -> Self {
-        let machine = Some(&config.node);
-        let beside = map
-            .workers()
-            .iter()
-            .find(|w| w.node == config.node || w.location.machine.as_ref() == machine);
+        let mut workers = map.workers().iter();
+        let beside = workers.find(|worker| is_beside(worker, &config.node));
         let beside = beside.map(|worker| worker.location.clone());
         let beside = beside.unwrap_or_default();
         let (own, is_own) = (&config.location, config.location.zone.is_some());
@@ -109,6 +108,11 @@ impl View {
             at,
         }
     }
+}
+
+/// Whether a worker runs on a machine.
+fn is_beside(worker: &WorkerInfo, machine: &NodeName) -> bool {
+    worker.node == *machine || worker.location.machine.as_ref() == Some(machine)
 }
 
 /// Why a worker gave no bytes.
@@ -264,7 +268,7 @@ impl ClusterReader {
         wanted: &Wanted<'_>,
         activity: &Activity,
     ) -> Result<(Bytes, ReadSource), Refusal> {
-        let near = self.is_near(worker);
+        let near = is_beside(worker, &self.config.node);
         let answer = async {
             let mut request = wanted.request.clone();
             if near {
@@ -298,11 +302,6 @@ impl ClusterReader {
             );
         }
         request.report_damaged = true;
-    }
-
-    fn is_near(&self, worker: &WorkerInfo) -> bool {
-        let machine = worker.location.machine.as_ref();
-        worker.node == self.config.node || machine == Some(&self.config.node)
     }
 
     /// Waits for a worker's answer for as long as it is in the cluster map; `None` when it has left.
@@ -435,7 +434,7 @@ impl ClusterReader {
 fn request(view: &View, dataset: &str, block: &Block, range: &Range<u32>) -> BlockRequest {
     BlockRequest {
         epoch: view.owners.map().epoch(),
-        placement_version: view.placement.version,
+        placement_version: view.owners.version(),
         dataset: dataset.to_owned(),
         offset: range.start,
         length: range.end - range.start,

@@ -7,7 +7,7 @@ use weir_core::{Block, WorkerId, WorkerInfo};
 use weir_proto::v1::BlockRequest;
 use weir_wire::Activity;
 
-use super::{ClusterReader, Refusal, request};
+use super::{ClusterReader, Refusal, is_beside, request};
 use crate::error::BatchError;
 use crate::metrics::ReadSource;
 use crate::silence::silent;
@@ -68,7 +68,7 @@ impl ClusterReader {
             numbers,
             mut places,
         } = group;
-        let near = self.is_near(worker);
+        let near = is_beside(worker, &self.config.node);
         let activity = Activity::default();
         let answers = async {
             if near {
