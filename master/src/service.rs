@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -11,7 +12,7 @@ use weir_core::placement::MAX_WORKERS;
 use weir_origin::OriginError;
 use weir_proto::v1;
 use weir_proto::v1::master_server::{Master as MasterApi, MasterServer};
-use weir_trust::{Boxed, Caller, Guarded, Incoming, Refusals, Role, Rules};
+use weir_trust::{Caller, Guarded, Incoming, Refusals, Role, Rules};
 
 use crate::error::MasterError;
 use crate::master::Master;
@@ -63,7 +64,7 @@ pub fn serve(
     master: Arc<Master>,
     incoming: Incoming,
     stop: CancellationToken,
-) -> Boxed<'static, Result<(), tonic::transport::Error>> {
+) -> BoxFuture<'static, Result<(), tonic::transport::Error>> {
     let service = Arc::new(Service {
         master,
         calls: Arc::new(Semaphore::new(MAX_CALLS)),

@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
-use crate::boxed::Boxed;
 use crate::caller::Caller;
 use crate::error::{TrustError, refused};
 use crate::identity::Identity;
@@ -53,7 +53,7 @@ impl Access {
     ///
     /// # Errors
     /// When the caller has no valid certificate, is another user's, or says nothing for 10 s.
-    pub fn admit(&self, stream: TcpStream) -> Boxed<'_, io::Result<(Stream, Caller)>> {
+    pub fn admit(&self, stream: TcpStream) -> BoxFuture<'_, io::Result<(Stream, Caller)>> {
         Box::pin(async move {
             let from = stream.peer_addr()?.ip().to_canonical();
             let admitted = self.admit_from(from, stream).await;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -18,7 +19,6 @@ use tower_service::Service;
 use weir_core::NodeName;
 
 use crate::access::HANDSHAKE_DEADLINE;
-use crate::boxed::Boxed;
 use crate::error::{TrustError, refused};
 use crate::identity::Identity;
 use crate::stream::Stream;
@@ -108,7 +108,7 @@ impl Dial {
     ///
     /// # Errors
     /// When it is not whom its certificate must name, or does not answer for 10 s.
-    pub fn handshake(&self, stream: TcpStream, server: Role) -> Boxed<'_, io::Result<Stream>> {
+    pub fn handshake(&self, stream: TcpStream, server: Role) -> BoxFuture<'_, io::Result<Stream>> {
         Box::pin(async move {
             let Some(identity) = &self.identity else {
                 return Ok(Stream::Plain(stream));

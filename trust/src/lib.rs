@@ -11,7 +11,6 @@
 
 mod access;
 mod authority;
-mod boxed;
 mod caller;
 mod counted;
 mod dial;
@@ -30,7 +29,6 @@ mod verifier;
 
 pub use access::Access;
 pub use authority::{Authority, Trusted, Validity, trusted_in};
-pub use boxed::Boxed;
 pub use caller::Caller;
 pub use counted::Counted;
 pub use dial::Dial;

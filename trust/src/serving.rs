@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::{Error, Server};
 
-use crate::boxed::Boxed;
 use crate::incoming::Incoming;
 
 /// A connection whose other end does not answer for this long is closed.
@@ -19,7 +19,7 @@ pub fn serve(
     routes: Routes,
     incoming: Incoming,
     stop: CancellationToken,
-) -> Boxed<'static, Result<(), Error>> {
+) -> BoxFuture<'static, Result<(), Error>> {
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +14,7 @@ use weir_core::placement::domains::Owners;
 use weir_core::{Block, ClusterMap, Hashing, Location, Manifest, SnapshotId, WorkerInfo};
 use weir_proto::v1;
 use weir_proto::v1::worker_server::{Worker as WorkerApi, WorkerServer};
-use weir_trust::{Boxed, Caller, Guarded, Incoming, Role, Rules};
+use weir_trust::{Caller, Guarded, Incoming, Role, Rules};
 
 use crate::placements::placement;
 use crate::snapshots::{RunningJob, SnapshotError, Snapshots};
@@ -52,7 +53,7 @@ pub fn serve(
     admission: Option<Arc<Admission>>,
     incoming: Incoming,
     stop: CancellationToken,
-) -> Boxed<'static, Result<(), tonic::transport::Error>> {
+) -> BoxFuture<'static, Result<(), tonic::transport::Error>> {
     let service = Arc::new(Service {
         worker,
         snapshots,
