@@ -27,7 +27,7 @@ use crate::version::{HELD_ONLY_VERSION, STREAM_VERSION};
 
 /// Longest wait for a connection. The kernel asks again after one second for one of which the first packet was lost; nobody
 /// waits for that alone, since the worker is silent meanwhile.
-pub const CONNECT_DEADLINE: Duration = Duration::from_millis(2500);
+pub(crate) const CONNECT_DEADLINE: Duration = Duration::from_millis(2500);
 /// Idle connections kept to one worker.
 const MAX_IDLE: usize = 64;
 /// How long a connection is kept without use: for less than workers wait before they close it.

@@ -11,7 +11,6 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -42,7 +41,6 @@ pub struct FarWorkers {
     dial: Dial,
     /// How each worker's connections are opened, by its address.
     ways: Mutex<HashMap<String, Way>>,
-    questions: AtomicU64,
 }
 
 /// How the connections to a worker are opened, as far as it is known.
@@ -71,13 +69,7 @@ impl FarWorkers {
         Self {
             dial,
             ways: Mutex::default(),
-            questions: AtomicU64::new(0),
         }
-    }
-
-    /// How often workers were asked how their connections are opened.
-    pub fn questions(&self) -> u64 {
-        self.questions.load(Relaxed)
     }
 
     /// How a worker's connections are opened, and whether that was known before.
@@ -91,7 +83,6 @@ impl FarWorkers {
                     asking.clone()
                 }
                 _ => {
-                    self.questions.fetch_add(1, Relaxed);
                     let asking = ask(self.dial.clone(), worker.clone()).boxed().shared();
                     let way = Way::Asking(asking.clone(), Instant::now());
                     ways.retain(|_, way| way.is_of_use());

@@ -26,7 +26,7 @@ mod version;
 pub use activity::Activity;
 pub use checksums::{checksums, have_checksums};
 pub use connection::{
-    Answer, CONNECT_DEADLINE, Connect, ConnectionError, Connections, NearWorkers, Opened, request_of,
+    Answer, Connect, ConnectionError, Connections, NearWorkers, Opened, request_of,
 };
 pub use far::FarWorkers;
 pub use link::{Frame, FrameError, Incoming, Link, Outgoing};
@@ -36,7 +36,7 @@ pub use opening::{
 };
 pub use socket::{Socket, keep_alive};
 pub use tls::{Remote, TlsSocket};
-pub use version::{HELD_ONLY_VERSION, STREAM_VERSION};
+pub use version::STREAM_VERSION;
 
 /// The form of a block's location that is written and understood here. Another one has another number: client and
 /// worker may be of different versions.

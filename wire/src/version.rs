@@ -3,4 +3,4 @@
 /// The newest version of the stream that is spoken here.
 pub const STREAM_VERSION: u32 = 3;
 /// The version from which on workers heed that they are asked for what they hold, and not to fetch.
-pub const HELD_ONLY_VERSION: u32 = 3;
+pub(crate) const HELD_ONLY_VERSION: u32 = 3;
