@@ -272,6 +272,8 @@ impl Datasets {
     /// Forgets a dataset that nobody else lists or deletes.
     pub(crate) async fn remove(&self, listing: &Listing<'_>) -> Result<(), MasterError> {
         let name = listing.name().clone();
+        // Whoever places it anew meanwhile must not write its record after this.
+        let saving = self.saving.lock().await;
         let mut changes = vec![Change::Delete(format!("{DATASET_KEY}{name}"))];
         changes.extend(versions::merged(&self.records, |name| self.contains(name)).await?);
         self.records.write(changes).await?;
@@ -280,6 +282,7 @@ impl Datasets {
             known.remove(&name);
             self.metrics.datasets.set(known.len() as i64);
         }
+        drop(saving);
         self.changed();
         self.metrics.forget(name.as_str());
         let manifests = self.manifests.clone();

@@ -30,13 +30,39 @@ const SOON: Duration = Duration::from_secs(30);
 struct Store {
     records: Mutex<BTreeMap<String, Vec<u8>>>,
     full: AtomicBool,
-    held: Mutex<bool>,
+    held: Mutex<Held>,
     released: Condvar,
+}
+
+/// Which writes wait.
+#[derive(Debug, Default)]
+struct Held {
+    all: bool,
+    /// Those that put this record.
+    puts_of: Option<String>,
+    /// How many of these wait.
+    waiting: usize,
+}
+
+impl Held {
+    fn holds(&self, changes: &[Change]) -> bool {
+        let puts = |change: &Change| match change {
+            Change::Put(key, _) => self.puts_of.as_ref() == Some(key),
+            Change::Delete(_) => false,
+        };
+        self.all || changes.iter().any(puts)
+    }
 }
 
 impl Store {
     fn hold(&self, hold: bool) {
-        *self.held.lock() = hold;
+        self.held.lock().all = hold;
+        self.released.notify_all();
+    }
+
+    /// Has those wait that put a record, or nobody any more.
+    fn hold_puts_of(&self, key: Option<&str>) {
+        self.held.lock().puts_of = key.map(str::to_owned);
         self.released.notify_all();
     }
 
@@ -58,8 +84,10 @@ impl MetaStore for Store {
 
     fn write(&self, changes: &[Change]) -> Result<(), StoreError> {
         let mut held = self.held.lock();
-        while *held {
+        while held.holds(changes) {
+            held.waiting += 1;
             self.released.wait(&mut held);
+            held.waiting -= 1;
         }
         if self.full.load(Ordering::SeqCst) {
             return Err(StoreError::Engine("no space left on device".to_owned()));
@@ -140,6 +168,18 @@ impl Served {
         Ok(made.into_inner())
     }
 
+    /// Makes a dataset with this `placement`, as JSON.
+    async fn create_placed(&self, name: &str, placement: &str) -> v1::Dataset {
+        let url = format!("file://{}/data", self.dir.path().display());
+        let request = v1::CreateDatasetRequest {
+            spec: format!(r#"{{"sources":[{{"url":"{url}"}}],"placement":{placement}}}"#),
+            name: name.to_owned(),
+            mounts: Vec::new(),
+        };
+        let made = self.client.clone().create_dataset(request).await;
+        made.unwrap().into_inner()
+    }
+
     async fn datasets(&self) -> Vec<String> {
         let list = v1::ListDatasetsRequest::default();
         let list = self.client.clone().list_datasets(list).await.unwrap();
@@ -148,13 +188,31 @@ impl Served {
     }
 
     async fn beat(&self, worker: &str, control: &str) -> Result<v1::HeartbeatReply, Status> {
+        self.beat_as(v1::WorkerInfo {
+            id: worker.to_owned(),
+            node: worker.to_owned(),
+            control_address: control.to_owned(),
+            ..Default::default()
+        })
+        .await
+    }
+
+    /// The heartbeat of a worker of a zone, which has a TiB.
+    async fn beat_in(&self, zone: &str, worker: &str, control: &str) {
+        let beat = self.beat_as(v1::WorkerInfo {
+            id: worker.to_owned(),
+            node: worker.to_owned(),
+            zone: zone.to_owned(),
+            control_address: control.to_owned(),
+            weight: 1 << 40,
+            ..Default::default()
+        });
+        beat.await.unwrap();
+    }
+
+    async fn beat_as(&self, worker: v1::WorkerInfo) -> Result<v1::HeartbeatReply, Status> {
         let beat = v1::HeartbeatRequest {
-            worker: Some(v1::WorkerInfo {
-                id: worker.to_owned(),
-                node: worker.to_owned(),
-                control_address: control.to_owned(),
-                ..Default::default()
-            }),
+            worker: Some(worker),
             ..Default::default()
         };
         Ok(self.client.clone().heartbeat(beat).await?.into_inner())
@@ -196,7 +254,17 @@ impl Served {
     }
 }
 
+/// Waits until something is so.
+async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A worker that warms at once, and evicts at once or never. Its control address.
+#[derive(Default)]
 struct Fake {
     hangs: bool,
 }
@@ -375,7 +443,7 @@ async fn a_full_store_is_a_clear_error_and_nothing_is_lost() {
 async fn calls_that_are_given_up_leave_no_job_behind() {
     let master = Served::start().await;
     master.create("set").await.unwrap();
-    let control = Fake { hangs: false }.start().await;
+    let control = Fake::default().start().await;
     master.beat("a", &control).await.unwrap();
     for round in 0..60 {
         master.store.hold(round % 3 == 0);
@@ -408,7 +476,7 @@ async fn a_job_whose_worker_is_gone_ends_with_an_error() {
     assert_eq!(job.state(), v1::JobState::Failed);
     assert!(job.message.contains("worker gone"), "{}", job.message);
     // It can be tried again, and the others are asked whatever becomes of that one.
-    let control = Fake { hangs: false }.start().await;
+    let control = Fake::default().start().await;
     master.beat("gone", &control).await.unwrap();
     let job = master.start_job(v1::JobKind::Evict, "set").await.unwrap();
     let job = master.ended(job.id).await;
@@ -432,7 +500,7 @@ async fn what_was_stored_is_there_after_a_restart_and_jobs_go_on() {
     assert_eq!(master.datasets().await, ["set"]);
     assert_eq!(master.map().await, (1, vec!["a".to_owned()]));
     assert_eq!(master.job(evict.id).await.unwrap().state(), evict.state());
-    let control = Fake { hangs: false }.start().await;
+    let control = Fake::default().start().await;
     master.beat("a", &control).await.unwrap();
     assert_eq!(master.map().await.0, 2, "the worker has moved");
     assert_eq!(master.ended(job.id).await.state(), v1::JobState::Done);
@@ -552,4 +620,40 @@ async fn origins_are_told_once_and_inventories_are_taken_from_members_alone() {
     let third = known(first.version).await;
     assert_eq!((third.origins.len(), third.snapshots.len()), (1, 2));
     assert_eq!(third.missing.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_that_is_deleted_while_it_is_placed_anew_stays_deleted() {
+    let master = Served::start().await;
+    let control = Fake::default().start().await;
+    master.beat_in("a", "w-a", &control).await;
+    let everywhere = r#"{"spread":"zone","copies":"all"}"#;
+    master.create_placed("set", everywhere).await;
+    master.store.hold_puts_of(Some("dataset/set"));
+    master.beat_in("b", "w-b", &control).await;
+    let is_placed = async || {
+        master.beat_in("a", "w-a", &control).await;
+        master.beat_in("b", "w-b", &control).await;
+        master.store.held.lock().waiting > 0
+    };
+    until("it is placed anew", is_placed).await;
+    let mut client = master.client.clone();
+    let delete = v1::DeleteDatasetRequest {
+        name: "set".to_owned(),
+    };
+    let mut deleted = tokio::spawn(async move { client.delete_dataset(delete).await });
+    // It waits for the other record; if it does not, it is done by now.
+    let done = tokio::time::timeout(Duration::from_secs(2), &mut deleted).await;
+    master.store.hold_puts_of(None);
+    let is_written = async || master.store.held.lock().waiting == 0;
+    until("the other record is written", is_written).await;
+    match done {
+        Ok(done) => done,
+        Err(_) => deleted.await,
+    }
+    .unwrap()
+    .unwrap();
+    assert!(!master.store.records.lock().contains_key("dataset/set"));
+    let master = master.restart().await;
+    assert_eq!(master.datasets().await, [""; 0]);
 }
