@@ -311,12 +311,13 @@ fn chosen(
     let before = previous.filter(|previous| previous.spread == spread);
     let kept = before.into_iter().flat_map(|previous| &previous.domains);
     let some_fit = domains.values().any(|capacity| fits(bytes, *capacity, 1.0));
-    let stays = |capacity: &u64| !some_fit || fits(bytes, *capacity, KEPT);
+    // One whose workers are all cordoned has none.
+    let stays = |capacity: &u64| *capacity > 0 && (!some_fit || fits(bytes, *capacity, KEPT));
     let kept = kept.filter(|domain| domains.get(*domain).is_some_and(stays));
     let mut chosen: Vec<String> = kept.take(count).cloned().collect();
     let mut others: Vec<_> = domains
         .iter()
-        .filter(|(domain, _)| !chosen.contains(domain))
+        .filter(|(domain, capacity)| **capacity > 0 && !chosen.contains(domain))
         .collect();
     let dataset = seed(dataset);
     others.sort_by_cached_key(|(domain, capacity)| {
@@ -446,6 +447,25 @@ mod tests {
             assert_eq!(after.version, if stayed.len() == 3 { 1 } else { 2 });
             assert_eq!(choose(&by_node, &name, 1, &all, Some(&after)), after);
         }
+    }
+
+    #[test]
+    fn a_domain_whose_workers_are_all_cordoned_is_left_and_not_chosen() {
+        let by_zone = wanted(Some(Spread::Zone), None, &[]);
+        let all = map(&[TIB; 4]);
+        let (without_a, without_b) = (map(&[0, TIB, 0, TIB]), map(&[TIB, 0, TIB, 0]));
+        for number in 0..100 {
+            let name = format!("set-{number}");
+            let before = choose(&by_zone, &name, 1, &all, None);
+            for bytes in [1, 100 * TIB] {
+                let after = choose(&by_zone, &name, bytes, &without_a, Some(&before));
+                assert_eq!(after.domains, ["b"]);
+                let after = choose(&by_zone, &name, bytes, &without_b, None);
+                assert_eq!(after.domains, ["a"]);
+            }
+        }
+        let twice = wanted(Some(Spread::Zone), Some(2), &[]);
+        assert_eq!(choose(&twice, "set", 1, &without_a, None).domains, ["b"]);
     }
 
     #[test]

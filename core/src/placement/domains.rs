@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::seats::{Seats, mix};
-use super::{ClusterMap, Location, WorkerInfo, members, seed, split, words};
+use super::{ClusterMap, Location, WorkerInfo, members, seed, words};
 use crate::block::BlockKey;
 use crate::id::{NodeName, PlaceName};
 
@@ -150,8 +150,8 @@ enum Copied {
 }
 
 impl Owners {
-    /// The owners of blocks under a placement. A domain without a live worker has none; if none has one, all workers share the
-    /// blocks until the master has chosen other domains, so that reads go on.
+    /// The owners of blocks under a placement. A domain without a live worker has none, nor has one whose workers are all cordoned; if
+    /// none has one, all workers share the blocks until the master has chosen other domains, so that reads go on.
     pub fn new(map: Arc<ClusterMap>, placement: &Placement) -> Self {
         let copies = if placement.spread == Spread::Cluster && placement.pool.is_none() {
             Vec::new()
@@ -170,7 +170,8 @@ impl Owners {
         let mut places: BTreeMap<Cow<'_, str>, Vec<usize>> = BTreeMap::new();
         let pool = placement.pool.as_ref();
         let workers = map.workers().iter().enumerate();
-        for (place, worker) in workers.filter(|(_, worker)| is_in(worker, pool)) {
+        let may_own = |worker: &WorkerInfo| worker.weight > 0 && is_in(worker, pool);
+        for (place, worker) in workers.filter(|(_, worker)| may_own(worker)) {
             if let Some(domain) = domain_of(worker, placement.spread) {
                 places.entry(domain).or_default().push(place);
             }
@@ -179,7 +180,6 @@ impl Owners {
         // A domain that is there twice has one copy.
         let copies = domains.filter_map(|domain| places.remove(domain.as_str()));
         let copies = copies.map(|places| {
-            let (places, _) = split(map.workers(), places);
             let seats = Box::new(Seats::new(&members(map.workers(), &places)));
             Copied::Some { places, seats }
         });
@@ -431,6 +431,31 @@ mod tests {
                 .for_reader(&key(1), &"n".parse().unwrap(), &at, 3)
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn cordoned_workers_own_nothing_of_a_domain_that_has_no_others() {
+        let cordoned_in = |zones: &[&str]| {
+            let mut workers = three_zones(30);
+            for worker in &mut workers {
+                let zone = worker.location.zone.as_ref().unwrap();
+                if zones.contains(&zone.as_str()) {
+                    (worker.weight, worker.cordoned_weight) = (0, worker.weight);
+                }
+            }
+            Owners::new(map(workers), &placement(Spread::Zone, &["a", "b"]))
+        };
+        let (some, all) = (cordoned_in(&["a"]), cordoned_in(&["a", "b"]));
+        for number in 0..200 {
+            let zones = |owners: &Owners| -> Vec<String> {
+                let of = owners.of(&key(number));
+                of.map(|w| w.location.zone.as_ref().unwrap().to_string())
+                    .collect()
+            };
+            assert_eq!(zones(&some), ["b"]);
+            // Until the master has chosen another domain.
+            assert_eq!(zones(&all), ["c"]);
+        }
     }
 
     #[test]
