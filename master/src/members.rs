@@ -213,8 +213,10 @@ impl Members {
                 self.metrics.epoch.set(map.epoch as i64);
                 self.metrics.workers.set(map.workers.len() as i64);
                 let cluster = placements::cluster(&map);
-                self.state.lock().publish(map);
+                // Under the lock: who has seen this map places by it, and who has heard of this cluster sees its map.
+                let mut state = self.state.lock();
                 self.cluster.send_replace(cluster);
+                state.publish(map);
             }
             Err(error) => {
                 if !self.map_not_stored.swap(true, Ordering::Relaxed) {

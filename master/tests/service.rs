@@ -240,6 +240,16 @@ impl Served {
         Ok(self.client.clone().get_job(request).await?.into_inner())
     }
 
+    /// Drains a worker of which there is one in the map; the job once it has ended.
+    async fn drain(&self, worker: &str) -> v1::Job {
+        let drain = v1::DrainWorkerRequest {
+            worker: worker.to_owned(),
+            bytes_per_second: 1 << 30,
+        };
+        let job = self.client.clone().drain_worker(drain).await.unwrap();
+        self.ended(job.into_inner().id).await
+    }
+
     /// The job once it has ended.
     async fn ended(&self, id: u64) -> v1::Job {
         let deadline = Instant::now() + SOON;
@@ -267,9 +277,18 @@ async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
 #[derive(Default)]
 struct Fake {
     hangs: bool,
+    /// What it was asked to take over.
+    taken: Arc<Mutex<Vec<v1::TakeOverRequest>>>,
 }
 
 impl Fake {
+    /// One that tells what it was asked to take over.
+    async fn recording() -> (String, Arc<Mutex<Vec<v1::TakeOverRequest>>>) {
+        let fake = Self::default();
+        let taken = fake.taken.clone();
+        (fake.start().await, taken)
+    }
+
     async fn start(self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -296,8 +315,9 @@ impl Worker for Fake {
     /// Has everything already.
     async fn take_over(
         &self,
-        _: Request<v1::TakeOverRequest>,
+        request: Request<v1::TakeOverRequest>,
     ) -> Result<Response<Self::TakeOverStream>, Status> {
+        self.taken.lock().push(request.into_inner());
         let (_, reports) = tokio::sync::mpsc::channel(1);
         Ok(Response::new(ReceiverStream::new(reports)))
     }
@@ -553,7 +573,12 @@ async fn requests_without_bounds_are_refused() {
 async fn a_dataset_is_deleted_also_while_a_worker_hangs() {
     let master = Served::start().await;
     master.create("set").await.unwrap();
-    let control = Fake { hangs: true }.start().await;
+    let control = Fake {
+        hangs: true,
+        ..Fake::default()
+    }
+    .start()
+    .await;
     master.beat("frozen", &control).await.unwrap();
     let job = master.start_job(v1::JobKind::Evict, "set").await.unwrap();
     let mut delete = Request::new(v1::DeleteDatasetRequest {
@@ -656,4 +681,19 @@ async fn a_dataset_that_is_deleted_while_it_is_placed_anew_stays_deleted() {
     assert!(!master.store.records.lock().contains_key("dataset/set"));
     let master = master.restart().await;
     assert_eq!(master.datasets().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_of_a_zones_last_worker_is_taken_over_where_the_dataset_goes_then() {
+    let master = Served::start().await;
+    let (control, taken) = Fake::recording().await;
+    master.beat_in("a", "w-a", &control).await;
+    let set = master.create_placed("set", r#"{"spread":"zone"}"#).await;
+    assert_eq!(set.placement.unwrap().domains, ["a"]);
+    master.beat_in("b", "w-b", &control).await;
+    let job = master.drain("w-a").await;
+    assert_eq!(job.state(), v1::JobState::Done, "{job:?}");
+    let taken = taken.lock();
+    assert_eq!(taken.len(), 1, "{taken:?}");
+    assert_eq!(taken[0].placement.as_ref().unwrap().domains, ["b"]);
 }

@@ -40,7 +40,8 @@ impl Datasets {
         }
     }
 
-    async fn place_again(&self, name: &DatasetName) -> Result<(), MasterError> {
+    /// Chooses anew for a dataset, by the cluster as it is now.
+    pub(crate) async fn place_again(&self, name: &DatasetName) -> Result<(), MasterError> {
         let _one_at_a_time = self.saving.lock().await;
         let Some(mut dataset) = self.known.lock().get(name).cloned() else {
             return Ok(());

@@ -154,6 +154,8 @@ impl Work {
         let sums = Mutex::new(Sums::default());
         let newest = self.datasets.newest();
         for (snapshot, _) in newest {
+            // By the cordon: where it was before, nobody else may take its blocks over.
+            self.datasets.place_again(&snapshot.dataset).await?;
             sums.lock().under_way = vec![v1::TakeOverProgress::default(); others.len()];
             let taking = others.iter().enumerate().map(|(number, worker)| {
                 let request = v1::TakeOverRequest {
