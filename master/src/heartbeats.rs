@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::time::MissedTickBehavior;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, timeout};
 use weir_core::{Location, NodeName, SnapshotId, WorkerId};
 use weir_proto::v1;
 use weir_trust::Caller;
@@ -22,6 +23,10 @@ const MAX_TIERS: usize = 64;
 const MAX_CALLERS: usize = 32;
 /// Snapshots that one reply names as missing.
 const MAX_MISSING: usize = 1000;
+/// How long the cluster must have been as it is before datasets are placed in it, and the longest wait for that: workers that
+/// are started together come one after the other, and the first one must not get everything.
+const STILL: Duration = Duration::from_secs(3);
+const STILL_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Master {
     /// Takes in a heartbeat and tells the worker what it must know.
@@ -142,7 +147,7 @@ impl Master {
             .ok_or_else(not_wanted)?
     }
 
-    /// Chooses where datasets are whenever the cluster has changed, as long as the master lives.
+    /// Chooses where datasets are whenever the cluster has changed and is still again, as long as the master lives.
     pub(crate) fn place_datasets(&self) {
         let mut cluster = self.members.cluster();
         let datasets = Arc::downgrade(&self.datasets);
@@ -157,6 +162,7 @@ impl Master {
                 if cluster.changed().await.is_err() {
                     return; // the master has ended
                 }
+                until_still(&mut cluster).await;
             }
         });
     }
@@ -175,5 +181,39 @@ impl Master {
                 members.look().await;
             }
         });
+    }
+}
+
+/// Waits until nothing has changed for a while, if that ever comes.
+async fn until_still<T>(changes: &mut watch::Receiver<T>) {
+    let still = async { while let Ok(Ok(())) = timeout(STILL, changes.changed()).await {} };
+    let _ = timeout(STILL_DEADLINE, still).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_is_still_some_seconds_after_its_last_change_or_never() {
+        let (sender, mut changes) = watch::channel(0);
+        let started = tokio::time::Instant::now();
+        let changing = async |count: u64| {
+            for number in 0..count {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                sender.send_replace(number);
+            }
+        };
+        tokio::join!(changing(4), until_still(&mut changes));
+        assert_eq!(started.elapsed(), STILL + Duration::from_secs(4));
+        let started = tokio::time::Instant::now();
+        tokio::select! {
+            () = changing(1000) => panic!("it never ends"),
+            () = until_still(&mut changes) => {}
+        }
+        assert_eq!(started.elapsed(), STILL_DEADLINE);
+        // The master has ended.
+        drop(sender);
+        until_still(&mut changes).await;
     }
 }

@@ -109,6 +109,13 @@ impl Wanted {
     fn pool(&self) -> Option<PlaceName> {
         self.pool.as_ref().and_then(|pool| pool.parse().ok())
     }
+
+    /// Whether a placement can have been chosen by this.
+    fn may_be(&self, placement: &Placement) -> bool {
+        self.spread.is_none_or(|spread| spread == placement.spread)
+            && (self.within.is_empty() || placement.domains == self.within)
+            && self.pool() == placement.pool
+    }
 }
 
 /// Why something cannot be asked for.
@@ -225,7 +232,8 @@ impl Wanted {
 ///
 /// Named domains are taken in their order, also those without a worker now. Others are taken by weighted rendezvous among
 /// those that are large enough, then among the rest. A dataset that asks for a spread that no worker has (zones in a cluster
-/// without) is spread over the cluster.
+/// without) is spread over the cluster. While no worker can hold anything, a dataset stays where it was: its data is there when the
+/// workers are back.
 pub fn choose(
     wanted: &Wanted,
     dataset: &str,
@@ -233,6 +241,13 @@ pub fn choose(
     map: &ClusterMap,
     previous: Option<&Placement>,
 ) -> Placement {
+    let is_empty = map.workers().iter().all(|worker| worker.weight == 0);
+    if let Some(previous) = previous
+        && is_empty
+        && wanted.may_be(previous)
+    {
+        return previous.clone();
+    }
     let spread = wanted
         .spread
         .unwrap_or_else(|| narrowest(wanted, bytes, map, previous));
@@ -466,6 +481,44 @@ mod tests {
         }
         let twice = wanted(Some(Spread::Zone), Some(2), &[]);
         assert_eq!(choose(&twice, "set", 1, &without_a, None).domains, ["b"]);
+    }
+
+    #[test]
+    fn a_dataset_stays_where_it_was_while_the_cluster_has_no_worker() {
+        let (all, nobody) = (map(&[TIB; 4]), ClusterMap::default());
+        let cordoned = map(&[0; 4]);
+        let zone = Some(Spread::Zone);
+        for wanted in [Wanted::default(), wanted(zone, None, &[])] {
+            for number in 0..20 {
+                let name = format!("set-{number}");
+                let before = choose(&wanted, &name, 1, &all, None);
+                for empty in [&nobody, &cordoned] {
+                    let meanwhile = choose(&wanted, &name, 1, empty, Some(&before));
+                    assert_eq!(meanwhile, before);
+                    let after = choose(&wanted, &name, 1, &all, Some(&meanwhile));
+                    assert_eq!(after, before);
+                }
+            }
+        }
+        // What is asked for now counts all the same.
+        let before = choose(&wanted(zone, None, &[]), "set", 1, &all, None);
+        let named = choose(
+            &wanted(zone, None, &["x"]),
+            "set",
+            1,
+            &nobody,
+            Some(&before),
+        );
+        assert_eq!(
+            (named.version, &named.domains[..]),
+            (2, &["x".to_owned()][..])
+        );
+        let pool = Wanted {
+            pool: Some("gpu".to_owned()),
+            ..wanted(zone, None, &[])
+        };
+        let in_pool = choose(&pool, "set", 1, &nobody, Some(&before));
+        assert_eq!(in_pool.pool, pool.pool());
     }
 
     #[test]
