@@ -147,7 +147,7 @@ struct Seated {
     /// Those with a weight; all, if none has one.
     places: Vec<usize>,
     seats: Seats,
-    /// The others.
+    /// The others. Both are in order.
     last: Vec<usize>,
 }
 
@@ -212,8 +212,17 @@ impl ClusterMap {
 
     /// The worker of this name.
     pub fn worker(&self, id: &WorkerId) -> Option<&WorkerInfo> {
+        self.place_of(id).map(|place| &self.workers[place])
+    }
+
+    fn place_of(&self, id: &WorkerId) -> Option<usize> {
         let found = self.workers.binary_search_by(|worker| worker.id.cmp(id));
-        found.ok().map(|place| &self.workers[place])
+        found.ok()
+    }
+
+    /// Whether the worker at a place owns blocks.
+    fn may_own(&self, place: usize) -> bool {
+        self.seated().last.binary_search(&place).is_err()
     }
 
     /// The workers in the order in which they should hold `block`: the owner first, then the fall-backs.

@@ -697,3 +697,33 @@ async fn a_drain_of_a_zones_last_worker_is_taken_over_where_the_dataset_goes_the
     assert_eq!(taken.len(), 1, "{taken:?}");
     assert_eq!(taken[0].placement.as_ref().unwrap().domains, ["b"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_shares_its_rate_among_those_that_take_blocks_of_the_dataset() {
+    let master = Served::start().await;
+    let (control, taken) = Fake::recording().await;
+    for (zone, worker) in [("a", "w-1"), ("a", "w-2"), ("a", "w-3"), ("b", "w-4")] {
+        master.beat_in(zone, worker, &control).await;
+    }
+    let everywhere = r#"{"spread":"cluster"}"#;
+    master.create_placed("everywhere", everywhere).await;
+    let in_a = r#"{"spread":"zone","in":["a"]}"#;
+    master.create_placed("in-a", in_a).await;
+    let job = master.drain("w-1").await;
+    assert_eq!(job.state(), v1::JobState::Done, "{job:?}");
+    let mut taken: Vec<(String, u64)> = taken
+        .lock()
+        .iter()
+        .map(|request| (request.dataset.clone(), request.bytes_per_second))
+        .collect();
+    taken.sort();
+    let expected = [
+        [("everywhere", (1 << 30) / 3); 3].as_slice(),
+        &[("in-a", 1 << 29); 2],
+    ];
+    let expected = expected.concat().into_iter();
+    let expected: Vec<_> = expected
+        .map(|(name, rate)| (name.to_owned(), rate))
+        .collect();
+    assert_eq!(taken, expected);
+}

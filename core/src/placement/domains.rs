@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::seats::{Seats, mix};
 use super::{ClusterMap, Location, WorkerInfo, members, seed, words};
 use crate::block::BlockKey;
-use crate::id::{NodeName, PlaceName};
+use crate::id::{NodeName, PlaceName, WorkerId};
 
 /// Groups that nodes without one are hashed into.
 const HASHED_GROUPS: u64 = 64;
@@ -142,7 +142,7 @@ pub struct Owners {
 enum Copied {
     /// All, by the cluster's own hash.
     All,
-    /// Places in the map, and the seats of these workers.
+    /// Places in the map, in order, and the seats of these workers.
     Some {
         places: Vec<usize>,
         seats: Box<Seats>,
@@ -199,6 +199,17 @@ impl Owners {
     /// The map that this was made of.
     pub fn map(&self) -> &Arc<ClusterMap> {
         &self.map
+    }
+
+    /// Whether a worker owns blocks, if there are enough.
+    pub fn may_own(&self, id: &WorkerId) -> bool {
+        let Some(place) = self.map.place_of(id) else {
+            return false;
+        };
+        self.copies.iter().any(|copy| match copy {
+            Copied::All => self.map.may_own(place),
+            Copied::Some { places, .. } => places.binary_search(&place).is_ok(),
+        })
     }
 
     /// The owner of a block in each domain that has workers, the first domain first.
@@ -459,6 +470,31 @@ mod tests {
     }
 
     #[test]
+    fn those_may_own_blocks_that_are_in_a_domain_and_not_cordoned() {
+        let mut workers = three_zones(12);
+        workers[0].weight = 0;
+        let map = map(workers);
+        let may_own = |placement: &Placement| -> Vec<String> {
+            let owners = Owners::new(map.clone(), placement);
+            let ids = map.workers().iter().map(|worker| &worker.id);
+            let owning = ids.filter(|id| owners.may_own(id));
+            owning.map(ToString::to_string).collect()
+        };
+        assert_eq!(
+            may_own(&placement(Spread::Zone, &["a"])),
+            ["w1", "w6", "w7"]
+        );
+        assert_eq!(
+            may_own(&placement(Spread::Node, &["n5", "n1"])),
+            ["w10", "w11", "w2", "w3"]
+        );
+        assert_eq!(may_own(&Placement::default()).len(), 11);
+        assert_eq!(may_own(&placement(Spread::Zone, &["gone"])).len(), 11);
+        let owners = Owners::new(map.clone(), &Placement::default());
+        assert!(!owners.may_own(&"nobody".parse().unwrap()));
+    }
+
+    #[test]
     fn nodes_without_a_group_are_hashed_into_some_of_their_zone() {
         let workers =
             (0..3000).map(|number| worker(&format!("w{number}"), &format!("n{number}"), "", ""));
@@ -514,6 +550,7 @@ mod tests {
             prop_assert_eq!(all.len(), asked.len());
             let copies: Vec<_> = owners.of(&key(block)).collect();
             prop_assert_eq!(copies.len(), placement.domains.len());
+            prop_assert!(copies.iter().all(|owner| owners.may_own(&owner.id)));
             // The first ones are the copies' owners, nearest first.
             let first = &asked[..copies.len().min(asked.len())];
             prop_assert!(first.iter().all(|worker| copies.contains(worker)));

@@ -10,14 +10,16 @@ use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use weir_core::WorkerId;
+use weir_core::placement::domains::Owners;
 use weir_proto::v1;
 
 use super::{
     MAX_FAILED_ROUNDS, REPORT_DEADLINE, ROUND_PAUSE, SILENT, Work, client, follow, worker_failed,
 };
 use crate::error::MasterError;
+use crate::placements::{self, of_message};
 
-/// Bytes that all workers together take over in a second, if the drain does not say.
+/// Bytes that all workers together take over in a second, if the drain does not say. Those that may own blocks of a dataset share it.
 const DEFAULT_RATE: u64 = 128 << 20;
 /// How often it is looked whether the worker is still there.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -150,21 +152,31 @@ impl Work {
             0 => DEFAULT_RATE,
             rate => rate,
         };
-        let rate = (rate / others.len() as u64).max(1);
+        let cluster = placements::cluster(&map);
         let sums = Mutex::new(Sums::default());
         let newest = self.datasets.newest();
         for (snapshot, _) in newest {
             // By the cordon: where it was before, nobody else may take its blocks over.
             self.datasets.place_again(&snapshot.dataset).await?;
-            sums.lock().under_way = vec![v1::TakeOverProgress::default(); others.len()];
-            let taking = others.iter().enumerate().map(|(number, worker)| {
+            let placement = self.datasets.placement(snapshot.dataset.as_str());
+            let by = placement.as_ref().map(of_message).unwrap_or_default();
+            let owners = Owners::new(cluster.clone(), &by);
+            let may_own = |worker: &&&v1::WorkerInfo| {
+                let id = worker.id.parse();
+                id.is_ok_and(|id| owners.may_own(&id))
+            };
+            // Others would have nothing to do, and their part of the rate would be lost.
+            let takers: Vec<_> = others.iter().filter(may_own).collect();
+            let rate = (rate / takers.len().max(1) as u64).max(1);
+            sums.lock().under_way = vec![v1::TakeOverProgress::default(); takers.len()];
+            let taking = takers.iter().enumerate().map(|(number, worker)| {
                 let request = v1::TakeOverRequest {
                     dataset: snapshot.dataset.to_string(),
                     version: snapshot.version,
                     map: Some(map.clone()),
                     from: from.to_string(),
                     bytes_per_second: rate,
-                    placement: self.datasets.placement(snapshot.dataset.as_str()),
+                    placement: placement.clone(),
                 };
                 let sums = &sums;
                 self.take_over_on(worker, request, move |progress| {
