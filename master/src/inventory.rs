@@ -107,6 +107,15 @@ impl Inventories {
         missing.take(most).map(id).collect()
     }
 
+    /// Whether a worker has told that it holds nothing of a newest snapshot.
+    pub(crate) fn has_none(&self, snapshot: &SnapshotId, worker: &WorkerId) -> bool {
+        let all = self.held.lock();
+        let reports = all.get(&snapshot.dataset);
+        let reports = reports.filter(|reports| reports.version == snapshot.version);
+        let held = reports.and_then(|reports| reports.workers.get(worker));
+        held.is_some_and(|held| held.blocks.is_empty())
+    }
+
     /// Bytes of all newest snapshots that a worker holds, as far as it has told.
     pub(crate) fn bytes_of(&self, worker: &WorkerId) -> u64 {
         let all = self.held.lock();
@@ -270,6 +279,22 @@ mod tests {
         let named = |(name, bytes): (&str, u64)| (name.to_owned(), bytes);
         assert_eq!(cached, [("all", 38), ("z1", 20), ("z2", 18)].map(named));
         assert_eq!(inventories.cached_at(&snapshot(2), (4, 38), places), []);
+    }
+
+    #[test]
+    fn a_worker_has_nothing_of_a_snapshot_if_it_told_so() {
+        let inventories = Inventories::default();
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
+        assert!(!inventories.has_none(&snapshot(1), &a), "it told nothing");
+        for (worker, blocks) in [(&a, vec![]), (&b, vec![3])] {
+            let held = Held::read(&report(blocks, 0), 4, 38).unwrap();
+            inventories.set(snapshot(1), worker, held);
+        }
+        assert!(inventories.has_none(&snapshot(1), &a));
+        assert!(!inventories.has_none(&snapshot(1), &b));
+        assert!(!inventories.has_none(&snapshot(2), &a), "of a newer one");
+        inventories.forget_worker(&a);
+        assert!(!inventories.has_none(&snapshot(1), &a));
     }
 
     #[test]

@@ -22,6 +22,9 @@ use weir_proto::v1::master_client::MasterClient;
 use weir_proto::v1::worker_server::{Worker, WorkerServer};
 use weir_trust::Access;
 
+/// An empty bitmap: no containers. And one with block 0: one container of one number.
+const EMPTY: [u8; 8] = [0x3a, 0x30, 0, 0, 0, 0, 0, 0];
+const FIRST: [u8; 18] = [0x3a, 0x30, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0];
 /// Longest wait for what should come soon.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -238,6 +241,20 @@ impl Served {
     async fn job(&self, id: u64) -> Result<v1::Job, Status> {
         let request = v1::GetJobRequest { id };
         Ok(self.client.clone().get_job(request).await?.into_inner())
+    }
+
+    /// Tells the first snapshot's blocks of a worker, as a bitmap.
+    async fn report(&self, dataset: &str, worker: &str, blocks: &[u8]) {
+        let report = v1::ReportInventoryRequest {
+            worker: worker.to_owned(),
+            inventory: Some(v1::Inventory {
+                dataset: dataset.to_owned(),
+                version: 1,
+                blocks: blocks.to_vec(),
+                bytes: 1,
+            }),
+        };
+        self.client.clone().report_inventory(report).await.unwrap();
     }
 
     /// Drains a worker of which there is one in the map; the job once it has ended.
@@ -630,8 +647,7 @@ async fn origins_are_told_once_and_inventories_are_taken_from_members_alone() {
         let mut client = master.client.clone();
         async move { client.report_inventory(report).await.map(|_| ()) }
     };
-    // An empty bitmap: no containers.
-    let empty = [0x3a, 0x30, 0, 0, 0, 0, 0, 0];
+    let empty = EMPTY;
     let refused = |outcome: Result<(), Status>| outcome.unwrap_err().code();
     assert_eq!(refused(report("b", 1, &empty).await), Code::NotFound);
     assert_eq!(refused(report("a", 9, &empty).await), Code::NotFound);
@@ -726,4 +742,23 @@ async fn a_drain_shares_its_rate_among_those_that_take_blocks_of_the_dataset() {
         .map(|(name, rate)| (name.to_owned(), rate))
         .collect();
     assert_eq!(taken, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_passes_over_datasets_of_which_the_worker_told_that_it_has_nothing() {
+    let master = Served::start().await;
+    let (control, taken) = Fake::recording().await;
+    for worker in ["w-1", "w-2"] {
+        master.beat_in("a", worker, &control).await;
+    }
+    for name in ["empty", "held", "untold"] {
+        master.create(name).await.unwrap();
+    }
+    master.report("empty", "w-1", &EMPTY).await;
+    master.report("held", "w-1", &FIRST).await;
+    let job = master.drain("w-1").await;
+    assert_eq!(job.state(), v1::JobState::Done, "{job:?}");
+    let taken = taken.lock();
+    let datasets: Vec<_> = taken.iter().map(|taken| &*taken.dataset).collect();
+    assert_eq!(datasets, ["held", "untold"]);
 }

@@ -1,6 +1,7 @@
 //! Drains: the new owners of a cordoned worker's blocks take them over, one dataset after the other.
 //!
 //! A drain asks nothing of the origin, and ends: the worker that is drained may leave, those that take over may fill up.
+//! Datasets of which the worker has nothing, by its last report, are passed over.
 //! The worker stays cordoned however its drain ends.
 
 use std::time::Duration;
@@ -9,9 +10,12 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
 use weir_core::WorkerId;
 use weir_core::placement::domains::Owners;
 use weir_proto::v1;
+use weir_proto::v1::worker_client::WorkerClient;
+use weir_trust::Dial;
 
 use super::{
     MAX_FAILED_ROUNDS, REPORT_DEADLINE, ROUND_PAUSE, SILENT, Work, client, follow, worker_failed,
@@ -142,7 +146,9 @@ impl Work {
                 "worker {from} is not cordoned in the cluster map"
             ))));
         }
-        let others: Vec<_> = map.workers.iter().filter(|w| w.weight > 0).collect();
+        let others = map.workers.iter().filter(|worker| worker.weight > 0);
+        let others = others.map(|worker| Other::new(&self.dial, worker));
+        let others = others.collect::<Result<Vec<_>, MasterError>>()?;
         if others.is_empty() {
             return Err(Ended::ForGood(MasterError::Unready(format!(
                 "no worker is left that could take over the blocks of {from}; start one, and drain it again"
@@ -155,21 +161,22 @@ impl Work {
         let cluster = placements::cluster(&map);
         let sums = Mutex::new(Sums::default());
         let newest = self.datasets.newest();
+        let inventories = self.members.inventories();
         for (snapshot, _) in newest {
+            if inventories.has_none(&snapshot, from) {
+                continue;
+            }
             // By the cordon: where it was before, nobody else may take its blocks over.
             self.datasets.place_again(&snapshot.dataset).await?;
             let placement = self.datasets.placement(snapshot.dataset.as_str());
             let by = placement.as_ref().map(of_message).unwrap_or_default();
             let owners = Owners::new(cluster.clone(), &by);
-            let may_own = |worker: &&&v1::WorkerInfo| {
-                let id = worker.id.parse();
-                id.is_ok_and(|id| owners.may_own(&id))
-            };
             // Others would have nothing to do, and their part of the rate would be lost.
+            let may_own = |other: &&Other<'_>| owners.may_own(&other.id);
             let takers: Vec<_> = others.iter().filter(may_own).collect();
             let rate = (rate / takers.len().max(1) as u64).max(1);
             sums.lock().under_way = vec![v1::TakeOverProgress::default(); takers.len()];
-            let taking = takers.iter().enumerate().map(|(number, worker)| {
+            let taking = takers.iter().enumerate().map(|(number, taker)| {
                 let request = v1::TakeOverRequest {
                     dataset: snapshot.dataset.to_string(),
                     version: snapshot.version,
@@ -179,7 +186,7 @@ impl Work {
                     placement: placement.clone(),
                 };
                 let sums = &sums;
-                self.take_over_on(worker, request, move |progress| {
+                taker.take_over(request, move |progress| {
                     let mut sums = sums.lock();
                     sums.under_way[number] = progress;
                     self.show(job.id, &sums.total());
@@ -218,14 +225,32 @@ impl Work {
             job.message.clone_from(&sums.message);
         });
     }
+}
 
-    async fn take_over_on(
+/// A worker that may take blocks over.
+struct Other<'a> {
+    worker: &'a v1::WorkerInfo,
+    id: WorkerId,
+    /// One connection for all datasets.
+    client: WorkerClient<Channel>,
+}
+
+impl<'a> Other<'a> {
+    fn new(dial: &Dial, worker: &'a v1::WorkerInfo) -> Result<Self, MasterError> {
+        Ok(Self {
+            worker,
+            id: worker.id.parse()?,
+            client: client(dial, worker)?,
+        })
+    }
+
+    async fn take_over(
         &self,
-        worker: &v1::WorkerInfo,
         request: v1::TakeOverRequest,
         report: impl Fn(v1::TakeOverProgress),
     ) -> Result<(), Ended> {
-        let mut client = client(&self.dial, worker)?;
+        let worker = self.worker;
+        let mut client = self.client.clone();
         let reports = timeout(REPORT_DEADLINE, client.take_over(request))
             .await
             .map_err(|_| worker_failed(worker, SILENT))?
