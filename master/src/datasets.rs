@@ -63,6 +63,14 @@ pub(crate) struct Datasets {
     listed: LogLimit,
 }
 
+/// The newest snapshot of a dataset, and where that is placed.
+pub(crate) struct Newest {
+    pub(crate) snapshot: SnapshotId,
+    pub(crate) blocks: u64,
+    pub(crate) bytes: u64,
+    pub(crate) placement: Option<v1::Placement>,
+}
+
 /// What a worker must know of all datasets.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
@@ -134,11 +142,17 @@ impl Datasets {
     }
 
     /// The newest snapshot of a dataset.
-    pub(crate) fn newest_of(
-        &self,
-        name: &DatasetName,
-    ) -> Result<(SnapshotId, v1::Snapshot), MasterError> {
-        self.snapshot(name.as_str(), None)
+    pub(crate) fn newest_of(&self, name: &DatasetName) -> Result<Newest, MasterError> {
+        let known = self.known.lock();
+        let dataset = known.get(name).ok_or_else(|| missing(name))?;
+        let newest = newest(name, dataset);
+        let (snapshot, newest) = newest.ok_or_else(|| missing(name))?;
+        Ok(Newest {
+            snapshot,
+            blocks: newest.blocks,
+            bytes: newest.bytes,
+            placement: dataset.placement.clone(),
+        })
     }
 
     /// What a worker must know that knows this version.
@@ -192,11 +206,8 @@ impl Datasets {
 
     /// A dataset by name.
     pub(crate) fn get(&self, name: &DatasetName) -> Result<v1::Dataset, MasterError> {
-        self.known.lock().get(name).cloned().ok_or_else(|| {
-            MasterError::NotFound(format!(
-                "there is no dataset {name}; `weir dataset list` shows all"
-            ))
-        })
+        let known = self.known.lock();
+        known.get(name).cloned().ok_or_else(|| missing(name))
     }
 
     /// Names of the datasets that use credentials, in order, by the name of those.
@@ -510,6 +521,13 @@ fn sources_of(dataset: &v1::Dataset) -> v1::DatasetSources {
         sources: sources.collect(),
         placement: dataset.placement.clone(),
     }
+}
+
+/// The error about a dataset that is not there.
+fn missing(name: &DatasetName) -> MasterError {
+    MasterError::NotFound(format!(
+        "there is no dataset {name}; `weir dataset list` shows all"
+    ))
 }
 
 /// The newest snapshot of a dataset.

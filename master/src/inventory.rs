@@ -1,6 +1,7 @@
 //! Which blocks of the newest snapshots are cached where: soft state that workers report.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use roaring::RoaringBitmap;
@@ -60,7 +61,8 @@ fn containers(bitmap: &[u8]) -> Option<u64> {
     number(4).map(u64::from)
 }
 
-/// The last report of each worker for each snapshot.
+/// The last report of each worker for each snapshot. Heartbeats need the table, so what takes long is done with a copy of
+/// its references ([`Inventories::of`]).
 #[derive(Debug, Default)]
 pub(crate) struct Inventories {
     held: Mutex<HashMap<DatasetName, OfDataset>>,
@@ -70,7 +72,7 @@ pub(crate) struct Inventories {
 #[derive(Debug, Default)]
 struct OfDataset {
     version: u64,
-    workers: HashMap<WorkerId, Held>,
+    workers: HashMap<WorkerId, Arc<Held>>,
 }
 
 impl Inventories {
@@ -84,7 +86,7 @@ impl Inventories {
                 workers: HashMap::new(),
             };
         }
-        reports.workers.insert(worker.clone(), held);
+        reports.workers.insert(worker.clone(), Arc::new(held));
     }
 
     /// Some of these snapshots of which there is no report of the worker.
@@ -135,33 +137,35 @@ impl Inventories {
         self.held.lock().remove(dataset);
     }
 
-    /// Bytes of a snapshot of so many blocks and bytes that at least one worker holds. Where workers hold some of the same
-    /// blocks, as after the cluster has grown, blocks count with their average length: their own are in the manifest, and
-    /// to read those of many big snapshots takes seconds.
-    pub(crate) fn cached(&self, snapshot: &SnapshotId, blocks: u64, bytes: u64) -> u64 {
+    /// The reports on a snapshot as they are now; none if there is a newer one.
+    pub(crate) fn of(&self, snapshot: &SnapshotId) -> Reports {
         let all = self.held.lock();
         let reports = all.get(&snapshot.dataset);
-        let Some(reports) = reports.filter(|reports| reports.version == snapshot.version) else {
-            return 0;
-        };
-        together(reports.workers.values(), blocks, bytes)
+        let reports = reports.filter(|reports| reports.version == snapshot.version);
+        Reports(reports.map_or_else(HashMap::new, |reports| reports.workers.clone()))
+    }
+}
+
+/// What workers told of one snapshot. To count it takes time that grows with workers and blocks.
+pub(crate) struct Reports(HashMap<WorkerId, Arc<Held>>);
+
+impl Reports {
+    /// Bytes of the snapshot, which has so many blocks and bytes, that at least one worker holds. Where workers hold some of the
+    /// same blocks, as after the cluster has grown, blocks count with their average length: their own are in the manifest, and
+    /// to read those of many big snapshots takes seconds.
+    pub(crate) fn cached(&self, blocks: u64, bytes: u64) -> u64 {
+        together(self.0.values().map(|held| &**held), blocks, bytes)
     }
 
     /// As [`Self::cached`], of the workers of each of some places.
     pub(crate) fn cached_at<'a>(
         &self,
-        snapshot: &SnapshotId,
         (blocks, bytes): (u64, u64),
         places: impl Iterator<Item = (String, Vec<&'a str>)>,
     ) -> Vec<(String, u64)> {
-        let all = self.held.lock();
-        let reports = all.get(&snapshot.dataset);
-        let Some(reports) = reports.filter(|reports| reports.version == snapshot.version) else {
-            return Vec::new();
-        };
         let cached = places.map(|(place, workers)| {
-            let held = workers.iter().filter_map(|id| reports.workers.get(*id));
-            (place, together(held, blocks, bytes))
+            let held = workers.iter().filter_map(|id| self.0.get(*id));
+            (place, together(held.map(|held| &**held), blocks, bytes))
         });
         let mut cached: Vec<_> = cached.filter(|(_, bytes)| *bytes > 0).collect();
         cached.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
@@ -225,7 +229,7 @@ mod tests {
             let held = Held::read(&report, 3, 27).unwrap();
             inventories.set(snapshot(1), &worker.parse().unwrap(), held);
         };
-        let cached = || inventories.cached(&snapshot(1), 3, 27);
+        let cached = || inventories.of(&snapshot(1)).cached(3, 27);
         assert_eq!(cached(), 0);
         set("a", report([0, 1], 20));
         assert_eq!(cached(), 20);
@@ -239,7 +243,7 @@ mod tests {
         assert_eq!(cached(), 27, "both together have all");
         inventories.forget_worker(&"b".parse().unwrap());
         assert_eq!(cached(), 20);
-        assert_eq!(inventories.cached(&snapshot(2), 3, 27), 0);
+        assert_eq!(inventories.of(&snapshot(2)).cached(3, 27), 0);
     }
 
     #[test]
@@ -250,14 +254,14 @@ mod tests {
             inventories.set(snapshot(1), &worker.parse().unwrap(), held);
         }
         // Three of the four blocks that make 80 bytes.
-        assert_eq!(inventories.cached(&snapshot(1), 9, 1000), 60);
+        assert_eq!(inventories.of(&snapshot(1)).cached(9, 1000), 60);
         // Any number may be reported.
-        assert_eq!(inventories.cached(&snapshot(1), 9, 55), 55);
+        assert_eq!(inventories.of(&snapshot(1)).cached(9, 55), 55);
         for worker in ["a", "b"] {
             let held = Held::read(&report([0], u64::MAX), 2, u64::MAX).unwrap();
             inventories.set(snapshot(1), &worker.parse().unwrap(), held);
         }
-        assert_eq!(inventories.cached(&snapshot(1), 2, u64::MAX), u64::MAX);
+        assert_eq!(inventories.of(&snapshot(1)).cached(2, u64::MAX), u64::MAX);
     }
 
     #[test]
@@ -275,10 +279,12 @@ mod tests {
         let all = ("all", vec!["a", "b", "c"]);
         let places = places.into_iter().chain([all]);
         let places = places.map(|(name, workers)| (name.to_owned(), workers));
-        let cached = inventories.cached_at(&snapshot(1), (4, 38), places.clone());
+        let cached = inventories
+            .of(&snapshot(1))
+            .cached_at((4, 38), places.clone());
         let named = |(name, bytes): (&str, u64)| (name.to_owned(), bytes);
         assert_eq!(cached, [("all", 38), ("z1", 20), ("z2", 18)].map(named));
-        assert_eq!(inventories.cached_at(&snapshot(2), (4, 38), places), []);
+        assert_eq!(inventories.of(&snapshot(2)).cached_at((4, 38), places), []);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub struct Master {
     /// Whether mounts are given any.
     pub(crate) credentials_for_mounts: bool,
     pub(crate) doubtful: Mutex<DoubtfulObjects>,
-    pub(crate) located: Located,
+    pub(crate) located: Arc<Located>,
     /// How workers are called.
     dial: Dial,
     /// How callers are known.
@@ -106,7 +106,7 @@ impl Master {
             members: Arc::new(members),
             jobs: Arc::new(jobs),
             doubtful: Mutex::default(),
-            located: Located::default(),
+            located: Arc::default(),
             dial: config.dial,
             callers: config.callers,
             refusals: Refusals::default(),
@@ -198,6 +198,16 @@ impl Master {
         Ok(())
     }
 
+    /// Where the newest snapshot of a dataset is cached.
+    pub(crate) async fn locate_dataset(
+        &self,
+        name: &str,
+    ) -> Result<v1::LocateDatasetReply, MasterError> {
+        self.located
+            .locate(&self.datasets, &self.members, name)
+            .await
+    }
+
     /// Starts a job, or gives the one that does the same already.
     pub(crate) async fn start_job(
         &self,
@@ -286,7 +296,8 @@ impl Master {
         }
     }
 
-    /// Workers, tiers and the datasets of a namespace, or of all when it is empty, for people.
+    /// Workers, tiers and the datasets of a namespace, or of all when it is empty, for people. Counts what is cached, which takes a
+    /// while.
     pub(crate) fn status(&self, namespace: &str) -> v1::Status {
         let (epoch, members) = self.members.published();
         let now = Instant::now();
@@ -298,6 +309,7 @@ impl Master {
             );
         }
         let mut datasets = Vec::new();
+        let inventories = self.members.inventories();
         let newest = self.datasets.newest();
         let is_of = |id: &SnapshotId| namespace.is_empty() || id.dataset.namespace() == namespace;
         for (id, snapshot) in newest.into_iter().filter(|(id, _)| is_of(id)) {
@@ -310,11 +322,7 @@ impl Master {
                 version: id.version,
                 files: snapshot.files,
                 bytes: snapshot.bytes,
-                cached_bytes: self.members.inventories().cached(
-                    &id,
-                    snapshot.blocks,
-                    snapshot.bytes,
-                ),
+                cached_bytes: inventories.of(&id).cached(snapshot.blocks, snapshot.bytes),
                 reads: Some(reads),
             });
         }

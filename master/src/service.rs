@@ -193,12 +193,8 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::LocateDatasetRequest>,
     ) -> Result<Response<v1::LocateDatasetReply>, Status> {
-        let (master, name) = (self.master.clone(), request.into_inner().name);
-        let located = tokio::task::spawn_blocking(move || {
-            let (datasets, members) = (&master.datasets, &master.members);
-            master.located.locate(datasets, members, &name)
-        });
-        Ok(Response::new(located.await.map_err(MasterError::from)??))
+        let name = request.into_inner().name;
+        Ok(Response::new(self.master.locate_dataset(&name).await?))
     }
 
     async fn delete_dataset(
@@ -385,7 +381,9 @@ impl MasterApi for Service {
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::Status>, Status> {
         let namespace = request.into_inner().namespace;
-        Ok(Response::new(self.master.status(&namespace)))
+        let master = self.master.clone();
+        let status = tokio::task::spawn_blocking(move || master.status(&namespace));
+        Ok(Response::new(status.await.map_err(MasterError::from)?))
     }
 
     async fn set_credential(
