@@ -7,7 +7,6 @@
 mod document;
 mod filter;
 mod patience;
-mod suggest;
 
 use std::collections::BTreeMap;
 
@@ -17,7 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use document::{ApiVersion, DatasetDocument, Kind, Metadata};
 pub use filter::{MAX_GLOBS, SourceFilter};
 pub use patience::Patience;
-pub use suggest::{did_you_mean, nearest};
+
+pub use crate::suggest::{did_you_mean, nearest};
 
 use crate::id::DatasetName;
 use crate::keypath;

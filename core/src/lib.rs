@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod placement;
 pub mod race_budget;
 pub mod settings;
+mod suggest;
 
 pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;

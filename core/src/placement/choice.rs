@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::domains::{MAX_DOMAINS, Placement, Spread, domains_of};
 use super::seats::mix;
 use super::{ClusterMap, seed};
-use crate::id::PlaceName;
+use crate::id::{MAX_NAME, PlaceName};
+use crate::suggest::nearest;
 
 /// Part of a domain's bytes that one dataset may take when its spread is chosen for it: datasets share a node's cache.
 const SHARE: f64 = 0.25;
@@ -21,6 +22,11 @@ const SHARE: f64 = 0.25;
 const KEPT: f64 = 2.0;
 /// How far below that it must be to move into a narrower one.
 const NARROWED: f64 = 0.5;
+
+/// Longest name of a domain, in bytes: that of a group, `zone/group`.
+const MAX_DOMAIN: usize = 2 * MAX_NAME + 1;
+/// Characters of a longer one that are shown.
+const SHOWN: usize = 40;
 
 /// How many domains hold a copy: a number from 1 on, or `all`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -130,6 +136,11 @@ pub enum PlacementError {
     /// More than a placement holds.
     #[error("{0} domains are named: {MAX_DOMAINS} are the most")]
     TooMany(usize),
+    /// No domain has such a name; its beginning.
+    #[error(
+        "a name in `in` that begins with {0:?} is longer than {MAX_DOMAIN} bytes: no domain is called so"
+    )]
+    TooLong(String),
     /// One is named twice.
     #[error("{0:?} is named twice in `in`")]
     Twice(String),
@@ -175,6 +186,9 @@ impl Wanted {
         if self.within.len() > MAX_DOMAINS {
             return Err(PlacementError::TooMany(self.within.len()));
         }
+        if let Some(name) = self.within.iter().find(|name| name.len() > MAX_DOMAIN) {
+            return Err(PlacementError::TooLong(name.chars().take(SHOWN).collect()));
+        }
         let mut seen = HashSet::new();
         if let Some(name) = self.within.iter().find(|name| !seen.insert(*name)) {
             return Err(PlacementError::Twice(name.clone()));
@@ -201,12 +215,11 @@ impl Wanted {
         let domains = domains_of(map, spread, pool.as_ref());
         let unknown = |name: &&String| is_there && !domains.contains_key(*name);
         if let Some(name) = self.within.iter().find(unknown) {
-            let alike = |other: &&String| strsim::jaro(name, other);
-            let nearest = domains.keys().max_by(|a, b| alike(a).total_cmp(&alike(b)));
+            let nearest = nearest(name, domains.keys().map(String::as_str));
             return Err(PlacementError::Unknown {
                 spread,
                 name: name.clone(),
-                nearest: nearest.filter(|other| alike(other) > 0.7).cloned(),
+                nearest: nearest.map(str::to_owned),
             });
         }
         let there = if self.within.is_empty() && is_there {
@@ -582,6 +595,17 @@ mod tests {
         );
         assert!(said(wanted(zone, Some(2), &["a"])).contains("there are 1"));
         assert!(said(wanted(zone, None, &["a", "a"])).contains("named twice"));
+        let long = "r".repeat(1 << 20);
+        let said_of_long = said(wanted(group, None, &[&long]));
+        assert!(
+            said_of_long.contains("longer than 257 bytes"),
+            "{said_of_long}"
+        );
+        assert!(said_of_long.len() < 200, "{said_of_long}");
+        let longest = format!("{0}/{0}", "x".repeat(MAX_NAME));
+        wanted(group, None, &[&longest])
+            .check(&ClusterMap::default())
+            .unwrap();
         assert!(said(wanted(None, None, &["a"])).contains("spread: zone"));
         assert!(said(wanted(Some(Spread::Cluster), Some(2), &[])).contains("one copy"));
         assert!(said(wanted(zone, None, &["x"; 65])).contains("64 are the most"));
