@@ -545,23 +545,22 @@ fn newest<'a>(
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::registry::Registry;
+    use std::sync::atomic::AtomicBool;
 
+    use futures::FutureExt;
+    use prometheus_client::registry::Registry;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::store::RocksStore;
 
-    #[tokio::test]
-    async fn names_that_callers_make_up_leave_nothing_behind() {
-        let dir = tempfile::tempdir().unwrap();
+    fn datasets(dir: &tempfile::TempDir) -> Datasets {
         let store = RocksStore::open(&dir.path().join("store")).unwrap();
         let config = MasterConfig {
             dir: dir.path().to_owned(),
             sources: SourcePolicy::unlimited(),
             ..MasterConfig::default()
         };
-        let here = CancellationToken::new;
         let mut registry = Registry::default();
         let metrics = MasterMetrics::register(&mut registry);
         let origin = OriginMetrics::register(&mut registry);
@@ -569,8 +568,37 @@ mod tests {
         let credentials = Credentials::load(records.clone(), None, false).unwrap();
         let credentials = Arc::new(credentials);
         let (_, cluster) = watch::channel(Arc::default());
-        let datasets =
-            Datasets::load(records, &config, credentials, cluster, metrics, origin).unwrap();
+        Datasets::load(records, &config, credentials, cluster, metrics, origin).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_listing_that_somebody_looks_at_when_it_ends_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let datasets = datasets(&dir);
+        let name: DatasetName = "set".parse().unwrap();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    datasets.under_way(&name);
+                }
+            });
+            let mut left = 0;
+            for _ in 0..50_000 {
+                let listing = datasets.listing(&name, CancellationToken::new());
+                drop(listing.now_or_never());
+                left += datasets.listings.lock().len();
+            }
+            ended.store(true, Ordering::Relaxed);
+            assert_eq!(left, 0);
+        });
+    }
+
+    #[tokio::test]
+    async fn names_that_callers_make_up_leave_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let datasets = datasets(&dir);
+        let here = CancellationToken::new;
         for number in 0..100 {
             let missing = v1::OriginSpec {
                 url: format!("file://{}/none", dir.path().display()),

@@ -92,7 +92,9 @@ impl Datasets {
 
     /// Whether a dataset is being listed, and what the listing waits for.
     pub(crate) fn under_way(&self, name: &DatasetName) -> (bool, Option<String>) {
-        let turn = self.listings.lock().get(name).cloned();
+        // Under the lock: with a reference outside of the table a listing that ends now would be left in it.
+        let listings = self.listings.lock();
+        let turn = listings.get(name);
         (turn.is_some(), turn.and_then(|turn| turn.waits_for()))
     }
 }
