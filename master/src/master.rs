@@ -242,16 +242,10 @@ impl Master {
             let cordoned = Some(v1::WorkerState::Cordoned);
             self.members.set_standing(&id, cordoned).await?;
         }
-        let (_, members) = self.members.published();
-        let member = members.iter().find(|member| member.info.id == id.as_str());
-        let away = || v1::WorkerStatus {
-            worker: Some(v1::WorkerInfo {
-                id: id.to_string(),
-                ..v1::WorkerInfo::default()
-            }),
-            ..v1::WorkerStatus::default()
-        };
-        Ok(member.map_or_else(away, |member| self.worker_status(member, Instant::now())))
+        Ok(match self.members.published_as(&id) {
+            Some(member) => self.worker_status(&member, Instant::now()),
+            None => away(&id, self.members.standing(&id).unwrap_or_default()),
+        })
     }
 
     /// Starts the drain of a worker, or gives the one that is under way.
@@ -293,6 +287,7 @@ impl Master {
             drain_job: drain.as_ref().map_or(0, |job| job.id),
             drained_bytes: drain.as_ref().map_or(0, |job| job.done_bytes),
             drain_total_bytes: drain.as_ref().map_or(0, |job| job.total_bytes),
+            away: false,
         }
     }
 
@@ -327,12 +322,27 @@ impl Master {
             });
         }
         let workers = members.iter().map(|member| self.worker_status(member, now));
+        let away = self.members.away().into_iter();
         v1::Status {
             workers: workers.collect(),
+            away: away.map(|(id, state)| self::away(&id, state)).collect(),
             datasets,
             epoch,
             callers: self.callers.to_owned(),
         }
+    }
+}
+
+/// The status of a worker that is no member.
+fn away(id: &WorkerId, state: v1::WorkerState) -> v1::WorkerStatus {
+    v1::WorkerStatus {
+        worker: Some(v1::WorkerInfo {
+            id: id.to_string(),
+            ..v1::WorkerInfo::default()
+        }),
+        state: state.into(),
+        away: true,
+        ..v1::WorkerStatus::default()
     }
 }
 

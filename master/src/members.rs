@@ -91,6 +91,16 @@ impl Members {
         (state.map().epoch, state.published())
     }
 
+    /// A member, if it is in the stored map.
+    pub(crate) fn published_as(&self, id: &WorkerId) -> Option<Member> {
+        self.state.lock().published_as(id)
+    }
+
+    /// Cordoned workers that are no members.
+    pub(crate) fn away(&self) -> Vec<(WorkerId, v1::WorkerState)> {
+        self.state.lock().away()
+    }
+
     /// Takes in a heartbeat.
     ///
     /// Must not be dropped before its end, see [`settle`](Self::settle).

@@ -762,3 +762,46 @@ async fn a_drain_passes_over_datasets_of_which_the_worker_told_that_it_has_nothi
     let datasets: Vec<_> = taken.iter().map(|taken| &*taken.dataset).collect();
     assert_eq!(datasets, ["held", "untold"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cordoned_worker_that_is_away_is_shown_as_such() {
+    let master = Served::start().await;
+    for worker in ["w-1", "w-2"] {
+        master.beat_in("a", worker, "x:1").await;
+    }
+    let cordon = async |uncordon| {
+        let cordon = v1::CordonWorkerRequest {
+            worker: "w-1".to_owned(),
+            uncordon,
+        };
+        let status = master.client.clone().cordon_worker(cordon).await.unwrap();
+        let status = status.into_inner();
+        assert_eq!(status.worker.as_ref().unwrap().id, "w-1");
+        (status.state(), status.away)
+    };
+    let away = async || {
+        let status = v1::GetStatusRequest::default();
+        let status = master.client.clone().get_status(status).await.unwrap();
+        let status = status.into_inner();
+        let away = status.away.iter();
+        let away = away.map(|one| (one.worker.clone().unwrap().id, one.state(), one.away));
+        (status.workers.len(), away.collect::<Vec<_>>())
+    };
+    assert_eq!(cordon(false).await, (v1::WorkerState::Cordoned, false));
+    assert_eq!(away().await, (2, vec![]));
+    let leaving = v1::HeartbeatRequest {
+        worker: Some(v1::WorkerInfo {
+            id: "w-1".to_owned(),
+            node: "w-1".to_owned(),
+            ..Default::default()
+        }),
+        leaving: true,
+        ..Default::default()
+    };
+    master.client.clone().heartbeat(leaving).await.unwrap();
+    let shown = ("w-1".to_owned(), v1::WorkerState::Cordoned, true);
+    assert_eq!(away().await, (1, vec![shown]));
+    assert_eq!(cordon(false).await, (v1::WorkerState::Cordoned, true));
+    assert_eq!(cordon(true).await, (v1::WorkerState::Unspecified, true));
+    assert_eq!(away().await, (1, vec![]));
+}

@@ -26,6 +26,8 @@ struct MasterView {
     /// How its callers are known: `certificates`, `same user` or `insecure`.
     callers: Option<String>,
     workers: Vec<WorkerView>,
+    /// Cordoned workers that are not in the cluster now.
+    away: Vec<AwayView>,
     datasets: Vec<DatasetView>,
 }
 
@@ -39,6 +41,8 @@ pub(super) struct WorkerView {
     data_address: String,
     /// `active`, `cordoned`, `draining` or `drained`.
     pub(super) state: &'static str,
+    /// It is not in the cluster now: nothing else is known of it.
+    pub(super) away: bool,
     /// Of a worker that is being drained: the job, and how far it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) drain: Option<DrainView>,
@@ -46,6 +50,13 @@ pub(super) struct WorkerView {
     pub(super) last_seen_ms: u64,
     waiting_reads: u64,
     tiers: Vec<TierView>,
+}
+
+/// A cordoned worker that is not in the cluster now.
+#[derive(Serialize)]
+struct AwayView {
+    id: String,
+    state: &'static str,
 }
 
 /// A drain that is under way.
@@ -207,6 +218,7 @@ pub(super) fn worker_view(worker: v1::WorkerStatus) -> WorkerView {
             v1::WorkerState::Draining => "draining",
             v1::WorkerState::Drained => "drained",
         },
+        away: worker.away,
         drain: (worker.drain_job > 0).then_some(DrainView {
             job: worker.drain_job,
             done_bytes: worker.drained_bytes,
@@ -241,6 +253,14 @@ impl WorkerView {
     /// What people are told of a worker that is not as the others.
     pub(super) fn standing(&self) -> Option<String> {
         let id = &self.id;
+        if self.away {
+            return Some(match self.state {
+                "active" => format!("worker {id} is away; it owns blocks when it comes back"),
+                state => format!(
+                    "worker {id} is away, and {state} when it comes back; `weir worker uncordon {id}` ends that"
+                ),
+            });
+        }
         match (self.state, &self.drain) {
             ("draining", Some(drain)) => Some(format!(
                 "worker {id} is being drained: the others have {} of {}",
@@ -260,6 +280,8 @@ impl WorkerView {
 
 fn master_view(address: String, status: v1::Status) -> MasterView {
     let workers = status.workers.into_iter().map(worker_view);
+    let away = status.away.into_iter().map(worker_view);
+    let away = away.map(|WorkerView { id, state, .. }| AwayView { id, state });
     let datasets = status.datasets.into_iter().map(|dataset| {
         let reads = dataset.reads.unwrap_or_default();
         let cached = reads.memory_bytes + reads.ssd_bytes;
@@ -281,6 +303,7 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
         epoch: status.epoch,
         callers: said(status.callers),
         workers: workers.collect(),
+        away: away.collect(),
         datasets: datasets.collect(),
     }
 }
@@ -328,6 +351,12 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
     print_workers(&master.workers)?;
     for standing in master.workers.iter().filter_map(WorkerView::standing) {
         output::line(standing)?;
+    }
+    for worker in &master.away {
+        output::line(format_args!(
+            "worker {} is {}, and away",
+            worker.id, worker.state
+        ))?;
     }
     for worker in master.workers.iter().filter(|w| w.waiting_reads > 0) {
         output::line(format_args!(

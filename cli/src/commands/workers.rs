@@ -28,11 +28,13 @@ pub(crate) fn run(command: WorkerCommand) -> Result<(), Failure> {
     })
 }
 
+/// Those of the cluster, then cordoned ones that are away.
 async fn workers(master: &MasterRef) -> Result<Vec<WorkerView>, Failure> {
     let mut client = connect::master(&master.at, None).await?;
     let get = request(v1::GetStatusRequest::default(), CALL_DEADLINE);
     let status = client.get_status(get).await?.into_inner();
-    Ok(status.workers.into_iter().map(worker_view).collect())
+    let all = status.workers.into_iter().chain(status.away);
+    Ok(all.map(worker_view).collect())
 }
 
 async fn list(master: &MasterRef) -> Result<(), Failure> {
@@ -43,13 +45,15 @@ async fn list(master: &MasterRef) -> Result<(), Failure> {
     let mut rows = Rows::new(&["worker", "node", "state", "used", "capacity", "last seen"]);
     for worker in &workers {
         let (used, capacity) = worker.space();
+        let seen = format!("{:.1} s ago", worker.last_seen_ms as f64 / 1000.0);
+        let of_member = |shown: String| if worker.away { "-".to_owned() } else { shown };
         rows.add([
             worker.id.clone(),
-            worker.node.clone(),
+            of_member(worker.node.clone()),
             worker.state.to_owned(),
-            size(used),
-            size(capacity),
-            format!("{:.1} s ago", worker.last_seen_ms as f64 / 1000.0),
+            of_member(size(used)),
+            of_member(size(capacity)),
+            if worker.away { "away".to_owned() } else { seen },
         ]);
     }
     rows.print()
@@ -73,14 +77,16 @@ fn show(worker: &WorkerView, master: &MasterRef) -> Result<(), Failure> {
     if master.output == OutputFormat::Json {
         return output::json(worker);
     }
-    let (used, capacity) = worker.space();
-    output::line(format_args!(
-        "worker {}: {}, {} of {} used",
-        worker.id,
-        worker.state,
-        size(used),
-        size(capacity)
-    ))?;
+    if !worker.away {
+        let (used, capacity) = worker.space();
+        output::line(format_args!(
+            "worker {}: {}, {} of {} used",
+            worker.id,
+            worker.state,
+            size(used),
+            size(capacity)
+        ))?;
+    }
     worker.standing().map_or(Ok(()), output::line)
 }
 

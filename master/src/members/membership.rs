@@ -203,6 +203,21 @@ impl Membership {
         self.members.contains_key(id)
     }
 
+    /// A member, if it is in the stored map.
+    pub(crate) fn published_as(&self, id: &WorkerId) -> Option<Member> {
+        let mut stored = self.map.workers.iter();
+        let is_stored = stored.any(|info| info.id == id.as_str());
+        let (member, _) = self.members.get(id).filter(|_| is_stored)?;
+        Some(member.clone())
+    }
+
+    /// Cordoned workers that are no members.
+    pub(crate) fn away(&self) -> Vec<(WorkerId, v1::WorkerState)> {
+        let cordoned = self.cordoned.iter();
+        let away = cordoned.filter(|(id, _)| !self.members.contains_key(*id));
+        away.map(|(id, state)| (id.clone(), *state)).collect()
+    }
+
     /// The members that are in the stored map.
     pub(crate) fn published(&self) -> Vec<Member> {
         let stored: HashSet<&str> = self.map.workers.iter().map(|w| w.id.as_str()).collect();
