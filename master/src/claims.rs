@@ -2,7 +2,7 @@
 //!
 //! Every client takes the cluster map for true: who has the largest weight in it is asked for the most blocks, at the
 //! address that it named. So a worker with a certificate may claim its certificate's name, no more weight than that allows,
-//! the node, zone, group and pool that it names, if it names one, and addresses that it names or that the worker connected from. Of those without
+//! the node (also as the machine that its socket is on), zone, group and pool that it names, if it names one, and addresses that it names or that the worker connected from. Of those without
 //! one only what no worker can be is refused.
 //!
 //! Whose a Unix socket is nobody can know here. Each mount asks its own kernel when it connects; here it is only seen to that
@@ -42,13 +42,19 @@ pub(crate) fn check(caller: &Caller, info: &v1::WorkerInfo) -> Result<(), Master
     let Some(peer) = caller.peer() else {
         return Ok(());
     };
-    if let Some(node) = &peer.subject.node
-        && node.as_str() != info.node
-    {
-        return denied(format!(
-            "to be on node {:?}: its certificate says {node}",
-            info.node
-        ));
+    if let Some(node) = &peer.subject.node {
+        if node.as_str() != info.node {
+            return denied(format!(
+                "to be on node {:?}: its certificate says {node}",
+                info.node
+            ));
+        }
+        if !info.machine.is_empty() && node.as_str() != info.machine {
+            return denied(format!(
+                "to be on machine {:?}: its certificate says {node}",
+                info.machine
+            ));
+        }
     }
     let limits = &peer.subject.place;
     for (what, allowed, claimed) in [
@@ -198,6 +204,25 @@ mod tests {
             "{why}"
         );
         check(&Caller::Local { uid: 7 }, &elsewhere).unwrap();
+        // Mounts on that machine would try its socket first.
+        let on = |machine: &str| v1::WorkerInfo {
+            machine: machine.to_owned(),
+            ..claim("gpu-7", 5, at, at)
+        };
+        let why = denied(&worker(None), &on("gpu-8"));
+        assert!(
+            why.contains("machine \"gpu-8\": its certificate says gpu-7"),
+            "{why}"
+        );
+        for machine in ["", "gpu-7"] {
+            check(&worker(None), &on(machine)).unwrap();
+        }
+        let mut anywhere = worker(None);
+        let Caller::Peer { peer, .. } = &mut anywhere else {
+            unreachable!("made above");
+        };
+        Arc::get_mut(peer).unwrap().subject.node = None;
+        check(&anywhere, &on("gpu-8")).unwrap();
     }
 
     #[test]
