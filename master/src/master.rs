@@ -259,10 +259,19 @@ impl Master {
             return Ok(drain);
         }
         self.members.may_drain(&id)?;
+        let before = self.members.standing(&id);
         let cordoned = Some(v1::WorkerState::Cordoned);
         self.members.set_standing(&id, cordoned).await?;
         let held = self.members.inventories().bytes_of(&id);
-        let (job, is_new) = self.jobs.start_drain(request, held).await?;
+        let started = self.jobs.start_drain(request, held).await;
+        if started.is_err() && before != cordoned && self.jobs.drain_of(id.as_str()).is_none() {
+            // As if it had not been asked for.
+            let undone = self.members.set_standing(&id, before).await;
+            if let Err(error) = undone {
+                tracing::warn!(worker = %id, "it stays cordoned, though its drain was refused: {error}");
+            }
+        }
+        let (job, is_new) = started?;
         if is_new {
             self.work().begin(job.id);
         }

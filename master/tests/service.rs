@@ -805,3 +805,54 @@ async fn a_cordoned_worker_that_is_away_is_shown_as_such() {
     assert_eq!(cordon(true).await, (v1::WorkerState::Unspecified, true));
     assert_eq!(away().await, (1, vec![]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_is_refused_leaves_the_worker_as_it_was() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    let control = Fake {
+        hangs: true,
+        ..Fake::default()
+    }
+    .start()
+    .await;
+    for worker in ["w-1", "w-2"] {
+        master.beat_in("a", worker, &control).await;
+    }
+    // As many jobs as may run.
+    let mut refused = None;
+    for number in 0..1000 {
+        let evict = v1::StartJobRequest {
+            kind: v1::JobKind::Evict.into(),
+            dataset: "set".to_owned(),
+            paths: vec!["a".to_owned(); number + 1],
+        };
+        if let Err(status) = master.client.clone().start_job(evict).await {
+            refused = Some(status.code());
+            break;
+        }
+    }
+    assert_eq!(refused, Some(Code::ResourceExhausted));
+    let state = async || {
+        let map = v1::GetClusterMapRequest::default();
+        let map = master.client.clone().get_cluster_map(map).await.unwrap();
+        let map = map.into_inner().map.unwrap();
+        (map.workers[0].weight, map.workers[0].cordoned_weight)
+    };
+    let drain = v1::DrainWorkerRequest {
+        worker: "w-1".to_owned(),
+        bytes_per_second: 0,
+    };
+    let busy = master.client.clone().drain_worker(drain.clone()).await;
+    assert_eq!(busy.unwrap_err().code(), Code::ResourceExhausted);
+    assert_eq!(state().await, (1 << 40, 0));
+    // One that was cordoned before stays so.
+    let cordon = v1::CordonWorkerRequest {
+        worker: "w-1".to_owned(),
+        uncordon: false,
+    };
+    master.client.clone().cordon_worker(cordon).await.unwrap();
+    let busy = master.client.clone().drain_worker(drain).await;
+    assert_eq!(busy.unwrap_err().code(), Code::ResourceExhausted);
+    assert_eq!(state().await, (0, 1 << 40));
+}

@@ -3,7 +3,7 @@
 use indicatif::HumanBytes;
 use serde::Serialize;
 use tonic::transport::Channel;
-use weir_core::WorkerId;
+use weir_core::{ByteSize, WorkerId};
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 
@@ -122,6 +122,18 @@ async fn drain(args: &DrainArgs) -> Result<(), Failure> {
     };
     let started = client.drain_worker(request(drain, CALL_DEADLINE)).await?;
     let mut job = started.into_inner();
+    if let Some(rate) = args.rate
+        && rate.0 != job.bytes_per_second
+    {
+        let is = match job.bytes_per_second {
+            0 => "the usual rate".to_owned(),
+            rate => format!("{}/s", ByteSize(rate)),
+        };
+        output::note(format_args!(
+            "weir: a drain of worker {0} is under way at {is}, and goes on so; to change that, end it with `weir worker drain {0} --cancel`",
+            args.id
+        ));
+    }
     if args.wait {
         let progress = Progress::new(&job, args.master.output == OutputFormat::Json);
         let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());

@@ -135,6 +135,12 @@ fn a_drain_survives_its_master_and_ends_clearly_when_it_cannot_go_on() {
         cluster.weir(&slowly).ok().contains("running"),
         "the same one"
     );
+    let faster = cluster.weir(&["worker", "drain", "node-0", "--rate", "300KiB"]);
+    assert!(
+        faster.stderr.contains("under way at 200KiB/s"),
+        "{faster:?}"
+    );
+    assert!(faster.ok().contains("running"));
     assert_eq!(worker(&cluster, "node-0")["state"], "draining");
     let status = cluster.weir(&["status"]).ok();
     assert!(
