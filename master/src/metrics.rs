@@ -78,7 +78,7 @@ impl MasterMetrics {
             listing: Some(listing.clone()),
             ..Self::default()
         };
-        for kind in ["warm", "evict"] {
+        for kind in ["warm", "evict", "drain"] {
             for result in ["done", "cancelled", "failed"] {
                 metrics
                     .jobs
@@ -176,5 +176,36 @@ impl MasterMetrics {
             _ => "failed",
         };
         self.jobs.get_or_create(&JobLabels { kind, result }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn jobs_of_each_kind_are_shown_before_the_first_has_ended() {
+        let mut registry = Registry::default();
+        let metrics = MasterMetrics::register(&mut registry);
+        let shown = |registry: &Registry| {
+            let mut text = String::new();
+            encode(&mut text, registry).unwrap();
+            text.lines()
+                .filter(|line| line.contains("jobs_total{"))
+                .count()
+        };
+        let before = shown(&registry);
+        let kinds = [v1::JobKind::Warm, v1::JobKind::Evict, v1::JobKind::Drain];
+        for kind in kinds {
+            let state = v1::JobState::Done.into();
+            metrics.job_ended(&v1::Job {
+                kind: kind.into(),
+                state,
+                ..v1::Job::default()
+            });
+        }
+        assert_eq!((before, shown(&registry)), (9, 9));
     }
 }
