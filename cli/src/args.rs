@@ -880,7 +880,7 @@ pub(crate) struct PlacementArgs {
     /// Zone, ZONE/GROUP or node that holds a copy; may be repeated
     #[arg(long = "in", value_name = "NAME", requires = "spread")]
     pub(crate) within: Vec<String>,
-    /// Only workers of this pool hold it
+    /// Only workers of this pool hold it; without --spread one copy is spread over all of them
     #[arg(long, value_name = "NAME")]
     pub(crate) pool: Option<PlaceName>,
 }
@@ -966,13 +966,29 @@ pub(crate) struct StatusArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, FromArgMatches};
 
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_pool_alone_is_one_copy_over_its_workers() {
+        let wanted = |args: &[&str]| {
+            let create = ["weir", "dataset", "create", "set", "s3://b/p"];
+            let args = create.iter().chain(args);
+            let command = PlacementArgs::augment_args(clap::Command::new("weir"));
+            let command = command.arg(clap::Arg::new("rest").num_args(0..));
+            let matches = command.try_get_matches_from(args).unwrap();
+            PlacementArgs::from_arg_matches(&matches).unwrap().wanted()
+        };
+        assert_eq!(wanted(&[]), None);
+        let spread = |args: &[&str]| wanted(args).unwrap().spread;
+        assert_eq!(spread(&["--pool", "gpu"]), Some(Spread::Cluster));
+        assert_eq!(spread(&["--spread", "auto", "--pool", "gpu"]), None);
     }
 
     #[test]
