@@ -11,10 +11,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::process::Uid;
 use serde::{Deserialize, Serialize};
 use weir_process::lock::LiveLock;
 
@@ -196,24 +199,63 @@ pub(crate) fn set_aside(dir: &Path) -> io::Result<PathBuf> {
 /// that ends.
 #[derive(Debug)]
 pub struct Reserved {
-    _name: UnixDatagram,
+    _name: UnixListener,
 }
 
+/// Looks at a name that somebody has and nobody listens at, and the wait between them: it was just taken or just given back.
+const LOOKS: u32 = 20;
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
 /// Keeps others that start a mount at the same moment from choosing the same state directory. `None` when one of them has.
-/// It is a name of the kernel's, not a file, so that nothing is left of a command that is killed.
+/// It is a name of the kernel's, not a file, so that nothing is left of a command that is killed. Any user may take such a name,
+/// so whoever has it is asked for its user.
 ///
 /// # Errors
-/// When the kernel gives no such name.
+/// When the kernel gives no such name, or another user has it.
 pub fn reserve(state_dir: &Path) -> io::Result<Option<Reserved>> {
+    let name = name_of(state_dir);
+    let address = SocketAddr::from_abstract_name(&name)?;
+    for _ in 0..LOOKS {
+        match UnixListener::bind_addr(&address) {
+            Ok(name) => return Ok(Some(Reserved { _name: name })),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+        match user_of(&name) {
+            Ok(user) if user == rustix::process::geteuid() => return Ok(None),
+            Ok(user) => {
+                return Err(io::Error::other(format!(
+                    "user {} has the name {name}",
+                    user.as_raw()
+                )));
+            }
+            Err(Errno::CONNREFUSED) => std::thread::sleep(LOOK_INTERVAL),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(io::Error::other(format!("somebody has the name {name}")))
+}
+
+/// The name of a state directory's reservation.
+fn name_of(state_dir: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     let hash = blake3::hash(state_dir.as_os_str().as_bytes());
     let user = rustix::process::geteuid().as_raw();
-    let name = format!("weir-starting-{user}-{hash}");
-    match UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?) {
-        Ok(name) => Ok(Some(Reserved { _name: name })),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-        Err(error) => Err(error),
-    }
+    format!("weir-starting-{user}-{hash}")
+}
+
+/// The user who listens at an abstract name. Waits for nobody.
+fn user_of(name: &str) -> Result<Uid, Errno> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let client = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
+    rustix::net::connect(&client, &address)?;
+    Ok(rustix::net::sockopt::socket_peercred(&client)?.uid)
 }
 
 /// Forgets a mount that ended.
@@ -296,6 +338,39 @@ mod tests {
         let _again = reserve("a").unwrap();
         assert!(reserve("a").is_none() && reserve("b").is_none());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_name_that_nobody_listens_at_is_not_taken_for_a_mount_that_starts() {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+        let dir = tempfile::tempdir().unwrap();
+        let (unix, stream) = (AddressFamily::UNIX, SocketType::STREAM);
+        let socket = rustix::net::socket_with(unix, stream, SocketFlags::CLOEXEC, None).unwrap();
+        let name = name_of(dir.path());
+        let name = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+        rustix::net::bind(&socket, &name).unwrap();
+        assert!(reserve(dir.path()).is_err());
+        drop(socket);
+        assert!(reserve(dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_name_that_another_user_has_is_not_taken_for_a_mount_that_starts() {
+        if !rustix::process::geteuid().is_root() {
+            return; // nobody else can be another user here
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let name = SocketAddr::from_abstract_name(name_of(dir.path())).unwrap();
+        let taken = std::thread::spawn(move || {
+            let nobody = Uid::from_raw(65_534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            UnixListener::bind_addr(&name).unwrap()
+        });
+        let taken = taken.join().unwrap();
+        let refused = reserve(dir.path()).unwrap_err();
+        assert!(refused.to_string().contains("user 65534"), "{refused}");
+        drop(taken);
+        assert!(reserve(dir.path()).unwrap().is_some());
     }
 
     #[test]
