@@ -241,22 +241,26 @@ impl Owners {
         }
         let reader = seed(node.as_str());
         let [key, _] = words(block);
-        let mut copies: Vec<_> = self
-            .copies
-            .iter()
-            .zip(1..)
-            .map(|(copy, number)| {
-                let owners = self.order(copy, block, most);
-                let far = owners.first().map(|owner| distance(owner, node, at));
-                (far, mix(reader ^ key.wrapping_add(number)), owners)
+        let copies = self.copies.iter().zip(1..);
+        let mut copies: Vec<_> = copies
+            .filter_map(|(copy, number)| {
+                let owner = self.order(copy, block, 1).pop()?;
+                let turn = mix(reader ^ key.wrapping_add(number));
+                Some((distance(owner, node, at), turn, owner, copy))
             })
             .collect();
-        copies.sort_by_key(|(far, turn, _)| (*far, *turn));
+        copies.sort_by_key(|(far, turn, ..)| (*far, *turn));
+        if most <= copies.len() {
+            let owners = copies.into_iter().map(|(_, _, owner, _)| owner);
+            return owners.take(most).collect();
+        }
+        let copies = copies.into_iter();
+        let orders: Vec<_> = copies
+            .map(|(.., copy)| self.order(copy, block, most))
+            .collect();
         // Domains of a spread share no worker.
         let ranks = (0..most).flat_map(|rank| {
-            let owners = copies
-                .iter()
-                .filter_map(move |(_, _, owners)| owners.get(rank));
+            let owners = orders.iter().filter_map(move |order| order.get(rank));
             owners.copied()
         });
         ranks.take(most).collect()
