@@ -198,13 +198,6 @@ impl ClusterMap {
         self.hashing
     }
 
-    /// The map as it would be without one worker, with the same epoch.
-    #[must_use]
-    pub fn without(&self, id: &WorkerId) -> Self {
-        let others = self.workers.iter().filter(|worker| worker.id != *id);
-        Self::new(self.epoch, self.hashing, others.cloned().collect())
-    }
-
     /// The live workers, sorted by name.
     pub fn workers(&self) -> &[WorkerInfo] {
         &self.workers
@@ -444,7 +437,7 @@ mod tests {
                 assert!(owners[..2].iter().all(|id| id == "b" || id == "d"));
                 assert_eq!(owners.len(), 4);
             }
-            let awake = resting.without(&"d".parse().unwrap());
+            let awake = map(hashing, &[("a", 0), ("b", 1), ("c", 0)]);
             assert!(keys(100).all(|key| awake.owner(&key).unwrap().id.as_str() == "b"));
             let largest = numbered(hashing, std::iter::repeat_n(u64::MAX, 1000));
             for key in keys(50) {

@@ -191,11 +191,6 @@ impl Owners {
         self.version
     }
 
-    /// How many copies there are: domains with workers.
-    pub fn copies_there(&self) -> usize {
-        self.copies.len()
-    }
-
     /// The map that this was made of.
     pub fn map(&self) -> &Arc<ClusterMap> {
         &self.map
@@ -281,7 +276,7 @@ impl Owners {
 
 /// How far a worker is from a reader: 0 on its node, 1 in its group, 2 in its zone, 3 elsewhere. Groups that nodes were hashed into
 /// say nothing of distance.
-pub fn distance(worker: &WorkerInfo, node: &NodeName, at: &Location) -> u8 {
+fn distance(worker: &WorkerInfo, node: &NodeName, at: &Location) -> u8 {
     let same = |one: &Option<PlaceName>, other: &Option<PlaceName>| one.is_some() && one == other;
     let same_zone = same(&worker.location.zone, &at.zone);
     if worker.node == *node {
@@ -523,8 +518,8 @@ mod tests {
                 ..placement(spread, domains)
             };
             let owners = Owners::new(map.clone(), &placement);
-            assert_eq!(owners.copies_there(), domains.len());
             for number in 0..200 {
+                assert_eq!(owners.of(&key(number)).count(), domains.len());
                 assert!(owners.of(&key(number)).all(|w| w.location.pool == gpu));
             }
         }

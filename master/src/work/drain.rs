@@ -65,7 +65,6 @@ impl Sums {
 fn add(sum: &mut v1::TakeOverProgress, part: &v1::TakeOverProgress) {
     for (sum, part) in [
         (&mut sum.done_bytes, part.done_bytes),
-        (&mut sum.copied_bytes, part.copied_bytes),
         (&mut sum.failed_blocks, part.failed_blocks),
         (&mut sum.unkept_blocks, part.unkept_blocks),
     ] {
