@@ -3,13 +3,13 @@
 //! Schedulers may ask for each pod, so an answer is used again for a second: to count the blocks that several workers hold once takes
 //! time that grows with workers and blocks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use weir_core::placement::domains::{Spread, domain_of};
-use weir_core::{ClusterMap, DatasetName};
+use weir_core::placement::domains::{Spread, places_by};
+use weir_core::{ClusterMap, DatasetName, WorkerInfo};
 use weir_proto::v1;
 
 use crate::datasets::{Datasets, Newest};
@@ -76,7 +76,7 @@ fn count(name: &DatasetName, newest: Newest, members: &Members) -> v1::LocateDat
     let cluster = members.cluster().borrow().clone();
     let reports = members.inventories().of(&newest.snapshot);
     let cached_by = |spread| {
-        let places = workers_by(&cluster, spread).into_iter();
+        let places = workers_by(&cluster, spread);
         let cached = reports.cached_at((blocks, bytes), places).into_iter();
         let message = |(name, cached_bytes)| v1::CachedAt { name, cached_bytes };
         cached.map(message).collect()
@@ -94,18 +94,15 @@ fn count(name: &DatasetName, newest: Newest, members: &Members) -> v1::LocateDat
 }
 
 /// The names of the workers of each domain. Groups that nodes were hashed into are none: nobody else knows them.
-fn workers_by(cluster: &Arc<ClusterMap>, spread: Spread) -> BTreeMap<String, Vec<&str>> {
-    let mut places: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    let has_group = |worker: &&weir_core::WorkerInfo| {
-        spread != Spread::Group || worker.location.group.is_some()
-    };
-    for worker in cluster.workers().iter().filter(has_group) {
-        if let Some(domain) = domain_of(worker, spread) {
-            let workers = places.entry(domain.into_owned()).or_default();
-            workers.push(worker.id.as_str());
-        }
-    }
-    places
+fn workers_by(cluster: &ClusterMap, spread: Spread) -> impl Iterator<Item = (String, Vec<&str>)> {
+    let domains = places_by(cluster, spread, None).into_iter();
+    domains.filter_map(move |(domain, places)| {
+        let workers = places.into_iter().map(|place| &cluster.workers()[place]);
+        let has_group = |worker: &&WorkerInfo| worker.location.group.is_some();
+        let workers = workers.filter(|worker| spread != Spread::Group || has_group(worker));
+        let names: Vec<&str> = workers.map(|worker| worker.id.as_str()).collect();
+        (!names.is_empty()).then(|| (domain.into_owned(), names))
+    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::domains::{MAX_DOMAINS, Placement, Spread, domains_of};
-use super::seats::mix;
+use super::seats::{mix, unit};
 use super::{ClusterMap, seed};
 use crate::id::{MAX_NAME, PlaceName};
 use crate::suggest::nearest;
@@ -350,8 +350,7 @@ fn chosen(
     let dataset = seed(dataset);
     others.sort_by_cached_key(|(domain, capacity)| {
         let hash = mix(mix(dataset) ^ seed(domain));
-        let unit = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-        let delay = -unit.ln() / (**capacity).max(1) as f64;
+        let delay = -unit(hash, 53).ln() / (**capacity).max(1) as f64;
         // Positive numbers are in the order of their bits.
         (!fits(bytes, **capacity, 1.0), delay.to_bits())
     });

@@ -112,20 +112,35 @@ fn is_in(worker: &WorkerInfo, pool: Option<&PlaceName>) -> bool {
     pool.is_none_or(|pool| worker.location.pool.as_ref() == Some(pool))
 }
 
-/// The domains of a map, or of one pool of its workers, with the bytes that these hold.
+/// The domains of a map, or of one pool of its workers, with the places of their workers in the map.
+pub fn places_by<'a>(
+    map: &'a ClusterMap,
+    spread: Spread,
+    pool: Option<&PlaceName>,
+) -> BTreeMap<Cow<'a, str>, Vec<usize>> {
+    let mut domains: BTreeMap<Cow<'_, str>, Vec<usize>> = BTreeMap::new();
+    let workers = map.workers().iter().enumerate();
+    for (place, worker) in workers.filter(|(_, worker)| is_in(worker, pool)) {
+        if let Some(domain) = domain_of(worker, spread) {
+            domains.entry(domain).or_default().push(place);
+        }
+    }
+    domains
+}
+
+/// As [`places_by`], with the bytes that the domains hold.
 pub fn domains_of(
     map: &ClusterMap,
     spread: Spread,
     pool: Option<&PlaceName>,
 ) -> BTreeMap<String, u64> {
-    let mut domains: BTreeMap<String, u64> = BTreeMap::new();
-    for worker in map.workers().iter().filter(|worker| is_in(worker, pool)) {
-        if let Some(domain) = domain_of(worker, spread) {
-            let bytes = domains.entry(domain.into_owned()).or_default();
-            *bytes = bytes.saturating_add(worker.weight);
-        }
-    }
-    domains
+    let weight = |place: usize| map.workers()[place].weight;
+    let domains = places_by(map, spread, pool).into_iter();
+    let domains = domains.map(|(domain, places)| {
+        let weights = places.into_iter().map(weight);
+        (domain.into_owned(), weights.fold(0, u64::saturating_add))
+    });
+    domains.collect()
 }
 
 /// Who holds the blocks of datasets of one placement; made once for each map and placement.
@@ -167,18 +182,14 @@ impl Owners {
     }
 
     fn copies(map: &ClusterMap, placement: &Placement) -> Vec<Copied> {
-        let mut places: BTreeMap<Cow<'_, str>, Vec<usize>> = BTreeMap::new();
-        let pool = placement.pool.as_ref();
-        let workers = map.workers().iter().enumerate();
-        let may_own = |worker: &WorkerInfo| worker.weight > 0 && is_in(worker, pool);
-        for (place, worker) in workers.filter(|(_, worker)| may_own(worker)) {
-            if let Some(domain) = domain_of(worker, placement.spread) {
-                places.entry(domain).or_default().push(place);
-            }
-        }
+        let mut places = places_by(map, placement.spread, placement.pool.as_ref());
         let domains = placement.domains.iter().take(MAX_DOMAINS);
         // A domain that is there twice has one copy.
-        let copies = domains.filter_map(|domain| places.remove(domain.as_str()));
+        let copies = domains.filter_map(|domain| {
+            let mut places = places.remove(domain.as_str())?;
+            places.retain(|place| map.workers()[*place].weight > 0);
+            (!places.is_empty()).then_some(places)
+        });
         let copies = copies.map(|places| {
             let seats = Box::new(Seats::new(&members(map.workers(), &places)));
             Copied::Some { places, seats }

@@ -6,7 +6,7 @@
 //! weights of Schindelhauer and Schomaker (2005): score = -weight / ln(hash in (0, 1)).
 
 use super::WorkerInfo;
-use super::seats::mix;
+use super::seats::{mix, unit};
 use crate::block::BlockKey;
 
 /// The places of those of some workers that should hold `block`, the owner first; at most `count`.
@@ -35,7 +35,5 @@ fn score(worker: &WorkerInfo, block: &BlockKey) -> f64 {
     let (low, high) = block.0.split_at(8);
     let word = |bytes: &[u8]| bytes.iter().fold(0u64, |w, b| (w << 8) | u64::from(*b));
     let hash = mix(mix(seed ^ word(low)) ^ word(high));
-    // 53 bits, moved off 0 so that the logarithm is finite.
-    let unit = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    -(worker.weight.max(1) as f64) / unit.ln()
+    -(worker.weight.max(1) as f64) / unit(hash, 53).ln()
 }

@@ -302,9 +302,7 @@ impl Order {
     /// `SMEAR` before `rank`, and what would be before 0 is at the end.
     fn delay(&self, rank: u16, seat: u16) -> f64 {
         let hash = (self.key.rotate_left(11) ^ u64::from(seat)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        // 44 bits, moved off 0 so that nobody takes no time.
-        let part = ((hash >> 20) as f64 + 0.5) / (1u64 << 44) as f64;
-        let smeared = f64::from(rank) - f64::from(SMEAR) * part;
+        let smeared = f64::from(rank) - f64::from(SMEAR) * unit(hash, 44);
         let x = smeared / f64::from(SEATS);
         -(if x < 0.0 { -x } else { 1.0 - x }).ln()
     }
@@ -376,6 +374,11 @@ pub(super) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+/// The first bits of a hash as a number between 0 and 1, of which it is neither, so that its logarithm is finite.
+pub(super) fn unit(hash: u64, bits: u32) -> f64 {
+    ((hash >> (64 - bits)) as f64 + 0.5) / (1u64 << bits) as f64
 }
 
 #[cfg(test)]
