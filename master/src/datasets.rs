@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Semaphore, watch};
+use weir_core::placement::choice::Domains;
 use weir_core::{ClusterMap, CredentialName, DatasetName, LogLimit, Manifest, SnapshotId};
 use weir_origin::{Credential, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1;
@@ -469,7 +470,8 @@ impl Datasets {
     ) -> Result<(), MasterError> {
         let _one_at_a_time = self.saving.lock().await;
         let before = self.placement(name.as_str());
-        placing::place(dataset, before.as_ref(), &self.cluster())?;
+        let mut domains = Domains::new(self.cluster());
+        placing::place(dataset, before.as_ref(), &mut domains)?;
         let mut changes = vec![Change::Put(
             format!("{DATASET_KEY}{name}"),
             dataset.encode_to_vec(),

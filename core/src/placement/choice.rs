@@ -4,8 +4,9 @@
 //! travels to all others. So that data does not move to and fro, a domain that was chosen stays as long as it is there and
 //! the dataset does not outgrow it by far, and a narrower spread is taken only when the dataset fits well.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,36 @@ const NARROWED: f64 = 0.5;
 const MAX_DOMAIN: usize = 2 * MAX_NAME + 1;
 /// Characters of a longer one that are shown.
 const SHOWN: usize = 40;
+
+/// The domains of one map, looked for once for all datasets that are placed in it.
+#[derive(Debug, Default)]
+pub struct Domains {
+    map: Arc<ClusterMap>,
+    known: HashMap<(Spread, Option<PlaceName>), BTreeMap<String, u64>>,
+}
+
+impl Domains {
+    /// Those of a map.
+    pub fn new(map: Arc<ClusterMap>) -> Self {
+        Self {
+            map,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Makes these those of a map.
+    pub fn renew(&mut self, map: Arc<ClusterMap>) {
+        if !Arc::ptr_eq(&self.map, &map) {
+            *self = Self::new(map);
+        }
+    }
+
+    /// As [`domains_of`].
+    fn by(&mut self, spread: Spread, pool: Option<&PlaceName>) -> &BTreeMap<String, u64> {
+        let known = self.known.entry((spread, pool.cloned()));
+        known.or_insert_with(|| domains_of(&self.map, spread, pool))
+    }
+}
 
 /// How many domains hold a copy: a number from 1 on, or `all`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -251,10 +282,14 @@ pub fn choose(
     wanted: &Wanted,
     dataset: &str,
     bytes: u64,
-    map: &ClusterMap,
+    cluster: &mut Domains,
     previous: Option<&Placement>,
 ) -> Placement {
-    let is_empty = map.workers().iter().all(|worker| worker.weight == 0);
+    let is_empty = cluster
+        .map
+        .workers()
+        .iter()
+        .all(|worker| worker.weight == 0);
     if let Some(previous) = previous
         && is_empty
         && wanted.may_be(previous)
@@ -263,8 +298,8 @@ pub fn choose(
     }
     let spread = wanted
         .spread
-        .unwrap_or_else(|| narrowest(wanted, bytes, map, previous));
-    let domains = chosen(wanted, spread, dataset, bytes, map, previous);
+        .unwrap_or_else(|| narrowest(wanted, bytes, cluster, previous));
+    let domains = chosen(wanted, spread, dataset, bytes, cluster, previous);
     let pool = wanted.pool();
     let (spread, domains) = if domains.is_empty() {
         (Spread::Cluster, vec![String::new()])
@@ -295,7 +330,7 @@ fn fits(bytes: u64, capacity: u64, slack: f64) -> bool {
 fn narrowest(
     wanted: &Wanted,
     bytes: u64,
-    map: &ClusterMap,
+    cluster: &mut Domains,
     previous: Option<&Placement>,
 ) -> Spread {
     let pool = wanted.pool();
@@ -306,7 +341,8 @@ fn narrowest(
             Some(before) if *spread < before => NARROWED,
             _ => 1.0,
         };
-        domains_of(map, *spread, pool.as_ref())
+        let domains = cluster.by(*spread, pool.as_ref());
+        domains
             .values()
             .any(|capacity| fits(bytes, *capacity, slack))
     };
@@ -319,7 +355,7 @@ fn chosen(
     spread: Spread,
     dataset: &str,
     bytes: u64,
-    map: &ClusterMap,
+    cluster: &mut Domains,
     previous: Option<&Placement>,
 ) -> Vec<String> {
     if spread == Spread::Cluster {
@@ -335,7 +371,7 @@ fn chosen(
         return named.cloned().collect();
     }
     let count = most(1);
-    let domains = domains_of(map, spread, wanted.pool().as_ref());
+    let domains = cluster.by(spread, wanted.pool().as_ref());
     let before = previous.filter(|previous| previous.spread == spread);
     let kept = before.into_iter().flat_map(|previous| &previous.domains);
     let some_fit = domains.values().any(|capacity| fits(bytes, *capacity, 1.0));
@@ -343,6 +379,10 @@ fn chosen(
     let stays = |capacity: &u64| *capacity > 0 && (!some_fit || fits(bytes, *capacity, KEPT));
     let kept = kept.filter(|domain| domains.get(*domain).is_some_and(stays));
     let mut chosen: Vec<String> = kept.take(count).cloned().collect();
+    let more = count - chosen.len();
+    if more == 0 {
+        return chosen;
+    }
     let mut others: Vec<_> = domains
         .iter()
         .filter(|(domain, capacity)| **capacity > 0 && !chosen.contains(domain))
@@ -354,7 +394,6 @@ fn chosen(
         // Positive numbers are in the order of their bits.
         (!fits(bytes, **capacity, 1.0), delay.to_bits())
     });
-    let more = count - chosen.len();
     chosen.extend(
         others
             .into_iter()
@@ -395,6 +434,17 @@ mod tests {
         ClusterMap::new(1, Hashing::Seats, workers.collect())
     }
 
+    fn choose(
+        wanted: &Wanted,
+        dataset: &str,
+        bytes: u64,
+        map: &ClusterMap,
+        previous: Option<&Placement>,
+    ) -> Placement {
+        let mut domains = Domains::new(Arc::new(map.clone()));
+        super::choose(wanted, dataset, bytes, &mut domains, previous)
+    }
+
     fn wanted(spread: Option<Spread>, copies: Option<usize>, within: &[&str]) -> Wanted {
         Wanted {
             spread,
@@ -425,6 +475,27 @@ mod tests {
         });
         let of_b = of_b.count();
         assert!((700..800).contains(&of_b), "{of_b}");
+    }
+
+    #[test]
+    fn domains_that_were_looked_for_are_those_of_their_map() {
+        let (two, one) = (Arc::new(map(&[TIB; 4])), Arc::new(map(&[TIB])));
+        let mut domains = Domains::new(two.clone());
+        let by_zone = wanted(Some(Spread::Zone), Some(2), &[]);
+        let mut count = |map: &Arc<ClusterMap>, wanted: &Wanted| {
+            domains.renew(map.clone());
+            let chosen = super::choose(wanted, "set", 1, &mut domains, None);
+            (chosen.spread, chosen.domains.len())
+        };
+        let in_pool = Wanted {
+            pool: Some("gpu".to_owned()),
+            ..by_zone.clone()
+        };
+        for _ in 0..2 {
+            assert_eq!(count(&two, &by_zone), (Spread::Zone, 2));
+            assert_eq!(count(&two, &in_pool), (Spread::Cluster, 1));
+            assert_eq!(count(&one, &by_zone), (Spread::Zone, 1));
+        }
     }
 
     #[test]

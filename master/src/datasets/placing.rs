@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use prost::Message;
-use weir_core::placement::choice::{Wanted, choose};
+use weir_core::placement::choice::{Domains, Wanted, choose};
 use weir_core::placement::domains::Placement;
 use weir_core::{ClusterMap, DatasetName, DatasetSpec};
 use weir_proto::v1;
@@ -33,21 +33,27 @@ impl Datasets {
             let names = known.values().filter(placed).map(|d| d.name.parse());
             names.filter_map(Result::ok).collect()
         };
+        let mut domains = Domains::default();
         for name in names {
-            if let Err(error) = self.place_again(&name).await {
+            if let Err(error) = self.place_again(&name, &mut domains).await {
                 tracing::error!(dataset = %name, "it stays where it is: {error}");
             }
         }
     }
 
-    /// Chooses anew for a dataset, by the cluster as it is now.
-    pub(crate) async fn place_again(&self, name: &DatasetName) -> Result<(), MasterError> {
+    /// Chooses anew for a dataset, by the cluster as it is now, whose domains are kept for the next one.
+    pub(crate) async fn place_again(
+        &self,
+        name: &DatasetName,
+        domains: &mut Domains,
+    ) -> Result<(), MasterError> {
         let _one_at_a_time = self.saving.lock().await;
+        domains.renew(self.cluster());
         let Some(mut dataset) = self.known.lock().get(name).cloned() else {
             return Ok(());
         };
         let before = dataset.placement.clone();
-        place(&mut dataset, before.as_ref(), &self.cluster())?;
+        place(&mut dataset, before.as_ref(), domains)?;
         if dataset.placement == before {
             return Ok(());
         }
@@ -71,11 +77,11 @@ impl Datasets {
 pub(super) fn place(
     dataset: &mut v1::Dataset,
     before: Option<&v1::Placement>,
-    cluster: &ClusterMap,
+    domains: &mut Domains,
 ) -> Result<(), MasterError> {
     let wanted = dataset_spec(dataset)?.placement;
     let previous = before.map(of_message);
-    dataset.placement = chosen(wanted.as_ref(), dataset, previous.as_ref(), cluster);
+    dataset.placement = chosen(wanted.as_ref(), dataset, previous.as_ref(), domains);
     Ok(())
 }
 
@@ -83,7 +89,7 @@ fn chosen(
     wanted: Option<&Wanted>,
     dataset: &v1::Dataset,
     previous: Option<&Placement>,
-    cluster: &ClusterMap,
+    domains: &mut Domains,
 ) -> Option<v1::Placement> {
     let is_usual = |placement: &Placement| {
         let usual = Placement::default();
@@ -99,7 +105,7 @@ fn chosen(
         },
         (Some(wanted), previous) => {
             let bytes = dataset.snapshots.last().map_or(0, |newest| newest.bytes);
-            choose(wanted, &dataset.name, bytes, cluster, previous)
+            choose(wanted, &dataset.name, bytes, domains, previous)
         }
     };
     if previous.is_none() {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use weir_core::WorkerId;
+use weir_core::placement::choice::Domains;
 use weir_core::placement::domains::Owners;
 use weir_proto::v1;
 use weir_proto::v1::worker_client::WorkerClient;
@@ -161,12 +162,14 @@ impl Work {
         let sums = Mutex::new(Sums::default());
         let newest = self.datasets.newest();
         let inventories = self.members.inventories();
+        let mut domains = Domains::default();
         for (snapshot, _) in newest {
             if inventories.has_none(&snapshot, from) {
                 continue;
             }
             // By the cordon: where it was before, nobody else may take its blocks over.
-            self.datasets.place_again(&snapshot.dataset).await?;
+            let again = self.datasets.place_again(&snapshot.dataset, &mut domains);
+            again.await?;
             let placement = self.datasets.placement(snapshot.dataset.as_str());
             let by = placement.as_ref().map(of_message).unwrap_or_default();
             let owners = Owners::new(cluster.clone(), &by);

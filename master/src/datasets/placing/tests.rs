@@ -51,9 +51,10 @@ fn by_zone() -> Wanted {
 }
 
 /// Places a dataset anew; gives the version and the sorted domains.
-fn placed(dataset: &mut v1::Dataset, cluster: &ClusterMap) -> Option<(u64, Vec<String>)> {
+fn placed(dataset: &mut v1::Dataset, cluster: &Arc<ClusterMap>) -> Option<(u64, Vec<String>)> {
     let before = dataset.placement.clone();
-    place(dataset, before.as_ref(), cluster).unwrap();
+    let mut domains = Domains::new(cluster.clone());
+    place(dataset, before.as_ref(), &mut domains).unwrap();
     let placement = dataset.placement.as_ref()?;
     let mut domains = placement.domains.clone();
     domains.sort();
