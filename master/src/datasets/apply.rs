@@ -96,7 +96,7 @@ impl Datasets {
         if before == wanted.spec {
             return Ok(dataset);
         }
-        self.change(&listing, dataset, wanted).await
+        self.change(&listing, dataset, &before, wanted).await
     }
 
     /// Makes a dataset be as it is declared, or judges whether that can be.
@@ -116,29 +116,28 @@ impl Datasets {
             Some(self.listing(&name, gone).await?)
         };
         let known = self.known.lock().get(&name).cloned();
-        let outcome = match &known {
+        let before = known.as_ref().map(dataset_spec).transpose()?;
+        let outcome = match &before {
             None => v1::ApplyOutcome::Created,
-            Some(dataset) => {
-                let before = dataset_spec(dataset)?;
-                check_places(&name, &before, &wanted.spec)?;
-                if before == wanted.spec {
+            Some(before) => {
+                check_places(&name, before, &wanted.spec)?;
+                if *before == wanted.spec {
                     v1::ApplyOutcome::Unchanged
                 } else {
                     v1::ApplyOutcome::Configured
                 }
             }
         };
-        let is_unchanged = outcome == v1::ApplyOutcome::Unchanged;
-        if !is_unchanged {
-            drop(self.judge(&wanted, known.is_none())?);
-            let before = known.as_ref().map(dataset_spec).transpose()?;
-            self.check_placement(before.as_ref(), &wanted)?;
-        }
-        let dataset = match (known, &listing) {
-            (known, None) => known,
-            (Some(dataset), _) if is_unchanged => Some(dataset),
-            (Some(dataset), Some(listing)) => Some(self.change(listing, dataset, wanted).await?),
-            (None, Some(listing)) => Some(self.make(listing, wanted).await?),
+        let dataset = match (known, before, &listing) {
+            (known, ..) if outcome == v1::ApplyOutcome::Unchanged => known,
+            (known, before, None) => {
+                drop(self.judge(&wanted, before.as_ref())?);
+                known
+            }
+            (Some(dataset), Some(before), Some(listing)) => {
+                Some(self.change(listing, dataset, &before, wanted).await?)
+            }
+            (_, _, Some(listing)) => Some(self.make(listing, wanted).await?),
         };
         Ok(v1::ApplyDatasetReply {
             outcome: outcome.into(),
@@ -146,34 +145,30 @@ impl Datasets {
         })
     }
 
-    /// Refuses what this master may not read, and one dataset too many.
+    /// Refuses what this master may not read, one dataset too many, and a new placement that the cluster cannot have; a zone may
+    /// have gone since it was placed there before.
     /// Credentials that it names are kept until what this gives is dropped.
-    fn judge(&self, wanted: &Wanted, is_new: bool) -> Result<Held<'_>, MasterError> {
+    fn judge(
+        &self,
+        wanted: &Wanted,
+        before: Option<&DatasetSpec>,
+    ) -> Result<Held<'_>, MasterError> {
         let origins = wanted.mounts.iter().map(origin_of);
         let origins: Vec<OriginSpec> = origins.collect::<Result<_, _>>()?;
         for origin in &origins {
             self.sources.check(origin)?;
         }
         let held = self.credentials.hold(&origins)?;
-        if is_new && self.known.lock().len() >= MAX_DATASETS {
+        if before.is_none() && self.known.lock().len() >= MAX_DATASETS {
             return Err(MasterError::Busy(format!(
                 "there are {MAX_DATASETS} datasets, no more fit; delete one with `weir dataset delete`"
             )));
         }
-        Ok(held)
-    }
-
-    /// Refuses to place a dataset anew as the cluster cannot. A zone may have gone since it was placed there.
-    fn check_placement(
-        &self,
-        before: Option<&DatasetSpec>,
-        wanted: &Wanted,
-    ) -> Result<(), MasterError> {
-        let before = before.and_then(|before| before.placement.as_ref());
-        if wanted.spec.placement.as_ref() == before {
-            return Ok(());
+        let placed_before = before.and_then(|before| before.placement.as_ref());
+        if wanted.spec.placement.as_ref() != placed_before {
+            placing::check(&wanted.spec, &self.cluster())?;
         }
-        placing::check(&wanted.spec, &self.cluster())
+        Ok(held)
     }
 
     /// Lists a new dataset into its first snapshot.
@@ -183,8 +178,7 @@ impl Datasets {
         wanted: Wanted,
     ) -> Result<v1::Dataset, MasterError> {
         let name = listing.name();
-        let _held = self.judge(&wanted, true)?;
-        self.check_placement(None, &wanted)?;
+        let _held = self.judge(&wanted, None)?;
         let found = self.list_next(listing, &wanted, None).await?;
         check_found(&wanted.spec, &DatasetSpec::default(), &found)?;
         let dataset = v1::Dataset {
@@ -198,17 +192,16 @@ impl Datasets {
         self.add_snapshot(name, dataset, found).await
     }
 
-    /// Changes a dataset, and lists it again if it may have other files then.
+    /// Changes a dataset that was `before`, and lists it again if it may have other files then.
     async fn change(
         &self,
         listing: &Listing<'_>,
         mut dataset: v1::Dataset,
+        before: &DatasetSpec,
         wanted: Wanted,
     ) -> Result<v1::Dataset, MasterError> {
-        let _held = self.judge(&wanted, false)?;
-        let before = dataset_spec(&dataset)?;
-        self.check_placement(Some(&before), &wanted)?;
-        let has_same_files = have_same_files(&before, &wanted.spec);
+        let _held = self.judge(&wanted, Some(before))?;
+        let has_same_files = have_same_files(before, &wanted.spec);
         dataset.spec = wanted.spec.to_json();
         dataset.mounts.clone_from(&wanted.mounts);
         if has_same_files {
@@ -216,8 +209,8 @@ impl Datasets {
             self.save(listing.name(), &mut dataset, None).await?;
             return Ok(dataset);
         }
-        let before = Some(&before);
-        let (dataset, _) = self.relist(listing, dataset, wanted, before).await?;
+        let listed = self.relist(listing, dataset, wanted, Some(before));
+        let (dataset, _) = listed.await?;
         Ok(dataset)
     }
 
