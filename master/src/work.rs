@@ -36,6 +36,24 @@ const ROUND_PAUSE: Duration = Duration::from_secs(2);
 /// What is said of a worker that does not report.
 const SILENT: &str = "it sends no reports";
 
+/// The rounds of a job, of which any number may fail as long as it gets anywhere.
+#[derive(Debug, Default)]
+struct Rounds {
+    /// Rounds in a row that failed and got nowhere.
+    failed: u32,
+    /// The most bytes that were done.
+    best: u64,
+}
+
+impl Rounds {
+    /// Counts a round that failed with so many bytes done. Gives whether there may be another.
+    fn failed_at(&mut self, done: u64) -> bool {
+        self.failed = if done > self.best { 0 } else { self.failed + 1 };
+        self.best = self.best.max(done);
+        self.failed < MAX_FAILED_ROUNDS
+    }
+}
+
 /// What the work of jobs needs of a master.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
@@ -69,26 +87,30 @@ impl Work {
             });
             return Ok(());
         }
-        let mut failed = 0;
-        let mut best = 0;
-        loop {
-            let error = match self.warm_round(&job).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            // A worker left: the next round asks those that are there now.
-            let done = self.jobs.get(id)?.done_bytes;
-            failed = if done > best { 0 } else { failed + 1 };
-            best = best.max(done);
-            if failed >= MAX_FAILED_ROUNDS {
-                return Err(error);
-            }
-            tracing::info!(
-                job = id,
-                "a worker did not finish, the job goes on: {error}"
-            );
-            tokio::time::sleep(ROUND_PAUSE).await;
+        let mut rounds = Rounds::default();
+        // When a worker left, the next round asks those that are there now.
+        while let Err(error) = self.warm_round(&job).await {
+            self.may_go_on(id, &mut rounds, error).await?;
         }
+        Ok(())
+    }
+
+    /// Waits until a job's next round may begin, after one that failed.
+    ///
+    /// # Errors
+    /// The error of that round, if too many in a row have failed.
+    async fn may_go_on(
+        &self,
+        id: u64,
+        rounds: &mut Rounds,
+        error: MasterError,
+    ) -> Result<(), MasterError> {
+        if !rounds.failed_at(self.jobs.get(id)?.done_bytes) {
+            return Err(error);
+        }
+        tracing::info!(job = id, "a round failed, the job goes on: {error}");
+        tokio::time::sleep(ROUND_PAUSE).await;
+        Ok(())
     }
 
     /// Lets all workers of the map warm what they own. Fails with the first that does not finish.
@@ -163,20 +185,16 @@ impl Work {
 
     /// The cluster map as soon as it has a worker.
     async fn map_with_workers(&self) -> Result<v1::ClusterMap, MasterError> {
-        let wait = async {
-            loop {
-                let map = self.members.map();
-                if !map.workers.is_empty() {
-                    return Ok(map);
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(WORKER_DEADLINE, wait).await.unwrap_or_else(|_| {
-            Err(MasterError::Invalid(
-                "the cluster has no worker; start one with `weir worker`".to_owned(),
-            ))
-        })
+        let mut cluster = self.members.cluster();
+        let some = cluster.wait_for(|map| !map.workers().is_empty());
+        let is_there = matches!(timeout(WORKER_DEADLINE, some).await, Ok(Ok(_)));
+        let map = self.members.map();
+        if is_there && !map.workers.is_empty() {
+            return Ok(map);
+        }
+        Err(MasterError::Invalid(
+            "the cluster has no worker; start one with `weir worker`".to_owned(),
+        ))
     }
 }
 
@@ -293,6 +311,18 @@ mod tests {
             outcome.map_err(|error| error.to_string()),
             started.elapsed(),
         )
+    }
+
+    #[test]
+    fn a_job_ends_after_so_many_rounds_in_a_row_that_got_nowhere() {
+        let mut rounds = Rounds::default();
+        for done in 1..100 {
+            assert!(rounds.failed_at(done));
+        }
+        // What was done may also be lost again.
+        let more = [50, 99, 60, 99, 70].map(|done| rounds.failed_at(done));
+        assert_eq!(more, [true; 5]);
+        assert!(!rounds.failed_at(99));
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,12 +4,10 @@
 //! Datasets of which the worker has nothing, by its last report, are passed over.
 //! The worker stays cordoned however its drain ends.
 
-use std::time::Duration;
-
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tonic::transport::Channel;
 use weir_core::WorkerId;
 use weir_core::placement::choice::Domains;
@@ -18,17 +16,12 @@ use weir_proto::v1;
 use weir_proto::v1::worker_client::WorkerClient;
 use weir_trust::Dial;
 
-use super::{
-    MAX_FAILED_ROUNDS, REPORT_DEADLINE, ROUND_PAUSE, SILENT, Work, client, follow, worker_failed,
-};
+use super::{REPORT_DEADLINE, Rounds, SILENT, Work, client, follow, worker_failed};
 use crate::error::MasterError;
 use crate::placements::{self, of_message};
 
 /// Bytes that all workers together take over in a second, if the drain does not say. Those that may own blocks of a dataset share it.
 const DEFAULT_RATE: u64 = 128 << 20;
-/// How often it is looked whether the worker is still there.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-
 /// Why a round of a drain ended early.
 enum Ended {
     /// Another round may go on.
@@ -80,25 +73,17 @@ impl Work {
     /// Has a worker's blocks taken over.
     pub(super) async fn drain(&self, job: &v1::Job) -> Result<(), MasterError> {
         let from: WorkerId = job.worker.parse()?;
-        let (mut failed, mut best) = (0, 0);
+        let mut rounds = Rounds::default();
         loop {
             let round = tokio::select! {
                 round = self.drain_round(job, &from) => round,
                 () = self.left(&from) => Err(Ended::ForGood(self.left_early(job))),
             };
-            let error = match round {
+            match round {
                 Ok(()) => break,
                 Err(Ended::ForGood(error)) => return Err(error),
-                Err(Ended::Once(error)) => error,
-            };
-            let done = self.jobs.get(job.id)?.done_bytes;
-            failed = if done > best { 0 } else { failed + 1 };
-            best = best.max(done);
-            if failed >= MAX_FAILED_ROUNDS {
-                return Err(error);
+                Err(Ended::Once(error)) => self.may_go_on(job.id, &mut rounds, error).await?,
             }
-            tracing::info!(job = job.id, "the drain of {from} goes on: {error}");
-            sleep(ROUND_PAUSE).await;
         }
         // It held others, too, that were others' already.
         self.jobs
@@ -114,15 +99,10 @@ impl Work {
 
     /// Waits until a worker is not in the map.
     async fn left(&self, id: &WorkerId) {
-        let is_there = || {
-            self.members
-                .map()
-                .workers
-                .iter()
-                .any(|w| w.id == id.as_str())
-        };
-        while is_there() {
-            sleep(LOOK_INTERVAL).await;
+        let mut cluster = self.members.cluster();
+        let has_left = cluster.wait_for(|map| map.worker(id).is_none());
+        if has_left.await.is_err() {
+            std::future::pending::<()>().await; // the master ends
         }
     }
 
