@@ -16,7 +16,7 @@ use crate::output;
 use crate::process::runtime;
 
 /// Time between two looks at a job.
-pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Time between two lines of progress when the output is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -26,7 +26,7 @@ pub(crate) fn warm(args: &WarmArgs) -> Result<(), Failure> {
         let kind = v1::JobKind::Warm;
         let (mut client, job) = start(kind, &args.name, &args.paths, &args.master).await?;
         let job = if args.wait {
-            follow(&mut client, job, &args.master).await?
+            follow(&mut client, job, &args.master, stop).await?
         } else {
             job
         };
@@ -63,31 +63,28 @@ async fn start(
     Ok((client, job.into_inner()))
 }
 
-pub(super) async fn look(client: &mut MasterClient<Channel>, id: u64) -> Result<v1::Job, Failure> {
+async fn look(client: &mut MasterClient<Channel>, id: u64) -> Result<v1::Job, Failure> {
     let get = request(v1::GetJobRequest { id }, CALL_DEADLINE);
     Ok(client.get_job(get).await?.into_inner())
 }
 
-/// Shows progress until the job has ended; Ctrl-C cancels it.
-async fn follow(
+/// Shows progress until the job has ended. At Ctrl-C it does what `interrupted` does, and fails with what that says.
+pub(super) async fn follow(
     client: &mut MasterClient<Channel>,
     mut job: v1::Job,
     master: &MasterRef,
+    interrupted: impl AsyncFnOnce(&mut MasterClient<Channel>, &v1::Job) -> Result<String, Failure>,
 ) -> Result<v1::Job, Failure> {
     let progress = Progress::new(&job, master.output == OutputFormat::Json);
-    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     while job.state() == v1::JobState::Running {
         progress.show(&job);
         tokio::select! {
             () = tokio::time::sleep(POLL_INTERVAL) => {}
-            _ = &mut interrupted => {
-                let cancel = v1::CancelJobRequest { id: job.id };
-                client.cancel_job(request(cancel, CALL_DEADLINE)).await?;
+            _ = &mut interrupt => {
+                let said = interrupted(client, &job).await;
                 progress.end();
-                return Err(Failure::new(
-                    Reason::Interrupted,
-                    format!("stopped; what is cached stays, and `weir warm {} --wait` goes on from there", job.dataset),
-                ));
+                return Err(Failure::new(Reason::Interrupted, said?));
             }
         }
         job = look(client, job.id).await?;
@@ -97,8 +94,18 @@ async fn follow(
     Ok(job)
 }
 
+/// Ends a warm job.
+async fn stop(client: &mut MasterClient<Channel>, job: &v1::Job) -> Result<String, Failure> {
+    let cancel = v1::CancelJobRequest { id: job.id };
+    client.cancel_job(request(cancel, CALL_DEADLINE)).await?;
+    Ok(format!(
+        "stopped; what is cached stays, and `weir warm {} --wait` goes on from there",
+        job.dataset
+    ))
+}
+
 /// A bar on a terminal, a line now and then elsewhere.
-pub(super) struct Progress {
+struct Progress {
     bar: Option<ProgressBar>,
     quiet: bool,
     started: Instant,
@@ -106,7 +113,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(job: &v1::Job, quiet: bool) -> Self {
+    fn new(job: &v1::Job, quiet: bool) -> Self {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(job.total_bytes);
             let template = "{bar:30} {bytes}/{total_bytes} {msg} {bytes_per_sec} ETA {eta}";
@@ -123,7 +130,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn show(&self, job: &v1::Job) {
+    fn show(&self, job: &v1::Job) {
         if let Some(bar) = &self.bar {
             bar.set_length(job.total_bytes);
             bar.set_position(job.done_bytes);
@@ -161,7 +168,7 @@ impl Progress {
         ));
     }
 
-    pub(super) fn end(&self) {
+    fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish();
         }

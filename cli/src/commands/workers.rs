@@ -7,7 +7,7 @@ use weir_core::{ByteSize, WorkerId};
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 
-use super::job::{POLL_INTERVAL, Progress, look, state_of};
+use super::job::{self, state_of};
 use super::status::{WorkerView, worker_view};
 use crate::args::{DrainArgs, MasterRef, OutputFormat, WorkerCommand};
 use crate::connect::{self, CALL_DEADLINE, request};
@@ -135,24 +135,13 @@ async fn drain(args: &DrainArgs) -> Result<(), Failure> {
         ));
     }
     if args.wait {
-        let progress = Progress::new(&job, args.master.output == OutputFormat::Json);
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
-        while job.state() == v1::JobState::Running {
-            progress.show(&job);
-            tokio::select! {
-                () = tokio::time::sleep(POLL_INTERVAL) => {}
-                _ = &mut interrupted => {
-                    progress.end();
-                    return Err(Failure::new(
-                        Reason::Interrupted,
-                        format!("the drain goes on; `weir worker drain {} --cancel` ends it", args.id),
-                    ));
-                }
-            }
-            job = look(&mut client, job.id).await?;
-        }
-        progress.show(&job);
-        progress.end();
+        let goes_on = async |_: &mut MasterClient<Channel>, _: &v1::Job| {
+            Ok(format!(
+                "the drain goes on; `weir worker drain {} --cancel` ends it",
+                args.id
+            ))
+        };
+        job = job::follow(&mut client, job, &args.master, goes_on).await?;
     }
     finish(&job, &args.master)
 }
