@@ -41,11 +41,14 @@ pub fn all_right(mount: &Mount<'_>, files: &BTreeMap<String, Vec<u8>>) -> bool {
     files.iter().filter(|file| right(*file)).count() == files.len()
 }
 
-/// Reads the files of an embedded mount while one body in five has a flipped bit, until all were found right.
+/// Reads the files of an embedded mount while the first body and one in five have a flipped bit, until all were found right.
 #[track_caller]
 pub fn verify_under_flips(lab: &Lab, mount: &Mount<'_>, files: &BTreeMap<String, Vec<u8>>) {
-    let flips = Rule::new(Fault::FlipBit).probability(0.2);
-    lab.s3.faults().set([flips]);
+    let flips = || Rule::new(Fault::FlipBit);
+    // Without the first rule a few bodies may all be right.
+    lab.s3
+        .faults()
+        .set([flips().times(1), flips().probability(0.2)]);
     let right = || mount.metric("weir_worker_files_verified_total", "result=\"right\"");
     wait_until("all files are verified", DEADLINE, || {
         all_right(mount, files);
