@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::profile::{Profiles, Section};
 use crate::error::OriginError;
+use crate::spec::OriginSpec;
 use crate::transport::environment::{self, Environment};
 
 /// The variables of a process, the shared files, and the profile that was chosen.
@@ -42,16 +43,38 @@ impl<'a> Configuration<'a> {
         named: Option<&str>,
         environment: &'a Environment,
     ) -> Result<Self, OriginError> {
-        let profiles = Profiles::read(origin, environment)?;
+        let found = Self::read(origin, named, environment)?;
         let named = named.or_else(|| environment.get("AWS_PROFILE"));
-        if let Some(name) = named
-            && profiles.get(name).is_none()
-        {
-            return Err(profiles.missing(origin, name));
+        match named {
+            Some(name) if found.profile().is_none() => Err(found.profiles.missing(origin, name)),
+            _ => Ok(found),
         }
+    }
+
+    /// As [`Self::load`], for an origin. One with credentials of its own needs no profile, so one that `AWS_PROFILE` names need
+    /// not exist.
+    pub(crate) fn of(
+        origin: &Arc<str>,
+        spec: &OriginSpec,
+        environment: &'a Environment,
+    ) -> Result<Self, OriginError> {
+        let named = spec.profile.as_deref();
+        if spec.credentials.is_some() {
+            Self::read(origin, named, environment)
+        } else {
+            Self::load(origin, named, environment)
+        }
+    }
+
+    fn read(
+        origin: &Arc<str>,
+        named: Option<&str>,
+        environment: &'a Environment,
+    ) -> Result<Self, OriginError> {
+        let named = named.or_else(|| environment.get("AWS_PROFILE"));
         Ok(Self {
             environment,
-            profiles,
+            profiles: Profiles::read(origin, environment)?,
             chosen: named.unwrap_or("default").to_owned(),
         })
     }

@@ -96,8 +96,7 @@ impl Client {
         });
         let (bundle, extras) = match dialect {
             Dialect::S3 => {
-                let profile = spec.profile.as_deref();
-                let configuration = Configuration::load(&name, profile, environment)?;
+                let configuration = Configuration::of(&name, spec, environment)?;
                 let extras = Extras::of(&name, &configuration)?;
                 (configuration.ca_bundle(), extras)
             }
