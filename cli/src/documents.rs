@@ -82,15 +82,20 @@ fn parse(text: &[u8]) -> Result<Vec<Declared>, String> {
         with_snippet: false,
         reject_unsupported_tags: true,
     };
+    let too_many =
+        || format!("it has more than {MAX_DOCUMENTS} datasets; apply several files one by one");
+    // Empty documents are passed over, and each takes time.
+    let markers = text.split(|byte| *byte == b'\n');
+    if markers.filter(|line| line.starts_with(b"---")).count() > 2 * MAX_DOCUMENTS {
+        return Err(too_many());
+    }
     let mut reader = text;
     let mut declared = Vec::new();
     let mut names = HashSet::new();
     for (index, document) in documents(&mut reader, options).enumerate() {
         let number = index + 1;
         if number > MAX_DOCUMENTS {
-            return Err(format!(
-                "it has more than {MAX_DOCUMENTS} datasets; apply several files one by one"
-            ));
+            return Err(too_many());
         }
         let at = |problem: &dyn Display| format!("document {number}: {problem}");
         let document = document.map_err(|error| format!("document {number}{}", explain(&error)))?;

@@ -86,7 +86,10 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// Allows as many open files as an ordinary process may have: a large cache has thousands of segment files.
-fn raise_descriptor_limit() -> anyhow::Result<()> {
+///
+/// # Errors
+/// When that is too few.
+pub(crate) fn raise_descriptor_limit() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     if let Some(most) = limit.maximum.filter(|most| *most < LEAST_DESCRIPTORS) {
         anyhow::bail!(

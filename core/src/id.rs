@@ -208,6 +208,11 @@ impl CredentialName {
     pub fn namespace(&self) -> &str {
         split_name(&self.0).0
     }
+
+    /// Checks the rule that names of new credentials keep.
+    pub fn check_new(&self) -> Result<(), NameError> {
+        check_label("credentials", split_name(&self.0).1)
+    }
 }
 
 /// Namespace and name of a dataset's name in its one form.

@@ -220,6 +220,7 @@ impl Credentials {
                 (new, record, before.used_ns)
             }
             None => {
+                name.check_new()?;
                 if self.known.lock().len() >= MAX_CREDENTIALS {
                     return Err(MasterError::Busy(format!(
                         "there are {MAX_CREDENTIALS} credentials, no more fit"

@@ -158,24 +158,7 @@ impl OriginSpec {
         }
         self.check_credentials_name(&place)?;
         if let Some(endpoint) = &self.endpoint {
-            if matches!(place, Place::Hdfs { .. }) {
-                return Err(self.wrong(
-                    "HDFS has no endpoint",
-                    "leave --endpoint out, and write hdfs://NAMENODE:PORT/dir",
-                ));
-            }
-            if matches!(place, Place::File { .. }) {
-                return Err(self.wrong(
-                    "a directory has no endpoint",
-                    "leave --endpoint out, or name a bucket as s3://bucket",
-                ));
-            }
-            if matches!(place, Place::Web(_)) {
-                return Err(self.wrong(
-                    "the address of a web server is its URL",
-                    "leave --endpoint out, and write https://host/dir/",
-                ));
-            }
+            self.check_fits(&place, "endpoint")?;
             self.endpoint_url(endpoint)?;
         }
         if self
@@ -200,6 +183,54 @@ impl OriginSpec {
             }
         }
         Ok(())
+    }
+
+    /// [`Self::validate`], for who declares the origin: options that say nothing of its place were meant for another one.
+    pub(crate) fn validate_declared(&self) -> Result<(), OriginError> {
+        self.validate()?;
+        let place = self.place()?;
+        for (option, is_given) in [
+            ("region", self.region.is_some()),
+            ("addressing", self.addressing != Addressing::Auto),
+            ("profile", self.profile.is_some()),
+            ("anonymous", self.anonymous),
+        ] {
+            if is_given {
+                self.check_fits(&place, option)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses an option that a place has no use for.
+    fn check_fits(&self, place: &Place<'_>, option: &str) -> Result<(), OriginError> {
+        let (what, fitting, instead): (_, &[&str], _) = match place {
+            Place::S3 { .. } => return Ok(()),
+            Place::Gcs { .. } => (
+                "Google Cloud Storage",
+                &["endpoint", "anonymous"],
+                "name a bucket as s3://bucket",
+            ),
+            Place::Azure { .. } => (
+                "Azure",
+                &["endpoint", "anonymous"],
+                "name a bucket as s3://bucket",
+            ),
+            Place::Web(_) => (
+                "a web server",
+                &["anonymous"],
+                "write all of its address as https://host/dir/",
+            ),
+            Place::Hdfs { .. } => ("HDFS", &[], "write hdfs://NAMENODE:PORT/dir"),
+            Place::File { .. } => ("a directory", &[], "name a bucket as s3://bucket"),
+        };
+        if fitting.contains(&option) {
+            return Ok(());
+        }
+        Err(self.wrong(
+            format!("{what} has no use for --{option}"),
+            &format!("leave it out, or {instead}"),
+        ))
     }
 
     /// The services that credentials of this origin are sent to.
@@ -280,7 +311,7 @@ impl OriginSpec {
         if self.scheme() == "hdfs" {
             return self.completed_by_hadoop(environment);
         }
-        self.validate()?;
+        self.validate_declared()?;
         if matches!(self.place()?, Place::File { .. }) {
             return Ok(self);
         }
@@ -297,7 +328,7 @@ impl OriginSpec {
             return self.completed_by_store(environment);
         }
         let location = self.location().into();
-        let configuration = Configuration::load(&location, self.profile.as_deref(), environment)?;
+        let configuration = Configuration::of(&location, &self, environment)?;
         let owned = |text: Option<&str>| text.map(str::to_owned);
         self.endpoint = self
             .endpoint
@@ -332,7 +363,7 @@ impl OriginSpec {
         let authority = authority(&self.url).to_owned();
         configuration.complete(&mut self.hdfs, &authority);
         self.hdfs.user = self.hdfs.user.or_else(|| variable("HADOOP_USER_NAME"));
-        self.validate()?;
+        self.validate_declared()?;
         Ok(self)
     }
 
@@ -606,6 +637,64 @@ mod tests {
             "file:///"
         );
         assert_eq!(OriginSpec::parse("file:///data").unwrap().prefix(), "");
+    }
+
+    #[test]
+    fn options_that_were_meant_for_another_place_are_refused_when_it_is_declared() {
+        let region = |spec: OriginSpec| OriginSpec {
+            region: Some("eu".to_owned()),
+            ..spec
+        };
+        let addressing = |spec: OriginSpec| OriginSpec {
+            addressing: Addressing::Path,
+            ..spec
+        };
+        let profile = |spec: OriginSpec| OriginSpec {
+            profile: Some("dev".to_owned()),
+            ..spec
+        };
+        let anonymous = |spec: OriginSpec| OriginSpec {
+            anonymous: true,
+            ..spec
+        };
+        let options: [(&str, &dyn Fn(OriginSpec) -> OriginSpec); 4] = [
+            ("region", &region),
+            ("addressing", &addressing),
+            ("profile", &profile),
+            ("anonymous", &anonymous),
+        ];
+        for (url, fitting) in [
+            (
+                "s3://b",
+                &["region", "addressing", "profile", "anonymous"][..],
+            ),
+            ("gs://b", &["anonymous"]),
+            ("abfss://c@a.dfs.core.windows.net/p", &["anonymous"]),
+            ("https://h/d/", &["anonymous"]),
+            ("hdfs://nn:8020/d", &[]),
+            ("file:///d", &[]),
+        ] {
+            for (option, with) in options {
+                let spec = with(OriginSpec::parse(url).unwrap());
+                // Who declared it with an earlier version still reads it.
+                spec.validate().unwrap();
+                let environment = Environment::of([]);
+                let Err(error) = spec.completed_by(&environment) else {
+                    assert!(
+                        fitting.contains(&option) || option == "profile",
+                        "{url} {option}"
+                    );
+                    continue;
+                };
+                let error = error.to_string();
+                let refused = error.contains(&format!("no use for --{option}; leave it out"));
+                assert_ne!(
+                    refused,
+                    fitting.contains(&option),
+                    "{url} {option}: {error}"
+                );
+            }
+        }
     }
 
     #[test]

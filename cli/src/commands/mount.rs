@@ -21,10 +21,12 @@ use crate::exit::{Failure, Reason};
 use crate::memory::{default_fill_memory, default_memory};
 use crate::mounted::{MountConfig, Source};
 use crate::output;
-use crate::process::{init_logging, node_name};
+use crate::process::{init_logging, node_name, raise_descriptor_limit};
 use crate::trust;
 
 pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
+    // The processes of the mount would find out, too, with none left to say so.
+    raise_descriptor_limit()?;
     let node = match args.node.clone() {
         Some(node) => node,
         None => node_name()?,

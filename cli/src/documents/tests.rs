@@ -306,3 +306,12 @@ fn what_is_wrong_with_a_source_is_said_in_the_words_of_a_file() {
         "start `weir worker` with --allow-endpoint x; `weir credentials set --endpoint x`, endpoint or regions"
     );
 }
+
+#[test]
+fn masses_of_empty_documents_are_refused_at_once() {
+    let started = std::time::Instant::now();
+    refused(&"---\n".repeat(4 << 20), &["more than 10000 datasets"]);
+    assert!(started.elapsed() < std::time::Duration::from_secs(2));
+    let some = format!("{}{}", "---\n".repeat(100), document("a", SPEC));
+    assert_eq!(parse(some.as_bytes()).unwrap().len(), 1);
+}

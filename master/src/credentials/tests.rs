@@ -204,6 +204,9 @@ async fn ten_thousand_fit_and_the_longest_names() {
         let name = name(&format!("c{number}"));
         credentials.set(&name, secret("s"), false).await.unwrap();
     }
+    let error = credentials.set(&name("Bad_Name"), secret("s"), false).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("lower-case"), "{error}");
     let error = credentials.set(&name("more"), secret("s"), false).await;
     let error = error.unwrap_err().to_string();
     assert!(error.contains("10000 credentials"), "{error}");

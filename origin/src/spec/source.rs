@@ -33,10 +33,12 @@ pub fn check_dataset(spec: &mut DatasetSpec) -> Result<Vec<OriginSpec>, DatasetE
     spec.check()?;
     let origin = |(index, source): (usize, &SourceSpec)| {
         let origin = OriginSpec::of_source(source);
-        origin.validate().map_err(|error| DatasetError::Source {
-            field: format!("spec.sources[{index}]"),
-            error,
-        })?;
+        origin
+            .validate_declared()
+            .map_err(|error| DatasetError::Source {
+                field: format!("spec.sources[{index}]"),
+                error,
+            })?;
         Ok(origin)
     };
     let origins = spec.sources.iter().enumerate().map(origin);

@@ -47,19 +47,20 @@ fn lab_with(descriptors: u32) -> Lab {
 }
 
 fn too_few_open_files_are_told_before_anything_is_mounted() {
-    let lab = lab_with(44);
-    let (url, dir) = (lab.url(""), lab.path("mnt"));
-    let start = Instant::now();
-    let mut args = vec!["mount", &url, dir.to_str().unwrap()];
-    let origin = lab.origin_flags();
-    args.extend(origin.iter().map(String::as_str));
-    let message = lab.weir(args).fails(1);
-    assert!(
-        message.contains("at most 44 files may be open"),
-        "{message}"
-    );
-    assert!(start.elapsed() < Duration::from_secs(10), "{message}");
-    assert!(!weir_tests::is_mountpoint(&dir));
+    // With 10 the processes of the mount could not even say so.
+    for most in [44, 10] {
+        let lab = lab_with(most);
+        let (url, dir) = (lab.url(""), lab.path("mnt"));
+        let start = Instant::now();
+        let mut args = vec!["mount", &url, dir.to_str().unwrap()];
+        let origin = lab.origin_flags();
+        args.extend(origin.iter().map(String::as_str));
+        let message = lab.weir(args).fails(1);
+        let said = format!("at most {most} files may be open");
+        assert!(message.contains(&said), "{message}");
+        assert!(start.elapsed() < Duration::from_secs(10), "{message}");
+        assert!(!weir_tests::is_mountpoint(&dir));
+    }
 }
 
 fn a_mount_works_with_few_open_files() {
