@@ -262,6 +262,14 @@ impl Jobs {
         known.running().map(|entry| entry.job.id).collect()
     }
 
+    /// The jobs that run, and how far they are, the oldest first.
+    pub(crate) fn under_way(&self) -> Vec<v1::Job> {
+        let known = self.known.lock();
+        let mut jobs: Vec<v1::Job> = known.running().map(|entry| entry.job.clone()).collect();
+        jobs.sort_by_key(|job| job.id);
+        jobs
+    }
+
     /// Does a job's work in the background. However its task ends, the job ends too.
     pub(crate) fn spawn(
         self: &Arc<Self>,

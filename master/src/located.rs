@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use weir_core::placement::domains::{Spread, places_by};
+use weir_core::placement::domains::{Placement, Spread, places_by};
 use weir_core::{ClusterMap, DatasetName, WorkerInfo};
 use weir_proto::v1;
 
 use crate::datasets::{Datasets, Newest};
 use crate::error::MasterError;
+use crate::inventory::Reports;
 use crate::members::Members;
 
 /// How long an answer is given again.
@@ -91,6 +92,30 @@ fn count(name: &DatasetName, newest: Newest, members: &Members) -> v1::LocateDat
         zones: cached_by(Spread::Zone),
         placement: newest.placement,
     }
+}
+
+/// What each domain of a placement with several holds of a snapshot of so many blocks and bytes.
+pub(crate) fn copies(
+    placement: &Placement,
+    (blocks, bytes): (u64, u64),
+    cluster: &ClusterMap,
+    reports: &Reports,
+) -> Vec<v1::CachedAt> {
+    if placement.domains.len() < 2 {
+        return Vec::new();
+    }
+    let workers = places_by(cluster, placement.spread, placement.pool.as_ref());
+    let name = |place: &usize| cluster.workers()[*place].id.as_str();
+    let copy = |domain: &String| {
+        let places = workers.get(domain.as_str()).into_iter().flatten();
+        let workers = std::iter::once((domain.clone(), places.map(name).collect()));
+        let cached = reports.cached_at((blocks, bytes), workers);
+        v1::CachedAt {
+            name: domain.clone(),
+            cached_bytes: cached.first().map_or(0, |(_, bytes)| *bytes),
+        }
+    };
+    placement.domains.iter().map(copy).collect()
 }
 
 /// The names of the workers of each domain. Groups that nodes were hashed into are none: nobody else knows them.

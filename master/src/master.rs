@@ -8,6 +8,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
+use weir_core::id::split_name;
 use weir_core::{DatasetName, LogLimit, Manifest, SnapshotId, WorkerId};
 use weir_origin::OriginMetrics;
 use weir_proto::v1;
@@ -19,9 +20,10 @@ use crate::datasets::Datasets;
 use crate::doubtful::DoubtfulObjects;
 use crate::error::MasterError;
 use crate::jobs::{self, Jobs};
-use crate::located::Located;
+use crate::located::{Located, copies};
 use crate::members::{Member, Members};
 use crate::metrics::MasterMetrics;
+use crate::placements::of_message;
 use crate::records::Records;
 use crate::store::{MetaStore, RocksStore, StoreError};
 use crate::work::Work;
@@ -313,6 +315,7 @@ impl Master {
             );
         }
         let mut datasets = Vec::new();
+        let cluster = self.members.cluster().borrow().clone();
         let inventories = self.members.inventories();
         let newest = self.datasets.newest();
         let is_of = |id: &SnapshotId| namespace.is_empty() || id.dataset.namespace() == namespace;
@@ -321,21 +324,31 @@ impl Master {
                 dataset: id.dataset.to_string(),
                 ..reads.remove(id.dataset.as_str()).unwrap_or_default()
             };
+            let reports = inventories.of(&id);
+            let size = (snapshot.blocks, snapshot.bytes);
+            let placement = self.datasets.placement(id.dataset.as_str());
+            let copies = placement.map_or_else(Vec::new, |placement| {
+                copies(&of_message(&placement), size, &cluster, &reports)
+            });
             datasets.push(v1::DatasetStatus {
                 name: id.dataset.to_string(),
                 version: id.version,
                 files: snapshot.files,
                 bytes: snapshot.bytes,
-                cached_bytes: inventories.of(&id).cached(snapshot.blocks, snapshot.bytes),
+                cached_bytes: reports.cached(snapshot.blocks, snapshot.bytes),
                 reads: Some(reads),
+                copies,
             });
         }
         let workers = members.iter().map(|member| self.worker_status(member, now));
         let away = self.members.away().into_iter();
+        let mut jobs = self.jobs.under_way();
+        jobs.retain(|job| namespace.is_empty() || split_name(&job.dataset).0 == namespace);
         v1::Status {
             workers: workers.collect(),
             away: away.map(|(id, state)| self::away(&id, state)).collect(),
             datasets,
+            jobs,
             epoch,
             callers: self.callers.to_owned(),
         }

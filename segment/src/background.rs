@@ -29,6 +29,7 @@ pub struct Background {
 struct Queue {
     waiting: VecDeque<Read>,
     threads: usize,
+    taken: u64,
 }
 
 /// One of the threads.
@@ -38,6 +39,13 @@ struct Reading {
 }
 
 impl Background {
+    /// Reads that are under way or wait, and how many were ever taken up: while there are some, and no other is taken up, none
+    /// ends.
+    pub fn progress(&self) -> (usize, u64) {
+        let queue = self.queue.lock();
+        (queue.threads + queue.waiting.len(), queue.taken)
+    }
+
     /// Runs a read on a thread that may block, after others if there are many. `None` when it panicked or the runtime
     /// is shutting down.
     pub async fn run<T: Send + 'static>(
@@ -81,7 +89,9 @@ impl Reading {
     fn next(&mut self) -> Option<Read> {
         let mut queue = self.queue.lock();
         let next = queue.waiting.pop_front();
-        if next.is_none() {
+        if next.is_some() {
+            queue.taken += 1;
+        } else {
             queue.threads -= 1;
             self.is_counted = false;
         }

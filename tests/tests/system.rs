@@ -37,6 +37,7 @@ mod system {
     pub(crate) mod signing;
     pub(crate) mod silence;
     pub(crate) mod sources;
+    pub(crate) mod status;
     pub(crate) mod stream;
     pub(crate) mod tls;
     pub(crate) mod trust;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         ("growing", system::growing::CASES),
         ("draining", system::draining::CASES),
         ("silence", system::silence::CASES),
+        ("status", system::status::CASES),
         ("stream", system::stream::CASES),
         ("waiting", system::waiting::CASES),
         ("limits", system::limits::CASES),

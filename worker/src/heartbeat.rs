@@ -27,6 +27,7 @@ use crate::read_source::Source;
 use crate::service::cluster_map;
 use crate::snapshots::Snapshots;
 use crate::sources::DatasetSources;
+use crate::ssd::Trouble;
 use crate::takeover::joining;
 use crate::verify::{Doubtful, wire};
 use crate::worker::Worker;
@@ -226,12 +227,13 @@ impl Heartbeat {
         self.worker
             .tiers()
             .into_iter()
-            .map(|(labels, capacity, used, blocks)| v1::TierUsage {
-                tier: labels.tier.to_owned(),
-                path: labels.path,
-                capacity_bytes: capacity,
-                used_bytes: used,
-                blocks,
+            .map(|tier| v1::TierUsage {
+                tier: tier.labels.tier.to_owned(),
+                path: tier.labels.path,
+                capacity_bytes: tier.capacity,
+                used_bytes: tier.used,
+                blocks: tier.blocks,
+                trouble: tier.trouble.map_or("", Trouble::text).to_owned(),
             })
             .collect()
     }

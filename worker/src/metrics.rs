@@ -136,6 +136,7 @@ pub struct WorkerMetrics {
     pub(crate) tier_capacity: Family<TierLabels, Gauge>,
     pub(crate) tier_used: Family<TierLabels, Gauge>,
     pub(crate) tier_blocks: Family<TierLabels, Gauge>,
+    pub(crate) tier_degraded: Family<TierLabels, Gauge>,
     pub(crate) damaged: Counter,
     pub(crate) lost_segments: Counter,
     verified_files: Family<ResultLabel, Counter>,
@@ -169,6 +170,7 @@ impl WorkerMetrics {
             tier_capacity: Family::default(),
             tier_used: Family::default(),
             tier_blocks: Family::default(),
+            tier_degraded: Family::default(),
             damaged: Counter::default(),
             lost_segments: Counter::default(),
             verified_files: Family::default(),
@@ -279,6 +281,11 @@ impl WorkerMetrics {
             "tier_blocks",
             "Blocks that a tier holds now",
             metrics.tier_blocks.clone(),
+        );
+        r.register(
+            "tier_degraded",
+            "1 while a tier's device hangs, or failed or was damaged in the last ten minutes",
+            metrics.tier_degraded.clone(),
         );
         r.register(
             "damaged_blocks",

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -21,6 +21,11 @@ use weir_segment::{
     Admission, Background, BlockData, BlockLocation, Pieces, SegmentConfig, SegmentError,
     SegmentStats, SegmentStore,
 };
+
+mod health;
+
+use health::Health;
+pub(crate) use health::Trouble;
 
 /// Blocks that wait for one device; the byte budget of the fills is the tighter limit for all but tiny blocks.
 const QUEUE_BLOCKS: usize = 4096;
@@ -51,12 +56,15 @@ struct Device {
     writer: Mutex<Option<JoinHandle<()>>>,
     /// Reads that failed, in the log.
     failures: LogLimit,
+    health: Mutex<Health>,
 }
 
 /// Use of one device.
 pub(crate) struct DeviceUsage {
     pub(crate) path: PathBuf,
     pub(crate) stats: SegmentStats,
+    /// The worst that was wrong with it a short time ago.
+    pub(crate) trouble: Option<Trouble>,
 }
 
 /// All SSD devices of a worker.
@@ -114,6 +122,7 @@ impl SsdTier {
                 queue: Mutex::new(Some(queue)),
                 writer: Mutex::new(Some(writer)),
                 failures: LogLimit::default(),
+                health: Mutex::default(),
             }));
         }
         Ok(Self { devices, bounds })
@@ -280,9 +289,14 @@ impl SsdTier {
     pub(crate) fn usage(&self) -> Vec<DeviceUsage> {
         self.devices
             .iter()
-            .map(|device| DeviceUsage {
-                path: device.path.clone(),
-                stats: device.store.stats(),
+            .map(|device| {
+                let (stats, reads) = (device.store.stats(), device.background.progress());
+                let trouble = device.health.lock().look(&stats, reads, Instant::now());
+                DeviceUsage {
+                    path: device.path.clone(),
+                    stats,
+                    trouble,
+                }
             })
             .collect()
     }

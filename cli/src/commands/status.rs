@@ -29,6 +29,8 @@ struct MasterView {
     /// Cordoned workers that are not in the cluster now.
     away: Vec<AwayView>,
     datasets: Vec<DatasetView>,
+    /// Jobs that run.
+    jobs: Vec<JobView>,
 }
 
 #[derive(Serialize)]
@@ -74,6 +76,8 @@ struct TierView {
     capacity_bytes: u64,
     used_bytes: u64,
     blocks: u64,
+    /// The worst that was wrong with its device in the last ten minutes.
+    trouble: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -89,6 +93,28 @@ struct DatasetView {
     memory_bytes: u64,
     ssd_bytes: u64,
     origin_bytes: u64,
+    /// What each domain of a placement with several copies holds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    copies: Vec<CopyView>,
+}
+
+/// The copy of a dataset in one domain.
+#[derive(Serialize)]
+struct CopyView {
+    domain: String,
+    cached_bytes: u64,
+}
+
+/// A job that runs.
+#[derive(Serialize)]
+struct JobView {
+    id: u64,
+    /// `warm`, `evict` or `drain`.
+    kind: &'static str,
+    /// The dataset, or the worker of a drain.
+    of: String,
+    done_bytes: u64,
+    total_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -236,6 +262,7 @@ pub(super) fn worker_view(worker: v1::WorkerStatus) -> WorkerView {
                 capacity_bytes: tier.capacity_bytes,
                 used_bytes: tier.used_bytes,
                 blocks: tier.blocks,
+                trouble: said(tier.trouble),
             })
             .collect(),
     }
@@ -285,6 +312,10 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
     let datasets = status.datasets.into_iter().map(|dataset| {
         let reads = dataset.reads.unwrap_or_default();
         let cached = reads.memory_bytes + reads.ssd_bytes;
+        let copies = dataset.copies.into_iter().map(|copy| CopyView {
+            domain: copy.name,
+            cached_bytes: copy.cached_bytes,
+        });
         DatasetView {
             name: dataset.name,
             snapshot: dataset.version,
@@ -296,7 +327,23 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
             memory_bytes: reads.memory_bytes,
             ssd_bytes: reads.ssd_bytes,
             origin_bytes: reads.origin_bytes,
+            copies: copies.collect(),
         }
+    });
+    let jobs = status.jobs.into_iter().map(|job| JobView {
+        id: job.id,
+        kind: match job.kind() {
+            v1::JobKind::Evict => "evict",
+            v1::JobKind::Drain => "drain",
+            v1::JobKind::Warm | v1::JobKind::Unspecified => "warm",
+        },
+        of: if job.worker.is_empty() {
+            job.dataset
+        } else {
+            job.worker
+        },
+        done_bytes: job.done_bytes,
+        total_bytes: job.total_bytes,
     });
     MasterView {
         address,
@@ -305,6 +352,15 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
         workers: workers.collect(),
         away: away.collect(),
         datasets: datasets.collect(),
+        jobs: jobs.collect(),
+    }
+}
+
+impl DatasetView {
+    /// Copies that lack what another has.
+    fn lacking(&self) -> impl Iterator<Item = &CopyView> {
+        let lacks = |copy: &&CopyView| copy.cached_bytes < self.cached_bytes;
+        self.copies.iter().filter(lacks)
     }
 }
 
@@ -358,6 +414,16 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
             worker.id, worker.state
         ))?;
     }
+    for worker in &master.workers {
+        for tier in &worker.tiers {
+            if let Some(trouble) = &tier.trouble {
+                output::line(format_args!(
+                    "worker {}: {} {trouble}",
+                    worker.id, tier.path
+                ))?;
+            }
+        }
+    }
     for worker in master.workers.iter().filter(|w| w.waiting_reads > 0) {
         output::line(format_args!(
             "worker {}: {} reads wait for an origin that fails or is silent",
@@ -386,5 +452,28 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
             percent(hits, hits + dataset.origin_bytes),
         ]);
     }
-    rows.print()
+    rows.print()?;
+    for dataset in &master.datasets {
+        for copy in dataset.lacking() {
+            output::line(format_args!(
+                "dataset {}: the copy in {} has {} of {} that are cached",
+                dataset.name,
+                copy.domain,
+                size(copy.cached_bytes),
+                size(dataset.cached_bytes)
+            ))?;
+        }
+    }
+    // What a drain has done stands beside its worker.
+    for job in master.jobs.iter().filter(|job| job.kind != "drain") {
+        output::line(format_args!(
+            "job {}: {} of {}, {} of {}",
+            job.id,
+            job.kind,
+            job.of,
+            size(job.done_bytes),
+            size(job.total_bytes)
+        ))?;
+    }
+    Ok(())
 }

@@ -4,43 +4,65 @@ use std::sync::atomic::Ordering;
 
 use super::Worker;
 use crate::metrics::{EvictionLabels, TierLabels};
+use crate::ssd::Trouble;
+
+/// Use of a tier.
+pub(crate) struct TierUse {
+    pub(crate) labels: TierLabels,
+    pub(crate) capacity: u64,
+    pub(crate) used: u64,
+    pub(crate) blocks: u64,
+    pub(crate) trouble: Option<Trouble>,
+}
+
+impl TierUse {
+    /// A device that is full does its work.
+    fn is_degraded(&self) -> bool {
+        self.trouble.is_some_and(|trouble| trouble != Trouble::Full)
+    }
+}
 
 impl Worker {
-    /// Use of each tier now: labels, capacity, used bytes and blocks.
-    pub fn tiers(&self) -> Vec<(TierLabels, u64, u64, u64)> {
-        let memory = (
-            TierLabels {
+    /// Use of each tier now.
+    pub(crate) fn tiers(&self) -> Vec<TierUse> {
+        let memory = TierUse {
+            labels: TierLabels {
                 tier: "memory",
                 path: String::new(),
             },
-            self.memory.capacity(),
-            self.memory.used(),
-            self.memory.blocks(),
-        );
+            capacity: self.memory.capacity(),
+            used: self.memory.used(),
+            blocks: self.memory.blocks(),
+            trouble: None,
+        };
         let ssd = self.ssd.usage().into_iter().map(|device| {
             let labels = TierLabels {
                 tier: "ssd",
                 path: device.path.display().to_string(),
             };
-            let stats = device.stats;
-            (labels, stats.capacity, stats.used_bytes, stats.blocks)
+            TierUse {
+                labels,
+                capacity: device.stats.capacity,
+                used: device.stats.used_bytes,
+                blocks: device.stats.blocks,
+                trouble: device.trouble,
+            }
         });
         std::iter::once(memory).chain(ssd).collect()
     }
 
     /// Brings the metrics that are not counted as they happen up to date; called before a scrape.
     pub fn update_gauges(&self) {
-        for (labels, capacity, used, blocks) in self.tiers() {
-            let metrics = &self.metrics;
-            metrics
-                .tier_capacity
-                .get_or_create(&labels)
-                .set(capacity as i64);
-            metrics.tier_used.get_or_create(&labels).set(used as i64);
-            metrics
-                .tier_blocks
-                .get_or_create(&labels)
-                .set(blocks as i64);
+        for tier in self.tiers() {
+            let (metrics, labels) = (&self.metrics, &tier.labels);
+            for (gauge, value) in [
+                (&metrics.tier_capacity, tier.capacity),
+                (&metrics.tier_used, tier.used),
+                (&metrics.tier_blocks, tier.blocks),
+                (&metrics.tier_degraded, u64::from(tier.is_degraded())),
+            ] {
+                gauge.get_or_create(labels).set(value as i64);
+            }
         }
         self.metrics.fills_in_flight.set(self.fills.len() as i64);
         self.count_store_events();
