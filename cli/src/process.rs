@@ -15,8 +15,12 @@ use rustix::process::{
 };
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use weir_core::NodeName;
 
 use crate::args::ParentArgs;
@@ -58,12 +62,17 @@ pub(crate) fn end_with(args: &ParentArgs) -> anyhow::Result<()> {
 /// Logs to standard error; `WEIR_LOG` chooses what (`info`, `weir_worker=debug`, …). Where it turns on the steps of reads
 /// (`weir::read=trace`), there is a line for each when it ends.
 pub(crate) fn init_logging() {
-    let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let wanted = std::env::var("WEIR_LOG").ok();
+    let wanted = wanted.filter(|wanted| !wanted.is_empty());
+    let wanted = wanted.and_then(|wanted| wanted.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = fmt::layer()
         .with_span_events(FmtSpan::CLOSE)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
         .init();
 }
 
