@@ -3,13 +3,18 @@
 # is not there. The crate's own build compiles its 340 sources one by one with -O3 (10 minutes on two cores, again in
 # every target directory); here they are compiled once per machine, joined into few large units with -O1, because most
 # of the time goes into parsing the same headers and the master's few writes per second need no more.
+#
+# Sources that Weir does not use (rocksdb-unused.txt: transactions, backups, tools) are left out. The API for C, one source
+# for all of it, does name them: in functions that the linker drops as unused, each being a section of its own, with what
+# they name. A function that is used and names them is an error of the linker; its source is then to go from the list.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 version=$(awk '/^name = "librocksdb-sys"$/ { getline; gsub(/version = |"/, ""); print }' Cargo.lock)
 cache=${WEIR_BUILD_CACHE:-$HOME/.cache/weir-build}
-# The script is part of the key: other flags make another library.
-out=$cache/rocksdb-$version-$(uname -m)-$(cksum <build-support/rocksdb.sh | cut -d' ' -f1)
+# Script and list are part of the key: other flags and sources make another library.
+unused=build-support/rocksdb-unused.txt
+out=$cache/rocksdb-$version-$(uname -m)-$(cat build-support/rocksdb.sh "$unused" | cksum | cut -d' ' -f1)
 if [ -f "$out/librocksdb.a" ]; then
     echo "$out"
     exit 0
@@ -30,16 +35,18 @@ work=$(mktemp -d "$cache/rocksdb-build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 echo "compiling RocksDB ($version) once for this machine; this takes a few minutes" >&2
 
-flags=(-std=c++20 -O1 -g0 -fPIC -w -DNDEBUG -DHAVE_ALIGNED_NEW -DHAVE_UINT128_EXTENSION -DOS_LINUX
+flags=(-std=c++20 -O1 -g0 -fPIC -w -ffunction-sections -fdata-sections -DNDEBUG -DHAVE_ALIGNED_NEW -DHAVE_UINT128_EXTENSION -DOS_LINUX
     -DROCKSDB_PLATFORM_POSIX -DROCKSDB_LIB_IO_POSIX -DROCKSDB_SCHED_GETCPU_PRESENT -DROCKSDB_AUXV_GETAUXVAL_PRESENT
     -DROCKSDB_FALLOCATE_PRESENT -DROCKSDB_RANGESYNC_PRESENT -DROCKSDB_SUPPORT_THREAD_LOCAL
     -I "$source" -I "$source/rocksdb/include" -I "$source/rocksdb")
 
-grep -v 'util/build_version.cc' "$source/rocksdb_lib_sources.txt" | sed "s|^ *|$source/rocksdb/|" >"$work/sources"
+sed 's|^ *||' "$source/rocksdb_lib_sources.txt" | grep -vxF -f "$unused" -e util/build_version.cc |
+    sed "s|^|$source/rocksdb/|" >"$work/sources"
 echo "$source/build_version.cc" >>"$work/sources"
-# Three units for each processor: more would parse the headers again, fewer would leave some without work at the end.
-units=$((3 * $(nproc)))
-split --number=l/$((units < 6 ? 6 : units)) --numeric-suffixes --suffix-length=3 "$work/sources" "$work/unit."
+# Two units for each processor: more would parse the headers again, fewer would leave some without work at the end and take
+# more than the 2 GiB of memory that a unit of four takes.
+units=$((2 * $(nproc)))
+split --number=l/$((units < 4 ? 4 : units)) --numeric-suffixes --suffix-length=3 "$work/sources" "$work/unit."
 
 # compile UNIT: one object for the joined unit; where two of its sources do not go together, an object for each.
 compile() {
