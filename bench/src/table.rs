@@ -21,6 +21,8 @@ pub enum Unit {
     Microseconds,
     /// 2^20 bytes.
     Mebibytes,
+    /// Bytes.
+    Bytes,
     /// Bytes of memory for each file.
     BytesPerFile,
     /// Seconds of CPU time for each 2^30 bytes.
@@ -45,6 +47,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Microseconds => "µs",
             Self::Mebibytes => "MiB",
+            Self::Bytes => "B",
             Self::BytesPerFile => "B/file",
             Self::CpuSecondsPerGib => "CPU s/GiB",
             Self::Share => "share",

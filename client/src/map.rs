@@ -13,9 +13,8 @@ use weir_core::placement::domains::Placement;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_worker::Doubtful;
-use weir_worker::heartbeat::replace;
+use weir_worker::heartbeat::{new_map, replace};
 use weir_worker::placements::placement;
-use weir_worker::service::cluster_map;
 
 use crate::metrics::ClientMetrics;
 
@@ -73,41 +72,42 @@ pub fn fetch<'a>(
     dataset: &'a str,
 ) -> BoxFuture<'a, Result<(ClusterMap, Placement), tonic::Status>> {
     async move {
-        let mut reply = ask(master, dataset, 0).await?;
-        placed(&mut reply)
+        let mut reply = ask(master, dataset, 0, 0).await?;
+        let map = new_map(reply.map.take(), reply.map_version, 0)?;
+        Ok((map.unwrap_or_default(), placement(reply.placement.take())))
     }
     .boxed()
-}
-
-/// Takes the map and the placement out of a reply.
-fn placed(reply: &mut v1::GetClusterMapReply) -> Result<(ClusterMap, Placement), tonic::Status> {
-    let map = cluster_map(reply.map.take().unwrap_or_default())?;
-    Ok((map, placement(reply.placement.take())))
 }
 
 async fn ask(
     master: &mut MasterClient<Channel>,
     dataset: &str,
     doubtful_seen: u64,
+    known_map: u64,
 ) -> Result<v1::GetClusterMapReply, tonic::Status> {
     let mut request = tonic::Request::new(v1::GetClusterMapRequest {
         doubtful_seen,
         dataset: dataset.to_owned(),
+        known_map,
     });
     request.set_timeout(DEADLINE);
     Ok(master.get_cluster_map(request).await?.into_inner())
 }
 
-/// As [`fetch`], and takes in which objects may be wrong.
+/// As [`fetch`], and takes in which objects may be wrong. Gives the map if it is another one than that of the version that is
+/// known, which becomes its own.
 async fn fetch_all(
     master: &mut MasterClient<Channel>,
     dataset: &str,
     doubts: &mut Doubts,
-) -> Result<(ClusterMap, Placement), tonic::Status> {
-    let mut reply = ask(master, dataset, doubts.seen).await?;
-    let placed = placed(&mut reply);
+    known_map: &mut u64,
+) -> Result<(Option<ClusterMap>, Placement), tonic::Status> {
+    let mut reply = ask(master, dataset, doubts.seen, *known_map).await?;
+    let map = new_map(reply.map.take(), reply.map_version, *known_map);
+    *known_map = if map.is_ok() { reply.map_version } else { 0 };
+    let placement = placement(reply.placement.take());
     doubts.take_in(reply);
-    placed
+    Ok((map?, placement))
 }
 
 /// Where what the master says of the cluster goes.
@@ -130,11 +130,15 @@ pub fn follow(
     stop: CancellationToken,
 ) -> BoxFuture<'static, ()> {
     async move {
+        let mut known_map = 0;
         loop {
-            if let Ok((map, placement)) = fetch_all(&mut master, &seen.dataset, &mut doubts).await {
-                metrics.map_epoch.set(map.epoch() as i64);
+            let fetched = fetch_all(&mut master, &seen.dataset, &mut doubts, &mut known_map);
+            if let Ok((map, placement)) = fetched.await {
                 // The placement may need workers that the map has just got.
-                replace(&seen.map, map);
+                if let Some(map) = map {
+                    metrics.map_epoch.set(map.epoch() as i64);
+                    replace(&seen.map, map);
+                }
                 replace(&seen.placement, placement);
             } // a master that is away changes nothing: the last map stays good
             let pause = async {

@@ -71,6 +71,7 @@ impl Master {
             info,
             tiers,
             reads,
+            reads_version: beat.known_reads,
             waiting_reads: beat.waiting_reads,
             callers: beat.callers,
             last_seen: Instant::now(),
@@ -84,7 +85,7 @@ impl Master {
             // Of a snapshot that is not the newest any more.
             let _ = self.take_inventory(&id, inventory);
         }
-        Ok(self.reply(&id, beat.known_version))
+        Ok(self.reply(&id, beat.known_version, beat.known_map))
     }
 
     fn told_if_denied(&self, checked: Result<(), MasterError>) -> Result<(), MasterError> {
@@ -94,7 +95,7 @@ impl Master {
         checked
     }
 
-    fn reply(&self, id: &WorkerId, known_version: u64) -> v1::HeartbeatReply {
+    fn reply(&self, id: &WorkerId, known_version: u64, known_map: u64) -> v1::HeartbeatReply {
         let name = |snapshot: SnapshotId| v1::SnapshotName {
             dataset: snapshot.dataset.into(),
             version: snapshot.version,
@@ -104,8 +105,11 @@ impl Master {
         let missing = self
             .datasets
             .with_newest(|newest| inventories.missing(id, newest, MAX_MISSING));
+        let (map_version, map) = self.members.map_unless(known_map);
         v1::HeartbeatReply {
-            map: Some(self.cluster_map()),
+            map,
+            map_version,
+            reads_version: self.members.reads_version(id),
             origins: told.origins,
             snapshots: told.snapshots.into_iter().map(name).collect(),
             version: told.version,

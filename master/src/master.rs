@@ -132,9 +132,9 @@ impl Master {
         }
     }
 
-    /// The cluster map, as it is stored.
-    pub fn cluster_map(&self) -> v1::ClusterMap {
-        self.members.map()
+    /// The version of the cluster map, and the map itself, as it is stored, unless that is the version that is known.
+    pub(crate) fn map_unless(&self, known: u64) -> (u64, Option<v1::ClusterMap>) {
+        self.members.map_unless(known)
     }
 
     /// Makes a dataset and lists it into its first snapshot. One that exists with the same mounts is returned as it

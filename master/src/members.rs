@@ -80,6 +80,18 @@ impl Members {
         self.state.lock().map().clone()
     }
 
+    /// The version of the cluster map, and the map itself unless that is the version that is known.
+    pub(crate) fn map_unless(&self, known: u64) -> (u64, Option<v1::ClusterMap>) {
+        let state = self.state.lock();
+        let version = state.map_version();
+        (version, (version != known).then(|| state.map().clone()))
+    }
+
+    /// What the reads of a member are remembered by; 0 if it is none.
+    pub(crate) fn reads_version(&self, id: &WorkerId) -> u64 {
+        self.state.lock().reads_version(id)
+    }
+
     /// The stored map as placements are chosen by it, now and later.
     pub(crate) fn cluster(&self) -> watch::Receiver<Arc<ClusterMap>> {
         self.cluster.subscribe()

@@ -302,11 +302,13 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::GetClusterMapRequest>,
     ) -> Result<Response<v1::GetClusterMapReply>, Status> {
+        let request = request.into_inner();
+        let (map_version, map) = self.master.map_unless(request.known_map);
         let mut reply = v1::GetClusterMapReply {
-            map: Some(self.master.cluster_map()),
+            map,
+            map_version,
             ..v1::GetClusterMapReply::default()
         };
-        let request = request.into_inner();
         reply.placement = self.master.datasets.placement(&request.dataset);
         let doubtful = self.master.doubtful.lock();
         doubtful.tell(request.doubtful_seen, &mut reply);

@@ -664,6 +664,119 @@ async fn origins_are_told_once_and_inventories_are_taken_from_members_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_map_is_sent_to_those_who_do_not_have_it() {
+    let master = Served::start().await;
+    let beat = |worker: &str, known_map| {
+        let beat = v1::HeartbeatRequest {
+            worker: Some(v1::WorkerInfo {
+                id: worker.to_owned(),
+                node: worker.to_owned(),
+                ..Default::default()
+            }),
+            known_map,
+            ..Default::default()
+        };
+        let mut client = master.client.clone();
+        async move { client.heartbeat(beat).await.unwrap().into_inner() }
+    };
+    let looked = |known_map| {
+        let look = v1::GetClusterMapRequest {
+            known_map,
+            ..Default::default()
+        };
+        let mut client = master.client.clone();
+        async move { client.get_cluster_map(look).await.unwrap().into_inner() }
+    };
+    let first = beat("a", 0).await;
+    assert_ne!(first.map_version, 0);
+    assert_eq!(first.map.unwrap().workers.len(), 1);
+    let again = beat("a", first.map_version).await;
+    assert_eq!((again.map, again.map_version), (None, first.map_version));
+    assert_eq!(looked(first.map_version).await.map, None);
+    // Those who do not say what they know, or know another one, get it.
+    for known in [0, first.map_version + 1] {
+        assert_eq!(beat("a", known).await.map.unwrap().workers.len(), 1);
+        assert_eq!(looked(known).await.map.unwrap().workers.len(), 1);
+    }
+    let joined = beat("b", first.map_version).await;
+    assert_eq!(joined.map.unwrap().workers.len(), 2);
+    for reply in [
+        beat("a", first.map_version).await,
+        beat("b", first.map_version).await,
+    ] {
+        assert_eq!(reply.map_version, joined.map_version);
+        assert_eq!(reply.map.unwrap().workers.len(), 2);
+    }
+    assert_eq!(
+        looked(first.map_version).await.map_version,
+        joined.map_version
+    );
+    // The same map is the same after a restart.
+    let master = master.restart().await;
+    let look = v1::GetClusterMapRequest {
+        known_map: joined.map_version,
+        ..Default::default()
+    };
+    let mut client = master.client.clone();
+    let reply = client.get_cluster_map(look).await.unwrap().into_inner();
+    assert_eq!((reply.map, reply.map_version), (None, joined.map_version));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_tells_the_reads_that_the_master_does_not_know() {
+    let master = Served::start().await;
+    for name in ["one", "two"] {
+        master.create(name).await.unwrap();
+    }
+    let beat = |reads: &[(&str, u64)], known_reads| {
+        let reads = reads.iter().map(|(dataset, hits)| v1::DatasetReads {
+            dataset: (*dataset).to_owned(),
+            hits: *hits,
+            ..Default::default()
+        });
+        let beat = v1::HeartbeatRequest {
+            worker: Some(v1::WorkerInfo {
+                id: "a".to_owned(),
+                node: "a".to_owned(),
+                ..Default::default()
+            }),
+            reads: reads.collect(),
+            known_reads,
+            ..Default::default()
+        };
+        let mut client = master.client.clone();
+        async move {
+            client
+                .heartbeat(beat)
+                .await
+                .unwrap()
+                .into_inner()
+                .reads_version
+        }
+    };
+    let hits = || {
+        let mut client = master.client.clone();
+        async move {
+            let status = client.get_status(v1::GetStatusRequest::default()).await;
+            let datasets = status.unwrap().into_inner().datasets.into_iter();
+            let hits = datasets.map(|dataset| (dataset.name, dataset.reads.unwrap().hits));
+            let mut hits: Vec<_> = hits.collect();
+            hits.sort();
+            hits
+        }
+    };
+    let of = |one, two| vec![("one".to_owned(), one), ("two".to_owned(), two)];
+    let version = beat(&[("one", 1), ("two", 2)], 0).await;
+    assert_eq!(hits().await, of(1, 2));
+    assert_eq!(beat(&[("two", 5)], version).await, version);
+    assert_eq!(hits().await, of(1, 5));
+    // A worker of an earlier version, or one that was started again, tells all.
+    let other = beat(&[("two", 1)], 0).await;
+    assert_ne!(other, version);
+    assert_eq!(hits().await, of(0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_that_is_deleted_while_it_is_placed_anew_stays_deleted() {
     let master = Served::start().await;
     let control = Fake::default().start().await;

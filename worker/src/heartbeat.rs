@@ -1,10 +1,11 @@
 //! The worker's tie to the master: it announces itself and learns the cluster map and the origins.
 //!
 //! Heartbeats carry liveness and wait for nothing else: which blocks are held is reported beside them
-//! (`inventory/reports.rs`). A master that is away costs nothing but freshness: the worker goes on with the last map and
+//! (`inventory/reports.rs`). They carry only what has changed: the map comes when it is another one than the last, and of the
+//! reads those go that the master does not know. A master that is away costs nothing but freshness: the worker goes on with the last map and
 //! origins.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,6 +83,8 @@ pub fn run(
             callers,
             wanted,
             version: 0,
+            map_version: 0,
+            known_reads: KnownReads::default(),
             doubtful,
             untold: VecDeque::new(),
             left_out: false,
@@ -96,7 +99,9 @@ pub fn run(
                         tracing::info!("the master answers again");
                     }
                     reachable = true;
-                    replace(&map, new);
+                    if let Some(new) = new {
+                        replace(&map, new);
+                    }
                 }
                 Err(status) if reachable => {
                     reachable = false;
@@ -149,6 +154,9 @@ struct Heartbeat {
     wanted: watch::Sender<Wanted>,
     /// Version of the origins and snapshots that the master sent last.
     version: u64,
+    /// That of the map that it sent last.
+    map_version: u64,
+    known_reads: KnownReads,
     /// What page caches may hold wrong bytes of, and what of it the master was not told.
     doubtful: Receiver<Arc<Doubtful>>,
     untold: VecDeque<v1::ObjectVersion>,
@@ -177,13 +185,15 @@ impl Heartbeat {
         }
     }
 
-    async fn send(&mut self, leaving: bool) -> Result<ClusterMap, tonic::Status> {
+    /// Gives the cluster map if that is another one than the last.
+    async fn send(&mut self, leaving: bool) -> Result<Option<ClusterMap>, tonic::Status> {
         self.hear_doubts();
         let told = self.untold.len().min(MAX_DOUBTFUL);
+        let reads = self.known_reads.news(self.reads());
         let mut request = tonic::Request::new(v1::HeartbeatRequest {
             worker: Some(worker_to_proto(&self.info)),
             tiers: self.tiers(),
-            reads: self.reads(),
+            reads: reads.clone(),
             leaving,
             inventories: Vec::new(),
             known_version: self.version,
@@ -191,6 +201,8 @@ impl Heartbeat {
             doubtful: self.untold.range(..told).cloned().collect(),
             doubtful_left_out: self.left_out,
             callers: self.callers.to_owned(),
+            known_map: self.map_version,
+            known_reads: self.known_reads.version,
         });
         request.set_timeout(DEADLINE);
         // The deadline is the worker's own, too: a master that is stopped keeps none.
@@ -200,6 +212,7 @@ impl Heartbeat {
         self.untold.drain(..told);
         self.left_out = false;
         let missing = reply.missing.into_iter().filter_map(snapshot_id).collect();
+        self.known_reads.were_told(reads, reply.reads_version);
         if reply.version == 0 || reply.version != self.version {
             self.worker.placements().set(&reply.sources);
             let sources = reply.has_sources;
@@ -213,6 +226,8 @@ impl Heartbeat {
                 missing,
             });
             self.version = reply.version;
+            // Of datasets that it did not know it remembers nothing.
+            self.known_reads = KnownReads::default();
         } else {
             self.worker.origins().confirm();
             self.wanted.send_if_modified(|wanted| {
@@ -220,7 +235,11 @@ impl Heartbeat {
                 !wanted.missing.is_empty()
             });
         }
-        cluster_map(reply.map.unwrap_or_default())
+        let map = new_map(reply.map, reply.map_version, self.map_version);
+        self.map_version = 0; // if it cannot be read, it is asked for again
+        let map = map?;
+        self.map_version = reply.map_version;
+        Ok(map)
     }
 
     fn tiers(&self) -> Vec<v1::TierUsage> {
@@ -256,6 +275,56 @@ impl Heartbeat {
     }
 }
 
+/// The map of a reply; none if it is the one that is known. A master of an earlier version always sends its map, which is empty
+/// where there is none.
+///
+/// # Errors
+/// When it cannot be read, or is not there though it is another one.
+pub fn new_map(
+    map: Option<v1::ClusterMap>,
+    version: u64,
+    known: u64,
+) -> Result<Option<ClusterMap>, tonic::Status> {
+    match map {
+        Some(map) => cluster_map(map).map(Some),
+        None if version == 0 => cluster_map(v1::ClusterMap::default()).map(Some),
+        None if version == known => Ok(None),
+        None => Err(tonic::Status::internal(
+            "the master left a cluster map out that is not known here",
+        )),
+    }
+}
+
+/// The reads that the master knows of.
+#[derive(Debug, Default)]
+struct KnownReads {
+    /// What it remembers them by; 0 if it remembers none.
+    version: u64,
+    told: HashMap<String, v1::DatasetReads>,
+}
+
+impl KnownReads {
+    /// Those that are to be told.
+    fn news(&self, mut reads: Vec<v1::DatasetReads>) -> Vec<v1::DatasetReads> {
+        reads.retain(|reads| self.told.get(&reads.dataset) != Some(reads));
+        reads
+    }
+
+    /// The master has heard of these, and says what it remembers all by now.
+    fn were_told(&mut self, reads: Vec<v1::DatasetReads>, version: u64) {
+        let were_all = self.told.is_empty();
+        if version == 0 || (version != self.version && !were_all) {
+            self.told.clear(); // it has lost the others
+        } else {
+            let named = reads
+                .into_iter()
+                .map(|reads| (reads.dataset.clone(), reads));
+            self.told.extend(named);
+        }
+        self.version = version;
+    }
+}
+
 fn snapshot_id(name: v1::SnapshotName) -> Option<SnapshotId> {
     Some(SnapshotId {
         dataset: name.dataset.parse().ok()?,
@@ -280,5 +349,65 @@ fn worker_to_proto(info: &WorkerInfo) -> v1::WorkerInfo {
         pool: named(info.location.pool.as_ref()),
         machine: named(info.location.machine.as_ref()),
         cordoned_weight: 0, // the master says that
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reads(reads: &[(&str, u64)]) -> Vec<v1::DatasetReads> {
+        let of = |(dataset, hits): &(&str, u64)| v1::DatasetReads {
+            dataset: (*dataset).to_owned(),
+            hits: *hits,
+            ..v1::DatasetReads::default()
+        };
+        reads.iter().map(of).collect()
+    }
+
+    #[test]
+    fn reads_are_told_once_and_all_of_them_to_a_master_that_has_lost_them() {
+        let mut known = KnownReads::default();
+        let all = reads(&[("one", 1), ("two", 2)]);
+        assert_eq!(known.news(all.clone()), all);
+        known.were_told(all.clone(), 7);
+        assert_eq!((known.news(all.clone()), known.version), (Vec::new(), 7));
+        let more = reads(&[("one", 1), ("two", 3)]);
+        let news = known.news(more.clone());
+        assert_eq!(news, reads(&[("two", 3)]));
+        // The answer was lost: they are told again.
+        assert_eq!(known.news(more.clone()), news);
+        known.were_told(news, 7);
+        assert_eq!(known.news(more.clone()), Vec::new());
+        // A master that was started again took what it was told, and lacks the others.
+        known.were_told(Vec::new(), 8);
+        assert_eq!((known.news(more.clone()), known.version), (more.clone(), 8));
+        known.were_told(more.clone(), 8);
+        assert_eq!(known.news(more.clone()), Vec::new());
+        // One of an earlier version remembers nothing.
+        known.were_told(Vec::new(), 0);
+        assert_eq!(known.news(more.clone()), more);
+        known.were_told(more.clone(), 0);
+        assert_eq!(known.news(more.clone()), more);
+    }
+
+    #[test]
+    fn a_map_is_left_out_only_if_it_is_known() {
+        let map = v1::ClusterMap {
+            epoch: 3,
+            ..v1::ClusterMap::default()
+        };
+        let epoch = |map: Option<v1::ClusterMap>, version, known| {
+            let new = new_map(map, version, known).map_err(|status| status.code());
+            new.map(|new| new.map(|map| map.epoch()))
+        };
+        assert_eq!(epoch(Some(map.clone()), 7, 0), Ok(Some(3)));
+        assert_eq!(epoch(Some(map.clone()), 7, 7), Ok(Some(3)));
+        assert_eq!(epoch(None, 7, 7), Ok(None));
+        assert_eq!(epoch(None, 7, 0), Err(Code::Internal));
+        assert_eq!(epoch(None, 8, 7), Err(Code::Internal));
+        // A master of an earlier version.
+        assert_eq!(epoch(Some(map), 0, 0), Ok(Some(3)));
+        assert_eq!(epoch(None, 0, 0), Ok(Some(0)));
     }
 }

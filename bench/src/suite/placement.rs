@@ -1,17 +1,25 @@
-//! Owners of blocks at 1,000 and 10,000 workers: shares, what moves, and the time of a look-up and of a new map.
+//! Owners of blocks at 1,000 and 10,000 workers: shares, what moves, the time of a look-up and of a new map; and what such a
+//! cluster takes of its master (`placement/fleet.rs`).
 
 use std::collections::HashMap;
 use std::hint::black_box;
 
+use prost::Message;
 use rustix::time::{ClockId, clock_gettime};
 use weir_core::{BlockKey, ClusterMap, Hashing, Location, WorkerInfo};
+use weir_proto::v1;
+use weir_worker::service::cluster_map;
 
 use super::{Bench, Measured};
 use crate::table::{Table, Unit};
 use crate::usage::memory;
 
+mod fleet;
+
+use fleet::{Found, Size};
+
 /// Name of the only system in the table.
-const SYSTEM: &str = "Weir, one process";
+const SYSTEM: &str = "Weir";
 /// Weights of the workers, in turn.
 const WEIGHTS: [u64; 3] = [1 << 40, 2 << 40, 4 << 40];
 /// Workers that join or leave; a part of the cluster, so that a sample sees what moves.
@@ -25,6 +33,11 @@ const MOST_MOVED: f64 = 1.1;
 /// Maps that are held at once to see what one takes.
 const MAPS: usize = 40;
 const MIB: f64 = 1_048_576.0;
+/// The blocks of 500 datasets are a billion; so many datasets are measured, and fewer with more workers.
+const DATASET_BLOCKS: u64 = 2_000_000;
+const DATASETS: [(usize, usize); 2] = [(1000, 20), (10_000, 5)];
+/// What a heartbeat may carry when nothing has changed, in bytes.
+const MOST_QUIET: f64 = 1024.0;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let mut table = Table::default();
@@ -32,13 +45,26 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         eprintln!("placement: {workers} workers");
         measure(bench, &mut table, workers, promised)?;
     }
+    for (workers, datasets) in DATASETS {
+        let size = Size {
+            workers: bench.scaled(workers as u64) as usize,
+            datasets,
+            blocks: bench.scaled(DATASET_BLOCKS),
+        };
+        eprintln!("placement: a master with {size:?}");
+        let home = bench.scratch().join(workers.to_string());
+        std::fs::create_dir(&home)?;
+        note(&mut table, size.workers, &fleet::measure(&home, size)?);
+        let _ = std::fs::remove_dir_all(&home);
+    }
     Ok(Measured {
-        title: "Owners of blocks".to_owned(),
-        source: "generated workers of 1, 2 and 4 TiB, and keys".to_owned(),
+        title: "Owners of blocks, and a master of many workers".to_owned(),
+        source: "generated workers of 1, 2 and 4 TiB, keys, and datasets of sparse files".to_owned(),
         runs: bench.runs,
         notes: vec![
             "Times are CPU time of one thread. The difference of shares is the standard deviation over all workers, without the noise of the sample, or the difference of all workers of a weight, if that is larger.".to_owned(),
             "The hash of clusters that were made before, which scores all workers, stands beside.".to_owned(),
+            format!("The master's part: a real master, and workers that are made up, of which each tells that it holds its share of all blocks of each dataset. With 1,000 workers {} datasets of {DATASET_BLOCKS} blocks each, with 10,000 workers {}; 500 of them have a billion blocks.", DATASETS[0].1, DATASETS[1].1),
         ],
         table,
     })
@@ -82,6 +108,9 @@ fn measure(bench: &Bench, table: &mut Table, workers: usize, promised: bool) -> 
         let update = first_look_up(workers)?;
         let what = "first look-up with a new map";
         note(what, Unit::Milliseconds, update, None);
+        let update = update_of_a_client(&map)?;
+        let what = "a client's new map, from the message to the first look-up";
+        note(what, Unit::Milliseconds, update, None);
     }
     let differs = difference(&map, bench.scaled(workers as u64 * 2000));
     let what = "difference of shares from the weights";
@@ -91,6 +120,49 @@ fn measure(bench: &Bench, table: &mut Table, workers: usize, promised: bool) -> 
     let what = format!("bytes moved when {CHANGED} join or leave, of the least possible");
     note(&what, Unit::Ratio, moved, Some(MOST_MOVED));
     Ok(())
+}
+
+fn note(table: &mut Table, workers: usize, found: &Found) {
+    let mut note = |what: &str, unit, value, limit| {
+        let what = format!("{workers} workers: {what}");
+        table.state(SYSTEM, &what, unit, value, limit);
+    };
+    for (what, bytes, most) in [
+        ("first heartbeat", found.first_sent, None),
+        ("its answer, with the map", found.first_answer, None),
+        (
+            "heartbeat when nothing has changed",
+            found.quiet_sent,
+            Some(MOST_QUIET),
+        ),
+        ("its answer", found.quiet_answer, Some(MOST_QUIET)),
+        ("answer after a worker came", found.joined_answer, None),
+        (
+            "heartbeat with the reads of 500 datasets",
+            found.all_reads_sent,
+            None,
+        ),
+        (
+            "the next, when one of them was read",
+            found.one_read_sent,
+            Some(MOST_QUIET),
+        ),
+        ("answer of `where`", found.located, None),
+    ] {
+        note(what, Unit::Bytes, bytes as f64, most);
+    }
+    let what = "CPU of the master for a heartbeat when nothing has changed";
+    note(what, Unit::Microseconds, found.heartbeat, None);
+    let what = "memory of the master for each dataset";
+    note(what, Unit::Mebibytes, found.per_dataset / MIB, None);
+    let what = "the same for each of its blocks";
+    note(what, Unit::Bytes, found.per_block, None);
+    let what = "`where`, counted anew";
+    note(what, Unit::Milliseconds, found.first_question, None);
+    let what = "`where`, asked again within a second";
+    note(what, Unit::Microseconds, found.question, None);
+    let what = "CPU of the master for that";
+    note(what, Unit::Microseconds, found.question_cpu, None);
 }
 
 fn cluster(hashing: Hashing, workers: usize) -> anyhow::Result<ClusterMap> {
@@ -142,6 +214,29 @@ fn look_up(map: &ClusterMap, owners: usize, lookups: u64) -> f64 {
 fn first_look_up(workers: usize) -> anyhow::Result<f64> {
     let map = cluster(Hashing::Seats, workers)?;
     let start = cpu_seconds();
+    black_box(map.owner(&key(0)));
+    Ok((cpu_seconds() - start) * 1e3)
+}
+
+/// Time that a client takes for a map that has come as a message, to its first look-up, in ms.
+fn update_of_a_client(map: &ClusterMap) -> anyhow::Result<f64> {
+    let worker = |worker: &WorkerInfo| v1::WorkerInfo {
+        id: worker.id.to_string(),
+        data_address: worker.data_address.clone(),
+        control_address: worker.control_address.clone(),
+        node: worker.node.to_string(),
+        local_socket: worker.local_socket.clone(),
+        weight: worker.weight,
+        ..v1::WorkerInfo::default()
+    };
+    let message = v1::ClusterMap {
+        epoch: map.epoch(),
+        workers: map.workers().iter().map(worker).collect(),
+        hashing: map.hashing().number(),
+    };
+    let message = message.encode_to_vec();
+    let start = cpu_seconds();
+    let map = cluster_map(v1::ClusterMap::decode(&message[..])?)?;
     black_box(map.owner(&key(0)));
     Ok((cpu_seconds() - start) * 1e3)
 }

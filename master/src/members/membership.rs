@@ -4,13 +4,16 @@
 //! begins with the workers that it knew: each has the usual time to send its next heartbeat. The same holds for a master
 //! that was stopped for a while, to which nobody could report meanwhile.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hasher};
 use std::time::{Duration, Instant};
 
+use prost::Message;
 use weir_core::{Hashing, WorkerId, placement::MAX_WORKERS};
 use weir_proto::v1;
 
 use crate::error::MasterError;
+use crate::records::now_ns;
 
 /// A worker that has sent no heartbeat for this long is taken out of the map: five heartbeats.
 pub(crate) const EXPIRY: Duration = Duration::from_secs(10);
@@ -24,6 +27,8 @@ pub(crate) struct Member {
     pub(crate) info: v1::WorkerInfo,
     pub(crate) tiers: Vec<v1::TierUsage>,
     pub(crate) reads: Vec<v1::DatasetReads>,
+    /// What `reads` were added to, as the worker says; then what they are remembered by.
+    pub(crate) reads_version: u64,
     pub(crate) waiting_reads: u64,
     /// How its callers are known, in its own words; empty if it did not say.
     pub(crate) callers: String,
@@ -32,8 +37,11 @@ pub(crate) struct Member {
 
 #[derive(Debug)]
 pub(crate) struct Membership {
-    /// The map as it is stored.
+    /// The map as it is stored, and what tells it from any other.
     map: v1::ClusterMap,
+    map_version: u64,
+    /// The next number by which a member's reads are remembered. No other master begins with the same.
+    next_reads: u64,
     /// Each member, and since when it is silent.
     members: BTreeMap<WorkerId, (Member, Instant)>,
     /// When the master looked last.
@@ -52,13 +60,15 @@ impl Membership {
     }
 
     /// The members of a stored map.
-    pub(crate) fn restored(map: v1::ClusterMap, now: Instant) -> Self {
+    pub(crate) fn restored(mut map: v1::ClusterMap, now: Instant) -> Self {
+        map.workers.sort_by(|a, b| a.id.cmp(&b.id));
         let members = map.workers.iter().filter_map(|info| {
             let id = info.id.parse().ok()?;
             let member = Member {
                 info: info.clone(),
                 tiers: Vec::new(),
                 reads: Vec::new(),
+                reads_version: 0,
                 waiting_reads: 0,
                 callers: String::new(),
                 last_seen: now,
@@ -67,7 +77,9 @@ impl Membership {
         });
         Self {
             members: members.collect(),
+            map_version: version_of(&map),
             map,
+            next_reads: now_ns().unsigned_abs().max(1),
             looked: now,
             cordoned: BTreeMap::new(),
         }
@@ -129,7 +141,13 @@ impl Membership {
         beat: Member,
         leaving: bool,
     ) -> Result<Vec<WorkerId>, MasterError> {
-        let mut gone = self.expire(beat.last_seen);
+        // To look at all members with each heartbeat of each would take longer than all else of it.
+        let looked = beat.last_seen.saturating_duration_since(self.looked);
+        let mut gone = if looked < LOOK_INTERVAL {
+            Vec::new()
+        } else {
+            self.expire(beat.last_seen)
+        };
         if leaving {
             gone.extend(self.members.remove(id).map(|_| id.clone()));
             return Ok(gone);
@@ -142,6 +160,17 @@ impl Membership {
         let mut beat = beat;
         beat.info.cordoned_weight = 0; // it is not the worker's to say
         weigh(&mut beat.info, self.cordoned.contains_key(id));
+        let known = self.members.get_mut(id).map(|(known, _)| known);
+        match known.filter(|known| known.reads_version == beat.reads_version) {
+            Some(known) if beat.reads_version != 0 => {
+                let before = std::mem::take(&mut known.reads);
+                beat.reads = together(before, std::mem::take(&mut beat.reads));
+            }
+            _ => {
+                beat.reads_version = self.next_reads;
+                self.next_reads = self.next_reads.wrapping_add(1).max(1);
+            }
+        }
         let seen = beat.last_seen;
         self.members.insert(id.clone(), (beat, seen));
         Ok(gone)
@@ -184,7 +213,20 @@ impl Membership {
 
     /// Takes a map that is stored now.
     pub(crate) fn publish(&mut self, map: v1::ClusterMap) {
+        self.map_version = version_of(&map);
         self.map = map;
+    }
+
+    /// What tells the stored map from any other; never 0.
+    pub(crate) fn map_version(&self) -> u64 {
+        self.map_version
+    }
+
+    /// What the reads of a member are remembered by; 0 if it is none.
+    pub(crate) fn reads_version(&self, id: &WorkerId) -> u64 {
+        self.members
+            .get(id)
+            .map_or(0, |(member, _)| member.reads_version)
     }
 
     /// The stored map.
@@ -194,9 +236,14 @@ impl Membership {
 
     /// Whether a worker is in the stored map as it is.
     pub(crate) fn is_published(&self, id: &WorkerId) -> bool {
-        let stored = self.map.workers.iter();
-        let mut stored = stored.filter(|info| info.id == id.as_str());
-        stored.next() == self.members.get(id).map(|(member, _)| &member.info)
+        self.stored(id) == self.members.get(id).map(|(member, _)| &member.info)
+    }
+
+    /// A worker as it is in the stored map, which is in order.
+    fn stored(&self, id: &WorkerId) -> Option<&v1::WorkerInfo> {
+        let workers = &self.map.workers;
+        let found = workers.binary_search_by(|info| info.id.as_str().cmp(id.as_str()));
+        found.ok().map(|place| &workers[place])
     }
 
     pub(crate) fn contains(&self, id: &WorkerId) -> bool {
@@ -205,9 +252,8 @@ impl Membership {
 
     /// A member, if it is in the stored map.
     pub(crate) fn published_as(&self, id: &WorkerId) -> Option<Member> {
-        let mut stored = self.map.workers.iter();
-        let is_stored = stored.any(|info| info.id == id.as_str());
-        let (member, _) = self.members.get(id).filter(|_| is_stored)?;
+        self.stored(id)?;
+        let (member, _) = self.members.get(id)?;
         Some(member.clone())
     }
 
@@ -225,6 +271,21 @@ impl Membership {
         let published = members.filter(|(id, _)| stored.contains(id.as_str()));
         published.map(|(_, (member, _))| member.clone()).collect()
     }
+}
+
+/// Tells a map from all others: by what it says, since a master that has lost its directory counts epochs anew.
+fn version_of(map: &v1::ClusterMap) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&map.encode_to_vec());
+    hasher.finish().max(1)
+}
+
+/// The reads of a worker, of which some have become more.
+fn together(before: Vec<v1::DatasetReads>, new: Vec<v1::DatasetReads>) -> Vec<v1::DatasetReads> {
+    let named = |reads: v1::DatasetReads| (reads.dataset.clone(), reads);
+    let mut all: HashMap<_, _> = before.into_iter().map(named).collect();
+    all.extend(new.into_iter().map(named));
+    all.into_values().collect()
 }
 
 /// Gives a worker the weight that it has in the map.
@@ -253,6 +314,7 @@ mod tests {
             },
             tiers: Vec::new(),
             reads: Vec::new(),
+            reads_version: 0,
             waiting_reads: 0,
             callers: String::new(),
             last_seen,
@@ -285,6 +347,68 @@ mod tests {
         assert_eq!(beat("x:2", true), (3, vec![id("a")]));
         assert_eq!(beat("x:2", true), (3, vec![]));
         assert_eq!(members.map().workers, []);
+    }
+
+    #[test]
+    fn a_map_is_told_from_any_other_by_what_it_says() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        let mut seen = HashSet::from([0, members.map_version()]);
+        for (name, address) in [("a", "x:1"), ("b", "x:2"), ("a", "x:3")] {
+            let beat = member(name, address, start);
+            members.beat(&id(name), beat, false).unwrap();
+            stored(&mut members);
+            assert!(seen.insert(members.map_version()), "{name} {address}");
+        }
+        // The same map after a restart, and one of the same epoch with other workers.
+        let again = Membership::restored(members.map().clone(), start);
+        assert_eq!(again.map_version(), members.map_version());
+        let mut other = members.map().clone();
+        other.workers[0].data_address.push('0');
+        let other = Membership::restored(other, start);
+        assert_eq!(other.map().epoch, members.map().epoch);
+        assert_ne!(other.map_version(), members.map_version());
+    }
+
+    #[test]
+    fn reads_are_added_to_those_that_are_remembered_and_to_no_others() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        let mut beat = |reads: &[(&str, u64)], known| {
+            let mut beat = member("a", "x", start);
+            beat.reads_version = known;
+            let reads = reads.iter().map(|(dataset, hits)| v1::DatasetReads {
+                dataset: (*dataset).to_owned(),
+                hits: *hits,
+                ..v1::DatasetReads::default()
+            });
+            beat.reads = reads.collect();
+            members.beat(&id("a"), beat, false).unwrap();
+            let (member, _) = &members.members[&id("a")];
+            let reads = member.reads.iter();
+            let reads = reads.map(|reads| (reads.dataset.clone(), reads.hits));
+            let mut reads: Vec<_> = reads.collect();
+            reads.sort();
+            (reads, members.reads_version(&id("a")))
+        };
+        let reads = |reads: &[(&str, u64)]| -> Vec<(String, u64)> {
+            let owned = |(name, hits): &(&str, u64)| ((*name).to_owned(), *hits);
+            reads.iter().map(owned).collect()
+        };
+        let (_, first) = beat(&[("one", 1), ("two", 2)], 0);
+        assert_ne!(first, 0);
+        assert_eq!(
+            beat(&[("two", 3)], first),
+            (reads(&[("one", 1), ("two", 3)]), first)
+        );
+        assert_eq!(beat(&[], first), (reads(&[("one", 1), ("two", 3)]), first));
+        // It has started again, or another master answered it meanwhile.
+        for other in [0, first + 7] {
+            let (known, version) = beat(&[("one", 9)], other);
+            assert_eq!(known, reads(&[("one", 9)]));
+            assert!(version != first && version != other);
+        }
+        assert_eq!(members.reads_version(&id("b")), 0);
     }
 
     #[test]
