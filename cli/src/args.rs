@@ -440,6 +440,14 @@ pub(crate) struct WorkerArgs {
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
+    /// Most bytes of copies of other workers' blocks, for files that many read at once; 0 makes none [default: an eighth of the
+    /// cache]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) copies: Option<ByteSize>,
+    /// Most bytes that this worker sends to other machines in a second; all who read get the same part of it [default: no
+    /// limit]
+    #[arg(long, value_name = "BYTES", value_parser = egress)]
+    pub(crate) egress_limit: Option<ByteSize>,
     /// Name of this worker; placement depends on it, so it must stay the same over restarts [default: the
     /// certificate's, or the node's]
     #[arg(long)]
@@ -533,12 +541,25 @@ pub(crate) struct DrainArgs {
     pub(crate) master: MasterRef,
 }
 
+/// Least that a worker may be allowed to send in a second: a block in four seconds.
+const LEAST_EGRESS: ByteSize = ByteSize(1 << 20);
+
 fn rate(text: &str) -> Result<ByteSize, String> {
     let rate: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
     if rate.0 == 0 {
         return Err("nothing would be taken over; give more, as in 64MiB".to_owned());
     }
     Ok(rate)
+}
+
+fn egress(text: &str) -> Result<ByteSize, String> {
+    let limit: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    if limit < LEAST_EGRESS {
+        return Err(format!(
+            "readers would take the worker for dead: give at least {LEAST_EGRESS}"
+        ));
+    }
+    Ok(limit)
 }
 
 /// What protects the block stream.

@@ -30,9 +30,11 @@ use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
 use crate::silence::{SILENCE, Suspects};
 
 mod race;
+mod spread;
 mod together;
 
 use race::{Place, Wanted};
+use spread::{INSIST, Spreading};
 
 /// Workers that are asked for a block before the client reads the origin.
 const MAX_OWNERS: usize = 2;
@@ -71,6 +73,7 @@ pub struct ClusterReader {
     view: Mutex<Arc<View>>,
     suspects: Arc<Suspects>,
     budget: RaceBudget,
+    spreading: Spreading,
     origins: Origins,
     /// A worker decides how often bytes come damaged.
     damage_lines: LogLimit,
@@ -137,6 +140,7 @@ impl ClusterReader {
             suspects: Suspects::new(config.map.clone(), remote.clone()),
             remote,
             budget: RaceBudget::default(),
+            spreading: Spreading::new(random()),
             damage_lines: LogLimit::default(),
             origins: Origins::new(None, config.fetch.clone(), config.sources.clone()),
             config,
@@ -179,6 +183,7 @@ impl ClusterReader {
         self.budget.earn();
         let wanted = Wanted {
             block,
+            view: &view,
             request: request(&view, dataset, block, &range),
             owners: self.owners(&view, block, MAX_OWNERS),
             range,
@@ -269,8 +274,60 @@ impl ClusterReader {
         activity: &Activity,
     ) -> Result<(Bytes, ReadSource), Refusal> {
         let near = is_beside(worker, &self.config.node);
+        let mut request = wanted.request.clone();
+        if !near {
+            request.reader = self.spreading.reader();
+            request.copies = self.spreading.copies(wanted.block);
+            if let Some(copied) = self.ask_further(worker, wanted, &request, activity).await {
+                return Ok(copied);
+            }
+        }
+        let (mut reply, mut bytes) = self
+            .ask_owner(worker, near, wanted, &request, activity)
+            .await?;
+        if !near {
+            self.spreading.note(wanted.block, reply.copies);
+        }
+        if reply.status() == BlockStatus::Spread {
+            // Others are to have it, which it knows how many there are of.
+            request.copies = reply.copies;
+            if let Some(copied) = self.ask_further(worker, wanted, &request, activity).await {
+                return Ok(copied);
+            }
+            request.copies = INSIST;
+            (reply, bytes) = self
+                .ask_owner(worker, near, wanted, &request, activity)
+                .await?;
+        }
+        Ok((bytes, self.judge(worker, near, reply)?))
+    }
+
+    /// Asks the further worker that this reader is to go to instead of `owner`, if there is one. Meanwhile the owner's silence means
+    /// nothing.
+    async fn ask_further(
+        &self,
+        owner: &WorkerInfo,
+        wanted: &Wanted<'_>,
+        request: &BlockRequest,
+        activity: &Activity,
+    ) -> Option<(Bytes, ReadSource)> {
+        let copy = self.copy_of(wanted.view, wanted.block, owner, request.copies)?;
+        activity.pause();
+        let copied = self.ask_for_copy(copy, request, wanted.block.key()).await;
+        activity.resume();
+        copied
+    }
+
+    async fn ask_owner(
+        &self,
+        worker: &WorkerInfo,
+        near: bool,
+        wanted: &Wanted<'_>,
+        request: &BlockRequest,
+        activity: &Activity,
+    ) -> Result<(BlockReply, Bytes), Refusal> {
         let answer = async {
-            let mut request = wanted.request.clone();
+            let mut request = request.clone();
             if near {
                 let (socket, key) = (&worker.local_socket, wanted.block.key());
                 let local = self.local.request(socket, key, request.clone(), activity);
@@ -288,8 +345,7 @@ impl ClusterReader {
             }
             answer.map(|(answer, bytes)| (answer.reply, bytes))
         };
-        let (reply, bytes) = self.while_in_the_map(worker, answer).await?;
-        Ok((bytes, self.judge(worker, near, reply)?))
+        self.while_in_the_map(worker, answer).await
     }
 
     /// Counts an answer that was damaged; the next request has the worker look at what it holds.
@@ -386,6 +442,7 @@ impl ClusterReader {
             | BlockStatus::Filling
             | BlockStatus::Queued
             | BlockStatus::NotHeld
+            | BlockStatus::Spread
             | BlockStatus::UnknownKey => Err(Refusal::Next("protocol", reply.message)),
         }
     }
@@ -429,6 +486,12 @@ impl ClusterReader {
         }
         Ok(bytes)
     }
+}
+
+/// A number that no other reader has.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
 }
 
 fn request(view: &View, dataset: &str, block: &Block, range: &Range<u32>) -> BlockRequest {

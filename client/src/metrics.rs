@@ -28,6 +28,23 @@ pub(crate) struct ReasonLabel {
     pub(crate) reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ResultLabel {
+    pub(crate) result: &'static str,
+}
+
+/// What becomes of reads of copies beside the owners'.
+const COPY_RESULTS: [&str; 8] = [
+    "ok",
+    "not_held",
+    "damaged",
+    "unreachable",
+    "silent",
+    "late",
+    "left",
+    "too_old",
+];
+
 /// Every reason why a read goes on to another worker or the origin.
 const FAILOVER_REASONS: [&str; 9] = [
     "unreachable",
@@ -87,6 +104,7 @@ pub struct ClientMetrics {
     read_bytes: Family<SourceLabels, Counter>,
     stale: Family<DatasetLabel, Counter>,
     pub(crate) failovers: Family<ReasonLabel, Counter>,
+    pub(crate) copy_reads: Family<ResultLabel, Counter>,
     pub(crate) damaged: Counter,
     pub(crate) prefetched_bytes: Counter,
     pub(crate) prefetch_used_bytes: Counter,
@@ -102,6 +120,7 @@ impl ClientMetrics {
             read_bytes: Family::default(),
             stale: Family::default(),
             failovers: Family::default(),
+            copy_reads: Family::default(),
             damaged: Counter::default(),
             prefetched_bytes: Counter::default(),
             prefetch_used_bytes: Counter::default(),
@@ -113,6 +132,10 @@ impl ClientMetrics {
                 .failovers
                 .get_or_create(&ReasonLabel { reason })
                 .inc_by(0);
+        }
+        for result in COPY_RESULTS {
+            let label = ResultLabel { result };
+            metrics.copy_reads.get_or_create(&label).inc_by(0);
         }
         let r = registry.sub_registry_with_prefix("weir_client");
         r.register(
@@ -135,6 +158,11 @@ impl ClientMetrics {
             "failovers",
             "Block reads that went on to another worker or to the origin, by reason",
             metrics.failovers.clone(),
+        );
+        r.register(
+            "copy_reads",
+            "Block reads for which another worker than the owner was asked since many read the same, by result",
+            metrics.copy_reads.clone(),
         );
         r.register(
             "damaged_answers",

@@ -16,6 +16,7 @@ mod system {
     pub(crate) mod faults;
     pub(crate) mod fstab;
     pub(crate) mod growing;
+    pub(crate) mod hot;
     pub(crate) mod jobs;
     pub(crate) mod keys;
     pub(crate) mod limits;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         ("placement", system::placement::CASES),
         ("jobs", system::jobs::CASES),
         ("growing", system::growing::CASES),
+        ("hot", system::hot::CASES),
         ("draining", system::draining::CASES),
         ("silence", system::silence::CASES),
         ("status", system::status::CASES),

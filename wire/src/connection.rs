@@ -23,7 +23,7 @@ use crate::checksums::have_checksums;
 use crate::link::{Frame, FrameError, Incoming, Link};
 use crate::opening::OpeningError;
 use crate::socket::Socket;
-use crate::version::{HELD_ONLY_VERSION, STREAM_VERSION};
+use crate::version::{COPY_VERSION, HELD_ONLY_VERSION, STREAM_VERSION};
 
 /// Longest wait for a connection. The kernel asks again after one second for one of which the first packet was lost; nobody
 /// waits for that alone, since the worker is silent meanwhile.
@@ -329,7 +329,8 @@ impl<S: Socket> Connection<S> {
         let (outgoing, incoming) = self.link.split();
         let mut incoming = incoming.noted_in(activity);
         let question = Frame::new(request, Vec::new());
-        if request.held_only && self.version.is_none_or(|known| known < HELD_ONLY_VERSION) {
+        let least = least_version(request);
+        if least > 0 && self.version.is_none_or(|known| known < least) {
             // Not before the worker has said that it heeds it.
             if !self.greeted {
                 outgoing.send(&[hello()]).await?;
@@ -337,7 +338,7 @@ impl<S: Socket> Connection<S> {
                 self.greeted = true;
             }
             let version = greeted(&mut self.version, &mut incoming, activity).await?;
-            if version < HELD_ONLY_VERSION {
+            if version < least {
                 return Err(ConnectionError::TooOld);
             }
             outgoing.send(&[question]).await?;
@@ -387,6 +388,17 @@ impl<S: Socket> Connection<S> {
         // Side by side: a worker answers before it has read everything, and neither side may wait for the other's buffer.
         let ((), answers) = tokio::try_join!(send, receive)?;
         Ok(answers)
+    }
+}
+
+/// The version that a worker must speak to be asked this: an older one would go to the origin.
+fn least_version(request: &BlockRequest) -> u32 {
+    if request.copy_place > 0 {
+        COPY_VERSION
+    } else if request.held_only {
+        HELD_ONLY_VERSION
+    } else {
+        0
     }
 }
 

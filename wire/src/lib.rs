@@ -19,6 +19,7 @@ mod connection;
 mod far;
 mod link;
 mod opening;
+mod pacer;
 mod socket;
 mod tls;
 mod version;
@@ -34,6 +35,7 @@ pub use opening::{
     Ends, KEY_ID_LENGTH, KEY_LENGTH, Known, OPENING_DEADLINE, OPENING_VERSION, OpeningError,
     StreamKey, admit, new_key, open, turn_away,
 };
+pub use pacer::Pacer;
 pub use socket::{Socket, keep_alive};
 pub use tls::{Remote, TlsSocket};
 pub use version::STREAM_VERSION;

@@ -14,12 +14,13 @@ use tokio::io::Interest;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::activity::Activity;
-use super::socket::{MAX_DESCRIPTORS, Socket, read_some, write_all};
+use super::pacer::Pacer;
+use super::socket::{MAX_DESCRIPTORS, Paced, Socket, Stalled, read_some, write_all};
 
 /// Longest header, in bytes: a key of 1,024 bytes and its version fit many times.
 const MAX_HEADER: usize = 64 << 10;
-/// Longest time that a peer may take for a frame's header once it has begun, or to take in frames that are sent
-/// together.
+/// Longest time that a peer may take for a frame's header once it has begun; or that the sender of frames that are sent
+/// together may wait for it to take them in.
 const FRAME_DEADLINE: Duration = Duration::from_secs(30);
 /// Longest pause between two pieces of a frame's bytes.
 const PROGRESS_DEADLINE: Duration = Duration::from_secs(10);
@@ -82,7 +83,11 @@ pub struct Link<S> {
 }
 
 /// The sending end of a connection.
-pub struct Outgoing<'a, S>(&'a S);
+pub struct Outgoing<'a, S> {
+    socket: &'a S,
+    pacer: Option<&'a Pacer>,
+    stalled: Stalled,
+}
 
 /// The receiving end of a connection.
 pub struct Incoming<'a, S> {
@@ -127,28 +132,49 @@ impl<S: Socket> Link<S> {
             activity: None,
             longest: MAX_HEADER,
         };
-        (Outgoing(&self.socket), incoming)
+        let outgoing = Outgoing {
+            socket: &self.socket,
+            pacer: None,
+            stalled: Stalled::default(),
+        };
+        (outgoing, incoming)
     }
 }
 
-impl<S: Socket> Outgoing<'_, S> {
+impl<'a, S: Socket> Outgoing<'a, S> {
+    /// The same end, whose frames with bytes take turns with those of others.
+    pub fn paced(self, pacer: Option<&'a Pacer>) -> Self {
+        Self { pacer, ..self }
+    }
+
+    /// For how long the peer has not taken what is being sent.
+    pub fn stalled(&self) -> Duration {
+        self.stalled.time()
+    }
+
     /// Sends frames with as few writes as the system allows.
     pub async fn send(&self, frames: &[Frame]) -> io::Result<()> {
-        let send = async {
-            for group in frames.chunks(MAX_DESCRIPTORS) {
-                let descriptors = group.iter().filter_map(|frame| frame.descriptor.as_ref());
-                let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
-                let pieces = group.iter().flat_map(|frame| {
-                    let payload = frame.payload.iter().map(|piece| IoSlice::new(piece));
-                    std::iter::once(IoSlice::new(&frame.header)).chain(payload)
-                });
-                let mut pieces: Vec<_> = pieces.filter(|piece| !piece.is_empty()).collect();
-                write_all(self.0, &mut pieces, &descriptors).await?;
-            }
-            Ok(())
-        };
-        let sent = timeout(FRAME_DEADLINE, send).await;
-        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        self.send_in_turns(frames, 1).await
+    }
+
+    /// As [`Self::send`], so many times as fast as others where all are paced.
+    pub async fn send_in_turns(&self, frames: &[Frame], turns: usize) -> io::Result<()> {
+        self.stalled.begin();
+        for group in frames.chunks(MAX_DESCRIPTORS) {
+            let descriptors = group.iter().filter_map(|frame| frame.descriptor.as_ref());
+            let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
+            let pieces = group.iter().flat_map(|frame| {
+                let payload = frame.payload.iter().map(|piece| IoSlice::new(piece));
+                std::iter::once(IoSlice::new(&frame.header)).chain(payload)
+            });
+            let mut pieces: Vec<_> = pieces.filter(|piece| !piece.is_empty()).collect();
+            let has_bytes = group.iter().any(|frame| !frame.payload.is_empty());
+            let pacer = self.pacer.filter(|_| has_bytes);
+            let paced = pacer.map(|pacer| Paced { pacer, turns });
+            let stalled = (&self.stalled, FRAME_DEADLINE);
+            write_all(self.socket, &mut pieces, &descriptors, paced, stalled).await?;
+        }
+        Ok(())
     }
 }
 

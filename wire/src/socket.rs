@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BufMut;
@@ -14,6 +15,9 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout};
+
+use crate::pacer::Pacer;
 
 /// Descriptors that go with one message, at most.
 pub(super) const MAX_DESCRIPTORS: usize = 64;
@@ -23,6 +27,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// How often it is noted that a peer still takes nothing.
+const STALL_PART: Duration = Duration::from_millis(100);
 /// Pieces of one write, at most: the kernel's limit.
 const MAX_PIECES: usize = 1024;
 
@@ -140,21 +146,63 @@ fn receive(
     Ok(received.bytes)
 }
 
-/// Writes everything; the descriptors go with the first byte.
+/// How long a peer has not taken what is sent to it, all waits together.
+#[derive(Debug, Default)]
+pub(super) struct Stalled(AtomicU64);
+
+impl Stalled {
+    /// Nothing was sent yet.
+    pub(super) fn begin(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn time(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
+    }
+
+    fn add(&self, time: Duration) {
+        self.0.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Whose turns a write waits for, and how many of them it takes at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Paced<'a> {
+    pub(super) pacer: &'a Pacer,
+    pub(super) turns: usize,
+}
+
+/// Writes everything; the descriptors go with the first byte. What is paced goes a turn at a time. Fails when the peer has taken
+/// nothing for `deadline`, all waits together.
 pub(super) async fn write_all<S: Socket>(
     socket: &S,
     mut pieces: &mut [IoSlice<'_>],
     mut descriptors: &[BorrowedFd<'_>],
+    paced: Option<Paced<'_>>,
+    (stalled, deadline): (&Stalled, Duration),
 ) -> io::Result<()> {
+    let mut turn = 0;
     while !pieces.is_empty() {
         let some = &pieces[..pieces.len().min(MAX_PIECES)];
-        match socket.try_send(some, descriptors) {
+        let sent = match paced {
+            None => socket.try_send(some, descriptors),
+            Some(Paced { pacer, turns }) => {
+                if turn == 0 {
+                    let left = some.iter().map(|piece| piece.len()).sum();
+                    turn = (pacer.turn_bytes() * turns).min(left);
+                    pacer.turn(turn).await;
+                }
+                socket.try_send(&first_bytes(some, turn), descriptors)
+            }
+        };
+        match sent {
             Ok(written) => {
                 IoSlice::advance_slices(&mut pieces, written);
+                turn = turn.saturating_sub(written);
                 descriptors = &[];
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.ready(Interest::WRITABLE).await?;
+                writable(socket, stalled, deadline).await?;
             }
             Err(error) => return Err(error),
         }
@@ -162,11 +210,40 @@ pub(super) async fn write_all<S: Socket>(
     loop {
         match socket.try_flush() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.ready(Interest::WRITABLE).await?;
+                writable(socket, stalled, deadline).await?;
             }
             outcome => return outcome,
         }
     }
+}
+
+/// Waits until the peer takes more.
+async fn writable<S: Socket>(socket: &S, stalled: &Stalled, deadline: Duration) -> io::Result<()> {
+    let mut ready = std::pin::pin!(socket.ready(Interest::WRITABLE));
+    while stalled.time() < deadline {
+        let since = Instant::now();
+        // In parts, so that others see that it waits.
+        let waited = timeout(STALL_PART, &mut ready).await;
+        stalled.add(since.elapsed());
+        if let Ok(ready) = waited {
+            return ready;
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// So many bytes of these.
+fn first_bytes<'a>(pieces: &'a [IoSlice<'_>], mut bytes: usize) -> Vec<IoSlice<'a>> {
+    let mut first = Vec::new();
+    for piece in pieces {
+        if bytes == 0 {
+            break;
+        }
+        let part = &piece[..piece.len().min(bytes)];
+        bytes -= part.len();
+        first.push(IoSlice::new(part));
+    }
+    first
 }
 
 /// Waits for bytes and reads them; 0 at the end of the stream. Descriptors that come along are added to

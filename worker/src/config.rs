@@ -12,6 +12,8 @@ pub const FILL_BUDGET: ByteSize = ByteSize(8 * BLOCK_SIZE);
 pub const LEAST_FILL_BUDGET: ByteSize = ByteSize(2 * BLOCK_SIZE);
 /// The part of the budget that blocks may take which nobody waits for yet: five eighths.
 const PREFETCH_SHARE: (u64, u64) = (5, 8);
+/// The part of the cache that copies of other workers' blocks may take.
+const COPIES_SHARE: u64 = 8;
 
 /// One SSD directory and the most bytes that it takes.
 #[derive(Clone, Debug)]
@@ -37,6 +39,10 @@ pub struct WorkerConfig {
     pub ssd: Vec<SsdConfig>,
     /// Most bytes of blocks on their way from an origin or to a device.
     pub fill_budget: ByteSize,
+    /// Most bytes of copies of other workers' blocks, which many want at once; an eighth of the cache without.
+    pub copies: Option<ByteSize>,
+    /// Most bytes that are sent to other machines in a second; any number without.
+    pub egress_limit: Option<ByteSize>,
     /// Where the list of origins is kept over a restart.
     pub origins_file: Option<PathBuf>,
     /// How origins are read.
@@ -50,6 +56,18 @@ impl WorkerConfig {
     pub(crate) fn scratch_dir(&self) -> Option<PathBuf> {
         let ssd = self.ssd.first().map(|ssd| ssd.dir.clone());
         ssd.or_else(|| Some(self.origins_file.as_ref()?.parent()?.to_owned()))
+    }
+
+    /// Bytes of cache in all tiers.
+    pub(crate) fn capacity(&self) -> u64 {
+        let ssd: u64 = self.ssd.iter().map(|device| device.capacity.0).sum();
+        if ssd > 0 { ssd } else { self.memory.0 }
+    }
+
+    /// Most bytes of copies of other workers' blocks.
+    pub(crate) fn copies(&self) -> u64 {
+        let share = self.capacity() / COPIES_SHARE;
+        self.copies.map_or(share, |copies| copies.0)
     }
 
     /// Bytes of the fill budget.

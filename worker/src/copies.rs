@@ -225,6 +225,35 @@ impl Copies {
         self.ask(turn, holder, &request).await
     }
 
+    /// This worker's name.
+    pub(crate) fn own(&self) -> &WorkerId {
+        &self.own
+    }
+
+    /// A block of which copies are made, from the worker at `place` of its tree, which may ask those on its own way down.
+    pub(crate) async fn ask_for_copy(
+        self: &Arc<Self>,
+        worker: &WorkerInfo,
+        dataset: &str,
+        block: &Block,
+        place: u32,
+        way: &[WorkerId],
+        deadline: Duration,
+    ) -> Answer {
+        if self.is_avoided(&worker.id) {
+            return Answer::Failed;
+        }
+        let request = BlockRequest {
+            held_only: false,
+            for_copy: true,
+            copy_place: place,
+            copy_from: way.iter().map(ToString::to_string).collect(),
+            ..request(self.map.borrow().epoch(), dataset, block)
+        };
+        self.ask_in_background(worker, &request, deadline, None)
+            .await
+    }
+
     /// Waits for a turn to ask. Turns are given for as long as this lives.
     pub(crate) async fn turn(&self) -> Option<Turn> {
         let place = self.turns.clone().acquire_owned().await.ok()?;
@@ -268,11 +297,21 @@ impl Copies {
         worker: &WorkerInfo,
         request: &BlockRequest,
     ) -> Answer {
+        self.ask_in_background(worker, request, DEADLINE, Some(turn.clone()))
+            .await
+    }
+
+    async fn ask_in_background(
+        self: &Arc<Self>,
+        worker: &WorkerInfo,
+        request: &BlockRequest,
+        deadline: Duration,
+        turn: Option<Turn>,
+    ) -> Answer {
         let (copies, worker, request) = (self.clone(), worker.clone(), request.clone());
-        let turn = turn.clone();
         // It ends by itself, also if nobody waits for it any more.
         let asking = async move {
-            let answer = copies.ask_in_time(&worker, &request).await;
+            let answer = copies.ask_in_time(&worker, &request, deadline).await;
             drop(turn);
             answer
         };
@@ -283,12 +322,17 @@ impl Copies {
         answer
     }
 
-    async fn ask_in_time(&self, worker: &WorkerInfo, request: &BlockRequest) -> Answer {
+    async fn ask_in_time(
+        &self,
+        worker: &WorkerInfo,
+        request: &BlockRequest,
+        deadline: Duration,
+    ) -> Answer {
         let activity = Activity::default();
         let asked = self.connections.request(worker, request, &activity);
         let answered = tokio::select! {
             biased;
-            answered = timeout(DEADLINE, asked) => answered.map_err(|_| "late"),
+            answered = timeout(deadline, asked) => answered.map_err(|_| "late"),
             () = activity.silent_for(SILENCE) => Err("silent"),
         };
         let (result, answer) = match answered {

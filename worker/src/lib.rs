@@ -6,6 +6,7 @@
 
 mod config;
 mod copies;
+mod demand;
 mod fills;
 mod read_source;
 mod recent;

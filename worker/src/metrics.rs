@@ -56,7 +56,7 @@ pub struct TierLabels {
 pub struct EvictionLabels {
     /// `memory` or `ssd`.
     pub tier: &'static str,
-    /// Why: `idle`, `damaged`, `unreadable`, `lost_file`, `mismatch`, `not_owned` or `request`.
+    /// Why: `idle`, `damaged`, `unreadable`, `lost_file`, `mismatch`, `not_owned`, `copy` or `request`.
     pub reason: &'static str,
 }
 
@@ -148,6 +148,7 @@ pub struct WorkerMetrics {
     pub(crate) copies: Family<ResultLabel, Counter>,
     pub(crate) copied_bytes: Counter,
     pub(crate) handed_over_bytes: Counter,
+    pub(crate) kept_copies: Gauge,
     pub(crate) stream_requests: Family<ResultLabel, Counter>,
     pub(crate) stream_connections: Gauge,
     pub(crate) stream_refusals: Family<ReasonLabel, Counter>,
@@ -181,6 +182,7 @@ impl WorkerMetrics {
             copies: Family::default(),
             copied_bytes: Counter::default(),
             handed_over_bytes: Counter::default(),
+            kept_copies: Gauge::default(),
             stream_requests: Family::default(),
             stream_connections: Gauge::default(),
             stream_refusals: Family::default(),
@@ -201,7 +203,7 @@ impl WorkerMetrics {
                 .get_or_create(&ResultLabel { result })
                 .inc_by(0);
         }
-        for result in ["refused", "not_held"] {
+        for result in ["refused", "not_held", "spread"] {
             let label = ResultLabel { result };
             metrics.stream_requests.get_or_create(&label).inc_by(0);
         }
@@ -334,6 +336,12 @@ impl WorkerMetrics {
             "Bytes given to other workers",
             Unit::Bytes,
             metrics.handed_over_bytes.clone(),
+        );
+        r.register_with_unit(
+            "kept_copies",
+            "Bytes of other workers' blocks that are kept because many read them at once",
+            Unit::Bytes,
+            metrics.kept_copies.clone(),
         );
         r.register(
             "stream_requests",

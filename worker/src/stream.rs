@@ -14,7 +14,9 @@ mod connections;
 mod keys;
 mod refusals;
 mod server;
+mod turns;
 
 pub(crate) use admission::READERS;
 pub use admission::{Admission, StreamMode};
 pub use server::{serve_local, serve_tcp};
+pub(crate) use turns::Turns;

@@ -26,6 +26,8 @@ pub fn config(id: &str) -> Result<WorkerConfig, NameError> {
         memory: ByteSize(0),
         ssd: Vec::new(),
         fill_budget: ByteSize(0),
+        copies: None,
+        egress_limit: None,
         origins_file: None,
         fetch: FetchPolicy::default(),
         sources: SourcePolicy::unlimited(),

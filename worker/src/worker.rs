@@ -25,6 +25,7 @@ use weir_trust::Dial;
 
 use crate::config::WorkerConfig;
 use crate::copies::Copies;
+use crate::demand::Demand;
 use crate::fill::Fill;
 use crate::fills::{self, Fills, Keeper};
 use crate::memory::{Checked, MemoryTier};
@@ -33,14 +34,18 @@ use crate::origins::Origins;
 use crate::placements::Placements;
 use crate::read_source::Source;
 use crate::ssd::SsdTier;
+use crate::stream::Turns;
 use crate::verify::Verifier;
 use weir_segment::{BlockLocation, Checksums, SegmentError, SegmentStats};
+use weir_wire::Pacer;
 
+mod copying;
 mod filling;
 mod gauges;
 mod place;
 mod unowned;
 
+use copying::Copying;
 use filling::BUDGET_UNIT;
 pub use filling::{FillWork, PrefetchAnswer};
 pub(crate) use filling::{Taken, settled};
@@ -102,6 +107,12 @@ pub struct Worker {
     metrics: Arc<WorkerMetrics>,
     origin_metrics: Arc<OriginMetrics>,
     pub(crate) verifier: Verifier,
+    /// Which objects many want at once, and the copies of others' blocks because of that.
+    demand: Demand,
+    copying: Copying,
+    pacer: Option<Pacer>,
+    /// Whose answers come next.
+    turns: Arc<Turns>,
     /// The other workers, in a cluster.
     pub(crate) copies: OnceLock<Arc<Copies>>,
     pub(crate) tasks: TaskTracker,
@@ -177,6 +188,10 @@ impl Worker {
             metrics,
             origin_metrics,
             verifier,
+            demand: Demand::default(),
+            copying: Copying::new(config.copies()),
+            turns: Arc::default(),
+            pacer: config.egress_limit.map(|limit| Pacer::new(limit.0)),
             copies: OnceLock::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -212,6 +227,33 @@ impl Worker {
         &self.placements
     }
 
+    /// What many readers want at once.
+    pub(crate) fn demand(&self) -> &Demand {
+        &self.demand
+    }
+
+    /// The copies that are here because of that.
+    pub(crate) fn copying(&self) -> &Copying {
+        &self.copying
+    }
+
+    /// The limit of what is sent to other machines, if there is one.
+    pub(crate) fn pacer(&self) -> Option<&Pacer> {
+        self.pacer.as_ref()
+    }
+
+    /// The turns to be answered of those on other machines.
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+
+    /// Workers beside this one that own blocks.
+    pub(crate) fn others(&self) -> usize {
+        self.copies
+            .get()
+            .map_or(0, |copies| copies.map().workers().len().saturating_sub(1))
+    }
+
     /// The worker's metrics.
     pub fn metrics(&self) -> &Arc<WorkerMetrics> {
         &self.metrics
@@ -223,8 +265,7 @@ impl Worker {
 
     /// Bytes of cache in all tiers: the worker's weight in placement.
     pub fn capacity(&self) -> u64 {
-        let ssd: u64 = self.config.ssd.iter().map(|d| d.capacity.0).sum();
-        if ssd > 0 { ssd } else { self.config.memory.0 }
+        self.config.capacity()
     }
 
     /// Whether blocks may be worth fetching before anybody reads them: an eighth of the tier that keeps blocks is free,
@@ -411,10 +452,10 @@ impl Worker {
         in_memory.or_else(|| self.ssd.locate(key).map(|location| location.checksums))
     }
 
-    /// Whether a block is on its way from the origin.
+    /// Whether a block is on its way from the origin, or a copy of it from another worker.
     pub(crate) fn is_fetching(&self, key: &BlockKey) -> bool {
         let running = self.fills.running(key);
-        running.is_some_and(|fill| fill.is_fetching())
+        running.is_some_and(|fill| fill.is_fetching()) || self.copying.is_making(key)
     }
 
     /// Whether a block that was dropped is still on its way to a tier, from which it will be taken again.
@@ -460,6 +501,7 @@ impl Worker {
             // A panic in the check would be logged by tokio; the next round tries again.
             let upkeep = move || {
                 worker.ssd.check_files();
+                worker.drop_copies();
                 worker.drop_unowned();
                 worker.ssd.compact();
                 let damaged = worker.memory.scrub(CHECK_INTERVAL);

@@ -95,6 +95,8 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         memory: args.cache.mem.unwrap_or_else(default_memory),
         ssd,
         fill_budget: args.cache.fill_memory.unwrap_or_else(default_fill_memory),
+        copies: args.copies,
+        egress_limit: args.egress_limit,
         origins_file: Some(args.dir.join("origins.json")),
         fetch: FetchPolicy::default(),
         sources: args.sources.policy("weir worker").with_credentials(

@@ -146,6 +146,8 @@ fn open_worker(
         memory,
         ssd: ssd.to_vec(),
         fill_budget,
+        copies: None,
+        egress_limit: None,
         origins_file: None,
         fetch: FetchPolicy::default(),
         sources: SourcePolicy::unlimited(),

@@ -12,7 +12,7 @@ use weir_origin::OriginError;
 use weir_proto::v1::BlockRequest;
 use weir_wire::Activity;
 
-use super::{ClusterReader, Refusal};
+use super::{ClusterReader, Refusal, View};
 use crate::error::BlockError;
 use crate::metrics::ReadSource;
 use crate::silence::{SILENCE, SUSPICIOUS, silent};
@@ -30,6 +30,8 @@ pub(super) enum Place<'a> {
 /// A read of a part of a block.
 pub(super) struct Wanted<'a> {
     pub(super) block: &'a Block,
+    /// What follows from the cluster map.
+    pub(super) view: &'a View,
     pub(super) range: Range<u32>,
     pub(super) request: BlockRequest,
     /// The workers that may be asked for it.

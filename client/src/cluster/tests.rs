@@ -25,6 +25,8 @@ struct Script {
     /// It closes connections on which something is asked.
     is_closing: AtomicBool,
     requests: AtomicU32,
+    /// Those for copies.
+    copies: AtomicU32,
 }
 
 fn frame(status: BlockStatus) -> Frame {
@@ -97,6 +99,25 @@ async fn serve(socket: TcpStream, script: Arc<Script>, byte: u8) {
                     let reply = BlockReply {
                         status: BlockStatus::OriginError.into(),
                         placement_version: request.placement_version + 1,
+                        ..BlockReply::default()
+                    };
+                    Frame::new(&reply, Vec::new())
+                }
+                "many" | "many_lacking" | "many_mute" if request.copy_place > 0 => {
+                    assert_eq!((request.copy_place, request.reader), (1, 0));
+                    assert_eq!(request.copy_from, ["worker-0"]);
+                    script.copies.fetch_add(1, Ordering::Relaxed);
+                    match request.key.split('.').next().unwrap() {
+                        "many_lacking" => frame(BlockStatus::NotHeld),
+                        "many_mute" => std::future::pending().await,
+                        _ => bytes(&script, byte, false),
+                    }
+                }
+                "many" | "many_lacking" | "many_mute" if request.copies == 0 => {
+                    assert_ne!(request.reader, 0);
+                    let reply = BlockReply {
+                        status: BlockStatus::Spread.into(),
+                        copies: 1,
                         ..BlockReply::default()
                     };
                     Frame::new(&reply, Vec::new())
@@ -237,6 +258,88 @@ async fn a_frozen_owner_costs_one_wait_and_is_trusted_again_once_it_answers() {
         assert!(Instant::now() < deadline, "it is not trusted again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Blocks of one object, all of them the first worker's.
+fn blocks_of_first(reader: &ClusterReader, action: &str, count: usize) -> Vec<Block> {
+    let map = reader.config.map.borrow().clone();
+    let blocks = (0..).map(|index| Block {
+        object: ObjectRef {
+            size: u64::from(u32::MAX) * weir_core::BLOCK_SIZE,
+            ..block(action).object
+        },
+        index,
+        ..block(action)
+    });
+    let is_first = |block: &Block| map.owner(&block.key()).unwrap().id == map.workers()[0].id;
+    blocks.filter(is_first).take(count).collect()
+}
+
+#[tokio::test]
+async fn readers_of_what_many_read_are_shared_by_the_workers_that_copies_are_at() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let blocks = blocks_of_first(&reader, "many", 200);
+    let mut by_copies = 0;
+    for block in &blocks {
+        let (who, _) = read_one(&reader, block).await;
+        by_copies += u32::from(who == BYTES[1]);
+    }
+    assert!((60..140).contains(&by_copies), "{by_copies}");
+    assert_eq!(scripts[1].copies.load(Ordering::Relaxed), by_copies);
+    assert_eq!(scripts[1].requests.load(Ordering::Relaxed), by_copies);
+    // Each block is always read at the same place.
+    for block in &blocks[..20] {
+        let first = read_one(&reader, block).await.0;
+        assert_eq!(read_one(&reader, block).await.0, first);
+    }
+    // Another reader chooses others.
+    let other = reader_of(&scripts).await;
+    let mut others = 0;
+    for block in &blocks {
+        let same = read_one(&reader, block).await.0 == read_one(&other, block).await.0;
+        others += u32::from(!same);
+    }
+    assert!(others > 50, "{others}");
+    let unread = failovers(&reader, "silent") + failovers(&reader, "protocol");
+    assert_eq!(unread, 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_gives_no_copies_costs_a_question_or_a_wait_once() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    for block in blocks_of_first(&reader, "many_lacking", 50) {
+        let (who, time) = read_one(&reader, &block).await;
+        assert_eq!(who, BYTES[0]);
+        assert!(time < SILENCE, "{time:?}");
+    }
+    assert_eq!(scripts[1].copies.load(Ordering::Relaxed), 1);
+    // It is forgiven after a while, which is not waited for here.
+    let reader = reader_of(&scripts).await;
+    let mut waited = 0;
+    for block in blocks_of_first(&reader, "many_mute", 50) {
+        let (who, time) = read_one(&reader, &block).await;
+        assert_eq!(who, BYTES[0]);
+        waited += u32::from(time >= SILENCE);
+        assert!(time < 3 * SILENCE, "{time:?}");
+    }
+    assert_eq!(waited, 1);
+    assert_eq!(failovers(&reader, "silent"), 0, "the owner was not silent");
+}
+
+#[tokio::test]
+async fn a_worker_of_an_older_version_is_asked_for_no_copies() {
+    let old = Arc::new(Script {
+        is_old: true,
+        ..Script::default()
+    });
+    let scripts = [Arc::<Script>::default(), old];
+    let reader = reader_of(&scripts).await;
+    for block in blocks_of_first(&reader, "many", 50) {
+        assert_eq!(read_one(&reader, &block).await.0, BYTES[0]);
+    }
+    assert_eq!(scripts[1].requests.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]

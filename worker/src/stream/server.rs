@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -25,6 +25,8 @@ use weir_wire::{
 use super::admission::{Admission, Admitted, admit_local};
 use super::connections::{Connections, Limits, Place};
 use super::refusals::{NotAdmitted, Refusals};
+use super::turns::{SLOW, Turn};
+use crate::demand::ObjectId;
 use crate::metrics::ResultLabel;
 use crate::read_source::Source;
 use crate::sources::Claim;
@@ -44,6 +46,12 @@ const LONGEST_QUEUED: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 24;
 /// Bytes of requests that are worked on together; the last one may go beyond.
 const MAX_TOGETHER: u64 = BLOCK_SIZE;
+
+/// Turns that a copy for many takes at once where what is sent is limited: many wait for it.
+const TURNS_OF_COPIES: usize = 8;
+/// Readers of a smaller part of a block are not spread: of 128 KiB of a whole one, which is what a kernel reads at least when it
+/// reads ahead.
+const LEAST_SPREAD: u64 = 32;
 
 type Map = watch::Receiver<Arc<ClusterMap>>;
 
@@ -180,6 +188,7 @@ async fn serve_connection<S: Socket>(
         caller,
     } = admitted;
     let (outgoing, mut incoming) = link.split();
+    let outgoing = outgoing.paced(worker.pacer().filter(|_| !S::CARRIES_DESCRIPTORS));
     let mut ended = std::pin::pin!(certificate_ends(&caller));
     let mut closed = std::pin::pin!(place.close().cancelled());
     let mut stopped = std::pin::pin!(stop.cancelled());
@@ -202,6 +211,8 @@ async fn serve_connection<S: Socket>(
             continue;
         }
         let requests = with_others(worker, first, version, &mut incoming)?;
+        // Who shares this machine takes nothing of what others want.
+        let _answering = (!S::CARRIES_DESCRIPTORS).then(|| worker.demand().answering());
         let epoch = map.borrow().epoch();
         let client = Client {
             outgoing: &outgoing,
@@ -243,9 +254,41 @@ async fn answer_together<S: Socket>(
     let keys: Vec<Option<BlockKey>> = requests.iter().map(Request::key).collect();
     let mut answered = 0;
     let status = |answered: usize| match keys.get(answered) {
-        Some(Some(key)) if worker.is_fetching(key) => BlockStatus::Filling,
-        _ => BlockStatus::Queued,
+        Some(Some(key)) if worker.is_fetching(key) => Waits::ForTheOrigin,
+        _ => Waits::Here,
     };
+    // Those who wait for an origin do so without a turn: what is on its way is bounded by the fills.
+    let held = |key: &BlockKey| worker.holds(key);
+    let is_held = keys.iter().flatten().all(held);
+    let bytes = requests.iter().map(Request::bytes);
+    let bytes: u64 = bytes.sum();
+    let dataset = requests.first().map(|first| first.message.dataset.clone());
+    let dataset = dataset.unwrap_or_default();
+    let for_copy = requests.iter().all(|each| each.message.for_copy);
+    let turns = if for_copy { TURNS_OF_COPIES } else { 1 };
+    let take = || async {
+        if S::CARRIES_DESCRIPTORS || bytes == 0 {
+            return None;
+        }
+        if for_copy {
+            return Some(worker.turns().take_first(bytes));
+        }
+        Some(worker.turns().take(&dataset, bytes).await)
+    };
+    let queued = || {
+        if worker.turns().is_moving() {
+            Waits::ForOthers
+        } else {
+            Waits::Here
+        }
+    };
+    let mut turn = None;
+    if is_held {
+        match client.wait_for(take(), queued).await? {
+            Some(taken) => turn = taken,
+            None => return client.stopping(requests.len(), epoch).await,
+        }
+    }
     let finding = find_together(worker, &requests);
     let Some(found) = client.wait_for(finding, || status(0)).await? else {
         return client.stopping(requests.len(), epoch).await;
@@ -257,16 +300,49 @@ async fn answer_together<S: Socket>(
     let answers = stream::iter(answers).buffered(AT_ONCE);
     let mut answers = std::pin::pin!(answers.ready_chunks(AT_ONCE));
     while answered < keys.len() {
-        match client.wait_for(answers.next(), || status(answered)).await? {
+        let next = client.wait_for(answers.next(), || status(answered));
+        match unless_slow(next, turn.as_mut()).await? {
             Some(Some(frames)) => {
-                client.outgoing.send(&frames).await?;
+                if !is_held {
+                    match client.wait_for(take(), queued).await? {
+                        Some(taken) => turn = taken,
+                        None => return client.stopping(keys.len() - answered, epoch).await,
+                    }
+                }
+                client.send(&frames, turns, turn.as_mut()).await?;
                 answered += frames.len();
+                if !is_held {
+                    turn = None; // the next may have to wait for the origin
+                }
             }
             Some(None) => break,
             None => return client.stopping(keys.len() - answered, epoch).await,
         }
     }
     Ok(true)
+}
+
+/// Does some work. Others may have its turn if it takes long.
+async fn unless_slow<T>(work: impl Future<Output = T>, turn: Option<&mut Turn>) -> T {
+    let mut work = std::pin::pin!(work);
+    if let Some(turn) = turn {
+        if let Ok(done) = tokio::time::timeout(SLOW, &mut work).await {
+            return done;
+        }
+        turn.slow();
+    }
+    work.await
+}
+
+/// What a client waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    /// A block that is on its way from the origin.
+    ForTheOrigin,
+    /// Its turn among others, who get theirs.
+    ForOthers,
+    /// The disk, or a turn that does not come.
+    Here,
 }
 
 /// A client that waits for answers.
@@ -280,11 +356,31 @@ struct Client<'a, S> {
 }
 
 impl<S: Socket> Client<'_, S> {
+    /// Sends answers. Others may have their turn if the client is slow to take them.
+    async fn send(
+        &self,
+        frames: &[Frame],
+        turns: usize,
+        turn: Option<&mut Turn>,
+    ) -> io::Result<()> {
+        let mut sent = std::pin::pin!(self.outgoing.send_in_turns(frames, turns));
+        let Some(turn) = turn else { return sent.await };
+        loop {
+            if let Ok(sent) = tokio::time::timeout(SLOW, &mut sent).await {
+                return sent;
+            }
+            if self.outgoing.stalled() >= SLOW {
+                turn.slow();
+                return sent.await;
+            }
+        }
+    }
+
     /// Does some work, and tells the client of it for as long as that takes. `None` when the worker stops.
     async fn wait_for<T>(
         &self,
         work: impl Future<Output = T>,
-        status: impl Fn() -> BlockStatus,
+        waits: impl Fn() -> Waits,
     ) -> io::Result<Option<T>> {
         let mut work = std::pin::pin!(work);
         let mut stopped = std::pin::pin!(self.stop.cancelled());
@@ -296,13 +392,17 @@ impl<S: Socket> Client<'_, S> {
                 () = &mut stopped => return Ok(None),
                 () = tokio::time::sleep(PROGRESS_INTERVAL), if self.version > 0 => {}
             }
-            let status = status();
-            if status == BlockStatus::Queued {
+            let waits = waits();
+            if waits == Waits::Here {
                 queued += PROGRESS_INTERVAL;
                 if queued > LONGEST_QUEUED {
                     continue;
                 }
             }
+            let status = match waits {
+                Waits::ForTheOrigin => BlockStatus::Filling,
+                Waits::ForOthers | Waits::Here => BlockStatus::Queued,
+            };
             let reply = BlockReply {
                 status: status.into(),
                 ..BlockReply::default()
@@ -351,13 +451,17 @@ struct Request {
     wanted: Option<(Block, Range<u32>)>,
     /// Whether the dataset that it names may have such an object.
     claim: Claim,
+    /// Over how many further workers the reader is to spread.
+    spread: u32,
     /// The version of the stream that the answer is in.
     version: u32,
 }
 
 impl Request {
     fn new<S: Socket>(worker: &Worker, mut message: BlockRequest, version: u32) -> Self {
-        if !S::CARRIES_DESCRIPTORS {
+        if S::CARRIES_DESCRIPTORS {
+            message.reader = 0; // nobody is nearer
+        } else {
             message.location_format = 0;
             message.report_damaged &= version > 0;
             (message.reads_before, message.bytes_before) = (0, 0);
@@ -366,11 +470,30 @@ impl Request {
         let origin = OriginId(message.origin);
         let origins = worker.origins();
         let claim = origins.claim(&message.dataset, origin, &message.key);
+        let spread = match &wanted {
+            Some((block, _)) if claim == Claim::Inside => spread_of(worker, &message, block),
+            _ => 0,
+        };
         Self {
             message,
             wanted,
             claim,
+            spread,
             version,
+        }
+    }
+
+    /// Whether its reader is to go to another worker, or to come again.
+    fn is_spread(&self) -> bool {
+        self.spread > self.message.copies
+    }
+
+    /// Bytes of its answer.
+    fn bytes(&self) -> u64 {
+        if self.is_spread() {
+            0
+        } else {
+            self.message.length.into()
         }
     }
 
@@ -419,6 +542,7 @@ async fn answer(
     // What each answer says.
     let known = BlockReply {
         epoch,
+        copies: request.spread,
         // Strangers may name any version: the master is not asked because of theirs.
         placement_version: if request.wanted.is_some() && refused.is_none() {
             placements.compare(&message.dataset, message.placement_version)
@@ -456,7 +580,7 @@ async fn answer(
     }
     let count_read = |source, bytes| {
         count(&worker, "ok");
-        if message.held_only {
+        if message.held_only || message.for_copy {
             worker.metrics().handed_over_bytes.inc_by(bytes);
             return; // it is no reader
         }
@@ -484,6 +608,17 @@ async fn answer(
         count(&worker, "ok");
         return Frame::new(&reply, Vec::new());
     }
+    if refused.is_none() && request.is_spread() {
+        count(&worker, "spread");
+        let reply = BlockReply {
+            status: BlockStatus::Spread.into(),
+            ..known
+        };
+        return Frame::new(&reply, Vec::new());
+    }
+    if message.copy_place == 0 && !message.held_only && !message.for_copy {
+        worker.copying().forget(&block.key());
+    }
     if message.location_format == LOCATION_FORMAT
         && !message.held_only
         && let Some(location) = worker.locate(&block.key())
@@ -493,8 +628,16 @@ async fn answer(
     }
     let outcome = match found {
         Some(found) => Ok(found),
-        None if message.held_only => {
-            let Some(held) = worker.read_held(block, range.clone()).await else {
+        None if message.held_only || message.copy_place > 0 => {
+            let (place, from) = (message.copy_place, &message.copy_from);
+            let held = if place > 0 {
+                let range = range.clone();
+                let copy = worker.read_copy(&message.dataset, block, range, place, from);
+                copy.await
+            } else {
+                worker.read_held(block, range.clone()).await
+            };
+            let Some(held) = held else {
                 count(&worker, "not_held");
                 let reply = BlockReply {
                     status: BlockStatus::NotHeld.into(),
@@ -544,6 +687,23 @@ async fn answer(
             failed(status, error.to_string())
         }
     }
+}
+
+/// Over how many further workers a reader is to spread.
+fn spread_of(worker: &Worker, request: &BlockRequest, block: &Block) -> u32 {
+    let is_of_its_owner = !request.held_only && !request.ahead && request.copy_place == 0;
+    // Copies are of whole blocks: for a few bytes at random places they cost more than they save.
+    let is_large = u64::from(request.length) * LEAST_SPREAD >= u64::from(block.len());
+    if request.reader == 0 || !is_of_its_owner || !is_large {
+        return 0;
+    }
+    let others = worker.others();
+    if others == 0 {
+        return 0;
+    }
+    let object = ObjectId::new(block.origin, &block.object.key, &block.object.version);
+    let now = Instant::now();
+    worker.demand().copies(object, request.reader, others, now)
 }
 
 /// What a request is told whose dataset does not have the object; none if the dataset was only new.
@@ -638,7 +798,8 @@ fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
         index: request.block_index,
     };
     let end = request.offset.checked_add(request.length)?;
-    let makes_sense = !(request.ahead && request.held_only);
+    let is_copy = request.copy_place > 0;
+    let makes_sense = !(request.ahead && (request.held_only || is_copy));
     let has_length = makes_sense && (request.length == 0) == request.ahead && block.len() > 0;
     (has_length && end <= block.len()).then_some((block, request.offset..end))
 }

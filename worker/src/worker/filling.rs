@@ -26,7 +26,7 @@ use weir_segment::{Admission, Pieces};
 pub(super) const BUDGET_UNIT: u64 = 4096;
 /// What even a small block counts against it that nobody waits for: with many requests under way it is connections that take
 /// memory.
-const LEAST_PREFETCHED: u64 = 256 << 10;
+pub(super) const LEAST_PREFETCHED: u64 = 256 << 10;
 /// How long a block that nobody waits for may wait for its place.
 const PLACE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a reader's block that another worker may give waits for its place: others wait for its turn to ask meanwhile.
@@ -46,7 +46,7 @@ pub(crate) async fn settled(is_over: impl Fn() -> bool) -> bool {
 }
 
 /// What a block counts against a budget in which it counts so many bytes at least.
-fn units_of(block: &Block, least: u64) -> u32 {
+pub(super) fn units_of(block: &Block, least: u64) -> u32 {
     u64::from(block.len()).max(least).div_ceil(BUDGET_UNIT) as u32
 }
 
@@ -86,6 +86,7 @@ impl Worker {
     pub async fn warm(self: &Arc<Self>, block: &Block) -> Result<bool, ReadError> {
         let key = block.key();
         if self.holds(&key) {
+            self.copying.forget(&key);
             return Ok(false);
         }
         let (fill, work) = self.start_fill(block, key)?;
@@ -313,6 +314,7 @@ impl Worker {
         let fill = if let Some(running) = self.fills.running(&key) {
             running
         } else if self.keeps_for_long(&key) {
+            self.copying.forget(&key);
             return Taken::Held;
         } else {
             let places = timeout(PLACE_DEADLINE, self.places_of(copies, block)).await;
@@ -375,7 +377,7 @@ impl Worker {
     }
 
     /// Offers a fetched block to the tiers. The fill is under way until the SSD tier has it.
-    async fn keep(&self, started: Started<Self>, place: Option<Place>) {
+    pub(super) async fn keep(&self, started: Started<Self>, place: Option<Place>) {
         let (Some(data), Some(place)) = (started.fill().complete(), place) else {
             return started.was_held();
         };

@@ -64,6 +64,7 @@ impl Worker {
                 gauge.get_or_create(labels).set(value as i64);
             }
         }
+        self.metrics.kept_copies.set(self.copying.bytes() as i64);
         self.metrics.fills_in_flight.set(self.fills.len() as i64);
         self.count_store_events();
     }

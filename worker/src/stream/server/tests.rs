@@ -456,6 +456,134 @@ fn when_the_worker_stops_its_idle_connections_end_and_new_requests_get_no_answer
     });
 }
 
+/// A map of so many workers, which do not answer.
+fn map_of(workers: usize) -> watch::Receiver<Arc<ClusterMap>> {
+    let worker = |number: usize| weir_core::WorkerInfo {
+        id: format!("w{number}").parse().unwrap(),
+        data_address: "127.0.0.1:1".to_owned(),
+        control_address: String::new(),
+        node: "n".parse().unwrap(),
+        location: weir_core::Location::default(),
+        local_socket: String::new(),
+        weight: 1,
+        cordoned_weight: 0,
+    };
+    let map = ClusterMap::new(1, Hashing::NEWEST, (0..workers).map(worker).collect());
+    watch::channel(Arc::new(map)).1
+}
+
+#[test]
+fn readers_of_what_many_read_are_sent_on_and_others_are_not() {
+    run(async {
+        let bed = Bed::new(2).await;
+        bed.worker
+            .copy_from_others(map_of(6), weir_trust::Dial::default());
+        let whole = 0..LENGTH as u32;
+        let mut link = bed.tcp().await;
+        let ask = async |link: &mut Link<TcpStream>, reader, copies, range: &Range<u32>| {
+            let request = BlockRequest {
+                reader,
+                copies,
+                ..bed.request(0, range.clone())
+            };
+            send(link, &[request]).await;
+            let (reply, bytes) = receive(link).await;
+            assert_eq!(reply.status() == BlockStatus::Ok, !bytes.is_empty());
+            (reply.status(), reply.copies)
+        };
+        for reader in 1..30 {
+            let answer = ask(&mut link, reader, 0, &whole).await;
+            assert_eq!(answer, (BlockStatus::Ok, 0), "nobody waits");
+        }
+        let busy: Vec<_> = (0..8).map(|_| bed.worker.demand().answering()).collect();
+        let answer = ask(&mut link, 30, 0, &whole).await;
+        assert_eq!(answer, (BlockStatus::Spread, 5));
+        for (reader, copies, range) in [
+            (0, 0, whole.clone()),
+            (30, 5, whole.clone()),
+            (30, u32::MAX, whole.clone()),
+            (30, 0, 0..4096),
+        ] {
+            let (status, _) = ask(&mut link, reader, copies, &range).await;
+            assert_eq!(status, BlockStatus::Ok, "{reader} {copies} {range:?}");
+        }
+        // Nobody is nearer than who is on the same machine.
+        let mut near = bed.unix().await;
+        let request = BlockRequest {
+            reader: 31,
+            ..bed.request(0, whole.clone())
+        };
+        send(&mut near, &[request]).await;
+        assert_eq!(receive(&mut near).await.0.status(), BlockStatus::Ok);
+        drop(busy);
+        bed.end().await;
+    });
+}
+
+#[test]
+fn who_asks_for_a_copy_gets_what_is_here_and_has_nothing_fetched() {
+    run(async {
+        let bed = Bed::new(2).await;
+        bed.worker
+            .copy_from_others(map_of(3), weir_trust::Dial::default());
+        let copy = |n: usize, place, from: &[&str]| BlockRequest {
+            copy_place: place,
+            copy_from: from.iter().map(|id| (*id).to_owned()).collect(),
+            ..bed.request(n, 0..LENGTH as u32)
+        };
+        let mut link = bed.tcp().await;
+        send(&mut link, &[bed.request(0, 0..LENGTH as u32)]).await;
+        assert_eq!(receive(&mut link).await.1, content(0));
+        let fetched = bed.worker.metrics().fill_bytes.get();
+        send(&mut link, &[copy(0, 1, &["w1"])]).await;
+        assert_eq!(receive(&mut link).await.1, content(0));
+        for request in [
+            copy(1, 1, &["w1"]),
+            copy(1, 3, &["w1", "w2"]),
+            copy(1, 1, &[]),
+            copy(1, u32::MAX, &["w1"]),
+            copy(1, 1, &["no worker"]),
+        ] {
+            send(&mut link, std::slice::from_ref(&request)).await;
+            let (reply, _) = receive(&mut link).await;
+            assert_eq!(reply.status(), BlockStatus::NotHeld, "{request:?}");
+        }
+        let senseless = BlockRequest {
+            ahead: true,
+            length: 0,
+            ..copy(1, 1, &["w1"])
+        };
+        send(&mut link, &[senseless]).await;
+        let (reply, _) = receive(&mut link).await;
+        assert_eq!(reply.status(), BlockStatus::BadRequest);
+        assert_eq!(bed.worker.metrics().fill_bytes.get(), fetched);
+        bed.end().await;
+    });
+}
+
+#[test]
+fn requests_wait_for_their_turn_and_are_told_so() {
+    run(async {
+        let bed = Bed::new(1).await;
+        let whole = bed.request(0, 0..LENGTH as u32);
+        let mut link = bed.tcp().await;
+        send(&mut link, &[hello_of(STREAM_VERSION), whole.clone()]).await;
+        receive(&mut link).await;
+        receive(&mut link).await;
+        bed.until_stored(1).await;
+        let all = bed.worker.turns().take("other", u64::MAX).await;
+        send(&mut link, std::slice::from_ref(&whole)).await;
+        {
+            let (_, mut incoming) = link.split();
+            let told: BlockReply = incoming.message().await.unwrap().unwrap();
+            assert_eq!(told.status(), BlockStatus::Queued);
+        }
+        drop(all);
+        assert_eq!(receive(&mut link).await.1, content(0));
+        bed.end().await;
+    });
+}
+
 #[test]
 fn each_answer_says_which_placement_of_the_dataset_the_worker_knows() {
     run(async {
