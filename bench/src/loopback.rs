@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use weir_client::{
     AnySource, ClientMetrics, ClusterConfig, ClusterReader, ClusterSource, ReadAheadTarget, Reader,
 };
@@ -30,11 +31,13 @@ const REQUEST: u64 = 1 << 20;
 /// Longest wait for the master's connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// A client on a node where no worker is.
+/// Clients on nodes where no worker is, each of which has its own connections and finds its own way.
 pub struct LoopbackClient {
     runtime: Runtime,
+    readers: Vec<Arc<Reader>>,
     reader: Arc<Reader>,
     files: Vec<u32>,
+    registry: Registry,
     // Held so that the map stays what it is.
     _map: watch::Sender<Arc<weir_core::ClusterMap>>,
 }
@@ -42,49 +45,113 @@ pub struct LoopbackClient {
 impl LoopbackClient {
     /// A client of a cluster's dataset, with the cluster map as it is now.
     pub fn connect(to: &Cluster, dataset: &str) -> anyhow::Result<Self> {
+        Self::connect_many(to, dataset, 1)
+    }
+
+    /// So many clients, with the cluster map and the dataset's placement as they are now. They read from workers alone.
+    pub fn connect_many(to: &Cluster, dataset: &str, clients: usize) -> anyhow::Result<Self> {
         let dial = to.dial()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
-        let (manifest, map) = runtime.block_on(async {
+        let (manifest, (map, placement)) = runtime.block_on(async {
             let channel = dial.channel(to.address(), Role::Master, CONNECT_DEADLINE)?;
             let mut client = MasterClient::new(channel);
             let manifest = weir_worker::snapshots::fetch_manifest(&mut client, dataset, 0).await?;
-            let (map, _) = weir_client::map::fetch(&mut client, dataset).await?;
-            anyhow::Ok((manifest, map))
+            let placed = weir_client::map::fetch(&mut client, dataset).await?;
+            anyhow::Ok((manifest, placed))
         })?;
         let mut registry = Registry::default();
         let metrics = ClientMetrics::register(&mut registry);
+        let origin_metrics = OriginMetrics::register(&mut registry);
         let (sender, seen) = watch::channel(Arc::new(map));
-        let inside = runtime.enter();
-        let cluster = ClusterReader::new(ClusterConfig {
-            node: "elsewhere".parse()?,
-            location: Location::default(),
-            map: seen,
-            placement: watch::Sender::new(Arc::default()).subscribe(),
-            refresh_now: Arc::new(Notify::new()),
-            dial,
-            fetch: Arc::new(FetchPolicy::default()),
-            origin_fallback: true,
-            sources: weir_origin::SourcePolicy::unlimited(),
-            metrics: metrics.clone(),
-            origin_metrics: OriginMetrics::register(&mut registry),
-        });
-        let files = manifest.files_below(ROOT).collect();
-        let dataset = manifest.summary().snapshot.dataset.clone();
-        let source = ClusterSource::new(Arc::new(cluster), dataset);
-        let reader = Arc::new(Reader::new(
-            Arc::new(manifest),
-            AnySource::Cluster(source),
-            ReadAheadTarget::Off,
-            &metrics,
-        ));
+        let placement = watch::Sender::new(Arc::new(placement)).subscribe();
+        let (manifest, inside) = (Arc::new(manifest), runtime.enter());
+        let mut readers = Vec::new();
+        for number in 0..clients {
+            let cluster = ClusterReader::new(ClusterConfig {
+                node: format!("elsewhere-{number}").parse()?,
+                location: Location::default(),
+                map: seen.clone(),
+                placement: placement.clone(),
+                refresh_now: Arc::new(Notify::new()),
+                dial: dial.clone(),
+                fetch: Arc::new(FetchPolicy::default()),
+                origin_fallback: clients == 1,
+                sources: weir_origin::SourcePolicy::unlimited(),
+                metrics: metrics.clone(),
+                origin_metrics: origin_metrics.clone(),
+            });
+            let dataset = manifest.summary().snapshot.dataset.clone();
+            let source = ClusterSource::new(Arc::new(cluster), dataset);
+            readers.push(Arc::new(Reader::new(
+                manifest.clone(),
+                AnySource::Cluster(source),
+                ReadAheadTarget::Off,
+                &metrics,
+            )));
+        }
         drop(inside);
+        let reader = readers.first().context("no client")?.clone();
         Ok(Self {
             runtime,
+            files: manifest.files_below(ROOT).collect(),
+            registry,
             reader,
-            files,
+            readers,
             _map: sender,
+        })
+    }
+
+    /// Reads all files with each client at the same time.
+    pub fn read_with_all(&self) -> anyhow::Result<Pass> {
+        let started = Instant::now();
+        let bytes = self.runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            for reader in &self.readers {
+                tasks.spawn(read_files(reader.clone(), self.files.clone()));
+            }
+            let mut bytes = 0;
+            while let Some(read) = tasks.join_next().await {
+                bytes += read.context("a reader panicked")??;
+            }
+            anyhow::Ok(bytes)
+        })?;
+        Ok(Pass {
+            files: (self.files.len() * self.readers.len()) as u64,
+            bytes,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Reads that went on to another worker or to the origin so far.
+    pub fn failovers(&self) -> u64 {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        let counted = text
+            .lines()
+            .filter(|line| line.starts_with("weir_client_failovers_total"));
+        let counted = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        counted.sum::<f64>() as u64
+    }
+
+    /// Reads with each client for so long, each from a file of its own on, in the order of the files; gives the bytes that they got.
+    pub fn read_for(&self, time: Duration) -> anyhow::Result<u64> {
+        self.runtime.block_on(async {
+            let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+            for (number, reader) in self.readers.iter().enumerate() {
+                let mut files = self.files.clone();
+                files.rotate_left(number % self.files.len().max(1));
+                tasks.spawn(read_until(reader.clone(), files, stop.clone()));
+            }
+            tokio::time::sleep(time).await;
+            stop.cancel();
+            let mut bytes = 0;
+            while let Some(read) = tasks.join_next().await {
+                bytes += read.context("a reader panicked")??;
+            }
+            Ok(bytes)
         })
     }
 
@@ -148,6 +215,33 @@ impl LoopbackClient {
 fn loopback_bytes() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/sys/class/net/lo/statistics/rx_bytes")?;
     Ok(text.trim().parse()?)
+}
+
+/// Reads files over and over, until it is told to stop.
+async fn read_until(
+    reader: Arc<Reader>,
+    files: Vec<u32>,
+    stop: CancellationToken,
+) -> anyhow::Result<u64> {
+    let mut total = 0;
+    for file in files.into_iter().cycle() {
+        let size = reader.manifest().object(file).size;
+        let mut offset = 0;
+        while offset < size {
+            if stop.is_cancelled() {
+                return Ok(total);
+            }
+            let end = size.min(offset + REQUEST);
+            let (mut pieces, mut unfinished) = (Vec::new(), Vec::new());
+            let reading = reader.read(file, offset, end, &mut pieces, &mut unfinished);
+            reading.await?;
+            if !stop.is_cancelled() {
+                total += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+            }
+            offset = end;
+        }
+    }
+    Ok(total)
 }
 
 async fn read_files(reader: Arc<Reader>, files: Vec<u32>) -> anyhow::Result<u64> {

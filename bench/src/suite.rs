@@ -18,10 +18,12 @@ mod far;
 mod first_byte;
 mod half;
 mod hdfs;
+mod hot;
 mod limited;
 mod manifest;
 mod many;
 mod memory;
+mod overload;
 mod placement;
 mod random;
 pub(crate) mod small;
@@ -76,6 +78,10 @@ pub enum Suite {
     Half,
     /// First byte of a cold file of 1 GiB
     FirstByte,
+    /// 200 readers of one file on 6 workers
+    Hot,
+    /// Ten times more readers than the workers can serve
+    Overload,
     /// HDFS beside S3: first epochs, warm jobs, later epochs, and a listing of a million files
     Hdfs,
 }
@@ -104,6 +110,8 @@ impl Suite {
             Self::Stream => stream::run(bench),
             Self::Half => half::run(bench),
             Self::FirstByte => first_byte::run(bench),
+            Self::Hot => hot::run(bench),
+            Self::Overload => overload::run(bench),
             Self::Hdfs => hdfs::run(bench),
         }?;
         // Caches of many gigabytes are of no more use.

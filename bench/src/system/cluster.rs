@@ -36,6 +36,8 @@ pub struct Cluster {
     protection: Protection,
     /// Flags that let its processes read from a server on this machine.
     allowed: &'static [&'static str],
+    /// More flags of its workers.
+    worker_flags: Vec<String>,
     address: String,
     // Workers end before the master that they report to.
     workers: Vec<(Process, u16)>,
@@ -56,6 +58,26 @@ impl Cluster {
         tiers: Tiers,
         protection: Protection,
     ) -> anyhow::Result<Self> {
+        Self::start_all(home, workers, tiers, protection, &[])
+    }
+
+    /// As [`Self::start`], with more flags of the workers.
+    pub fn start_with(
+        home: &Path,
+        workers: usize,
+        tiers: Tiers,
+        flags: &[String],
+    ) -> anyhow::Result<Self> {
+        Self::start_all(home, workers, tiers, Protection::SameUser, flags)
+    }
+
+    fn start_all(
+        home: &Path,
+        workers: usize,
+        tiers: Tiers,
+        protection: Protection,
+        flags: &[String],
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(home)?;
         let allowed: &[&str] = if knows(home, "worker", ALLOWED[0])? {
             &ALLOWED
@@ -72,6 +94,7 @@ impl Cluster {
             home: home.to_owned(),
             protection,
             allowed,
+            worker_flags: flags.to_vec(),
             address,
             workers: Vec::new(),
             master,
@@ -115,6 +138,7 @@ impl Cluster {
         command
             .args(["worker", "--master", &self.address, "--node", &node])
             .args(self.allowed)
+            .args(&self.worker_flags)
             .args(["--mem", &tiers.memory.to_string(), "--ssd", &ssd])
             .args(["--listen", &format!("127.0.0.1:{data}")])
             .args(["--control", &format!("127.0.0.1:{control}")])

@@ -166,6 +166,7 @@ impl Fleet {
                 capacity_bytes: weight(number),
                 used_bytes: weight(number) / 2,
                 blocks: weight(number) / 2 / BLOCK_SIZE,
+                ..v1::TierUsage::default()
             }],
             callers: "certificates".to_owned(),
             known_version: self.version.load(Ordering::Relaxed),
