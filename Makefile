@@ -16,6 +16,8 @@ SERVER ?=
 PEERS ?=
 AGAINST ?=
 FUZZ_SECONDS ?= 60
+ROUNDS ?=
+SEED ?=
 
 .PHONY: help
 help: ## List the targets
@@ -47,9 +49,11 @@ test: setup ## Run all unit, property and whole-system tests
 	@$(ROCKSDB) && $(CARGO) test --locked --workspace
 
 .PHONY: chaos
-chaos: setup ## Kill, freeze, lie and fill up as often as docs/testing.md says; puts its table there
+chaos: setup ## Kill, freeze, lie and fill up, into docs/testing.md; ROUNDS=50 SEED=7 does a storm of so many rounds alone
 	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
-	@$(ROCKSDB) && WEIR_CHAOS=full WEIR_CHAOS_PAGE='$(CURDIR)/docs/testing.md' $(CARGO) test --locked -p weir-tests --test chaos -- --nocapture
+	@$(ROCKSDB) && WEIR_CHAOS=full WEIR_STORM_ROUNDS='$(ROUNDS)' WEIR_STORM_SEED='$(SEED)' \
+		$(if $(ROUNDS)$(SEED),,WEIR_CHAOS_PAGE='$(CURDIR)/docs/testing.md') \
+		$(CARGO) test --locked -p weir-tests --test chaos -- --nocapture $(if $(ROUNDS)$(SEED),a_storm)
 
 .PHONY: test-origins
 test-origins: setup ## Test against real storages and emulators, which are fetched first: HDFS with deaths and failover, stores

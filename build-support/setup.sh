@@ -6,4 +6,5 @@ source "$(dirname "$0")/packages.sh"
 need g++ command -v g++
 need libclang-dev bash -c "compgen -G '/usr/lib/llvm-*/lib/libclang.so*'"
 need fuse3 command -v fusermount3
+need iproute2 command -v ip
 install_missing

@@ -38,6 +38,9 @@ use spread::{INSIST, Spreading};
 
 /// Workers that are asked for a block before the client reads the origin.
 const MAX_OWNERS: usize = 2;
+/// Workers that are passed over, since they did not answer a moment ago, to find as many. If all of them are such, so is most
+/// of the cluster.
+const MAX_PASSED_OVER: usize = 6;
 
 /// What a cluster reader is made of.
 pub struct ClusterConfig {
@@ -191,7 +194,16 @@ impl ClusterReader {
         };
         let is_suspect = |worker: &&WorkerInfo| self.suspects.contains(&worker.id);
         let owners = wanted.owners.iter().copied();
-        let (suspects, trusted): (Vec<_>, Vec<_>) = owners.partition(is_suspect);
+        let (suspects, mut trusted): (Vec<_>, Vec<_>) = owners.partition(is_suspect);
+        if !suspects.is_empty() {
+            // Others keep the block in their place, and the origin sends it once.
+            let more = self.owners(&view, block, MAX_OWNERS + MAX_PASSED_OVER);
+            trusted = more
+                .into_iter()
+                .filter(|worker| !is_suspect(worker))
+                .collect();
+            trusted.truncate(MAX_OWNERS);
+        }
         let before = if let Some(suspect) = suspects.first() {
             format!("worker {} did not answer a moment ago", suspect.id)
         } else {

@@ -1,9 +1,12 @@
 //! A master and workers as processes of their own.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::lab::{Lab, Outcome};
 use crate::mount::Mount;
+use crate::network::Network;
 use crate::process::{Process, free_port};
 
 /// Issues a certificate in the lab's `certs/NAME` by the authority in its `ca`.
@@ -16,9 +19,11 @@ pub fn issue(lab: &Lab, role: &str, name: &str, flags: &[&str]) -> PathBuf {
     out
 }
 
-/// A cluster on loopback. Every worker is on a node of its own: `node-0`, `node-1`…
+/// A cluster on loopback, or in a network. Every worker is on a node of its own: `node-0`, `node-1`…
 pub struct Cluster<'a> {
     lab: &'a Lab,
+    /// Worker `N` is on its host `N`, the master on the one after them.
+    network: Option<&'a Network>,
     /// The master; `None` while the test has it down.
     pub master: Option<Process>,
     /// The workers; `None` those that are down.
@@ -30,6 +35,7 @@ pub struct Cluster<'a> {
     secure: bool,
     mount_flags: Vec<String>,
     master_ports: Ports,
+    master_host: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -126,7 +132,20 @@ impl<'a> Cluster<'a> {
             .collect();
         let worker_flags: Vec<&[&str]> = worker_flags.iter().map(Vec::as_slice).collect();
         let master_flags = [&allowed[..], master_flags].concat();
-        Self::start_all(lab, secure, &master_flags, &worker_flags, &allowed)
+        Self::start_all(lab, None, secure, &master_flags, &worker_flags, &allowed)
+    }
+
+    /// A cluster whose workers and master are on hosts of their own, where everybody may call them. The network has one host more
+    /// than there are workers.
+    #[track_caller]
+    pub fn start_on(lab: &'a Lab, network: &'a Network, worker_flags: &[&[&str]]) -> Self {
+        let origin = network.outside().to_string();
+        let allowed = ["--allow-endpoint", &origin];
+        let open = [&allowed[..], &["--insecure"]].concat();
+        let worker_flags = worker_flags.iter().map(|flags| [&open, *flags].concat());
+        let worker_flags: Vec<Vec<&str>> = worker_flags.collect();
+        let worker_flags: Vec<&[&str]> = worker_flags.iter().map(Vec::as_slice).collect();
+        Self::start_all(lab, Some(network), false, &open, &worker_flags, &allowed)
     }
 
     /// A cluster that reads what these flags allow to its master, its workers and its mounts.
@@ -137,12 +156,13 @@ impl<'a> Cluster<'a> {
         worker_flags: &[&[&str]],
         mount_flags: &[&str],
     ) -> Self {
-        Self::start_all(lab, false, master_flags, worker_flags, mount_flags)
+        Self::start_all(lab, None, false, master_flags, worker_flags, mount_flags)
     }
 
     #[track_caller]
     fn start_all(
         lab: &'a Lab,
+        network: Option<&'a Network>,
         secure: bool,
         master_flags: &[&str],
         worker_flags: &[&[&str]],
@@ -151,6 +171,7 @@ impl<'a> Cluster<'a> {
         let owned = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect();
         let mut cluster = Self {
             lab,
+            network,
             master: None,
             workers: worker_flags.iter().map(|_| None).collect(),
             ports: worker_flags.iter().map(|_| Ports::free()).collect(),
@@ -159,6 +180,7 @@ impl<'a> Cluster<'a> {
             mount_flags: owned(mount_flags),
             secure,
             master_ports: Ports::free(),
+            master_host: worker_flags.len(),
         };
         cluster.start_master();
         for number in 0..worker_flags.len() {
@@ -188,19 +210,38 @@ impl<'a> Cluster<'a> {
         self.ports[number].control
     }
 
+    /// Where a process is: on which host, if there are hosts.
+    fn socket(&self, host: usize, port: u16) -> SocketAddr {
+        let ip = self.network.map(|network| network.address(host));
+        SocketAddr::new(IpAddr::V4(ip.unwrap_or(Ipv4Addr::LOCALHOST)), port)
+    }
+
+    /// A command that runs there.
+    fn command(&self, host: usize, args: &[&str]) -> Command {
+        let Some(network) = self.network else {
+            return self.lab.command(args);
+        };
+        let mut command = network.command(host, self.lab.binary());
+        command.args(args);
+        self.lab.set_environment(&mut command);
+        command
+    }
+
+    fn on_master(&self, port: u16) -> SocketAddr {
+        self.socket(self.master_host, port)
+    }
+
     /// The master's address.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.master_ports.control)
+        self.on_master(self.master_ports.control).to_string()
     }
 
     /// Starts the master, again with what it had stored.
     #[track_caller]
     pub fn start_master(&mut self) {
         let dir = self.lab.path("master");
-        let (listen, http) = (
-            self.address(),
-            format!("127.0.0.1:{}", self.master_ports.http),
-        );
+        let at = self.on_master(self.master_ports.http);
+        let (listen, http) = (self.address(), at.to_string());
         let args = [
             "master",
             "--dir",
@@ -210,14 +251,11 @@ impl<'a> Cluster<'a> {
             "--http",
             &http,
         ];
-        let mut command = self.lab.command(args);
+        let mut command = self.command(self.master_host, &args);
         command.args(self.certs_flags("master"));
         command.args(&self.master_flags);
-        self.master = Some(Process::start(
-            command,
-            self.lab.path("master.log"),
-            self.master_ports.http,
-        ));
+        let log = self.lab.path("master.log");
+        self.master = Some(Process::start(command, log, at));
     }
 
     /// Starts a worker, again with what it had cached.
@@ -226,14 +264,14 @@ impl<'a> Cluster<'a> {
         let ports = self.ports[number];
         let name = format!("node-{number}");
         let dir = self.lab.path(&name);
-        let address = |port| format!("127.0.0.1:{port}");
+        let address = |port| self.socket(number, port).to_string();
         let ssd = format!("{}:256MiB", dir.join("ssd").display());
         let (listen, control, http) = (
             address(ports.data),
             address(ports.control),
             address(ports.http),
         );
-        let mut command = self.lab.command([
+        let args = [
             "worker",
             "--master",
             &self.address(),
@@ -241,8 +279,6 @@ impl<'a> Cluster<'a> {
             dir.to_str().unwrap(),
             "--node",
             &name,
-            "--mem",
-            "16MiB",
             "--ssd",
             &ssd,
             "--listen",
@@ -251,11 +287,17 @@ impl<'a> Cluster<'a> {
             &control,
             "--http",
             &http,
-        ]);
-        command.args(&self.worker_flags[number]);
+        ];
+        let mut command = self.command(number, &args);
+        let flags = &self.worker_flags[number];
+        if !flags.iter().any(|flag| flag == "--mem") {
+            command.args(["--mem", "16MiB"]);
+        }
+        command.args(flags);
         command.args(self.certs_flags(&name));
         let log = self.lab.path(&format!("{name}.log"));
-        self.workers[number] = Some(Process::start(command, log, ports.http));
+        let at = self.socket(number, ports.http);
+        self.workers[number] = Some(Process::start(command, log, at));
     }
 
     /// Starts one more worker, with the flags of the first; gives its number. It is not waited for.
@@ -325,11 +367,18 @@ impl<'a> Cluster<'a> {
     /// Mounts a dataset at the scratch directory's `mnt`, as on a node of this name.
     #[track_caller]
     pub fn mount(&self, source: &str, node: &str) -> Mount<'a> {
+        self.mount_at(source, "mnt", &["--node", node])
+    }
+
+    /// Mounts a dataset at the scratch directory's `name`.
+    #[track_caller]
+    pub fn mount_at(&self, source: &str, name: &str, flags: &[&str]) -> Mount<'a> {
         let address = self.address();
         let certs = self.certs_flags("admin");
-        let mut flags = vec!["--master", &address, "--node", node];
-        flags.extend(certs.iter().chain(&self.mount_flags).map(String::as_str));
-        self.lab.mount_at(source, "mnt", &flags)
+        let mut all = vec!["--master", &address];
+        all.extend(certs.iter().chain(&self.mount_flags).map(String::as_str));
+        all.extend(flags);
+        self.lab.mount_at(source, name, &all)
     }
 
     /// Makes a dataset of the lab's bucket.
@@ -341,7 +390,13 @@ impl<'a> Cluster<'a> {
     /// The same with more flags; what became of it.
     #[track_caller]
     pub fn create_dataset_with(&self, name: &str, flags: &[&str]) -> Outcome {
-        let url = self.lab.url("");
+        self.create_dataset_of(name, "", flags)
+    }
+
+    /// The same of a prefix of the bucket.
+    #[track_caller]
+    pub fn create_dataset_of(&self, name: &str, prefix: &str, flags: &[&str]) -> Outcome {
+        let url = self.lab.url(prefix);
         let origin = self.lab.origin_flags();
         let mut args = vec!["dataset", "create", name, &url];
         args.extend(

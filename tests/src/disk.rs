@@ -1,5 +1,5 @@
 //! A disk that fails on demand: a FUSE file system of the test's own process, which passes what is asked of it on to a
-//! directory, or answers with an error, or does not answer.
+//! directory, or answers with an error, late, or not at all.
 
 mod files;
 mod passed_on;
@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{Errno, MountOption};
 use parking_lot::Mutex;
@@ -32,6 +33,8 @@ pub enum DiskFault {
     None,
     /// They are answered with this error's number.
     Error(i32),
+    /// They are answered so much later.
+    Slow(Duration),
     /// They get no answer until the disk is healed.
     Hang,
 }
@@ -142,6 +145,14 @@ impl Shared {
                 act(reply);
             }
             DiskFault::Error(number) => refuse(reply, Errno::from_i32(number)),
+            DiskFault::Slow(late) => {
+                drop(faults);
+                // The kernel has a bound on requests that are under way.
+                std::thread::spawn(move || {
+                    std::thread::sleep(late);
+                    act(reply);
+                });
+            }
             DiskFault::Hang => faults.hung.push(Box::new(move || act(reply))),
         }
     }

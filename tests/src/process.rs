@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,13 +21,13 @@ const START_DEADLINE: Duration = Duration::from_secs(20);
 pub struct Process {
     child: Child,
     log: PathBuf,
-    http: u16,
+    http: SocketAddr,
 }
 
 impl Process {
     /// Starts `command`, whose output goes to `log`, and waits until `/healthz` on `http` answers.
     #[track_caller]
-    pub fn start(mut command: Command, log: PathBuf, http: u16) -> Self {
+    pub fn start(mut command: Command, log: PathBuf, http: SocketAddr) -> Self {
         let file = File::options()
             .create(true)
             .append(true)
@@ -42,7 +42,7 @@ impl Process {
         wait_until("/healthz answers", START_DEADLINE, || {
             let ended = process.child.try_wait().unwrap();
             assert!(ended.is_none(), "{command:?} ended: {}", process.log());
-            TcpStream::connect(("127.0.0.1", http)).is_ok()
+            TcpStream::connect(http).is_ok()
         });
         process
     }
@@ -71,7 +71,7 @@ impl Process {
 
     /// URL of a path that it serves.
     pub fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}/{path}", self.http)
+        format!("http://{}/{path}", self.http)
     }
 
     /// Status and body of `/healthz`.
@@ -108,6 +108,11 @@ impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         self.0.signal(Signal::CONT);
     }
+}
+
+/// A port of this machine, for those who are on it.
+pub fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 /// A TCP port that nobody listens on, and that is given to nobody else here: below the ports that the kernel takes for

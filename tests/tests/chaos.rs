@@ -10,6 +10,7 @@ mod chaos {
     pub(crate) mod kills;
     pub(crate) mod origins;
     pub(crate) mod resources;
+    pub(crate) mod storm;
     pub(crate) mod table;
     pub(crate) mod world;
 }
@@ -23,7 +24,7 @@ use parking_lot::Mutex;
 
 use crate::chaos::table::{Row, Table};
 use crate::chaos::world::Effort;
-use crate::chaos::{disks, freezes, kills, origins, resources};
+use crate::chaos::{disks, freezes, kills, origins, resources, storm};
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         origins::ROWS,
         disks::ROWS,
         resources::ROWS,
+        storm::ROWS,
     ]
     .concat();
     let trials = rows.into_iter().map(|row: Row| {

@@ -24,6 +24,11 @@ use crate::identity::Identity;
 use crate::stream::Stream;
 use crate::subject::{Peer, Role};
 
+/// How long a server on which something is asked says nothing before it is asked for a sign of life, and how long that may take.
+/// The connection to one that is cut off is given up then, and a new one works as soon as the network does: TCP itself would try again
+/// after twice the time that it had tried for.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Marks an address as the path of a Unix socket.
 const UNIX: &str = "unix:";
 
@@ -90,7 +95,10 @@ impl Dial {
             .ok()
             .filter(|endpoint| target.is_unix() || endpoint.uri().port_u16().is_some())
             .ok_or_else(|| TrustError::Address(address.to_owned()))?;
-        let endpoint = endpoint.connect_timeout(connect_deadline);
+        let endpoint = endpoint
+            .connect_timeout(connect_deadline)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         Ok(endpoint.connect_with_connector_lazy(Connector(target)))
     }
 

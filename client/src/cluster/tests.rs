@@ -13,7 +13,7 @@ use crate::error::BatchError;
 
 const LENGTH: usize = 1000;
 /// What each worker fills its blocks with, so that one tells who answered.
-const BYTES: [u8; 2] = [7, 8];
+const BYTES: [u8; 3] = [7, 8, 9];
 
 /// What a worker of a test does with requests.
 #[derive(Default)]
@@ -340,6 +340,38 @@ async fn a_worker_of_an_older_version_is_asked_for_no_copies() {
         assert_eq!(read_one(&reader, &block).await.0, BYTES[0]);
     }
     assert_eq!(scripts[1].requests.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_block_whose_owners_do_not_answer_is_kept_by_the_next_worker() {
+    let scripts: [Arc<Script>; 3] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let map = reader.config.map.borrow().clone();
+    let mut blocks = (0..).map(|number| block(&format!("block.{number}")));
+    let is_last_of_third = |block: &Block| {
+        let owners = map.owners(&block.key(), 3).into_iter();
+        let owners: Vec<_> = owners.map(|owner| owner.id.as_str()).collect();
+        owners == ["worker-0", "worker-1", "worker-2"]
+    };
+    let block = blocks.find(is_last_of_third).unwrap();
+    for script in &scripts[..2] {
+        script.is_closing.store(true, Ordering::Relaxed);
+    }
+    // Who is found to be away costs no more than one question each, and this origin is none.
+    let first = reader.read("set", "{}", &block, 0..LENGTH as u32).await;
+    assert!(first.is_err());
+    assert_eq!(failovers(&reader, "unreachable"), 2);
+    for _ in 0..5 {
+        assert_eq!(read_one(&reader, &block).await.0, BYTES[2]);
+    }
+    for script in &scripts[..2] {
+        script.is_closing.store(false, Ordering::Relaxed);
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while read_one(&reader, &block).await.0 != BYTES[0] {
+        assert!(Instant::now() < deadline, "the owner is not trusted again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 //!
 //! Nobody is told of a map before it is stored, so an epoch never comes back with other workers, and a restarted master
 //! begins with the workers that it knew: each has the usual time to send its next heartbeat. The same holds for a master
-//! that was stopped for a while, to which nobody could report meanwhile.
+//! that was stopped for a while, to which nobody could report meanwhile, and for one that was cut off from all of them: were they
+//! taken out, the first ones to come back would own, and fetch, everything.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
@@ -21,6 +22,8 @@ pub(crate) const EXPIRY: Duration = Duration::from_secs(10);
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A master that has not looked for this long was itself stopped, or got no time to run.
 const GAP: Duration = Duration::from_secs(3);
+/// If none of several workers has reported for this long, more than two heartbeats, it is the master that cannot be reached.
+const CUT_OFF: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
@@ -46,6 +49,8 @@ pub(crate) struct Membership {
     members: BTreeMap<WorkerId, (Member, Instant)>,
     /// When the master looked last.
     looked: Instant,
+    /// When any of them reported last.
+    heard: Instant,
     /// Workers that are cordoned, also those that are away.
     cordoned: BTreeMap<WorkerId, v1::WorkerState>,
 }
@@ -81,6 +86,7 @@ impl Membership {
             map,
             next_reads: now_ns().unsigned_abs().max(1),
             looked: now,
+            heard: now,
             cordoned: BTreeMap::new(),
         }
     }
@@ -141,6 +147,7 @@ impl Membership {
         beat: Member,
         leaving: bool,
     ) -> Result<Vec<WorkerId>, MasterError> {
+        self.hear(beat.last_seen);
         // To look at all members with each heartbeat of each would take longer than all else of it.
         let looked = beat.last_seen.saturating_duration_since(self.looked);
         let mut gone = if looked < LOOK_INTERVAL {
@@ -176,17 +183,41 @@ impl Membership {
         Ok(gone)
     }
 
-    /// Takes out who is silent for too long, and gives them.
+    /// Somebody reports.
+    fn hear(&mut self, now: Instant) {
+        if self.is_cut_off(now) {
+            tracing::warn!(
+                "no worker could reach the master for a while; they have {EXPIRY:?} to report"
+            );
+            self.give_time(now);
+        }
+        self.heard = self.heard.max(now);
+    }
+
+    /// Whether it is the master that cannot be reached. Of a single worker nobody knows.
+    fn is_cut_off(&self, now: Instant) -> bool {
+        self.members.len() > 1 && now.saturating_duration_since(self.heard) > CUT_OFF
+    }
+
+    /// Nobody could report until now.
+    fn give_time(&mut self, now: Instant) {
+        for (_, silent_since) in self.members.values_mut() {
+            *silent_since = now;
+        }
+    }
+
+    /// Takes out who is silent for too long, and gives them. Nobody as long as the master is cut off.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<WorkerId> {
         if now.saturating_duration_since(self.looked) > GAP {
             tracing::warn!(
                 "the master was stopped for a while; its workers have {EXPIRY:?} to report"
             );
-            for (_, silent_since) in self.members.values_mut() {
-                *silent_since = now;
-            }
+            self.give_time(now);
         }
         self.looked = self.looked.max(now);
+        if self.is_cut_off(now) {
+            return Vec::new();
+        }
         let mut gone = Vec::new();
         self.members.retain(|id, (_, silent_since)| {
             let late = now.saturating_duration_since(*silent_since) > EXPIRY;
@@ -472,15 +503,43 @@ mod tests {
         }
         // It wakes after 20 s, and one of them reports first.
         let awake = start + Duration::from_secs(20);
-        let beat = member("a", "x", awake);
-        assert_eq!(members.beat(&id("a"), beat, false).unwrap(), []);
         let mut at = awake;
         while at <= awake + EXPIRY {
+            let beat = member("a", "x", at);
+            assert_eq!(members.beat(&id("a"), beat, false).unwrap(), []);
             assert_eq!(members.expire(at), [], "{:?}", at - awake);
             at += LOOK_INTERVAL;
         }
         // Who does not report then is gone.
-        assert_eq!(members.expire(at), [id("a"), id("b")]);
+        assert_eq!(members.expire(at), [id("b")]);
+    }
+
+    #[test]
+    fn a_master_that_is_cut_off_keeps_its_workers_until_one_reports_and_others_do_not() {
+        let start = Instant::now();
+        let mut members = Membership::restored(v1::ClusterMap::default(), start);
+        let beat = |members: &mut Membership, name: &str, at| {
+            let beat = member(name, "x", at);
+            members.beat(&id(name), beat, false).unwrap()
+        };
+        for name in ["a", "b", "c"] {
+            beat(&mut members, name, start);
+        }
+        // It looks all the time, and hears nobody for a minute.
+        let mut at = start;
+        let back = start + Duration::from_mins(1);
+        while at < back {
+            assert_eq!(members.expire(at), [], "{:?}", at - start);
+            at += LOOK_INTERVAL;
+        }
+        // Those that come back have their places still, and a full period all of them.
+        while at <= back + EXPIRY {
+            assert_eq!(beat(&mut members, "a", at), [], "{:?}", at - back);
+            assert_eq!(members.expire(at), []);
+            at += LOOK_INTERVAL;
+        }
+        beat(&mut members, "b", back + EXPIRY);
+        assert_eq!(members.expire(at), [id("c")]);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use weir_tests::{
-    Cluster, Lab, Mount, Process, Readers, content, drop_pages, free_port, read_at_random,
-    wait_until,
+    Cluster, Lab, Mount, Process, Readers, content, drop_pages, free_port, loopback,
+    read_at_random, wait_until,
 };
 
 use crate::Case;
@@ -275,7 +275,7 @@ fn a_worker_with_the_name_of_a_live_one_does_not_start() {
     assert_eq!(former.len(), 1);
     // Once the other is dead, its successor may be elsewhere, even before the master misses it.
     cluster.workers[0].as_mut().unwrap().kill();
-    let successor = Process::start(lab.command(args), lab.path("second.log"), port);
+    let successor = Process::start(lab.command(args), lab.path("second.log"), loopback(port));
     wait_until(
         "the successor is in the map",
         Duration::from_secs(5),

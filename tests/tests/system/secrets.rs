@@ -13,7 +13,9 @@ use tonic::Code;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_s3_server::Config;
-use weir_tests::{BUCKET, Cluster, Lab, Process, content, free_port, get, issue, wait_until};
+use weir_tests::{
+    BUCKET, Cluster, Lab, Process, content, free_port, get, issue, loopback, wait_until,
+};
 use weir_trust::{Dial, Identity, Role};
 
 use crate::Case;
@@ -700,7 +702,7 @@ fn a_master_tells_at_its_start_of_a_key_that_does_not_fit() {
     let args = [&args[..], &["--listen", &listen, "--http", &metrics]].concat();
     let start = |lab: &Lab, flags: &[&str]| {
         let command = lab.command(args.iter().chain(flags));
-        Process::start(command, lab.path("master.log"), http)
+        Process::start(command, lab.path("master.log"), loopback(http))
     };
     let refused = |lab: &Lab, flags: &[&str], code| {
         let message = lab.weir(args.iter().chain(flags)).fails(code);

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
-use weir_tests::{BUCKET, Cluster, Lab, Process, free_port, issue, wait_until};
+use weir_tests::{BUCKET, Cluster, Lab, Process, free_port, issue, loopback, wait_until};
 use weir_trust::{Authority, Dial, Identity, Role, Subject, Validity};
 
 use crate::Case;
@@ -130,7 +130,7 @@ fn an_open_server_says_so_everywhere() {
         "--insecure",
     ];
     let command = lab.command(["master"].iter().chain(&args));
-    let master = Process::start(command, lab.path("master.log"), http);
+    let master = Process::start(command, lab.path("master.log"), loopback(http));
     assert!(master.metric("weir_insecure", "") > 0.5);
     let log = master.log();
     assert!(
@@ -720,7 +720,7 @@ fn the_lines_of_the_security_page_work() {
         command.current_dir(&dir);
         if matches!(words[0], "master" | "worker") {
             let log = lab.path(&format!("{}.log", words[0]));
-            servers.push(Process::start(command, log, http));
+            servers.push(Process::start(command, log, loopback(http)));
             continue;
         }
         if words[0] == "dataset" {
