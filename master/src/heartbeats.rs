@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use weir_core::{Location, NodeName, SnapshotId, WorkerId};
 use weir_proto::v1;
 use weir_trust::Caller;
@@ -201,7 +201,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_cluster_is_still_some_seconds_after_its_last_change_or_never() {
         let (sender, mut changes) = watch::channel(0);
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let changing = async |count: u64| {
             for number in 0..count {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -210,7 +210,7 @@ mod tests {
         };
         tokio::join!(changing(4), until_still(&mut changes));
         assert_eq!(started.elapsed(), STILL + Duration::from_secs(4));
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         tokio::select! {
             () = changing(1000) => panic!("it never ends"),
             () = until_still(&mut changes) => {}

@@ -6,11 +6,11 @@ mod membership;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use weir_core::{ClusterMap, LogLimit, SnapshotId, WorkerId};
 use weir_proto::v1;
 

@@ -21,7 +21,7 @@ use weir_core::NodeName;
 use crate::access::HANDSHAKE_DEADLINE;
 use crate::error::{TrustError, refused};
 use crate::identity::Identity;
-use crate::stream::Stream;
+use crate::stream::{Simulated, Stream};
 use crate::subject::{Peer, Role};
 
 /// How long a server on which something is asked says nothing before it is asked for a sign of life, and how long that may take.
@@ -38,6 +38,20 @@ pub struct Dial {
     identity: Option<Arc<Identity>>,
     /// The only name that a server may have.
     expected: Option<Arc<str>>,
+    /// Where others are, if not in the machine's network.
+    network: Option<Network>,
+}
+
+/// A network that is simulated.
+#[derive(Clone)]
+struct Network(Arc<dyn Fn(String) -> Connecting + Send + Sync>);
+
+type Connecting = BoxFuture<'static, io::Result<Box<dyn Simulated>>>;
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Network")
+    }
 }
 
 impl Dial {
@@ -46,6 +60,15 @@ impl Dial {
         Self {
             identity,
             expected: None,
+            network: None,
+        }
+    }
+
+    /// Without an identity, in a network that is simulated: `connect` gives a connection to an address.
+    pub fn simulated(connect: impl Fn(String) -> Connecting + Send + Sync + 'static) -> Self {
+        Self {
+            network: Some(Network(Arc::new(connect))),
+            ..Self::default()
         }
     }
 
@@ -55,6 +78,7 @@ impl Dial {
         Self {
             identity: self.identity.clone(),
             expected: Some(name.into()),
+            network: self.network.clone(),
         }
     }
 
@@ -107,6 +131,9 @@ impl Dial {
     /// # Errors
     /// When it cannot be reached, is not whom its certificate must name, or does not answer for 10 s.
     pub async fn connect(&self, address: &str, server: Role) -> io::Result<Stream> {
+        if let Some(Network(connect)) = &self.network {
+            return Ok(Stream::Simulated(connect(address.to_owned()).await?));
+        }
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         self.handshake(stream, server).await

@@ -23,7 +23,7 @@ use crate::access::Access;
 use crate::caller::Caller;
 use crate::counted::{Counted, Place, Places};
 use crate::refusals::Refusals;
-use crate::stream::Stream;
+use crate::stream::{Simulated, Stream};
 
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -110,6 +110,30 @@ pub fn incoming_unix(listener: UnixListener, limits: Limits, stop: CancellationT
         async move { Ok((listener.accept().await?.0, None)) }
     };
     let admit = async |stream| Access::admit_unix(stream);
+    start(accept, admit, limits, stop)
+}
+
+/// As [`incoming`], of a network that is simulated, where everybody is admitted. `accept` gives connections, and where they come
+/// from.
+pub fn incoming_simulated<F>(
+    accept: impl Fn() -> F + Send + Sync + 'static,
+    limits: Limits,
+    stop: CancellationToken,
+) -> Incoming
+where
+    F: Future<Output = io::Result<(Box<dyn Simulated>, IpAddr)>> + Send + 'static,
+{
+    let accept = move || {
+        let accepted = accept();
+        async move {
+            let (stream, from) = accepted.await?;
+            Ok(((stream, from), Some(from)))
+        }
+    };
+    let admit = async |(stream, from)| {
+        let caller = Caller::Anybody { from: Some(from) };
+        Ok((Stream::Simulated(stream), caller))
+    };
     start(accept, admit, limits, stop)
 }
 

@@ -8,6 +8,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
+/// A connection of a network that is simulated.
+pub trait Simulated: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin> Simulated for T {}
+
 /// Bytes in both directions, possibly encrypted.
 #[derive(Debug)]
 pub enum Stream {
@@ -17,6 +22,8 @@ pub enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
     /// A Unix socket.
     Unix(UnixStream),
+    /// In a simulation.
+    Simulated(Box<dyn Simulated>),
 }
 
 macro_rules! each {
@@ -25,6 +32,7 @@ macro_rules! each {
             Stream::Plain($inner) => $do,
             Stream::Tls($inner) => $do,
             Stream::Unix($inner) => $do,
+            Stream::Simulated($inner) => $do,
         }
     };
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -15,6 +15,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -116,7 +117,7 @@ pub fn run(
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep_until((began + INTERVAL).into()) => {}
+                () = tokio::time::sleep_until(began + INTERVAL) => {}
                 () = origin_wanted(&beat.worker) => {}
             }
         }

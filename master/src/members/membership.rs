@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prost::Message;
+use tokio::time::Instant;
 use weir_core::{Hashing, WorkerId, placement::MAX_WORKERS};
 use weir_proto::v1;
 

@@ -168,7 +168,9 @@ impl Admission {
         let remote = match stream {
             Stream::Tls(tls) => Remote::from(*tls),
             // It never is with certificates.
-            Stream::Plain(_) | Stream::Unix(_) => return Err(OpeningError::Closed),
+            Stream::Plain(_) | Stream::Unix(_) | Stream::Simulated(_) => {
+                return Err(OpeningError::Closed);
+            }
         };
         let mut link = Link::of_server(remote);
         if !caller.is_one_of(&READERS) {
