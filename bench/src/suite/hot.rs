@@ -104,15 +104,19 @@ struct Found {
 }
 
 impl Found {
+    /// The least time that it can take, in seconds.
+    fn least(&self, size: Size) -> f64 {
+        let (egress, file) = (size.egress as f64, size.file as f64);
+        let sent = (self.read as f64 + self.copied) / (WORKERS as f64 * egress);
+        sent + (WORKERS as f64).log2() * file / egress
+    }
+
     fn note(&self, table: &mut Table, size: Size) {
         let mut note = |what: &str, unit, value, most| {
             table.state(SPREAD, what, unit, value, most);
         };
         note("until all have it", Unit::Seconds, self.seconds, None);
-        let (egress, file) = (size.egress as f64, size.file as f64);
-        let sent = (self.read as f64 + self.copied) / (WORKERS as f64 * egress);
-        let copies = (WORKERS as f64).log2() * file / egress;
-        let least = sent + copies;
+        let (file, least) = (size.file as f64, self.least(size));
         note(
             "the time, of the least possible",
             Unit::Ratio,
@@ -190,6 +194,12 @@ fn read(bench: &Bench, endpoint: &str, size: Size, spread: bool) -> anyhow::Resu
         most_of_one: given.iter().copied().fold(0.0, f64::max) / all.max(1.0),
         gone: 0.0,
     };
+    eprintln!(
+        "hot: {:.1} s, {:.2} of the least possible; the busiest sent {:.2} of all",
+        found.seconds,
+        found.seconds / found.least(size),
+        found.most_of_one
+    );
     let ended = Instant::now();
     while spread
         && sum("weir_worker_kept_copies_bytes")?
