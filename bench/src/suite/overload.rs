@@ -49,12 +49,12 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
         eprintln!("overload, run {}", number + 1);
         let home = bench.scratch().join("overload");
         let load = Load {
-            enough: ENOUGH,
+            enough: if bench.quick { ENOUGH / 4 } else { ENOUGH },
             egress: bench.scaled(EGRESS),
             time: TIME,
         };
         let found = measure(&home, server.endpoint(), &trees, load)?;
-        found.note(&mut table);
+        found.note(&mut table, load.enough);
         let _ = std::fs::remove_dir_all(&home);
     }
     Ok(Measured {
@@ -93,11 +93,12 @@ struct Found {
 }
 
 impl Found {
-    fn note(&self, table: &mut Table) {
+    fn note(&self, table: &mut Table, enough: usize) {
         let mut note = |what: &str, unit, value, limit| {
             table.state(SYSTEM, what, unit, value, limit);
         };
-        let (enough, many) = (2 * ENOUGH, 2 * ENOUGH * MORE);
+        let few = enough;
+        let (enough, many) = (2 * few, 2 * few * MORE);
         for (readers, (speed, memory)) in [(enough, self.enough), (many, self.many)] {
             let what = format!("{readers} readers");
             note(&what, Unit::MegabytesPerSecond, speed / 1e6, None);
@@ -118,8 +119,8 @@ impl Found {
         );
         note(
             &format!(
-                "what {ENOUGH} readers of one dataset get beside {} of another",
-                ENOUGH * MORE
+                "what {few} readers of one dataset get beside {} of another",
+                few * MORE
             ),
             Unit::Share,
             self.part,
