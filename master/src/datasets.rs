@@ -469,9 +469,11 @@ impl Datasets {
         version: Option<u64>,
     ) -> Result<(), MasterError> {
         let _one_at_a_time = self.saving.lock().await;
-        let before = self.placement(name.as_str());
+        let before = self.known.lock().get(name).cloned();
         let mut domains = Domains::new(self.cluster());
-        placing::place(dataset, before.as_ref(), &mut domains)?;
+        let placed_before = before.as_ref().and_then(|before| before.placement.as_ref());
+        placing::place(dataset, placed_before, &mut domains)?;
+        placing::remember(dataset, before.as_ref());
         let mut changes = vec![Change::Put(
             format!("{DATASET_KEY}{name}"),
             dataset.encode_to_vec(),
@@ -522,6 +524,7 @@ fn sources_of(dataset: &v1::Dataset) -> v1::DatasetSources {
         dataset: dataset.name.clone(),
         sources: sources.collect(),
         placement: dataset.placement.clone(),
+        former: placing::recent(&dataset.former_placements, now_ns()),
     }
 }
 

@@ -4,6 +4,9 @@
 //! before it goes to the origin, so that the origin sends nothing again because workers come or go as planned. It is asked
 //! for what it holds only, so no question leads to another one, and no two workers wait for each other.
 //!
+//! Of a dataset with several copies only the first is filled from the origin (`placed.rs`): the owner of another one asks that of
+//! the first, and waits for as long as that one says that it works on it, but not for ever.
+//!
 //! A worker that does not answer costs one read nearly a second, or two if it is slow, and is then left out for a
 //! while. What nobody has, or is damaged on its way, comes from the origin.
 
@@ -11,27 +14,37 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use weir_core::{Block, BlockKey, ClusterMap, LogLimit, OriginId, WorkerId, WorkerInfo};
-use weir_proto::v1::{BlockRequest, BlockStatus};
+use weir_proto::v1::{BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
 use weir_wire::{Activity, ConnectionError, Connections, FarWorkers, request_of};
 
+use crate::fill::Given;
 use crate::metrics::{ResultLabel, WorkerMetrics};
+use crate::placements::Placements;
 
 mod former;
+mod placed;
 
 use former::Former;
 pub(crate) use former::uncordoned;
+use placed::Placed;
+pub(crate) use placed::Route;
 
 /// Silence after which a worker is given up on: one that is busy says something every 100 ms.
 const SILENCE: Duration = Duration::from_millis(900);
 /// Longest wait for a block that a worker says it has.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// The same of a worker that fetches the block. A reader may be the next to wait for that, who has waited for another worker.
+const FILLER_SILENCE: Duration = Duration::from_millis(600);
+/// Longest wait for a block that a worker says it fetches: after that it is asked for at the origin itself.
+const FILLER_DEADLINE: Duration = Duration::from_secs(10);
+/// Blocks that are asked for at once of workers that fetch them.
+const FILLERS_AT_ONCE: usize = 256;
 /// Blocks that are asked for at once, and the longest wait for one's turn.
 const AT_ONCE: usize = 64;
 const TURN_DEADLINE: Duration = Duration::from_secs(1);
@@ -56,8 +69,12 @@ pub(crate) struct Copies {
     map: watch::Receiver<Arc<ClusterMap>>,
     /// Taken out to be asked: look-ups of owners take too long for a lock that each fill needs.
     former: Mutex<Arc<Former>>,
+    placements: Arc<Placements>,
+    placed: Placed,
     connections: Connections<FarWorkers>,
     turns: Arc<Semaphore>,
+    /// Of those that may have to fetch what they are asked for.
+    filler_turns: Arc<Semaphore>,
     /// Where connections live: whoever asks may do so in a runtime that ends, and they are used by others then.
     runtime: Handle,
     /// Workers that did not answer when they were asked last.
@@ -86,7 +103,7 @@ pub(crate) struct Turn {
 /// What a worker said of a block.
 pub(crate) enum Answer {
     /// It gave it.
-    Held(Bytes),
+    Held(Given),
     /// It does not have it.
     NotHeld,
     /// It did not give what it may hold.
@@ -98,6 +115,7 @@ impl Copies {
     pub(crate) fn new(
         own: WorkerId,
         map: watch::Receiver<Arc<ClusterMap>>,
+        placements: Arc<Placements>,
         dial: Dial,
         metrics: Arc<WorkerMetrics>,
     ) -> Self {
@@ -105,8 +123,11 @@ impl Copies {
             own,
             map,
             former: Mutex::default(),
+            placements,
+            placed: Placed::default(),
             connections: Connections::new(FarWorkers::new(dial)),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
+            filler_turns: Arc::new(Semaphore::new(FILLERS_AT_ONCE)),
             runtime: Handle::current(),
             avoided: Mutex::default(),
             cold: Mutex::default(),
@@ -134,6 +155,8 @@ impl Copies {
         let mut former = Former::clone(&self.former());
         former.see(map, &self.own, Instant::now());
         *self.former.lock() = Arc::new(former);
+        self.placed.forget();
+        self.metrics.map_epoch.set(map.epoch() as i64);
     }
 
     fn former(&self) -> Arc<Former> {
@@ -145,9 +168,51 @@ impl Copies {
         self.map.borrow().clone()
     }
 
+    /// Waits a while for a map that is as new as this one.
+    pub(crate) async fn learn_map(&self, epoch: u64, most: Duration) {
+        let mut map = self.map.clone();
+        let _ = timeout(most, map.wait_for(|map| map.epoch() >= epoch)).await;
+    }
+
     /// Whether the map has been as it is for so long.
     pub(crate) fn is_settled_for(&self, time: Duration) -> bool {
         self.former().is_settled_for(time, Instant::now())
+    }
+
+    /// The way to a block that this worker lacks. `datasets` gives those that may have it.
+    pub(crate) fn route(&self, key: &BlockKey, datasets: impl FnOnce() -> Vec<Arc<str>>) -> Route {
+        if self.is_wrong(key) {
+            return Route::Origin;
+        }
+        let by_map = self.holders(key);
+        if by_map.is_empty() && self.placements.is_empty() {
+            return Route::Origin;
+        }
+        let maps = self.former();
+        let mut owned_by_map = None;
+        for dataset in datasets() {
+            // One that had a placement may still be where it was by that.
+            let Some(known) = self.placements.get(&dataset) else {
+                owned_by_map.get_or_insert(dataset);
+                continue;
+            };
+            let route = self.placed.route(&dataset, known, &maps, key, &self.own);
+            match route {
+                None => {}
+                Some(Route::Filler(_, filler)) if self.is_avoided(&filler.id) => {
+                    return Route::Origin;
+                }
+                Some(Route::Former(dataset, mut holders)) => {
+                    holders.retain(|holder| !self.is_avoided(&holder.id));
+                    return Route::Former(dataset, holders);
+                }
+                Some(route) => return route,
+            }
+        }
+        match owned_by_map {
+            Some(dataset) if !by_map.is_empty() => Route::Former(dataset, by_map),
+            _ => Route::Origin,
+        }
     }
 
     /// The workers that may hold a block which this one owns and lacks, the likeliest first. Those that do not answer are
@@ -160,6 +225,21 @@ impl Copies {
         }
         let asked = holders.into_iter().filter(|w| !self.is_avoided(&w.id));
         asked.collect()
+    }
+
+    /// The workers that may hold a block of this dataset of which this one is to hold a copy, the likeliest first. Those that do not
+    /// answer are left out.
+    pub(crate) fn holders_of(&self, dataset: &Arc<str>, key: &BlockKey) -> Vec<WorkerInfo> {
+        let Some(known) = self.placements.get(dataset) else {
+            return self.holders(key);
+        };
+        if self.is_wrong(key) {
+            return Vec::new();
+        }
+        let maps = self.former();
+        let mut holders = self.placed.holders(dataset, known, &maps, key, &self.own);
+        holders.retain(|holder| !self.is_avoided(&holder.id));
+        holders
     }
 
     fn is_avoided(&self, id: &WorkerId) -> bool {
@@ -177,6 +257,40 @@ impl Copies {
         timeout(TURN_DEADLINE, self.turn()).await.ok()?
     }
 
+    /// A turn to ask a worker that may have to fetch the block, waited for as for others.
+    pub(crate) async fn turn_of_filler(&self) -> Option<Turn> {
+        let place = self.filler_turns.clone().acquire_owned();
+        let place = timeout(TURN_DEADLINE, place).await.ok()?.ok()?;
+        Some(Turn {
+            _place: Arc::new(place),
+        })
+    }
+
+    /// A block from the owner of its first copy, which fetches it if it lacks it. `None` if it does not come from there.
+    pub(crate) async fn fetch_of_filler(
+        self: &Arc<Self>,
+        turn: &Turn,
+        filler: &WorkerInfo,
+        dataset: &str,
+        block: &Block,
+    ) -> Option<Given> {
+        // It may have been silent to others meanwhile.
+        if self.is_avoided(&filler.id) {
+            return None;
+        }
+        let request = BlockRequest {
+            held_only: false,
+            as_filler: true,
+            ..self.request(dataset, block)
+        };
+        let turn = Some(turn.clone());
+        let asked = self.ask_in_background(filler, &request, FILLER_DEADLINE, turn);
+        match asked.await {
+            Answer::Held(given) => Some(given),
+            Answer::NotHeld | Answer::Failed => None,
+        }
+    }
+
     /// A block from one of these workers, asked for by the name of a dataset that has it. `None` if none of them has it.
     pub(crate) async fn fetch(
         self: &Arc<Self>,
@@ -184,8 +298,8 @@ impl Copies {
         holders: &[WorkerInfo],
         dataset: &str,
         block: &Block,
-    ) -> Option<Bytes> {
-        let request = request(self.map.borrow().epoch(), dataset, block);
+    ) -> Option<Given> {
+        let request = self.request(dataset, block);
         let mut all_answered = true;
         for holder in holders {
             // It may have been silent to others since the holders were named.
@@ -194,9 +308,9 @@ impl Copies {
                 continue;
             }
             match self.ask(turn, holder, &request).await {
-                Answer::Held(bytes) => {
+                Answer::Held(given) => {
                     self.cold.lock().remove(&block.origin);
-                    return Some(bytes);
+                    return Some(given);
                 }
                 Answer::NotHeld => {}
                 Answer::Failed => all_answered = false,
@@ -221,7 +335,7 @@ impl Copies {
         dataset: &str,
         block: &Block,
     ) -> Answer {
-        let request = request(self.map.borrow().epoch(), dataset, block);
+        let request = self.request(dataset, block);
         self.ask(turn, holder, &request).await
     }
 
@@ -248,7 +362,7 @@ impl Copies {
             for_copy: true,
             copy_place: place,
             copy_from: way.iter().map(ToString::to_string).collect(),
-            ..request(self.map.borrow().epoch(), dataset, block)
+            ..self.request(dataset, block)
         };
         self.ask_in_background(worker, &request, deadline, None)
             .await
@@ -316,8 +430,9 @@ impl Copies {
             answer
         };
         let answer = self.runtime.spawn(asking).await.unwrap_or(Answer::Failed);
-        if let Answer::Held(bytes) = &answer {
-            self.metrics.copied_bytes.inc_by(bytes.len() as u64);
+        if let Answer::Held(given) = &answer {
+            let bytes = given.data.len() as u64;
+            self.metrics.copied_bytes.inc_by(bytes);
         }
         answer
     }
@@ -328,23 +443,35 @@ impl Copies {
         request: &BlockRequest,
         deadline: Duration,
     ) -> Answer {
+        let silence = if request.as_filler {
+            FILLER_SILENCE
+        } else {
+            SILENCE
+        };
         let activity = Activity::default();
         let asked = self.connections.request(worker, request, &activity);
         let answered = tokio::select! {
             biased;
             answered = timeout(deadline, asked) => answered.map_err(|_| "late"),
-            () = activity.silent_for(SILENCE) => Err("silent"),
+            () = activity.silent_for(silence) => Err("silent"),
         };
         let (result, answer) = match answered {
             Ok(Ok((answer, bytes))) => {
                 self.avoided.lock().remove(&worker.id); // it has answered
-                match answer.reply.status() {
+                let reply = &answer.reply;
+                self.placements
+                    .compare(&request.dataset, reply.placement_version);
+                match reply.status() {
                     BlockStatus::Ok if bytes.len() == request.length as usize => {
-                        ("ok", Answer::Held(bytes))
+                        let given = Given {
+                            data: bytes,
+                            was_fetched: reply.source() == BlockSource::Origin,
+                        };
+                        ("ok", Answer::Held(given))
                     }
                     BlockStatus::NotHeld => ("not_held", Answer::NotHeld),
                     status => {
-                        let message = &answer.reply.message;
+                        let message = &reply.message;
                         tracing::debug!(worker = %worker.id, ?status, message, "a block was not handed over");
                         ("refused", Answer::Failed)
                     }
@@ -400,14 +527,16 @@ impl Copies {
             avoided.times += 1;
         }
     }
-}
 
-fn request(epoch: u64, dataset: &str, block: &Block) -> BlockRequest {
-    BlockRequest {
-        epoch,
-        dataset: dataset.to_owned(),
-        held_only: true,
-        ..request_of(block)
+    /// For a whole block, if it is held.
+    fn request(&self, dataset: &str, block: &Block) -> BlockRequest {
+        BlockRequest {
+            epoch: self.map.borrow().epoch(),
+            placement_version: self.placements.version(dataset),
+            dataset: dataset.to_owned(),
+            held_only: true,
+            ..request_of(block)
+        }
     }
 }
 

@@ -26,7 +26,19 @@ pub struct Fill {
     fetching: AtomicBool,
     /// Its bytes came from another worker.
     copied: AtomicBool,
+    /// The origin has sent them to that one because of this fill.
+    sent_for_copy: AtomicBool,
+    /// Another worker is asked for it, which may fetch it.
+    forwarded: AtomicBool,
     state: Mutex<State>,
+}
+
+/// A block as another worker gave it.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Given {
+    pub(crate) data: Bytes,
+    /// It was fetched from the origin because it was asked for.
+    pub(crate) was_fetched: bool,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +59,8 @@ impl Fill {
             unwanted: AtomicBool::new(false),
             fetching: AtomicBool::new(false),
             copied: AtomicBool::new(false),
+            sent_for_copy: AtomicBool::new(false),
+            forwarded: AtomicBool::new(false),
             state: Mutex::new(State::default()),
         })
     }
@@ -71,15 +85,33 @@ impl Fill {
         self.fetching.load(Ordering::Relaxed)
     }
 
-    /// Adds the whole block as another worker has it.
-    pub(crate) fn copy(&self, data: Bytes) {
+    /// Adds the whole block as another worker has it, or has fetched it for this.
+    pub(crate) fn copy(&self, given: Given) {
+        self.sent_for_copy
+            .store(given.was_fetched, Ordering::Release);
         self.copied.store(true, Ordering::Release);
-        self.push(data);
+        self.push(given.data);
     }
 
     /// Whether its bytes came from another worker.
     pub(crate) fn is_copied(&self) -> bool {
         self.copied.load(Ordering::Acquire)
+    }
+
+    /// Whether the origin has sent its bytes because of it, here or to a worker that was asked for them.
+    pub(crate) fn was_fetched(&self) -> bool {
+        !self.is_copied() || self.sent_for_copy.load(Ordering::Acquire)
+    }
+
+    /// Another worker is asked for it that may have to fetch it, or not any more. Set before that one is asked: of workers
+    /// that ask each other in a circle, one then sees it, and does not wait.
+    pub(crate) fn forward(&self, is_asked: bool) {
+        self.forwarded.store(is_asked, Ordering::SeqCst);
+    }
+
+    /// Whether another worker is asked for it that may have to fetch it.
+    pub(crate) fn is_forwarded(&self) -> bool {
+        self.forwarded.load(Ordering::SeqCst)
     }
 
     /// Adds all that comes from the origin.

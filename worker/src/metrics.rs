@@ -130,6 +130,7 @@ pub struct WorkerMetrics {
     pub(crate) fill_bytes: Counter,
     pub(crate) fill_duration: Histogram,
     pub(crate) fills_in_flight: Gauge,
+    pub(crate) map_epoch: Gauge,
     pub(crate) refused: Counter,
     pub(crate) evicted_blocks: Family<EvictionLabels, Counter<u64, AtomicU64>>,
     pub(crate) evicted_bytes: Family<EvictionLabels, Counter<u64, AtomicU64>>,
@@ -165,6 +166,7 @@ impl WorkerMetrics {
             fill_bytes: Counter::default(),
             fill_duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             fills_in_flight: Gauge::default(),
+            map_epoch: Gauge::default(),
             refused: Counter::default(),
             evicted_blocks: Family::default(),
             evicted_bytes: Family::default(),
@@ -250,6 +252,11 @@ impl WorkerMetrics {
             "fills_in_flight",
             "Blocks on their way from an origin or to the SSD tier",
             metrics.fills_in_flight.clone(),
+        );
+        r.register(
+            "cluster_map_epoch",
+            "Epoch of the cluster map in use",
+            metrics.map_epoch.clone(),
         );
         r.register(
             "admissions_refused",

@@ -171,16 +171,11 @@ impl Origins {
         }
     }
 
-    /// A dataset that fits and may have this object, by the name of which other workers may be asked for it.
-    pub(crate) fn dataset_of(
-        &self,
-        origin: OriginId,
-        key: &str,
-        fits: impl Fn(&str) -> bool,
-    ) -> Option<String> {
+    /// The datasets that may have this object, by the names of which other workers may be asked for it.
+    pub(crate) fn datasets_of(&self, origin: OriginId, key: &str) -> Vec<Arc<str>> {
         let datasets = self.datasets.read();
-        let found = datasets.as_ref()?.dataset_of(origin, key, fits);
-        found.map(str::to_owned)
+        let datasets = datasets.as_ref();
+        datasets.map_or_else(Vec::new, |datasets| datasets.datasets_of(origin, key))
     }
 
     /// As [`claim`](Self::claim), but the dataset may be new: where it does not have the object, the master's next answers
@@ -498,6 +493,7 @@ mod tests {
                 prefix: prefix.to_owned(),
             }],
             placement: None,
+            former: Vec::new(),
         }])
     }
 

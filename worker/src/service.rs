@@ -28,6 +28,8 @@ use crate::worker::Worker;
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 /// Reports that wait for the master before the oldest must be taken.
 const REPORT_QUEUE: usize = 4;
+/// Longest wait for the placement that a warm job names: the job may have been started as soon as its dataset was made.
+const LEARN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Longest message that is taken, and that of the calls that only master and workers may make: the cluster map of a job, or
 /// the checksums of a large object's blocks.
@@ -110,6 +112,19 @@ impl WorkerApi for Service {
         let manifest = self.find(&request.dataset, request.version).await?;
         let tops = tops(&manifest, &request.paths)?;
         let map = cluster_map(request.map.unwrap_or_default())?;
+        // Where a block comes from follows from what this worker knows itself.
+        let version = request
+            .placement
+            .as_ref()
+            .map_or(0, |placement| placement.version);
+        if version > 0 {
+            let placements = self.worker.placements();
+            let learn = placements.learn(&request.dataset, version, LEARN_DEADLINE);
+            learn.await;
+            if let Some(copies) = self.worker.copies.get() {
+                copies.learn_map(map.epoch(), LEARN_DEADLINE).await;
+            }
+        }
         let owners = Owners::new(Arc::new(map), &placement(request.placement));
         let worker = self.worker.clone();
         let job = self

@@ -16,6 +16,9 @@ use weir_trust::Caller;
 /// Least time between two lines about refused requests in the log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Datasets of one object that are looked at.
+const MAX_DATASETS: usize = 16;
+
 /// The sources of all datasets.
 #[derive(Debug, Default)]
 pub(crate) struct DatasetSources {
@@ -103,16 +106,12 @@ impl DatasetSources {
         Ok(Self::new(table))
     }
 
-    /// The first of the datasets that may have a key of an origin, and that fit.
-    pub(crate) fn dataset_of(
-        &self,
-        origin: OriginId,
-        key: &str,
-        fits: impl Fn(&str) -> bool,
-    ) -> Option<&str> {
-        let names = self.by_origin.get(&origin.0)?;
-        let mut names = names.iter().map(|name| &**name);
-        names.find(|name| fits(name) && self.claim(name, origin, key) == Claim::Inside)
+    /// The datasets that may have a key of an origin, in the order of their names, which is that of all workers. Of many the
+    /// first ones.
+    pub(crate) fn datasets_of(&self, origin: OriginId, key: &str) -> Vec<Arc<str>> {
+        let names = self.by_origin.get(&origin.0).into_iter().flatten();
+        let inside = names.filter(|name| self.claim(name, origin, key) == Claim::Inside);
+        inside.take(MAX_DATASETS).cloned().collect()
     }
 
     /// Whether a key of an origin is one that the dataset may have.
@@ -194,6 +193,7 @@ mod tests {
                 dataset: (*name).to_owned(),
                 sources: sources.collect(),
                 placement: None,
+                former: Vec::new(),
             }
         });
         DatasetSources::of_reply(datasets.collect())
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_asked_for_by_the_first_name_that_fits() {
+    fn an_object_is_asked_for_by_the_names_of_its_datasets_in_one_order() {
         let all = table(&[
             ("c", &[(1, "a/")]),
             ("b", &[(1, "a/b/"), (1, "x/"), (2, "")]),
@@ -271,16 +271,22 @@ mod tests {
         ]);
         let json = all.to_json().unwrap();
         for table in [all, DatasetSources::of_json(&json).unwrap()] {
-            let of = |origin, key, not: &str| {
-                table.dataset_of(OriginId(origin), key, |name| name != not)
+            let of = |origin, key| -> Vec<String> {
+                let names = table.datasets_of(OriginId(origin), key).into_iter();
+                names.map(|name| name.to_string()).collect()
             };
-            assert_eq!(of(1, "a/b/file", ""), Some("b"));
-            assert_eq!(of(1, "a/b/file", "b"), Some("c"));
-            assert_eq!(of(1, "a/file", ""), Some("c"));
-            assert_eq!(of(1, "a/file", "c"), None);
-            assert_eq!(of(2, "a/file", ""), Some("b"));
-            assert_eq!(of(3, "a/file", ""), None);
+            assert_eq!(of(1, "a/b/file"), ["b", "c"]);
+            assert_eq!(of(1, "a/file"), ["c"]);
+            assert_eq!(of(2, "a/file"), ["b"]);
+            assert!(of(3, "a/file").is_empty());
         }
+        let names: Vec<String> = (0..1000).map(|n| format!("d{n}")).collect();
+        let many: Vec<(&str, &[(u64, &str)])> =
+            names.iter().map(|name| (&**name, &[(1, "")][..])).collect();
+        assert_eq!(
+            table(&many).datasets_of(OriginId(1), "a").len(),
+            MAX_DATASETS
+        );
     }
 
     #[test]

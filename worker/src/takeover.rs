@@ -1,4 +1,5 @@
-//! Taking over blocks that are this worker's now, and that others hold: before one of them leaves, or because this one came.
+//! Taking over blocks that are this worker's now, and that others hold: before one of them leaves, because this one came, or because
+//! their dataset has moved.
 //!
 //! Nobody waits for these blocks, so they come at a limited rate, few at once, and within the part of the memory budget that
 //! is for such. The origin is never asked.
@@ -27,6 +28,8 @@ const MAX_FAILURES: u32 = 16;
 /// Blocks in a row that nobody has, after which those of a dataset that is not to be saved from anything are left where they
 /// are until somebody reads them.
 const COLD_AFTER: u32 = 256;
+/// Workers that are asked for one block.
+const MAX_ASKED: usize = 2;
 /// What of the rate is not lost while blocks are awaited, as time.
 const SAVED: Duration = Duration::from_millis(100);
 
@@ -42,8 +45,8 @@ pub(crate) struct TakeOver {
 pub(crate) enum Holders {
     /// Those of a worker that is to leave.
     Leaving(Box<Leaving>),
-    /// Those of workers that stay, and that owned them before this one did.
-    Former,
+    /// Those of a dataset, of workers that stay: they owned them before this one did, or hold another copy.
+    Others(Arc<str>),
 }
 
 /// A worker that is to leave.
@@ -79,23 +82,26 @@ impl Holders {
                 let mut before = leaving.before.of(key);
                 before.any(|owner| owner.id == leaving.from.id) && leaving.is_of(key, own)
             }
-            Self::Former => false,
+            Self::Others(_) => false,
         }
     }
 
-    /// The worker that may hold a block which is this one's.
-    fn of(&self, key: &BlockKey, worker: &Worker) -> Option<WorkerInfo> {
+    /// The workers that may hold a block which is this one's, the likeliest first.
+    fn of(&self, key: &BlockKey, worker: &Worker) -> Vec<WorkerInfo> {
         let own = &worker.config().id;
         match self {
             Self::Leaving(leaving) => {
                 // It may hold others than those that it owned last.
-                leaving.is_of(key, own).then(|| leaving.from.clone())
+                let leaving = leaving.is_of(key, own).then(|| leaving.from.clone());
+                leaving.into_iter().collect()
             }
-            Self::Former => {
-                let holders = worker.copies.get()?.holders(key);
+            Self::Others(dataset) => {
+                let copies = worker.copies.get();
+                let mut holders =
+                    copies.map_or_else(Vec::new, |copies| copies.holders_of(dataset, key));
+                holders.retain(|holder| holder.cordoned_weight == 0);
+                holders.truncate(MAX_ASKED);
                 holders
-                    .into_iter()
-                    .find(|holder| holder.cordoned_weight == 0)
             }
         }
     }
@@ -181,7 +187,7 @@ pub(crate) async fn take_over(
         failures: 0,
         misses: 0,
     };
-    let gives_up_cold = matches!(job.from, Holders::Former);
+    let gives_up_cold = matches!(job.from, Holders::Others(_));
     for file in job.manifest.files_below(ROOT) {
         consume_budget().await; // of an empty one, too
         for block in job.manifest.blocks(file) {
@@ -195,9 +201,10 @@ pub(crate) async fn take_over(
                 }
                 continue;
             }
-            let Some(from) = job.from.of(&key, &worker) else {
+            let from = job.from.of(&key, &worker);
+            if from.is_empty() {
                 continue;
-            };
+            }
             taking.less_than(at_once).await;
             sleep_until(taking.pace.next).await;
             let is_cold = gives_up_cold && taking.misses >= COLD_AFTER;
@@ -206,7 +213,13 @@ pub(crate) async fn take_over(
             }
             let (worker, dataset) = (worker.clone(), dataset.clone());
             taking.blocks.spawn(async move {
-                let taken = worker.take_block_over(&dataset, &block, &from).await;
+                let mut taken = Taken::NotThere;
+                for from in &from {
+                    taken = worker.take_block_over(&dataset, &block, from).await;
+                    if !matches!(taken, Taken::NotThere | Taken::Failed) {
+                        break;
+                    }
+                }
                 (bytes, taken)
             });
         }
@@ -270,7 +283,7 @@ mod tests {
         let worker = testing::open(testing::config("w").unwrap()).unwrap();
         let job = TakeOver {
             manifest: Arc::new(builder.build(snapshot, 0, None).unwrap()),
-            from: Holders::Former,
+            from: Holders::Others("set".into()),
             bytes_per_second: 1,
         };
         let (progress, _seen) = watch::channel(TakeOverProgress::default());

@@ -32,7 +32,7 @@ pub struct WarmProgress {
     pub done_bytes: u64,
     /// Finished files; a file counts on the worker that owns its first block.
     pub done_files: u64,
-    /// Bytes that were fetched for the job.
+    /// Bytes that the origin has sent for the job.
     pub fetched_bytes: u64,
     /// Bytes of finished blocks of which another worker has the first copy, and which count there.
     pub copied_bytes: u64,
@@ -168,12 +168,13 @@ impl Job {
         let Some(filled) = filled else { return 0 };
         match filled.result {
             Ok(fetched) => self.progress.send_modify(|p| {
+                // Whoever holds the first copy may have been asked for it by one that is to hold another.
+                p.fetched_bytes += if fetched { filled.bytes } else { 0 };
                 if !filled.counts {
                     p.copied_bytes += filled.bytes;
                     return;
                 }
                 p.done_bytes += filled.bytes;
-                p.fetched_bytes += if fetched { filled.bytes } else { 0 };
                 p.done_files += u64::from(filled.is_first);
             }),
             Err(error) => self.progress.send_modify(|p| {

@@ -46,7 +46,7 @@ mod place;
 mod unowned;
 
 use copying::Copying;
-use filling::BUDGET_UNIT;
+use filling::{BUDGET_UNIT, Forwards};
 pub use filling::{FillWork, PrefetchAnswer};
 pub(crate) use filling::{Taken, settled};
 
@@ -100,10 +100,13 @@ pub struct Worker {
     ssd: Arc<SsdTier>,
     fills: Fills,
     budget: Arc<Semaphore>,
+    /// As much again for copies of blocks that other workers fetch: workers wait for each other's fills, and none of those may
+    /// wait for such a copy.
+    copy_budget: Arc<Semaphore>,
     /// What blocks may take of the budget that nobody waits for yet.
     prefetch_budget: Arc<Semaphore>,
     origins: Origins,
-    placements: Placements,
+    placements: Arc<Placements>,
     metrics: Arc<WorkerMetrics>,
     origin_metrics: Arc<OriginMetrics>,
     pub(crate) verifier: Verifier,
@@ -177,6 +180,7 @@ impl Worker {
             ssd: Arc::new(SsdTier::open(&config.ssd)?),
             fills: Fills::new(config.memory.0),
             budget: units(config.budget()),
+            copy_budget: units(config.budget()),
             prefetch_budget: units(config.prefetch_budget()),
             origins: Origins::with_share(
                 config.origins_file.clone(),
@@ -184,7 +188,7 @@ impl Worker {
                 config.sources.clone(),
                 count(config.budget()),
             ),
-            placements: Placements::default(),
+            placements: Arc::default(),
             metrics,
             origin_metrics,
             verifier,
@@ -401,6 +405,34 @@ impl Worker {
         read.instrument(span)
     }
 
+    /// As [`Self::read`], for a worker that is to hold another copy. `None` if the block is on its way from another worker: the
+    /// two might wait for each other. What was not fetched because of this comes from memory.
+    pub(crate) async fn read_for_copy(
+        self: &Arc<Self>,
+        block: &Block,
+        range: Range<u32>,
+    ) -> Result<Option<Cached>, ReadError> {
+        let key = block.key();
+        if let Some(found) = self.find(key, &range).await {
+            return Ok(Some(found));
+        }
+        let (fill, work) = self.start_fill_as(block, key, Forwards::No)?;
+        let is_new = work.is_some();
+        if let Some(work) = work {
+            tokio::spawn(work);
+        }
+        if fill.is_forwarded() {
+            return Ok(None);
+        }
+        let pieces = fill.read(range).await?;
+        let source = if is_new {
+            source_of(&fill)
+        } else {
+            Source::Memory
+        };
+        Ok(Some((pieces, source)))
+    }
+
     /// The bytes of `range` of a block if it is held, or about to come from the origin. Fetches nothing.
     pub(crate) async fn read_held(&self, block: &Block, range: Range<u32>) -> Option<Cached> {
         let key = block.key();
@@ -422,8 +454,9 @@ impl Worker {
     /// Asks the other workers of this map for blocks that they held before this one became their owner. They are called by
     /// `dial`.
     pub fn copy_from_others(self: &Arc<Self>, map: watch::Receiver<Arc<ClusterMap>>, dial: Dial) {
-        let metrics = self.metrics.clone();
-        let copies = Arc::new(Copies::new(self.config.id.clone(), map, dial, metrics));
+        let (own, metrics) = (self.config.id.clone(), self.metrics.clone());
+        let placements = self.placements.clone();
+        let copies = Arc::new(Copies::new(own, map, placements, dial, metrics));
         // There is one cluster in a worker's life.
         if self.copies.set(copies.clone()).is_ok() {
             let stop = self.stop.clone();
@@ -452,10 +485,11 @@ impl Worker {
         in_memory.or_else(|| self.ssd.locate(key).map(|location| location.checksums))
     }
 
-    /// Whether a block is on its way from the origin, or a copy of it from another worker.
-    pub(crate) fn is_fetching(&self, key: &BlockKey) -> bool {
+    /// Whether a block is on its way from the origin, here or to a worker that was asked for it, or a copy of it from another worker.
+    pub(crate) fn is_on_its_way(&self, key: &BlockKey) -> bool {
         let running = self.fills.running(key);
-        running.is_some_and(|fill| fill.is_fetching()) || self.copying.is_making(key)
+        running.is_some_and(|fill| fill.is_fetching() || fill.is_forwarded())
+            || self.copying.is_making(key)
     }
 
     /// Whether a block that was dropped is still on its way to a tier, from which it will be taken again.

@@ -2,8 +2,8 @@
 //!
 //! A *domain* is the whole cluster, a zone, a group of nodes (a rack) or a node. A [`Placement`] names the domains that hold a
 //! copy of a dataset, in order. Inside of one, blocks are hashed over its workers as over those of a cluster, so each domain has
-//! one owner of a block. A reader takes the nearest ([`Owners::for_reader`]). Each owner fetches what it lacks from the origin; of a
-//! warm job the one in the first domain that has workers is counted ([`Owners::filler`]).
+//! one owner of a block. A reader takes the nearest ([`Owners::for_reader`]). The one in the first domain that has workers fetches it
+//! from the origin ([`Owners::filler`]), and the others from that one.
 //!
 //! Who knows the placement and the cluster map knows all of that: client and worker agree if they have the same version of
 //! both, and each request says which ones it was made with. A reader of a former placement is served by the former owners as
@@ -302,7 +302,7 @@ fn distance(worker: &WorkerInfo, node: &NodeName, at: &Location) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 

@@ -188,6 +188,7 @@ impl Datasets {
             snapshots: Vec::new(),
             created_ns: now_ns(),
             placement: None,
+            former_placements: Vec::new(),
         };
         self.add_snapshot(name, dataset, found).await
     }

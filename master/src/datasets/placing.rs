@@ -4,6 +4,7 @@
 //! same name: first versions are the time. A dataset that nothing was ever asked for has none: one copy over all workers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
 use weir_core::placement::choice::{Domains, Wanted, choose};
@@ -17,6 +18,10 @@ use crate::error::MasterError;
 use crate::placements::{of_message, to_message};
 use crate::records::now_ns;
 use crate::store::Change;
+
+/// Placements before the one in use that are remembered, and how long workers are told of each.
+const MAX_FORMER: usize = 2;
+const TOLD_FOR: Duration = Duration::from_hours(24);
 
 impl Datasets {
     /// The cluster as it is now.
@@ -52,16 +57,18 @@ impl Datasets {
         let Some(mut dataset) = self.known.lock().get(name).cloned() else {
             return Ok(());
         };
-        let before = dataset.placement.clone();
-        place(&mut dataset, before.as_ref(), domains)?;
-        if dataset.placement == before {
+        let before = dataset.clone();
+        place(&mut dataset, before.placement.as_ref(), domains)?;
+        if dataset.placement == before.placement {
             return Ok(());
         }
+        remember(&mut dataset, Some(&before));
         let key = format!("{DATASET_KEY}{name}");
         let record = Change::Put(key, dataset.encode_to_vec());
         self.records.write(vec![record]).await?;
         if let Some(known) = self.known.lock().get_mut(name) {
             known.placement = dataset.placement;
+            known.former_placements = dataset.former_placements;
         }
         self.changed();
         Ok(())
@@ -83,6 +90,33 @@ pub(super) fn place(
     let previous = before.map(of_message);
     dataset.placement = chosen(wanted.as_ref(), dataset, previous.as_ref(), domains);
     Ok(())
+}
+
+/// Notes the placement that a dataset had before, if it has another one now and there was something to be held.
+pub(super) fn remember(dataset: &mut v1::Dataset, before: Option<&v1::Dataset>) {
+    let Some(before) = before else {
+        dataset.former_placements = Vec::new();
+        return;
+    };
+    let mut former = before.former_placements.clone();
+    if dataset.placement != before.placement && !before.snapshots.is_empty() {
+        let replaced = v1::FormerPlacement {
+            // Without one it was spread over the cluster.
+            placement: Some(before.placement.clone().unwrap_or_default()),
+            replaced_ns: now_ns(),
+        };
+        former.insert(0, replaced);
+        former.truncate(MAX_FORMER);
+    }
+    dataset.former_placements = former;
+}
+
+/// Those that were replaced a while ago at most.
+pub(super) fn recent(former: &[v1::FormerPlacement], now_ns: i64) -> Vec<v1::FormerPlacement> {
+    let told_for = i64::try_from(TOLD_FOR.as_nanos()).unwrap_or(i64::MAX);
+    let recent = former.iter();
+    let recent = recent.filter(|former| now_ns.saturating_sub(former.replaced_ns) < told_for);
+    recent.cloned().collect()
 }
 
 fn chosen(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use weir_tests::{Cluster, Lab, wait_until};
+use weir_tests::{Cluster, Lab, Mount, Readers, drop_pages, wait_until};
 
 use crate::Case;
 use crate::system::cluster::{Files, check_all, fill, read_epoch, total};
@@ -16,6 +16,26 @@ pub(crate) const CASES: &[Case] = &[
     (
         "readers_go_on_while_a_dataset_moves_to_another_zone",
         readers_go_on_while_a_dataset_moves_to_another_zone,
+    ),
+    (
+        "the_origin_sends_each_byte_once_for_all_copies",
+        the_origin_sends_each_byte_once_for_all_copies,
+    ),
+    (
+        "a_copy_is_read_while_the_workers_of_the_first_one_are_frozen_and_when_they_are_gone",
+        a_copy_is_read_while_the_workers_of_the_first_one_are_frozen_and_when_they_are_gone,
+    ),
+    (
+        "a_dataset_moves_without_its_readers_and_without_the_origin",
+        a_dataset_moves_without_its_readers_and_without_the_origin,
+    ),
+    (
+        "a_copy_that_is_lost_is_made_again_from_the_other_one",
+        a_copy_that_is_lost_is_made_again_from_the_other_one,
+    ),
+    (
+        "one_copy_is_warmed_and_a_path_is_found",
+        one_copy_is_warmed_and_a_path_is_found,
     ),
     (
         "a_dataset_whose_zone_is_gone_is_read_and_comes_back_to_it",
@@ -58,6 +78,37 @@ fn come_to_hold(cluster: &Cluster<'_>, workers: &[usize], blocks: u64) {
     wait_until(&what, SOON, || held(cluster, workers) == blocks);
 }
 
+/// A cluster of workers with these flags, all of which have heard of each other.
+fn start<'a>(lab: &'a Lab, flags: &[&[&str]]) -> Cluster<'a> {
+    let cluster = Cluster::start_with(lab, flags);
+    wait_until("the workers have the newest map", SOON, || {
+        let epoch = cluster.status()["epoch"].as_f64();
+        let has_it = |number| {
+            let worker = cluster.worker(number);
+            Some(worker.metric("weir_worker_cluster_map_epoch", "")) == epoch
+        };
+        (0..flags.len()).all(has_it)
+    });
+    cluster
+}
+
+/// Bytes that some workers have from others.
+fn copied(cluster: &Cluster<'_>, workers: &[usize]) -> u64 {
+    let of = |number: &usize| {
+        let worker = cluster.worker(*number);
+        worker.metric("weir_worker_copied_bytes_total", "") as u64
+    };
+    workers.iter().map(of).sum()
+}
+
+/// A mount of the dataset in a zone.
+#[track_caller]
+fn mount_in<'a>(lab: &'a Lab, cluster: &Cluster<'_>, zone: &str) -> Mount<'a> {
+    let address = cluster.address();
+    let flags = ["--master", &address, "--node", zone, "--zone", zone];
+    lab.mount_at("set", &format!("mnt-{zone}"), &flags)
+}
+
 /// What `weir dataset get` says of the placement.
 fn placement(cluster: &Cluster<'_>) -> Value {
     let got = cluster.weir(&["dataset", "get", "set", "-o", "json"]).ok();
@@ -68,7 +119,7 @@ fn placement(cluster: &Cluster<'_>) -> Value {
 fn a_dataset_is_held_where_its_placement_says() {
     let lab = Lab::new();
     let files = fill(&lab);
-    let cluster = Cluster::start_with(&lab, &ZONES);
+    let cluster = start(&lab, &ZONES);
     let flags = ["--spread", "zone", "--in", "b"];
     let shown = cluster.create_dataset_with("set", &flags).ok();
     assert!(shown.contains("held by zone b"), "{shown}");
@@ -123,7 +174,7 @@ fn a_dataset_is_held_where_its_placement_says() {
 fn readers_go_on_while_a_dataset_moves_to_another_zone() {
     let lab = Lab::new();
     let files = fill(&lab);
-    let cluster = Cluster::start_with(&lab, &ZONES);
+    let cluster = start(&lab, &ZONES);
     let place = |zone: &str| {
         let flags = ["--spread", "zone", "--in", zone];
         cluster.create_dataset_with("set", &flags).ok();
@@ -141,17 +192,214 @@ fn readers_go_on_while_a_dataset_moves_to_another_zone() {
         held(&cluster, &IN_B) == blocks(&files)
     });
     assert_eq!(held(&cluster, &IN_A), blocks(&files), "nothing was dropped");
+    assert_eq!(lab.s3.stats().bytes(), total(&files), "zone a had it");
     // Back again, and nothing of it is fetched.
     assert_eq!(place("a"), first + 2);
-    let fetched = lab.s3.stats().bytes();
     read_again();
-    assert_eq!(lab.s3.stats().bytes(), fetched);
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+}
+
+/// Two mounts read at the same time; then all is dropped and warmed.
+fn the_origin_sends_each_byte_once_for_all_copies() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = start(&lab, &ZONES);
+    let copies = ["--spread", "zone", "--copies", "2"];
+    cluster.create_dataset_with("set", &copies).ok();
+    let mounts = ["a", "b"].map(|zone| mount_in(&lab, &cluster, zone));
+    std::thread::scope(|threads| {
+        for mount in &mounts {
+            threads.spawn(|| check_all(mount, &files));
+        }
+    });
+    let both_hold_it = || {
+        come_to_hold(&cluster, &IN_A, blocks(&files));
+        come_to_hold(&cluster, &IN_B, blocks(&files));
+    };
+    // On a busy machine a worker may have been silent for a while, and another one was read then.
+    wait_until("both zones hold it", SOON, || {
+        for mount in &mounts {
+            read_epoch(mount, &files);
+        }
+        [IN_A, IN_B].map(|zone| held(&cluster, &zone)) == [blocks(&files); 2]
+    });
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+    // All of one zone came from the other.
+    let mut copied = [copied(&cluster, &IN_A), copied(&cluster, &IN_B)];
+    copied.sort_unstable();
+    assert_eq!(copied, [0, total(&files)]);
+    for mount in mounts {
+        mount.unmount();
+    }
+    cluster.weir(&["evict", "set"]).ok();
+    wait_until("nothing is held", SOON, || {
+        held(&cluster, &IN_A) + held(&cluster, &IN_B) == 0
+    });
+    let warmed = cluster.weir(&["warm", "set", "--wait", "-o", "json"]).ok();
+    let warmed: Value = serde_json::from_str(&warmed).unwrap();
+    assert_eq!(warmed["done_bytes"], total(&files));
+    assert_eq!(warmed["fetched_bytes"], total(&files));
+    both_hold_it();
+    assert_eq!(lab.s3.stats().bytes(), 2 * total(&files));
+}
+
+fn a_copy_is_read_while_the_workers_of_the_first_one_are_frozen_and_when_they_are_gone() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mut cluster = start(&lab, &ZONES);
+    let flags = ["--spread", "zone", "--in", "a", "--in", "b"];
+    cluster.create_dataset_with("set", &flags).ok();
+    let mount = mount_in(&lab, &cluster, "b");
+    for name in files.keys().filter(|name| name.starts_with("d1")) {
+        assert!(mount.read(name) == files[name], "{name}");
+    }
+    let report = {
+        let _frozen = IN_A.map(|number| cluster.worker(number).freeze());
+        let readers = Readers::start(&mount.dir, &files, 2);
+        readers.read_more(2 * files.len());
+        readers.finish()
+    };
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    // Two workers were silent, each for a moment, on a machine that has others to serve.
+    let longest = report.longest;
+    assert!(longest < Duration::from_secs(8), "a read took {longest:?}");
+    for number in IN_A {
+        cluster.workers[number] = None;
+    }
+    drop_pages(files.keys().map(|name| mount.path(name)));
+    check_all(&mount, &files);
+    cluster.wait_for_workers(2);
+    read_epoch(&mount, &files);
+    come_to_hold(&cluster, &IN_B, blocks(&files));
+}
+
+fn a_dataset_moves_without_its_readers_and_without_the_origin() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mut cluster = start(&lab, &ZONES);
+    let flags = |zone| ["--spread", "zone", "--in", zone];
+    cluster.create_dataset_with("set", &flags("b")).ok();
+    let mount = cluster.mount("set", "elsewhere");
+    check_all(&mount, &files);
+    come_to_hold(&cluster, &IN_B, blocks(&files));
+    cluster.create_dataset_with("set", &flags("a")).ok();
+    come_to_hold(&cluster, &IN_A, blocks(&files)); // nobody reads
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+    // A worker more in its zone, while it is read.
+    let readers = Readers::start(&mount.dir, &files, 2);
+    let new = cluster.add_worker();
+    let share = || held(&cluster, &[new]);
+    let mut before = 0;
+    wait_until("it has its share", SOON, || {
+        let now = share();
+        now > 0 && now == std::mem::replace(&mut before, now)
+    });
+    readers.read_more(files.len());
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    read_epoch(&mount, &files);
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+}
+
+/// Of three zones two hold the dataset. One of them goes.
+fn a_copy_that_is_lost_is_made_again_from_the_other_one() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let zones = ["a", "b", "c"];
+    let flags = zones.map(|zone| ["--zone", zone]);
+    let flags: Vec<&[&str]> = flags.iter().map(|flags| &flags[..]).collect();
+    let mut cluster = start(&lab, &flags);
+    let copies = ["--spread", "zone", "--copies", "2"];
+    cluster.create_dataset_with("set", &copies).ok();
+    cluster.weir(&["warm", "set", "--wait"]).ok();
+    let chosen: Vec<usize> = placement(&cluster)["domains"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|zone| zones.iter().position(|known| zone == known).unwrap())
+        .collect();
+    let [first, second] = chosen[..] else {
+        panic!("{chosen:?}");
+    };
+    let all = blocks(&files);
+    come_to_hold(&cluster, &[first], all);
+    come_to_hold(&cluster, &[second], all);
+    let mount = cluster.mount("set", "elsewhere");
+    let readers = Readers::start(&mount.dir, &files, 2);
+    readers.read_more(10);
+    cluster.workers[first].take().unwrap().kill();
+    come_to_hold(&cluster, &[3 - first - second], all);
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    read_epoch(&mount, &files);
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+}
+
+fn one_copy_is_warmed_and_a_path_is_found() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = start(&lab, &ZONES);
+    let flags = ["--spread", "zone", "--in", "a", "--in", "b"];
+    cluster.create_dataset_with("set", &flags).ok();
+    let in_d1 = |name: &&String| name.starts_with("d1/");
+    let some: Vec<&String> = files.keys().filter(in_d1).collect();
+    let bytes: u64 = some.iter().map(|name| files[*name].len() as u64).sum();
+    // The first copy alone, of one directory.
+    let warm = [
+        "warm", "set", "d1", "--in", "zone=a", "--wait", "-o", "json",
+    ];
+    let warmed: Value = serde_json::from_str(&cluster.weir(&warm).ok()).unwrap();
+    assert_eq!(warmed["done_bytes"], bytes);
+    // They take what is theirs some seconds after they came, but not yet.
+    assert_eq!(copied(&cluster, &IN_B), 0);
+    come_to_hold(&cluster, &IN_A, some.len() as u64);
+    let located = |path: &str| -> Value {
+        let located = cluster.weir(&["dataset", "where", "set", path, "-o", "json"]);
+        serde_json::from_str(&located.ok()).unwrap()
+    };
+    wait_until("the master knows where it is", SOON, || {
+        let directory = located("d1");
+        let mut zones = directory["zones"].as_array().unwrap().iter();
+        let a = serde_json::json!({"name": "a", "cached_bytes": bytes});
+        directory["bytes"] == bytes && zones.any(|zone| *zone == a)
+    });
+    let file = located(some[0]);
+    let length = files[some[0]].len();
+    assert_eq!(file["path"], *some[0]);
+    assert_eq!(file["cached_bytes"], length);
+    assert_eq!(located("d2")["cached_bytes"], 0);
+    cluster.weir(&["dataset", "where", "set", "d9"]).fails(3);
+    // The second one, which takes what is there from the first.
+    let warm = [
+        "warm", "set", "d1", "--in", "zone=b", "--wait", "-o", "json",
+    ];
+    let warmed: Value = serde_json::from_str(&cluster.weir(&warm).ok()).unwrap();
+    assert_eq!(warmed["done_bytes"], bytes);
+    assert_eq!(warmed["fetched_bytes"], 0);
+    come_to_hold(&cluster, &IN_B, some.len() as u64);
+    assert_eq!(lab.s3.stats().bytes(), bytes);
+    for (flags, code, why) in [
+        (&["--in", "zone=bb"][..], 2, "did you mean \"b\"?"),
+        (&["--in", "zon=b"], 2, "did you mean `zone`?"),
+        (
+            &["--in", "node=node-0"],
+            2,
+            "none of that lies in node=node-0",
+        ),
+        (&["--copies", "3"], 2, "the dataset has 2"),
+        (&["--copies", "0"], 2, "0"),
+        (&["--in", "zone=b", "--copies", "2"], 2, "has 1 in zone=b"),
+    ] {
+        let args: Vec<&str> = ["warm", "set"].iter().chain(flags).copied().collect();
+        let message = cluster.weir(&args).fails(code);
+        assert!(message.contains(why), "{flags:?}: {message}");
+    }
 }
 
 fn a_dataset_whose_zone_is_gone_is_read_and_comes_back_to_it() {
     let lab = Lab::new();
     let files = fill(&lab);
-    let mut cluster = Cluster::start_with(&lab, &ZONES);
+    let mut cluster = start(&lab, &ZONES);
     let flags = ["--spread", "zone", "--in", "b"];
     cluster.create_dataset_with("set", &flags).ok();
     let mount = cluster.mount("set", "elsewhere");
@@ -180,7 +428,7 @@ fn a_dataset_whose_zone_is_gone_is_read_and_comes_back_to_it() {
 fn a_placement_that_the_cluster_cannot_have_is_refused() {
     let lab = Lab::new();
     lab.put_all(&[("a".to_owned(), b"content".to_vec())].into());
-    let cluster = Cluster::start_with(&lab, &ZONES);
+    let cluster = start(&lab, &ZONES);
     let refused = |flags: &[&str]| cluster.create_dataset_with("set", flags).fails(2);
     for (flags, why) in [
         (

@@ -109,7 +109,10 @@ async fn serve(mut socket: TcpStream, kind: Kind, asked: Arc<AtomicU32>) {
             continue;
         }
         asked.fetch_add(1, Ordering::Relaxed);
-        assert!(request.held_only || request.for_copy, "it would fetch");
+        assert!(
+            request.held_only || request.for_copy || request.as_filler,
+            "it is no reader"
+        );
         let mut damaged = content();
         damaged[70_000] ^= 1;
         let frame = match kind {

@@ -27,6 +27,8 @@ pub(super) struct Former {
     changed: Option<Instant>,
     /// The map as it would be if nobody were cordoned, if somebody is.
     uncordoned: Option<Arc<ClusterMap>>,
+    /// The map in use without this worker, while that is new.
+    without_own: Option<Arc<ClusterMap>>,
 }
 
 /// A map as it would be if these of its workers were not cordoned.
@@ -41,7 +43,35 @@ pub(crate) fn uncordoned(map: &ClusterMap, these: impl Fn(&WorkerId) -> bool) ->
     ClusterMap::new(map.epoch(), map.hashing(), workers.collect())
 }
 
+/// A map as it would be if one of its workers had not come.
+fn without(map: &ClusterMap, id: &WorkerId) -> ClusterMap {
+    let others = map.workers().iter().filter(|worker| worker.id != *id);
+    ClusterMap::new(map.epoch(), map.hashing(), others.cloned().collect())
+}
+
 impl Former {
+    /// The map that is in use.
+    pub(super) fn current(&self) -> &Arc<ClusterMap> {
+        &self.current
+    }
+
+    /// The map in use with the weights that cordoned workers had: what they own by a former placement they still hold.
+    pub(super) fn uncordoned(&self) -> &Arc<ClusterMap> {
+        self.uncordoned.as_ref().unwrap_or(&self.current)
+    }
+
+    /// The maps by which others may hold what is this worker's now, the likeliest first.
+    pub(super) fn maps(&self, now: Instant) -> impl Iterator<Item = &Arc<ClusterMap>> {
+        let is_recent = move |since: Instant| now < since + KEPT_FOR;
+        let is_new = self.joined.is_some_and(is_recent);
+        // What it does not know itself, those do that were there before it.
+        let without_own = self.without_own.iter().filter(move |_| is_new);
+        let recent = self.maps.iter();
+        let recent = recent.filter(move |(_, replaced)| is_recent(*replaced));
+        let before = recent.map(|(map, _)| map);
+        self.uncordoned.iter().chain(without_own).chain(before)
+    }
+
     /// Takes note of the map that is in use now.
     pub(super) fn see(&mut self, map: &Arc<ClusterMap>, own: &WorkerId, now: Instant) {
         let has_own = |map: &ClusterMap| map.worker(own).is_some();
@@ -60,6 +90,8 @@ impl Former {
         if !has_own(&self.current) && has_own(map) {
             self.joined = Some(now);
         }
+        let is_new = self.joined.is_some_and(|since| now < since + KEPT_FOR);
+        self.without_own = is_new.then(|| Arc::new(without(map, own)));
         let before = std::mem::replace(&mut self.current, map.clone());
         if !before.workers().is_empty() {
             self.maps.push_front((before, now));

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use prometheus_client::registry::Registry;
 use weir_core::placement::Hashing;
@@ -20,13 +21,15 @@ fn copies_of(map: ClusterMap) -> Arc<Copies> {
     let map = watch::Sender::new(Arc::new(map)).subscribe();
     let metrics = WorkerMetrics::register(&mut Registry::default());
     let own = "own".parse().unwrap();
-    Arc::new(Copies::new(own, map, Dial::default(), metrics))
+    let placements = Arc::default();
+    Arc::new(Copies::new(own, map, placements, Dial::default(), metrics))
 }
 
 /// As a fill does.
 async fn fetch(copies: &Arc<Copies>, holders: &[WorkerInfo], block: &Block) -> Option<Bytes> {
     let turn = copies.turn_of(block.origin).await?;
-    copies.fetch(&turn, holders, "set", block).await
+    let given = copies.fetch(&turn, holders, "set", block).await;
+    given.map(|given| given.data)
 }
 
 fn counted(copies: &Copies, result: &'static str) -> u64 {
@@ -177,4 +180,55 @@ async fn nobody_is_asked_for_a_block_that_was_wrong() {
     let many: Vec<BlockKey> = keys.take(2 * MAX_WRONG).collect();
     copies.distrust(&many);
     assert!(copies.wrong.lock().len() <= MAX_WRONG);
+}
+
+/// Asks the one that is to fetch a block for it; gives what comes of it.
+async fn of_filler(copies: &Arc<Copies>, filler: &WorkerInfo) -> Option<Bytes> {
+    let (turn, block) = (copies.turn_of_filler().await?, block());
+    let given = copies.fetch_of_filler(&turn, filler, "set", &block);
+    let given = timeout(PATIENCE, given).await.unwrap();
+    given.map(|given| given.data)
+}
+
+#[tokio::test]
+async fn whoever_should_fetch_a_block_and_does_not_is_given_up_on_soon() {
+    for (kind, result, left_out) in [
+        (Kind::Lacks, "not_held", false),
+        (Kind::Refusing, "refused", false),
+        (Kind::Empty, "refused", false),
+        (Kind::Lying, "damaged", false),
+        (Kind::Short, "unreachable", true),
+        (Kind::Closing, "unreachable", true),
+        (Kind::Frozen, "silent", true),
+    ] {
+        let (copies, filler) = (copies(), peer("first", kind).await.info);
+        assert!(of_filler(&copies, &filler).await.is_none(), "{kind:?}");
+        assert_eq!(counted(&copies, result), 1, "{kind:?}");
+        let avoided = copies.avoided.lock().contains_key(&filler.id);
+        assert_eq!(avoided, left_out, "{kind:?}");
+        if left_out {
+            let since = Instant::now();
+            assert!(of_filler(&copies, &filler).await.is_none(), "{kind:?}");
+            assert!(since.elapsed() < FILLER_SILENCE, "{kind:?} was asked again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_says_that_it_fetches_is_waited_for_also_if_it_is_older() {
+    for kind in [Kind::Busy, Kind::Holds, Kind::Old] {
+        let (copies, filler) = (copies(), peer("first", kind).await.info);
+        let given = of_filler(&copies, &filler).await;
+        assert_eq!(given.as_deref(), Some(&content()[..]), "{kind:?}");
+    }
+}
+
+/// In this test time passes as soon as nothing else is to be done.
+#[tokio::test(start_paused = true)]
+async fn whoever_says_so_for_ever_is_not_waited_for() {
+    let (copies, filler) = (copies(), peer("first", Kind::Waiting).await.info);
+    let since = tokio::time::Instant::now();
+    assert!(of_filler(&copies, &filler).await.is_none());
+    assert!(since.elapsed() < 2 * FILLER_DEADLINE);
+    assert!(copies.avoided.lock().contains_key(&filler.id));
 }

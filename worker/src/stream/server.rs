@@ -42,6 +42,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long requests may be said to be queued, counted anew from each answer: whatever holds them up for longer (a disk that
 /// hangs) is better got around, so the worker falls silent. A fill is bounded by the origin's patience.
 const LONGEST_QUEUED: Duration = Duration::from_secs(5);
+/// Longest wait for a newer placement that a request names, before a block is fetched that others may have by that.
+const LEARN_DEADLINE: Duration = Duration::from_millis(500);
 /// Requests of one connection that are worked on at once.
 const AT_ONCE: usize = 24;
 /// Bytes of requests that are worked on together; the last one may go beyond.
@@ -254,7 +256,7 @@ async fn answer_together<S: Socket>(
     let keys: Vec<Option<BlockKey>> = requests.iter().map(Request::key).collect();
     let mut answered = 0;
     let status = |answered: usize| match keys.get(answered) {
-        Some(Some(key)) if worker.is_fetching(key) => Waits::ForTheOrigin,
+        Some(Some(key)) if worker.is_on_its_way(key) => Waits::ForTheOrigin,
         _ => Waits::Here,
     };
     // Those who wait for an origin do so without a turn: what is on its way is bounded by the fills.
@@ -264,7 +266,9 @@ async fn answer_together<S: Socket>(
     let bytes: u64 = bytes.sum();
     let dataset = requests.first().map(|first| first.message.dataset.clone());
     let dataset = dataset.unwrap_or_default();
-    let for_copy = requests.iter().all(|each| each.message.for_copy);
+    let for_copy = requests
+        .iter()
+        .all(|each| each.message.for_copy || each.message.as_filler);
     let turns = if for_copy { TURNS_OF_COPIES } else { 1 };
     let take = || async {
         if S::CARRIES_DESCRIPTORS || bytes == 0 {
@@ -580,7 +584,7 @@ async fn answer(
     }
     let count_read = |source, bytes| {
         count(&worker, "ok");
-        if message.held_only || message.for_copy {
+        if message.held_only || message.for_copy || message.as_filler {
             worker.metrics().handed_over_bytes.inc_by(bytes);
             return; // it is no reader
         }
@@ -626,31 +630,38 @@ async fn answer(
         count_read(Source::Ssd, u64::from(message.length));
         return at_location(&location, known);
     }
+    if message.placement_version > known.placement_version
+        && found.is_none()
+        && !message.held_only
+        && message.copy_place == 0
+        && !worker.holds(&block.key())
+    {
+        let version = message.placement_version;
+        placements
+            .learn(&message.dataset, version, LEARN_DEADLINE)
+            .await;
+    }
     let outcome = match found {
-        Some(found) => Ok(found),
-        None if message.held_only || message.copy_place > 0 => {
+        Some(found) => Ok(Some(found)),
+        None if message.held_only => Ok(worker.read_held(block, range.clone()).await),
+        None if message.copy_place > 0 => {
             let (place, from) = (message.copy_place, &message.copy_from);
-            let held = if place > 0 {
-                let range = range.clone();
-                let copy = worker.read_copy(&message.dataset, block, range, place, from);
-                copy.await
-            } else {
-                worker.read_held(block, range.clone()).await
-            };
-            let Some(held) = held else {
-                count(&worker, "not_held");
-                let reply = BlockReply {
-                    status: BlockStatus::NotHeld.into(),
-                    ..known
-                };
-                return Frame::new(&reply, Vec::new());
-            };
-            Ok(held)
+            let copy = worker.read_copy(&message.dataset, block, range.clone(), place, from);
+            Ok(copy.await)
         }
-        None => worker.read(block, range.clone()).await,
+        None if message.as_filler => worker.read_for_copy(block, range.clone()).await,
+        None => worker.read(block, range.clone()).await.map(Some),
     };
     match outcome {
-        Ok((payload, source)) => {
+        Ok(None) => {
+            count(&worker, "not_held");
+            let reply = BlockReply {
+                status: BlockStatus::NotHeld.into(),
+                ..known
+            };
+            Frame::new(&reply, Vec::new())
+        }
+        Ok(Some((payload, source))) => {
             let length: usize = payload.iter().map(Bytes::len).sum();
             count_read(source, length as u64);
             let sums = if request.version > 0 {
@@ -798,7 +809,7 @@ fn parse(request: &BlockRequest) -> Option<(Block, Range<u32>)> {
         index: request.block_index,
     };
     let end = request.offset.checked_add(request.length)?;
-    let is_copy = request.copy_place > 0;
+    let is_copy = request.copy_place > 0 || request.as_filler;
     let makes_sense = !(request.ahead && (request.held_only || is_copy));
     let has_length = makes_sense && (request.length == 0) == request.ahead && block.len() > 0;
     (has_length && end <= block.len()).then_some((block, request.offset..end))

@@ -25,7 +25,7 @@ use super::place::Place;
 use super::{Cached, Worker};
 use crate::copies::{Answer, Copies};
 use crate::demand::MAX_COPIES;
-use crate::fill::LEAST_TAKEN;
+use crate::fill::{Given, LEAST_TAKEN};
 use crate::fills;
 use crate::read_source::Source;
 
@@ -355,7 +355,10 @@ impl Worker {
         if copies.is_wrong(&key) {
             fill.discard();
         }
-        fill.copy(data);
+        fill.copy(Given {
+            data,
+            was_fetched: false,
+        });
         if self.has_room() {
             self.keep(started, Some(memory)).await;
         } else if self.memory.capacity() > 0
@@ -406,8 +409,8 @@ async fn ask_along(
             continue;
         };
         let asked = copies.ask_for_copy(worker, dataset, block, place, further, DEADLINE);
-        if let Answer::Held(data) = asked.await {
-            return Some(data);
+        if let Answer::Held(given) = asked.await {
+            return Some(given.data);
         }
     }
     None

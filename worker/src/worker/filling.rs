@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::{TryStreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
@@ -15,8 +14,8 @@ use weir_origin::OriginError;
 
 use super::place::Place;
 use super::{ReadError, Worker};
-use crate::copies::{Answer, Copies, Turn};
-use crate::fill::{Fill, LEAST_TAKEN};
+use crate::copies::{Answer, Copies, Route, Turn};
+use crate::fill::{Fill, Given, LEAST_TAKEN};
 use crate::fills::{self, Keeper, Started};
 use crate::metrics::ResultLabel;
 use crate::ssd::Write;
@@ -31,6 +30,8 @@ pub(super) const LEAST_PREFETCHED: u64 = 256 << 10;
 const PLACE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a reader's block that another worker may give waits for its place: others wait for its turn to ask meanwhile.
 const COPY_PLACE_DEADLINE: Duration = Duration::from_secs(1);
+/// The same of one that another worker fetches if it has to: waited for as the origin is, but not as long.
+const FILLER_PLACE_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest wait for a block to be, or to be gone from, where it is written to; and how often it is looked for.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 const SETTLE_POLL: Duration = Duration::from_millis(5);
@@ -48,6 +49,14 @@ pub(crate) async fn settled(is_over: impl Fn() -> bool) -> bool {
 /// What a block counts against a budget in which it counts so many bytes at least.
 pub(super) fn units_of(block: &Block, least: u64) -> u32 {
     u64::from(block.len()).max(least).div_ceil(BUDGET_UNIT) as u32
+}
+
+/// Whether a fill may have another worker fetch its block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Forwards {
+    Yes,
+    /// It is for a worker: that one would wait for this one, and this one for a third.
+    No,
 }
 
 /// The answer to a request to prefetch a block.
@@ -95,7 +104,7 @@ impl Worker {
             work.await;
         }
         fill.finished().await?;
-        Ok(is_new && !fill.is_copied())
+        Ok(is_new && fill.was_fetched())
     }
 
     /// How many whole blocks that nobody waits for are fetched at once.
@@ -110,7 +119,9 @@ impl Worker {
         let refusal = || {
             if self.keeps(&key) || self.fills.running(&key).is_some() {
                 Some(PrefetchAnswer::NotNeeded)
-            } else if self.origins.wants_more(block.origin) && self.has_room() {
+            } else if self.has_room()
+                && (self.origins.wants_more(block.origin) || self.is_forwarded(block))
+            {
                 None
             } else {
                 Some(PrefetchAnswer::Refused)
@@ -159,6 +170,16 @@ impl Worker {
         block: &Block,
         key: BlockKey,
     ) -> Result<(Arc<Fill>, Option<FillWork>), ReadError> {
+        self.start_fill_as(block, key, Forwards::Yes)
+    }
+
+    /// The same, of a fill that may have another worker fetch the block, or may not.
+    pub(super) fn start_fill_as(
+        self: &Arc<Self>,
+        block: &Block,
+        key: BlockKey,
+        forwards: Forwards,
+    ) -> Result<(Arc<Fill>, Option<FillWork>), ReadError> {
         if self.stop.is_cancelled() {
             return Err(ReadError::ShuttingDown);
         }
@@ -173,17 +194,16 @@ impl Worker {
         let object = &*block.object.key;
         let span = trace_span!(target: "weir::read", "fill", object, block = block.index);
         let (worker, block) = (self.clone(), block.clone());
-        let work = async move { worker.run_fill(&block, started).await };
+        let work = async move { worker.run_fill(&block, started, forwards).await };
         let work = work.instrument(span);
         Ok((fill, Some(self.tasks.track_future(work).boxed())))
     }
 
-    async fn run_fill(self: Arc<Self>, block: &Block, started: Started<Self>) {
+    async fn run_fill(self: Arc<Self>, block: &Block, started: Started<Self>, forwards: Forwards) {
         let since = Instant::now();
-        let units = units_of(block, LEAST_TAKEN);
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
-            result = self.fetch_block(block, started.key(), started.fill(), units) => result,
+            result = self.fetch_block(block, &started, forwards) => result,
         };
         let labels = ResultLabel {
             result: if result.is_ok() { "ok" } else { "error" },
@@ -214,10 +234,11 @@ impl Worker {
     async fn fetch_block(
         self: &Arc<Self>,
         block: &Block,
-        key: BlockKey,
-        fill: &Arc<Fill>,
-        units: u32,
+        started: &Started<Self>,
+        forwards: Forwards,
     ) -> Result<Option<Place>, OriginError> {
+        let (key, fill) = (started.key(), started.fill());
+        let units = units_of(block, LEAST_TAKEN);
         let found = match self.memory.get(&key) {
             None => self.ssd.read_in_background(key, 0..block.len()).await,
             found => found,
@@ -226,8 +247,10 @@ impl Worker {
             fill.push(data);
             return Ok(None);
         }
-        if let Some((data, place)) = self.copy(block, &key, units).await {
-            fill.copy(data);
+        let copied = self.copy(block, &key, fill, units, forwards).await;
+        fill.forward(false);
+        if let Some((given, place)) = copied {
+            fill.copy(given);
             return Ok(Some(place));
         }
         let open = match self.origins.get_or_learn(block.origin).await {
@@ -256,22 +279,49 @@ impl Worker {
         Ok(Some(place))
     }
 
-    /// Takes a block over from another worker that holds it.
-    async fn copy(&self, block: &Block, key: &BlockKey, units: u32) -> Option<(Bytes, Place)> {
+    /// The way to a block that is not here.
+    fn route(&self, copies: &Copies, block: &Block, key: &BlockKey) -> Route {
+        let object = &*block.object.key;
+        copies.route(key, || self.origins.datasets_of(block.origin, object))
+    }
+
+    /// Whether a block that is not here would be fetched by another worker.
+    fn is_forwarded(&self, block: &Block) -> bool {
+        let copies = self.copies.get();
+        copies.is_some_and(|copies| {
+            let route = self.route(copies, block, &block.key());
+            matches!(route, Route::Filler(..))
+        })
+    }
+
+    /// Takes a block from another worker that holds it, or that is the one to fetch it.
+    async fn copy(
+        &self,
+        block: &Block,
+        key: &BlockKey,
+        fill: &Fill,
+        units: u32,
+        forwards: Forwards,
+    ) -> Option<(Given, Place)> {
         let copies = self.copies.get()?;
-        let holders = copies.holders(key);
-        if holders.is_empty() {
-            return None;
+        match self.route(copies, block, key) {
+            Route::Former(dataset, holders) if !holders.is_empty() => {
+                let turn = copies.turn_of(block.origin).await?;
+                let place = Place::take(None, self.budget.clone(), units);
+                let place = timeout(COPY_PLACE_DEADLINE, place).await.ok()??;
+                let given = copies.fetch(&turn, &holders, &dataset, block).await?;
+                Some((given, place))
+            }
+            Route::Filler(dataset, filler) if forwards == Forwards::Yes => {
+                fill.forward(true);
+                let turn = copies.turn_of_filler().await?;
+                let place = Place::take(None, self.copy_budget.clone(), units);
+                let place = timeout(FILLER_PLACE_DEADLINE, place).await.ok()??;
+                let given = copies.fetch_of_filler(&turn, &filler, &dataset, block);
+                Some((given.await?, place))
+            }
+            Route::Origin | Route::Former(..) | Route::Filler(..) => None,
         }
-        // Of a dataset with a placement the owners are not those of the map alone.
-        let fits = |dataset: &str| self.placements.is_by_map(dataset);
-        let key = &*block.object.key;
-        let dataset = self.origins.dataset_of(block.origin, key, fits)?;
-        let turn = copies.turn_of(block.origin).await?;
-        let place = Place::take(None, self.budget.clone(), units);
-        let place = timeout(COPY_PLACE_DEADLINE, place).await.ok()??;
-        let data = copies.fetch(&turn, &holders, &dataset, block).await?;
-        Some((data, place))
     }
 
     /// Whether the tier that is to keep blocks holds one: SSD, or memory where there is none.
@@ -321,8 +371,8 @@ impl Worker {
             let Ok(Some((_guess, turn, place))) = places else {
                 return Taken::Failed;
             };
-            let data = match copies.take(&turn, from, dataset, block).await {
-                Answer::Held(data) => data,
+            let given = match copies.take(&turn, from, dataset, block).await {
+                Answer::Held(given) => given,
                 Answer::NotHeld => return Taken::NotThere,
                 Answer::Failed => return Taken::Failed,
             };
@@ -334,7 +384,7 @@ impl Worker {
                     if copies.is_wrong(&key) {
                         fill.discard();
                     }
-                    fill.copy(data);
+                    fill.copy(given);
                     self.keep(started, Some(place)).await;
                     return self.settled_as(&key, &fill, Taken::Copied).await;
                 }

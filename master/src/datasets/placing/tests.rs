@@ -129,3 +129,31 @@ fn a_placement_survives_its_message() {
     };
     assert_eq!(of_message(&to_message(placement.clone())), placement);
 }
+
+#[test]
+fn the_placements_before_are_remembered_and_told_for_a_day() {
+    let mut set = dataset(None, 1);
+    let mut moved = |zone: &str| {
+        let before = set.clone();
+        set.placement = Some(v1::Placement {
+            domains: vec![zone.to_owned()],
+            ..v1::Placement::default()
+        });
+        remember(&mut set, Some(&before));
+        let former = set.former_placements.iter().map(|former| {
+            let placement = former.placement.clone().unwrap();
+            placement.domains.join(" ")
+        });
+        former.collect::<Vec<_>>()
+    };
+    assert_eq!(moved("a"), [""], "it was spread over the cluster");
+    assert_eq!(moved("a"), [""]);
+    assert_eq!(moved("b"), ["a", ""]);
+    assert_eq!(moved("c"), ["b", "a"]);
+    let (former, now) = (set.former_placements.clone(), now_ns());
+    assert_eq!(recent(&former, now).len(), 2);
+    assert!(recent(&former, now + TOLD_FOR.as_nanos() as i64).is_empty());
+    // One of the same name that is new was nowhere.
+    remember(&mut set, None);
+    assert!(set.former_placements.is_empty());
+}

@@ -228,6 +228,41 @@ fn a_hello_is_answered_and_what_follows_has_checksums() {
 }
 
 #[test]
+fn a_worker_with_another_copy_has_a_block_fetched_unless_others_were_asked_for_it() {
+    run(async {
+        let bed = Bed::new(2).await;
+        let for_copy = |n: usize| BlockRequest {
+            as_filler: true,
+            ..bed.request(n, 0..LENGTH as u32)
+        };
+        let mut link = bed.tcp().await;
+        // Another worker was asked for this one, which may wait for us.
+        let (block, _) = parse(&for_copy(0)).unwrap();
+        let started = fills::start(&bed.worker, block.key(), block.len(), &block.object.key);
+        let started = started.ok().unwrap();
+        started.fill().forward(true);
+        send(&mut link, &[for_copy(0)]).await;
+        assert_eq!(receive(&mut link).await.0.status(), BlockStatus::NotHeld);
+        started.fill().forward(false);
+        started.fill().push(Bytes::from(content(0)));
+        // That it is fetched because of this is said once.
+        let mut sources = Vec::new();
+        for n in [0, 1, 1] {
+            send(&mut link, &[for_copy(n)]).await;
+            let (reply, bytes) = receive(&mut link).await;
+            assert_eq!(bytes, content(n));
+            sources.push(reply.source() == BlockSource::Origin);
+        }
+        assert_eq!(sources, [false, true, false]);
+        drop(started);
+        let metrics = bed.worker.metrics();
+        assert_eq!(metrics.fill_bytes.get(), LENGTH as u64);
+        assert_eq!(metrics.handed_over_bytes.get(), 3 * LENGTH as u64);
+        bed.end().await;
+    });
+}
+
+#[test]
 fn requests_that_came_together_are_answered_in_their_order() {
     run(async {
         let bed = Bed::new(40).await;
@@ -344,6 +379,7 @@ fn a_request_that_makes_no_sense_is_refused_and_the_next_one_answered() {
             change(|r| r.dataset = format!("../{}", r.dataset)),
             change(|r| r.ahead = true), // with a length
             change(|r| (r.ahead, r.held_only, r.length) = (true, true, 0)),
+            change(|r| (r.ahead, r.as_filler, r.length) = (true, true, 0)),
         ];
         let mut link = bed.tcp().await;
         for bad in &bad {
@@ -660,6 +696,7 @@ fn a_request_is_for_the_objects_of_the_dataset_that_it_names() {
                 prefix: prefix.to_owned(),
             }],
             placement: None,
+            former: Vec::new(),
         };
         let bind = |datasets| {
             let datasets = DatasetSources::of_reply(datasets);

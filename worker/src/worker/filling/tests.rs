@@ -2,16 +2,21 @@
 
 use std::sync::atomic::Ordering;
 
-use futures::FutureExt;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use weir_core::{ByteSize, ClusterMap, Hashing, ObjectRef};
+use weir_core::{ByteSize, ClusterMap, Hashing, Location, ObjectRef};
+use weir_origin::{Addressing, OriginSpec, SourcePolicy};
 use weir_proto::v1;
-use weir_trust::Dial;
+use weir_trust::{Access, Dial};
 
 use super::*;
 use crate::config::WorkerConfig;
 use crate::copies::fake::{self, Kind, Peer, peer};
+use crate::read_source::Source;
 use crate::sources::DatasetSources;
+use crate::stream::{Admission, StreamMode, serve_tcp};
 use crate::testing;
 
 /// Longest wait for anything. Generous: other tests run on the same cores.
@@ -39,6 +44,7 @@ async fn worker_beside(other: &Peer) -> Arc<Worker> {
             prefix: String::new(),
         }],
         placement: None,
+        former: Vec::new(),
     };
     let sources = DatasetSources::of_reply(vec![of_dataset]);
     worker.origins.bind(Some(sources));
@@ -77,7 +83,8 @@ async fn a_reader_that_waits_for_its_turn_to_ask_takes_no_memory_meanwhile() {
     }
     let all = worker.budget.available_permits();
     let key = block.key();
-    let mut copying = Box::pin(worker.copy(&block, &key, 100));
+    let fill = Fill::new(block.len());
+    let mut copying = Box::pin(worker.copy(&block, &key, &fill, 100, Forwards::Yes));
     assert!(copying.as_mut().now_or_never().is_none());
     assert_eq!(worker.budget.available_permits(), all);
     let came = timeout(PATIENCE, copying).await.unwrap();
@@ -92,7 +99,8 @@ async fn a_reader_that_may_ask_waits_a_moment_for_its_memory() {
     let all = worker.budget.available_permits() as u32;
     let _others = worker.budget.try_acquire_many(all).unwrap();
     let since = tokio::time::Instant::now();
-    let came = worker.copy(&block, &block.key(), 100).await;
+    let (key, fill) = (block.key(), Fill::new(block.len()));
+    let came = worker.copy(&block, &key, &fill, 100, Forwards::Yes).await;
     assert!(came.is_none() && since.elapsed() >= COPY_PLACE_DEADLINE);
     assert!(since.elapsed() < 2 * COPY_PLACE_DEADLINE);
 }
@@ -169,4 +177,194 @@ async fn a_takeover_does_not_wait_for_ever_nor_for_a_worker_that_closes() {
     assert_eq!(worker.tasks.len(), tasks + 1, "closing waits for it");
     worker.stop.cancel();
     assert_eq!(taking.now_or_never(), Some(Taken::Failed));
+}
+
+/// Two workers of zones `a` and `b` that serve blocks of a directory's files, each with its own idea of which zone has the first
+/// copy.
+struct Pair {
+    workers: [Arc<Worker>; 2],
+    blocks: Vec<Block>,
+    content: Vec<u8>,
+    _dir: tempfile::TempDir,
+    _map: watch::Sender<Arc<ClusterMap>>,
+}
+
+impl Pair {
+    async fn new(files: usize, domains: [[&str; 2]; 2]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let content = fake::content();
+        for n in 0..files {
+            std::fs::write(dir.path().join(n.to_string()), &content).unwrap();
+        }
+        let spec = OriginSpec {
+            url: format!("file://{}", dir.path().display()),
+            endpoint: None,
+            region: None,
+            addressing: Addressing::Auto,
+            anonymous: false,
+            profile: None,
+            credentials: None,
+            patience_seconds: None,
+            hdfs: weir_origin::HdfsOptions::default(),
+        };
+        let opened = weir_origin::open(&spec, &SourcePolicy::unlimited())
+            .await
+            .unwrap();
+        let mut blocks = Vec::new();
+        let mut pages = opened.list("");
+        while let Some(page) = pages.next().await {
+            blocks.extend(page.unwrap().into_iter().map(|listed| Block {
+                origin: opened.id(),
+                object: ObjectRef {
+                    key: String::from_utf8(listed.key).unwrap().into(),
+                    size: listed.size,
+                    version: listed.version.into(),
+                    modified_ns: listed.mtime_ns,
+                },
+                index: 0,
+            }));
+        }
+        assert_eq!(blocks.len(), files);
+        let mut listeners = Vec::new();
+        let mut infos = Vec::new();
+        for zone in ["a", "b"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            infos.push(WorkerInfo {
+                id: zone.parse().unwrap(),
+                data_address: listener.local_addr().unwrap().to_string(),
+                control_address: String::new(),
+                node: zone.parse().unwrap(),
+                location: Location::of_names(zone, "").unwrap(),
+                local_socket: String::new(),
+                weight: 1,
+                cordoned_weight: 0,
+            });
+            listeners.push(listener);
+        }
+        let map = watch::Sender::new(Arc::new(ClusterMap::new(2, Hashing::NEWEST, infos)));
+        let mut workers = Vec::new();
+        for (listener, (zone, domains)) in listeners
+            .into_iter()
+            .zip(["a", "b"].into_iter().zip(domains))
+        {
+            let config = WorkerConfig {
+                memory: ByteSize(64 << 20),
+                ..testing::config(zone).unwrap()
+            };
+            let worker = testing::open(config).unwrap();
+            let of_dataset = v1::DatasetSources {
+                dataset: "set".to_owned(),
+                sources: vec![v1::Source {
+                    origin: opened.id().0,
+                    prefix: String::new(),
+                }],
+                placement: Some(v1::Placement {
+                    version: 1,
+                    spread: v1::Spread::Zone.into(),
+                    domains: domains.map(str::to_owned).into(),
+                    pool: String::new(),
+                }),
+                former: Vec::new(),
+            };
+            worker.placements.set(std::slice::from_ref(&of_dataset));
+            worker
+                .origins
+                .bind(Some(DatasetSources::of_reply(vec![of_dataset])));
+            worker.origins.add(spec.clone());
+            worker.copy_from_others(map.subscribe(), Dial::default());
+            let id = worker.config.id.clone();
+            let admission = Admission::new(Access::SameUser, StreamMode::default(), &id);
+            let stop = worker.stop.clone();
+            tokio::spawn(serve_tcp(
+                worker.clone(),
+                map.subscribe(),
+                listener,
+                admission,
+                stop,
+            ));
+            let copies = worker.copies.get().unwrap();
+            while !copies.is_settled_for(Duration::ZERO) {
+                tokio::task::yield_now().await;
+            }
+            workers.push(worker);
+        }
+        Self {
+            workers: workers.try_into().unwrap(),
+            blocks,
+            content,
+            _dir: dir,
+            _map: map,
+        }
+    }
+
+    /// Bytes that the origin has sent to each.
+    fn fetched(&self) -> [u64; 2] {
+        self.workers
+            .each_ref()
+            .map(|worker| worker.metrics.fill_bytes.get())
+    }
+
+    /// Has all blocks read by both at the same time.
+    async fn read_all(&self) {
+        let reads = self.workers.iter().flat_map(|worker| {
+            self.blocks.iter().map(async |block| {
+                let (pieces, _) = worker.read(block, 0..block.len()).await.unwrap();
+                assert!(pieces.concat() == self.content);
+            })
+        });
+        timeout(PATIENCE, futures::future::join_all(reads))
+            .await
+            .unwrap();
+    }
+}
+
+const FILES: usize = 30;
+
+#[tokio::test]
+async fn the_owner_of_a_further_copy_has_the_first_one_s_owner_fetch() {
+    let pair = Pair::new(FILES, [["b", "a"]; 2]).await;
+    pair.read_all().await;
+    let all = (FILES * fake::LENGTH) as u64;
+    assert_eq!(pair.fetched(), [0, all]);
+    assert_eq!(pair.workers[0].metrics.copied_bytes.get(), all);
+    for worker in &pair.workers {
+        assert!(pair.blocks.iter().all(|block| worker.holds(&block.key())));
+    }
+}
+
+#[tokio::test]
+async fn what_is_fetched_for_a_warm_job_is_counted_once_for_all_copies() {
+    let pair = Pair::new(FILES, [["b", "a"]; 2]).await;
+    let mut fetched = 0;
+    for block in &pair.blocks {
+        let warm = async |worker: &Arc<Worker>| worker.warm(block).await.unwrap();
+        let both = futures::future::join(warm(&pair.workers[0]), warm(&pair.workers[1]));
+        let (one, other) = timeout(PATIENCE, both).await.unwrap();
+        fetched += usize::from(one) + usize::from(other);
+    }
+    assert_eq!(fetched, FILES);
+}
+
+/// Each asks the other, which waits for none that asks: one of the two fetches, or both.
+#[tokio::test]
+async fn workers_that_take_each_other_for_the_first_owner_do_not_wait_for_each_other() {
+    let pair = Pair::new(FILES, [["b", "a"], ["a", "b"]]).await;
+    let since = Instant::now();
+    pair.read_all().await;
+    assert!(since.elapsed() < PATIENCE / 6, "{:?}", since.elapsed());
+    let all = (FILES * fake::LENGTH) as u64;
+    let [one, other] = pair.fetched();
+    assert!((all..=2 * all).contains(&(one + other)), "{one}, {other}");
+}
+
+#[tokio::test]
+async fn without_the_first_one_s_owner_the_origin_is_asked() {
+    let pair = Pair::new(FILES, [["b", "a"]; 2]).await;
+    let [own, first] = &pair.workers;
+    first.stop.cancel();
+    let block = &pair.blocks[0];
+    let read = own.read(block, 0..block.len());
+    let (pieces, source) = timeout(PATIENCE, read).await.unwrap().unwrap();
+    assert!(pieces.concat() == pair.content);
+    assert_eq!(source, Source::Origin);
 }
