@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use weir_core::id::check_namespace;
 use weir_core::placement::choice::{Copies, Wanted};
 use weir_core::placement::domains::Spread;
+use weir_core::placement::places::Place;
 use weir_core::{ByteSize, CredentialName, DatasetName, DatasetRef, NodeName, PlaceName, WorkerId};
 use weir_origin::{Addressing, AllowedDir, AllowedEndpoint, SourcePolicy};
 use weir_trust::Role;
@@ -691,6 +693,8 @@ pub(crate) enum DatasetCommand {
     /// Show where a dataset is cached: bytes on each node, in each group and zone
     Where {
         name: DatasetName,
+        /// A file or a directory inside the dataset; all of it without one
+        path: Option<String>,
         #[command(flatten)]
         master: MasterRef,
     },
@@ -963,6 +967,13 @@ pub(crate) struct WarmArgs {
     /// Show progress and return when everything is cached; Ctrl-C stops the job, and the next one resumes it
     #[arg(long)]
     pub(crate) wait: bool,
+    /// Warm only the copies that the dataset has there, by its placement: zone=NAME, group=ZONE/NAME or node=NAME; may be given
+    /// several times
+    #[arg(long = "in", value_name = "PLACE")]
+    pub(crate) within: Vec<Place>,
+    /// Of these, or of all, only the first so many copies
+    #[arg(long, value_name = "N")]
+    pub(crate) copies: Option<NonZeroU32>,
     #[command(flatten)]
     pub(crate) master: MasterRef,
 }

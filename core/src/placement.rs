@@ -9,6 +9,7 @@
 
 pub mod choice;
 pub mod domains;
+pub mod places;
 mod scored;
 mod seats;
 

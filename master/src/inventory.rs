@@ -157,6 +157,21 @@ impl Reports {
         together(self.0.values().map(|held| &**held), blocks, bytes)
     }
 
+    /// The reports on some blocks alone, which have so many bytes: with their average length.
+    pub(crate) fn only(&self, blocks: &RoaringBitmap, bytes: u64) -> Self {
+        let held = self.0.iter().filter_map(|(worker, held)| {
+            let held = &held.blocks & blocks;
+            let of_held = u128::from(bytes) * u128::from(held.len());
+            let average = of_held / u128::from(blocks.len().max(1));
+            let held = Held {
+                bytes: u64::try_from(average).map_or(bytes, |average| average.min(bytes)),
+                blocks: held,
+            };
+            (!held.blocks.is_empty()).then(|| (worker.clone(), Arc::new(held)))
+        });
+        Self(held.collect())
+    }
+
     /// As [`Self::cached`], of the workers of each of some places.
     pub(crate) fn cached_at<'a>(
         &self,
@@ -285,6 +300,23 @@ mod tests {
         let named = |(name, bytes): (&str, u64)| (name.to_owned(), bytes);
         assert_eq!(cached, [("all", 38), ("z1", 20), ("z2", 18)].map(named));
         assert_eq!(inventories.of(&snapshot(2)).cached_at((4, 38), places), []);
+    }
+
+    #[test]
+    fn of_some_blocks_each_counts_with_the_average_length_of_those() {
+        let inventories = Inventories::default();
+        for (worker, blocks) in [("a", vec![0, 1]), ("b", vec![1, 2, 3]), ("c", vec![3])] {
+            let held = Held::read(&report(blocks, 1), 4, 100).unwrap();
+            inventories.set(snapshot(1), &worker.parse().unwrap(), held);
+        }
+        let blocks: RoaringBitmap = (0..3).collect();
+        let only = inventories.of(&snapshot(1)).only(&blocks, 30);
+        let places = ["a", "b", "c"].map(|name| (name.to_owned(), vec![name]));
+        let cached = only.cached_at((3, 30), places.into_iter());
+        assert_eq!(cached, [("a".to_owned(), 20), ("b".to_owned(), 20)]);
+        assert_eq!(only.cached(3, 30), 30);
+        let none = inventories.of(&snapshot(1)).only(&RoaringBitmap::new(), 0);
+        assert_eq!(none.cached(0, 0), 0);
     }
 
     #[test]

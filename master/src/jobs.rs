@@ -95,6 +95,12 @@ pub(crate) fn check(request: &v1::StartJobRequest) -> Result<(), MasterError> {
             "this master does not know that kind of job".to_owned(),
         ));
     }
+    let is_narrowed = !request.places.is_empty() || request.copies > 0;
+    if is_narrowed && request.kind() != v1::JobKind::Warm {
+        return Err(MasterError::Invalid(
+            "only a warm job is for some places or copies".to_owned(),
+        ));
+    }
     if request.paths.len() > MAX_PATHS {
         return Err(MasterError::Invalid(format!(
             "a job has at most {MAX_PATHS} paths; name their directory"
@@ -102,7 +108,7 @@ pub(crate) fn check(request: &v1::StartJobRequest) -> Result<(), MasterError> {
     }
     if request.encoded_len() > MAX_REQUEST {
         return Err(MasterError::Invalid(format!(
-            "the paths of a job take at most {MAX_REQUEST} bytes; name their directory"
+            "the paths and places of a job take at most {MAX_REQUEST} bytes; name directories"
         )));
     }
     Ok(())
@@ -122,6 +128,8 @@ impl Jobs {
             dataset: request.dataset,
             version,
             paths: request.paths,
+            places: request.places,
+            copies: request.copies,
             total_files,
             total_bytes,
             ..v1::Job::default()
@@ -162,6 +170,8 @@ impl Jobs {
                     && job.dataset == new.dataset
                     && job.version == new.version
                     && job.paths == new.paths
+                    && job.places == new.places
+                    && job.copies == new.copies
                     && job.worker == new.worker
             };
             if let Some(entry) = known.running().find(|entry| same(&entry.job)) {

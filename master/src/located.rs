@@ -1,15 +1,18 @@
 //! Where datasets are cached, by node, group and zone.
 //!
 //! Schedulers may ask for each pod, so an answer is used again for a second: to count the blocks that several workers hold once takes
-//! time that grows with workers and blocks.
+//! time that grows with workers and blocks. For a path the manifest is walked, too, which takes up to half a second for ten million
+//! files. However many ask, one thread counts.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use roaring::RoaringBitmap;
+use weir_core::blocknumber::numbered_files;
 use weir_core::placement::domains::{Placement, Spread, places_by};
-use weir_core::{ClusterMap, DatasetName, WorkerInfo};
+use weir_core::{ClusterMap, DatasetName, Manifest, WorkerInfo};
 use weir_proto::v1;
 
 use crate::datasets::{Datasets, Newest};
@@ -19,63 +22,128 @@ use crate::members::Members;
 
 /// How long an answer is given again.
 const USED_FOR: Duration = Duration::from_secs(1);
+/// Answers that are kept for that.
+const MAX_KNOWN: usize = 1024;
+/// Longest path that is asked for, in bytes: that of the kernel.
+const MAX_PATH: usize = 4096;
+
+/// A dataset and a path inside of it, which is empty for all.
+type Asked = (DatasetName, String);
 
 /// The last answers.
 #[derive(Debug, Default)]
 pub(crate) struct Located {
-    known: Mutex<HashMap<DatasetName, (Instant, v1::LocateDatasetReply)>>,
+    known: Mutex<HashMap<Asked, (Instant, v1::LocateDatasetReply)>>,
     /// One count at a time: callers that want the same wait for its answer, and others keep no more than one thread busy.
     counting: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Located {
-    fn get(&self, name: &DatasetName, now: Instant) -> Option<v1::LocateDatasetReply> {
+    fn get(&self, asked: &Asked, now: Instant) -> Option<v1::LocateDatasetReply> {
         let known = self.known.lock();
-        let (since, reply) = known.get(name)?;
+        let (since, reply) = known.get(asked)?;
         (now.saturating_duration_since(*since) < USED_FOR).then(|| reply.clone())
     }
 
-    fn put(&self, name: DatasetName, now: Instant, reply: &v1::LocateDatasetReply) {
+    fn put(&self, asked: Asked, now: Instant, reply: &v1::LocateDatasetReply) {
         let mut known = self.known.lock();
         // Also those of datasets that are gone.
         known.retain(|_, (since, _)| now.saturating_duration_since(*since) < USED_FOR);
-        known.insert(name, (now, reply.clone()));
+        if known.len() < MAX_KNOWN {
+            known.insert(asked, (now, reply.clone()));
+        }
     }
 
-    /// Where the newest snapshot of a dataset is cached.
+    /// Where the newest snapshot of a dataset is cached, or what it has at a path.
     pub(crate) async fn locate(
         self: &Arc<Self>,
         datasets: &Datasets,
         members: &Arc<Members>,
         name: &str,
+        path: &str,
     ) -> Result<v1::LocateDatasetReply, MasterError> {
         let name: DatasetName = name.parse()?;
+        if path.len() > MAX_PATH {
+            return Err(MasterError::Invalid(format!(
+                "a path has at most {MAX_PATH} bytes"
+            )));
+        }
         let newest = datasets.newest_of(&name)?;
-        if let Some(known) = self.get(&name, Instant::now()) {
+        let asked = (name, path.to_owned());
+        if let Some(known) = self.get(&asked, Instant::now()) {
             let placement = newest.placement;
             return Ok(v1::LocateDatasetReply { placement, ..known });
         }
         let turn = self.counting.clone().lock_owned().await;
-        if let Some(known) = self.get(&name, Instant::now()) {
+        if let Some(known) = self.get(&asked, Instant::now()) {
             let placement = newest.placement;
             return Ok(v1::LocateDatasetReply { placement, ..known });
         }
+        let manifest = if path.is_empty() {
+            None
+        } else {
+            let version = newest.snapshot.version;
+            Some(datasets.manifest(asked.0.as_str(), Some(version)).await?)
+        };
         let (located, members) = (self.clone(), members.clone());
         let count = move || {
             // Held to the end of the count, also if the caller has gone.
             let _turn = turn;
-            let reply = count(&name, newest, &members);
-            located.put(name, Instant::now(), &reply);
-            reply
+            let part = manifest.map(|manifest| part_at(&manifest, &asked.1));
+            let reply = count(&asked, newest, part.transpose()?.as_ref(), &members);
+            located.put(asked, Instant::now(), &reply);
+            Ok(reply)
         };
-        Ok(tokio::task::spawn_blocking(count).await?)
+        tokio::task::spawn_blocking(count).await?
     }
 }
 
-fn count(name: &DatasetName, newest: Newest, members: &Members) -> v1::LocateDatasetReply {
-    let (blocks, bytes) = (newest.blocks, newest.bytes);
+/// What a snapshot has at a path.
+#[derive(Debug, PartialEq)]
+struct Part {
+    blocks: RoaringBitmap,
+    bytes: u64,
+}
+
+/// Walks the manifest up to the last file that is at the path.
+fn part_at(manifest: &Manifest, path: &str) -> Result<Part, MasterError> {
+    let top = manifest.resolve(path).ok_or_else(|| {
+        let snapshot = &manifest.summary().snapshot;
+        MasterError::NotFound(format!(
+            "{snapshot} has no {path:?}; list the mount to see its paths"
+        ))
+    })?;
+    let files: RoaringBitmap = manifest.files_below(top).collect();
+    let last = files.max().unwrap_or_default();
+    let mut part = Part {
+        blocks: RoaringBitmap::new(),
+        bytes: 0,
+    };
+    for (index, numbers) in numbered_files(manifest).take_while(|(index, _)| *index <= last) {
+        if files.contains(index) {
+            part.blocks.insert_range(numbers);
+            part.bytes += manifest.entry(index).size;
+        }
+    }
+    manifest.release();
+    Ok(part)
+}
+
+fn count(
+    (name, path): &Asked,
+    newest: Newest,
+    part: Option<&Part>,
+    members: &Members,
+) -> v1::LocateDatasetReply {
     let cluster = members.cluster().borrow().clone();
-    let reports = members.inventories().of(&newest.snapshot);
+    let all = members.inventories().of(&newest.snapshot);
+    let (reports, blocks, bytes) = match part {
+        None => (all, newest.blocks, newest.bytes),
+        Some(part) => {
+            let reports = all.only(&part.blocks, part.bytes);
+            (reports, part.blocks.len(), part.bytes)
+        }
+    };
     let cached_by = |spread| {
         let places = workers_by(&cluster, spread);
         let cached = reports.cached_at((blocks, bytes), places).into_iter();
@@ -91,6 +159,7 @@ fn count(name: &DatasetName, newest: Newest, members: &Members) -> v1::LocateDat
         groups: cached_by(Spread::Group),
         zones: cached_by(Spread::Zone),
         placement: newest.placement,
+        path: path.clone(),
     }
 }
 
@@ -141,14 +210,16 @@ mod tests {
     use crate::master::Master;
     use crate::metrics::MasterMetrics;
 
-    #[tokio::test]
-    async fn callers_that_come_while_another_counts_get_its_answer() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        std::fs::create_dir(&data).unwrap();
-        std::fs::write(data.join("file"), "x").unwrap();
+    /// A master with the dataset `set` of these files.
+    async fn master_of(dir: &std::path::Path, files: &[(&str, usize)]) -> Arc<Master> {
+        let data = dir.join("data");
+        for (name, length) in files {
+            let path = data.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, vec![1; *length]).unwrap();
+        }
         let config = MasterConfig {
-            dir: dir.path().join("master"),
+            dir: dir.join("master"),
             sources: SourcePolicy::unlimited(),
             ..MasterConfig::default()
         };
@@ -164,25 +235,73 @@ mod tests {
         };
         let made = master.create_dataset(create, CancellationToken::new());
         made.await.unwrap();
-        let missing = master.locate_dataset("other").await;
+        master
+    }
+
+    fn asked(path: &str) -> Asked {
+        ("set".parse().unwrap(), path.to_owned())
+    }
+
+    #[tokio::test]
+    async fn callers_that_come_while_another_counts_get_its_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let master = master_of(dir.path(), &[("file", 1)]).await;
+        let missing = master.locate_dataset("other", "").await;
         assert!(matches!(missing, Err(MasterError::NotFound(_))));
 
         let turn = master.located.counting.clone().lock_owned().await;
-        let mut waiting = std::pin::pin!(master.locate_dataset("set"));
+        let mut waiting = std::pin::pin!(master.locate_dataset("set", ""));
         assert!(futures::poll!(waiting.as_mut()).is_pending());
         let counted = v1::LocateDatasetReply {
             cached_bytes: 7,
             ..v1::LocateDatasetReply::default()
         };
-        let name: DatasetName = "set".parse().unwrap();
-        master.located.put(name.clone(), Instant::now(), &counted);
+        master.located.put(asked(""), Instant::now(), &counted);
         drop(turn);
         assert_eq!(waiting.await.unwrap().cached_bytes, 7);
         // One that is old is counted anew.
         master.located.known.lock().clear();
-        let located = master.locate_dataset("set").await.unwrap();
+        let located = master.locate_dataset("set", "").await.unwrap();
         assert_eq!((located.version, located.cached_bytes), (1, 0));
         assert_eq!(located.name, "set");
-        assert!(master.located.get(&name, Instant::now()).is_some());
+        assert!(master.located.get(&asked(""), Instant::now()).is_some());
+        assert!(master.located.get(&asked("file"), Instant::now()).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_at_a_path_is_counted_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let big = 2 * weir_core::BLOCK_SIZE as usize + 5;
+        let files = [("a/x", 10), ("a/y/z", 20), ("b", big), ("c/x", 40)];
+        let master = master_of(dir.path(), &files).await;
+        let manifest = master.manifest("set", None).await.unwrap();
+        let mut seen = RoaringBitmap::new();
+        for (path, blocks, bytes) in [("a", 2, 30), ("/b/", 3, big as u64), ("c/x", 1, 40)] {
+            let part = part_at(&manifest, path).unwrap();
+            assert_eq!((part.blocks.len(), part.bytes), (blocks, bytes), "{path}");
+            assert!(part.blocks.is_disjoint(&seen), "{path}");
+            seen |= part.blocks;
+            let located = master.locate_dataset("set", path).await.unwrap();
+            assert_eq!((located.bytes, &*located.path), (bytes, path));
+        }
+        assert_eq!(seen.len(), manifest.summary().blocks);
+        assert_eq!(part_at(&manifest, "/").unwrap().blocks, seen);
+        for path in ["a/none", "b/x", "a/../b"] {
+            let missing = master.locate_dataset("set", path).await;
+            assert!(matches!(missing, Err(MasterError::NotFound(_))), "{path}");
+        }
+        let long = "x/".repeat(MAX_PATH);
+        let refused = master.locate_dataset("set", &long).await;
+        assert!(matches!(refused, Err(MasterError::Invalid(_))));
+    }
+
+    #[test]
+    fn answers_for_many_paths_are_not_all_kept() {
+        let located = Located::default();
+        let (now, reply) = (Instant::now(), v1::LocateDatasetReply::default());
+        for number in 0..2 * MAX_KNOWN {
+            located.put(asked(&number.to_string()), now, &reply);
+        }
+        assert_eq!(located.known.lock().len(), MAX_KNOWN);
     }
 }

@@ -201,13 +201,14 @@ impl Master {
         Ok(())
     }
 
-    /// Where the newest snapshot of a dataset is cached.
+    /// Where the newest snapshot of a dataset is cached, or what it has at a path.
     pub(crate) async fn locate_dataset(
         &self,
         name: &str,
+        path: &str,
     ) -> Result<v1::LocateDatasetReply, MasterError> {
         self.located
-            .locate(&self.datasets, &self.members, name)
+            .locate(&self.datasets, &self.members, name, path)
             .await
     }
 
@@ -219,6 +220,12 @@ impl Master {
         jobs::check(&request)?;
         let name: DatasetName = request.dataset.parse()?;
         request.dataset = name.to_string();
+        self.work().placement_of(&v1::Job {
+            dataset: request.dataset.clone(),
+            places: request.places.clone(),
+            copies: request.copies,
+            ..v1::Job::default()
+        })?;
         let manifest = self.manifest(&request.dataset, None).await?;
         let version = manifest.summary().snapshot.version;
         let paths = request.paths.clone();

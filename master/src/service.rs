@@ -193,8 +193,9 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::LocateDatasetRequest>,
     ) -> Result<Response<v1::LocateDatasetReply>, Status> {
-        let name = request.into_inner().name;
-        Ok(Response::new(self.master.locate_dataset(&name).await?))
+        let request = request.into_inner();
+        let located = self.master.locate_dataset(&request.name, &request.path);
+        Ok(Response::new(located.await?))
     }
 
     async fn delete_dataset(

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 use tonic::transport::Channel;
+use weir_core::placement::places::{Place, narrowed};
 use weir_proto::v1;
 use weir_proto::v1::worker_client::WorkerClient;
 use weir_trust::{Dial, Role};
@@ -19,6 +20,7 @@ use crate::datasets::Datasets;
 use crate::error::MasterError;
 use crate::jobs::Jobs;
 use crate::members::Members;
+use crate::placements::{of_message, to_message};
 
 mod drain;
 
@@ -116,6 +118,7 @@ impl Work {
     /// Lets all workers of the map warm what they own. Fails with the first that does not finish.
     async fn warm_round(&self, job: &v1::Job) -> Result<(), MasterError> {
         let map = self.map_with_workers().await?;
+        let placement = self.placement_of(job)?;
         let reports = Mutex::new(vec![v1::WarmProgress::default(); map.workers.len()]);
         let mut workers: FuturesUnordered<_> = map
             .workers
@@ -127,7 +130,7 @@ impl Work {
                     version: job.version,
                     paths: job.paths.clone(),
                     map: Some(map.clone()),
-                    placement: self.datasets.placement(&job.dataset),
+                    placement: placement.clone(),
                 };
                 let reports = &reports;
                 warm_on(&self.dial, worker, request, move |report| {
@@ -141,6 +144,26 @@ impl Work {
             outcome?;
         }
         Ok(())
+    }
+
+    /// The domains of a dataset that are to warm their copies for a job.
+    ///
+    /// # Errors
+    /// When what the job names is not there, or does not hold the dataset.
+    pub(crate) fn placement_of(&self, job: &v1::Job) -> Result<Option<v1::Placement>, MasterError> {
+        let placement = self.datasets.placement(&job.dataset);
+        if job.places.is_empty() && job.copies == 0 {
+            return Ok(placement);
+        }
+        let invalid = |error: String| MasterError::Invalid(error);
+        let places = job.places.iter().map(|place| place.parse::<Place>());
+        let places: Vec<Place> = places.collect::<Result<_, _>>().map_err(invalid)?;
+        let placement = placement.as_ref().map(of_message).unwrap_or_default();
+        let copies = (job.copies > 0).then_some(job.copies as usize);
+        let cluster = self.members.cluster().borrow().clone();
+        let narrowed = narrowed(&placement, &cluster, &places, copies);
+        let narrowed = narrowed.map_err(|error| invalid(error.to_string()))?;
+        Ok(Some(to_message(narrowed)))
     }
 
     fn show_progress(&self, id: u64, reports: &[v1::WarmProgress]) {

@@ -234,6 +234,7 @@ impl Served {
             kind: kind.into(),
             dataset: dataset.to_owned(),
             paths: Vec::new(),
+            ..Default::default()
         };
         Ok(self.client.clone().start_job(request).await?.into_inner())
     }
@@ -555,6 +556,7 @@ async fn requests_without_bounds_are_refused() {
         kind: v1::JobKind::Warm.into(),
         dataset: "set".to_owned(),
         paths: vec![long.clone()],
+        ..Default::default()
     };
     let refused = master.client.clone().start_job(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
@@ -573,10 +575,28 @@ async fn requests_without_bounds_are_refused() {
     };
     let refused = master.client.clone().create_dataset(request).await;
     assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+    for (kind, places, copies) in [
+        (v1::JobKind::Evict, vec![], 1),
+        (v1::JobKind::Evict, vec!["zone=a".to_owned()], 0),
+        (v1::JobKind::Warm, vec!["zone=a".to_owned(); 100], 0),
+        (v1::JobKind::Warm, vec!["a".to_owned()], 0),
+        (v1::JobKind::Warm, vec![], u32::MAX),
+    ] {
+        let request = v1::StartJobRequest {
+            kind: kind.into(),
+            dataset: "set".to_owned(),
+            places,
+            copies,
+            ..Default::default()
+        };
+        let refused = master.client.clone().start_job(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
     let request = v1::StartJobRequest {
         kind: 77,
         dataset: "set".to_owned(),
         paths: Vec::new(),
+        ..Default::default()
     };
     let refused = master.client.clone().start_job(request).await.unwrap_err();
     assert_eq!(
@@ -939,6 +959,7 @@ async fn a_drain_that_is_refused_leaves_the_worker_as_it_was() {
             kind: v1::JobKind::Evict.into(),
             dataset: "set".to_owned(),
             paths: vec!["a".to_owned(); number + 1],
+            ..Default::default()
         };
         if let Err(status) = master.client.clone().start_job(evict).await {
             refused = Some(status.code());

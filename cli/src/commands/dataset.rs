@@ -227,14 +227,22 @@ pub(crate) fn run(command: DatasetCommand) -> Result<(), Failure> {
                 let dataset = client.get_dataset(request(get, CALL_DEADLINE)).await?;
                 show(dataset.into_inner(), output)
             }
-            DatasetCommand::Where { name, master } => {
+            DatasetCommand::Where { name, path, master } => {
                 let mut client = connect::master(&master.at, Some(name.as_str())).await?;
                 let locate = v1::LocateDatasetRequest {
                     name: name.to_string(),
+                    path: path.unwrap_or_default(),
                 };
+                let asked = locate.path.clone();
                 let located = client.locate_dataset(request(locate, CALL_DEADLINE));
-                let located = located.await.map_err(no_locations)?;
-                show_located(located.into_inner(), master.output)
+                let located = located.await.map_err(no_locations)?.into_inner();
+                if located.path != asked {
+                    return Err(Failure::new(
+                        Reason::Refused,
+                        "the master is of an earlier version, which counts whole datasets only; leave out the path, or run a newer one",
+                    ));
+                }
+                show_located(located, master.output)
             }
             DatasetCommand::LeftOut {
                 name,
@@ -434,6 +442,8 @@ fn show(dataset: v1::Dataset, format: DatasetFormat) -> Result<(), Failure> {
 struct LocatedView {
     name: String,
     snapshot: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
     bytes: u64,
     cached_bytes: u64,
     placement: Option<PlacementView>,
@@ -459,6 +469,7 @@ fn show_located(located: v1::LocateDatasetReply, format: OutputFormat) -> Result
     let view = LocatedView {
         name: located.name,
         snapshot: located.version,
+        path: Some(located.path).filter(|path| !path.is_empty()),
         bytes: located.bytes,
         cached_bytes: located.cached_bytes,
         placement: located.placement.map(PlacementView::from),
@@ -470,10 +481,12 @@ fn show_located(located: v1::LocateDatasetReply, format: OutputFormat) -> Result
         return output::json(&view);
     }
     let share = |cached: u64| output::percent(cached, view.bytes);
+    let path = view.path.iter().map(|path| format!(" {path}"));
     output::line(format_args!(
-        "{}@{}: {} of {} cached ({})",
+        "{}@{}{}: {} of {} cached ({})",
         view.name,
         view.snapshot,
+        path.collect::<String>(),
         size(view.cached_bytes),
         size(view.bytes),
         share(view.cached_bytes)

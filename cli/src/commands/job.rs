@@ -1,11 +1,12 @@
 //! `weir warm` and `weir evict`.
 
 use std::io::IsTerminal;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use tonic::transport::Channel;
-use weir_core::DatasetName;
+use weir_core::placement::places::Place;
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 
@@ -23,8 +24,22 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// `weir warm`.
 pub(crate) fn warm(args: &WarmArgs) -> Result<(), Failure> {
     runtime()?.block_on(async {
-        let kind = v1::JobKind::Warm;
-        let (mut client, job) = start(kind, &args.name, &args.paths, &args.master).await?;
+        let start = v1::StartJobRequest {
+            kind: v1::JobKind::Warm.into(),
+            dataset: args.name.to_string(),
+            paths: args.paths.clone(),
+            places: args.within.iter().map(Place::to_string).collect(),
+            copies: args.copies.map_or(0, NonZeroU32::get),
+        };
+        let places = (start.places.clone(), start.copies);
+        let (mut client, job) = self::start(start, &args.master).await?;
+        if (&job.places, job.copies) != (&places.0, places.1) {
+            stop(&mut client, &job).await?;
+            return Err(Failure::new(
+                Reason::Refused,
+                "the master is of an earlier version, which warms all copies; leave out --in and --copies, or run a newer one",
+            ));
+        }
         let job = if args.wait {
             follow(&mut client, job, &args.master, stop).await?
         } else {
@@ -37,8 +52,13 @@ pub(crate) fn warm(args: &WarmArgs) -> Result<(), Failure> {
 /// `weir evict`; always waits, since dropping blocks is quick.
 pub(crate) fn evict(args: &EvictArgs) -> Result<(), Failure> {
     runtime()?.block_on(async {
-        let kind = v1::JobKind::Evict;
-        let (mut client, mut job) = start(kind, &args.name, &args.paths, &args.master).await?;
+        let start = v1::StartJobRequest {
+            kind: v1::JobKind::Evict.into(),
+            dataset: args.name.to_string(),
+            paths: args.paths.clone(),
+            ..v1::StartJobRequest::default()
+        };
+        let (mut client, mut job) = self::start(start, &args.master).await?;
         while job.state() == v1::JobState::Running {
             tokio::time::sleep(POLL_INTERVAL).await;
             job = look(&mut client, job.id).await?;
@@ -48,17 +68,10 @@ pub(crate) fn evict(args: &EvictArgs) -> Result<(), Failure> {
 }
 
 async fn start(
-    kind: v1::JobKind,
-    dataset: &DatasetName,
-    paths: &[String],
+    start: v1::StartJobRequest,
     master: &MasterRef,
 ) -> Result<(MasterClient<Channel>, v1::Job), Failure> {
-    let mut client = connect::master(&master.at, Some(dataset.as_str())).await?;
-    let start = v1::StartJobRequest {
-        kind: kind.into(),
-        dataset: dataset.to_string(),
-        paths: paths.to_vec(),
-    };
+    let mut client = connect::master(&master.at, Some(&start.dataset)).await?;
     let job = client.start_job(request(start, CALL_DEADLINE)).await?;
     Ok((client, job.into_inner()))
 }

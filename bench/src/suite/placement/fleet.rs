@@ -242,7 +242,10 @@ impl Fleet {
     async fn locate(&self, number: usize) -> anyhow::Result<v1::LocateDatasetReply> {
         let name = dataset(number);
         let mut master = self.master(number);
-        let asked = master.locate_dataset(v1::LocateDatasetRequest { name });
+        let asked = master.locate_dataset(v1::LocateDatasetRequest {
+            name,
+            path: String::new(),
+        });
         Ok(asked.await?.into_inner())
     }
 }
