@@ -104,7 +104,7 @@ async fn connect_and_send(
 
     let mut remaining_attempts = 2;
     while remaining_attempts > 0 {
-        if let Some(mut conn) = DATANODE_CACHE.get(datanode_id, config) {
+        if let Some(mut conn) = DATANODE_CACHE.get(datanode_id, config, handle) {
             conn.apply_socket_timeout(config, handle);
             let message = hdfs::OpReadBlockProto {
                 header: conn.build_header(block, Some(token.clone())),
@@ -322,6 +322,12 @@ impl ReplicatedBlockStream {
             // after the DataNode has sent data. If this is a new listener, move directly to the
             // next node.
             let retry_connection = if self.packets.is_none() {
+                if !self.reads_ahead {
+                    // Weir: what the reader reads itself wakes its own runtime, not first the client's.
+                    if let Ok(own) = Handle::try_current() {
+                        self.handle = own;
+                    }
+                }
                 let (connection, checksum_info) = self.select_next_datanode().await?;
                 self.packets = Some(if self.reads_ahead {
                     Packets::Listener(Self::start_packet_listener(

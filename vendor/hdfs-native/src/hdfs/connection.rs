@@ -12,7 +12,7 @@ use log::{debug, warn};
 use once_cell::sync::Lazy;
 use prost::Message;
 use socket2::SockRef;
-use tokio::runtime::Handle;
+use tokio::runtime::{self, Handle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinHandle};
 use uuid::Uuid;
@@ -726,6 +726,8 @@ pub(crate) struct DatanodeConnection {
     reader: SaslDatanodeReader,
     writer: SaslDatanodeWriter,
     url: String,
+    /// What wakes whoever waits for it. Added by Weir.
+    runtime: runtime::Id,
 }
 
 impl DatanodeConnection {
@@ -752,6 +754,7 @@ impl DatanodeConnection {
             reader,
             writer,
             url,
+            runtime: handle.id(),
         };
         Ok(conn)
     }
@@ -927,8 +930,9 @@ impl DatanodeWriter {
 
 type DatanodeConnectionCacheEntry = VecDeque<(DateTime<Utc>, DatanodeConnection)>;
 
+// Weir: by runtime. A runtime that stands still wakes nobody who waits for a connection of its own.
 pub(crate) struct DatanodeConnectionCache {
-    cache: Mutex<HashMap<String, DatanodeConnectionCacheEntry>>,
+    cache: Mutex<HashMap<(runtime::Id, String), DatanodeConnectionCacheEntry>>,
 }
 
 impl DatanodeConnectionCache {
@@ -942,16 +946,17 @@ impl DatanodeConnectionCache {
         &self,
         datanode_id: &hdfs::DatanodeIdProto,
         config: &Configuration,
+        handle: &Handle,
     ) -> Option<DatanodeConnection> {
         // Keep things simple and just expire cache entries when checking the cache. We could
         // move this to its own task but that will add a little more complexity.
         self.remove_expired();
 
-        let url = datanode_url(datanode_id, config);
+        let key = (handle.id(), datanode_url(datanode_id, config));
         let mut cache = self.cache.lock().unwrap();
 
         cache
-            .get_mut(&url)
+            .get_mut(&key)
             .iter_mut()
             .flat_map(|conns| conns.pop_front())
             .map(|(_, conn)| conn)
@@ -962,7 +967,7 @@ impl DatanodeConnectionCache {
         let expire_at = Utc::now() + DATANODE_CACHE_EXPIRY;
         let mut cache = self.cache.lock().unwrap();
         cache
-            .entry(conn.url.clone())
+            .entry((conn.runtime, conn.url.clone()))
             .or_default()
             .push_back((expire_at, conn));
     }
@@ -970,9 +975,10 @@ impl DatanodeConnectionCache {
     fn remove_expired(&self) {
         let mut cache = self.cache.lock().unwrap();
         let now = Utc::now();
-        for values in cache.values_mut() {
-            values.retain(|(expire_at, _)| expire_at > &now)
-        }
+        cache.retain(|_, values| {
+            values.retain(|(expire_at, _)| expire_at > &now);
+            !values.is_empty()
+        });
     }
 }
 
