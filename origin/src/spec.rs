@@ -7,6 +7,7 @@
 //! makes the dataset.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -328,7 +329,7 @@ impl OriginSpec {
             return self.completed_by_store(environment);
         }
         let location = self.location().into();
-        let configuration = Configuration::of(&location, &self, environment)?;
+        let configuration = self.configuration(&location, environment)?;
         let owned = |text: Option<&str>| text.map(str::to_owned);
         self.endpoint = self
             .endpoint
@@ -336,6 +337,21 @@ impl OriginSpec {
         self.region = self.region.or_else(|| owned(configuration.region()));
         self.validate()?;
         Ok(self)
+    }
+
+    /// What the process says of AWS's services. An origin with credentials of its own needs no profile, so one that `AWS_PROFILE`
+    /// names need not exist.
+    pub(crate) fn configuration<'a>(
+        &self,
+        origin: &Arc<str>,
+        environment: &'a Environment,
+    ) -> Result<Configuration<'a>, OriginError> {
+        let named = self.profile.as_deref();
+        if self.credentials.is_some() {
+            Configuration::read(origin, named, environment)
+        } else {
+            Configuration::load(origin, named, environment)
+        }
     }
 
     /// Adds what Hadoop's configuration files and `HADOOP_USER_NAME` say, where the spec leaves it open. A URL without a
@@ -637,6 +653,19 @@ mod tests {
             "file:///"
         );
         assert_eq!(OriginSpec::parse("file:///data").unwrap().prefix(), "");
+    }
+
+    #[test]
+    fn who_has_credentials_of_its_own_needs_no_profile() {
+        let environment = Environment::of([("HOME", "/nonexistent"), ("AWS_PROFILE", "nope")]);
+        let spec = OriginSpec::parse("s3://bucket/p").unwrap();
+        let error = spec.clone().completed_by(&environment).unwrap_err();
+        assert!(error.to_string().contains("nope"), "{error}");
+        let own = OriginSpec {
+            credentials: Some("team".to_owned()),
+            ..spec
+        };
+        own.completed_by(&environment).unwrap();
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::profile::{Profiles, Section};
 use crate::error::OriginError;
-use crate::spec::OriginSpec;
 use crate::transport::environment::{self, Environment};
 
 /// The variables of a process, the shared files, and the profile that was chosen.
@@ -51,22 +50,8 @@ impl<'a> Configuration<'a> {
         }
     }
 
-    /// As [`Self::load`], for an origin. One with credentials of its own needs no profile, so one that `AWS_PROFILE` names need
-    /// not exist.
-    pub(crate) fn of(
-        origin: &Arc<str>,
-        spec: &OriginSpec,
-        environment: &'a Environment,
-    ) -> Result<Self, OriginError> {
-        let named = spec.profile.as_deref();
-        if spec.credentials.is_some() {
-            Self::read(origin, named, environment)
-        } else {
-            Self::load(origin, named, environment)
-        }
-    }
-
-    fn read(
+    /// As [`Self::load`], but the profile need not exist.
+    pub(crate) fn read(
         origin: &Arc<str>,
         named: Option<&str>,
         environment: &'a Environment,

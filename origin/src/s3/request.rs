@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use parking_lot::{Mutex, RwLock};
 
-use super::configuration::Configuration;
 use super::credentials::{self, Credentials, Settings};
 use super::extras::Extras;
 use super::owned::Owned;
@@ -96,7 +95,7 @@ impl Client {
         });
         let (bundle, extras) = match dialect {
             Dialect::S3 => {
-                let configuration = Configuration::of(&name, spec, environment)?;
+                let configuration = spec.configuration(&name, environment)?;
                 let extras = Extras::of(&name, &configuration)?;
                 (configuration.ca_bundle(), extras)
             }
