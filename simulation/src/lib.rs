@@ -5,7 +5,8 @@
 //! follow the map. Not simulated, and so not here, are disks and the block stream, which use the kernel's sockets; the storm
 //! of `tests/` has those.
 //!
-//! The crate is nothing but its tests: turmoil is for them alone.
+//! The crate is nothing but its tests: turmoil is for them alone. It must not know what is inside the crates that it runs; what it
+//! needs of them is public.
 //!
 //! [turmoil]: https://docs.rs/turmoil
 
