@@ -272,10 +272,18 @@ impl Jobs {
         known.running().map(|entry| entry.job.id).collect()
     }
 
-    /// The jobs that run, and how far they are, the oldest first.
+    /// The jobs that run, and how far they are, the oldest first. Without their paths, which may be many.
     pub(crate) fn under_way(&self) -> Vec<v1::Job> {
         let known = self.known.lock();
-        let mut jobs: Vec<v1::Job> = known.running().map(|entry| entry.job.clone()).collect();
+        let job = |job: &v1::Job| v1::Job {
+            dataset: job.dataset.clone(),
+            worker: job.worker.clone(),
+            message: job.message.clone(),
+            paths: Vec::new(),
+            places: job.places.clone(),
+            ..*job
+        };
+        let mut jobs: Vec<v1::Job> = known.running().map(|entry| job(&entry.job)).collect();
         jobs.sort_by_key(|job| job.id);
         jobs
     }

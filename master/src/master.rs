@@ -351,7 +351,10 @@ impl Master {
         let workers = members.iter().map(|member| self.worker_status(member, now));
         let away = self.members.away().into_iter();
         let mut jobs = self.jobs.under_way();
-        jobs.retain(|job| namespace.is_empty() || split_name(&job.dataset).0 == namespace);
+        // A drain is of no namespace.
+        let is_of =
+            |job: &v1::Job| job.worker.is_empty() && split_name(&job.dataset).0 == namespace;
+        jobs.retain(|job| namespace.is_empty() || is_of(job));
         v1::Status {
             workers: workers.collect(),
             away: away.map(|(id, state)| self::away(&id, state)).collect(),

@@ -990,3 +990,39 @@ async fn a_drain_that_is_refused_leaves_the_worker_as_it_was() {
     assert_eq!(busy.unwrap_err().code(), Code::ResourceExhausted);
     assert_eq!(state().await, (0, 1 << 40));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_shown_without_their_paths_and_drains_in_no_namespace() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    let control = Fake::hanging().start().await;
+    master.beat_in("a", "w-1", &control).await;
+    // Nobody takes over, so the drain goes on.
+    master.beat_in("a", "w-2", "x:1").await;
+    let evict = v1::StartJobRequest {
+        kind: v1::JobKind::Evict.into(),
+        dataset: "set".to_owned(),
+        paths: vec!["a".to_owned(); 1000],
+        ..Default::default()
+    };
+    master.client.clone().start_job(evict).await.unwrap();
+    let drain = v1::DrainWorkerRequest {
+        worker: "w-1".to_owned(),
+        bytes_per_second: 0,
+    };
+    master.client.clone().drain_worker(drain).await.unwrap();
+    let shown = async |namespace: &str| {
+        let status = v1::GetStatusRequest {
+            namespace: namespace.to_owned(),
+        };
+        let status = master.client.clone().get_status(status).await.unwrap();
+        let jobs = status.into_inner().jobs;
+        assert!(jobs.iter().all(|job| job.paths.is_empty()));
+        let kinds = jobs.iter().map(v1::Job::kind);
+        kinds.collect::<Vec<_>>()
+    };
+    let (evict, drain) = (v1::JobKind::Evict, v1::JobKind::Drain);
+    assert_eq!(shown("").await, [evict, drain]);
+    assert_eq!(shown("default").await, [evict]);
+    assert_eq!(shown("other").await, []);
+}
