@@ -471,9 +471,7 @@ impl Datasets {
         let _one_at_a_time = self.saving.lock().await;
         let before = self.known.lock().get(name).cloned();
         let mut domains = Domains::new(self.cluster());
-        let placed_before = before.as_ref().and_then(|before| before.placement.as_ref());
-        placing::place(dataset, placed_before, &mut domains)?;
-        placing::remember(dataset, before.as_ref());
+        placing::place(dataset, before.as_ref(), &mut domains)?;
         let mut changes = vec![Change::Put(
             format!("{DATASET_KEY}{name}"),
             dataset.encode_to_vec(),

@@ -58,11 +58,10 @@ impl Datasets {
             return Ok(());
         };
         let before = dataset.clone();
-        place(&mut dataset, before.placement.as_ref(), domains)?;
+        place(&mut dataset, Some(&before), domains)?;
         if dataset.placement == before.placement {
             return Ok(());
         }
-        remember(&mut dataset, Some(&before));
         let key = format!("{DATASET_KEY}{name}");
         let record = Change::Put(key, dataset.encode_to_vec());
         self.records.write(vec![record]).await?;
@@ -80,20 +79,22 @@ impl Datasets {
     }
 }
 
-/// Chooses the domains of a dataset that was placed before so.
+/// Chooses the domains of a dataset that was `before`, and notes where it was if it goes elsewhere.
 pub(super) fn place(
     dataset: &mut v1::Dataset,
-    before: Option<&v1::Placement>,
+    before: Option<&v1::Dataset>,
     domains: &mut Domains,
 ) -> Result<(), MasterError> {
     let wanted = dataset_spec(dataset)?.placement;
-    let previous = before.map(of_message);
+    let previous = before.and_then(|before| before.placement.as_ref());
+    let previous = previous.map(of_message);
     dataset.placement = chosen(wanted.as_ref(), dataset, previous.as_ref(), domains);
+    remember(dataset, before);
     Ok(())
 }
 
 /// Notes the placement that a dataset had before, if it has another one now and there was something to be held.
-pub(super) fn remember(dataset: &mut v1::Dataset, before: Option<&v1::Dataset>) {
+fn remember(dataset: &mut v1::Dataset, before: Option<&v1::Dataset>) {
     let Some(before) = before else {
         dataset.former_placements = Vec::new();
         return;

@@ -52,9 +52,9 @@ fn by_zone() -> Wanted {
 
 /// Places a dataset anew; gives the version and the sorted domains.
 fn placed(dataset: &mut v1::Dataset, cluster: &Arc<ClusterMap>) -> Option<(u64, Vec<String>)> {
-    let before = dataset.placement.clone();
+    let before = dataset.clone();
     let mut domains = Domains::new(cluster.clone());
-    place(dataset, before.as_ref(), &mut domains).unwrap();
+    place(dataset, Some(&before), &mut domains).unwrap();
     let placement = dataset.placement.as_ref()?;
     let mut domains = placement.domains.clone();
     domains.sort();
