@@ -220,12 +220,8 @@ impl Master {
         jobs::check(&request)?;
         let name: DatasetName = request.dataset.parse()?;
         request.dataset = name.to_string();
-        self.work().placement_of(&v1::Job {
-            dataset: request.dataset.clone(),
-            places: request.places.clone(),
-            copies: request.copies,
-            ..v1::Job::default()
-        })?;
+        self.work()
+            .placement_of(&request.dataset, &request.places, request.copies)?;
         let manifest = self.manifest(&request.dataset, None).await?;
         let version = manifest.summary().snapshot.version;
         let paths = request.paths.clone();

@@ -118,7 +118,7 @@ impl Work {
     /// Lets all workers of the map warm what they own. Fails with the first that does not finish.
     async fn warm_round(&self, job: &v1::Job) -> Result<(), MasterError> {
         let map = self.map_with_workers().await?;
-        let placement = self.placement_of(job)?;
+        let placement = self.placement_of(&job.dataset, &job.places, job.copies)?;
         let reports = Mutex::new(vec![v1::WarmProgress::default(); map.workers.len()]);
         let mut workers: FuturesUnordered<_> = map
             .workers
@@ -146,20 +146,26 @@ impl Work {
         Ok(())
     }
 
-    /// The domains of a dataset that are to warm their copies for a job.
+    /// The domains of a dataset that are to warm their copies: those in some places, or all, and of them as many as `copies` says,
+    /// or all if that is 0.
     ///
     /// # Errors
-    /// When what the job names is not there, or does not hold the dataset.
-    pub(crate) fn placement_of(&self, job: &v1::Job) -> Result<Option<v1::Placement>, MasterError> {
-        let placement = self.datasets.placement(&job.dataset);
-        if job.places.is_empty() && job.copies == 0 {
+    /// When what is named is not there, or does not hold the dataset.
+    pub(crate) fn placement_of(
+        &self,
+        dataset: &str,
+        places: &[String],
+        copies: u32,
+    ) -> Result<Option<v1::Placement>, MasterError> {
+        let placement = self.datasets.placement(dataset);
+        if places.is_empty() && copies == 0 {
             return Ok(placement);
         }
         let invalid = |error: String| MasterError::Invalid(error);
-        let places = job.places.iter().map(|place| place.parse::<Place>());
+        let places = places.iter().map(|place| place.parse::<Place>());
         let places: Vec<Place> = places.collect::<Result<_, _>>().map_err(invalid)?;
         let placement = placement.as_ref().map(of_message).unwrap_or_default();
-        let copies = (job.copies > 0).then_some(job.copies as usize);
+        let copies = (copies > 0).then_some(copies as usize);
         let cluster = self.members.cluster().borrow().clone();
         let narrowed = narrowed(&placement, &cluster, &places, copies);
         let narrowed = narrowed.map_err(|error| invalid(error.to_string()))?;
