@@ -172,16 +172,24 @@ impl Reports {
         Self(held.collect())
     }
 
-    /// As [`Self::cached`], of the workers of each of some places.
+    /// As [`Self::cached`], of some workers.
+    pub(crate) fn cached_by<'a>(
+        &self,
+        (blocks, bytes): (u64, u64),
+        workers: impl Iterator<Item = &'a str>,
+    ) -> u64 {
+        let held = workers.filter_map(|id| self.0.get(id));
+        together(held.map(|held| &**held), blocks, bytes)
+    }
+
+    /// As [`Self::cached`], of the workers of each of some places that have some, the most first.
     pub(crate) fn cached_at<'a>(
         &self,
         (blocks, bytes): (u64, u64),
         places: impl Iterator<Item = (String, Vec<&'a str>)>,
     ) -> Vec<(String, u64)> {
-        let cached = places.map(|(place, workers)| {
-            let held = workers.iter().filter_map(|id| self.0.get(*id));
-            (place, together(held.map(|held| &**held), blocks, bytes))
-        });
+        let cached = places
+            .map(|(place, workers)| (place, self.cached_by((blocks, bytes), workers.into_iter())));
         let mut cached: Vec<_> = cached.filter(|(_, bytes)| *bytes > 0).collect();
         cached.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         cached

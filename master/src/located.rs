@@ -166,7 +166,7 @@ fn count(
 /// What each domain of a placement with several holds of a snapshot of so many blocks and bytes.
 pub(crate) fn copies(
     placement: &Placement,
-    (blocks, bytes): (u64, u64),
+    size: (u64, u64),
     cluster: &ClusterMap,
     reports: &Reports,
 ) -> Vec<v1::CachedAt> {
@@ -177,11 +177,9 @@ pub(crate) fn copies(
     let name = |place: &usize| cluster.workers()[*place].id.as_str();
     let copy = |domain: &String| {
         let places = workers.get(domain.as_str()).into_iter().flatten();
-        let workers = std::iter::once((domain.clone(), places.map(name).collect()));
-        let cached = reports.cached_at((blocks, bytes), workers);
         v1::CachedAt {
             name: domain.clone(),
-            cached_bytes: cached.first().map_or(0, |(_, bytes)| *bytes),
+            cached_bytes: reports.cached_by(size, places.map(name)),
         }
     };
     placement.domains.iter().map(copy).collect()
