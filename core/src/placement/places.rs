@@ -3,7 +3,6 @@
 //! They narrow a dataset's placement to those of its domains that lie in them. Where the dataset goes follows from its placement alone:
 //! what is not held there cannot be had there by naming it.
 
-use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use super::ClusterMap;
@@ -115,19 +114,17 @@ pub fn narrowed(
         names.join(" and ")
     };
     let workers = places_by(map, placement.spread, placement.pool.as_ref());
-    let workers: BTreeMap<&str, _> = workers.iter().map(|(name, at)| (&**name, at)).collect();
+    let workers = |domain: &str| {
+        let places = workers.get(domain).into_iter().flatten();
+        places.map(|place| &map.workers()[*place])
+    };
     // All of a domain's workers are there.
     let lies_in = |domain: &str, place: &Place| {
-        let workers = workers.get(domain).into_iter().copied().flatten();
-        let mut workers = workers.map(|at| &map.workers()[*at]);
-        workers.all(|worker| {
+        workers(domain).all(|worker| {
             domain_of(worker, place.spread).is_some_and(|domain| domain == place.name)
         })
     };
-    let has_workers = |domain: &str| {
-        let workers = workers.get(domain).into_iter().copied().flatten();
-        workers.into_iter().any(|at| map.workers()[*at].weight > 0)
-    };
+    let has_workers = |domain: &str| workers(domain).any(|worker| worker.weight > 0);
     let domains = placement.domains.iter();
     let mut domains: Vec<String> = domains
         .filter(|domain| has_workers(domain))
