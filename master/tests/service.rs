@@ -300,6 +300,14 @@ struct Fake {
 }
 
 impl Fake {
+    /// One that never ends an eviction.
+    fn hanging() -> Self {
+        Self {
+            hangs: true,
+            ..Self::default()
+        }
+    }
+
     /// One that tells what it was asked to take over.
     async fn recording() -> (String, Arc<Mutex<Vec<v1::TakeOverRequest>>>) {
         let fake = Self::default();
@@ -610,12 +618,7 @@ async fn requests_without_bounds_are_refused() {
 async fn a_dataset_is_deleted_also_while_a_worker_hangs() {
     let master = Served::start().await;
     master.create("set").await.unwrap();
-    let control = Fake {
-        hangs: true,
-        ..Fake::default()
-    }
-    .start()
-    .await;
+    let control = Fake::hanging().start().await;
     master.beat("frozen", &control).await.unwrap();
     let job = master.start_job(v1::JobKind::Evict, "set").await.unwrap();
     let mut delete = Request::new(v1::DeleteDatasetRequest {
@@ -667,15 +670,14 @@ async fn origins_are_told_once_and_inventories_are_taken_from_members_alone() {
         let mut client = master.client.clone();
         async move { client.report_inventory(report).await.map(|_| ()) }
     };
-    let empty = EMPTY;
     let refused = |outcome: Result<(), Status>| outcome.unwrap_err().code();
-    assert_eq!(refused(report("b", 1, &empty).await), Code::NotFound);
-    assert_eq!(refused(report("a", 9, &empty).await), Code::NotFound);
+    assert_eq!(refused(report("b", 1, &EMPTY).await), Code::NotFound);
+    assert_eq!(refused(report("a", 9, &EMPTY).await), Code::NotFound);
     assert_eq!(
         refused(report("a", 1, &[1; 9]).await),
         Code::InvalidArgument
     );
-    report("a", 1, &empty).await.unwrap();
+    report("a", 1, &EMPTY).await.unwrap();
     assert_eq!(known(first.version).await.missing.len(), 0);
     master.create("more").await.unwrap();
     let third = known(first.version).await;
@@ -943,12 +945,7 @@ async fn a_cordoned_worker_that_is_away_is_shown_as_such() {
 async fn a_drain_that_is_refused_leaves_the_worker_as_it_was() {
     let master = Served::start().await;
     master.create("set").await.unwrap();
-    let control = Fake {
-        hangs: true,
-        ..Fake::default()
-    }
-    .start()
-    .await;
+    let control = Fake::hanging().start().await;
     for worker in ["w-1", "w-2"] {
         master.beat_in("a", worker, &control).await;
     }
