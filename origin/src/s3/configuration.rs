@@ -43,11 +43,11 @@ impl<'a> Configuration<'a> {
         environment: &'a Environment,
     ) -> Result<Self, OriginError> {
         let found = Self::read(origin, named, environment)?;
-        let named = named.or_else(|| environment.get("AWS_PROFILE"));
-        match named {
-            Some(name) if found.profile().is_none() => Err(found.profiles.missing(origin, name)),
-            _ => Ok(found),
+        let is_named = named.is_some() || environment.get("AWS_PROFILE").is_some();
+        if is_named && found.profile().is_none() {
+            return Err(found.profiles.missing(origin, &found.chosen));
         }
+        Ok(found)
     }
 
     /// As [`Self::load`], but the profile need not exist.
