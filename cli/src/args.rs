@@ -256,11 +256,20 @@ fn idle_time(text: &str) -> Result<Duration, String> {
 }
 
 fn fill_memory(text: &str) -> Result<ByteSize, String> {
+    at_least(text, LEAST_FILL_BUDGET, || {
+        format!("two blocks must fit: write at least {LEAST_FILL_BUDGET}")
+    })
+}
+
+/// A size that is not less than another one.
+fn at_least(
+    text: &str,
+    least: ByteSize,
+    otherwise: impl FnOnce() -> String,
+) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
-    if size < LEAST_FILL_BUDGET {
-        return Err(format!(
-            "two blocks must fit: write at least {LEAST_FILL_BUDGET}"
-        ));
+    if size < least {
+        return Err(otherwise());
     }
     Ok(size)
 }
@@ -547,21 +556,15 @@ pub(crate) struct DrainArgs {
 const LEAST_EGRESS: ByteSize = ByteSize(1 << 20);
 
 fn rate(text: &str) -> Result<ByteSize, String> {
-    let rate: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
-    if rate.0 == 0 {
-        return Err("nothing would be taken over; give more, as in 64MiB".to_owned());
-    }
-    Ok(rate)
+    at_least(text, ByteSize(1), || {
+        "nothing would be taken over; give more, as in 64MiB".to_owned()
+    })
 }
 
 fn egress(text: &str) -> Result<ByteSize, String> {
-    let limit: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
-    if limit < LEAST_EGRESS {
-        return Err(format!(
-            "readers would take the worker for dead: give at least {LEAST_EGRESS}"
-        ));
-    }
-    Ok(limit)
+    at_least(text, LEAST_EGRESS, || {
+        format!("readers would take the worker for dead: give at least {LEAST_EGRESS}")
+    })
 }
 
 /// What protects the block stream.
