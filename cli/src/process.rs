@@ -64,8 +64,10 @@ pub(crate) fn end_with(args: &ParentArgs) -> anyhow::Result<()> {
 pub(crate) fn init_logging() {
     let wanted = std::env::var("WEIR_LOG").ok();
     let wanted = wanted.filter(|wanted| !wanted.is_empty());
-    let wanted = wanted.and_then(|wanted| wanted.parse::<Targets>().ok());
-    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let wanted = wanted.map(|wanted| wanted.parse::<Targets>());
+    let is_wrong = matches!(&wanted, Some(Err(_)));
+    let usual = || Targets::new().with_default(LevelFilter::INFO);
+    let filter = wanted.and_then(Result::ok).unwrap_or_else(usual);
     let lines = fmt::layer()
         .with_span_events(FmtSpan::CLOSE)
         .with_writer(std::io::stderr)
@@ -74,6 +76,11 @@ pub(crate) fn init_logging() {
         .with(filter)
         .with(lines)
         .init();
+    if is_wrong {
+        tracing::warn!(
+            "WEIR_LOG is not understood, and info is logged; write for instance WEIR_LOG=info,weir_worker=debug"
+        );
+    }
 }
 
 /// The runtime of a serving process.
