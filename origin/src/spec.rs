@@ -709,10 +709,7 @@ mod tests {
                 spec.validate().unwrap();
                 let environment = Environment::of([]);
                 let Err(error) = spec.completed_by(&environment) else {
-                    assert!(
-                        fitting.contains(&option) || option == "profile",
-                        "{url} {option}"
-                    );
+                    assert!(fitting.contains(&option), "{url} {option}");
                     continue;
                 };
                 let error = error.to_string();

@@ -343,7 +343,7 @@ pub(super) mod tests {
         Arc::new(ClusterMap::new(1, Hashing::Seats, workers))
     }
 
-    fn placement(spread: Spread, domains: &[&str]) -> Placement {
+    pub(in crate::placement) fn placement(spread: Spread, domains: &[&str]) -> Placement {
         Placement {
             version: 1,
             spread,

@@ -162,7 +162,7 @@ pub fn narrowed(
 
 #[cfg(test)]
 mod tests {
-    use super::super::domains::tests::worker;
+    use super::super::domains::tests::{placement, worker};
     use super::*;
     use crate::placement::Hashing;
 
@@ -176,15 +176,6 @@ mod tests {
         ];
         let workers = workers.map(|(name, node, zone, group)| worker(name, node, zone, group));
         ClusterMap::new(1, Hashing::Seats, workers.into())
-    }
-
-    fn placement(spread: Spread, domains: &[&str]) -> Placement {
-        Placement {
-            version: 7,
-            spread,
-            domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
-            pool: None,
-        }
     }
 
     /// The domains that are left, or what is said.
