@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +17,10 @@ use crate::wait::wait_for;
 
 /// Longest wait for a process to end after it was told to.
 pub(crate) const END_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Signals that follow the first one within this time say the same again: timeout(1) tells the program and then its process
+/// group, make(1) both, and of a terminal that closes the kernel and the shell tell.
+const SAME_REQUEST: Duration = Duration::from_secs(2);
 
 type End = Box<dyn FnOnce() + Send>;
 
@@ -74,7 +78,7 @@ impl Drop for Entry {
     }
 }
 
-/// Tells whoever looks what went wrong while things are ended. That nobody can read it any more ends nothing.
+/// Tells whoever looks, on standard error. That nobody can read it any more ends nothing.
 pub fn tell(text: Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -105,8 +109,8 @@ fn end_all() {
     }
 }
 
-/// Has signals end what is entered, and then the program. A second signal ends it at once. SIGHUP stays ignored where it is,
-/// as under nohup(1).
+/// Has signals end what is entered, and then the program. Another signal 2 s later or more ends it at once. SIGHUP stays ignored
+/// where it is, as under nohup(1).
 ///
 /// # Errors
 /// When the signals cannot be waited for.
@@ -132,7 +136,7 @@ pub fn on_signals() -> anyhow::Result<()> {
             let ended = tokio::task::spawn_blocking(end_all);
             tokio::select! {
                 _ = ended => {}
-                _ = next(&mut signals) => {}
+                () = next_request(&mut signals) => {}
             }
             128 + number
         });
@@ -160,6 +164,17 @@ async fn next(signals: &mut [(i32, tokio::signal::unix::Signal)]) -> i32 {
         came.map_or(Poll::Pending, Poll::Ready)
     })
     .await
+}
+
+/// Waits for a signal of somebody who sees that the program has not ended yet.
+async fn next_request(signals: &mut [(i32, tokio::signal::unix::Signal)]) {
+    let first = Instant::now();
+    loop {
+        next(signals).await;
+        if first.elapsed() >= SAME_REQUEST {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A mount made by the `weir` binary.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -34,6 +35,13 @@ pub fn weir(home: &Path) -> anyhow::Result<Command> {
         .env("WEIR_RUNTIME_DIR", home.join("run"))
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .stdin(Stdio::null());
+    Ok(command)
+}
+
+/// A `weir` command outside of this program's process group: whoever tells the group to end must not stop it halfway.
+fn apart(home: &Path) -> anyhow::Result<Command> {
+    let mut command = weir(home)?;
+    command.process_group(0);
     Ok(command)
 }
 
@@ -83,7 +91,7 @@ impl Mount {
             home: home.to_owned(),
             mounted: None,
         };
-        let mut command = weir(home)?;
+        let mut command = apart(home)?;
         command.arg("mount").arg(source).arg(dir).args(args);
         let making = making();
         let output = command.stderr(Stdio::inherit()).output()?;
@@ -150,7 +158,7 @@ impl Mount {
 }
 
 fn unmount(home: &Path, dir: &Path, lazy: bool) -> anyhow::Result<()> {
-    let mut command = weir(home)?;
+    let mut command = apart(home)?;
     command.arg("unmount").arg(dir);
     if lazy {
         command.arg("--lazy");
