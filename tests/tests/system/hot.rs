@@ -1,7 +1,6 @@
 //! Files that many read at once.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_tests::{Cluster, Lab, Mount, content};
@@ -40,22 +39,10 @@ fn start<'a>(lab: &'a Lab, size: usize, flags: &[&str]) -> Cluster<'a> {
     cluster
 }
 
-fn mounts<'a>(lab: &'a Lab, cluster: &Cluster<'a>) -> Vec<Mount<'a>> {
-    let address = cluster.address();
-    let dir = lab.path("");
+fn mounts<'a>(cluster: &Cluster<'a>) -> Vec<Mount<'a>> {
     let mount = |number: usize| {
-        let node = format!("elsewhere-{number}");
-        let flags = [
-            "--master",
-            &address,
-            "--node",
-            &node,
-            "--allow-endpoint",
-            "127.0.0.1",
-            "--allow-file",
-            dir.to_str().unwrap(),
-        ];
-        lab.mount_at("set", &format!("mnt-{number}"), &flags)
+        let (dir, node) = (format!("mnt-{number}"), format!("elsewhere-{number}"));
+        cluster.mount_at("set", &dir, &["--node", &node])
     };
     (0..MOUNTS).map(mount).collect()
 }
@@ -63,13 +50,12 @@ fn mounts<'a>(lab: &'a Lab, cluster: &Cluster<'a>) -> Vec<Mount<'a>> {
 /// Reads the file through all mounts at once; gives the longest that one took.
 #[track_caller]
 fn read_all(mounts: &[Mount<'_>], size: usize) -> Duration {
-    let expected = Arc::new(content(7, size));
+    let expected = &content(7, size);
     std::thread::scope(|scope| {
         let readers = mounts.iter().map(|mount| {
-            let expected = &expected;
             scope.spawn(move || {
                 let since = Instant::now();
-                assert!(mount.read("model") == **expected, "wrong bytes");
+                assert!(mount.read("model") == *expected, "wrong bytes");
                 since.elapsed()
             })
         });
@@ -87,7 +73,7 @@ fn of_workers(cluster: &Cluster<'_>, name: &str) -> Vec<f64> {
 fn a_file_that_many_read_at_once_spreads_from_worker_to_worker() {
     let lab = Lab::new();
     let cluster = start(&lab, LARGE, &["--egress-limit", "8MiB"]);
-    let mounts = mounts(&lab, &cluster);
+    let mounts = mounts(&cluster);
     read_all(&mounts, LARGE);
     assert_eq!(
         lab.s3.stats().bytes(),
@@ -120,7 +106,7 @@ fn a_file_that_many_read_at_once_spreads_from_worker_to_worker() {
 fn a_frozen_worker_with_copies_fails_no_reader() {
     let lab = Lab::new();
     let cluster = start(&lab, SIZE, &["--egress-limit", "8MiB"]);
-    let mounts = mounts(&lab, &cluster);
+    let mounts = mounts(&cluster);
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| read_all(&mounts, SIZE));
         // One that has begun to serve copies, and does not own the file.
@@ -139,7 +125,7 @@ fn a_frozen_worker_with_copies_fails_no_reader() {
 fn a_worker_sends_no_more_than_it_may() {
     let lab = Lab::new();
     let cluster = start(&lab, SIZE, &["--egress-limit", "8MiB", "--copies", "0"]);
-    let mounts = mounts(&lab, &cluster);
+    let mounts = mounts(&cluster);
     let took = read_all(&mounts[..4], SIZE);
     let least = Duration::from_secs_f64((4 * SIZE) as f64 / f64::from(8 << 20));
     assert!(took > least.mul_f64(0.9), "{took:?}");

@@ -63,13 +63,17 @@ fn blocks(files: &Files) -> u64 {
     files.len() as u64 + 3
 }
 
+/// A metric of some workers together.
+fn sum(cluster: &Cluster<'_>, workers: &[usize], name: &str, labels: &str) -> u64 {
+    let workers = workers.iter().map(|number| cluster.worker(*number));
+    workers
+        .map(|worker| worker.metric(name, labels) as u64)
+        .sum()
+}
+
 /// Blocks that some workers hold on SSD.
 fn held(cluster: &Cluster<'_>, workers: &[usize]) -> u64 {
-    let of = |number: &usize| {
-        let worker = cluster.worker(*number);
-        worker.metric("weir_worker_tier_blocks", "tier=\"ssd\"") as u64
-    };
-    workers.iter().map(of).sum()
+    sum(cluster, workers, "weir_worker_tier_blocks", "tier=\"ssd\"")
 }
 
 #[track_caller]
@@ -94,11 +98,7 @@ fn start<'a>(lab: &'a Lab, flags: &[&[&str]]) -> Cluster<'a> {
 
 /// Bytes that some workers have from others.
 fn copied(cluster: &Cluster<'_>, workers: &[usize]) -> u64 {
-    let of = |number: &usize| {
-        let worker = cluster.worker(*number);
-        worker.metric("weir_worker_copied_bytes_total", "") as u64
-    };
-    workers.iter().map(of).sum()
+    sum(cluster, workers, "weir_worker_copied_bytes_total", "")
 }
 
 /// A mount of the dataset in a zone.
