@@ -55,23 +55,24 @@ fn each_seed(try_one: fn(u64)) {
     });
 }
 
-fn simulation(seed: u64) -> turmoil::Sim<'static> {
-    turmoil::Builder::new()
+/// A simulation of all hosts, and what else is random in it.
+fn simulation(seed: u64) -> (turmoil::Sim<'static>, World, SmallRng) {
+    let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .enable_random_order()
         .tick_duration(Duration::from_millis(20))
         .simulation_duration(2 * (STORM + 2 * CONVERGED))
         .min_message_latency(Duration::from_millis(1))
         .max_message_latency(Duration::from_millis(400))
-        .build()
+        .build();
+    let world = World::start(&mut sim, WORKERS);
+    (sim, world, SmallRng::seed_from_u64(seed))
 }
 
 #[test]
 fn views_converge_and_no_acknowledged_change_is_lost() {
     each_seed(|seed| {
-        let mut random = SmallRng::seed_from_u64(seed);
-        let mut sim = simulation(seed);
-        let world = World::start(&mut sim, WORKERS);
+        let (mut sim, world, mut random) = simulation(seed);
         let wanted = Arc::<Wanted>::default();
         let (views, operations) = (
             world.views.clone(),
@@ -96,9 +97,7 @@ fn views_converge_and_no_acknowledged_change_is_lost() {
 #[test]
 fn a_master_that_nobody_reaches_loses_no_worker() {
     each_seed(|seed| {
-        let mut random = SmallRng::seed_from_u64(seed);
-        let mut sim = simulation(seed);
-        let world = World::start(&mut sim, WORKERS);
+        let (mut sim, world, mut random) = simulation(seed);
         let cut = Duration::from_secs(random.random_range(12..50));
         let views = world.views.clone();
         sim.client("admin", async move {
