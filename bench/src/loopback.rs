@@ -48,7 +48,7 @@ impl LoopbackClient {
         Self::connect_many(to, dataset, 1)
     }
 
-    /// So many clients, with the cluster map and the dataset's placement as they are now. They read from workers alone.
+    /// So many clients, with the cluster map and the dataset's placement as they are now. More than one read from workers alone.
     pub fn connect_many(to: &Cluster, dataset: &str, clients: usize) -> anyhow::Result<Self> {
         let dial = to.dial()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -105,20 +105,36 @@ impl LoopbackClient {
 
     /// Reads all files with each client at the same time.
     pub fn read_with_all(&self) -> anyhow::Result<Pass> {
+        let readers = self.readers.iter();
+        self.pass(readers.map(|reader| (reader, self.files.clone())))
+    }
+
+    /// Reads all files as `streams` readers at the same time, each one file after the other.
+    pub fn read(&self, streams: usize) -> anyhow::Result<Pass> {
+        let parts = (0..streams).map(|number| {
+            let own = self.files.iter().skip(number).step_by(streams);
+            (&self.reader, own.copied().collect())
+        });
+        self.pass(parts)
+    }
+
+    /// Reads files by several readers at the same time, each its own one after the other.
+    fn pass<'a>(
+        &self,
+        parts: impl Iterator<Item = (&'a Arc<Reader>, Vec<u32>)>,
+    ) -> anyhow::Result<Pass> {
         let started = Instant::now();
+        let mut files = 0;
         let bytes = self.runtime.block_on(async {
             let mut tasks = JoinSet::new();
-            for reader in &self.readers {
-                tasks.spawn(read_files(reader.clone(), self.files.clone()));
+            for (reader, own) in parts {
+                files += own.len() as u64;
+                tasks.spawn(read_files(reader.clone(), own));
             }
-            let mut bytes = 0;
-            while let Some(read) = tasks.join_next().await {
-                bytes += read.context("a reader panicked")??;
-            }
-            anyhow::Ok(bytes)
+            sum(tasks).await
         })?;
         Ok(Pass {
-            files: (self.files.len() * self.readers.len()) as u64,
+            files,
             bytes,
             seconds: started.elapsed().as_secs_f64(),
         })
@@ -147,34 +163,7 @@ impl LoopbackClient {
             }
             tokio::time::sleep(time).await;
             stop.cancel();
-            let mut bytes = 0;
-            while let Some(read) = tasks.join_next().await {
-                bytes += read.context("a reader panicked")??;
-            }
-            Ok(bytes)
-        })
-    }
-
-    /// Reads all files as `streams` readers at the same time, each one file after the other.
-    pub fn read(&self, streams: usize) -> anyhow::Result<Pass> {
-        let started = Instant::now();
-        let bytes = self.runtime.block_on(async {
-            let mut tasks = JoinSet::new();
-            for number in 0..streams {
-                let own = self.files.iter().skip(number).step_by(streams);
-                let own: Vec<u32> = own.copied().collect();
-                tasks.spawn(read_files(self.reader.clone(), own));
-            }
-            let mut bytes = 0;
-            while let Some(read) = tasks.join_next().await {
-                bytes += read.context("a reader panicked")??;
-            }
-            anyhow::Ok(bytes)
-        })?;
-        Ok(Pass {
-            files: self.files.len() as u64,
-            bytes,
-            seconds: started.elapsed().as_secs_f64(),
+            sum(tasks).await
         })
     }
 }
@@ -191,8 +180,7 @@ impl LoopbackClient {
             let size = self.reader.manifest().object(file).size;
             anyhow::ensure!(theirs.metadata()?.len() == size, "{path}: not {size} bytes");
             let mut expected = vec![0; REQUEST as usize];
-            for offset in (0..size).step_by(REQUEST as usize) {
-                let end = size.min(offset + REQUEST);
+            for (offset, end) in requests(&self.reader, file) {
                 let (mut ours, mut unfinished) = (Vec::new(), Vec::new());
                 let read = self
                     .reader
@@ -217,6 +205,15 @@ fn loopback_bytes() -> anyhow::Result<u64> {
     Ok(text.trim().parse()?)
 }
 
+/// What all readers have read.
+async fn sum(mut readers: JoinSet<anyhow::Result<u64>>) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    while let Some(read) = readers.join_next().await {
+        bytes += read.context("a reader panicked")??;
+    }
+    Ok(bytes)
+}
+
 /// Reads files over and over, until it is told to stop.
 async fn read_until(
     reader: Arc<Reader>,
@@ -225,20 +222,14 @@ async fn read_until(
 ) -> anyhow::Result<u64> {
     let mut total = 0;
     for file in files.into_iter().cycle() {
-        let size = reader.manifest().object(file).size;
-        let mut offset = 0;
-        while offset < size {
+        for (start, end) in requests(&reader, file) {
             if stop.is_cancelled() {
                 return Ok(total);
             }
-            let end = size.min(offset + REQUEST);
-            let (mut pieces, mut unfinished) = (Vec::new(), Vec::new());
-            let reading = reader.read(file, offset, end, &mut pieces, &mut unfinished);
-            reading.await?;
+            let read = read_request(&reader, file, start, end).await?;
             if !stop.is_cancelled() {
-                total += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+                total += read;
             }
-            offset = end;
         }
     }
     Ok(total)
@@ -247,22 +238,27 @@ async fn read_until(
 async fn read_files(reader: Arc<Reader>, files: Vec<u32>) -> anyhow::Result<u64> {
     let mut total = 0;
     for file in files {
-        let size = reader.manifest().object(file).size;
-        let mut offset = 0;
-        while offset < size {
-            let end = size.min(offset + REQUEST);
-            let (mut pieces, mut unfinished) = (Vec::new(), Vec::new());
-            let reading = reader.read(file, offset, end, &mut pieces, &mut unfinished);
-            reading.await?;
-            let read: usize = pieces.iter().map(Bytes::len).sum();
-            anyhow::ensure!(
-                read as u64 == end - offset,
-                "{read} bytes of {}",
-                end - offset
-            );
-            offset = end;
+        for (start, end) in requests(&reader, file) {
+            total += read_request(&reader, file, start, end).await?;
         }
-        total += size;
     }
     Ok(total)
+}
+
+/// Beginning and end of what is asked for at once, from the first byte of a file to its last.
+fn requests(reader: &Reader, file: u32) -> impl Iterator<Item = (u64, u64)> + use<> {
+    let size = reader.manifest().object(file).size;
+    let starts = (0..size).step_by(REQUEST as usize);
+    starts.map(move |start| (start, size.min(start + REQUEST)))
+}
+
+/// Reads a part of a file; gives its bytes.
+async fn read_request(reader: &Reader, file: u32, start: u64, end: u64) -> anyhow::Result<u64> {
+    let (mut pieces, mut unfinished) = (Vec::new(), Vec::new());
+    let reading = reader.read(file, start, end, &mut pieces, &mut unfinished);
+    reading.await?;
+    let read: usize = pieces.iter().map(Bytes::len).sum();
+    let (read, asked) = (read as u64, end - start);
+    anyhow::ensure!(read == asked, "{read} bytes of {asked}");
+    Ok(read)
 }

@@ -15,9 +15,12 @@ use crate::wait::wait_for;
 /// Longest wait for a process to come up.
 const START_DEADLINE: Duration = Duration::from_mins(1);
 
-/// A binary beside this one.
+/// A binary beside this one, or beside the directory of this one if that is a test.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe()?;
+    let mut own = std::env::current_exe()?;
+    if own.parent().is_some_and(|dir| dir.ends_with("deps")) {
+        own.pop();
+    }
     let path = own.with_file_name(name);
     ensure!(
         path.exists(),

@@ -2,7 +2,6 @@
 //!
 //! What each worker sends is limited, so that readers wait for the workers and not for the machine's cores.
 
-use std::cell::RefCell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -144,10 +143,10 @@ fn measure(home: &Path, endpoint: &str, trees: &[Tree; 2], load: Load) -> anyhow
         cluster.create_dataset(name, endpoint, name)?;
         cluster.weir(&["warm", name, "--wait", "-o", "json"])?;
     }
-    let failovers = RefCell::new(0);
+    let mut failovers = 0;
     let pids = cluster.pids();
     let (workers, _) = pids.split_at(WORKERS);
-    let read = |readers: [usize; 2]| -> anyhow::Result<([u64; 2], f64)> {
+    let mut read = |readers: [usize; 2]| -> anyhow::Result<([u64; 2], f64)> {
         let clients = NAMES.iter().zip(readers);
         let clients = clients
             .map(|(name, readers)| LoopbackClient::connect_many(&cluster, name, readers))
@@ -160,7 +159,7 @@ fn measure(home: &Path, endpoint: &str, trees: &[Tree; 2], load: Load) -> anyhow
             let read = read.map(|read| read.ok().context("a reader panicked")?);
             read.collect::<anyhow::Result<Vec<u64>>>()
         })?;
-        *failovers.borrow_mut() += clients.iter().map(LoopbackClient::failovers).sum::<u64>();
+        failovers += clients.iter().map(LoopbackClient::failovers).sum::<u64>();
         Ok(([read[0], read[1]], meter.stop().peak_bytes as f64))
     };
     let speed = |(read, memory): ([u64; 2], f64)| {
@@ -184,13 +183,12 @@ fn measure(home: &Path, endpoint: &str, trees: &[Tree; 2], load: Load) -> anyhow
         enough,
         many,
         part: unequal[1] as f64 / sum.max(1) as f64,
-        failovers: failovers.into_inner() as f64,
+        failovers: failovers as f64,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use weir_demo::mount::program_of;
     use weir_s3_server::{Bucket, Config, S3Server};
 
     use super::*;
@@ -207,14 +205,6 @@ mod tests {
         }
         let home = dir.path().join("home");
         std::fs::create_dir(&home).unwrap();
-        let own = std::env::current_exe().unwrap();
-        let built = own.parent().unwrap().with_file_name("weir");
-        assert!(
-            built.exists(),
-            "{} is missing; build it first",
-            built.display()
-        );
-        std::os::unix::fs::symlink(built, program_of(&home)).unwrap();
         let load = Load {
             enough: 8,
             egress: 12 << 20,

@@ -168,9 +168,9 @@ fn note(table: &mut Table, workers: usize, found: &Found) {
 fn cluster(hashing: Hashing, workers: usize) -> anyhow::Result<ClusterMap> {
     let workers = (0..workers).map(|number| {
         Ok(WorkerInfo {
-            id: format!("worker-{number}.cache.example").parse()?,
-            data_address: format!("10.0.{}.{}:7002", number / 250, number % 250),
-            control_address: format!("10.0.{}.{}:7001", number / 250, number % 250),
+            id: id(number).parse()?,
+            data_address: format!("{}:7002", host(number)),
+            control_address: format!("{}:7001", host(number)),
             node: format!("node-{number}").parse()?,
             location: Location::default(),
             local_socket: "/run/weir/worker.sock".to_owned(),
@@ -180,6 +180,14 @@ fn cluster(hashing: Hashing, workers: usize) -> anyhow::Result<ClusterMap> {
     });
     let workers = workers.collect::<anyhow::Result<_>>()?;
     Ok(ClusterMap::new(1, hashing, workers))
+}
+
+fn id(number: usize) -> String {
+    format!("worker-{number}.cache.example")
+}
+
+fn host(number: usize) -> String {
+    format!("10.0.{}.{}", number / 250, number % 250)
 }
 
 fn weight(number: usize) -> u64 {

@@ -22,7 +22,7 @@ use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_trust::{Dial, Role};
 
-use super::weight;
+use super::{host, id, weight};
 use crate::process::{Process, free_port};
 use crate::stats::median;
 use crate::usage::{Meter, memory};
@@ -146,8 +146,7 @@ impl Fleet {
 
     /// The heartbeat of a worker that knows what the others do.
     fn beat_of(&self, number: usize) -> v1::HeartbeatRequest {
-        let id = format!("worker-{number}.cache.example");
-        let host = format!("10.0.{}.{}", number / 250, number % 250);
+        let host = host(number);
         v1::HeartbeatRequest {
             worker: Some(v1::WorkerInfo {
                 node: format!("node-{number}"),
@@ -157,7 +156,7 @@ impl Fleet {
                 weight: weight(number),
                 zone: format!("zone-{}", number % 3),
                 group: format!("rack-{}", number % 60),
-                id,
+                id: id(number),
                 ..v1::WorkerInfo::default()
             }),
             tiers: vec![v1::TierUsage {
@@ -227,7 +226,7 @@ impl Fleet {
         let mut blocks = Vec::new();
         held.serialize_into(&mut blocks)?;
         let report = v1::ReportInventoryRequest {
-            worker: format!("worker-{worker}.cache.example"),
+            worker: id(worker),
             inventory: Some(v1::Inventory {
                 dataset: dataset(number),
                 version: 1,
@@ -342,28 +341,17 @@ async fn ask(address: &str, master: u32, size: Size) -> anyhow::Result<Found> {
 
 #[cfg(test)]
 mod tests {
-    use weir_demo::mount::program_of;
-
     use super::*;
 
     #[test]
     fn workers_that_know_all_are_told_nothing_again() {
         let dir = tempfile::tempdir().unwrap();
-        let home = dir.path();
-        let own = std::env::current_exe().unwrap();
-        let built = own.parent().unwrap().with_file_name("weir");
-        assert!(
-            built.exists(),
-            "{} is missing; build it first",
-            built.display()
-        );
-        std::os::unix::fs::symlink(built, program_of(home)).unwrap();
         let size = Size {
             workers: 20,
             datasets: 3,
             blocks: 20_000,
         };
-        let found = measure(home, size).unwrap();
+        let found = measure(dir.path(), size).unwrap();
         assert!(found.quiet_answer < 100, "{found:?}");
         assert!(found.first_answer > 20 * 100, "{found:?}");
         assert!(found.joined_answer > found.first_answer / 2, "{found:?}");
