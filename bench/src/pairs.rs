@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use weir_demo::ending::tell;
 
 use crate::data::Tree;
 use crate::kernel::drop_caches;
@@ -88,7 +89,12 @@ impl Pairs<'_> {
         let server = bench.serve(&[Bucket { name, tree: &tree }])?;
         let mut mounted = self.mount(suite, name, &server, &tree, &mut table)?;
         for pair in 0..bench.runs {
-            eprintln!("{} in pairs, {} of {}", suite.name(), pair + 1, bench.runs);
+            tell(format_args!(
+                "{} in pairs, {} of {}",
+                suite.name(),
+                pair + 1,
+                bench.runs
+            ));
             match suite {
                 Suite::Random => mounted.random(bench, pair)?,
                 _ => mounted.epochs(pair, suite != Suite::Stream)?,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use weir_demo::ending::tell;
 
 use crate::data::{Tree, generated};
 use crate::report::Section;
@@ -213,7 +214,7 @@ fn accept(
 ) -> anyhow::Result<()> {
     match outcome {
         Err(error) if !kind.is_weir() => {
-            eprintln!("{} failed: {error:#}", kind.name());
+            tell(format_args!("{} failed: {error:#}", kind.name()));
             let error = error.to_string();
             let first = error.lines().next().unwrap_or_default();
             notes.push(format!("{} failed: {first}", kind.name()));

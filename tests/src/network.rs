@@ -10,6 +10,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use weir_demo::ending::tell;
+
 /// Hosts of one network at most: their names and addresses have room for so many.
 const MAX_HOSTS: usize = 100;
 /// Namespaces are named by this, the process that made them, and a number.
@@ -223,7 +225,7 @@ fn remove_leftovers() {
 
 fn remove(args: &[&str]) {
     if let Err(error) = run(Command::new("ip").args(args), "") {
-        eprintln!("{error}");
+        tell(format_args!("{error}"));
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use weir_demo::ending::tell;
 use weir_tests::{hadoop_jars, write_hadoop_properties};
 
 use super::{Raw, calls, image};
@@ -126,7 +127,7 @@ impl Cluster {
             return Ok(());
         }
         let _ = fs::remove_file(&complete);
-        eprintln!("putting {files} files into HDFS");
+        tell(format_args!("putting {files} files into HDFS"));
         let path = format!("/{}", tree.name);
         self.shell(&["-rm", "-r", "-f", "-skipTrash", &path])?;
         self.raw(tree.name)?.put(tree.tree)?;

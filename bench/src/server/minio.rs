@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use http::{HeaderMap, Method, Uri};
+use weir_demo::ending::tell;
 use weir_origin::{Keys, Signer};
 
 use super::Bucket;
@@ -84,7 +85,7 @@ impl Minio {
             "it holds other data; remove {} and start again",
             dir.display()
         );
-        eprintln!("putting {files} objects into MinIO");
+        tell(format_args!("putting {files} objects into MinIO"));
         // Users are loaded a moment later than buckets.
         wait_for("MinIO's users", USERS_DEADLINE, || {
             match self.signed_put(&format!("/{}", bucket.name), String::new()) {

@@ -1,6 +1,7 @@
 //! One master with many small datasets: its memory, how soon it is there again, and whether it hears its workers.
 
 use anyhow::ensure;
+use weir_demo::ending::tell;
 
 use super::many::{Watched, until_looked_up};
 use super::{Bench, Measured};
@@ -36,7 +37,9 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
             cluster.create_dataset(&format!("set-{number}"), &server.endpoint, "listed")?;
         }
         let seconds = started.elapsed().as_secs_f64();
-        eprintln!("datasets: {datasets} created in {seconds:.1} s");
+        tell(format_args!(
+            "datasets: {datasets} created in {seconds:.1} s"
+        ));
         Ok(())
     })?;
     creating.note("while they are created", &mut note);

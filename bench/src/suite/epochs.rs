@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use weir_demo::ending::tell;
+
 use super::{Bench, Measured, accept};
 use crate::data::Tree;
 use crate::device::write_rate;
@@ -122,7 +124,12 @@ impl Run<'_> {
         let scratch = self.bench.scratch().join("system");
         let system = kind.start(&scratch, self.server.endpoint(), plan.name, tiers)?;
         for number in 0..runs {
-            eprintln!("{}, run {}: {}", plan.name, number + 1, kind.name());
+            tell(format_args!(
+                "{}, run {}: {}",
+                plan.name,
+                number + 1,
+                kind.name()
+            ));
             self.fill(&system, &files, number)?;
             self.turns(&system, &files, number)?;
         }

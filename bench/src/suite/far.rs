@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use weir_demo::ending::tell;
+
 use super::Bench;
 use super::epochs::{RAW, THREADS, WARM, note_fill, readers};
 use crate::data::Tree;
@@ -28,7 +30,11 @@ pub(super) struct Far<'a> {
 pub(super) fn measure(bench: &Bench, far: &Far<'_>, table: &mut Table) -> anyhow::Result<()> {
     let server = Builtin::start([(far.name, far.tree.root.as_path())], LATENCY)?;
     for kind in [Kind::Embedded, Kind::Cluster] {
-        eprintln!("{}, answers {LATENCY} ms late: {}", far.name, kind.name());
+        tell(format_args!(
+            "{}, answers {LATENCY} ms late: {}",
+            far.name,
+            kind.name()
+        ));
         let scratch = bench.scratch().join("far");
         let tiers = Tiers::ssd_for(far.tree.bytes);
         let system = kind.start(&scratch, &server.endpoint, far.name, tiers)?;

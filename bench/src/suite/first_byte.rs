@@ -5,6 +5,7 @@ use std::io::Read;
 use std::time::Instant;
 
 use anyhow::Context;
+use weir_demo::ending::tell;
 
 use super::epochs::{RAW, THREADS};
 use super::{Bench, Measured, accept};
@@ -30,7 +31,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let (kinds, mut notes) = bench.systems(&server);
     let mut table = Table::default();
     for kind in &kinds {
-        eprintln!("first byte: {}", kind.name());
+        tell(format_args!("first byte: {}", kind.name()));
         let outcome = measure(bench, kind, server.endpoint(), &tree, &mut table);
         accept(kind, outcome, &mut notes)?;
     }

@@ -1,6 +1,8 @@
 //! A cache that holds half of what is read in each epoch: the part of bytes that comes from it cannot be more than
 //! half, and should not be less.
 
+use weir_demo::ending::tell;
+
 use super::epochs::{RAW, THREADS, readers};
 use super::small::{DIRECTORIES, SIZE, files};
 use super::{Bench, Measured};
@@ -28,7 +30,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     };
     let mut table = Table::default();
     for kind in [Kind::Embedded, Kind::Cluster] {
-        eprintln!("half: {}", kind.name());
+        tell(format_args!("half: {}", kind.name()));
         let scratch = bench.scratch().join("system");
         let system = kind.start(&scratch, server.endpoint(), "small", tiers)?;
         let pids = system.pids()?;

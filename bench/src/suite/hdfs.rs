@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use anyhow::ensure;
+use weir_demo::ending::tell;
 
 use super::epochs::{RAW, THREADS, note_fill, readers};
 use super::{Bench, Measured, big, small};
@@ -120,7 +121,7 @@ struct Filled {
 impl Run<'_> {
     /// What Hadoop's own client takes.
     fn get(&mut self) -> anyhow::Result<()> {
-        eprintln!("hdfs, {}: {GET}", self.name);
+        tell(format_args!("hdfs, {}: {GET}", self.name));
         let into = self.bench.scratch().join("get");
         std::fs::create_dir_all(&into)?;
         let beside = self.read_hdfs(THREADS, 1)?.megabytes_per_second();
@@ -151,7 +152,12 @@ impl Run<'_> {
         let s3 = kind.start_at(&scratch.join("s3"), bucket, tiers)?;
         let hdfs = kind.start_at(&scratch.join("hdfs"), Place::Hdfs(&url), tiers)?;
         for number in 0..runs {
-            eprintln!("hdfs, {}, run {}: {}", self.name, number + 1, kind.name());
+            tell(format_args!(
+                "hdfs, {}, run {}: {}",
+                self.name,
+                number + 1,
+                kind.name()
+            ));
             let seed = 1000 * number;
             let files = &self.tree.files;
             let epoch = self.fill([&s3, &hdfs], |raw, system| {
@@ -282,7 +288,7 @@ impl Run<'_> {
 
 /// Listings of a NameNode by the raw client and by a master, and by a master from S3.
 fn listings(bench: &Bench, files: u64, table: &mut Table) -> anyhow::Result<()> {
-    eprintln!("hdfs: a NameNode with {files} files");
+    tell(format_args!("hdfs: a NameNode with {files} files"));
     let namenode = Cluster::with_listing(&bench.scratch().join("namenode"), files)?;
     let url = namenode.url(LISTED);
     let raw = namenode.raw(LISTED)?;
@@ -296,7 +302,7 @@ fn listings(bench: &Bench, files: u64, table: &mut Table) -> anyhow::Result<()> 
     let goal = |what: &str, unit| Goal::new(format!("{files} files, {what}"), unit);
     let create = "`weir dataset create`";
     for number in 0..LISTINGS {
-        eprintln!("hdfs, listing, run {}", number + 1);
+        tell(format_args!("hdfs, listing, run {}", number + 1));
         let before = namenode.calls()?;
         let (paths, beside) = raw.list()?;
         ensure!(paths.len() as u64 == files, "{} files", paths.len());

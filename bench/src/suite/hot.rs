@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use weir_demo::ending::tell;
 
 use super::{Bench, Measured};
 use crate::loopback::LoopbackClient;
@@ -60,13 +61,13 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let mut table = Table::default();
     let mut spread = Vec::new();
     for number in 0..bench.runs {
-        eprintln!("hot, run {}: copies spread", number + 1);
+        tell(format_args!("hot, run {}: copies spread", number + 1));
         let found = read(bench, server.endpoint(), size, true)?;
         found.note(&mut table, size);
         spread.push(found.seconds);
     }
     // It takes six times as long.
-    eprintln!("hot: one owner serves all");
+    tell(format_args!("hot: one owner serves all"));
     let one = read(bench, server.endpoint(), size, false)?.seconds;
     table.state(ONE, "until all have it", Unit::Seconds, one, None);
     let ratio = median(&spread) / one;
@@ -193,12 +194,12 @@ fn read(bench: &Bench, endpoint: &str, size: Size, spread: bool) -> anyhow::Resu
         most_of_one: given.iter().copied().fold(0.0, f64::max) / all.max(1.0),
         gone: 0.0,
     };
-    eprintln!(
+    tell(format_args!(
         "hot: {:.1} s, {:.2} of the least possible; the busiest sent {:.2} of all",
         found.seconds,
         found.seconds / found.least(size),
         found.most_of_one
-    );
+    ));
     let ended = Instant::now();
     while spread
         && sum("weir_worker_kept_copies_bytes")?

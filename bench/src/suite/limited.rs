@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use weir_demo::ending::tell;
 use weir_demo::mount::program_of;
 use weir_tests::MemoryGroup;
 
@@ -39,7 +40,7 @@ pub(super) fn measure(
                 return Ok(Some(reason));
             }
         };
-        eprintln!("memory: {limit} MiB for all");
+        tell(format_args!("memory: {limit} MiB for all"));
         let home = bench.scratch().join("limited");
         let _ = std::fs::remove_dir_all(&home); // a cache of another limit would not be empty
         std::fs::create_dir_all(&home)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::ensure;
+use weir_demo::ending::tell;
 
 use super::{Bench, Measured};
 use crate::server::Builtin;
@@ -31,7 +32,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     };
     for (files, promised) in [(1_000_000, true), (10_000_000, false)] {
         let files = bench.scaled(files);
-        eprintln!("manifest: {files} files");
+        tell(format_args!("manifest: {files} files"));
         let cluster = Cluster::start(&scratch.join("many"), 1, tiers)?;
         let taken = measure(&cluster, &scratch, files)?;
         drop(cluster);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use weir_demo::ending::tell;
 
 use super::{Bench, Measured};
 use crate::metrics::Scrape;
@@ -39,7 +40,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let mut note = |what: &str, unit, value, limit| table.state(SYSTEM, what, unit, value, limit);
     let started = Instant::now();
     for number in 0..DATASETS {
-        eprintln!("many: dataset {number} of {files} files");
+        tell(format_args!("many: dataset {number} of {files} files"));
         cluster.create_dataset(&name(number), &server.endpoint, "listed")?;
     }
     let seconds = started.elapsed().as_secs_f64();

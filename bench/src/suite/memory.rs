@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use weir_demo::ending::tell;
 
 use super::{Bench, Measured, limited};
 use crate::data::Tree;
@@ -34,7 +35,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let mut table = Table::default();
     let mut notes = Vec::new();
     for kind in [Kind::Embedded, Kind::Cluster] {
-        eprintln!("memory: {}", kind.name());
+        tell(format_args!("memory: {}", kind.name()));
         let tiers = Tiers {
             memory: tier,
             ssd: Tiers::ssd_for(size).ssd,

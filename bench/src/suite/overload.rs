@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use weir_demo::ending::tell;
 
 use super::{Bench, Measured};
 use crate::data::Tree;
@@ -45,7 +46,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let server = bench.serve(&buckets)?;
     let mut table = Table::default();
     for number in 0..bench.runs {
-        eprintln!("overload, run {}", number + 1);
+        tell(format_args!("overload, run {}", number + 1));
         let home = bench.scratch().join("overload");
         let load = Load {
             enough: if bench.quick { ENOUGH / 4 } else { ENOUGH },

@@ -7,6 +7,7 @@ use std::hint::black_box;
 use prost::Message;
 use rustix::time::{ClockId, clock_gettime};
 use weir_core::{BlockKey, ClusterMap, Hashing, Location, WorkerInfo};
+use weir_demo::ending::tell;
 use weir_proto::v1;
 use weir_worker::service::cluster_map;
 
@@ -42,7 +43,7 @@ const MOST_QUIET: f64 = 1024.0;
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let mut table = Table::default();
     for (workers, promised) in [(1000, true), (10_000, false)] {
-        eprintln!("placement: {workers} workers");
+        tell(format_args!("placement: {workers} workers"));
         measure(bench, &mut table, workers, promised)?;
     }
     for (workers, datasets) in DATASETS {
@@ -51,7 +52,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
             datasets,
             blocks: bench.scaled(DATASET_BLOCKS),
         };
-        eprintln!("placement: a master with {size:?}");
+        tell(format_args!("placement: a master with {size:?}"));
         let home = bench.scratch().join(workers.to_string());
         std::fs::create_dir(&home)?;
         note(&mut table, size.workers, &fleet::measure(&home, size)?);

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use weir_demo::ending::tell;
+
 use super::big::{FILES, size};
 use super::epochs::{NATIVE, THREADS, readers};
 use super::{Bench, Measured, accept};
@@ -33,7 +35,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let mut table = Table::default();
     for number in 0..bench.runs {
         for kind in kinds.iter().filter(|kind| kind.is_weir() || number == 0) {
-            eprintln!("random, run {}: {}", number + 1, kind.name());
+            tell(format_args!("random, run {}: {}", number + 1, kind.name()));
             let outcome = measure(bench, kind, server.endpoint(), &tree, number, &mut table);
             accept(kind, outcome, &mut notes)?;
         }

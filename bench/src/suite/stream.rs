@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use weir_demo::ending::tell;
+
 use super::big::{FILES, size};
 use super::epochs::{THREADS, readers};
 use super::{Bench, Measured};
@@ -39,7 +41,10 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let mut table = Table::default();
     remote(bench, &tree, &server, &mut table)?;
     for number in 0..bench.runs {
-        eprintln!("stream, run {}: a worker on the same node", number + 1);
+        tell(format_args!(
+            "stream, run {}: a worker on the same node",
+            number + 1
+        ));
         local(bench, &tree, &server, number, &mut table)?;
     }
     Ok(Measured {
@@ -94,7 +99,10 @@ fn remote(bench: &Bench, tree: &Tree, server: &Server, table: &mut Table) -> any
     let own = [std::process::id()];
     for number in 0..bench.runs * PASSES {
         for streams in STREAMS {
-            eprintln!("stream, pass {}: {streams} streams", number + 1);
+            tell(format_args!(
+                "stream, pass {}: {streams} streams",
+                number + 1
+            ));
             let beside = metered(&own, || transfer(Source::Files(&files), streams))?;
             let memory = Source::Memory(&memory, files.len());
             let write = metered(&own, || transfer(memory, streams))?;

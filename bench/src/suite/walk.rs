@@ -1,6 +1,7 @@
 //! Walking a tree of a million files.
 
 use anyhow::ensure;
+use weir_demo::ending::tell;
 
 use super::epochs::NATIVE;
 use super::{Bench, Measured};
@@ -29,7 +30,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     let goals = [first.as_fast(NATIVE, FIRST), again.as_fast(NATIVE, AGAIN)];
     let mut table = Table::default();
     for number in 0..bench.runs {
-        eprintln!("walk, run {}", number + 1);
+        tell(format_args!("walk, run {}", number + 1));
         drop_caches()?;
         for goal in &goals {
             let beside = walk(&native)?;
