@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use weir_core::{ByteSize, ClusterMap, Location, WorkerInfo};
+use weir_core::{ByteSize, ClusterMap, WorkerInfo};
 use weir_proto::v1::master_client::MasterClient;
 use weir_trust::{Access, Dial, Identity, Limits, Role, incoming};
 use weir_wire::{Activity, Connect, ConnectionError, Connections, FarWorkers};
@@ -87,14 +87,9 @@ impl Served {
 
     fn info(&self, id: &str) -> WorkerInfo {
         WorkerInfo {
-            id: id.parse().unwrap(),
             data_address: self.data.to_string(),
             control_address: self.control.to_string(),
-            node: "n".parse().unwrap(),
-            location: Location::default(),
-            local_socket: String::new(),
-            weight: 1,
-            cordoned_weight: 0,
+            ..testing::info(id).unwrap()
         }
     }
 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
-use weir_core::ByteSize;
 use weir_core::id::NameError;
+use weir_core::{ByteSize, Location, WorkerInfo};
 use weir_origin::{FetchPolicy, OriginMetrics, SourcePolicy};
 
 use crate::config::{SsdConfig, WorkerConfig};
@@ -31,6 +31,23 @@ pub fn config(id: &str) -> Result<WorkerConfig, NameError> {
         origins_file: None,
         fetch: FetchPolicy::default(),
         sources: SourcePolicy::unlimited(),
+    })
+}
+
+/// What a cluster map says of a worker of this name on node `n`, which has no addresses.
+///
+/// # Errors
+/// When this cannot be a worker's name.
+pub fn info(id: &str) -> Result<WorkerInfo, NameError> {
+    Ok(WorkerInfo {
+        id: id.parse()?,
+        data_address: String::new(),
+        control_address: String::new(),
+        node: "n".parse()?,
+        location: Location::default(),
+        local_socket: String::new(),
+        weight: 1,
+        cordoned_weight: 0,
     })
 }
 

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use weir_core::{Block, Location, ObjectRef, OriginId, WorkerInfo};
+use weir_core::{Block, ObjectRef, OriginId, WorkerInfo};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockStatus};
 use weir_wire::{Frame, Link, STREAM_VERSION, checksums};
 
 use super::SILENCE;
+use crate::testing;
 
 pub(crate) const LENGTH: usize = 100_000;
 
@@ -146,14 +147,8 @@ pub(crate) async fn peer(name: &str, kind: Kind) -> Peer {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let asked = Arc::<AtomicU32>::default();
     let info = WorkerInfo {
-        id: name.parse().unwrap(),
         data_address: listener.local_addr().unwrap().to_string(),
-        control_address: String::new(),
-        node: "n".parse().unwrap(),
-        location: Location::default(),
-        local_socket: String::new(),
-        weight: 1,
-        cordoned_weight: 0,
+        ..testing::info(name).unwrap()
     };
     let count = asked.clone();
     tokio::spawn(async move {

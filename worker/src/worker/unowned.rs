@@ -70,8 +70,8 @@ fn may_hold(map: &ClusterMap, key: &BlockKey, own: &WorkerId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use weir_core::WorkerInfo;
     use weir_core::placement::Hashing;
-    use weir_core::{Location, WorkerInfo};
     use weir_segment::Pieces;
 
     use super::*;
@@ -89,14 +89,8 @@ mod tests {
 
     fn map(ids: &[&str], own_weight: u64) -> ClusterMap {
         let worker = |id: &&str| WorkerInfo {
-            id: id.parse().unwrap(),
-            data_address: String::new(),
-            control_address: String::new(),
-            node: "n".parse().unwrap(),
-            location: Location::default(),
-            local_socket: String::new(),
             weight: if *id == "own" { own_weight } else { 1 },
-            cordoned_weight: 0,
+            ..testing::info(id).unwrap()
         };
         ClusterMap::new(1, Hashing::NEWEST, ids.iter().map(worker).collect())
     }

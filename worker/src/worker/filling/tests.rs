@@ -7,7 +7,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use weir_core::{ByteSize, ClusterMap, Hashing, Location, ObjectRef};
-use weir_origin::{Addressing, OriginSpec, SourcePolicy};
+use weir_origin::{OriginSpec, SourcePolicy};
 use weir_proto::v1;
 use weir_trust::{Access, Dial};
 
@@ -196,17 +196,8 @@ impl Pair {
         for n in 0..files {
             std::fs::write(dir.path().join(n.to_string()), &content).unwrap();
         }
-        let spec = OriginSpec {
-            url: format!("file://{}", dir.path().display()),
-            endpoint: None,
-            region: None,
-            addressing: Addressing::Auto,
-            anonymous: false,
-            profile: None,
-            credentials: None,
-            patience_seconds: None,
-            hdfs: weir_origin::HdfsOptions::default(),
-        };
+        let url = format!("file://{}", dir.path().display());
+        let spec = OriginSpec::parse(&url).unwrap();
         let opened = weir_origin::open(&spec, &SourcePolicy::unlimited())
             .await
             .unwrap();
@@ -230,14 +221,10 @@ impl Pair {
         for zone in ["a", "b"] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             infos.push(WorkerInfo {
-                id: zone.parse().unwrap(),
                 data_address: listener.local_addr().unwrap().to_string(),
-                control_address: String::new(),
                 node: zone.parse().unwrap(),
                 location: Location::of_names(zone, "").unwrap(),
-                local_socket: String::new(),
-                weight: 1,
-                cordoned_weight: 0,
+                ..testing::info(zone).unwrap()
             });
             listeners.push(listener);
         }
