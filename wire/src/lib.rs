@@ -16,6 +16,7 @@
 mod activity;
 mod checksums;
 mod connection;
+mod copy_tree;
 mod far;
 mod link;
 mod opening;
@@ -29,6 +30,7 @@ pub use checksums::{checksums, have_checksums};
 pub use connection::{
     Answer, Connect, ConnectionError, Connections, NearWorkers, Opened, request_of,
 };
+pub use copy_tree::{MAX_COPIES, way_down};
 pub use far::FarWorkers;
 pub use link::{Frame, FrameError, Incoming, Link, Outgoing};
 pub use opening::{

@@ -67,6 +67,11 @@ impl Frame {
         }
     }
 
+    /// Bytes of what belongs to its header.
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload.iter().map(|piece| piece.len() as u64).sum()
+    }
+
     /// A header with a descriptor beside it.
     pub fn with_descriptor(header: &impl Message, file: Arc<File>) -> Self {
         Self {

@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use weir_core::OriginId;
+use weir_wire::MAX_COPIES;
 
 /// Readers for whom one more copy is worth its way: each is sent once between workers.
 const READERS_PER_COPY: u32 = 3;
-/// Further workers for one object at most.
-pub(crate) const MAX_COPIES: u32 = 63;
 /// Connections that are being answered at once from which on a worker is busy, and how long it counts as busy afterwards.
 const BUSY: usize = 8;
 const BUSY_FOR: Duration = Duration::from_secs(10);
@@ -22,12 +21,38 @@ const BUSY_FOR: Duration = Duration::from_secs(10);
 const WINDOW: Duration = Duration::from_secs(5);
 /// Objects whose readers are counted. If all of these were read within two windows, further ones are not counted.
 const MAX_OBJECTS: usize = 4096;
+/// Least time between two looks for those that are old: one looks at all, and the requests of all readers wait meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The readers of all objects.
 #[derive(Debug, Default)]
 pub(crate) struct Demand {
     answering: AtomicUsize,
-    objects: Mutex<HashMap<ObjectId, Readers>>,
+    objects: Mutex<Objects>,
+}
+
+#[derive(Debug, Default)]
+struct Objects {
+    readers: HashMap<ObjectId, Readers>,
+    /// When it was looked for old ones.
+    looked: Option<Instant>,
+}
+
+impl Objects {
+    /// Whether the readers of one more can be counted.
+    fn has_room(&mut self, is_busy: bool, now: Instant) -> bool {
+        if self.readers.len() < MAX_OBJECTS {
+            return true;
+        }
+        let is_soon = |at| now.saturating_duration_since(at) < LOOK_INTERVAL;
+        // Only when there is something to spread.
+        if !is_busy || self.looked.is_some_and(is_soon) {
+            return false;
+        }
+        self.looked = Some(now);
+        self.readers.retain(|_, readers| !readers.is_old(now));
+        self.readers.len() < MAX_OBJECTS
+    }
 }
 
 /// An object's origin, and a hash of its key and version.
@@ -109,17 +134,11 @@ impl Demand {
     pub(crate) fn copies(&self, object: ObjectId, reader: u64, others: usize, now: Instant) -> u32 {
         let is_busy = self.answering.load(Ordering::Relaxed) >= BUSY;
         let mut objects = self.objects.lock();
-        if objects.len() >= MAX_OBJECTS && !objects.contains_key(&object) {
-            // Only when there is something to spread: to look through all takes a while.
-            if !is_busy {
-                return 0;
-            }
-            objects.retain(|_, readers| !readers.is_old(now));
-            if objects.len() >= MAX_OBJECTS {
-                return 0;
-            }
+        if !objects.readers.contains_key(&object) && !objects.has_room(is_busy, now) {
+            return 0;
         }
-        let readers = objects.entry(object).or_insert_with(|| Readers::new(now));
+        let readers = objects.readers.entry(object);
+        let readers = readers.or_insert_with(|| Readers::new(now));
         readers.see(reader, now);
         if is_busy {
             readers.busy = Some(now);
@@ -199,10 +218,28 @@ mod tests {
         for n in 0..2 * MAX_OBJECTS as u32 {
             demand.copies(object(n), 1, 5, start);
         }
-        assert_eq!(demand.objects.lock().len(), MAX_OBJECTS);
+        let counted = || demand.objects.lock().readers.len();
+        assert_eq!(counted(), MAX_OBJECTS);
         let _answering = busy(&demand);
         let later = start + 2 * WINDOW;
         demand.copies(object(u32::MAX), 1, 5, later);
-        assert_eq!(demand.objects.lock().len(), 1);
+        assert_eq!(counted(), 1);
+    }
+
+    #[test]
+    fn objects_that_are_too_many_are_not_looked_through_with_each_request() {
+        let (demand, start) = (Demand::default(), Instant::now());
+        let _answering = busy(&demand);
+        for n in 0..MAX_OBJECTS as u32 {
+            demand.copies(object(n), 1, 5, start + LOOK_INTERVAL / 2);
+        }
+        let counted_after = |time| {
+            demand.copies(object(u32::MAX), 1, 5, start + time);
+            demand.objects.lock().readers.len()
+        };
+        assert_eq!(counted_after(2 * WINDOW), MAX_OBJECTS, "none is old");
+        let soon = 2 * WINDOW + LOOK_INTERVAL / 2;
+        assert_eq!(counted_after(soon), MAX_OBJECTS, "it was looked just now");
+        assert_eq!(counted_after(2 * WINDOW + LOOK_INTERVAL), 1);
     }
 }

@@ -251,7 +251,7 @@ impl Worker {
         &self.turns
     }
 
-    /// Workers beside this one that own blocks.
+    /// Workers beside this one, also those that own nothing now.
     pub(crate) fn others(&self) -> usize {
         self.copies
             .get()

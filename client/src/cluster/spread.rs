@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use weir_core::placement::domains::Spread;
 use weir_core::{Block, BlockKey, WorkerId, WorkerInfo};
 use weir_proto::v1::BlockRequest;
-use weir_wire::{Activity, ConnectionError};
+use weir_wire::{Activity, ConnectionError, MAX_COPIES, way_down};
 
 use super::{ClusterReader, Refusal, View, is_beside};
 use crate::metrics::{ReadSource, ResultLabel};
@@ -27,8 +27,6 @@ const AVOIDED_FOR: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Objects of which owners have said something; more are asked of their owners first.
 const MAX_OBJECTS: usize = 1024;
-/// Most further workers, whatever an owner says.
-const MAX_COPIES: u32 = 63;
 /// Asks for the bytes whatever the owner would like.
 pub(super) const INSIST: u32 = u32::MAX;
 
@@ -92,8 +90,11 @@ impl Spreading {
 
     /// An owner has said so.
     pub(super) fn note(&self, block: &Block, copies: u32) {
-        let (object, now) = (object_of(block), Instant::now());
         let mut said = self.said.lock();
+        if copies == 0 && said.is_empty() {
+            return; // as after nearly every read
+        }
+        let (object, now) = (object_of(block), Instant::now());
         if copies == 0 {
             said.remove(&object);
             return;
@@ -181,17 +182,17 @@ impl ClusterReader {
         if self.suspects.contains(&worker.id) || self.spreading.avoids(&worker.id) {
             return None;
         }
-        let mut way = Vec::new();
-        let mut at = place;
-        while at > 0 {
-            at = (at - 1) / 2;
-            let worker = at.checked_sub(1).map_or(owner, |at| workers[at]);
-            way.push(worker.id.to_string());
-        }
+        let place = place as u32;
+        let at = |place: u32| {
+            place
+                .checked_sub(1)
+                .map_or(owner, |at| workers[at as usize])
+        };
+        let way = way_down(place).map(|place| at(place).id.to_string());
         Some(Copy {
             worker,
-            place: place as u32,
-            way,
+            place,
+            way: way.collect(),
         })
     }
 

@@ -18,19 +18,19 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use weir_core::{Block, BlockKey, WorkerId, WorkerInfo};
-use weir_segment::Pieces;
+use weir_wire::{MAX_COPIES, way_down};
 
 use super::filling::{LEAST_PREFETCHED, units_of};
 use super::place::Place;
 use super::{Cached, Worker};
 use crate::copies::{Answer, Copies};
-use crate::demand::MAX_COPIES;
 use crate::fill::{Given, LEAST_TAKEN};
-use crate::fills;
 use crate::read_source::Source;
 
-/// Copies that are made at once, and the longest wait of one for its turn and for memory.
+/// Copies that are made at once, and those that wait with them for their turns: whoever asks may go away, and come again.
 const AT_ONCE: usize = 16;
+const MAX_UNDER_WAY: usize = 1024;
+/// Longest wait of one for its turn, and for memory.
 const TURN_DEADLINE: Duration = Duration::from_secs(1);
 /// Longest wait for one worker to give a block: it may wait for one that it asks itself, and many readers share what it sends.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -73,21 +73,6 @@ enum Outcome {
     Open,
     Made(Bytes),
     Failed,
-}
-
-/// The place of the worker that one asks for its copy first.
-fn parent(place: u32) -> u32 {
-    (place - 1) / 2
-}
-
-/// How many workers there are between a place and the owner, with that.
-fn way_down(mut place: u32) -> usize {
-    let mut way = 0;
-    while place > 0 {
-        place = parent(place);
-        way += 1;
-    }
-    way
 }
 
 impl Copying {
@@ -142,20 +127,16 @@ impl Copying {
             }
             // An eighth at once: to find the oldest takes a look at all.
             dropped = kept.oldest(excess.max(self.most / 8), now, IN_USE);
-            let freed: u64 = dropped.iter().map(|(_, len)| u64::from(*len)).sum();
-            if freed < excess {
+            if bytes_of(&dropped) < excess {
                 return None;
             }
         }
-        for (key, len) in &dropped {
-            kept.blocks.remove(key);
-            self.bytes.fetch_sub((*len).into(), Ordering::Relaxed);
-        }
+        let dropped = self.take_out(&mut kept, &dropped);
         if let Some((before, _)) = kept.blocks.insert(key, (len, now)) {
             self.bytes.fetch_sub(before.into(), Ordering::Relaxed);
         }
         self.bytes.fetch_add(len.into(), Ordering::Relaxed);
-        Some(dropped.into_iter().map(|(key, _)| key).collect())
+        Some(dropped)
     }
 
     /// Takes out what nobody reads any more; of all `excess` bytes, the oldest first, if room is short. By another map blocks may be
@@ -168,16 +149,24 @@ impl Copying {
             return Vec::new();
         }
         let mut dropped = kept.oldest(u64::MAX, now, IDLE);
-        let freed: u64 = dropped.iter().map(|(_, len)| u64::from(*len)).sum();
-        if freed < excess {
+        if bytes_of(&dropped) < excess {
             dropped = kept.oldest(excess, now, Duration::ZERO);
         }
-        for (key, len) in &dropped {
-            kept.blocks.remove(key);
-            self.bytes.fetch_sub((*len).into(), Ordering::Relaxed);
-        }
-        dropped.into_iter().map(|(key, _)| key).collect()
+        self.take_out(&mut kept, &dropped)
     }
+
+    /// Gives the keys of those that are taken out.
+    fn take_out(&self, kept: &mut Kept, dropped: &[(BlockKey, u32)]) -> Vec<BlockKey> {
+        for (key, _) in dropped {
+            kept.blocks.remove(key);
+        }
+        self.bytes.fetch_sub(bytes_of(dropped), Ordering::Relaxed);
+        dropped.iter().map(|(key, _)| *key).collect()
+    }
+}
+
+fn bytes_of(blocks: &[(BlockKey, u32)]) -> u64 {
+    blocks.iter().map(|(_, len)| u64::from(*len)).sum()
 }
 
 impl Kept {
@@ -263,7 +252,7 @@ impl Worker {
         if self.copying.most == 0
             || self.stop.is_cancelled()
             || place > MAX_COPIES
-            || way.len() != way_down(place)
+            || way.len() != way_down(place).count()
             || self.verifier.refusal(block).is_some()
             || copies.is_wrong(&key)
         {
@@ -272,6 +261,9 @@ impl Worker {
         let mut under_way = self.copying.under_way.lock();
         if let Some(known) = under_way.get(&key) {
             return (known.place <= place).then(|| known.outcome.clone());
+        }
+        if under_way.len() >= MAX_UNDER_WAY {
+            return None;
         }
         let (sender, outcome) = watch::channel(Outcome::Open);
         let new = UnderWay {
@@ -346,28 +338,19 @@ impl Worker {
         if !dropped.is_empty() {
             self.evict_for(&dropped, "copy");
         }
-        let Ok(started) = fills::start(self, key, block.len(), &block.object.key) else {
+        let given = Given {
+            data,
+            was_fetched: false,
+        };
+        let Ok(started) = self.start_given(copies, block, key, given) else {
             // It comes otherwise, and is kept for that.
             self.copying.forget(&key);
             return;
         };
-        let fill = started.fill().clone();
-        if copies.is_wrong(&key) {
-            fill.discard();
-        }
-        fill.copy(Given {
-            data,
-            was_fetched: false,
-        });
         if self.has_room() {
             self.keep(started, Some(memory)).await;
-        } else if self.memory.capacity() > 0
-            && !fill.is_discarded()
-            && let Some(data) = fill.complete()
-        {
-            let mut data = Pieces::new(data);
-            let sums = data.checksums();
-            self.memory.insert(key, data.bytes(), sums);
+        } else {
+            self.keep_in_memory(&started);
         }
     }
 
@@ -397,12 +380,11 @@ async fn ask_along(
     copies: &Arc<Copies>,
     dataset: &str,
     block: &Block,
-    mut place: u32,
+    place: u32,
     way: &[WorkerId],
 ) -> Option<Bytes> {
     let map = copies.map();
-    for (at, id) in way.iter().enumerate() {
-        place = parent(place);
+    for (at, (id, place)) in way.iter().zip(way_down(place)).enumerate() {
         let further = &way[at + 1..];
         let worker: Option<&WorkerInfo> = map.worker(id);
         let Some(worker) = worker.filter(|worker| worker.id != *copies.own()) else {
@@ -424,6 +406,7 @@ mod tests {
     use crate::config::WorkerConfig;
     use crate::copies::fake::{self, Kind};
     use crate::testing;
+    use crate::worker::settled;
 
     const MIB: u32 = 1 << 20;
 
@@ -432,10 +415,8 @@ mod tests {
     }
 
     #[test]
-    fn the_way_down_to_the_owner_halves_with_each_step() {
-        assert_eq!([1, 2, 3, 4, 5, 6].map(parent), [0, 0, 1, 1, 2, 2]);
-        assert_eq!([0, 1, 2, 3, 6, 7].map(way_down), [0, 1, 1, 2, 2, 3]);
-        assert!((1..=MAX_COPIES).all(|place| way_down(place) <= MAX_WAY));
+    fn no_way_down_to_an_owner_is_longer_than_the_longest() {
+        assert!((1..=MAX_COPIES).all(|place| way_down(place).count() <= MAX_WAY));
     }
 
     #[test]
@@ -514,11 +495,8 @@ mod tests {
         }
         let asked = |n: usize| peers[n].asked.load(Ordering::Relaxed);
         assert_eq!((asked(0), asked(1)), (1, 1));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while worker.copying.bytes() != fake::LENGTH as u64 {
-            assert!(Instant::now() < deadline, "it is not kept");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let is_kept = || worker.copying.bytes() == fake::LENGTH as u64;
+        assert!(settled(is_kept).await, "it is not kept");
         let again = read(&worker, 3, &["peer-0", "peer-1"]).await;
         assert_eq!(again.unwrap(), fake::content());
         assert_eq!((asked(0), asked(1)), (1, 1));
@@ -568,5 +546,24 @@ mod tests {
         let low = timeout(Duration::from_millis(100), read(&worker, 1, &["peer-1"]));
         assert_eq!(low.await, Ok(None));
         assert_eq!(high.await.unwrap(), fake::content());
+    }
+
+    #[tokio::test]
+    async fn no_more_copies_are_under_way_than_their_bound() {
+        let (worker, peers, _map) = among(&[Kind::Holds]).await;
+        let (_sender, outcome) = watch::channel(Outcome::Open);
+        let other = UnderWay { place: 1, outcome };
+        for n in 0..MAX_UNDER_WAY {
+            let mut key = [0; 16];
+            key[..8].copy_from_slice(&n.to_be_bytes());
+            let mut under_way = worker.copying.under_way.lock();
+            under_way.insert(BlockKey(key), other.clone());
+        }
+        assert_eq!(read(&worker, 1, &["peer-0"]).await, None);
+        assert_eq!(peers[0].asked.load(Ordering::Relaxed), 0);
+        let key = BlockKey([0; 16]);
+        worker.copying.under_way.lock().remove(&key);
+        let content = read(&worker, 1, &["peer-0"]).await;
+        assert_eq!(content.unwrap(), fake::content());
     }
 }

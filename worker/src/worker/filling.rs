@@ -377,14 +377,9 @@ impl Worker {
                 Answer::Failed => return Taken::Failed,
             };
             drop(turn);
-            match fills::start(self, key, block.len(), &block.object.key) {
+            match self.start_given(copies, block, key, given) {
                 Ok(started) => {
                     let fill = started.fill().clone();
-                    // From the start on those who drop the block find the fill; this is for who did before.
-                    if copies.is_wrong(&key) {
-                        fill.discard();
-                    }
-                    fill.copy(given);
                     self.keep(started, Some(place)).await;
                     return self.settled_as(&key, &fill, Taken::Copied).await;
                 }
@@ -393,6 +388,23 @@ impl Worker {
             }
         };
         self.settled_as(&key, &fill, Taken::Held).await
+    }
+
+    /// Starts a fill for a block that another worker gave; or gives the one that is under way.
+    pub(super) fn start_given(
+        self: &Arc<Self>,
+        copies: &Copies,
+        block: &Block,
+        key: BlockKey,
+        given: Given,
+    ) -> Result<Started<Self>, Arc<Fill>> {
+        let started = fills::start(self, key, block.len(), &block.object.key)?;
+        // From the start on those who drop the block find the fill; this is for who did before.
+        if copies.is_wrong(&key) {
+            started.fill().discard();
+        }
+        started.fill().copy(given);
+        Ok(started)
     }
 
     /// What a block needs that is taken over: its part of what nobody waits for, a turn to ask, and memory. `None` when the
@@ -426,17 +438,25 @@ impl Worker {
         }
     }
 
+    /// Offers a fetched block to the memory tier; gives its bytes if it is complete.
+    pub(super) fn keep_in_memory(&self, started: &Started<Self>) -> Option<Pieces> {
+        let mut data = Pieces::new(started.fill().complete()?);
+        if !started.fill().is_discarded() && self.memory.capacity() > 0 {
+            let sums = data.checksums();
+            self.memory.insert(started.key(), data.bytes(), sums);
+        }
+        Some(data)
+    }
+
     /// Offers a fetched block to the tiers. The fill is under way until the SSD tier has it.
     pub(super) async fn keep(&self, started: Started<Self>, place: Option<Place>) {
-        let (Some(data), Some(place)) = (started.fill().complete(), place) else {
+        let Some(place) = place else {
+            return started.was_held();
+        };
+        let Some(data) = self.keep_in_memory(&started) else {
             return started.was_held();
         };
         let key = started.key();
-        let mut data = Pieces::new(data);
-        if !started.fill().is_discarded() && self.memory.capacity() > 0 {
-            let sums = data.checksums();
-            self.memory.insert(key, data.bytes(), sums);
-        }
         let refused = self.metrics.refused.clone();
         let write = Write {
             key,
