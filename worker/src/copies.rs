@@ -100,6 +100,15 @@ pub(crate) struct Turn {
     _place: Arc<OwnedSemaphorePermit>,
 }
 
+impl Turn {
+    async fn take(turns: &Arc<Semaphore>) -> Option<Self> {
+        let place = turns.clone().acquire_owned().await.ok()?;
+        Some(Self {
+            _place: Arc::new(place),
+        })
+    }
+}
+
 /// What a worker said of a block.
 pub(crate) enum Answer {
     /// It gave it.
@@ -196,8 +205,8 @@ impl Copies {
                 owned_by_map.get_or_insert(dataset);
                 continue;
             };
-            let route = self.placed.route(&dataset, known, &maps, key, &self.own);
-            match route {
+            let view = self.placed.view(&dataset, known, &maps);
+            match view.route(&dataset, key, &self.own) {
                 None => {}
                 Some(Route::Filler(_, filler)) if self.is_avoided(&filler.id) => {
                     return Route::Origin;
@@ -237,7 +246,8 @@ impl Copies {
             return Vec::new();
         }
         let maps = self.former();
-        let mut holders = self.placed.holders(dataset, known, &maps, key, &self.own);
+        let view = self.placed.view(dataset, known, &maps);
+        let mut holders = view.holders(key, &self.own);
         holders.retain(|holder| !self.is_avoided(&holder.id));
         holders
     }
@@ -259,11 +269,8 @@ impl Copies {
 
     /// A turn to ask a worker that may have to fetch the block, waited for as for others.
     pub(crate) async fn turn_of_filler(&self) -> Option<Turn> {
-        let place = self.filler_turns.clone().acquire_owned();
-        let place = timeout(TURN_DEADLINE, place).await.ok()?.ok()?;
-        Some(Turn {
-            _place: Arc::new(place),
-        })
+        let turn = Turn::take(&self.filler_turns);
+        timeout(TURN_DEADLINE, turn).await.ok()?
     }
 
     /// A block from the owner of its first copy, which fetches it if it lacks it. `None` if it does not come from there.
@@ -274,18 +281,13 @@ impl Copies {
         dataset: &str,
         block: &Block,
     ) -> Option<Given> {
-        // It may have been silent to others meanwhile.
-        if self.is_avoided(&filler.id) {
-            return None;
-        }
         let request = BlockRequest {
             held_only: false,
             as_filler: true,
             ..self.request(dataset, block)
         };
         let turn = Some(turn.clone());
-        let asked = self.ask_in_background(filler, &request, FILLER_DEADLINE, turn);
-        match asked.await {
+        match self.ask(filler, &request, FILLER_DEADLINE, turn).await {
             Answer::Held(given) => Some(given),
             Answer::NotHeld | Answer::Failed => None,
         }
@@ -302,12 +304,8 @@ impl Copies {
         let request = self.request(dataset, block);
         let mut all_answered = true;
         for holder in holders {
-            // It may have been silent to others since the holders were named.
-            if self.is_avoided(&holder.id) {
-                all_answered = false;
-                continue;
-            }
-            match self.ask(turn, holder, &request).await {
+            let turn = Some(turn.clone());
+            match self.ask(holder, &request, DEADLINE, turn).await {
                 Answer::Held(given) => {
                     self.cold.lock().remove(&block.origin);
                     return Some(given);
@@ -327,7 +325,7 @@ impl Copies {
         None
     }
 
-    /// A block from a worker that may hold it, for whom nobody waits.
+    /// A block from a worker that may hold it, for whom nobody waits: it is asked though it did not answer a moment ago.
     pub(crate) async fn take(
         self: &Arc<Self>,
         turn: &Turn,
@@ -336,7 +334,9 @@ impl Copies {
         block: &Block,
     ) -> Answer {
         let request = self.request(dataset, block);
-        self.ask(turn, holder, &request).await
+        let turn = Some(turn.clone());
+        self.ask_in_background(holder, &request, DEADLINE, turn)
+            .await
     }
 
     /// This worker's name.
@@ -354,9 +354,6 @@ impl Copies {
         way: &[WorkerId],
         deadline: Duration,
     ) -> Answer {
-        if self.is_avoided(&worker.id) {
-            return Answer::Failed;
-        }
         let request = BlockRequest {
             held_only: false,
             for_copy: true,
@@ -364,16 +361,12 @@ impl Copies {
             copy_from: way.iter().map(ToString::to_string).collect(),
             ..self.request(dataset, block)
         };
-        self.ask_in_background(worker, &request, deadline, None)
-            .await
+        self.ask(worker, &request, deadline, None).await
     }
 
     /// Waits for a turn to ask. Turns are given for as long as this lives.
     pub(crate) async fn turn(&self) -> Option<Turn> {
-        let place = self.turns.clone().acquire_owned().await.ok()?;
-        Some(Turn {
-            _place: Arc::new(place),
-        })
+        Turn::take(&self.turns).await
     }
 
     /// Blocks that were wrong: other workers may hold them for a moment longer.
@@ -405,13 +398,18 @@ impl Copies {
         *misses == COLD_AFTER
     }
 
+    /// Asks a worker, unless it has been silent to others since it was named.
     async fn ask(
         self: &Arc<Self>,
-        turn: &Turn,
         worker: &WorkerInfo,
         request: &BlockRequest,
+        deadline: Duration,
+        turn: Option<Turn>,
     ) -> Answer {
-        self.ask_in_background(worker, request, DEADLINE, Some(turn.clone()))
+        if self.is_avoided(&worker.id) {
+            return Answer::Failed;
+        }
+        self.ask_in_background(worker, request, deadline, turn)
             .await
     }
 
@@ -481,7 +479,10 @@ impl Copies {
                 self.tell(worker, &error);
                 let result = match error {
                     ConnectionError::TooOld => {
-                        self.leave_out(worker, TOO_OLD_FOR);
+                        // One that makes no copies may give what it holds, and what it fetches.
+                        if request.held_only {
+                            self.leave_out(worker, TOO_OLD_FOR);
+                        }
                         "too_old"
                     }
                     ConnectionError::Damaged => "damaged", // it was one block

@@ -135,29 +135,40 @@ impl Former {
         } else {
             Vec::new()
         };
-        let mut holders: Vec<WorkerInfo> = Vec::with_capacity(MAX_HOLDERS);
-        for worker in former.chain(cordoned).chain(next) {
-            let is_there = |known: &WorkerInfo| known.data_address == worker.data_address;
-            if worker.id != *own
-                && !holders.iter().any(|holder| holder.id == worker.id)
-                && map.worker(&worker.id).is_some_and(is_there)
-            {
-                holders.push(worker.clone());
-                if holders.len() == MAX_HOLDERS {
-                    break;
-                }
+        still_there(former.chain(cordoned).chain(next), map, own, MAX_HOLDERS)
+    }
+}
+
+/// The first workers among these, without `own`, that are still where they were, each once.
+pub(super) fn still_there<'a>(
+    workers: impl Iterator<Item = &'a WorkerInfo>,
+    map: &ClusterMap,
+    own: &WorkerId,
+    most: usize,
+) -> Vec<WorkerInfo> {
+    let mut found: Vec<WorkerInfo> = Vec::with_capacity(most);
+    for worker in workers {
+        // One that has moved is another.
+        let is_there = |known: &WorkerInfo| known.data_address == worker.data_address;
+        if worker.id != *own
+            && !found.iter().any(|known| known.id == worker.id)
+            && map.worker(&worker.id).is_some_and(is_there)
+        {
+            found.push(worker.clone());
+            if found.len() == most {
+                break;
             }
         }
-        holders
     }
+    found
 }
 
 #[cfg(test)]
 mod tests {
-    use weir_core::Location;
     use weir_core::placement::Hashing;
 
     use super::*;
+    use crate::testing;
 
     /// The same map with one worker changed.
     fn with(
@@ -173,14 +184,8 @@ mod tests {
 
     fn map(epoch: u64, ids: &[&str]) -> Arc<ClusterMap> {
         let worker = |id: &&str| WorkerInfo {
-            id: id.parse().unwrap(),
             data_address: format!("{id}:1"),
-            control_address: String::new(),
-            node: "n".parse().unwrap(),
-            location: Location::default(),
-            local_socket: String::new(),
-            weight: 1,
-            cordoned_weight: 0,
+            ..testing::info(id).unwrap()
         };
         let workers = ids.iter().map(worker).collect();
         Arc::new(ClusterMap::new(epoch, Hashing::NEWEST, workers))

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use weir_core::placement::domains::{Owners, Placement};
 use weir_core::{BlockKey, ClusterMap, WorkerId, WorkerInfo};
 
-use super::former::Former;
+use super::former::{Former, still_there};
 use crate::placements::Known;
 
 /// Former maps and placements of a dataset that count.
@@ -45,7 +45,7 @@ pub(super) struct Placed {
 }
 
 /// The owners of a dataset's blocks, and those before them.
-struct View {
+pub(super) struct View {
     known: Arc<Known>,
     maps: Arc<Former>,
     made: Instant,
@@ -80,71 +80,48 @@ impl View {
         self.owners.of(key).any(|owner| owner.id == *own)
     }
 
-    /// The other workers among these that are still where they were, each once.
-    fn holders<'a>(
+    /// The way to a block of the dataset, which has this name; `None` if `own` is to hold no copy of it.
+    pub(super) fn route(
         &self,
-        workers: impl Iterator<Item = &'a WorkerInfo>,
+        dataset: &Arc<str>,
+        key: &BlockKey,
         own: &WorkerId,
-    ) -> Vec<WorkerInfo> {
-        let mut holders: Vec<WorkerInfo> = Vec::with_capacity(MAX_HOLDERS);
-        for worker in workers {
-            let is_new = worker.id != *own && holders.iter().all(|known| known.id != worker.id);
-            // One that has moved is another.
-            let known = self.maps.current().worker(&worker.id);
-            let is_there = known.is_some_and(|known| known.data_address == worker.data_address);
-            if is_new && is_there {
-                holders.push(worker.clone());
-                if holders.len() == MAX_HOLDERS {
-                    break;
-                }
-            }
+    ) -> Option<Route> {
+        if !self.is_owner(key, own) {
+            return None;
         }
-        holders
+        let filler = self.owners.filler(key).filter(|filler| filler.id != *own);
+        Some(if let Some(filler) = filler {
+            Route::Filler(dataset.clone(), filler.clone())
+        } else {
+            let holders = still_there(self.former(key), self.maps.current(), own, MAX_HOLDERS);
+            Route::Former(dataset.clone(), holders)
+        })
+    }
+
+    /// The workers that may hold a block of the dataset, the likeliest first: the owners of its other copies, and those before
+    /// them. Nobody if `own` is to hold no copy of it.
+    pub(super) fn holders(&self, key: &BlockKey, own: &WorkerId) -> Vec<WorkerInfo> {
+        if !self.is_owner(key, own) {
+            return Vec::new();
+        }
+        let all = self.owners.of(key).chain(self.former(key));
+        still_there(all, self.maps.current(), own, MAX_HOLDERS)
+    }
+
+    fn former(&self, key: &BlockKey) -> impl Iterator<Item = &WorkerInfo> {
+        self.former.iter().flat_map(|owners| owners.of(key))
     }
 }
 
 impl Placed {
-    /// The way to a block of a dataset of this placement; `None` if `own` is to hold no copy of it.
-    pub(super) fn route(
+    /// The owners of the blocks of a dataset of this placement.
+    pub(super) fn view(
         &self,
         dataset: &Arc<str>,
         known: Arc<Known>,
         maps: &Arc<Former>,
-        key: &BlockKey,
-        own: &WorkerId,
-    ) -> Option<Route> {
-        let view = self.view(dataset, known, maps);
-        if !view.is_owner(key, own) {
-            return None;
-        }
-        let filler = view.owners.filler(key).filter(|filler| filler.id != *own);
-        Some(if let Some(filler) = filler {
-            Route::Filler(dataset.clone(), filler.clone())
-        } else {
-            let former = view.former.iter().flat_map(|owners| owners.of(key));
-            Route::Former(dataset.clone(), view.holders(former, own))
-        })
-    }
-
-    /// The workers that may hold a block of a dataset of this placement, the likeliest first: the owners of its other copies,
-    /// and those before them. Nobody if `own` is to hold no copy of it.
-    pub(super) fn holders(
-        &self,
-        dataset: &Arc<str>,
-        known: Arc<Known>,
-        maps: &Arc<Former>,
-        key: &BlockKey,
-        own: &WorkerId,
-    ) -> Vec<WorkerInfo> {
-        let view = self.view(dataset, known, maps);
-        if !view.is_owner(key, own) {
-            return Vec::new();
-        }
-        let former = view.former.iter().flat_map(|owners| owners.of(key));
-        view.holders(view.owners.of(key).chain(former), own)
-    }
-
-    fn view(&self, dataset: &Arc<str>, known: Arc<Known>, maps: &Arc<Former>) -> Arc<View> {
+    ) -> Arc<View> {
         let now = Instant::now();
         if let Some(view) = self.views.lock().get(dataset)
             && view.is_of(&known, maps, now)
@@ -230,10 +207,8 @@ mod tests {
             let known = self.placements.get("set").unwrap();
             let key = BlockKey([key; 16]);
             let maps = Arc::new(self.maps.clone());
-            let route = self
-                .placed
-                .route(&"set".into(), known, &maps, &key, &self.own);
-            match route {
+            let view = self.placed.view(&"set".into(), known, &maps);
+            match view.route(&"set".into(), &key, &self.own) {
                 None => "not its own".to_owned(),
                 Some(Route::Origin) => "origin".to_owned(),
                 Some(Route::Filler(_, filler)) => format!("filler {}", filler.id),
@@ -303,9 +278,8 @@ mod tests {
         let holders = |cluster: &Cluster| -> Vec<String> {
             let known = cluster.placements.get("set").unwrap();
             let (maps, key) = (Arc::new(cluster.maps.clone()), BlockKey([1; 16]));
-            let holders = cluster
-                .placed
-                .holders(&"set".into(), known, &maps, &key, &cluster.own);
+            let view = cluster.placed.view(&"set".into(), known, &maps);
+            let holders = view.holders(&key, &cluster.own);
             holders.iter().map(|holder| holder.id.to_string()).collect()
         };
         assert!(holders(&cluster).is_empty(), "it is not its own");

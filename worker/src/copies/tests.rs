@@ -61,21 +61,26 @@ async fn passed_over(kind: Kind, result: &'static str) -> (Duration, bool) {
     (took, avoided)
 }
 
+/// Workers that do not give a block, what that is counted as, and whether they are left out then.
+const GIVE_NOTHING: [(Kind, &str, bool); 7] = [
+    (Kind::Lacks, "not_held", false),
+    (Kind::Refusing, "refused", false),
+    (Kind::Empty, "refused", false),
+    (Kind::Lying, "damaged", false),
+    (Kind::Short, "unreachable", true),
+    (Kind::Closing, "unreachable", true),
+    (Kind::Frozen, "silent", true),
+];
+
 #[tokio::test]
 async fn whoever_does_not_give_a_block_is_passed_over_and_the_silent_are_left_out() {
-    for (kind, result, left_out) in [
-        (Kind::Lacks, "not_held", false),
-        (Kind::Refusing, "refused", false),
-        (Kind::Empty, "refused", false),
-        (Kind::Lying, "damaged", false),
-        (Kind::Short, "unreachable", true),
-        (Kind::Closing, "unreachable", true),
-        (Kind::Frozen, "silent", true),
+    let others = [
         (Kind::Waiting, "late", true),
         (Kind::Slow, "silent", true),
         (Kind::Old, "too_old", true),
         (Kind::Older, "too_old", true),
-    ] {
+    ];
+    for (kind, result, left_out) in GIVE_NOTHING.into_iter().chain(others) {
         let (took, avoided) = passed_over(kind, result).await;
         assert_eq!(avoided, left_out, "{kind:?}");
         assert!(kind != Kind::Frozen || took >= SILENCE, "{took:?}");
@@ -192,15 +197,7 @@ async fn of_filler(copies: &Arc<Copies>, filler: &WorkerInfo) -> Option<Bytes> {
 
 #[tokio::test]
 async fn whoever_should_fetch_a_block_and_does_not_is_given_up_on_soon() {
-    for (kind, result, left_out) in [
-        (Kind::Lacks, "not_held", false),
-        (Kind::Refusing, "refused", false),
-        (Kind::Empty, "refused", false),
-        (Kind::Lying, "damaged", false),
-        (Kind::Short, "unreachable", true),
-        (Kind::Closing, "unreachable", true),
-        (Kind::Frozen, "silent", true),
-    ] {
+    for (kind, result, left_out) in GIVE_NOTHING {
         let (copies, filler) = (copies(), peer("first", kind).await.info);
         assert!(of_filler(&copies, &filler).await.is_none(), "{kind:?}");
         assert_eq!(counted(&copies, result), 1, "{kind:?}");
@@ -221,6 +218,18 @@ async fn whoever_says_that_it_fetches_is_waited_for_also_if_it_is_older() {
         let given = of_filler(&copies, &filler).await;
         assert_eq!(given.as_deref(), Some(&content()[..]), "{kind:?}");
     }
+}
+
+#[tokio::test]
+async fn whoever_is_too_old_to_make_copies_is_still_asked_to_fetch() {
+    let (copies, old) = (copies(), peer("first", Kind::Old).await);
+    let (block, way) = (block(), ["own".parse().unwrap()]);
+    let asked = copies.ask_for_copy(&old.info, "set", &block, 1, &way, DEADLINE);
+    assert!(matches!(asked.await, Answer::Failed));
+    assert_eq!(counted(&copies, "too_old"), 1);
+    assert_eq!(old.asked.load(Ordering::Relaxed), 0);
+    let given = of_filler(&copies, &old.info).await;
+    assert_eq!(given.as_deref(), Some(&content()[..]));
 }
 
 /// In this test time passes as soon as nothing else is to be done.
