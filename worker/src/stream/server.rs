@@ -16,7 +16,7 @@ use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, LogLimit, ObjectRef, Or
 use weir_origin::OriginError;
 use weir_proto::v1::{BlockLocation, BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_segment::CHUNK_SIZE;
-use weir_trust::Caller;
+use weir_trust::{Caller, Role};
 use weir_wire::{
     Frame, FrameError, Incoming, LOCATION_FORMAT, OpeningError, Outgoing, STREAM_VERSION, Socket,
     checksums, keep_alive,
@@ -259,18 +259,19 @@ async fn answer_together<S: Socket>(
         Some(Some(key)) if worker.is_on_its_way(key) => Waits::ForTheOrigin,
         _ => Waits::Here,
     };
-    // Those who wait for an origin do so without a turn: what is on its way is bounded by the fills.
-    let held = |key: &BlockKey| worker.holds(key);
-    let is_held = keys.iter().flatten().all(held);
+    // Those who wait for an origin, or to be known, do so without a turn: what is on its way is bounded by the fills.
+    let is_held = requests.iter().all(|request| request.is_held(worker));
     let bytes = requests.iter().map(Request::bytes);
     let bytes: u64 = bytes.sum();
     let dataset = requests.first().map(|first| first.message.dataset.clone());
     let dataset = dataset.unwrap_or_default();
-    let for_copy = requests
-        .iter()
-        .all(|each| each.message.for_copy || each.message.as_filler);
+    // Readers may say that, too.
+    let for_copy = client.caller.is_one_of(&[Role::Worker])
+        && requests
+            .iter()
+            .all(|each| each.message.for_copy || each.message.as_filler);
     let turns = if for_copy { TURNS_OF_COPIES } else { 1 };
-    let take = || async {
+    let take = async |bytes: u64| {
         if S::CARRIES_DESCRIPTORS || bytes == 0 {
             return None;
         }
@@ -288,7 +289,7 @@ async fn answer_together<S: Socket>(
     };
     let mut turn = None;
     if is_held {
-        match client.wait_for(take(), queued).await? {
+        match client.wait_for(take(bytes), queued).await? {
             Some(taken) => turn = taken,
             None => return client.stopping(requests.len(), epoch).await,
         }
@@ -308,7 +309,8 @@ async fn answer_together<S: Socket>(
         match unless_slow(next, turn.as_mut()).await? {
             Some(Some(frames)) => {
                 if !is_held {
-                    match client.wait_for(take(), queued).await? {
+                    let bytes = frames.iter().map(Frame::payload_bytes).sum();
+                    match client.wait_for(take(bytes), queued).await? {
                         Some(taken) => turn = taken,
                         None => return client.stopping(keys.len() - answered, epoch).await,
                     }
@@ -492,12 +494,19 @@ impl Request {
         self.spread > self.message.copies
     }
 
+    /// Whether its answer is to be had at once.
+    fn is_held(&self, worker: &Worker) -> bool {
+        match self.key() {
+            Some(key) => self.claim == Claim::Inside && worker.holds(&key),
+            None => true, // it makes no sense
+        }
+    }
+
     /// Bytes of its answer.
     fn bytes(&self) -> u64 {
-        if self.is_spread() {
-            0
-        } else {
-            self.message.length.into()
+        match &self.wanted {
+            Some((_, range)) if !self.is_spread() => u64::from(range.end - range.start),
+            _ => 0,
         }
     }
 
@@ -511,7 +520,7 @@ async fn find_together(worker: &Worker, requests: &[Request]) -> Vec<Option<Cach
     let mut found = vec![None; requests.len()];
     let whole = requests.iter().enumerate().filter_map(|(at, request)| {
         let (block, range) = request.wanted.as_ref()?;
-        if request.claim != Claim::Inside {
+        if request.claim != Claim::Inside || request.is_spread() {
             return None;
         }
         let takes_descriptor = request.message.location_format == LOCATION_FORMAT;
@@ -555,8 +564,8 @@ async fn answer(
         },
         ..BlockReply::default()
     };
-    let failed = |status: BlockStatus, message: String| {
-        count(&worker, "error");
+    let without_bytes = |result, status: BlockStatus, message: String| {
+        count(&worker, result);
         let reply = BlockReply {
             status: status.into(),
             message,
@@ -565,22 +574,14 @@ async fn answer(
         Frame::new(&reply, Vec::new())
     };
     let Some((block, range)) = &request.wanted else {
-        return failed(
-            BlockStatus::BadRequest,
-            format!(
-                "no bytes {}+{} in block {} of {:?}",
-                message.offset, message.length, message.block_index, message.key
-            ),
+        let message = format!(
+            "no bytes {}+{} in block {} of {:?}",
+            message.offset, message.length, message.block_index, message.key
         );
+        return without_bytes("error", BlockStatus::BadRequest, message);
     };
     if let Some((status, message)) = refused {
-        count(&worker, "refused");
-        let reply = BlockReply {
-            status: status.into(),
-            message,
-            ..known
-        };
-        return Frame::new(&reply, Vec::new());
+        return without_bytes("refused", status, message);
     }
     let count_read = |source, bytes| {
         count(&worker, "ok");
@@ -612,13 +613,8 @@ async fn answer(
         count(&worker, "ok");
         return Frame::new(&reply, Vec::new());
     }
-    if refused.is_none() && request.is_spread() {
-        count(&worker, "spread");
-        let reply = BlockReply {
-            status: BlockStatus::Spread.into(),
-            ..known
-        };
-        return Frame::new(&reply, Vec::new());
+    if request.is_spread() {
+        return without_bytes("spread", BlockStatus::Spread, String::new());
     }
     if message.copy_place == 0 && !message.held_only && !message.for_copy {
         worker.copying().forget(&block.key());
@@ -653,14 +649,7 @@ async fn answer(
         None => worker.read(block, range.clone()).await.map(Some),
     };
     match outcome {
-        Ok(None) => {
-            count(&worker, "not_held");
-            let reply = BlockReply {
-                status: BlockStatus::NotHeld.into(),
-                ..known
-            };
-            Frame::new(&reply, Vec::new())
-        }
+        Ok(None) => without_bytes("not_held", BlockStatus::NotHeld, String::new()),
         Ok(Some((payload, source))) => {
             let length: usize = payload.iter().map(Bytes::len).sum();
             count_read(source, length as u64);
@@ -695,7 +684,7 @@ async fn answer(
                 ReadError::Origin(error) if depends_on_the_worker(error) => BlockStatus::Denied,
                 ReadError::Origin(_) => BlockStatus::OriginError,
             };
-            failed(status, error.to_string())
+            without_bytes("error", status, error.to_string())
         }
     }
 }

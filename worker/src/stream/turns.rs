@@ -2,7 +2,8 @@
 //!
 //! Answers take memory from when their bytes are read until they are sent. Beyond a bound requests wait for their turn, and
 //! datasets take turns by bytes: one that ten times as many readers want gets no more than another, as long as that one wants as
-//! much. A reader that is slow to take its answer gives its turn to others meanwhile, up to another bound.
+//! much. A reader that is slow to take its answer gives its turn to others meanwhile, up to another bound. Each connection waits
+//! for one turn at a time, so no more wait than there may be connections (`connections.rs`).
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -82,8 +83,7 @@ impl Turns {
 
     /// Waits for a turn to answer a dataset's readers with so many bytes.
     pub(crate) async fn take(self: &Arc<Self>, dataset: &str, bytes: u64) -> Turn {
-        // One that is longer than all may be has its turn alone.
-        let bytes = bytes.clamp(LEAST.min(self.most), self.most);
+        let bytes = self.counted(bytes);
         let waits = {
             let mut state = self.state.lock();
             if state.next.is_empty() && state.taken + bytes <= self.most {
@@ -107,17 +107,23 @@ impl Turns {
             let _ = (&mut waiting.waits).await;
             waiting.is_over = true;
         }
-        Turn {
-            turns: self.clone(),
-            bytes,
-            is_slow: false,
-        }
+        self.turn(bytes)
     }
 
     /// A turn at once, for a worker that makes a copy for many: there are few such questions.
     pub(crate) fn take_first(self: &Arc<Self>, bytes: u64) -> Turn {
-        let bytes = bytes.clamp(LEAST.min(self.most), self.most);
+        let bytes = self.counted(bytes);
         self.state.lock().taken += bytes;
+        self.turn(bytes)
+    }
+
+    /// What an answer of so many bytes counts for. One that is longer than all may be has its turn alone.
+    fn counted(&self, bytes: u64) -> u64 {
+        bytes.clamp(LEAST.min(self.most), self.most)
+    }
+
+    /// A turn for which so many bytes are taken.
+    fn turn(self: &Arc<Self>, bytes: u64) -> Turn {
         Turn {
             turns: self.clone(),
             bytes,
@@ -190,11 +196,7 @@ impl Drop for Waiting<'_> {
         self.waits.close();
         // Who goes away while the turn is given gives it back.
         if !self.is_over && self.waits.try_recv().is_ok() {
-            drop(Turn {
-                turns: self.turns.clone(),
-                bytes: self.bytes,
-                is_slow: false,
-            });
+            drop(self.turns.turn(self.bytes));
         }
     }
 }
@@ -245,29 +247,42 @@ mod tests {
         turns.state.lock().taken / PIECE
     }
 
+    /// The datasets in the order in which they come to their turns, which wait for so many bytes each until `held` is dropped.
+    async fn order<T>(
+        turns: &Arc<Turns>,
+        held: T,
+        waiting: impl Iterator<Item = (&'static str, u64)>,
+    ) -> Vec<&'static str> {
+        let mut takes = FuturesUnordered::new();
+        for (dataset, bytes) in waiting {
+            let mut take = async move { (dataset, turns.take(dataset, bytes).await) }.boxed();
+            assert!((&mut take).now_or_never().is_none());
+            takes.push(take);
+        }
+        drop(held);
+        let mut order = Vec::new();
+        while let Some((dataset, turn)) = takes.next().await {
+            order.push(dataset);
+            drop(turn);
+        }
+        order
+    }
+
+    /// How often a dataset is among the first twenty.
+    fn early(order: &[&str], dataset: &str) -> usize {
+        order[..20].iter().filter(|one| **one == dataset).count()
+    }
+
     #[tokio::test]
     async fn a_dataset_that_many_want_gets_no_more_than_another() {
         let turns = turns(4);
         let held: Vec<Turn> = (0..4)
             .map(|_| turns.take("many", PIECE).now_or_never().unwrap())
             .collect();
-        let waiting = FuturesUnordered::new();
-        for number in 0..100 {
-            let dataset = if number % 10 == 9 { "few" } else { "many" };
-            let turns = turns.clone();
-            let mut take = async move { (dataset, turns.take(dataset, PIECE).await) }.boxed();
-            assert!((&mut take).now_or_never().is_none());
-            waiting.push(take);
-        }
-        drop(held);
-        let mut order = Vec::new();
-        let mut waiting = waiting;
-        while let Some((dataset, turn)) = waiting.next().await {
-            order.push(dataset);
-            drop(turn);
-        }
-        let early = order[..20].iter().filter(|dataset| **dataset == "few");
-        let early = early.count();
+        let dataset = |number| if number % 10 == 9 { "few" } else { "many" };
+        let waiting = (0..100).map(|number| (dataset(number), PIECE));
+        let order = order(&turns, held, waiting).await;
+        let early = early(&order, "few");
         assert!((8..=10).contains(&early), "{early}: {order:?}");
         assert_eq!((order.len(), taken(&turns)), (100, 0));
         let state = turns.state.lock();
@@ -278,22 +293,9 @@ mod tests {
     async fn longer_answers_count_for_more() {
         let turns = turns(4);
         let held = turns.take("x", 4 * PIECE).await;
-        let mut waiting = FuturesUnordered::new();
-        for number in 0..40 {
-            let (dataset, bytes) = [("long", 4 * PIECE), ("short", PIECE)][number % 2];
-            let turns = turns.clone();
-            let mut take = async move { (dataset, turns.take(dataset, bytes).await) }.boxed();
-            assert!((&mut take).now_or_never().is_none());
-            waiting.push(take);
-        }
-        drop(held);
-        let mut order = Vec::new();
-        while let Some((dataset, turn)) = waiting.next().await {
-            order.push(dataset);
-            drop(turn);
-        }
-        let long = order[..20].iter().filter(|dataset| **dataset == "long");
-        let long = long.count();
+        let waiting = (0..40).map(|number| [("long", 4 * PIECE), ("short", PIECE)][number % 2]);
+        let order = order(&turns, held, waiting).await;
+        let long = early(&order, "long");
         assert!((3..=6).contains(&long), "{long}: {order:?}");
     }
 

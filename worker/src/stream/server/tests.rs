@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::LocalSet;
 use weir_core::Hashing;
-use weir_origin::{Addressing, OriginSpec, SourcePolicy};
+use weir_origin::{OriginSpec, SourcePolicy};
 use weir_trust::Access;
 use weir_wire::{Link, have_checksums};
 
@@ -58,17 +58,8 @@ impl Bed {
         for n in 0..files {
             std::fs::write(data.join(n.to_string()), content(n)).unwrap();
         }
-        let spec = OriginSpec {
-            url: format!("file://{}", data.display()),
-            endpoint: None,
-            region: None,
-            addressing: Addressing::Auto,
-            anonymous: false,
-            profile: None,
-            credentials: None,
-            patience_seconds: None,
-            hdfs: weir_origin::HdfsOptions::default(),
-        };
+        let url = format!("file://{}", data.display());
+        let spec = OriginSpec::parse(&url).unwrap();
         let (origin, versions) = Self::list(&spec, files).await;
         let config = WorkerConfig {
             ssd: vec![testing::ssd(dir.path().join("ssd"), 64 << 20)],
@@ -495,14 +486,8 @@ fn when_the_worker_stops_its_idle_connections_end_and_new_requests_get_no_answer
 /// A map of so many workers, which do not answer.
 fn map_of(workers: usize) -> watch::Receiver<Arc<ClusterMap>> {
     let worker = |number: usize| weir_core::WorkerInfo {
-        id: format!("w{number}").parse().unwrap(),
         data_address: "127.0.0.1:1".to_owned(),
-        control_address: String::new(),
-        node: "n".parse().unwrap(),
-        location: weir_core::Location::default(),
-        local_socket: String::new(),
-        weight: 1,
-        cordoned_weight: 0,
+        ..testing::info(&format!("w{number}")).unwrap()
     };
     let map = ClusterMap::new(1, Hashing::NEWEST, (0..workers).map(worker).collect());
     watch::channel(Arc::new(map)).1
@@ -616,6 +601,51 @@ fn requests_wait_for_their_turn_and_are_told_so() {
         }
         drop(all);
         assert_eq!(receive(&mut link).await.1, content(0));
+        bed.end().await;
+    });
+}
+
+#[test]
+fn what_has_no_bytes_takes_no_turn() {
+    run(async {
+        let bed = Bed::new(1).await;
+        let whole = bed.request(0, 0..LENGTH as u32);
+        let mut link = bed.tcp().await;
+        send(&mut link, std::slice::from_ref(&whole)).await;
+        assert_eq!(receive(&mut link).await.1, content(0));
+        bed.until_stored(1).await;
+        let of_set = weir_proto::v1::DatasetSources {
+            dataset: "set".to_owned(),
+            sources: vec![weir_proto::v1::Source {
+                origin: bed.origin,
+                prefix: String::new(),
+            }],
+            ..Default::default()
+        };
+        let sources = DatasetSources::of_reply(vec![of_set]);
+        bed.worker.origins().bind(Some(sources));
+        let _all = bed.worker.turns().take("other", u64::MAX).await;
+        let held_only = |dataset: &str, version: &str| BlockRequest {
+            held_only: true,
+            dataset: dataset.to_owned(),
+            object_version: version.to_owned(),
+            ..whole.clone()
+        };
+        let senseless = BlockRequest {
+            length: u32::MAX,
+            ..whole.clone()
+        };
+        for (request, expected) in [
+            (senseless, BlockStatus::BadRequest),
+            (
+                held_only("gone", &bed.versions[0]),
+                BlockStatus::UnknownOrigin,
+            ),
+            (held_only("set", "another"), BlockStatus::NotHeld),
+        ] {
+            send(&mut link, &[request]).await;
+            assert_eq!(receive(&mut link).await.0.status(), expected);
+        }
         bed.end().await;
     });
 }

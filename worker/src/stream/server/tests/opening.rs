@@ -140,6 +140,38 @@ fn whoever_has_a_key_reads_and_nobody_else_does() {
 }
 
 #[test]
+fn a_reader_that_says_that_it_makes_copies_waits_for_its_turn() {
+    run(async {
+        let certified = Certified::new(StreamMode::Authenticated).await;
+        let bed = &certified.bed;
+        let key = certified.key("m");
+        let mut mount = opened(bed.address, &key, "mount m").await.unwrap();
+        read(bed, &mut mount).await;
+        bed.until_stored(1).await;
+        let other = certified.caller(Role::Worker, "x");
+        let reply = certified.admission.open_stream(&other).unwrap();
+        let key = StreamKey::new(&reply.key_id, &reply.key).unwrap();
+        let mut worker = opened(bed.address, &key, "worker x").await.unwrap();
+        let all = bed.worker.turns().take("other", u64::MAX).await;
+        let for_copy = BlockRequest {
+            for_copy: true,
+            ..bed.request(0, 0..100)
+        };
+        send(&mut worker, std::slice::from_ref(&for_copy)).await;
+        assert_eq!(receive(&mut worker).await.1, content(0)[..100]);
+        send(&mut mount, &[for_copy]).await;
+        {
+            let (_, mut incoming) = mount.split();
+            let told: BlockReply = incoming.message().await.unwrap().unwrap();
+            assert_eq!(told.status(), BlockStatus::Queued);
+        }
+        drop(all);
+        assert_eq!(receive(&mut mount).await.1, content(0)[..100]);
+        certified.bed.end().await;
+    });
+}
+
+#[test]
 fn a_key_from_before_a_restart_is_not_known_and_another_is_to_be_had() {
     run(async {
         let before = Certified::new(StreamMode::Authenticated).await;
