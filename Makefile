@@ -64,6 +64,10 @@ test-origins: setup ## Test against real storages and emulators, which are fetch
 fetch-origins: ## Fetch, build and install the storages of test-origins, which does this too
 	@build-support/hdfs.sh && build-support/stores.sh
 
+.PHONY: fetch-kubernetes
+fetch-kubernetes: ## Build the programs of a Kubernetes for tests (docs/testing.md): some 12 minutes of processor time
+	@build-support/kubernetes/fetch.sh
+
 .PHONY: fuzz
 fuzz: setup ## Give mutated inputs to each parser for FUZZ_SECONDS, from a new seed
 	@export WEIR_FUZZ_SECONDS=$(FUZZ_SECONDS) WEIR_FUZZ_SEED="$${WEIR_FUZZ_SEED:-$$RANDOM}" && $(ROCKSDB) && \
