@@ -172,6 +172,7 @@ impl Azure {
             let error = self.refused(&refusal, key);
             return Err(match &self.named {
                 Some(named) => named.explain(error),
+                None if self.credentials.is_none() => error.of_anonymous(),
                 None => error,
             });
         }

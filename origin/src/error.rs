@@ -252,6 +252,19 @@ fn said_by(target: &str) -> &'static SaidBy {
             name: "the directory",
             objects: "the directory",
         },
+        // These refuse the other options.
+        Some("gs") => &SaidBy {
+            address: "--endpoint",
+            host: "--endpoint",
+            name: "the name and --endpoint",
+            objects: "--endpoint",
+        },
+        Some("az" | "abfss") => &SaidBy {
+            address: "the account and --endpoint",
+            host: "the account and --endpoint",
+            name: "the container's name, the account and --endpoint",
+            objects: "--endpoint",
+        },
         _ => &SaidBy {
             address: "--endpoint",
             host: "--endpoint, --region and --addressing",
@@ -259,6 +272,11 @@ fn said_by(target: &str) -> &'static SaidBy {
             objects: "--endpoint and --addressing",
         },
     }
+}
+
+/// What says where the service of an origin is: an option, or its URL alone.
+pub(crate) fn address_said_by(target: &str) -> &'static str {
+    said_by(target).address
 }
 
 impl OriginError {
@@ -316,6 +334,18 @@ impl OriginError {
             origin: origin.into(),
             problem: problem.into(),
             remedy: remedy.into(),
+        }
+    }
+
+    /// The error of a request without a signature, which no keys can help.
+    pub(crate) fn of_anonymous(self) -> Self {
+        match self {
+            Self::AccessDenied { target, detail, .. } => Self::AccessDenied {
+                target,
+                detail,
+                remedy: "it is read without keys (--anonymous): leave that out, unless everybody may list and read it",
+            },
+            other => other,
         }
     }
 
@@ -401,6 +431,7 @@ mod tests {
         for (url, names, names_not) in [
             ("s3://b/p", "--endpoint", "HADOOP"),
             ("az://c", "--endpoint", "HADOOP"),
+            ("gs://b", "--endpoint", "--region"),
             ("hdfs://nn:8020/d", "HADOOP_CONF_DIR", "--endpoint"),
             ("hdfs://service", "address in the URL", "--endpoint"),
             ("https://host/d/", "the URL", "--endpoint"),
@@ -429,6 +460,25 @@ mod tests {
                 assert_eq!(text.contains("--endpoint"), names == "--endpoint", "{text}");
             }
         }
+    }
+
+    #[test]
+    fn who_reads_without_keys_is_not_told_to_check_them() {
+        let denied = OriginError::AccessDenied {
+            target: "s3://b/p".into(),
+            detail: "403".to_owned(),
+            remedy: "check AWS_ACCESS_KEY_ID or --endpoint",
+        };
+        let text = denied.of_anonymous().to_string();
+        assert!(
+            text.contains("(403)") && text.contains("--anonymous"),
+            "{text}"
+        );
+        assert!(!text.contains("AWS_ACCESS_KEY_ID"), "{text}");
+        let missing = OriginError::BucketMissing {
+            origin: "s3://b".into(),
+        };
+        assert_eq!(missing.of_anonymous().kind(), "bucket_missing");
     }
 
     #[test]

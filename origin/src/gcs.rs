@@ -52,6 +52,8 @@ pub(crate) struct Gcs {
     base: String,
     /// `None` when requests are not authorised.
     credentials: Option<Renewed<Finder>>,
+    /// Whether the source says so.
+    is_anonymous: bool,
     /// What they are if the source names them.
     named: Option<Named>,
 }
@@ -85,7 +87,7 @@ impl Gcs {
         let endpoint = endpoint.trim_end_matches('/');
         let with_tls = endpoint.starts_with("https:");
         // An emulator knows no keys, and is not to be shown any; one that does is named with TLS.
-        let is_anonymous = spec.anonymous || !with_tls;
+        let has_no_keys = spec.anonymous || !with_tls;
         let reach = sources.reach(spec)?;
         let named = sources.named(spec, &name)?;
         if let Some(named) = named.as_ref().filter(|_| !with_tls) {
@@ -94,7 +96,7 @@ impl Gcs {
         }
         let tls_to = host_of(endpoint).filter(|_| with_tls);
         let service = Service::new(name.clone(), tls_to.as_deref(), &environment(), reach)?;
-        let credentials = if is_anonymous {
+        let credentials = if has_no_keys {
             None
         } else {
             let finder = Finder::new(name, environment, named.clone());
@@ -104,6 +106,7 @@ impl Gcs {
             service,
             base: format!("{endpoint}/storage/v1/b/{bucket}/o"),
             credentials,
+            is_anonymous: spec.anonymous,
             named,
         })
     }
@@ -147,6 +150,7 @@ impl Gcs {
             let error = self.refused(refusal, key);
             return Err(match &self.named {
                 Some(named) => named.explain(error),
+                None if self.is_anonymous => error.of_anonymous(),
                 None => error,
             });
         }

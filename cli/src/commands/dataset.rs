@@ -330,7 +330,10 @@ fn mount_spec(
         "hdfs" | "http" | "https" => rest.find('/').unwrap_or(rest.len()),
         _ => 0,
     };
+    let host = rest.find('/').unwrap_or(rest.len());
     let (location, path) = match rest[authority..].rfind(':') {
+        // A user and a password, which are refused as such, and no path.
+        Some(at) if authority == 0 && at < host && rest[at..host].contains('@') => (rest, ""),
         Some(at) => (&rest[..authority + at], &rest[authority + at + 1..]),
         None => (rest, ""),
     };

@@ -266,6 +266,7 @@ impl Client {
             let error = refusal.explain(&self.name, target(), key);
             return Err(match &self.named {
                 Some(owned) => owned.named.explain(error),
+                None if self.credentials.is_none() => error.of_anonymous(),
                 None => error,
             });
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::connect::{CONNECT_DEADLINE, ProxyUnusable};
 use super::names::NoSuchHost;
-use crate::error::OriginError;
+use crate::error::{OriginError, address_said_by};
 use crate::sources::Forbidden;
 
 /// Why an exchange failed.
@@ -46,9 +46,12 @@ impl HttpError {
             Cause::Descriptors => OriginError::NoDescriptors { target, detail },
             Cause::Certificate => OriginError::Untrusted { target, detail },
             Cause::NoTls => OriginError::Refused {
-                target,
                 problem: format!("no connection with TLS can be made ({detail})"),
-                remedy: "check whether --endpoint is http:// or https://".to_owned(),
+                remedy: format!(
+                    "check whether {} is http:// or https://",
+                    address_said_by(&target)
+                ),
+                target,
             },
             Cause::Proxy => OriginError::Refused {
                 target,
@@ -172,6 +175,16 @@ mod tests {
         HttpError::Connect(error.into())
             .explain("s3://b".into())
             .kind()
+    }
+
+    #[test]
+    fn a_wrong_scheme_is_said_to_be_where_it_is_written() {
+        for (origin, named) in [("s3://b", "--endpoint"), ("https://host/d/", "the URL")] {
+            let plain = Error::InvalidMessage(InvalidMessage::InvalidContentType);
+            let error = HttpError::Connect(plain.into()).explain(origin.into());
+            let remedy = format!("check whether {named} is http:// or https://");
+            assert!(error.to_string().ends_with(&remedy), "{error}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::exchange::{Answer, Http};
 use super::failure::HttpError;
 use super::proxy::Proxies;
 use super::trust::{Trust, bundle_of};
-use crate::error::OriginError;
+use crate::error::{OriginError, address_said_by};
 use crate::sources::Reach;
 
 /// The connections of one origin, and whether its service has ever answered.
@@ -128,6 +128,9 @@ pub(crate) fn other_scheme(origin: &Arc<str>, uri: &Uri) -> OriginError {
     OriginError::Refused {
         target: origin.clone(),
         problem: format!("the service at {host} {is}"),
-        remedy: format!("give its address as --endpoint {right}://…"),
+        remedy: format!(
+            "give its address in {} as {right}://…",
+            address_said_by(origin)
+        ),
     }
 }

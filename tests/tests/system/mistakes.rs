@@ -49,9 +49,18 @@ const MISTAKES: &[(&str, i32, &[&str])] = &[
     ("s4://bucket/a", 2, &["did you mean s3://?"]),
     ("bucket/a", 2, &["s3://"]),
     ("s3:///a", 2, &["s3://bucket/prefix"]),
+    (
+        "s3://AK:hunter2@bucket/a",
+        2,
+        &["s3://…", "it holds a user name or password"],
+    ),
     ("s3://bucket/none", 3, &["no objects", "none/"]),
     ("s3://missing/a", 3, &["does not exist", "missing"]),
-    ("s3://locked/a", 5, &["access denied", "locked"]),
+    (
+        "s3://locked/a",
+        5,
+        &["access denied", "locked", "anonymous"],
+    ),
 ];
 
 #[track_caller]
