@@ -169,6 +169,8 @@ fn explain(error: &Error) -> String {
             Some(key) => format!("`{key}` is written twice; leave one out"),
             None => plain("a field is written twice; leave one out"),
         },
+        // All of it is in memory: what cannot be read of it is no text.
+        Error::IOError { .. } => plain("this is no text in UTF-8"),
         Error::UnknownAnchor { .. } => {
             plain("`*` stands for what has the same name behind `&` before it, and nothing has")
         }

@@ -71,6 +71,17 @@ fn an_unknown_field_is_refused_with_its_place_and_the_nearest_name() {
 }
 
 #[test]
+fn what_is_no_text_is_said_to_be_none() {
+    for bytes in [&b"\x00\xff"[..], b"kind: \xff", b"\x1f\x8b\x08\x00\x00"] {
+        let error = parse(bytes).unwrap_err();
+        assert!(error.starts_with("document 1"), "{error}");
+        assert!(!error.contains("IO error"), "{error}");
+    }
+    let error = parse(b"kind: \xff").unwrap_err();
+    assert_eq!(error, "document 1: this is no text in UTF-8");
+}
+
+#[test]
 fn values_that_make_no_sense_are_refused_with_what_to_change() {
     for (spec, said) in [
         ("  sources: []", "needs a source"),
