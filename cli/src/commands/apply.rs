@@ -27,6 +27,7 @@ pub(crate) fn apply(args: &ApplyArgs) -> Result<(), Failure> {
         let master = connect::master(&args.master, None).await?;
         judge_all(&master, &declared).await?;
         let mut failed = None;
+        let mut unwritten = None;
         for dataset in &declared {
             match send(&master, dataset, false).await {
                 Ok(reply) => {
@@ -36,7 +37,9 @@ pub(crate) fn apply(args: &ApplyArgs) -> Result<(), Failure> {
                         v1::ApplyOutcome::Unchanged => "unchanged",
                         v1::ApplyOutcome::Unspecified => "applied",
                     };
-                    output::line(format_args!("dataset {} {outcome}", dataset.name))?;
+                    // A full disk does not keep the others from what they are to be, either.
+                    let written = output::line(format_args!("dataset {} {outcome}", dataset.name));
+                    unwritten = unwritten.or(written.err());
                 }
                 // One whose origin cannot be listed does not keep the others from what they are to be.
                 Err(failure) => {
@@ -46,7 +49,8 @@ pub(crate) fn apply(args: &ApplyArgs) -> Result<(), Failure> {
             }
         }
         // What failed has been told.
-        failed.map_or(Ok(()), |failure| Err(failure.silent()))
+        let failed = failed.map(Failure::silent);
+        failed.or(unwritten).map_or(Ok(()), Err)
     })
 }
 

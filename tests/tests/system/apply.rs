@@ -403,6 +403,17 @@ fn a_dataset_that_fails_keeps_no_other_from_being_applied() {
         "{errors:?}"
     );
     assert!(errors[1].contains("dataset missing: "), "{errors:?}");
+
+    // Nor does it that nothing can be said of them.
+    let both = ["one", "two"].map(|name| document(name, &[&of("s3://bucket/a")]));
+    let path = file(&lab, "both.yaml", &both.join("---\n"));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = lab.command(["apply", "-f", &path, "--master", &cluster.address()]);
+    let outcome = command.stdout(full.unwrap()).output().unwrap();
+    let error = String::from_utf8(outcome.stderr).unwrap();
+    assert_eq!(outcome.status.code(), Some(1), "{error}");
+    assert!(error.contains("No space left"), "{error}");
+    assert_eq!(cluster.weir(&["diff", "-f", &path]).ok(), "");
 }
 
 fn create_takes_globs_as_a_file_does() {
