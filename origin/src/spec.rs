@@ -189,6 +189,9 @@ impl OriginSpec {
     /// [`Self::validate`], for who declares the origin: options that say nothing of its place were meant for another one.
     pub(crate) fn validate_declared(&self) -> Result<(), OriginError> {
         self.validate()?;
+        if let Some((problem, remedy)) = self.hdfs.value_problem() {
+            return Err(self.wrong(problem, &remedy));
+        }
         let place = self.place()?;
         for (option, is_given) in [
             ("region", self.region.is_some()),

@@ -17,7 +17,7 @@ use super::login::{Login, Session};
 use crate::error::OriginError;
 use crate::sources::SourcePolicy;
 use crate::spec::OriginSpec;
-use crate::spec::hdfs::NameNodes;
+use crate::spec::hdfs::{AUTHENTICATION, NameNodes, RPC_TIMEOUT, SOCKET_TIMEOUT};
 use crate::transport::contact::Contact;
 
 /// Longest wait for one NameNode; then the next one is asked. A busy one answers within a second or two.
@@ -152,23 +152,65 @@ pub(super) enum Missing {
     Error(OriginError),
 }
 
-/// The options of the spec, and ours: each NameNode is tried once, since patience is not the client's matter.
+/// The options of the spec, and ours: each NameNode is tried once, since patience is not the client's matter. The next one
+/// must have its turn before the whole call ends, however long the cluster's own clients wait.
 fn settings(spec: &OriginSpec, namenodes: &NameNodes) -> BTreeMap<String, String> {
-    let others = namenodes.addresses.len().saturating_sub(1);
+    let count = u32::try_from(namenodes.addresses.len().max(1)).unwrap_or(u32::MAX);
+    let others = count - 1;
+    let wait = spec.hdfs.deadline(RPC_TIMEOUT).unwrap_or(NAMENODE_DEADLINE);
+    let wait = wait.min(CALL_DEADLINE.mul_f32(0.9) / count);
+    let silence = spec.hdfs.deadline(SOCKET_TIMEOUT);
+    let silence = silence.unwrap_or(DATANODE_DEADLINE);
     let ours = [
-        (
-            "ipc.client.rpc-timeout.ms",
-            NAMENODE_DEADLINE.as_millis().to_string(),
-        ),
-        (
-            "dfs.client.socket-timeout",
-            DATANODE_DEADLINE.as_millis().to_string(),
-        ),
+        (RPC_TIMEOUT, wait.as_millis().to_string()),
+        (SOCKET_TIMEOUT, silence.as_millis().to_string()),
         ("dfs.client.failover.max.attempts", others.to_string()),
         ("dfs.client.failover.sleep.base.millis", "50".to_owned()),
         ("dfs.client.failover.sleep.max.millis", "200".to_owned()),
     ];
-    let mut settings: BTreeMap<_, _> = ours.map(|(name, value)| (name.to_owned(), value)).into();
-    settings.extend(spec.hdfs.config.clone());
+    let mut settings = spec.hdfs.config.clone();
+    settings.extend(ours.map(|(name, value)| (name.to_owned(), value)));
+    // The client knows it in small letters alone.
+    if let Some(value) = settings.get_mut(AUTHENTICATION) {
+        value.make_ascii_lowercase();
+    }
     settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_namenode_has_its_turn_within_a_call_whatever_the_options_say() {
+        let settings = |timeout: &str, count: usize| {
+            let mut spec = OriginSpec::parse("hdfs://nn/d").unwrap();
+            for (name, value) in [(RPC_TIMEOUT, timeout), (AUTHENTICATION, "SIMPLE")] {
+                spec.hdfs.config.insert(name.to_owned(), value.to_owned());
+            }
+            let namenodes = NameNodes {
+                authority: "ns".to_owned(),
+                addresses: vec!["nn:8020".to_owned(); count],
+                is_service: true,
+            };
+            settings(&spec, &namenodes)
+        };
+        for (timeout, count, waits) in [
+            ("2000", 2, 2000),
+            ("0", 2, 5000),
+            ("60s", 1, 5000),
+            ("120000", 1, 18_000),
+            ("120000", 2, 9000),
+            ("120000", 3, 6000),
+        ] {
+            let settings = settings(timeout, count);
+            let waited: u64 = settings[RPC_TIMEOUT].parse().unwrap();
+            assert!(waited.abs_diff(waits) < 5, "{timeout}, {count}: {waited}");
+            assert_eq!(settings[AUTHENTICATION], "simple");
+            assert_eq!(
+                settings["dfs.client.failover.max.attempts"],
+                (count - 1).to_string()
+            );
+        }
+    }
 }

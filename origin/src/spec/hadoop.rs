@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::HdfsOptions;
+use super::hdfs::{RPC_TIMEOUT, SOCKET_TIMEOUT, milliseconds};
 
 /// Longest file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -91,7 +92,11 @@ impl Configuration {
             let is_general = !name.starts_with("dfs.ha.")
                 && !name.starts_with("dfs.namenode.")
                 && !name.starts_with("dfs.client.failover.");
-            if HdfsOptions::takes(name) && (is_of_service || is_general) && !value.is_empty() {
+            // Many files say that nothing has a deadline. A reader's have one.
+            let is_no_deadline =
+                matches!(&**name, RPC_TIMEOUT | SOCKET_TIMEOUT) && milliseconds(value).is_none();
+            let says_something = !value.is_empty() && !is_no_deadline;
+            if HdfsOptions::takes(name) && (is_of_service || is_general) && says_something {
                 options
                     .config
                     .entry(name.clone())
@@ -128,6 +133,7 @@ mod tests {
   <property><name>dfs.data.transfer.protection</name><value>privacy</value></property>
   <property><name>dfs.datanode.keytab.file</name><value>/secret</value></property>
   <property><name>dfs.client.use.datanode.hostname</name><value/></property>
+  <property><name>ipc.client.rpc-timeout.ms</name><value>0</value></property>
 </configuration>"#;
 
     fn environment(dir: &Path) -> Result<Configuration, Unreadable> {

@@ -5,6 +5,7 @@
 //! from [`with_environment`](super::OriginSpec::with_environment).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,13 +22,20 @@ pub(crate) const RPC_ADDRESS: &str = "dfs.namenode.rpc-address.";
 /// `simple` or `kerberos`.
 pub(crate) const AUTHENTICATION: &str = "hadoop.security.authentication";
 
+/// Longest wait for the answer of a NameNode, in milliseconds.
+pub(crate) const RPC_TIMEOUT: &str = "ipc.client.rpc-timeout.ms";
+/// Longest silence of a DataNode, in milliseconds.
+pub(crate) const SOCKET_TIMEOUT: &str = "dfs.client.socket-timeout";
+const PROTECTION: &str = "dfs.data.transfer.protection";
+const USE_HOSTNAME: &str = "dfs.client.use.datanode.hostname";
+
 /// Options of a client that are taken. Others are of no use to a reader, or could hold a secret.
 const OPTIONS: [&str; 6] = [
     AUTHENTICATION,
-    "dfs.data.transfer.protection",
-    "dfs.client.use.datanode.hostname",
-    "dfs.client.socket-timeout",
-    "ipc.client.rpc-timeout.ms",
+    PROTECTION,
+    USE_HOSTNAME,
+    SOCKET_TIMEOUT,
+    RPC_TIMEOUT,
     "dfs.user.home.dir.prefix",
 ];
 /// The same with a name service behind them.
@@ -98,6 +106,48 @@ impl HdfsOptions {
         None
     }
 
+    /// What is wrong with a value, and what to write, for who declares it: the client takes what it does not know for
+    /// something else, and says nothing.
+    pub(crate) fn value_problem(&self) -> Option<(String, String)> {
+        let words: [(&str, &[&str]); 3] = [
+            (AUTHENTICATION, &["simple", "kerberos"]),
+            (PROTECTION, &["authentication", "integrity", "privacy"]),
+            (USE_HOSTNAME, &["true", "false"]),
+        ];
+        let wrong = |name: &str, value: &str, remedy: String| {
+            let problem = format!("the value {value:?} of the option {name:?} is not valid");
+            Some((problem, remedy))
+        };
+        for (name, known) in words {
+            let Some(value) = self.config.get(name) else {
+                continue;
+            };
+            let is_known = |word: &str| known.iter().any(|k| k.eq_ignore_ascii_case(word.trim()));
+            let is_right = match name {
+                PROTECTION => value.split(',').all(is_known),
+                _ => is_known(value),
+            };
+            if !is_right {
+                return wrong(name, value, format!("write {}", known.join(" or ")));
+            }
+        }
+        for name in [RPC_TIMEOUT, SOCKET_TIMEOUT] {
+            if let Some(value) = self
+                .config
+                .get(name)
+                .filter(|value| milliseconds(value).is_none())
+            {
+                return wrong(name, value, "write milliseconds, as in 5000".to_owned());
+            }
+        }
+        None
+    }
+
+    /// A deadline among the options; `None` if they say nothing, or none at all.
+    pub(crate) fn deadline(&self, name: &str) -> Option<Duration> {
+        self.config.get(name).and_then(|value| milliseconds(value))
+    }
+
     /// Whether the cluster asks for Kerberos.
     pub(crate) fn is_secure(&self) -> bool {
         let set = self.config.get(AUTHENTICATION);
@@ -113,6 +163,12 @@ impl HdfsOptions {
         };
         Some(ids.split(',').filter_map(address).collect())
     }
+}
+
+/// A time that is waited for; to wait without end is none.
+pub(crate) fn milliseconds(value: &str) -> Option<Duration> {
+    let value = value.trim().parse().ok().filter(|value| *value > 0)?;
+    Some(Duration::from_millis(value))
 }
 
 /// Who is asked: a name service or a single NameNode, and the addresses.
@@ -270,6 +326,30 @@ mod tests {
         let mut alice = one.clone();
         alice.hdfs.user = Some("alice".to_owned());
         assert_ne!(alice.id(), one.id());
+    }
+
+    #[test]
+    fn values_that_a_client_would_take_for_others_are_not_declared() {
+        let of = |name: &str, value: &str| {
+            let mut hdfs = HdfsOptions::default();
+            hdfs.config.insert(name.to_owned(), value.to_owned());
+            spec("hdfs://nn/", hdfs)
+        };
+        for (name, right, wrong) in [
+            (AUTHENTICATION, "Kerberos", "kerberoz"),
+            (PROTECTION, "privacy, integrity", "private"),
+            (USE_HOSTNAME, "true", "yes"),
+            (SOCKET_TIMEOUT, "60000", "60s"),
+            (RPC_TIMEOUT, "1", "0"),
+            (RPC_TIMEOUT, "5000", "-1"),
+        ] {
+            of(name, right).validate_declared().unwrap();
+            let error = of(name, wrong).validate_declared().unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(wrong), "{error}");
+            assert!(error.contains("; write "), "{error}");
+            // A dataset that has it already stays readable.
+            of(name, wrong).validate().unwrap();
+        }
     }
 
     #[test]
