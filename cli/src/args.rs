@@ -740,6 +740,9 @@ pub(crate) enum CredentialsCommand {
     },
     /// Show names, kinds, who uses them, and when they were used last; never what is secret
     List {
+        /// Only those of this namespace
+        #[arg(long, short, value_name = "NAME", value_parser = namespace)]
+        namespace: Option<String>,
         #[command(flatten)]
         master: MasterRef,
     },

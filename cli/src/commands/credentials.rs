@@ -16,6 +16,7 @@ use serde::Serialize;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use weir_core::CredentialName;
+use weir_core::id::split_name;
 use weir_origin::MAX_SECRET;
 use weir_proto::v1;
 use weir_proto::v1::credential::Kind;
@@ -85,9 +86,13 @@ pub(crate) fn run(command: CredentialsCommand) -> Result<(), Failure> {
                 let wanted = known_kind(&mut client, &name).await?;
                 set(&mut client, &name, &new, wanted, &master, true).await
             }
-            CredentialsCommand::List { master } => {
+            CredentialsCommand::List { namespace, master } => {
                 let mut client = connect::master(&master.at, None).await?;
-                show(list(&mut client).await?, master.output)
+                let mut infos = list(&mut client).await?;
+                if let Some(namespace) = namespace {
+                    infos.retain(|info| split_name(&info.name).0 == namespace);
+                }
+                show(infos, master.output)
             }
             CredentialsCommand::Delete { name, master } => {
                 let mut client = connect::master(&master.at, None).await?;

@@ -637,6 +637,11 @@ fn each_slip_with_credentials_is_told_and_changes_nothing() {
         let named = [what, "team", "key-0", &secret(6)];
         fails(&named, &good, 2, "not taken from arguments");
     }
+    for (namespace, count) in [("default", 1), ("other", 0)] {
+        let list = ["credentials", "list", "-n", namespace, "-o", "json"];
+        let listed: Value = serde_json::from_str(&cluster.weir(&list).ok()).unwrap();
+        assert_eq!(listed.as_array().unwrap().len(), count, "{namespace}");
+    }
     let huge = "x".repeat(60_000);
     fails(&["set", "new"], &huge, 2, "secret_access_key");
     // Not to a master far away without a certificate.
