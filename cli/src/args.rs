@@ -995,7 +995,7 @@ pub(crate) struct EvictArgs {
 
 #[derive(Args)]
 pub(crate) struct StatusArgs {
-    /// Only datasets of this namespace
+    /// Only datasets of this namespace, and mounts of them
     #[arg(long, short, value_name = "NAME", value_parser = namespace)]
     pub(crate) namespace: Option<String>,
     #[command(flatten)]

@@ -167,7 +167,7 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
             .map(|(_, address)| address)
             .collect(),
     };
-    let mounts: Vec<MountView> = runtime::list()
+    let mut mounts: Vec<MountView> = runtime::list()
         .into_iter()
         .map(|mount| MountView {
             mountpoint: mount.mountpoint.display().to_string(),
@@ -187,6 +187,13 @@ async fn collect(args: &StatusArgs) -> Result<StatusView, Failure> {
             Reason::NotFound,
             "nothing is mounted on this machine and no master is given; use --master HOST:PORT or WEIR_MASTER",
         ));
+    }
+    if let Some(namespace) = &args.namespace {
+        // What a mount shows whose server is being started again is not known.
+        mounts.retain(|mount| {
+            let snapshot = mount.snapshot.as_deref();
+            snapshot.is_none_or(|snapshot| split_name(snapshot).0 == namespace)
+        });
     }
     let mut masters = Vec::new();
     for address in addresses {

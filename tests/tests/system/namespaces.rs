@@ -125,6 +125,12 @@ fn the_same_name_in_two_namespaces_is_two_datasets() {
     cluster.weir(&["dataset", "refresh", "team-a/set"]).ok();
     let mount = cluster.mount("team-a/set@2", "node-0");
     assert_eq!(mount.read("2"), b"a/2");
+    let mounts = |namespace: &str| {
+        let status = ["status", "-n", namespace, "-o", "json"];
+        let status: serde_json::Value = serde_json::from_str(&cluster.weir(&status).ok()).unwrap();
+        status["mounts"].as_array().unwrap().len()
+    };
+    assert_eq!((mounts("team-a"), mounts("default")), (1, 0));
 }
 
 fn a_name_without_a_namespace_is_in_the_default_one() {
