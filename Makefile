@@ -64,9 +64,19 @@ test-origins: setup ## Test against real storages and emulators, which are fetch
 fetch-origins: ## Fetch, build and install the storages of test-origins, which does this too
 	@build-support/hdfs.sh && build-support/stores.sh
 
+.PHONY: test-k8s
+test-k8s: setup ## Test on a real Kubernetes with two nodes, whose programs are built first (as root)
+	@build-support/kubernetes/fetch.sh >/dev/null
+	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
+	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked -p weir-tests --test kubernetes
+
 .PHONY: fetch-kubernetes
-fetch-kubernetes: ## Build the programs of a Kubernetes for tests (docs/testing.md): some 12 minutes of processor time
+fetch-kubernetes: ## Build the programs of test-k8s, which does this too: some 12 minutes of processor time
 	@build-support/kubernetes/fetch.sh
+
+.PHONY: manifests
+manifests: ## Write deploy/kubernetes/weir.yaml anew from the chart
+	@build-support/kubernetes/manifests.sh deploy/kubernetes/weir.yaml
 
 .PHONY: fuzz
 fuzz: setup ## Give mutated inputs to each parser for FUZZ_SECONDS, from a new seed

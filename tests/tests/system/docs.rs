@@ -189,7 +189,16 @@ fn every_flag_of_the_pages_exists() {
     };
     let known = flags_of(&help);
     // Flags of other programs that the pages name.
-    let others = ["device", "cap-add", "test", "version"];
+    let others = [
+        "device",
+        "cap-add",
+        "test",
+        "version",
+        "set",
+        "create-namespace",
+        "from-file",
+        "from-literal",
+    ];
     for (path, page) in pages() {
         for flag in flags_of(&page) {
             let exists = known.contains(&flag) || others.contains(&flag.as_str());

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Writes the plain manifests from the chart: manifests.sh FILE
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+programs=$(KUBERNETES_TOOLS=helm build-support/kubernetes/fetch.sh)
+{
+    cat <<'HEAD'
+# Weir without Helm. Made from deploy/helm/weir by `make manifests`; docs/kubernetes.md says what to make before it is applied.
+---
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: weir-system
+HEAD
+    "$programs/helm" template weir deploy/helm/weir --namespace weir-system --kube-version 1.34.2 --include-crds --skip-tests \
+        --set certificates.authoritySecret=weir-ca --set credentialsKeySecret=weir-credentials-key |
+        grep -v -e '^# Source: ' -e 'app.kubernetes.io/instance: '
+} >"$1.new"
+mv "$1.new" "$1"
