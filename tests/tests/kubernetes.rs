@@ -1,0 +1,75 @@
+//! Tests on a real Kubernetes, whose programs are built first: `make test-k8s`. `cargo test -p weir-tests --test kubernetes -- NAME`
+//! runs some of them.
+//!
+//! All cases share one cluster of two nodes, with Weir installed from the chart and an image of the program under test. The cluster
+//! is taken down behind the last one, and ends with this process if that is killed (`build-support/kubernetes/lab.sh`).
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+mod kubernetes {
+    pub(crate) mod chart;
+    pub(crate) mod cluster;
+    pub(crate) mod installation;
+}
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use libtest_mimic::{Arguments, Trial};
+
+use crate::kubernetes::chart;
+use crate::kubernetes::installation::Installation;
+
+/// A test and its name.
+type Case = (&'static str, fn(&Installation));
+
+static SUITES: &[(&str, &[Case])] = &[("chart", chart::CASES)];
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    // They share a cluster, and two cores with it.
+    args.test_threads = Some(1);
+    // Nobody waits for a cluster who only wants to see the names, or runs the tests of the workspace.
+    let is_meant = std::env::var_os("WEIR_TEST_KUBERNETES").is_some() && !args.list;
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_meant || !is_root {
+        if !args.list {
+            eprintln!("they are ignored: run `make test-k8s` as root");
+        }
+        let trials = SUITES.iter().flat_map(|(suite, cases)| {
+            cases.iter().map(move |(name, _)| {
+                Trial::test(format!("{suite}::{name}"), || Ok(())).with_ignored_flag(true)
+            })
+        });
+        return libtest_mimic::run(&args, trials.collect()).exit_code();
+    }
+    let begun = Instant::now();
+    let installation = Arc::new(Installation::new());
+    eprintln!(
+        "Weir is installed after {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
+    let trials = SUITES.iter().flat_map(|(suite, cases)| {
+        let installation = &installation;
+        cases.iter().map(move |(name, case)| {
+            let installation = installation.clone();
+            Trial::test(format!("{suite}::{name}"), move || {
+                // What the cluster looked like is gone with it.
+                if let Err(problem) = catch_unwind(AssertUnwindSafe(|| case(&installation))) {
+                    eprintln!("{}", installation.picture());
+                    resume_unwind(problem);
+                }
+                Ok(())
+            })
+        })
+    });
+    let conclusion = libtest_mimic::run(&args, trials.collect());
+    let begun = Instant::now();
+    drop(installation);
+    eprintln!(
+        "it was taken down in {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
+    conclusion.exit_code()
+}

@@ -1,0 +1,212 @@
+//! What the chart installs.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use weir_tests::{BUCKET, wait_until};
+
+use crate::Case;
+use crate::kubernetes::cluster::root;
+use crate::kubernetes::installation::{Installation, NAMESPACE, NODES, endpoint};
+
+/// helm asks no cluster for it when it only renders.
+const KUBE_VERSION: &str = "--kube-version=1.34.2";
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "a_dataset_is_warmed_by_workers_with_certificates",
+        a_dataset_is_warmed_by_workers_with_certificates,
+    ),
+    (
+        "only_what_mounts_is_privileged",
+        only_what_mounts_is_privileged,
+    ),
+    (
+        "the_plain_manifests_are_what_the_chart_makes",
+        the_plain_manifests_are_what_the_chart_makes,
+    ),
+    (
+        "values_that_make_no_sense_are_refused",
+        values_that_make_no_sense_are_refused,
+    ),
+    (
+        "alerts_and_dashboards_ask_for_metrics_that_exist",
+        alerts_and_dashboards_ask_for_metrics_that_exist,
+    ),
+    (
+        "a_secret_that_the_chart_makes_is_an_authority",
+        a_secret_that_the_chart_makes_is_an_authority,
+    ),
+];
+
+fn a_dataset_is_warmed_by_workers_with_certificates(weir: &Installation) {
+    let url = format!("s3://{BUCKET}/");
+    let create = ["dataset", "create", "default/warmed", &url];
+    let endpoint = endpoint();
+    let from = ["--endpoint", &endpoint, "--anonymous"];
+    weir.weir(&[&create[..], &from].concat()).ok();
+    weir.weir(&["warm", "default/warmed", "--wait"]).ok();
+    let status = weir.status();
+    for worker in status["workers"].as_array().unwrap() {
+        assert_eq!(worker["callers"], "certificates", "{worker}");
+    }
+    let soon = Duration::from_secs(30);
+    wait_until("everything is cached", soon, || {
+        let at = weir
+            .weir(&["dataset", "where", "default/warmed", "-o", "json"])
+            .ok();
+        let at: Value = serde_json::from_str(&at).unwrap();
+        let nodes = at["nodes"].as_array().unwrap();
+        let cached = nodes
+            .iter()
+            .filter_map(|node| node["cached_bytes"].as_u64());
+        let all: usize = weir.files.values().map(Vec::len).sum();
+        nodes.len() == NODES && cached.sum::<u64>() == all as u64
+    });
+    weir.weir(&["dataset", "delete", "default/warmed"]).ok();
+}
+
+fn only_what_mounts_is_privileged(weir: &Installation) {
+    let pods = weir.cluster.get(&["-n", NAMESPACE, "pods"]);
+    let mut checked = 0;
+    for pod in pods["items"].as_array().unwrap() {
+        let spec = &pod["spec"];
+        let component = &pod["metadata"]["labels"]["app.kubernetes.io/component"];
+        for field in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert_ne!(spec[field], true, "{component}: {field}");
+        }
+        let containers = spec["containers"].as_array().unwrap().iter();
+        for container in containers.chain(spec["initContainers"].as_array().unwrap()) {
+            let context = &container["securityContext"];
+            assert_eq!(context["readOnlyRootFilesystem"], true, "{component}");
+            if context["privileged"] == true {
+                assert_eq!(component, "plugin", "{container}");
+                continue;
+            }
+            assert_eq!(context["allowPrivilegeEscalation"], false, "{component}");
+            assert_eq!(context["capabilities"]["drop"][0], "ALL", "{component}");
+            assert_eq!(
+                context["seccompProfile"]["type"], "RuntimeDefault",
+                "{component}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked >= 2 * (1 + NODES), "only {checked} containers");
+}
+
+fn the_plain_manifests_are_what_the_chart_makes(weir: &Installation) {
+    let made = weir.cluster.scratch.path("weir.yaml");
+    let mut command = Command::new(root().join("build-support/kubernetes/manifests.sh"));
+    command.arg(&made);
+    weir.cluster.scratch.run(command).ok();
+    let checked_in = root().join("deploy/kubernetes/weir.yaml");
+    let [made, kept] = [made, checked_in].map(|path| std::fs::read_to_string(path).unwrap());
+    assert!(
+        made == kept,
+        "run `make manifests`, and look at what changed"
+    );
+}
+
+fn values_that_make_no_sense_are_refused(weir: &Installation) {
+    for (setting, named) in [
+        ("worker.sdd=1GiB", "sdd"),
+        ("worker.ssd=much", "ssd"),
+        ("worker.directory=here", "directory"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+    ] {
+        let chart = root().join("deploy/helm/weir");
+        let args = [
+            "helm",
+            "template",
+            KUBE_VERSION,
+            chart.to_str().unwrap(),
+            "--set",
+            setting,
+        ];
+        let refused = weir.cluster.exec(&args).fails(1);
+        assert!(refused.contains(named), "{setting}: {refused}");
+    }
+}
+
+fn alerts_and_dashboards_ask_for_metrics_that_exist(weir: &Installation) {
+    let chart = root().join("deploy/helm/weir");
+    let alerts = std::fs::read_to_string(chart.join("alerts.yaml")).unwrap();
+    let of_line = |line: &str| line.trim().strip_prefix("expr: ").map(str::to_owned);
+    let mut queries: Vec<String> = alerts.lines().filter_map(of_line).collect();
+    for entry in std::fs::read_dir(chart.join("dashboards")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let board: Value = serde_json::from_str(&text).unwrap();
+        for panel in board["panels"].as_array().unwrap() {
+            let targets = panel["targets"].as_array().unwrap();
+            queries.extend(targets.iter().map(|target| {
+                // As Grafana fills its variables in.
+                let query = target["expr"].as_str().unwrap();
+                let query = query.replace("$__rate_interval", "5m");
+                query.replace('$', "")
+            }));
+        }
+    }
+    // A test compares that page with what processes tell.
+    let page = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    for query in &queries {
+        let words = query.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let mut metrics = words.filter(|word| word.starts_with("weir_")).peekable();
+        assert!(metrics.peek().is_some(), "{query}");
+        for metric in metrics {
+            let name = metric.trim_end_matches("_bucket");
+            assert!(page.contains(&format!("`{name}`")), "there is no {name}");
+        }
+    }
+    assert!(queries.len() > 30, "only {} queries", queries.len());
+    let rules = queries.iter().enumerate().map(|(number, query)| {
+        let query = serde_json::to_string(query).unwrap();
+        format!("  - {{record: \"test:query:{number}\", expr: {query}}}\n")
+    });
+    let rules = rules.collect::<String>();
+    let all = weir.cluster.scratch.path("queries.yaml");
+    std::fs::write(&all, format!("groups:\n- name: test\n  rules:\n{rules}")).unwrap();
+    for rules in [chart.join("alerts.yaml"), all] {
+        let check = ["promtool", "check", "rules", rules.to_str().unwrap()];
+        weir.cluster.exec(&check).ok();
+    }
+}
+
+/// Where nobody names one, as most who try it out.
+fn a_secret_that_the_chart_makes_is_an_authority(weir: &Installation) {
+    let chart = root().join("deploy/helm/weir");
+    let chart = chart.to_str().unwrap();
+    let render = [
+        "helm",
+        "template",
+        KUBE_VERSION,
+        chart,
+        "--show-only",
+        "templates/secrets.yaml",
+    ];
+    let secrets = weir.cluster.exec(&render).ok();
+    let decode = |name: &str| {
+        let prefix = format!("  {name}: ");
+        let value = secrets.lines().find_map(|line| line.strip_prefix(&prefix));
+        let value = value.unwrap_or_else(|| panic!("no {name} in {secrets}"));
+        let encoded = weir.cluster.scratch.path("encoded");
+        std::fs::write(&encoded, value).unwrap();
+        let args = ["base64", "-d", encoded.to_str().unwrap()];
+        weir.cluster.exec(&args).ok()
+    };
+    let ca = weir.cluster.scratch.path("chart-ca");
+    std::fs::create_dir_all(&ca).unwrap();
+    for name in ["ca.crt", "ca.key"] {
+        std::fs::write(ca.join(name), decode(name)).unwrap();
+    }
+    let key = decode("key");
+    assert_eq!(key.len(), 64, "{key}");
+    assert!(key.bytes().all(|byte| byte.is_ascii_hexdigit()), "{key}");
+    let out = weir.cluster.scratch.path("chart-certs");
+    let dirs = [ca.to_str().unwrap(), out.to_str().unwrap()];
+    let issue = ["certs", "issue", dirs[0], dirs[1], "--role", "master"];
+    let lab = &weir.cluster.scratch;
+    lab.weir(issue.iter().copied().chain(["--name", "m"])).ok();
+    lab.weir(["certs", "show", dirs[1]]).ok();
+}
