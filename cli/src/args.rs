@@ -899,7 +899,7 @@ pub(crate) struct IssueArgs {
     pub(crate) days: u16,
 }
 
-/// Which workers hold a dataset. With none of these one copy is spread over all workers.
+/// Which workers hold a dataset. With none of these the master chooses by its size.
 #[derive(Args)]
 pub(crate) struct PlacementArgs {
     /// How far one copy is spread: over a `node`, a `group`, a `zone` or the `cluster`; `auto` is the narrowest that holds it

@@ -75,7 +75,7 @@ pub struct DatasetSpec {
     /// the source that is named first is shown.
     #[schemars(length(min = 1, max = 1000))]
     pub sources: Vec<SourceSpec>,
-    /// Which workers hold it: one copy over all workers, if nothing is said.
+    /// Which workers hold it: what suits its size, if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Wanted>,
 }

@@ -10,6 +10,8 @@
 pub mod choice;
 pub mod domains;
 pub mod places;
+pub mod reason;
+pub mod room;
 mod scored;
 mod seats;
 

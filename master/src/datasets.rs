@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Semaphore, watch};
-use weir_core::placement::choice::Domains;
 use weir_core::{ClusterMap, CredentialName, DatasetName, LogLimit, Manifest, SnapshotId};
 use weir_origin::{Credential, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1;
@@ -54,6 +53,8 @@ pub(crate) struct Datasets {
     saving: tokio::sync::Mutex<()>,
     /// The cluster that they are placed in.
     cluster: watch::Receiver<Arc<ClusterMap>>,
+    /// Those of which a domain is away.
+    away: placing::Away,
     /// Grows with each change of `known`, also from one master to the next.
     version: AtomicU64,
     /// One listing of a dataset at a time.
@@ -118,6 +119,7 @@ impl Datasets {
             known: Mutex::new(known),
             saving: tokio::sync::Mutex::default(),
             cluster,
+            away: placing::Away::default(),
             version: AtomicU64::new(now_ns().unsigned_abs()),
             listings: Mutex::default(),
             long_listings: Arc::new(Semaphore::new(MAX_LONG)),
@@ -292,6 +294,7 @@ impl Datasets {
         {
             let mut known = self.known.lock();
             known.remove(&name);
+            self.away.forget(name.as_str());
             self.metrics.datasets.set(known.len() as i64);
         }
         drop(saving);
@@ -470,8 +473,8 @@ impl Datasets {
     ) -> Result<(), MasterError> {
         let _one_at_a_time = self.saving.lock().await;
         let before = self.known.lock().get(name).cloned();
-        let mut domains = Domains::new(self.cluster());
-        placing::place(dataset, before.as_ref(), &mut domains)?;
+        let mut domains = self.domains(Some(name.as_str()));
+        placing::place(dataset, before.as_ref(), &mut domains, &self.away)?;
         let mut changes = vec![Change::Put(
             format!("{DATASET_KEY}{name}"),
             dataset.encode_to_vec(),

@@ -27,6 +27,8 @@ const MAX_MISSING: usize = 1000;
 /// are started together come one after the other, and the first one must not get everything.
 const STILL: Duration = Duration::from_secs(3);
 const STILL_DEADLINE: Duration = Duration::from_secs(30);
+/// Time between two looks at datasets that wait for workers to come back.
+const PLACE_INTERVAL: Duration = Duration::from_secs(15);
 
 impl Master {
     /// Takes in a heartbeat and tells the worker what it must know.
@@ -156,17 +158,26 @@ impl Master {
         let mut cluster = self.members.cluster();
         let datasets = Arc::downgrade(&self.datasets);
         tokio::spawn(async move {
+            let mut has_changed = true;
             loop {
                 {
                     let Some(datasets) = datasets.upgrade() else {
                         return;
                     };
-                    datasets.place_all().await;
+                    if has_changed {
+                        datasets.place_all().await;
+                    } else {
+                        datasets.place_waiting().await;
+                    }
                 }
-                if cluster.changed().await.is_err() {
+                let changed = timeout(PLACE_INTERVAL, cluster.changed()).await;
+                has_changed = changed.is_ok();
+                if changed.is_ok_and(|changed| changed.is_err()) {
                     return; // the master has ended
                 }
-                until_still(&mut cluster).await;
+                if has_changed {
+                    until_still(&mut cluster).await;
+                }
             }
         });
     }

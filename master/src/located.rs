@@ -86,11 +86,13 @@ impl Located {
             Some(datasets.manifest(asked.0.as_str(), Some(version)).await?)
         };
         let (located, members) = (self.clone(), members.clone());
+        let reason = datasets.explained(datasets.get(&asked.0)?).placement_reason;
         let count = move || {
             // Held to the end of the count, also if the caller has gone.
             let _turn = turn;
             let part = manifest.map(|manifest| part_at(&manifest, &asked.1));
-            let reply = count(&asked, newest, part.transpose()?.as_ref(), &members);
+            let mut reply = count(&asked, newest, part.transpose()?.as_ref(), &members);
+            reply.placement_reason = reason;
             located.put(asked, Instant::now(), &reply);
             Ok(reply)
         };
@@ -160,6 +162,7 @@ fn count(
         zones: cached_by(Spread::Zone),
         placement: newest.placement,
         path: path.clone(),
+        placement_reason: String::new(),
     }
 }
 

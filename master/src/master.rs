@@ -323,6 +323,7 @@ impl Master {
         let inventories = self.members.inventories();
         let newest = self.datasets.newest();
         let is_of = |id: &SnapshotId| namespace.is_empty() || id.dataset.namespace() == namespace;
+        let mut reasons = self.datasets.reasons(namespace);
         for (id, snapshot) in newest.into_iter().filter(|(id, _)| is_of(id)) {
             let reads = v1::DatasetReads {
                 dataset: id.dataset.to_string(),
@@ -331,9 +332,10 @@ impl Master {
             let reports = inventories.of(&id);
             let size = (snapshot.blocks, snapshot.bytes);
             let placement = self.datasets.placement(id.dataset.as_str());
-            let copies = placement.map_or_else(Vec::new, |placement| {
-                copies(&of_message(&placement), size, &cluster, &reports)
+            let copies = placement.as_ref().map_or_else(Vec::new, |placement| {
+                copies(&of_message(placement), size, &cluster, &reports)
             });
+            let reason = reasons.remove(id.dataset.as_str());
             datasets.push(v1::DatasetStatus {
                 name: id.dataset.to_string(),
                 version: id.version,
@@ -342,6 +344,8 @@ impl Master {
                 cached_bytes: reports.cached(snapshot.blocks, snapshot.bytes),
                 reads: Some(reads),
                 copies,
+                placement,
+                placement_reason: reason.unwrap_or_default(),
             });
         }
         let workers = members.iter().map(|member| self.worker_status(member, now));

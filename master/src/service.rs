@@ -151,7 +151,8 @@ impl MasterApi for Service {
         self.run(&self.calls, |master| async move {
             let name = request.name.clone();
             let made = master.create_dataset(request, gone).await;
-            made.inspect_err(|error| note_refused(&master.refusals, &who, &name, error))
+            let made = made.inspect_err(|error| note_refused(&master.refusals, &who, &name, error));
+            Ok(master.datasets.explained(made?))
         })
         .await
     }
@@ -166,7 +167,11 @@ impl MasterApi for Service {
         self.run(&self.calls, |master| async move {
             let name = request.name.clone();
             let applied = master.apply_dataset(request, gone).await;
-            applied.inspect_err(|error| note_refused(&master.refusals, &who, &name, error))
+            let mut applied =
+                applied.inspect_err(|error| note_refused(&master.refusals, &who, &name, error))?;
+            let dataset = applied.dataset.take();
+            applied.dataset = dataset.map(|dataset| master.datasets.explained(dataset));
+            Ok(applied)
         })
         .await
     }
@@ -175,9 +180,9 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::ListDatasetsRequest>,
     ) -> Result<Response<v1::ListDatasetsReply>, Status> {
-        Ok(Response::new(v1::ListDatasetsReply {
-            datasets: self.master.datasets.all(&request.into_inner().namespace),
-        }))
+        let mut datasets = self.master.datasets.all(&request.into_inner().namespace);
+        self.master.datasets.explain_all(&mut datasets);
+        Ok(Response::new(v1::ListDatasetsReply { datasets }))
     }
 
     async fn get_dataset(
@@ -186,7 +191,8 @@ impl MasterApi for Service {
     ) -> Result<Response<v1::Dataset>, Status> {
         let name = request.into_inner().name;
         let name = name.parse().map_err(MasterError::from)?;
-        Ok(Response::new(self.master.datasets.get(&name)?))
+        let dataset = self.master.datasets.get(&name)?;
+        Ok(Response::new(self.master.datasets.explained(dataset)))
     }
 
     async fn locate_dataset(
@@ -223,7 +229,7 @@ impl MasterApi for Service {
                 listed.inspect_err(|error| note_refused(&master.refusals, &who, &name, error));
             let (dataset, changed) = listed?;
             Ok(v1::RefreshDatasetReply {
-                dataset: Some(dataset),
+                dataset: Some(master.datasets.explained(dataset)),
                 changed,
             })
         })

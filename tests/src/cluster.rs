@@ -381,13 +381,13 @@ impl<'a> Cluster<'a> {
         self.lab.mount_at(source, name, &all)
     }
 
-    /// Makes a dataset of the lab's bucket.
+    /// Makes a dataset of the lab's bucket, spread over all workers.
     #[track_caller]
     pub fn create_dataset(&self, name: &str) {
         self.create_dataset_with(name, &[]).ok();
     }
 
-    /// The same with more flags; what became of it.
+    /// The same with more flags, which may say where it is held; what became of it.
     #[track_caller]
     pub fn create_dataset_with(&self, name: &str, flags: &[&str]) -> Outcome {
         self.create_dataset_of(name, "", flags)
@@ -399,6 +399,13 @@ impl<'a> Cluster<'a> {
         let url = self.lab.url(prefix);
         let origin = self.lab.origin_flags();
         let mut args = vec!["dataset", "create", name, &url];
+        if !flags
+            .iter()
+            .any(|flag| ["--spread", "--pool"].contains(flag))
+        {
+            // Small as it is, one node would have it all.
+            args.extend(["--spread", "cluster"]);
+        }
         args.extend(
             origin
                 .iter()

@@ -184,10 +184,10 @@ impl Cluster {
         self.create_dataset_of(name, Place::Bucket { endpoint, bucket })
     }
 
-    /// Names a place as a dataset, which lists it.
+    /// Names a place as a dataset that is spread over all workers, which lists it.
     pub fn create_dataset_of(&self, name: &str, place: Place<'_>) -> anyhow::Result<()> {
         let (url, flags) = place.arguments();
-        let create = ["dataset", "create", name, &url];
+        let create = ["dataset", "create", name, &url, "--spread", "cluster"];
         self.weir(&[&create[..], &flags[..]].concat())?;
         Ok(())
     }

@@ -32,21 +32,25 @@ struct DatasetView {
     mounts: Vec<MountView>,
     /// As `weir apply` takes it; `None` if it is of a version that this command does not know.
     spec: Option<DatasetSpec>,
-    /// Which workers hold it; `None` if nothing was ever asked for.
+    /// Which workers hold it; `None` if no worker has been there yet.
     placement: Option<PlacementView>,
     snapshots: Vec<SnapshotView>,
 }
 
+/// Which workers hold a dataset.
 #[derive(Serialize)]
-struct PlacementView {
+pub(super) struct PlacementView {
     version: u64,
     spread: Spread,
     domains: Vec<String>,
     pool: Option<PlaceName>,
+    /// Why; `None` from masters that do not say.
+    reason: Option<String>,
 }
 
-impl From<v1::Placement> for PlacementView {
-    fn from(message: v1::Placement) -> Self {
+impl PlacementView {
+    /// What a master says of it.
+    pub(super) fn new(message: v1::Placement, reason: String) -> Self {
         let placed = placement(Some(message));
         let Placement {
             version,
@@ -62,7 +66,16 @@ impl From<v1::Placement> for PlacementView {
             spread,
             domains,
             pool,
+            reason: Some(reason).filter(|reason| !reason.is_empty()),
         }
+    }
+
+    /// Writes it as a line of a table's head.
+    fn print(&self) -> Result<(), Failure> {
+        let reason = self.reason.iter().map(|reason| format!(" ({reason})"));
+        let reason: String = reason.collect();
+        output::line(format_args!("  held by {self}{reason}"))?;
+        Ok(())
     }
 }
 
@@ -136,7 +149,9 @@ impl From<v1::Dataset> for DatasetView {
             name: dataset.name,
             mounts: mounts.collect(),
             spec,
-            placement: dataset.placement.map(PlacementView::from),
+            placement: dataset
+                .placement
+                .map(|placement| PlacementView::new(placement, dataset.placement_reason)),
             snapshots: snapshots.collect(),
         }
     }
@@ -392,7 +407,7 @@ fn show(dataset: v1::Dataset, format: DatasetFormat) -> Result<(), Failure> {
         output::line(format_args!("  {} from {}", mount.path, mount.url))?;
     }
     if let Some(placement) = &view.placement {
-        output::line(format_args!("  held by {placement}"))?;
+        placement.print()?;
     }
     let mut rows = Rows::new(&[
         "snapshot",
@@ -475,7 +490,9 @@ fn show_located(located: v1::LocateDatasetReply, format: OutputFormat) -> Result
         path: Some(located.path).filter(|path| !path.is_empty()),
         bytes: located.bytes,
         cached_bytes: located.cached_bytes,
-        placement: located.placement.map(PlacementView::from),
+        placement: located
+            .placement
+            .map(|placement| PlacementView::new(placement, located.placement_reason)),
         nodes: cached(located.nodes),
         groups: cached(located.groups),
         zones: cached(located.zones),
@@ -495,7 +512,7 @@ fn show_located(located: v1::LocateDatasetReply, format: OutputFormat) -> Result
         share(view.cached_bytes)
     ))?;
     if let Some(placement) = &view.placement {
-        output::line(format_args!("  held by {placement}"))?;
+        placement.print()?;
     }
     let mut rows = Rows::new(&["where", "name", "cached", "cached %"]);
     for (what, places) in [

@@ -6,6 +6,7 @@ use weir_mount::runtime;
 use weir_proto::v1;
 use weir_trust::Dial;
 
+use super::dataset::PlacementView;
 use crate::args::{OutputFormat, StatusArgs};
 use crate::connect::{self, CALL_DEADLINE, HTTP_KEY, SNAPSHOT_KEY, request};
 use crate::exit::{Failure, Reason};
@@ -96,6 +97,8 @@ struct DatasetView {
     /// What each domain of a placement with several copies holds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     copies: Vec<CopyView>,
+    /// Which workers hold it, and why.
+    placement: Option<PlacementView>,
 }
 
 /// The copy of a dataset in one domain.
@@ -335,6 +338,9 @@ fn master_view(address: String, status: v1::Status) -> MasterView {
             ssd_bytes: reads.ssd_bytes,
             origin_bytes: reads.origin_bytes,
             copies: copies.collect(),
+            placement: dataset
+                .placement
+                .map(|placement| PlacementView::new(placement, dataset.placement_reason)),
         }
     });
     let jobs = status.jobs.into_iter().map(|job| JobView {
@@ -445,9 +451,11 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
         "cached",
         "cached %",
         "hit ratio",
+        "held by",
     ];
     let mut rows = Rows::new(&header);
     for dataset in &master.datasets {
+        let placement = dataset.placement.as_ref().map(ToString::to_string);
         let hits = dataset.memory_bytes + dataset.ssd_bytes;
         rows.add([
             dataset.name.clone(),
@@ -457,6 +465,7 @@ fn print_master(master: &MasterView) -> Result<(), Failure> {
             size(dataset.cached_bytes),
             percent(dataset.cached_bytes, dataset.bytes),
             percent(hits, hits + dataset.origin_bytes),
+            placement.unwrap_or_else(|| "all workers".to_owned()),
         ]);
     }
     rows.print()?;

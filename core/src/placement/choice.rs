@@ -2,25 +2,26 @@
 //!
 //! The choice is made once, by the master, and again when the cluster or the dataset changes; it is a [`Placement`], which
 //! travels to all others. So that data does not move to and fro, a domain that was chosen stays as long as it is there and
-//! the dataset does not outgrow it by far, and a narrower spread is taken only when the dataset fits well.
+//! the dataset does not outgrow it by far, and a narrower spread is taken only when the dataset fits well. What other datasets
+//! take of a domain ([`Domains`]) counts when one goes there, and never has one leave.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::domains::{MAX_DOMAINS, Placement, Spread, domains_of};
+use super::room::{Domain, Domains};
 use super::seats::{mix, unit};
 use super::{ClusterMap, seed};
 use crate::id::{MAX_NAME, PlaceName};
 use crate::suggest::nearest;
 
 /// Part of a domain's bytes that one dataset may take when its spread is chosen for it: datasets share a node's cache.
-const SHARE: f64 = 0.25;
+pub(super) const SHARE: f64 = 0.25;
 /// How far beyond that a dataset may grow before it leaves a domain.
-const KEPT: f64 = 2.0;
+pub(super) const KEPT: f64 = 2.0;
 /// How far below that it must be to move into a narrower one.
 const NARROWED: f64 = 0.5;
 
@@ -28,36 +29,6 @@ const NARROWED: f64 = 0.5;
 const MAX_DOMAIN: usize = 2 * MAX_NAME + 1;
 /// Characters of a longer one that are shown.
 const SHOWN: usize = 40;
-
-/// The domains of one map, looked for once for all datasets that are placed in it.
-#[derive(Debug, Default)]
-pub struct Domains {
-    map: Arc<ClusterMap>,
-    known: HashMap<(Spread, Option<PlaceName>), BTreeMap<String, u64>>,
-}
-
-impl Domains {
-    /// Those of a map.
-    pub fn new(map: Arc<ClusterMap>) -> Self {
-        Self {
-            map,
-            known: HashMap::new(),
-        }
-    }
-
-    /// Makes these those of a map.
-    pub fn renew(&mut self, map: Arc<ClusterMap>) {
-        if !Arc::ptr_eq(&self.map, &map) {
-            *self = Self::new(map);
-        }
-    }
-
-    /// As [`domains_of`].
-    fn by(&mut self, spread: Spread, pool: Option<&PlaceName>) -> &BTreeMap<String, u64> {
-        let known = self.known.entry((spread, pool.cloned()));
-        known.or_insert_with(|| domains_of(&self.map, spread, pool))
-    }
-}
 
 /// How many domains hold a copy: a number from 1 on, or `all`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -143,12 +114,17 @@ pub struct Wanted {
 
 impl Wanted {
     /// The pool, which [`Wanted::check`] has found to be a name.
-    fn pool(&self) -> Option<PlaceName> {
+    pub(super) fn pool(&self) -> Option<PlaceName> {
         self.pool.as_ref().and_then(|pool| pool.parse().ok())
     }
 
+    /// Whether the spread is the master's to choose.
+    pub fn is_automatic(&self) -> bool {
+        self.spread.is_none()
+    }
+
     /// Whether a placement can have been chosen by this.
-    fn may_be(&self, placement: &Placement) -> bool {
+    pub fn may_be(&self, placement: &Placement) -> bool {
         self.spread.is_none_or(|spread| spread == placement.spread)
             && (self.within.is_empty() || placement.domains == self.within)
             && self.pool() == placement.pool
@@ -285,13 +261,8 @@ pub fn choose(
     cluster: &mut Domains,
     previous: Option<&Placement>,
 ) -> Placement {
-    let is_empty = cluster
-        .map
-        .workers()
-        .iter()
-        .all(|worker| worker.weight == 0);
     if let Some(previous) = previous
-        && is_empty
+        && cluster.is_empty()
         && wanted.may_be(previous)
     {
         return previous.clone();
@@ -322,7 +293,8 @@ pub fn choose(
     }
 }
 
-fn fits(bytes: u64, capacity: u64, slack: f64) -> bool {
+/// Whether a dataset takes no more than its share of a domain.
+pub(super) fn fits(bytes: u64, capacity: u64, slack: f64) -> bool {
     bytes as f64 <= capacity as f64 * SHARE * slack
 }
 
@@ -341,10 +313,11 @@ fn narrowest(
             Some(before) if *spread < before => NARROWED,
             _ => 1.0,
         };
-        let domains = cluster.by(*spread, pool.as_ref());
-        domains
-            .values()
-            .any(|capacity| fits(bytes, *capacity, slack))
+        let of = cluster.by(*spread, pool.as_ref());
+        let stays = before == Some(*spread);
+        of.domains.values().any(|domain| {
+            fits(bytes, domain.capacity, slack) && (stays || of.has_room(domain, bytes))
+        })
     };
     let narrower = [Spread::Node, Spread::Group, Spread::Zone];
     narrower.into_iter().find(holds).unwrap_or(Spread::Cluster)
@@ -371,35 +344,34 @@ fn chosen(
         return named.cloned().collect();
     }
     let count = most(1);
-    let domains = cluster.by(spread, wanted.pool().as_ref());
+    let of = cluster.by(spread, wanted.pool().as_ref());
+    let domains = of.domains;
     let before = previous.filter(|previous| previous.spread == spread);
     let kept = before.into_iter().flat_map(|previous| &previous.domains);
-    let some_fit = domains.values().any(|capacity| fits(bytes, *capacity, 1.0));
+    let mut capacities = domains.values().map(|domain| domain.capacity);
+    let some_fit = capacities.any(|capacity| fits(bytes, capacity, 1.0));
     // One whose workers are all cordoned has none.
-    let stays = |capacity: &u64| *capacity > 0 && (!some_fit || fits(bytes, *capacity, KEPT));
-    let kept = kept.filter(|domain| domains.get(*domain).is_some_and(stays));
+    let stays = |capacity: u64| capacity > 0 && (!some_fit || fits(bytes, capacity, KEPT));
+    let stays = |domain: &&String| domains.get(*domain).is_some_and(|of| stays(of.capacity));
+    let kept = kept.filter(stays);
     let mut chosen: Vec<String> = kept.take(count).cloned().collect();
     let more = count - chosen.len();
     if more == 0 {
         return chosen;
     }
-    let mut others: Vec<_> = domains
-        .iter()
-        .filter(|(domain, capacity)| **capacity > 0 && !chosen.contains(domain))
-        .collect();
+    let is_other =
+        |(name, domain): &(&String, &Domain)| domain.capacity > 0 && !chosen.contains(name);
+    let mut others: Vec<_> = domains.iter().filter(is_other).collect();
     let dataset = seed(dataset);
-    others.sort_by_cached_key(|(domain, capacity)| {
-        let hash = mix(mix(dataset) ^ seed(domain));
-        let delay = -unit(hash, 53).ln() / (**capacity).max(1) as f64;
+    others.sort_by_cached_key(|(name, domain)| {
+        let hash = mix(mix(dataset) ^ seed(name));
+        let delay = -unit(hash, 53).ln() / domain.capacity.max(1) as f64;
+        let is_tight = !fits(bytes, domain.capacity, 1.0);
         // Positive numbers are in the order of their bits.
-        (!fits(bytes, **capacity, 1.0), delay.to_bits())
+        (is_tight, !of.has_room(domain, bytes), delay.to_bits())
     });
-    chosen.extend(
-        others
-            .into_iter()
-            .take(more)
-            .map(|(domain, _)| domain.clone()),
-    );
+    let names = others.into_iter().map(|(name, _)| name.clone());
+    chosen.extend(names.take(more));
     chosen
 }
 
@@ -409,6 +381,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use std::sync::Arc;
+
     use crate::placement::{Hashing, Location, WorkerInfo};
 
     const TIB: u64 = 1 << 40;
@@ -483,7 +457,9 @@ mod tests {
         let mut domains = Domains::new(two.clone());
         let by_zone = wanted(Some(Spread::Zone), Some(2), &[]);
         let mut count = |map: &Arc<ClusterMap>, wanted: &Wanted| {
-            domains.renew(map.clone());
+            if !Arc::ptr_eq(domains.map(), map) {
+                domains = Domains::new(map.clone());
+            }
             let chosen = super::choose(wanted, "set", 1, &mut domains, None);
             (chosen.spread, chosen.domains.len())
         };
@@ -496,6 +472,42 @@ mod tests {
             assert_eq!(count(&two, &in_pool), (Spread::Cluster, 1));
             assert_eq!(count(&one, &by_zone), (Spread::Zone, 1));
         }
+    }
+
+    /// 64 datasets of a quarter of a node fill 16 nodes, and further ones are spread wider. By chance alone some nodes would get eight.
+    #[test]
+    fn datasets_go_where_they_fit_beside_the_others_and_stay() {
+        let map = Arc::new(map(&[TIB; 16]));
+        let mut domains = Domains::new(map.clone());
+        let mut placed = Vec::new();
+        let mut on_node = std::collections::BTreeMap::<_, u32>::new();
+        for number in 0..64 {
+            let name = format!("set-{number}");
+            let auto = Wanted::default();
+            let placement = super::choose(&auto, &name, TIB / 4, &mut domains, None);
+            domains.put(&placement, TIB / 4);
+            assert_eq!(placement.spread, Spread::Node, "{number}");
+            *on_node.entry(placement.domains[0].clone()).or_default() += 1;
+            placed.push((name, placement));
+        }
+        assert!(on_node.values().all(|count| *count == 4), "{on_node:?}");
+        let further = super::choose(&Wanted::default(), "x", TIB / 8, &mut domains, None);
+        assert_eq!(further.spread, Spread::Cluster);
+        // Who is there stays, however full it is; also where one copy on a node was asked for.
+        domains.put(&further, 100 * TIB);
+        for (name, placement) in placed {
+            let again = super::choose(
+                &Wanted::default(),
+                &name,
+                TIB / 4,
+                &mut domains,
+                Some(&placement),
+            );
+            assert_eq!(again, placement);
+        }
+        let node = wanted(Some(Spread::Node), None, &[]);
+        let full = super::choose(&node, "x", 1, &mut domains, None);
+        assert_eq!(full.spread, Spread::Node);
     }
 
     #[test]

@@ -189,6 +189,7 @@ impl Datasets {
             created_ns: now_ns(),
             placement: None,
             former_placements: Vec::new(),
+            placement_reason: String::new(),
         };
         self.add_snapshot(name, dataset, found).await
     }

@@ -1,14 +1,22 @@
 //! Where datasets are: chosen when one is declared, listed or the cluster changes, and kept with its record.
 //!
 //! A choice is stored before anybody is told of it, and its version grows with each, also from a dataset to the next of the
-//! same name: first versions are the time. A dataset that nothing was ever asked for has none: one copy over all workers.
+//! same name: first versions are the time. A dataset has none until the first worker is there: one copy over all workers.
+//!
+//! A domain that was chosen for a dataset, and not named, is waited for some minutes when all of its workers are gone: a worker that
+//! is started anew finds its datasets where they were. Meanwhile all workers share their blocks.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prost::Message;
-use weir_core::placement::choice::{Domains, Wanted, choose};
-use weir_core::placement::domains::Placement;
+use tokio::time::Instant;
+use weir_core::placement::choice::{Wanted, choose};
+use weir_core::placement::domains::{Placement, Spread};
+use weir_core::placement::reason::reason;
+use weir_core::placement::room::Domains;
 use weir_core::{ClusterMap, DatasetName, DatasetSpec};
 use weir_proto::v1;
 
@@ -22,6 +30,34 @@ use crate::store::Change;
 /// Placements before the one in use that are remembered, and how long workers are told of each.
 const MAX_FORMER: usize = 2;
 const TOLD_FOR: Duration = Duration::from_hours(24);
+/// How long a domain without a worker is waited for that was chosen and not asked for.
+const AWAY_FOR: Duration = Duration::from_mins(10);
+
+/// Datasets of which a domain has no worker, and since when that is known.
+#[derive(Debug, Default)]
+pub(super) struct Away(Mutex<HashMap<String, Instant>>);
+
+impl Away {
+    /// Whether a dataset stays where it is, of which a domain is away now or none is.
+    fn stays(&self, dataset: &str, is_away: bool, now: Instant) -> bool {
+        let mut since = self.0.lock();
+        if !is_away {
+            since.remove(dataset);
+            return false;
+        }
+        let since = since.entry(dataset.to_owned()).or_insert(now);
+        now.saturating_duration_since(*since) < AWAY_FOR
+    }
+
+    /// Forgets a dataset.
+    pub(super) fn forget(&self, dataset: &str) {
+        self.0.lock().remove(dataset);
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.lock().keys().cloned().collect()
+    }
+}
 
 impl Datasets {
     /// The cluster as it is now.
@@ -29,15 +65,36 @@ impl Datasets {
         self.cluster.borrow().clone()
     }
 
+    /// The domains of the cluster as it is now, with what the datasets take of them; of all but the one of a name.
+    pub(super) fn domains(&self, except: Option<&str>) -> Domains {
+        let mut domains = Domains::new(self.cluster());
+        let known = self.known.lock();
+        let others = known.values().filter(|of| Some(of.name.as_str()) != except);
+        for dataset in others {
+            if let Some(placement) = &dataset.placement {
+                domains.put(&of_message(placement), size(dataset));
+            }
+        }
+        domains
+    }
+
     /// Chooses anew for all datasets, since the cluster has changed. Datasets whose choice cannot be stored stay where they are
     /// until it changes again.
     pub(crate) async fn place_all(&self) {
-        let placed = |dataset: &&v1::Dataset| dataset.placement.is_some();
-        let names: Vec<DatasetName> = {
-            let known = self.known.lock();
-            let names = known.values().filter(placed).map(|d| d.name.parse());
-            names.filter_map(Result::ok).collect()
-        };
+        let mut names: Vec<DatasetName> = self.known.lock().keys().cloned().collect();
+        // In one order, so that one master chooses as the next does.
+        names.sort();
+        self.place_these(names).await;
+    }
+
+    /// Chooses anew for datasets whose domains are away, some time after the cluster has changed.
+    pub(crate) async fn place_waiting(&self) {
+        let names = self.away.names().into_iter();
+        let names = names.filter_map(|name| name.parse().ok());
+        self.place_these(names.collect()).await;
+    }
+
+    async fn place_these(&self, names: Vec<DatasetName>) {
         let mut domains = Domains::default();
         for name in names {
             if let Err(error) = self.place_again(&name, &mut domains).await {
@@ -53,14 +110,28 @@ impl Datasets {
         domains: &mut Domains,
     ) -> Result<(), MasterError> {
         let _one_at_a_time = self.saving.lock().await;
-        domains.renew(self.cluster());
-        let Some(mut dataset) = self.known.lock().get(name).cloned() else {
+        if !Arc::ptr_eq(domains.map(), &self.cluster()) {
+            *domains = self.domains(None);
+        }
+        let Some(before) = self.known.lock().get(name).cloned() else {
             return Ok(());
         };
-        let before = dataset.clone();
-        place(&mut dataset, Some(&before), domains)?;
-        if dataset.placement == before.placement {
+        let place_in = |domains: &mut Domains| {
+            let mut dataset = before.clone();
+            place(&mut dataset, Some(&before), domains, &self.away)?;
+            Ok::<_, MasterError>(dataset)
+        };
+        if place_in(domains)?.placement == before.placement {
             return Ok(());
+        }
+        // It is in its own way no more.
+        let bytes = size(&before);
+        if let Some(placement) = &before.placement {
+            domains.remove(&of_message(placement), bytes);
+        }
+        let dataset = place_in(domains)?;
+        if let Some(placement) = &dataset.placement {
+            domains.put(&of_message(placement), bytes);
         }
         let key = format!("{DATASET_KEY}{name}");
         let record = Change::Put(key, dataset.encode_to_vec());
@@ -73,10 +144,43 @@ impl Datasets {
         Ok(())
     }
 
-    /// The placement of a dataset, if anything was ever asked for.
+    /// A dataset that says why it is where it is.
+    pub(crate) fn explained(&self, mut dataset: v1::Dataset) -> v1::Dataset {
+        self.explain_all(std::slice::from_mut(&mut dataset));
+        dataset
+    }
+
+    /// Has datasets say why they are where they are.
+    pub(crate) fn explain_all(&self, datasets: &mut [v1::Dataset]) {
+        let mut domains = self.domains(None);
+        for dataset in datasets {
+            // One of another version's specification is as it is.
+            let wanted = dataset_spec(dataset).map(|spec| spec.placement.unwrap_or_default());
+            let Ok(wanted) = wanted else { continue };
+            let placement = dataset.placement.as_ref().map(of_message);
+            dataset.placement_reason =
+                reason(&wanted, size(dataset), &mut domains, placement.as_ref());
+        }
+    }
+
+    /// Why the datasets of a namespace are where they are, or all of them when it is empty, by name.
+    pub(crate) fn reasons(&self, namespace: &str) -> HashMap<String, String> {
+        let mut datasets = self.all(namespace);
+        self.explain_all(&mut datasets);
+        let said = datasets.into_iter();
+        said.map(|dataset| (dataset.name, dataset.placement_reason))
+            .collect()
+    }
+
+    /// The placement of a dataset, if one was chosen.
     pub(crate) fn placement(&self, name: &str) -> Option<v1::Placement> {
         self.known.lock().get(name)?.placement.clone()
     }
+}
+
+/// Bytes of the newest snapshot.
+fn size(dataset: &v1::Dataset) -> u64 {
+    dataset.snapshots.last().map_or(0, |newest| newest.bytes)
 }
 
 /// Chooses the domains of a dataset that was `before`, and notes where it was if it goes elsewhere.
@@ -84,11 +188,12 @@ pub(super) fn place(
     dataset: &mut v1::Dataset,
     before: Option<&v1::Dataset>,
     domains: &mut Domains,
+    away: &Away,
 ) -> Result<(), MasterError> {
-    let wanted = dataset_spec(dataset)?.placement;
+    let wanted = dataset_spec(dataset)?.placement.unwrap_or_default();
     let previous = before.and_then(|before| before.placement.as_ref());
     let previous = previous.map(of_message);
-    dataset.placement = chosen(wanted.as_ref(), dataset, previous.as_ref(), domains);
+    dataset.placement = chosen(&wanted, dataset, previous, domains, away);
     remember(dataset, before);
     Ok(())
 }
@@ -121,33 +226,33 @@ pub(super) fn recent(former: &[v1::FormerPlacement], now_ns: i64) -> Vec<v1::For
 }
 
 fn chosen(
-    wanted: Option<&Wanted>,
+    wanted: &Wanted,
     dataset: &v1::Dataset,
-    previous: Option<&Placement>,
+    previous: Option<Placement>,
     domains: &mut Domains,
+    away: &Away,
 ) -> Option<v1::Placement> {
-    let is_usual = |placement: &Placement| {
-        let usual = Placement::default();
-        (placement.spread, &placement.pool) == (usual.spread, &usual.pool)
-    };
-    let mut placement = match (wanted, previous) {
-        (None, None) => return None,
-        // What was asked for once is not asked for any more.
-        (None, Some(previous)) if is_usual(previous) => previous.clone(),
-        (None, Some(previous)) => Placement {
-            version: previous.version + 1,
-            ..Placement::default()
-        },
-        (Some(wanted), previous) => {
-            let bytes = dataset.snapshots.last().map_or(0, |newest| newest.bytes);
-            choose(wanted, &dataset.name, bytes, domains, previous)
+    let Some(previous) = previous else {
+        if wanted.is_automatic() && domains.is_empty() {
+            return None; // what suits is not known
         }
+        return Some(to_message(Placement {
+            // In milliseconds, which readers of JSON can hold.
+            version: now_ns().unsigned_abs() / 1_000_000,
+            ..choose(wanted, &dataset.name, size(dataset), domains, None)
+        }));
     };
-    if previous.is_none() {
-        // In milliseconds, which readers of JSON can hold.
-        placement.version = now_ns().unsigned_abs() / 1_000_000;
+    let is_away = wanted.is_automatic()
+        && wanted.may_be(&previous)
+        && previous.spread != Spread::Cluster
+        && !domains.is_empty()
+        && !domains.has_all_of(&previous);
+    if away.stays(&dataset.name, is_away, Instant::now()) {
+        return Some(to_message(previous));
     }
-    Some(to_message(placement))
+    let bytes = size(dataset);
+    let next = choose(wanted, &dataset.name, bytes, domains, Some(&previous));
+    Some(to_message(next))
 }
 
 /// Refuses a placement that the cluster cannot have.

@@ -10,6 +10,14 @@ use crate::system::cluster::{Files, check_all, fill, read_epoch, total};
 
 pub(crate) const CASES: &[Case] = &[
     (
+        "a_small_dataset_is_on_one_node_and_stays_there_while_that_is_started_anew",
+        a_small_dataset_is_on_one_node_and_stays_there_while_that_is_started_anew,
+    ),
+    (
+        "a_dataset_that_was_spread_over_all_moves_to_one_node_without_the_origin",
+        a_dataset_that_was_spread_over_all_moves_to_one_node_without_the_origin,
+    ),
+    (
         "a_dataset_is_held_where_its_placement_says",
         a_dataset_is_held_where_its_placement_says,
     ),
@@ -114,6 +122,83 @@ fn placement(cluster: &Cluster<'_>) -> Value {
     let got = cluster.weir(&["dataset", "get", "set", "-o", "json"]).ok();
     let mut got: Value = serde_json::from_str(&got).unwrap();
     got["placement"].take()
+}
+
+/// The number of the only node that a placement names.
+fn node_of(placement: &Value) -> usize {
+    let domains = placement["domains"].as_array().unwrap();
+    assert_eq!((&placement["spread"], domains.len()), (&"node".into(), 1));
+    let name = domains[0].as_str().unwrap();
+    name.strip_prefix("node-").unwrap().parse().unwrap()
+}
+
+/// Nothing is said of where it is to be.
+fn a_small_dataset_is_on_one_node_and_stays_there_while_that_is_started_anew() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let mut cluster = start(&lab, &ZONES);
+    let (url, origin) = (lab.url(""), lab.origin_flags());
+    let mut create = vec!["dataset", "create", "set", &url];
+    create.extend(origin.iter().map(String::as_str));
+    let shown = cluster.weir(&create).ok();
+    assert!(
+        shown.contains("held by node node-") && shown.contains("a quarter of that node's cache"),
+        "{shown}"
+    );
+    let placed = placement(&cluster);
+    let own = node_of(&placed);
+    let mount = cluster.mount("set", "elsewhere");
+    check_all(&mount, &files);
+    come_to_hold(&cluster, &[own], blocks(&files));
+    assert_eq!(held(&cluster, &[0, 1, 2, 3]), blocks(&files));
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+    assert_eq!(cluster.status()["datasets"][0]["placement"], placed);
+    let located = cluster.weir(&["dataset", "where", "set", "-o", "json"]);
+    let located: Value = serde_json::from_str(&located.ok()).unwrap();
+    assert_eq!(located["placement"], placed);
+    assert!(placed["reason"].as_str().unwrap().contains("quarter"));
+    // One that is to be on a node, which is not named.
+    let on_own_node = |number: &usize| {
+        let name = format!("asked-{number}");
+        let made = cluster.create_dataset_with(&name, &["--spread", "node", "-o", "json"]);
+        let made: Value = serde_json::from_str(&made.ok()).unwrap();
+        node_of(&made["placement"]) == own
+    };
+    let asked = format!("asked-{}", (0..100).find(on_own_node).unwrap());
+    cluster.workers[own].take().unwrap().kill();
+    wait_until("that one goes to another node", SOON, || {
+        let got = cluster.weir(&["dataset", "get", &asked, "-o", "json"]).ok();
+        let got: Value = serde_json::from_str(&got).unwrap();
+        node_of(&got["placement"]) != own
+    });
+    assert_eq!(node_of(&placement(&cluster)), own);
+    read_epoch(&mount, &files);
+    cluster.start_worker(own);
+    cluster.wait_for_workers(4);
+    assert_eq!(placement(&cluster), placed);
+    let before = lab.s3.stats().bytes();
+    read_epoch(&mount, &files);
+    assert_eq!(lab.s3.stats().bytes(), before);
+}
+
+fn a_dataset_that_was_spread_over_all_moves_to_one_node_without_the_origin() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = start(&lab, &ZONES);
+    let shown = cluster.create_dataset_with("set", &[]).ok();
+    assert!(
+        shown.contains("held by all workers (its specification says so)"),
+        "{shown}"
+    );
+    let mount = cluster.mount("set", "elsewhere");
+    check_all(&mount, &files);
+    come_to_hold(&cluster, &[0, 1, 2, 3], blocks(&files));
+    let auto = ["--spread", "auto"];
+    cluster.create_dataset_with("set", &auto).ok();
+    let own = node_of(&placement(&cluster));
+    come_to_hold(&cluster, &[own], blocks(&files)); // nobody reads
+    read_epoch(&mount, &files);
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
 }
 
 fn a_dataset_is_held_where_its_placement_says() {

@@ -52,9 +52,18 @@ fn by_zone() -> Wanted {
 
 /// Places a dataset anew; gives the version and the sorted domains.
 fn placed(dataset: &mut v1::Dataset, cluster: &Arc<ClusterMap>) -> Option<(u64, Vec<String>)> {
+    placed_as(dataset, cluster, &Away::default())
+}
+
+/// The same, with what is known of domains that are away.
+fn placed_as(
+    dataset: &mut v1::Dataset,
+    cluster: &Arc<ClusterMap>,
+    away: &Away,
+) -> Option<(u64, Vec<String>)> {
     let before = dataset.clone();
     let mut domains = Domains::new(cluster.clone());
-    place(dataset, Some(&before), &mut domains).unwrap();
+    place(dataset, Some(&before), &mut domains, away).unwrap();
     let placement = dataset.placement.as_ref()?;
     let mut domains = placement.domains.clone();
     domains.sort();
@@ -62,9 +71,81 @@ fn placed(dataset: &mut v1::Dataset, cluster: &Arc<ClusterMap>) -> Option<(u64, 
 }
 
 #[test]
-fn a_dataset_that_asks_for_nothing_has_no_placement() {
-    let mut plain = dataset(None, 1);
-    assert_eq!(placed(&mut plain, &cluster(&["a", "b"])), None);
+fn a_dataset_that_asks_for_nothing_goes_where_it_fits_once_a_worker_is_there() {
+    let mut plain = dataset(None, TIB / 4);
+    let nobody = Arc::new(ClusterMap::default());
+    assert_eq!(placed(&mut plain, &nobody), None);
+    assert!(plain.former_placements.is_empty());
+    let three = cluster(&["a", "b", "a"]);
+    let (version, domains) = placed(&mut plain, &three).unwrap();
+    assert!(
+        version > 1 << 40,
+        "the first version is the time: {version}"
+    );
+    assert!(
+        domains.len() == 1 && domains[0].starts_with('n'),
+        "{domains:?}"
+    );
+    // What it has in the cluster from before is asked for where it was.
+    let former = plain.former_placements[0].placement.clone().unwrap();
+    assert_eq!(of_message(&former).spread, Spread::Cluster);
+    assert_eq!(placed(&mut plain, &three), Some((version, domains.clone())));
+    // With the workers away that is so, too.
+    assert_eq!(placed(&mut plain, &nobody), Some((version, domains)));
+    let mut large = dataset(None, 2 * TIB);
+    assert_eq!(placed(&mut large, &three).unwrap().1, [""]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_domain_that_was_chosen_is_waited_for_and_one_that_is_cordoned_is_not() {
+    let (all, away) = (cluster(&["a", "b", "a"]), Away::default());
+    let without = |name: &str, weight: Option<u64>| {
+        let workers = all.workers().iter().filter_map(|worker| {
+            let mut worker = worker.clone();
+            if worker.node.as_str() == name {
+                worker.weight = weight?;
+            }
+            Some(worker)
+        });
+        let workers = workers.collect();
+        Arc::new(ClusterMap::new(2, all.hashing(), workers))
+    };
+    let mut set = dataset(None, 1);
+    let first = placed_as(&mut set, &all, &away).unwrap();
+    let gone = without(&first.1[0], None);
+    for _ in 0..2 {
+        assert_eq!(placed_as(&mut set, &gone, &away).unwrap(), first);
+        tokio::time::advance(AWAY_FOR * 9 / 10).await;
+        assert_eq!(placed_as(&mut set, &gone, &away).unwrap(), first);
+        assert_eq!(away.names(), ["set"]);
+        // It comes back, and goes again.
+        assert_eq!(placed_as(&mut set, &all, &away).unwrap(), first);
+        assert!(away.names().is_empty());
+    }
+    assert_eq!(placed_as(&mut set, &gone, &away).unwrap(), first);
+    tokio::time::advance(AWAY_FOR).await;
+    let second = placed_as(&mut set, &gone, &away).unwrap();
+    assert_eq!(second.0, first.0 + 1);
+    assert_ne!(second.1, first.1);
+    assert_eq!(
+        placed_as(&mut set, &all, &away).unwrap(),
+        second,
+        "it stays"
+    );
+    let cordoned = without(&second.1[0], Some(0));
+    let third = placed_as(&mut set, &cordoned, &away).unwrap();
+    assert_ne!(third.1, second.1);
+    // What was asked for is not waited for.
+    let mut asked = dataset(
+        Some(Wanted {
+            spread: Some(Spread::Node),
+            ..Wanted::default()
+        }),
+        1,
+    );
+    let first = placed_as(&mut asked, &all, &away).unwrap();
+    let gone = without(&first.1[0], None);
+    assert_ne!(placed_as(&mut asked, &gone, &away).unwrap().1, first.1);
 }
 
 #[test]
