@@ -8,8 +8,8 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use weir_core::ClusterMap;
 use weir_core::placement::domains::Placement;
+use weir_core::{ClusterMap, Location, NodeName, PlaceName};
 use weir_proto::v1;
 use weir_proto::v1::master_client::MasterClient;
 use weir_worker::Doubtful;
@@ -72,7 +72,11 @@ pub fn fetch<'a>(
     dataset: &'a str,
 ) -> BoxFuture<'a, Result<(ClusterMap, Placement), tonic::Status>> {
     async move {
-        let mut reply = ask(master, dataset, 0, 0).await?;
+        let question = v1::GetClusterMapRequest {
+            dataset: dataset.to_owned(),
+            ..v1::GetClusterMapRequest::default()
+        };
+        let mut reply = ask(master, question).await?;
         let map = new_map(reply.map.take(), reply.map_version, 0)?;
         Ok((map.unwrap_or_default(), placement(reply.placement.take())))
     }
@@ -81,15 +85,9 @@ pub fn fetch<'a>(
 
 async fn ask(
     master: &mut MasterClient<Channel>,
-    dataset: &str,
-    doubtful_seen: u64,
-    known_map: u64,
+    question: v1::GetClusterMapRequest,
 ) -> Result<v1::GetClusterMapReply, tonic::Status> {
-    let mut request = tonic::Request::new(v1::GetClusterMapRequest {
-        doubtful_seen,
-        dataset: dataset.to_owned(),
-        known_map,
-    });
+    let mut request = tonic::Request::new(question);
     request.set_timeout(DEADLINE);
     Ok(master.get_cluster_map(request).await?.into_inner())
 }
@@ -98,11 +96,16 @@ async fn ask(
 /// known, which becomes its own.
 async fn fetch_all(
     master: &mut MasterClient<Channel>,
-    dataset: &str,
+    question: v1::GetClusterMapRequest,
     doubts: &mut Doubts,
     known_map: &mut u64,
 ) -> Result<(Option<ClusterMap>, Placement), tonic::Status> {
-    let mut reply = ask(master, dataset, doubts.seen, *known_map).await?;
+    let question = v1::GetClusterMapRequest {
+        doubtful_seen: doubts.seen,
+        known_map: *known_map,
+        ..question
+    };
+    let mut reply = ask(master, question).await?;
     let map = new_map(reply.map.take(), reply.map_version, *known_map);
     *known_map = if map.is_ok() { reply.map_version } else { 0 };
     let placement = placement(reply.placement.take());
@@ -118,6 +121,25 @@ pub struct Seen {
     pub dataset: String,
     /// Which workers hold it.
     pub placement: watch::Sender<Arc<Placement>>,
+    /// The machine that this process runs on.
+    pub node: NodeName,
+    /// Where that stands, as far as this process was told.
+    pub at: Location,
+}
+
+impl Seen {
+    /// What the master is asked and told, when so many bytes were read since it was last.
+    fn question(&self, read_bytes: u64) -> v1::GetClusterMapRequest {
+        let name = |place: &Option<PlaceName>| place.as_ref().map(ToString::to_string);
+        v1::GetClusterMapRequest {
+            dataset: self.dataset.clone(),
+            node: self.node.to_string(),
+            zone: name(&self.at.zone).unwrap_or_default(),
+            group: name(&self.at.group).unwrap_or_default(),
+            read_bytes,
+            ..v1::GetClusterMapRequest::default()
+        }
+    }
 }
 
 /// Keeps what is `seen` fresh until `stop`; `refresh_now` makes it ask the master at once.
@@ -131,9 +153,13 @@ pub fn follow(
 ) -> BoxFuture<'static, ()> {
     async move {
         let mut known_map = 0;
+        let mut told_bytes = 0;
         loop {
-            let fetched = fetch_all(&mut master, &seen.dataset, &mut doubts, &mut known_map);
+            let read_bytes = metrics.bytes_read(&seen.dataset);
+            let question = seen.question(read_bytes.saturating_sub(told_bytes));
+            let fetched = fetch_all(&mut master, question, &mut doubts, &mut known_map);
             if let Ok((map, placement)) = fetched.await {
+                told_bytes = read_bytes;
                 // The placement may need workers that the map has just got.
                 if let Some(map) = map {
                     metrics.map_epoch.set(map.epoch() as i64);

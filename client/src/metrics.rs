@@ -195,6 +195,15 @@ impl ClientMetrics {
         Arc::new(metrics)
     }
 
+    /// Bytes that were read of a dataset, wherever they came from; none of what the kernel had.
+    pub(crate) fn bytes_read(&self, dataset: &str) -> u64 {
+        let Ok(name) = dataset.parse::<DatasetName>() else {
+            return 0;
+        };
+        let counters = self.dataset(&name);
+        counters.bytes.iter().map(Counter::get).sum()
+    }
+
     /// The counters of one dataset, to be got once.
     pub(crate) fn dataset(&self, name: &DatasetName) -> DatasetCounters {
         let (namespace, dataset) = (name.namespace(), name.name());

@@ -10,6 +10,7 @@
 pub mod choice;
 pub mod domains;
 pub mod places;
+pub mod readers;
 pub mod reason;
 pub mod room;
 mod scored;

@@ -26,6 +26,7 @@ use crate::credentials::Credentials;
 use crate::error::MasterError;
 use crate::manifests::Manifests;
 use crate::metrics::{DatasetLabel, MasterMetrics};
+use crate::readers::ReaderTable;
 use crate::records::{Records, decode, now_ns};
 use crate::store::Change;
 use listing::Found;
@@ -55,6 +56,7 @@ pub(crate) struct Datasets {
     cluster: watch::Receiver<Arc<ClusterMap>>,
     /// Those of which a domain is away.
     away: placing::Away,
+    readers: ReaderTable,
     /// Grows with each change of `known`, also from one master to the next.
     version: AtomicU64,
     /// One listing of a dataset at a time.
@@ -120,6 +122,7 @@ impl Datasets {
             saving: tokio::sync::Mutex::default(),
             cluster,
             away: placing::Away::default(),
+            readers: ReaderTable::new(),
             version: AtomicU64::new(now_ns().unsigned_abs()),
             listings: Mutex::default(),
             long_listings: Arc::new(Semaphore::new(MAX_LONG)),
@@ -474,7 +477,13 @@ impl Datasets {
         let _one_at_a_time = self.saving.lock().await;
         let before = self.known.lock().get(name).cloned();
         let mut domains = self.domains(Some(name.as_str()));
-        placing::place(dataset, before.as_ref(), &mut domains, &self.away)?;
+        placing::place(
+            dataset,
+            before.as_ref(),
+            &mut domains,
+            &self.away,
+            &self.readers,
+        )?;
         let mut changes = vec![Change::Put(
             format!("{DATASET_KEY}{name}"),
             dataset.encode_to_vec(),

@@ -27,8 +27,8 @@ const MAX_MISSING: usize = 1000;
 /// are started together come one after the other, and the first one must not get everything.
 const STILL: Duration = Duration::from_secs(3);
 const STILL_DEADLINE: Duration = Duration::from_secs(30);
-/// Time between two looks at datasets that wait for workers to come back.
-const PLACE_INTERVAL: Duration = Duration::from_secs(15);
+/// Time between two looks at datasets that wait for workers to come back, or are read.
+const PLACE_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Master {
     /// Takes in a heartbeat and tells the worker what it must know.
@@ -167,7 +167,7 @@ impl Master {
                     if has_changed {
                         datasets.place_all().await;
                     } else {
-                        datasets.place_waiting().await;
+                        datasets.place_some().await;
                     }
                 }
                 let changed = timeout(PLACE_INTERVAL, cluster.changed()).await;

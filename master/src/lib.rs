@@ -23,6 +23,7 @@ mod master;
 mod members;
 mod metrics;
 mod placements;
+mod readers;
 mod records;
 mod service;
 pub mod store;

@@ -310,6 +310,7 @@ impl MasterApi for Service {
         request: Request<v1::GetClusterMapRequest>,
     ) -> Result<Response<v1::GetClusterMapReply>, Status> {
         let request = request.into_inner();
+        self.master.datasets.note_reader(&request);
         let (map_version, map) = self.master.map_unless(request.known_map);
         let mut reply = v1::GetClusterMapReply {
             map,

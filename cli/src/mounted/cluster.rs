@@ -109,6 +109,8 @@ pub(super) async fn prepare(
         map,
         dataset: name.to_string(),
         placement,
+        node: config.node.clone(),
+        at: config.location.clone(),
     };
     let source = ClusterSource::new(Arc::new(cluster), name);
     let source = AnySource::Cluster(source);

@@ -12,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::domains::{MAX_DOMAINS, Placement, Spread, domains_of};
+use super::readers::{Readers, add_copies};
 use super::room::{Domain, Domains};
 use super::seats::{mix, unit};
 use super::{ClusterMap, seed};
@@ -121,6 +122,11 @@ impl Wanted {
     /// Whether the spread is the master's to choose.
     pub fn is_automatic(&self) -> bool {
         self.spread.is_none()
+    }
+
+    /// Whether copies are added for readers.
+    pub fn may_have_more(&self) -> bool {
+        self.is_automatic() && self.copies.is_none() && self.within.is_empty()
     }
 
     /// Whether a placement can have been chosen by this.
@@ -248,7 +254,7 @@ impl Wanted {
 }
 
 /// The domains of a dataset of so many bytes, the first one first. `dataset` tells it from others, and `previous` is what was chosen
-/// last.
+/// last, and `readers` who reads it.
 ///
 /// Named domains are taken in their order, also those without a worker now. Others are taken by weighted rendezvous among
 /// those that are large enough, then among the rest. A dataset that asks for a spread that no worker has (zones in a cluster
@@ -260,6 +266,7 @@ pub fn choose(
     bytes: u64,
     cluster: &mut Domains,
     previous: Option<&Placement>,
+    readers: &Readers,
 ) -> Placement {
     if let Some(previous) = previous
         && cluster.is_empty()
@@ -270,8 +277,19 @@ pub fn choose(
     let spread = wanted
         .spread
         .unwrap_or_else(|| narrowest(wanted, bytes, cluster, previous));
-    let domains = chosen(wanted, spread, dataset, bytes, cluster, previous);
+    let mut domains = chosen(wanted, spread, dataset, bytes, cluster, previous);
     let pool = wanted.pool();
+    if wanted.may_have_more() && !domains.is_empty() {
+        let of = (spread, pool.as_ref());
+        add_copies(
+            &mut domains,
+            (dataset, bytes),
+            of,
+            cluster,
+            previous,
+            readers,
+        );
+    }
     let (spread, domains) = if domains.is_empty() {
         (Spread::Cluster, vec![String::new()])
     } else {
@@ -416,7 +434,14 @@ mod tests {
         previous: Option<&Placement>,
     ) -> Placement {
         let mut domains = Domains::new(Arc::new(map.clone()));
-        super::choose(wanted, dataset, bytes, &mut domains, previous)
+        super::choose(
+            wanted,
+            dataset,
+            bytes,
+            &mut domains,
+            previous,
+            &Readers::default(),
+        )
     }
 
     fn wanted(spread: Option<Spread>, copies: Option<usize>, within: &[&str]) -> Wanted {
@@ -456,11 +481,12 @@ mod tests {
         let (two, one) = (Arc::new(map(&[TIB; 4])), Arc::new(map(&[TIB])));
         let mut domains = Domains::new(two.clone());
         let by_zone = wanted(Some(Spread::Zone), Some(2), &[]);
+        let nobody = Readers::default();
         let mut count = |map: &Arc<ClusterMap>, wanted: &Wanted| {
             if !Arc::ptr_eq(domains.map(), map) {
                 domains = Domains::new(map.clone());
             }
-            let chosen = super::choose(wanted, "set", 1, &mut domains, None);
+            let chosen = super::choose(wanted, "set", 1, &mut domains, None, &nobody);
             (chosen.spread, chosen.domains.len())
         };
         let in_pool = Wanted {
@@ -479,34 +505,29 @@ mod tests {
     fn datasets_go_where_they_fit_beside_the_others_and_stay() {
         let map = Arc::new(map(&[TIB; 16]));
         let mut domains = Domains::new(map.clone());
+        let (auto, nobody) = (Wanted::default(), Readers::default());
         let mut placed = Vec::new();
         let mut on_node = std::collections::BTreeMap::<_, u32>::new();
         for number in 0..64 {
             let name = format!("set-{number}");
-            let auto = Wanted::default();
-            let placement = super::choose(&auto, &name, TIB / 4, &mut domains, None);
+            let placement = super::choose(&auto, &name, TIB / 4, &mut domains, None, &nobody);
             domains.put(&placement, TIB / 4);
             assert_eq!(placement.spread, Spread::Node, "{number}");
             *on_node.entry(placement.domains[0].clone()).or_default() += 1;
             placed.push((name, placement));
         }
         assert!(on_node.values().all(|count| *count == 4), "{on_node:?}");
-        let further = super::choose(&Wanted::default(), "x", TIB / 8, &mut domains, None);
+        let further = super::choose(&auto, "x", TIB / 8, &mut domains, None, &nobody);
         assert_eq!(further.spread, Spread::Cluster);
         // Who is there stays, however full it is; also where one copy on a node was asked for.
         domains.put(&further, 100 * TIB);
         for (name, placement) in placed {
-            let again = super::choose(
-                &Wanted::default(),
-                &name,
-                TIB / 4,
-                &mut domains,
-                Some(&placement),
-            );
+            let before = Some(&placement);
+            let again = super::choose(&auto, &name, TIB / 4, &mut domains, before, &nobody);
             assert_eq!(again, placement);
         }
         let node = wanted(Some(Spread::Node), None, &[]);
-        let full = super::choose(&node, "x", 1, &mut domains, None);
+        let full = super::choose(&node, "x", 1, &mut domains, None, &nobody);
         assert_eq!(full.spread, Spread::Node);
     }
 

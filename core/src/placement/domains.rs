@@ -25,6 +25,8 @@ use crate::id::{NodeName, PlaceName, WorkerId};
 const HASHED_GROUPS: u64 = 64;
 /// Most domains that a placement names.
 pub const MAX_DOMAINS: usize = 64;
+/// Workers of other pools that are passed over at most in the search of one to be asked when the owners are not.
+const PASSED_OVER: usize = 16;
 
 /// How far one copy of a dataset is spread.
 #[derive(
@@ -148,6 +150,7 @@ pub fn domains_of(
 pub struct Owners {
     map: Arc<ClusterMap>,
     version: u64,
+    pool: Option<PlaceName>,
     /// The domains that have workers.
     copies: Vec<Copied>,
 }
@@ -177,6 +180,7 @@ impl Owners {
         Self {
             map,
             version: placement.version,
+            pool: placement.pool.clone(),
             copies: if nowhere { vec![Copied::All] } else { copies },
         }
     }
@@ -228,6 +232,12 @@ impl Owners {
         owners.flatten()
     }
 
+    /// Whether a worker is among the first `most` in the hash order of any copy: readers may ask it for a block.
+    pub fn may_be_asked(&self, id: &WorkerId, block: &BlockKey, most: usize) -> bool {
+        let mut orders = self.copies.iter().map(|copy| self.order(copy, block, most));
+        orders.any(|order| order.iter().any(|worker| worker.id == *id))
+    }
+
     /// The owner in the first domain that has workers.
     pub fn filler(&self, block: &BlockKey) -> Option<&WorkerInfo> {
         self.order(self.copies.first()?, block, 1).pop()
@@ -235,7 +245,32 @@ impl Owners {
 
     /// Whom a reader asks for a block, at most `most`: the owner of the nearest copy, those of the next nearest ones, then the
     /// next workers in the hash order of each domain in the same order. Of equally near ones each reader's node has its own first.
+    /// If these are not as many, the next ones in the hash order of the map follow, of the placement's pool: so a block has somebody
+    /// to fetch it once for all readers, also when the only worker of its domain says nothing.
     pub fn for_reader(
+        &self,
+        block: &BlockKey,
+        node: &NodeName,
+        at: &Location,
+        most: usize,
+    ) -> Vec<&WorkerInfo> {
+        let mut asked = self.of_copies(block, node, at, most);
+        let more = most.saturating_sub(asked.len());
+        if more == 0 || matches!(self.copies[..], [] | [Copied::All]) {
+            return asked;
+        }
+        let order = self.map.owners(block, asked.len() + more + PASSED_OVER);
+        let others = order.into_iter().filter(|worker| {
+            worker.weight > 0
+                && is_in(worker, self.pool.as_ref())
+                && asked.iter().all(|known| known.id != worker.id)
+        });
+        let others: Vec<_> = others.take(more).collect();
+        asked.extend(others);
+        asked
+    }
+
+    fn of_copies(
         &self,
         block: &BlockKey,
         node: &NodeName,
@@ -418,6 +453,38 @@ pub(super) mod tests {
             let owner = owners.of(&key(number)).nth(1).unwrap();
             let first = owners.for_reader(&key(number), &owner.node, &Location::default(), 1);
             assert_eq!(first, [owner]);
+        }
+    }
+
+    #[test]
+    fn a_domain_of_one_worker_has_others_that_are_asked_in_its_place() {
+        let mut workers = three_zones(30);
+        let pool = |name: &str| Some(name.parse().unwrap());
+        for (number, worker) in workers.iter_mut().enumerate() {
+            worker.location.pool = pool(["gpu", "cpu"][number % 2]);
+        }
+        let map = map(workers);
+        let node = map.workers()[0].node.clone();
+        let mut placement = placement(Spread::Node, &[node.as_str()]);
+        let elsewhere = |owners: &Owners, number| -> Vec<String> {
+            let (reader, at) = ("elsewhere".parse().unwrap(), Location::default());
+            let asked = owners.for_reader(&key(number), &reader, &at, 3);
+            names(asked).into_iter().map(str::to_owned).collect()
+        };
+        let any = Owners::new(map.clone(), &placement);
+        placement.pool.clone_from(&map.workers()[0].location.pool);
+        let in_pool = Owners::new(map.clone(), &placement);
+        for number in 0..200 {
+            let asked = elsewhere(&any, number);
+            assert_eq!(asked[0], map.workers()[0].id.as_str());
+            let mut by_map = names(map.owners(&key(number), 3));
+            by_map.retain(|name| *name != asked[0]);
+            assert_eq!(asked[1..], by_map[..2]);
+            let asked = elsewhere(&in_pool, number);
+            let is_in = |id: &String| {
+                map.worker(&id.parse().unwrap()).unwrap().location.pool == placement.pool
+            };
+            assert!(asked.len() == 3 && asked.iter().all(is_in), "{asked:?}");
         }
     }
 

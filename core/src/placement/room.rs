@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::ClusterMap;
 use super::domains::{Placement, Spread, places_by};
+use super::{ClusterMap, WorkerInfo};
 use crate::id::PlaceName;
 
 /// A domain of one map.
@@ -38,6 +38,7 @@ pub struct Domains {
 pub(super) struct Of<'a> {
     pub(super) domains: &'a BTreeMap<String, Domain>,
     taken: &'a [i128],
+    map: &'a ClusterMap,
 }
 
 impl Of<'_> {
@@ -46,6 +47,15 @@ impl Of<'_> {
         let taken = domain.workers.iter().map(|place| self.taken[*place]);
         let taken = taken.fold(0_i128, i128::saturating_add);
         taken.saturating_add(bytes.into()) <= domain.capacity.into()
+    }
+}
+
+impl<'a> Of<'a> {
+    /// The workers of a domain.
+    pub(super) fn workers(&self, domain: &Domain) -> impl Iterator<Item = &'a WorkerInfo> {
+        let map = self.map;
+        let places = domain.workers.iter();
+        places.map(|place| &map.workers()[*place])
     }
 }
 
@@ -90,6 +100,7 @@ impl Domains {
         Of {
             domains: &self.known[&by],
             taken: &self.taken,
+            map: &self.map,
         }
     }
 
@@ -139,7 +150,7 @@ impl Domains {
 mod tests {
     use super::super::domains::tests::worker;
     use super::*;
-    use crate::placement::{Hashing, WorkerInfo};
+    use crate::placement::Hashing;
 
     const TIB: u64 = 1 << 40;
 

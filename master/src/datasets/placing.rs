@@ -6,7 +6,7 @@
 //! A domain that was chosen for a dataset, and not named, is waited for some minutes when all of its workers are gone: a worker that
 //! is started anew finds its datasets where they were. Meanwhile all workers share their blocks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +15,17 @@ use prost::Message;
 use tokio::time::Instant;
 use weir_core::placement::choice::{Wanted, choose};
 use weir_core::placement::domains::{Placement, Spread};
+use weir_core::placement::readers::Readers;
 use weir_core::placement::reason::reason;
 use weir_core::placement::room::Domains;
-use weir_core::{ClusterMap, DatasetName, DatasetSpec};
+use weir_core::{ClusterMap, DatasetName, DatasetSpec, Location};
 use weir_proto::v1;
 
 use super::spec::dataset_spec;
 use super::{DATASET_KEY, Datasets};
 use crate::error::MasterError;
 use crate::placements::{of_message, to_message};
+use crate::readers::ReaderTable;
 use crate::records::now_ns;
 use crate::store::Change;
 
@@ -87,42 +89,73 @@ impl Datasets {
         self.place_these(names).await;
     }
 
-    /// Chooses anew for datasets whose domains are away, some time after the cluster has changed.
-    pub(crate) async fn place_waiting(&self) {
-        let names = self.away.names().into_iter();
-        let names = names.filter_map(|name| name.parse().ok());
+    /// Chooses anew for datasets whose choice may be another one though the cluster has not changed: their domains are away, they
+    /// are read, or have copies for readers.
+    pub(crate) async fn place_some(&self) {
+        let mut names: BTreeSet<String> = self.away.names().into_iter().collect();
+        names.extend(self.readers.datasets());
+        {
+            let known = self.known.lock();
+            let has_copies = |dataset: &&v1::Dataset| {
+                let placement = dataset.placement.as_ref();
+                placement.is_some_and(|placement| placement.domains.len() > 1)
+            };
+            names.extend(known.values().filter(has_copies).map(|of| of.name.clone()));
+        }
+        let names = names.iter().filter_map(|name| name.parse().ok());
         self.place_these(names.collect()).await;
+    }
+
+    /// Notes what a mount says of its reads.
+    pub(crate) fn note_reader(&self, asked: &v1::GetClusterMapRequest) {
+        if asked.read_bytes == 0 || !self.contains(&asked.dataset) {
+            return;
+        }
+        // A name that is none comes from no mount of ours.
+        let at = Location::of_names(&asked.zone, &asked.group);
+        if let (Ok(node), Ok(at)) = (asked.node.parse(), at) {
+            self.readers.note(&asked.dataset, node, at);
+        }
     }
 
     async fn place_these(&self, names: Vec<DatasetName>) {
         let mut domains = Domains::default();
+        let mut moved = Vec::new();
         for name in names {
-            if let Err(error) = self.place_again(&name, &mut domains).await {
-                tracing::error!(dataset = %name, "it stays where it is: {error}");
+            match self.place_again(&name, &mut domains).await {
+                Ok(false) => {}
+                Ok(true) => moved.push(name),
+                Err(error) => tracing::error!(dataset = %name, "it stays where it is: {error}"),
             }
+        }
+        if let Some(first) = moved.first() {
+            let datasets = moved.len();
+            tracing::info!(datasets, %first, "datasets have another placement than before");
         }
     }
 
-    /// Chooses anew for a dataset, by the cluster as it is now, whose domains are kept for the next one.
+    /// Chooses anew for a dataset, by the cluster as it is now, whose domains are kept for the next one. Gives whether another
+    /// placement was chosen.
     pub(crate) async fn place_again(
         &self,
         name: &DatasetName,
         domains: &mut Domains,
-    ) -> Result<(), MasterError> {
+    ) -> Result<bool, MasterError> {
         let _one_at_a_time = self.saving.lock().await;
         if !Arc::ptr_eq(domains.map(), &self.cluster()) {
             *domains = self.domains(None);
         }
         let Some(before) = self.known.lock().get(name).cloned() else {
-            return Ok(());
+            return Ok(false);
         };
         let place_in = |domains: &mut Domains| {
             let mut dataset = before.clone();
-            place(&mut dataset, Some(&before), domains, &self.away)?;
+            let (away, readers) = (&self.away, &self.readers);
+            place(&mut dataset, Some(&before), domains, away, readers)?;
             Ok::<_, MasterError>(dataset)
         };
         if place_in(domains)?.placement == before.placement {
-            return Ok(());
+            return Ok(false);
         }
         // It is in its own way no more.
         let bytes = size(&before);
@@ -141,7 +174,7 @@ impl Datasets {
             known.former_placements = dataset.former_placements;
         }
         self.changed();
-        Ok(())
+        Ok(true)
     }
 
     /// A dataset that says why it is where it is.
@@ -189,11 +222,12 @@ pub(super) fn place(
     before: Option<&v1::Dataset>,
     domains: &mut Domains,
     away: &Away,
+    readers: &ReaderTable,
 ) -> Result<(), MasterError> {
     let wanted = dataset_spec(dataset)?.placement.unwrap_or_default();
     let previous = before.and_then(|before| before.placement.as_ref());
     let previous = previous.map(of_message);
-    dataset.placement = chosen(&wanted, dataset, previous, domains, away);
+    dataset.placement = chosen(&wanted, dataset, previous, domains, (away, readers));
     remember(dataset, before);
     Ok(())
 }
@@ -205,7 +239,10 @@ fn remember(dataset: &mut v1::Dataset, before: Option<&v1::Dataset>) {
         return;
     };
     let mut former = before.former_placements.clone();
-    if dataset.placement != before.placement && !before.snapshots.is_empty() {
+    if dataset.placement != before.placement
+        && !before.snapshots.is_empty()
+        && !is_told_by(before.placement.as_ref(), dataset.placement.as_ref())
+    {
         let replaced = v1::FormerPlacement {
             // Without one it was spread over the cluster.
             placement: Some(before.placement.clone().unwrap_or_default()),
@@ -215,6 +252,16 @@ fn remember(dataset: &mut v1::Dataset, before: Option<&v1::Dataset>) {
         former.truncate(MAX_FORMER);
     }
     dataset.former_placements = former;
+}
+
+/// Whether a placement differs from the one before by copies alone that came or went, all of which were made of the first one: the one
+/// before tells nothing more of where the dataset may be, and remembering it would have one forgotten that does.
+fn is_told_by(before: Option<&v1::Placement>, after: Option<&v1::Placement>) -> bool {
+    let (Some(before), Some(after)) = (before, after) else {
+        return false;
+    };
+    (before.spread, &before.pool) == (after.spread, &after.pool)
+        && before.domains.first() == after.domains.first()
 }
 
 /// Those that were replaced a while ago at most.
@@ -230,8 +277,14 @@ fn chosen(
     dataset: &v1::Dataset,
     previous: Option<Placement>,
     domains: &mut Domains,
-    away: &Away,
+    (away, readers): (&Away, &ReaderTable),
 ) -> Option<v1::Placement> {
+    let (name, bytes) = (dataset.name.as_str(), size(dataset));
+    let readers = if wanted.may_have_more() {
+        readers.of(name, domains.map())
+    } else {
+        Readers::default()
+    };
     let Some(previous) = previous else {
         if wanted.is_automatic() && domains.is_empty() {
             return None; // what suits is not known
@@ -239,7 +292,7 @@ fn chosen(
         return Some(to_message(Placement {
             // In milliseconds, which readers of JSON can hold.
             version: now_ns().unsigned_abs() / 1_000_000,
-            ..choose(wanted, &dataset.name, size(dataset), domains, None)
+            ..choose(wanted, name, bytes, domains, None, &readers)
         }));
     };
     let is_away = wanted.is_automatic()
@@ -247,11 +300,10 @@ fn chosen(
         && previous.spread != Spread::Cluster
         && !domains.is_empty()
         && !domains.has_all_of(&previous);
-    if away.stays(&dataset.name, is_away, Instant::now()) {
+    if away.stays(name, is_away, Instant::now()) {
         return Some(to_message(previous));
     }
-    let bytes = size(dataset);
-    let next = choose(wanted, &dataset.name, bytes, domains, Some(&previous));
+    let next = choose(wanted, name, bytes, domains, Some(&previous), &readers);
     Some(to_message(next))
 }
 

@@ -152,6 +152,8 @@ async fn read(number: usize, views: Views) -> turmoil::Result {
         map,
         dataset: String::new(),
         placement: watch::Sender::new(Arc::default()),
+        node: reader(number).parse()?,
+        at: Location::default(),
     };
     let doubts = Doubts {
         seen: 0,

@@ -14,6 +14,10 @@ pub(crate) const CASES: &[Case] = &[
         a_small_dataset_is_on_one_node_and_stays_there_while_that_is_started_anew,
     ),
     (
+        "a_copy_is_made_where_readers_are_without_the_origin",
+        a_copy_is_made_where_readers_are_without_the_origin,
+    ),
+    (
         "a_dataset_that_was_spread_over_all_moves_to_one_node_without_the_origin",
         a_dataset_that_was_spread_over_all_moves_to_one_node_without_the_origin,
     ),
@@ -127,7 +131,8 @@ fn placement(cluster: &Cluster<'_>) -> Value {
 /// The number of the only node that a placement names.
 fn node_of(placement: &Value) -> usize {
     let domains = placement["domains"].as_array().unwrap();
-    assert_eq!((&placement["spread"], domains.len()), (&"node".into(), 1));
+    assert_eq!(placement["spread"], "node");
+    assert_eq!(domains.len(), 1);
     let name = domains[0].as_str().unwrap();
     name.strip_prefix("node-").unwrap().parse().unwrap()
 }
@@ -179,6 +184,38 @@ fn a_small_dataset_is_on_one_node_and_stays_there_while_that_is_started_anew() {
     let before = lab.s3.stats().bytes();
     read_epoch(&mount, &files);
     assert_eq!(lab.s3.stats().bytes(), before);
+}
+
+/// A mount reads on the node of a worker that does not hold the dataset.
+fn a_copy_is_made_where_readers_are_without_the_origin() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = start(&lab, &ZONES);
+    let auto = ["--spread", "auto"];
+    cluster.create_dataset_with("set", &auto).ok();
+    let first = node_of(&placement(&cluster));
+    let near = (0..4).find(|number| *number != first).unwrap();
+    let node = format!("node-{near}");
+    let mount = cluster.mount("set", &node);
+    let names = || placement(&cluster)["domains"].clone();
+    let both = serde_json::json!([format!("node-{first}"), node]);
+    wait_until("a copy is to be near the reader", 4 * SOON, || {
+        read_epoch(&mount, &files);
+        names() == both
+    });
+    let reason = placement(&cluster)["reason"].as_str().unwrap().to_owned();
+    assert!(
+        reason.contains("one copy more is where its readers are"),
+        "{reason}"
+    );
+    come_to_hold(&cluster, &[near], blocks(&files));
+    read_epoch(&mount, &files);
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+    let status = cluster.weir(&["status"]).ok();
+    assert!(
+        status.contains(&format!("node node-{first}, {node}")),
+        "{status}"
+    );
 }
 
 fn a_dataset_that_was_spread_over_all_moves_to_one_node_without_the_origin() {

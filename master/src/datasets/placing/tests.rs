@@ -61,9 +61,19 @@ fn placed_as(
     cluster: &Arc<ClusterMap>,
     away: &Away,
 ) -> Option<(u64, Vec<String>)> {
+    placed_for(dataset, cluster, away, &ReaderTable::new())
+}
+
+/// The same, with its readers.
+fn placed_for(
+    dataset: &mut v1::Dataset,
+    cluster: &Arc<ClusterMap>,
+    away: &Away,
+    readers: &ReaderTable,
+) -> Option<(u64, Vec<String>)> {
     let before = dataset.clone();
     let mut domains = Domains::new(cluster.clone());
-    place(dataset, Some(&before), &mut domains, away).unwrap();
+    place(dataset, Some(&before), &mut domains, away, readers).unwrap();
     let placement = dataset.placement.as_ref()?;
     let mut domains = placement.domains.clone();
     domains.sort();
@@ -94,6 +104,36 @@ fn a_dataset_that_asks_for_nothing_goes_where_it_fits_once_a_worker_is_there() {
     assert_eq!(placed(&mut plain, &nobody), Some((version, domains)));
     let mut large = dataset(None, 2 * TIB);
     assert_eq!(placed(&mut large, &three).unwrap().1, [""]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_comes_and_goes_with_the_readers_and_what_was_before_is_not_forgotten() {
+    let (all, away, readers) = (
+        cluster(&["a", "b", "a"]),
+        Away::default(),
+        ReaderTable::new(),
+    );
+    let mut set = dataset(None, 1);
+    let now = |set: &mut v1::Dataset| placed_for(set, &all, &away, &readers).unwrap();
+    let first = now(&mut set);
+    let other = (0..3).map(|number| format!("n{number}"));
+    let other = other.into_iter().find(|node| *node != first.1[0]).unwrap();
+    for _ in 0..20 {
+        readers.note("set", other.parse().unwrap(), Location::default());
+        tokio::time::advance(Duration::from_secs(2)).await;
+    }
+    let second = now(&mut set);
+    assert_eq!((second.0, second.1.len()), (first.0 + 1, 2));
+    assert!(second.1.contains(&other));
+    tokio::time::advance(Duration::from_mins(9)).await;
+    assert_eq!(now(&mut set), second);
+    tokio::time::advance(Duration::from_mins(1)).await;
+    let third = now(&mut set);
+    assert_eq!(third, (first.0 + 2, first.1));
+    // Before all that it was spread over the cluster.
+    let former: Vec<_> = set.former_placements.iter().collect();
+    assert_eq!(former.len(), 1);
+    assert_eq!(former[0].placement, Some(v1::Placement::default()));
 }
 
 #[tokio::test(start_paused = true)]
