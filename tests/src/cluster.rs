@@ -399,10 +399,8 @@ impl<'a> Cluster<'a> {
         let url = self.lab.url(prefix);
         let origin = self.lab.origin_flags();
         let mut args = vec!["dataset", "create", name, &url];
-        if !flags
-            .iter()
-            .any(|flag| ["--spread", "--pool"].contains(flag))
-        {
+        let placing = ["--spread", "--copies", "--in", "--pool", "--keep"];
+        if !flags.iter().any(|flag| placing.contains(flag)) {
             // Small as it is, one node would have it all.
             args.extend(["--spread", "cluster"]);
         }

@@ -9,7 +9,7 @@ use weir_core::blocknumber::numbered_files;
 use weir_core::{BlockKey, Manifest, SnapshotId};
 use weir_proto::v1;
 
-use crate::worker::Worker;
+use crate::worker::{Unowned, Worker};
 
 /// The part of a snapshot that a worker holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,14 +25,16 @@ pub struct Inventory {
 impl Inventory {
     /// Looks every block of the manifest up in the worker's index; takes around a microsecond for each.
     pub fn take(worker: &Worker, manifest: &Manifest) -> Self {
-        Self::take_noting(worker, manifest, None).0
+        Self::take_noting(worker, manifest, None, None).0
     }
 
-    /// The same, with the blocks added to a new table, which is given unless writing it failed.
+    /// The same, with the blocks added to a new table, which is given unless writing it failed. What is held is shown to
+    /// `unowned`.
     fn take_noting(
         worker: &Worker,
         manifest: &Manifest,
         mut new: Option<NewTable>,
+        mut unowned: Option<&mut Unowned>,
     ) -> (Self, Option<Table>) {
         let mut inventory = Self::none(manifest.summary().snapshot.clone());
         for (index, numbers) in numbered_files(manifest) {
@@ -44,7 +46,8 @@ impl Inventory {
                     tracing::debug!(snapshot = %inventory.snapshot, %error, "no table of keys");
                     new = None;
                 }
-                inventory.look(worker, number, &key, length);
+                let unowned = unowned.as_deref_mut();
+                inventory.look(worker, number, (&key, length), unowned);
             }
         }
         let table = new.and_then(|new| new.finish().ok());
@@ -56,9 +59,12 @@ impl Inventory {
         worker: &Worker,
         snapshot: SnapshotId,
         table: &Table,
+        mut unowned: Option<&mut Unowned>,
     ) -> std::io::Result<Self> {
         let mut inventory = Self::none(snapshot);
-        table.read(|number, key, length| inventory.look(worker, number, key, length))?;
+        table.read(|number, key, length| {
+            inventory.look(worker, number, (key, length), unowned.as_deref_mut());
+        })?;
         Ok(inventory)
     }
 
@@ -70,8 +76,17 @@ impl Inventory {
         }
     }
 
-    fn look(&mut self, worker: &Worker, number: u32, key: &BlockKey, length: u32) {
+    fn look(
+        &mut self,
+        worker: &Worker,
+        number: u32,
+        (key, length): (&BlockKey, u32),
+        unowned: Option<&mut Unowned>,
+    ) {
         if worker.holds(key) {
+            if let Some(unowned) = unowned {
+                unowned.see(key, length);
+            }
             // Numbers only grow, so this appends.
             self.blocks.insert(number);
             self.bytes += u64::from(length);
@@ -154,12 +169,12 @@ mod tests {
         }
 
         let new = NewTable::create(dir.path()).unwrap();
-        let (noting, table) = Inventory::take_noting(&worker, &manifest, Some(new));
+        let (noting, table) = Inventory::take_noting(&worker, &manifest, Some(new), None);
         // The empty file has no block, so the others' count from 0.
         assert_eq!(noting.blocks.iter().collect::<Vec<_>>(), [0, 3]);
         assert_eq!(noting.bytes, 5000);
         assert_eq!(noting, Inventory::take(&worker, &manifest));
-        let of_table = Inventory::take_of_table(&worker, snapshot, &table.unwrap());
+        let of_table = Inventory::take_of_table(&worker, snapshot, &table.unwrap(), None);
         assert_eq!(of_table.unwrap(), noting);
     }
 }

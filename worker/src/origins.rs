@@ -178,6 +178,13 @@ impl Origins {
         datasets.map_or_else(Vec::new, |datasets| datasets.datasets_of(origin, key))
     }
 
+    /// The datasets that may have objects of this one; none as long as the master has not named them.
+    pub(crate) fn overlapping(&self, dataset: &str) -> Vec<Arc<str>> {
+        let datasets = self.datasets.read();
+        let datasets = datasets.as_ref();
+        datasets.map_or_else(Vec::new, |datasets| datasets.overlapping(dataset))
+    }
+
     /// As [`claim`](Self::claim), but the dataset may be new: where it does not have the object, the master's next answers
     /// are waited for.
     pub(crate) async fn claim_or_learn(&self, dataset: &str, origin: OriginId, key: &str) -> Claim {

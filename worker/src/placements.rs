@@ -108,6 +108,12 @@ impl Known {
         recent.map(|(placement, _)| placement)
     }
 
+    /// Whether the last one was replaced so long ago at least, as far as is known.
+    pub(crate) fn is_settled_for(&self, time: Duration, now: Instant) -> bool {
+        let last = self.former.first();
+        last.is_none_or(|(_, replaced)| now.saturating_duration_since(*replaced) >= time)
+    }
+
     /// Its owners are those of the cluster map alone: it is one that was taken back.
     fn is_by_map(&self) -> bool {
         self.current.spread == Spread::Cluster && self.current.pool.is_none()

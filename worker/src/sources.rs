@@ -4,7 +4,7 @@
 //! one of its sources, and such that a file of the dataset has them. Whoever may read one dataset can so read no other,
 //! nor what lies beside them in the same bucket.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,6 +112,25 @@ impl DatasetSources {
         let names = self.by_origin.get(&origin.0).into_iter().flatten();
         let inside = names.filter(|name| self.claim(name, origin, key) == Claim::Inside);
         inside.take(MAX_DATASETS).cloned().collect()
+    }
+
+    /// The datasets that may have keys of this one: itself, and those of which a source is below one of its, or above.
+    pub(crate) fn overlapping(&self, dataset: &str) -> Vec<Arc<str>> {
+        let sources = self.by_dataset.get(dataset).into_iter().flatten();
+        let mut names = HashSet::from([Arc::from(dataset)]);
+        for source in sources {
+            let others = self.by_origin.get(&source.origin).into_iter().flatten();
+            let others = others.filter(|name| {
+                let mut theirs = self.by_dataset[*name].iter();
+                theirs.any(|other| {
+                    other.origin == source.origin
+                        && (other.prefix.starts_with(&*source.prefix)
+                            || source.prefix.starts_with(&*other.prefix))
+                })
+            });
+            names.extend(others.cloned());
+        }
+        names.into_iter().collect()
     }
 
     /// Whether a key of an origin is one that the dataset may have.
@@ -287,6 +306,25 @@ mod tests {
             table(&many).datasets_of(OriginId(1), "a").len(),
             MAX_DATASETS
         );
+    }
+
+    #[test]
+    fn datasets_overlap_where_a_source_is_below_another() {
+        let table = table(&[
+            ("all", &[(1, "")]),
+            ("below", &[(1, "a/b/"), (2, "x/")]),
+            ("beside", &[(1, "c/")]),
+            ("elsewhere", &[(3, "a/b/")]),
+        ]);
+        let of = |name: &str| {
+            let mut names = table.overlapping(name);
+            names.sort();
+            names.join(" ")
+        };
+        assert_eq!(of("all"), "all below beside");
+        assert_eq!(of("below"), "all below");
+        assert_eq!(of("elsewhere"), "elsewhere");
+        assert_eq!(of("unknown"), "unknown");
     }
 
     #[test]

@@ -49,6 +49,7 @@ use copying::Copying;
 use filling::{BUDGET_UNIT, Forwards};
 pub use filling::{FillWork, PrefetchAnswer};
 pub(crate) use filling::{Taken, settled};
+pub(crate) use unowned::Unowned;
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);

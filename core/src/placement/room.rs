@@ -175,7 +175,7 @@ mod tests {
             let of = domains.by(Spread::Node, None);
             let free = |domain: &Domain| {
                 let has_room = |eighths: &u64| of.has_room(domain, eighths * (TIB / 8));
-                (0..=8).rev().find(has_room).unwrap()
+                (0..=8).rev().find(has_room).unwrap_or(0)
             };
             of.domains.values().map(free).collect()
         };

@@ -22,7 +22,7 @@ use weir_proto::v1::master_client::MasterClient;
 use super::Inventory;
 use super::keys::Tables;
 use crate::snapshots::Snapshots;
-use crate::worker::Worker;
+use crate::worker::{Unowned, Worker};
 
 /// After a look the reporter rests for so many times as long.
 const REST: u32 = 9;
@@ -159,10 +159,16 @@ impl Reporter {
     async fn look(&self, id: &SnapshotId) -> Result<Inventory, tonic::Status> {
         let died = |error: JoinError| tonic::Status::aborted(error.to_string());
         let worker = self.worker.clone();
+        let dataset = id.dataset.to_string();
+        let mut unowned = worker.unowned_of(&dataset);
         let table = self.tables.lock().get(id);
         if let Some(table) = table {
             let snapshot = id.clone();
-            let look = move || Inventory::take_of_table(&worker, snapshot, &table);
+            let look = move || {
+                let looked = Inventory::take_of_table(&worker, snapshot, &table, unowned.as_mut());
+                drop_found(&worker, &dataset, unowned.as_ref());
+                looked
+            };
             let looked = tokio::task::spawn_blocking(look).await.map_err(died)?;
             return looked.map_err(|error| {
                 // It is made again.
@@ -175,7 +181,11 @@ impl Reporter {
         let new = self.tables.lock().begin(manifest.summary().blocks);
         let look = {
             let manifest = manifest.clone();
-            move || Inventory::take_noting(&worker, &manifest, new)
+            move || {
+                let looked = Inventory::take_noting(&worker, &manifest, new, unowned.as_mut());
+                drop_found(&worker, &dataset, unowned.as_ref());
+                looked
+            }
         };
         let (inventory, table) = tokio::task::spawn_blocking(look).await.map_err(died)?;
         match table {
@@ -183,6 +193,13 @@ impl Reporter {
             None => self.snapshots.keep(manifest),
         }
         Ok(inventory)
+    }
+}
+
+/// Drops what a look has found that is other workers'. What was counted of it is counted anew soon, since blocks have changed.
+fn drop_found(worker: &Worker, dataset: &str, unowned: Option<&Unowned>) {
+    if let Some(unowned) = unowned {
+        worker.drop_found(dataset, unowned);
     }
 }
 
