@@ -112,6 +112,7 @@ async fn send(
         name: dataset.name.to_string(),
         spec: dataset.spec.to_json(),
         dry_run,
+        ..v1::ApplyDatasetRequest::default()
     };
     let deadline = if dry_run {
         CALL_DEADLINE

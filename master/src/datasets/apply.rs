@@ -25,7 +25,12 @@ struct Wanted {
     spec: DatasetSpec,
     /// What readers are told of `spec`.
     mounts: Vec<v1::MountSpec>,
+    /// Number that a new snapshot's is above.
+    after: u64,
 }
+
+/// Highest number that a caller may have snapshots counted on from.
+const MAX_AFTER: u64 = 1 << 53;
 
 impl Wanted {
     /// Has the mounts name credentials with their namespace, which is the dataset's own.
@@ -66,7 +71,12 @@ impl Datasets {
             check_dataset(&mut spec)?;
             // As they came: a caller of another version may say more of an origin than a specification of this one can.
             let mounts = request.mounts;
-            Wanted { spec, mounts }
+            let after = 0;
+            Wanted {
+                spec,
+                mounts,
+                after,
+            }
         };
         wanted.qualify(&name)?;
         for mount in &wanted.mounts {
@@ -92,6 +102,7 @@ impl Datasets {
                 new.exclude.clone_from(&old.exclude);
             }
             wanted.spec.placement.clone_from(&before.placement);
+            wanted.spec.access.clone_from(&before.access);
         }
         if before == wanted.spec {
             return Ok(dataset);
@@ -108,6 +119,13 @@ impl Datasets {
         let name: DatasetName = request.name.parse()?;
         self.check_name(&name)?;
         let mut wanted = read(&name, &request.spec)?;
+        if request.after > MAX_AFTER {
+            return Err(MasterError::Invalid(format!(
+                "no snapshot has the number {}; the highest is {MAX_AFTER}",
+                request.after
+            )));
+        }
+        wanted.after = request.after;
         wanted.qualify(&name)?;
         // A judgement waits for no listing.
         let listing = if request.dry_run {
@@ -274,6 +292,7 @@ impl Datasets {
         let wanted = Wanted {
             spec: dataset_spec(&dataset)?,
             mounts: dataset.mounts.clone(),
+            after: 0,
         };
         self.relist(&listing, dataset, wanted, None).await
     }
@@ -298,7 +317,7 @@ impl Datasets {
         let known = known?;
         let snapshot = SnapshotId {
             dataset: name.clone(),
-            version: versions::last(&self.records, name).await? + 1,
+            version: versions::last(&self.records, name).await?.max(wanted.after) + 1,
         };
         let (spec, mounts) = (&wanted.spec, &wanted.mounts);
         self.list(listing, &known, spec, mounts, snapshot, previous)
@@ -322,7 +341,11 @@ fn read(name: &DatasetName, json: &str) -> Result<Wanted, MasterError> {
     spec.shorten_credentials(name);
     let origins = check_dataset(&mut spec)?;
     let mounts = mounts_of(&spec, origins);
-    Ok(Wanted { spec, mounts })
+    Ok(Wanted {
+        spec,
+        mounts,
+        after: 0,
+    })
 }
 
 /// Refuses to take away or move a source: mounts read the dataset's snapshots by it.

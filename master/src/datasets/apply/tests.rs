@@ -78,6 +78,7 @@ impl World {
             name: "set".to_owned(),
             spec: spec.to_json(),
             dry_run,
+            ..v1::ApplyDatasetRequest::default()
         };
         self.datasets.apply(request, CancellationToken::new()).await
     }
@@ -108,6 +109,31 @@ fn url(dir: &Path) -> String {
 
 fn outcome(reply: Result<v1::ApplyDatasetReply, MasterError>) -> v1::ApplyOutcome {
     reply.unwrap().outcome()
+}
+
+#[tokio::test]
+async fn snapshots_are_counted_on_from_where_others_saw_them() {
+    let world = World::new();
+    let spec = DatasetSpec {
+        sources: vec![world.source("a", "/", &["1.jpg"])],
+        ..DatasetSpec::default()
+    };
+    let apply = |after| {
+        let request = v1::ApplyDatasetRequest {
+            name: "set".to_owned(),
+            spec: spec.to_json(),
+            after,
+            ..v1::ApplyDatasetRequest::default()
+        };
+        world.datasets.apply(request, CancellationToken::new())
+    };
+    let refused = apply(MAX_AFTER + 1).await;
+    assert!(matches!(refused, Err(MasterError::Invalid(_))));
+    apply(7).await.unwrap();
+    assert_eq!(world.stored().unwrap().snapshots[0].version, 8);
+    world.source("a", "/", &["2.jpg"]);
+    world.refresh().await.unwrap();
+    assert_eq!(world.stored().unwrap().snapshots[1].version, 9);
 }
 
 #[tokio::test]
@@ -300,6 +326,7 @@ async fn a_specification_that_this_master_does_not_know_is_refused() {
             name: "set".to_owned(),
             spec: spec.to_owned(),
             dry_run: false,
+            ..v1::ApplyDatasetRequest::default()
         };
         let error = world
             .datasets
