@@ -4,6 +4,7 @@
 //! A field exists when it works, and one that is not known is an error. [`DatasetSpec::check`] says what is wrong with the
 //! values as far as nobody must be asked and no origin be known; what a URL may be is the origin layer's to say.
 
+mod access;
 mod document;
 mod filter;
 mod patience;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use access::{Access, MAX_NAMESPACES};
 pub use document::{ApiVersion, DatasetDocument, Kind, Metadata};
 pub use filter::{MAX_GLOBS, SourceFilter};
 pub use patience::Patience;
@@ -78,6 +80,9 @@ pub struct DatasetSpec {
     /// Which workers hold it: what suits its size, if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Wanted>,
+    /// Who may use it beside its own namespace: nobody, if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
 }
 
 /// One place that data comes from.
@@ -184,6 +189,9 @@ impl DatasetSpec {
         }
         for (index, source) in self.sources.iter_mut().enumerate() {
             source.check(index)?;
+        }
+        if let Some(access) = &self.access {
+            access.check()?;
         }
         let length = self.to_json().len();
         if length > MAX_SPEC {

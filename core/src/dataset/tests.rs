@@ -70,4 +70,27 @@ fn a_specification_is_bounded() {
     };
     let error = deep.check().unwrap_err();
     assert_eq!(error.field, "spec.sources[0].path");
+    let letting_in = |namespaces: Vec<String>| DatasetSpec {
+        sources: vec![SourceSpec {
+            url: "s3://b".to_owned(),
+            ..SourceSpec::default()
+        }],
+        access: Some(Access { namespaces }),
+        ..DatasetSpec::default()
+    };
+    letting_in(vec!["team-b".to_owned(); MAX_NAMESPACES])
+        .check()
+        .unwrap();
+    for (namespaces, field) in [
+        (
+            vec!["team-b".to_owned(); MAX_NAMESPACES + 1],
+            "spec.access.namespaces",
+        ),
+        (
+            vec!["team-b".to_owned(), "../x".to_owned()],
+            "spec.access.namespaces[1]",
+        ),
+    ] {
+        assert_eq!(letting_in(namespaces).check().unwrap_err().field, field);
+    }
 }
