@@ -59,6 +59,9 @@ pub(crate) enum Command {
     /// Make, show and renew the certificates by which the processes of a cluster know each other
     #[command(subcommand)]
     Certs(CertsCommand),
+    /// Run the operator of a Kubernetes cluster: Datasets of the group weir.io become volumes
+    #[cfg(feature = "kubernetes")]
+    Operator(OperatorArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
     /// Keep a mount alive (started by `weir mount`)
@@ -89,6 +92,8 @@ impl Command {
             Self::Master(_) => Some(c"weir-master"),
             Self::Worker(args) => args.command.is_none().then_some(c"weir-worker"),
             Self::Dev(_) => Some(c"weir-dev"),
+            #[cfg(feature = "kubernetes")]
+            Self::Operator(_) => Some(c"weir-operator"),
             _ => None,
         }
     }
@@ -436,6 +441,35 @@ pub(crate) struct MasterArgs {
     /// Give credentials of sources to workers alone, and to no mount, which then reads such sources through workers
     #[arg(long)]
     pub(crate) no_origin_fallback: bool,
+}
+
+#[cfg(feature = "kubernetes")]
+#[derive(Args)]
+pub(crate) struct OperatorArgs {
+    /// The master, HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
+    pub(crate) master: String,
+    #[command(flatten)]
+    pub(crate) certs: CertsArgs,
+    /// Namespace of the installation, where the operator's Lease is
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = "weir-system",
+        env = "WEIR_NAMESPACE"
+    )]
+    pub(crate) namespace: String,
+    /// Address of /metrics and /healthz
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7461",
+        env = "WEIR_HTTP"
+    )]
+    pub(crate) http: SocketAddr,
+    /// Address where the apiserver asks about pods, Datasets and Warmups [default: it is not served]
+    #[arg(long, value_name = "IP:PORT", env = "WEIR_WEBHOOK")]
+    pub(crate) webhook: Option<SocketAddr>,
 }
 
 #[derive(Args)]

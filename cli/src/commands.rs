@@ -8,6 +8,8 @@ pub(crate) mod dev;
 pub(crate) mod job;
 pub(crate) mod master;
 pub(crate) mod mount;
+#[cfg(feature = "kubernetes")]
+pub(crate) mod operator;
 pub(crate) mod status;
 pub(crate) mod unmount;
 pub(crate) mod worker;

@@ -105,6 +105,8 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Status(args) => commands::status::run(&args)?,
         Command::Certs(command) => commands::certs::run(command)?,
         Command::Dev(args) => commands::dev::run(&args)?,
+        #[cfg(feature = "kubernetes")]
+        Command::Operator(args) => commands::operator::run(&args)?,
         Command::Completions { shell } => commands::completions(shell)?,
         Command::Supervise => return Ok(commands::mount::supervise()),
         Command::Hold => {

@@ -1,0 +1,53 @@
+//! `weir operator`: Weir's objects in Kubernetes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use weir_operator::{GrpcMaster, Operator, OperatorConfig, OperatorMetrics};
+
+use crate::args::OperatorArgs;
+use crate::connect;
+use crate::exit::Failure;
+use crate::http::{self, Exposed};
+use crate::process::{SHUTDOWN_DEADLINE, init_logging, node_name, serving_runtime, stop_on_signal};
+use crate::trust;
+
+pub(crate) fn run(args: &OperatorArgs) -> Result<(), Failure> {
+    init_logging();
+    let runtime = serving_runtime()?;
+    let outcome = runtime.block_on(operate(args));
+    runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
+    outcome
+}
+
+async fn operate(args: &OperatorArgs) -> Result<(), Failure> {
+    let stop = stop_on_signal()?;
+    let identity = trust::identity(&args.certs)?;
+    let dial = trust::dial(&args.certs)?;
+    let mut registry = Registry::default();
+    let metrics = OperatorMetrics::register(&mut registry);
+    if let Some(identity) = &identity {
+        trust::register(&mut registry, identity);
+    }
+    let exposed = Exposed {
+        registry,
+        refresh: Box::new(|| {}),
+    };
+    let http = http::serve(args.http, Duration::ZERO, exposed, stop.clone()).await?;
+    let config = OperatorConfig {
+        namespace: args.namespace.clone(),
+        // A pod's host has its name.
+        pod: node_name()?.to_string(),
+        webhook: args.webhook,
+    };
+    let master = Arc::new(GrpcMaster::new(connect::lazy(&args.master, &dial)?));
+    let operator = Operator::connect(master, metrics, config).await;
+    let operator = operator.map_err(anyhow::Error::from)?;
+    tracing::info!(master = %args.master, %http, namespace = %args.namespace, "operator started");
+    let ran = tokio::select! {
+        ran = operator.run(stop) => ran,
+        never = trust::watch(identity.as_ref()) => match never {},
+    };
+    ran.map_err(|error| Failure::from(anyhow::Error::from(error)))
+}

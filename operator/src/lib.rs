@@ -1,0 +1,37 @@
+//! Weir's objects in Kubernetes, and the controllers that make them true.
+//!
+//! A Dataset of Kubernetes is what `weir apply` takes. The operator has the master apply it, makes a volume and a claim of its
+//! name, and tells in its status what the master knows of it. It is level-triggered: whatever was missed or undone, the next look
+//! finds what is to be done. A Dataset that is broken waits by itself, and keeps no other from what it is to be.
+//!
+//! This crate must not know how the master keeps datasets, nor how a node mounts them.
+
+#![forbid(unsafe_code)]
+
+mod context;
+mod dataset;
+mod error;
+mod leader;
+mod listings;
+mod master;
+mod metrics;
+mod objects;
+mod operator;
+mod secrets;
+mod view;
+mod volumes;
+mod warmup;
+mod webhook;
+
+#[cfg(test)]
+mod testing;
+
+pub use error::OperatorError;
+pub use master::{GrpcMaster, Known, Master, MasterError, Refusal};
+pub use metrics::OperatorMetrics;
+pub use objects::{
+    Dataset, DatasetStatus, KubernetesSpec, Phase, Warmup, WarmupPhase, WarmupSpec, WarmupStatus,
+    definitions,
+};
+pub use operator::{Operator, OperatorConfig};
+pub use secrets::SecretError;

@@ -1,0 +1,107 @@
+//! What the operator tells of itself.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of a look at an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Looked {
+    pub(crate) kind: String,
+    /// `ok` or `error`.
+    pub(crate) result: &'static str,
+}
+
+/// Labels of an answer of the webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Asked {
+    /// `pods` or `objects`.
+    pub(crate) about: &'static str,
+    pub(crate) result: &'static str,
+}
+
+/// Metrics of the operator.
+#[derive(Debug)]
+pub struct OperatorMetrics {
+    pub(crate) looks: Family<Looked, Counter>,
+    pub(crate) look_seconds: Histogram,
+    pub(crate) leads: Gauge,
+    pub(crate) listings: Gauge,
+    pub(crate) status_writes: Counter,
+    pub(crate) master_up: Gauge<i64>,
+    pub(crate) view_age: Gauge<f64, AtomicU64>,
+    pub(crate) answers: Family<Asked, Counter>,
+    pub(crate) answer_seconds: Histogram,
+}
+
+impl OperatorMetrics {
+    /// Makes them, and registers them.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self {
+            looks: Family::default(),
+            look_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 9)),
+            leads: Gauge::default(),
+            listings: Gauge::default(),
+            status_writes: Counter::default(),
+            master_up: Gauge::default(),
+            view_age: Gauge::default(),
+            answers: Family::default(),
+            answer_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 12)),
+        };
+        registry.register(
+            "weir_webhook_answers",
+            "Answers to the apiserver: pods that were placed, unchanged or let through late; objects allowed or refused",
+            metrics.answers.clone(),
+        );
+        registry.register_with_unit(
+            "weir_webhook_answer",
+            "Time until an answer to the apiserver",
+            Unit::Seconds,
+            metrics.answer_seconds.clone(),
+        );
+        registry.register(
+            "weir_operator_looks",
+            "Looks at objects, by kind and result",
+            metrics.looks.clone(),
+        );
+        registry.register_with_unit(
+            "weir_operator_look",
+            "Time that a look at an object took",
+            Unit::Seconds,
+            metrics.look_seconds.clone(),
+        );
+        registry.register(
+            "weir_operator_leads",
+            "1 while this operator has the Lease",
+            metrics.leads.clone(),
+        );
+        registry.register(
+            "weir_operator_listings",
+            "Datasets whose sources are being listed for the operator",
+            metrics.listings.clone(),
+        );
+        registry.register(
+            "weir_operator_status_writes",
+            "Times that the status of an object was written",
+            metrics.status_writes.clone(),
+        );
+        registry.register(
+            "weir_operator_master_up",
+            "1 while the master answers",
+            metrics.master_up.clone(),
+        );
+        registry.register_with_unit(
+            "weir_operator_view_age",
+            "Age of what the operator knows from the master",
+            Unit::Seconds,
+            metrics.view_age.clone(),
+        );
+        Arc::new(metrics)
+    }
+}

@@ -1,0 +1,490 @@
+//! An apiserver and a master in memory, for tests.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use kube::Client;
+use kube::client::Body;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use weir_core::{CredentialName, DatasetName, DatasetSpec};
+use weir_proto::v1;
+
+use crate::master::{Known, Master, MasterError};
+
+/// Kinds of objects that are listed.
+const COLLECTIONS: [&str; 6] = [
+    "persistentvolumes",
+    "persistentvolumeclaims",
+    "pods",
+    "events",
+    "datasets",
+    "leases",
+];
+
+/// An apiserver that knows just enough.
+#[derive(Default)]
+pub(crate) struct FakeApi {
+    objects: Mutex<BTreeMap<String, Value>>,
+    /// Requests that change something, as `DELETE path`.
+    log: Mutex<Vec<String>>,
+    /// All that was sent, for tests that look for secrets.
+    sent: Mutex<String>,
+    numbers: Mutex<u64>,
+    refused: Mutex<HashMap<String, u16>>,
+}
+
+impl FakeApi {
+    pub(crate) fn start() -> (Client, Arc<Self>) {
+        let api = Arc::new(Self::default());
+        let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let answering = api.clone();
+        tokio::spawn(async move {
+            while let Some((request, send)) = handle.next_request().await {
+                let response = answering.answer(request).await;
+                send.send_response(response);
+            }
+        });
+        (Client::new(service, "default"), api)
+    }
+
+    pub(crate) fn put(&self, path: &str, mut object: Value) {
+        self.stamp(&mut object);
+        self.objects.lock().insert(path.to_owned(), object);
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<Value> {
+        self.objects.lock().get(path).cloned()
+    }
+
+    pub(crate) fn remove(&self, path: &str) {
+        self.objects.lock().remove(path);
+    }
+
+    /// Answers requests of a path with this status from now on; 0 ends that.
+    pub(crate) fn refuse(&self, path: &str, code: u16) {
+        self.refused.lock().insert(path.to_owned(), code);
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().clone()
+    }
+
+    pub(crate) fn sent(&self) -> String {
+        self.sent.lock().clone()
+    }
+
+    /// Gives an object what the apiserver gives each.
+    fn stamp(&self, object: &mut Value) {
+        let mut numbers = self.numbers.lock();
+        *numbers += 1;
+        let metadata = &mut object["metadata"];
+        if metadata["uid"].is_null() {
+            metadata["uid"] = json!(format!("uid-{numbers}"));
+            metadata["generation"] = json!(1);
+        }
+        metadata["resourceVersion"] = json!(numbers.to_string());
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        self.sent.lock().push_str(&String::from_utf8_lossy(&body));
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let full = parts.uri.path().to_owned();
+        if parts.method != Method::GET {
+            let line = format!("{} {full}", parts.method);
+            self.log.lock().push(line);
+        }
+        if let Some(code) = self
+            .refused
+            .lock()
+            .get(&full)
+            .copied()
+            .filter(|code| *code > 0)
+        {
+            return refusal(code);
+        }
+        let (path, subresource) = match full.strip_suffix("/status") {
+            Some(path) => (path.to_owned(), true),
+            None => (full, false),
+        };
+        match parts.method {
+            Method::GET => self.read(&path, parts.uri.query().unwrap_or_default()),
+            Method::POST => {
+                let name = body["metadata"]["name"].as_str().unwrap_or_default();
+                let path = format!("{path}/{name}");
+                if self.get(&path).is_some() {
+                    return refusal(409);
+                }
+                self.put(&path, body);
+                found(self.get(&path))
+            }
+            Method::PUT => {
+                let Some(before) = self.get(&path) else {
+                    return refusal(404);
+                };
+                if before["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] {
+                    return refusal(409);
+                }
+                self.put(&path, body);
+                found(self.get(&path))
+            }
+            Method::PATCH => self.patch(&path, subresource, body),
+            Method::DELETE => self.delete(&path),
+            _ => refusal(405),
+        }
+    }
+
+    fn read(&self, path: &str, query: &str) -> Response<Body> {
+        let last = path.rsplit('/').next().unwrap_or_default();
+        if !COLLECTIONS.contains(&last) {
+            return found(self.get(path));
+        }
+        let query = percent_decoded(query);
+        let selector = query
+            .split('&')
+            .find_map(|part| part.strip_prefix("labelSelector="));
+        let wanted: Vec<(&str, &str)> = selector
+            .into_iter()
+            .flat_map(|selector| selector.split(','))
+            .filter_map(|one| one.split_once('='))
+            .collect();
+        let objects = self.objects.lock();
+        let items: Vec<&Value> = objects
+            .iter()
+            .filter(|(key, _)| {
+                let name = key
+                    .strip_prefix(path)
+                    .and_then(|rest| rest.strip_prefix('/'));
+                name.is_some_and(|name| !name.contains('/'))
+            })
+            .map(|(_, object)| object)
+            .filter(|object| {
+                let labels = &object["metadata"]["labels"];
+                wanted.iter().all(|(key, value)| labels[*key] == *value)
+            })
+            .collect();
+        found(Some(json!({ "metadata": {}, "items": items })))
+    }
+
+    fn patch(&self, path: &str, is_status: bool, body: Value) -> Response<Body> {
+        let before = self.get(path);
+        let is_new = before.is_none();
+        if is_new && (is_status || body["kind"].is_null()) {
+            return refusal(404);
+        }
+        let mut object = before.unwrap_or_else(|| json!({}));
+        let version = &body["metadata"]["resourceVersion"];
+        if !version.is_null() && *version != object["metadata"]["resourceVersion"] {
+            return refusal(409);
+        }
+        if is_status {
+            object["status"] = body["status"].clone();
+        } else {
+            merge(&mut object, &body);
+        }
+        let is_leaving = !object["metadata"]["deletionTimestamp"].is_null();
+        let held = object["metadata"]["finalizers"].as_array();
+        if is_leaving && held.is_none_or(Vec::is_empty) {
+            self.remove(path);
+            return found(Some(object));
+        }
+        if is_new && path.contains("/persistentvolumeclaims/") {
+            self.bind(&mut object);
+        }
+        self.put(path, object);
+        found(self.get(path))
+    }
+
+    /// What the controller of volumes does with a new claim.
+    fn bind(&self, claim: &mut Value) {
+        self.stamp(claim);
+        let volume = claim["spec"]["volumeName"].as_str().unwrap_or_default();
+        let path = format!("/api/v1/persistentvolumes/{volume}");
+        if let Some(volume) = self.objects.lock().get_mut(&path) {
+            volume["spec"]["claimRef"]["uid"] = claim["metadata"]["uid"].clone();
+            claim["status"]["phase"] = json!("Bound");
+        }
+    }
+
+    fn delete(&self, path: &str) -> Response<Body> {
+        let Some(mut object) = self.get(path) else {
+            return refusal(404);
+        };
+        let held = object["metadata"]["finalizers"].as_array();
+        if held.is_none_or(Vec::is_empty) {
+            self.remove(path);
+        } else {
+            object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            self.put(path, object.clone());
+        }
+        found(Some(object))
+    }
+}
+
+fn merge(object: &mut Value, patch: &Value) {
+    let (Value::Object(fields), Value::Object(patch)) = (&mut *object, patch) else {
+        *object = patch.clone();
+        return;
+    };
+    for (key, value) in patch {
+        if value.is_null() {
+            fields.remove(key);
+        } else {
+            merge(fields.entry(key.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+fn percent_decoded(query: &str) -> String {
+    query
+        .replace("%2F", "/")
+        .replace("%3D", "=")
+        .replace("%2C", ",")
+}
+
+fn found(object: Option<Value>) -> Response<Body> {
+    let Some(object) = object else {
+        return refusal(404);
+    };
+    Response::new(Body::from(object.to_string().into_bytes()))
+}
+
+fn refusal(code: u16) -> Response<Body> {
+    let reason = match code {
+        403 => "Forbidden",
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "InternalError",
+    };
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+        "reason": reason, "message": format!("refused with {code}"),
+    });
+    let mut response = Response::new(Body::from(status.to_string().into_bytes()));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    response
+}
+
+/// A master in memory.
+#[derive(Default)]
+pub(crate) struct FakeMaster {
+    state: Mutex<FakeState>,
+}
+
+#[derive(Default)]
+struct FakeState {
+    datasets: HashMap<String, Known>,
+    credentials: HashMap<String, v1::Credential>,
+    calls: Vec<String>,
+    /// Datasets whose listing never ends.
+    hung: HashSet<String>,
+    refused: HashMap<String, MasterError>,
+    jobs: HashMap<u64, v1::Job>,
+    is_away: bool,
+}
+
+impl FakeMaster {
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.state.lock().calls.clone()
+    }
+
+    pub(crate) fn hang(&self, name: &str) {
+        self.state.lock().hung.insert(name.to_owned());
+    }
+
+    pub(crate) fn refuse(&self, name: &str, error: MasterError) {
+        self.state.lock().refused.insert(name.to_owned(), error);
+    }
+
+    pub(crate) fn accept(&self, name: &str) {
+        self.state.lock().refused.remove(name);
+    }
+
+    pub(crate) fn go_away(&self, is_away: bool) {
+        self.state.lock().is_away = is_away;
+    }
+
+    /// Forgets all datasets, as one does that has lost its disk.
+    pub(crate) fn lose_disk(&self) {
+        let mut state = self.state.lock();
+        state.datasets.clear();
+        state.jobs.clear();
+    }
+
+    pub(crate) fn credential(&self, name: &str) -> Option<v1::Credential> {
+        self.state.lock().credentials.get(name).cloned()
+    }
+
+    /// Changes a job.
+    pub(crate) fn job(&self, id: u64, change: impl FnOnce(&mut v1::Job)) {
+        change(self.state.lock().jobs.get_mut(&id).unwrap());
+    }
+
+    fn call(&self, line: String) -> Result<(), MasterError> {
+        let mut state = self.state.lock();
+        if state.is_away {
+            return Err(MasterError::Away("connection refused".to_owned()));
+        }
+        state.calls.push(line);
+        Ok(())
+    }
+
+    fn refused(&self, name: &DatasetName) -> Result<(), MasterError> {
+        let refused = self.state.lock().refused.get(name.as_str()).cloned();
+        refused.map_or(Ok(()), Err)
+    }
+
+    async fn list(&self, name: &DatasetName) {
+        let is_hung = self.state.lock().hung.contains(name.as_str());
+        if is_hung {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[async_trait]
+impl Master for FakeMaster {
+    async fn datasets(&self) -> Result<Vec<Known>, MasterError> {
+        self.call("datasets".to_owned())?;
+        Ok(self.state.lock().datasets.values().cloned().collect())
+    }
+
+    async fn judge(&self, name: &DatasetName, _: &DatasetSpec) -> Result<(), MasterError> {
+        self.call(format!("judge {name}"))?;
+        self.refused(name)
+    }
+
+    async fn apply(
+        &self,
+        name: &DatasetName,
+        spec: &DatasetSpec,
+        after: u64,
+    ) -> Result<v1::Dataset, MasterError> {
+        self.call(format!("apply {name} after {after}"))?;
+        self.list(name).await;
+        let mut state = self.state.lock();
+        let known = state.datasets.entry(name.to_string()).or_default();
+        let last = known
+            .dataset
+            .snapshots
+            .last()
+            .map_or(0, |last| last.version);
+        known.dataset.name = name.to_string();
+        known.dataset.spec = spec.to_json();
+        let version = last.max(after) + 1;
+        let (files, bytes) = (10, 4096);
+        known.dataset.snapshots.push(v1::Snapshot {
+            version,
+            files,
+            bytes,
+            ..v1::Snapshot::default()
+        });
+        known.status = v1::DatasetStatus {
+            name: name.to_string(),
+            version,
+            files,
+            bytes,
+            cached_bytes: bytes / 2,
+            ..v1::DatasetStatus::default()
+        };
+        Ok(known.dataset.clone())
+    }
+
+    async fn refresh(&self, name: &DatasetName) -> Result<(v1::Dataset, bool), MasterError> {
+        self.call(format!("refresh {name}"))?;
+        self.list(name).await;
+        let state = self.state.lock();
+        let known = state.datasets.get(name.as_str()).cloned();
+        Ok((known.unwrap_or_default().dataset, false))
+    }
+
+    async fn waits_for(&self, name: &DatasetName) -> Result<String, MasterError> {
+        let is_hung = self.state.lock().hung.contains(name.as_str());
+        Ok(if is_hung {
+            "the bucket, which does not answer".to_owned()
+        } else {
+            String::new()
+        })
+    }
+
+    async fn delete(&self, name: &DatasetName) -> Result<(), MasterError> {
+        self.call(format!("delete {name}"))?;
+        self.state.lock().datasets.remove(name.as_str());
+        Ok(())
+    }
+
+    async fn set_credential(
+        &self,
+        name: &CredentialName,
+        credential: v1::Credential,
+    ) -> Result<(), MasterError> {
+        self.call(format!("set {name}"))?;
+        self.state
+            .lock()
+            .credentials
+            .insert(name.to_string(), credential);
+        Ok(())
+    }
+
+    async fn credentials(&self) -> Result<Vec<String>, MasterError> {
+        Ok(self.state.lock().credentials.keys().cloned().collect())
+    }
+
+    async fn delete_credential(&self, name: &CredentialName) -> Result<(), MasterError> {
+        self.call(format!("delete credentials {name}"))?;
+        self.state.lock().credentials.remove(name.as_str());
+        Ok(())
+    }
+
+    async fn locate(&self, name: &DatasetName) -> Result<v1::LocateDatasetReply, MasterError> {
+        self.call(format!("locate {name}"))?;
+        self.list(name).await;
+        let place = v1::CachedAt {
+            name: "node-1".to_owned(),
+            cached_bytes: 4096,
+        };
+        Ok(v1::LocateDatasetReply {
+            name: name.to_string(),
+            bytes: 4096,
+            nodes: vec![place],
+            ..v1::LocateDatasetReply::default()
+        })
+    }
+
+    async fn start_job(&self, job: v1::StartJobRequest) -> Result<v1::Job, MasterError> {
+        self.call(format!("start {}", job.dataset))?;
+        let name = job.dataset.parse().unwrap();
+        self.refused(&name)?;
+        let mut state = self.state.lock();
+        let id = state.jobs.len() as u64 + 1;
+        let job = v1::Job {
+            id,
+            kind: job.kind,
+            state: v1::JobState::Running.into(),
+            dataset: job.dataset,
+            version: 1,
+            paths: job.paths,
+            places: job.places,
+            copies: job.copies,
+            total_bytes: 1000,
+            started_ns: state.calls.len() as i64,
+            ..v1::Job::default()
+        };
+        state.jobs.insert(id, job.clone());
+        Ok(job)
+    }
+
+    async fn get_job(&self, id: u64) -> Result<Option<v1::Job>, MasterError> {
+        self.call(format!("get job {id}"))?;
+        Ok(self.state.lock().jobs.get(&id).cloned())
+    }
+
+    async fn cancel_job(&self, id: u64) -> Result<(), MasterError> {
+        self.call(format!("cancel job {id}"))
+    }
+}

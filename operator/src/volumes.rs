@@ -1,0 +1,496 @@
+//! The volume and the claim of a Dataset, in each namespace whose pods may use it.
+//!
+//! A volume is the cluster's, so its name has the Dataset's namespace in it; a dot cannot be part of either name. What is there
+//! under such a name and was not made by the operator is never touched.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    CSIPersistentVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim,
+    PersistentVolumeClaimSpec, PersistentVolumeSpec, Pod, VolumeResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, Preconditions};
+use kube::{Client, ResourceExt};
+
+use crate::error::OperatorError;
+use crate::objects::{DATASET_LABEL, Dataset, MANAGED_BY, MANAGED_LABEL, NAMESPACE_LABEL};
+
+/// Name of the CSI driver.
+pub(crate) const DRIVER: &str = "csi.weir.io";
+/// Attribute of a volume that the driver reads. Who may use it the driver asks the master.
+const DATASET_ATTRIBUTE: &str = "dataset";
+/// Annotations that tools for training show of a claim.
+const SHOWN: [&str; 2] = ["description", "owner"];
+/// Pods that a message names.
+const MAX_NAMED: usize = 5;
+/// Objects of one answer of the apiserver.
+const PAGE: u32 = 500;
+
+/// A volume and its claim in one namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The Dataset's namespace and name.
+    pub(crate) owner: String,
+    pub(crate) dataset: String,
+    /// The claim's namespace.
+    pub(crate) namespace: String,
+}
+
+impl Place {
+    /// The volume's name.
+    fn volume(&self) -> String {
+        let Self {
+            owner,
+            dataset,
+            namespace,
+        } = self;
+        if owner == namespace {
+            format!("weir.{owner}.{dataset}")
+        } else {
+            format!("weir.{owner}.{dataset}.{namespace}")
+        }
+    }
+
+    /// What kubelet knows the volume by. Two volumes of one name would be one to it.
+    fn handle(&self) -> String {
+        let Self {
+            owner,
+            dataset,
+            namespace,
+        } = self;
+        if owner == namespace {
+            format!("{owner}/{dataset}")
+        } else {
+            format!("{owner}/{dataset}#{namespace}")
+        }
+    }
+
+    /// As a user finds the claim.
+    pub(crate) fn claim(&self) -> String {
+        format!("{}/{}", self.namespace, self.dataset)
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        [
+            (MANAGED_LABEL, MANAGED_BY),
+            (DATASET_LABEL, self.dataset.as_str()),
+            (NAMESPACE_LABEL, self.owner.as_str()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+    }
+}
+
+/// Where a Dataset is to have volumes: its own namespace first.
+pub(crate) fn wanted(dataset: &Dataset) -> Vec<Place> {
+    let owner = dataset.namespace().unwrap_or_default();
+    let access = &dataset.spec.dataset.access;
+    let allowed = access.iter().flat_map(|access| &access.namespaces);
+    let mut namespaces = vec![owner.clone()];
+    for namespace in allowed {
+        if !namespaces.contains(namespace) {
+            namespaces.push(namespace.clone());
+        }
+    }
+    let place = |namespace| Place {
+        owner: owner.clone(),
+        dataset: dataset.name_any(),
+        namespace,
+    };
+    namespaces.into_iter().map(place).collect()
+}
+
+/// Selects what the operator has made.
+pub(crate) fn made_by_us() -> String {
+    format!("{MANAGED_LABEL}={MANAGED_BY}")
+}
+
+/// The Dataset that a volume or claim was made for, by its labels.
+pub(crate) fn dataset_of(meta: &ObjectMeta) -> Option<(String, String)> {
+    let labels = meta.labels.as_ref()?;
+    let name = labels.get(DATASET_LABEL)?;
+    let namespace = labels.get(NAMESPACE_LABEL)?;
+    Some((namespace.clone(), name.clone()))
+}
+
+fn is_ours(meta: &ObjectMeta, place: &Place) -> bool {
+    let managed = meta
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(MANAGED_LABEL));
+    managed.is_some_and(|by| by == MANAGED_BY)
+        && dataset_of(meta) == Some((place.owner.clone(), place.dataset.clone()))
+}
+
+/// How a place is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// Pods can use it.
+    Bound,
+    /// The claim is not bound to its volume yet.
+    Unbound,
+    /// Something else has the name.
+    Clash(String),
+    /// The namespace is not there.
+    NoNamespace,
+    /// What was made for a Dataset of before goes first.
+    Leaving,
+}
+
+/// Makes volume and claim of a place be as they are to be.
+pub(crate) async fn make(
+    client: &Client,
+    dataset: &Dataset,
+    place: &Place,
+    bytes: u64,
+) -> Result<Made, OperatorError> {
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &place.namespace);
+    let claim = claims.get_opt(&place.dataset).await?;
+    if let Some(claim) = &claim {
+        if !is_ours(&claim.metadata, place) {
+            return Ok(Made::Clash(format!(
+                "there is a claim {} that is not of this Dataset; delete it, or give the Dataset another name",
+                place.claim()
+            )));
+        }
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Ok(Made::Leaving);
+        }
+    }
+    let volume = volumes.get_opt(&place.volume()).await?;
+    if let Some(volume) = &volume {
+        if !is_ours(&volume.metadata, place) {
+            return Ok(Made::Clash(format!(
+                "there is a volume {} that is not of this Dataset; have the cluster's administrator delete it",
+                place.volume()
+            )));
+        }
+        if volume.metadata.deletion_timestamp.is_some() {
+            return Ok(Made::Leaving);
+        }
+        let bound_to = volume
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.claim_ref.as_ref());
+        let bound_to = bound_to.and_then(|claim| claim.uid.as_ref());
+        let claim_uid = claim.as_ref().and_then(|claim| claim.metadata.uid.as_ref());
+        if bound_to.is_some() && bound_to != claim_uid {
+            // Its claim was deleted by hand; a volume that was released is never bound again.
+            delete(&volumes, &volume.metadata).await?;
+            return Ok(Made::Leaving);
+        }
+    }
+    let annotations = shown(dataset);
+    let wanted = volume_of(place, annotations.clone(), bytes);
+    let current = volume.as_ref().map(|volume| {
+        let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.clone());
+        (capacity, volume.metadata.annotations.clone())
+    });
+    let capacity = wanted.spec.as_ref().and_then(|spec| spec.capacity.clone());
+    let is_same = current
+        .is_some_and(|(now, shown)| now == capacity && has_all(shown.as_ref(), &annotations));
+    let apply = PatchParams::apply(MANAGED_BY).force();
+    if !is_same {
+        volumes
+            .patch(&place.volume(), &apply, &Patch::Apply(&wanted))
+            .await?;
+    }
+    let is_same = claim
+        .as_ref()
+        .is_some_and(|claim| has_all(claim.metadata.annotations.as_ref(), &annotations));
+    let claim = if is_same {
+        claim
+    } else {
+        let wanted = claim_of(place, annotations);
+        let made = claims
+            .patch(&place.dataset, &apply, &Patch::Apply(&wanted))
+            .await;
+        match made {
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Made::NoNamespace),
+            made => Some(made?),
+        }
+    };
+    let phase = claim
+        .and_then(|claim| claim.status)
+        .and_then(|status| status.phase);
+    Ok(if phase.as_deref() == Some("Bound") {
+        Made::Bound
+    } else {
+        Made::Unbound
+    })
+}
+
+/// What a Dataset says of itself for its claims.
+fn shown(dataset: &Dataset) -> BTreeMap<String, String> {
+    let said = SHOWN.iter().filter_map(|key| {
+        let value = dataset.annotations().get(*key)?;
+        Some(((*key).to_owned(), value.clone()))
+    });
+    let mut shown: BTreeMap<String, String> = said.collect();
+    let first = dataset.spec.dataset.sources.first();
+    if let Some(first) = first {
+        let more = dataset.spec.dataset.sources.len() - 1;
+        let more = if more == 0 {
+            String::new()
+        } else {
+            format!(" and {more} more")
+        };
+        shown
+            .entry(SHOWN[0].to_owned())
+            .or_insert_with(|| format!("{}{more}", first.url));
+    }
+    shown
+}
+
+fn has_all(there: Option<&BTreeMap<String, String>>, wanted: &BTreeMap<String, String>) -> bool {
+    wanted
+        .iter()
+        .all(|(key, value)| there.and_then(|there| there.get(key)) == Some(value))
+}
+
+fn bytes_quantity(bytes: u64) -> BTreeMap<String, Quantity> {
+    [("storage".to_owned(), Quantity(bytes.max(1).to_string()))].into()
+}
+
+fn volume_of(place: &Place, annotations: BTreeMap<String, String>, bytes: u64) -> PersistentVolume {
+    let dataset = format!("{}/{}", place.owner, place.dataset);
+    let attributes = [(DATASET_ATTRIBUTE.to_owned(), dataset)];
+    PersistentVolume {
+        metadata: ObjectMeta {
+            name: Some(place.volume()),
+            labels: Some(place.labels()),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeSpec {
+            access_modes: Some(vec!["ReadOnlyMany".to_owned()]),
+            capacity: Some(bytes_quantity(bytes)),
+            claim_ref: Some(ObjectReference {
+                kind: Some("PersistentVolumeClaim".to_owned()),
+                api_version: Some("v1".to_owned()),
+                namespace: Some(place.namespace.clone()),
+                name: Some(place.dataset.clone()),
+                ..ObjectReference::default()
+            }),
+            csi: Some(CSIPersistentVolumeSource {
+                driver: DRIVER.to_owned(),
+                volume_handle: place.handle(),
+                read_only: Some(true),
+                volume_attributes: Some(attributes.into()),
+                ..CSIPersistentVolumeSource::default()
+            }),
+            // The operator deletes it when the claim is gone.
+            persistent_volume_reclaim_policy: Some("Retain".to_owned()),
+            storage_class_name: Some(String::new()),
+            volume_mode: Some("Filesystem".to_owned()),
+            ..PersistentVolumeSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn claim_of(place: &Place, annotations: BTreeMap<String, String>) -> PersistentVolumeClaim {
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(place.dataset.clone()),
+            namespace: Some(place.namespace.clone()),
+            labels: Some(place.labels()),
+            annotations: Some(annotations),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadOnlyMany".to_owned()]),
+            // What is asked for can never be less again, and a snapshot can be.
+            resources: Some(VolumeResourceRequirements {
+                requests: Some(bytes_quantity(1)),
+                ..VolumeResourceRequirements::default()
+            }),
+            // An empty class: no provisioner takes the claim for its own.
+            storage_class_name: Some(String::new()),
+            volume_name: Some(place.volume()),
+            volume_mode: Some("Filesystem".to_owned()),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// How far the removal of what was made is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Removed {
+    Gone,
+    /// Pods use it, which are named.
+    Used(String),
+    /// It is on its way.
+    Leaving,
+}
+
+/// Removes claims and volumes of a Dataset that are not in `keep`, in this order, and none that a pod uses.
+pub(crate) async fn remove(
+    client: &Client,
+    dataset: &Dataset,
+    keep: &[Place],
+) -> Result<Removed, OperatorError> {
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
+    let owner = dataset.namespace().unwrap_or_default();
+    let labels = format!(
+        "{},{DATASET_LABEL}={},{NAMESPACE_LABEL}={owner}",
+        made_by_us(),
+        dataset.name_any()
+    );
+    let mut outcome = Removed::Gone;
+    for volume in volumes.list(&ListParams::default().labels(&labels)).await? {
+        let claim = volume
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.claim_ref.as_ref());
+        let Some(namespace) = claim.and_then(|claim| claim.namespace.clone()) else {
+            continue;
+        };
+        let place = Place {
+            owner: owner.clone(),
+            dataset: dataset.name_any(),
+            namespace,
+        };
+        if keep.contains(&place) {
+            continue;
+        }
+        match remove_place(client, &place, &volume).await? {
+            used @ Removed::Used(_) => outcome = used,
+            Removed::Leaving if outcome == Removed::Gone => outcome = Removed::Leaving,
+            Removed::Gone | Removed::Leaving => {}
+        }
+    }
+    Ok(outcome)
+}
+
+async fn remove_place(
+    client: &Client,
+    place: &Place,
+    volume: &PersistentVolume,
+) -> Result<Removed, OperatorError> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &place.namespace);
+    let claim = claims.get_opt(&place.dataset).await?;
+    if let Some(claim) = claim.filter(|claim| is_ours(&claim.metadata, place)) {
+        if claim.metadata.deletion_timestamp.is_none() {
+            // Kubernetes keeps it as long as a pod uses it, and lets no new pod use it.
+            delete(&claims, &claim.metadata).await?;
+        }
+        if claims.get_opt(&place.dataset).await?.is_some() {
+            let users = users(client, place, By::Claim).await?;
+            return Ok(users.map_or(Removed::Leaving, Removed::Used));
+        }
+    }
+    if let Some(users) = users(client, place, By::Inline).await? {
+        return Ok(Removed::Used(users));
+    }
+    if volume.metadata.deletion_timestamp.is_none() {
+        let volumes: Api<PersistentVolume> = Api::all(client.clone());
+        delete(&volumes, &volume.metadata).await?;
+    }
+    Ok(Removed::Gone)
+}
+
+/// Deletes one object, and none that has come in its place.
+async fn delete<K>(api: &Api<K>, meta: &ObjectMeta) -> Result<(), OperatorError>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let only = Preconditions {
+        uid: meta.uid.clone(),
+        resource_version: None,
+    };
+    let params = DeleteParams {
+        preconditions: Some(only),
+        ..DeleteParams::default()
+    };
+    match api
+        .delete(meta.name.as_deref().unwrap_or_default(), &params)
+        .await
+    {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        outcome => {
+            outcome?;
+            Ok(())
+        }
+    }
+}
+
+/// How a pod names what it uses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Claim,
+    /// A volume of the driver without a claim.
+    Inline,
+}
+
+/// The pods that use the dataset in a namespace, as a message names them; none if there are none.
+async fn users(client: &Client, place: &Place, by: By) -> Result<Option<String>, OperatorError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &place.namespace);
+    let mut names = Vec::new();
+    let mut page = ListParams::default().limit(PAGE);
+    loop {
+        let list = pods.list(&page).await?;
+        let more = list
+            .metadata
+            .continue_
+            .clone()
+            .filter(|more| !more.is_empty());
+        let using = list.items.iter().filter(|pod| uses(pod, place, by));
+        names.extend(using.map(ResourceExt::name_any));
+        match more {
+            Some(token) => page = ListParams::default().limit(PAGE).continue_token(&token),
+            None => break,
+        }
+    }
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let more = names.len().saturating_sub(MAX_NAMED);
+    let named = names[..names.len().min(MAX_NAMED)].join(", ");
+    let more = if more == 0 {
+        String::new()
+    } else {
+        format!(" and {more} more")
+    };
+    Ok(Some(format!(
+        "pods of namespace {} use it: {named}{more}",
+        place.namespace
+    )))
+}
+
+/// Whether a pod that has not ended uses the dataset.
+fn uses(pod: &Pod, place: &Place, by: By) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return false;
+    }
+    let volumes = pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.volumes.iter().flatten());
+    let named = |text: &str| {
+        let name = text.split('@').next().unwrap_or_default();
+        match name.split_once('/') {
+            Some((namespace, name)) => namespace == place.owner && name == place.dataset,
+            None => name == place.dataset && place.namespace == place.owner,
+        }
+    };
+    volumes.into_iter().any(|volume| match by {
+        By::Claim => {
+            let claim = volume.persistent_volume_claim.as_ref();
+            claim.is_some_and(|claim| claim.claim_name == place.dataset)
+        }
+        By::Inline => {
+            let inline = volume.csi.as_ref().filter(|csi| csi.driver == DRIVER);
+            let attributes = inline.and_then(|csi| csi.volume_attributes.as_ref());
+            let dataset = attributes.and_then(|of| of.get(DATASET_ATTRIBUTE));
+            dataset.is_some_and(|dataset| named(dataset))
+        }
+    })
+}

@@ -1,0 +1,406 @@
+//! An apiserver with its etcd, and a master in memory.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use weir_core::{CredentialName, DatasetName, DatasetSpec};
+use weir_operator::{Known, Master, MasterError};
+use weir_proto::v1;
+
+/// Names the directory with the programs.
+const VARIABLE: &str = "WEIR_TEST_APISERVER";
+/// Longest wait for what must happen.
+const DEADLINE: Duration = Duration::from_mins(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Waits until something is so.
+pub(crate) async fn until<F, W>(what: &str, is: F)
+where
+    F: Fn() -> W,
+    W: Future<Output = bool>,
+{
+    let end = Instant::now() + DEADLINE;
+    while !is().await {
+        assert!(Instant::now() < end, "there was never {what}");
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// A program that ends with the test.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) struct Cluster {
+    url: String,
+    admin: Client,
+    // The apiserver first, then its store.
+    _programs: [Program; 2],
+    _dir: tempfile::TempDir,
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// An address of this machine that nobody has.
+pub(crate) fn free_address() -> SocketAddr {
+    ([127, 0, 0, 1], free_port()).into()
+}
+
+fn start(program: PathBuf, log: &Path, args: &[String]) -> Program {
+    let log = std::fs::File::create(log).unwrap();
+    let child = Command::new(&program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn();
+    Program(child.unwrap_or_else(|error| panic!("{}: {error}", program.display())))
+}
+
+fn client(url: &str, user: Option<&str>) -> Client {
+    let mut config = Config::new(url.parse().unwrap());
+    config.accept_invalid_certs = true;
+    let auth = json!({ "token": "admin-token", "as": user });
+    config.auth_info = serde_json::from_value(auth).unwrap();
+    Client::try_from(config).unwrap()
+}
+
+impl Cluster {
+    /// Starts one, if there are programs for it.
+    pub(crate) async fn start() -> Option<Self> {
+        let programs = PathBuf::from(std::env::var_os(VARIABLE)?);
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let (etcd, peer, port) = (free_port(), free_port(), free_port());
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(at("sa.key"), key.serialize_pem()).unwrap();
+        std::fs::write(at("sa.pub"), key.public_key_pem()).unwrap();
+        let tokens = "admin-token,admin,admin,\"system:masters\"\n";
+        std::fs::write(at("tokens.csv"), tokens).unwrap();
+        let store = start(
+            programs.join("etcd"),
+            &dir.path().join("etcd.log"),
+            &[
+                format!("--data-dir={}", at("etcd")),
+                format!("--listen-client-urls=http://127.0.0.1:{etcd}"),
+                format!("--advertise-client-urls=http://127.0.0.1:{etcd}"),
+                format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+                format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
+                format!("--initial-cluster=default=http://127.0.0.1:{peer}"),
+                "--unsafe-no-fsync".to_owned(),
+            ],
+        );
+        let server = start(
+            programs.join("kube-apiserver"),
+            &dir.path().join("apiserver.log"),
+            &[
+                format!("--etcd-servers=http://127.0.0.1:{etcd}"),
+                format!("--secure-port={port}"),
+                "--bind-address=127.0.0.1".to_owned(),
+                format!("--cert-dir={}", at("certs")),
+                "--service-cluster-ip-range=10.99.0.0/24".to_owned(),
+                "--service-account-issuer=https://weir.test".to_owned(),
+                format!("--service-account-key-file={}", at("sa.pub")),
+                format!("--service-account-signing-key-file={}", at("sa.key")),
+                "--authorization-mode=RBAC".to_owned(),
+                format!("--token-auth-file={}", at("tokens.csv")),
+                // No controller makes service accounts for pods.
+                "--disable-admission-plugins=ServiceAccount".to_owned(),
+            ],
+        );
+        let url = format!("https://127.0.0.1:{port}");
+        let cluster = Self {
+            admin: client(&url, None),
+            url,
+            _programs: [server, store],
+            _dir: dir,
+        };
+        until("an apiserver", || async {
+            let ready = http::Request::get("/readyz").body(Vec::new()).unwrap();
+            cluster.admin.request_text(ready).await.is_ok()
+        })
+        .await;
+        Some(cluster)
+    }
+
+    /// A client with the rights of a user.
+    pub(crate) fn client_as(&self, user: &str) -> Client {
+        client(&self.url, Some(user))
+    }
+
+    /// Installs definitions and rights, and a namespace for users.
+    pub(crate) async fn install(&self) {
+        for namespace in ["weir-system", "team-a"] {
+            let object = json!({ "metadata": { "name": namespace } });
+            self.post("/api/v1/namespaces", &object).await.unwrap();
+        }
+        for file in [
+            "crds/datasets.yaml",
+            "crds/warmups.yaml",
+            "operator/operator.yaml",
+        ] {
+            for object in documents(file) {
+                if object["kind"] != "Deployment" {
+                    self.post(&collection(&object), &object).await.unwrap();
+                }
+            }
+        }
+        until("the kinds", || async {
+            let known = self.get("/apis/weir.io/v1alpha1/warmups").await;
+            known.is_some() && self.get("/apis/weir.io/v1alpha1/datasets").await.is_some()
+        })
+        .await;
+        let user = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+            "metadata": { "name": "user", "namespace": "team-a" },
+            "rules": [{ "apiGroups": ["weir.io"], "resources": ["datasets"], "verbs": ["create"] }],
+        });
+        self.post(&collection(&user), &user).await.unwrap();
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": { "name": "user", "namespace": "team-a" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "user" },
+            "subjects": [{ "kind": "User", "name": "ann" }],
+        });
+        self.post(&collection(&binding), &binding).await.unwrap();
+    }
+
+    /// Installs the webhook as `deploy/` has it, but for its address: there is no network of services here.
+    pub(crate) async fn install_webhook(&self, address: SocketAddr) {
+        for mut object in documents("operator/webhook.yaml") {
+            if object["kind"] == "Service" {
+                continue;
+            }
+            for webhook in object["webhooks"].as_array_mut().unwrap() {
+                let path = webhook["clientConfig"]["service"]["path"].as_str().unwrap();
+                let url = format!("https://localhost:{}{path}", address.port());
+                webhook["clientConfig"] = json!({ "url": url });
+            }
+            self.post(&collection(&object), &object).await.unwrap();
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Option<Value> {
+        let request = http::Request::get(path).body(Vec::new()).unwrap();
+        match self.admin.request::<Value>(request).await {
+            Ok(value) => Some(value),
+            Err(kube::Error::Api(status)) if status.code == 404 => None,
+            Err(error) => panic!("{path}: {error}"),
+        }
+    }
+
+    pub(crate) async fn post(&self, path: &str, object: &Value) -> Result<Value, String> {
+        send(&self.admin, "POST", path, "application/json", object).await
+    }
+
+    pub(crate) async fn post_as(
+        &self,
+        user: &str,
+        path: &str,
+        object: &Value,
+    ) -> Result<Value, String> {
+        send(
+            &self.client_as(user),
+            "POST",
+            path,
+            "application/json",
+            object,
+        )
+        .await
+    }
+
+    pub(crate) async fn merge(&self, path: &str, patch: &Value) -> Result<Value, String> {
+        let kind = "application/merge-patch+json";
+        send(&self.admin, "PATCH", path, kind, patch).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Result<Value, String> {
+        send(&self.admin, "DELETE", path, "application/json", &json!({})).await
+    }
+
+    /// Does what the controller of volumes does.
+    pub(crate) async fn bind(&self, claim: &str, volume: &str) {
+        let object = self.get(claim).await.unwrap();
+        let uid = &object["metadata"]["uid"];
+        let volume = format!("/api/v1/persistentvolumes/{volume}");
+        self.merge(&volume, &json!({ "spec": { "claimRef": { "uid": uid } } }))
+            .await
+            .unwrap();
+        let bound = json!({ "status": { "phase": "Bound" } });
+        self.merge(&format!("{claim}/status"), &bound)
+            .await
+            .unwrap();
+    }
+
+    /// Takes away what protects an object that is used, when it is being deleted.
+    pub(crate) async fn unprotect(&self, path: &str) {
+        let object = self.get(path).await;
+        if object.is_some_and(|object| !object["metadata"]["deletionTimestamp"].is_null()) {
+            let none = json!({ "metadata": { "finalizers": null } });
+            let _ = self.merge(path, &none).await;
+        }
+    }
+}
+
+async fn send(
+    client: &Client,
+    method: &str,
+    path: &str,
+    kind: &str,
+    body: &Value,
+) -> Result<Value, String> {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", kind)
+        .body(body.to_string().into_bytes())
+        .unwrap();
+    let sent = client.request::<Value>(request).await;
+    sent.map_err(|error| error.to_string())
+}
+
+/// The documents of a file below `deploy/`.
+fn documents(file: &str) -> Vec<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    text.split("\n---\n")
+        .map(|document| serde_saphyr::from_str(document).unwrap())
+        .collect()
+}
+
+/// Where objects of a kind are made.
+fn collection(object: &Value) -> String {
+    let version = object["apiVersion"].as_str().unwrap();
+    let kind = object["kind"].as_str().unwrap().to_lowercase();
+    let root = if version.contains('/') { "apis" } else { "api" };
+    match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{kind}s"),
+        None => format!("/{root}/{version}/{kind}s"),
+    }
+}
+
+/// A master that lists and warms at once.
+#[derive(Default)]
+pub(crate) struct MemoryMaster {
+    datasets: Mutex<HashMap<String, Known>>,
+    credentials: Mutex<HashMap<String, v1::Credential>>,
+}
+
+impl MemoryMaster {
+    pub(crate) fn has_credentials(&self, name: &str) -> bool {
+        self.credentials.lock().unwrap().contains_key(name)
+    }
+}
+
+#[async_trait]
+impl Master for MemoryMaster {
+    async fn datasets(&self) -> Result<Vec<Known>, MasterError> {
+        Ok(self.datasets.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn judge(&self, _: &DatasetName, _: &DatasetSpec) -> Result<(), MasterError> {
+        Ok(())
+    }
+
+    async fn apply(
+        &self,
+        name: &DatasetName,
+        spec: &DatasetSpec,
+        after: u64,
+    ) -> Result<v1::Dataset, MasterError> {
+        let mut datasets = self.datasets.lock().unwrap();
+        let known = datasets.entry(name.to_string()).or_default();
+        known.dataset.name = name.to_string();
+        known.dataset.spec = spec.to_json();
+        known.dataset.snapshots.push(v1::Snapshot {
+            version: after + 1,
+            files: 10,
+            bytes: 4096,
+            ..v1::Snapshot::default()
+        });
+        Ok(known.dataset.clone())
+    }
+
+    async fn refresh(&self, name: &DatasetName) -> Result<(v1::Dataset, bool), MasterError> {
+        let datasets = self.datasets.lock().unwrap();
+        let known = datasets.get(name.as_str()).cloned().unwrap_or_default();
+        Ok((known.dataset, false))
+    }
+
+    async fn waits_for(&self, _: &DatasetName) -> Result<String, MasterError> {
+        Ok(String::new())
+    }
+
+    async fn delete(&self, name: &DatasetName) -> Result<(), MasterError> {
+        self.datasets.lock().unwrap().remove(name.as_str());
+        Ok(())
+    }
+
+    async fn set_credential(
+        &self,
+        name: &CredentialName,
+        credential: v1::Credential,
+    ) -> Result<(), MasterError> {
+        self.credentials
+            .lock()
+            .unwrap()
+            .insert(name.to_string(), credential);
+        Ok(())
+    }
+
+    async fn credentials(&self) -> Result<Vec<String>, MasterError> {
+        Ok(self.credentials.lock().unwrap().keys().cloned().collect())
+    }
+
+    async fn delete_credential(&self, name: &CredentialName) -> Result<(), MasterError> {
+        self.credentials.lock().unwrap().remove(name.as_str());
+        Ok(())
+    }
+
+    async fn locate(&self, _: &DatasetName) -> Result<v1::LocateDatasetReply, MasterError> {
+        Ok(v1::LocateDatasetReply {
+            bytes: 4096,
+            nodes: vec![v1::CachedAt {
+                name: "node-1".to_owned(),
+                cached_bytes: 4096,
+            }],
+            ..v1::LocateDatasetReply::default()
+        })
+    }
+
+    async fn start_job(&self, job: v1::StartJobRequest) -> Result<v1::Job, MasterError> {
+        Ok(v1::Job {
+            id: 1,
+            dataset: job.dataset,
+            state: v1::JobState::Done.into(),
+            total_bytes: 4096,
+            done_bytes: 4096,
+            ..v1::Job::default()
+        })
+    }
+
+    async fn get_job(&self, _: u64) -> Result<Option<v1::Job>, MasterError> {
+        Ok(None)
+    }
+
+    async fn cancel_job(&self, _: u64) -> Result<(), MasterError> {
+        Ok(())
+    }
+}
