@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use weir_core::id::check_namespace;
 use weir_core::placement::choice::{Copies, Wanted};
-use weir_core::placement::domains::Spread;
+use weir_core::placement::domains::{Keep, Spread};
 use weir_core::placement::places::Place;
 use weir_core::{ByteSize, CredentialName, DatasetName, DatasetRef, NodeName, PlaceName, WorkerId};
 use weir_origin::{Addressing, AllowedDir, AllowedEndpoint, SourcePolicy};
@@ -489,6 +489,10 @@ pub(crate) struct WorkerArgs {
     /// cache]
     #[arg(long, value_name = "SIZE")]
     pub(crate) copies: Option<ByteSize>,
+    /// Most bytes of other workers' blocks that are kept for readers on this node, of datasets that say `keep: node`; 0 keeps none
+    /// [default: an eighth of the cache]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) keep: Option<ByteSize>,
     /// Most bytes that this worker sends to other machines in a second; all who read get the same part of it [default: no
     /// limit]
     #[arg(long, value_name = "BYTES", value_parser = egress)]
@@ -948,6 +952,9 @@ pub(crate) struct PlacementArgs {
     /// Only workers of this pool hold it; without --spread one copy is spread over all of them
     #[arg(long, value_name = "NAME")]
     pub(crate) pool: Option<PlaceName>,
+    /// Who keeps what it reads, beside them: `node`, the workers of the node that reads
+    #[arg(long, value_name = "WHO")]
+    pub(crate) keep: Option<Keep>,
 }
 
 /// A spread; none is the one that suits.
@@ -965,16 +972,18 @@ fn spread(text: &str) -> Result<SpreadArg, String> {
 impl PlacementArgs {
     /// What is asked for, if anything is.
     pub(crate) fn wanted(self) -> Option<Wanted> {
-        if self.spread.is_none() && self.pool.is_none() {
+        if self.spread.is_none() && self.pool.is_none() && self.keep.is_none() {
             return None;
         }
         // A pool alone is one copy over its workers.
-        let spread = self.spread.unwrap_or(SpreadArg(Some(Spread::Cluster)));
+        let over_pool = self.pool.is_some().then_some(Spread::Cluster);
+        let spread = self.spread.unwrap_or(SpreadArg(over_pool));
         Some(Wanted {
             spread: spread.0,
             copies: self.copies,
             within: self.within,
             pool: self.pool.map(String::from),
+            keep: self.keep,
         })
     }
 }

@@ -5,6 +5,7 @@
 //! next place is asked beside it (`silence.rs`). One that leaves the cluster map is given up on at once, even in the middle
 //! of a request.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,8 +13,10 @@ use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
-use weir_core::placement::domains::{Owners, Placement};
-use weir_core::{Block, ClusterMap, Location, LogLimit, NodeName, RaceBudget, WorkerInfo};
+use weir_core::placement::domains::{Keep, Owners, Placement};
+use weir_core::{
+    Block, BlockKey, ClusterMap, Location, LogLimit, NodeName, RaceBudget, WorkerInfo,
+};
 use weir_origin::{FetchPolicy, OriginError, OriginMetrics, OriginSpec, SourcePolicy};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;
@@ -89,6 +92,8 @@ struct View {
     placement: Arc<Placement>,
     /// Where the reader stands.
     at: Location,
+    /// The places in the map of this machine's workers, if they keep what it reads.
+    keepers: Vec<usize>,
 }
 
 impl View {
@@ -97,6 +102,14 @@ impl View {
         let beside = workers.find(|worker| is_beside(worker, &config.node));
         let beside = beside.map(|worker| worker.location.clone());
         let beside = beside.unwrap_or_default();
+        let keeps = |worker: &WorkerInfo| {
+            placement.keep == Some(Keep::Node)
+                && worker.weight > 0
+                && is_beside(worker, &config.node)
+        };
+        let workers = map.workers().iter().enumerate();
+        let keepers = workers.filter(|(_, worker)| keeps(worker));
+        let keepers = keepers.map(|(place, _)| place).collect();
         let (own, is_own) = (&config.location, config.location.zone.is_some());
         let at = Location {
             zone: own.zone.clone().or(beside.zone),
@@ -112,7 +125,22 @@ impl View {
             owners: Owners::new(map, &placement),
             placement,
             at,
+            keepers,
         }
+    }
+
+    /// The worker on this machine that keeps a block.
+    fn keeper(&self, block: &BlockKey) -> Option<&WorkerInfo> {
+        let of = |place: &usize| &self.owners.map().workers()[*place];
+        if let [place] = &self.keepers[..] {
+            return Some(of(place));
+        }
+        let keepers = self.keepers.iter().map(of);
+        keepers.max_by_key(|worker| {
+            let mut hasher = DefaultHasher::new();
+            (block.0, worker.id.as_str()).hash(&mut hasher);
+            hasher.finish()
+        })
     }
 }
 
@@ -162,10 +190,20 @@ impl ClusterReader {
         view.clone()
     }
 
-    /// Whom to ask for a block, the nearest copy's owner first.
+    /// Whom to ask for a block, the nearest copy's owner first; before it the worker on this machine, if that keeps what is read here.
     fn owners<'a>(&self, view: &'a View, block: &Block, most: usize) -> Vec<&'a WorkerInfo> {
-        let owners = &view.owners;
-        owners.for_reader(&block.key(), &self.config.node, &view.at, most)
+        let (owners, key) = (&view.owners, block.key());
+        let mut owners = owners.for_reader(&key, &self.config.node, &view.at, most);
+        if let Some(keeper) = view.keeper(&key)
+            && !owners
+                .first()
+                .is_some_and(|owner| is_beside(owner, &self.config.node))
+        {
+            owners.retain(|owner| owner.id != keeper.id);
+            owners.insert(0, keeper);
+            owners.truncate(most);
+        }
+        owners
     }
 
     /// The bytes of `range` of a block if its place on this machine's SSD is known. Blocks the thread on the disk.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weir_core::placement::domains::{MAX_DOMAINS, Placement, Spread};
+use weir_core::placement::domains::{Keep, MAX_DOMAINS, Placement, Spread};
 use weir_core::{ClusterMap, Hashing, Location, WorkerInfo};
 use weir_proto::v1;
 
@@ -40,6 +40,10 @@ pub(crate) fn to_message(placement: Placement) -> v1::Placement {
         spread: spread.into(),
         domains: placement.domains,
         pool: placement.pool.map(String::from).unwrap_or_default(),
+        keep: placement
+            .keep
+            .map_or(v1::Keep::Unspecified, |Keep::Node| v1::Keep::Node)
+            .into(),
     }
 }
 
@@ -57,5 +61,6 @@ pub(crate) fn of_message(message: &v1::Placement) -> Placement {
         spread,
         domains: domains.cloned().collect(),
         pool: message.pool.parse().ok(),
+        keep: (message.keep() == v1::Keep::Node).then_some(Keep::Node),
     }
 }

@@ -41,6 +41,8 @@ pub struct WorkerConfig {
     pub fill_budget: ByteSize,
     /// Most bytes of copies of other workers' blocks, which many want at once; an eighth of the cache without.
     pub copies: Option<ByteSize>,
+    /// Most bytes of other workers' blocks that are kept for this node alone; an eighth of the cache without.
+    pub keep: Option<ByteSize>,
     /// Most bytes that are sent to other machines in a second; any number without.
     pub egress_limit: Option<ByteSize>,
     /// Where the list of origins is kept over a restart.
@@ -68,6 +70,12 @@ impl WorkerConfig {
     pub(crate) fn copies(&self) -> u64 {
         let share = self.capacity() / COPIES_SHARE;
         self.copies.map_or(share, |copies| copies.0)
+    }
+
+    /// Most bytes of other workers' blocks that are kept for this node alone.
+    pub(crate) fn keep(&self) -> u64 {
+        let share = self.capacity() / COPIES_SHARE;
+        self.keep.map_or(share, |keep| keep.0)
     }
 
     /// Bytes of the fill budget.

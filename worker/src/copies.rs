@@ -198,7 +198,7 @@ impl Copies {
             return Route::Origin;
         }
         let maps = self.former();
-        let mut owned_by_map = None;
+        let (mut owned_by_map, mut kept) = (None, None);
         for dataset in datasets() {
             // One that had a placement may still be where it was by that.
             let Some(known) = self.placements.get(&dataset) else {
@@ -208,6 +208,10 @@ impl Copies {
             let view = self.placed.view(&dataset, known, &maps);
             match view.route(&dataset, key, &self.own) {
                 None => {}
+                // Of another dataset it may own the same block.
+                Some(route @ Route::Kept(..)) => {
+                    kept.get_or_insert(route);
+                }
                 Some(Route::Filler(_, filler)) if self.is_avoided(&filler.id) => {
                     return Route::Origin;
                 }
@@ -220,7 +224,8 @@ impl Copies {
         }
         match owned_by_map {
             Some(dataset) if !by_map.is_empty() => Route::Former(dataset, by_map),
-            _ => Route::Origin,
+            Some(_) => Route::Origin,
+            None => kept.unwrap_or(Route::Origin),
         }
     }
 
@@ -252,7 +257,7 @@ impl Copies {
         holders
     }
 
-    fn is_avoided(&self, id: &WorkerId) -> bool {
+    pub(crate) fn is_avoided(&self, id: &WorkerId) -> bool {
         let avoided = self.avoided.lock();
         let avoided = avoided.get(id);
         avoided.is_some_and(|avoided| Instant::now() < avoided.until)

@@ -150,6 +150,7 @@ pub struct WorkerMetrics {
     pub(crate) copied_bytes: Counter,
     pub(crate) handed_over_bytes: Counter,
     pub(crate) kept_copies: Gauge,
+    pub(crate) kept_for_node: Gauge,
     pub(crate) stream_requests: Family<ResultLabel, Counter>,
     pub(crate) stream_connections: Gauge,
     pub(crate) stream_refusals: Family<ReasonLabel, Counter>,
@@ -185,6 +186,7 @@ impl WorkerMetrics {
             copied_bytes: Counter::default(),
             handed_over_bytes: Counter::default(),
             kept_copies: Gauge::default(),
+            kept_for_node: Gauge::default(),
             stream_requests: Family::default(),
             stream_connections: Gauge::default(),
             stream_refusals: Family::default(),
@@ -343,6 +345,12 @@ impl WorkerMetrics {
             "Bytes given to other workers",
             Unit::Bytes,
             metrics.handed_over_bytes.clone(),
+        );
+        r.register_with_unit(
+            "kept_for_node",
+            "Bytes of other workers' blocks that are kept for readers on this node alone",
+            Unit::Bytes,
+            metrics.kept_for_node.clone(),
         );
         r.register_with_unit(
             "kept_copies",

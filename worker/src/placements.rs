@@ -7,11 +7,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
-use weir_core::placement::domains::{MAX_DOMAINS, Placement, Spread};
+use weir_core::placement::domains::{Keep, MAX_DOMAINS, Placement, Spread};
 use weir_proto::v1;
 
 /// Least time between two questions to the master because a request was made with a newer placement: readers may name any.
@@ -34,6 +35,7 @@ pub fn placement(message: Option<v1::Placement>) -> Placement {
         v1::Spread::Zone => Spread::Zone,
         v1::Spread::Cluster | v1::Spread::Unspecified => Spread::Cluster,
     };
+    let keep = (message.keep() == v1::Keep::Node).then_some(Keep::Node);
     let mut domains = message.domains;
     domains.truncate(MAX_DOMAINS);
     if spread == Spread::Cluster {
@@ -43,6 +45,7 @@ pub fn placement(message: Option<v1::Placement>) -> Placement {
         version: message.version,
         spread,
         domains,
+        keep,
         pool: message.pool.parse().ok(),
     }
 }
@@ -132,6 +135,7 @@ struct Table {
 #[derive(Debug, Default)]
 pub(crate) struct Placements {
     known: RwLock<Table>,
+    keeps: AtomicBool,
     asked: Mutex<Option<Instant>>,
     wanted: Notify,
     /// Tables that were taken in.
@@ -165,7 +169,9 @@ impl Placements {
             };
             (of.dataset.clone(), next)
         });
-        let placed = placed.collect();
+        let placed: HashMap<String, Arc<Known>> = placed.collect();
+        let keeps = placed.values().any(|known| known.current.keep.is_some());
+        self.keeps.store(keeps, Ordering::Relaxed);
         let others = datasets.iter().filter(|of| of.placement.is_none());
         let others = others.map(|of| of.dataset.clone()).collect();
         *known = Table { placed, others };
@@ -188,6 +194,11 @@ impl Placements {
     pub(crate) fn version(&self, dataset: &str) -> u64 {
         let known = self.get(dataset);
         known.map_or(0, |known| known.current.version)
+    }
+
+    /// Whether nodes keep what they read of any dataset.
+    pub(crate) fn any_keeps(&self) -> bool {
+        self.keeps.load(Ordering::Relaxed)
     }
 
     /// Whether no dataset has one, or had one.
@@ -261,7 +272,7 @@ mod tests {
             version,
             spread: spread.into(),
             domains: domains.iter().map(|name| (*name).to_owned()).collect(),
-            pool: String::new(),
+            ..v1::Placement::default()
         }
     }
 

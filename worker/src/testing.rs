@@ -27,6 +27,7 @@ pub fn config(id: &str) -> Result<WorkerConfig, NameError> {
         ssd: Vec::new(),
         fill_budget: ByteSize(0),
         copies: None,
+        keep: None,
         egress_limit: None,
         origins_file: None,
         fetch: FetchPolicy::default(),

@@ -42,6 +42,7 @@ use weir_wire::Pacer;
 mod copying;
 mod filling;
 mod gauges;
+mod keeping;
 mod place;
 mod unowned;
 
@@ -49,6 +50,7 @@ use copying::Copying;
 use filling::{BUDGET_UNIT, Forwards};
 pub use filling::{FillWork, PrefetchAnswer};
 pub(crate) use filling::{Taken, settled};
+use keeping::Keeping;
 pub(crate) use unowned::Unowned;
 
 /// How often cache files are checked for changes by others, and gauges are brought up to date.
@@ -114,6 +116,8 @@ pub struct Worker {
     /// Which objects many want at once, and the copies of others' blocks because of that.
     demand: Demand,
     copying: Copying,
+    /// The blocks of others that are here for this node alone.
+    keeping: Keeping,
     pacer: Option<Pacer>,
     /// Whose answers come next.
     turns: Arc<Turns>,
@@ -195,6 +199,7 @@ impl Worker {
             verifier,
             demand: Demand::default(),
             copying: Copying::new(config.copies()),
+            keeping: Keeping::new(config.keep()),
             turns: Arc::default(),
             pacer: config.egress_limit.map(|limit| Pacer::new(limit.0)),
             copies: OnceLock::new(),
@@ -537,6 +542,7 @@ impl Worker {
             let upkeep = move || {
                 worker.ssd.check_files();
                 worker.drop_copies();
+                worker.drop_kept();
                 worker.drop_unowned();
                 worker.ssd.compact();
                 let damaged = worker.memory.scrub(CHECK_INTERVAL);

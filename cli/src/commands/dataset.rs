@@ -6,7 +6,7 @@ use serde::Serialize;
 use tonic::{Code, Status};
 use weir_core::dataset::did_you_mean;
 use weir_core::id::split_name;
-use weir_core::placement::domains::{Placement, Spread};
+use weir_core::placement::domains::{Keep, Placement, Spread};
 use weir_core::{DatasetName, DatasetSpec, LeftOut, PlaceName};
 use weir_origin::{spec_of, spec_of_mounts};
 use weir_proto::v1;
@@ -44,6 +44,9 @@ pub(super) struct PlacementView {
     spread: Spread,
     domains: Vec<String>,
     pool: Option<PlaceName>,
+    /// Who keeps what it reads, beside them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep: Option<Keep>,
     /// Why; `None` from masters that do not say.
     reason: Option<String>,
 }
@@ -57,6 +60,7 @@ impl PlacementView {
             spread,
             mut domains,
             pool,
+            keep,
         } = placed;
         if spread == Spread::Cluster {
             domains.clear(); // it has no names
@@ -66,6 +70,7 @@ impl PlacementView {
             spread,
             domains,
             pool,
+            keep,
             reason: Some(reason).filter(|reason| !reason.is_empty()),
         }
     }
@@ -85,8 +90,11 @@ impl std::fmt::Display for PlacementView {
             Spread::Cluster => f.write_str("all workers")?,
             spread => write!(f, "{spread} {}", self.domains.join(", "))?,
         }
-        match &self.pool {
-            Some(pool) => write!(f, " of pool {pool}"),
+        if let Some(pool) = &self.pool {
+            write!(f, " of pool {pool}")?;
+        }
+        match self.keep {
+            Some(Keep::Node) => f.write_str(", kept by nodes that read it"),
             None => Ok(()),
         }
     }

@@ -96,6 +96,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         ssd,
         fill_budget: args.cache.fill_memory.unwrap_or_else(default_fill_memory),
         copies: args.copies,
+        keep: args.keep,
         egress_limit: args.egress_limit,
         origins_file: Some(args.dir.join("origins.json")),
         fetch: FetchPolicy::default(),

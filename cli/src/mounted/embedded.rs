@@ -147,6 +147,7 @@ fn open_worker(
         ssd: ssd.to_vec(),
         fill_budget,
         copies: None,
+        keep: None,
         egress_limit: None,
         origins_file: None,
         fetch: FetchPolicy::default(),

@@ -490,7 +490,7 @@ async fn the_nearest_copy_is_asked_and_a_newer_placement_is_asked_for() {
         version: 7,
         spread: Spread::Zone,
         domains: vec!["a".to_owned()],
-        pool: None,
+        ..Placement::default()
     }));
     let of = |zone: &str| {
         ClusterReader::new(ClusterConfig {

@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::domains::{MAX_DOMAINS, Placement, Spread, domains_of};
+use super::domains::{Keep, MAX_DOMAINS, Placement, Spread, domains_of};
 use super::readers::{Readers, add_copies};
 use super::room::{Domain, Domains};
 use super::seats::{mix, unit};
@@ -111,6 +111,10 @@ pub struct Wanted {
     /// Only workers of this pool hold it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// Who keeps what it reads of the dataset, beside them: `node`, the workers of the node that reads, as far as they have room
+    /// for that (`--keep`). Nobody, if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
 }
 
 impl Wanted {
@@ -134,6 +138,7 @@ impl Wanted {
         self.spread.is_none_or(|spread| spread == placement.spread)
             && (self.within.is_empty() || placement.domains == self.within)
             && self.pool() == placement.pool
+            && self.keep == placement.keep
     }
 }
 
@@ -297,8 +302,12 @@ pub fn choose(
     };
     match previous {
         Some(previous)
-            if (previous.spread, &previous.domains, &previous.pool)
-                == (spread, &domains, &pool) =>
+            if (
+                previous.spread,
+                &previous.domains,
+                &previous.pool,
+                previous.keep,
+            ) == (spread, &domains, &pool, wanted.keep) =>
         {
             previous.clone()
         }
@@ -307,6 +316,7 @@ pub fn choose(
             spread,
             domains,
             pool,
+            keep: wanted.keep,
         },
     }
 }
@@ -449,7 +459,7 @@ mod tests {
             spread,
             copies: copies.map(|copies| Copies::Number(NonZeroUsize::new(copies).unwrap())),
             within: within.iter().map(|name| (*name).to_owned()).collect(),
-            pool: None,
+            ..Wanted::default()
         }
     }
 
@@ -638,6 +648,22 @@ mod tests {
     }
 
     #[test]
+    fn that_nodes_keep_what_they_read_is_another_placement_of_the_same_domains() {
+        let map = map(&[TIB; 4]);
+        let zone = wanted(Some(Spread::Zone), None, &["b"]);
+        let kept = Wanted {
+            keep: Some(Keep::Node),
+            ..zone.clone()
+        };
+        let before = choose(&zone, "set", 1, &map, None);
+        let after = choose(&kept, "set", 1, &map, Some(&before));
+        assert_eq!((after.version, after.keep), (2, Some(Keep::Node)));
+        assert_eq!(after.domains, before.domains);
+        assert_eq!(choose(&kept, "set", 1, &map, Some(&after)), after);
+        assert_eq!(choose(&zone, "set", 1, &map, Some(&after)).keep, None);
+    }
+
+    #[test]
     fn named_domains_are_taken_in_their_order_also_while_they_are_down() {
         let map = map(&[TIB; 4]);
         let named = wanted(Some(Spread::Zone), None, &["gone", "b", "a"]);
@@ -741,8 +767,13 @@ mod tests {
         assert_eq!(read, expected);
         let all: Wanted = serde_json::from_str(r#"{"copies":"all"}"#).unwrap();
         assert_eq!(all.copies, Some(Copies::All));
+        let kept: Wanted = serde_json::from_str(r#"{"keep":"node"}"#).unwrap();
+        assert!(kept.keep == Some(Keep::Node) && kept.is_automatic());
+        assert_eq!(serde_json::to_string(&kept).unwrap(), r#"{"keep":"node"}"#);
         for bad in [
             r#"{"copies":0}"#,
+            r#"{"keep":"zone"}"#,
+            r#"{"keep":true}"#,
             r#"{"copies":-1}"#,
             r#"{"copies":"both"}"#,
             r#"{"copies":1.5}"#,

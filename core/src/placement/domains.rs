@@ -44,6 +44,25 @@ pub enum Spread {
     Cluster,
 }
 
+/// Who keeps what it reads of a dataset, beside the domains that hold a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The workers of the node that reads, as far as they have room for such.
+    Node,
+}
+
+impl std::str::FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "node" => Ok(Self::Node),
+            _ => Err(format!("{text:?} keeps nothing: write node")),
+        }
+    }
+}
+
 /// Where a dataset is held.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Placement {
@@ -56,6 +75,9 @@ pub struct Placement {
     /// Only workers of this pool hold it; of any, or none, without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PlaceName>,
+    /// Who else keeps what it reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
 }
 
 impl Default for Placement {
@@ -66,6 +88,7 @@ impl Default for Placement {
             spread: Spread::Cluster,
             domains: vec![String::new()],
             pool: None,
+            keep: None,
         }
     }
 }
@@ -383,7 +406,7 @@ pub(super) mod tests {
             version: 1,
             spread,
             domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
-            pool: None,
+            ..Placement::default()
         }
     }
 
@@ -619,7 +642,7 @@ pub(super) mod tests {
             let mut domains: Vec<String> = domains_of(&map, spread, None).into_keys().collect();
             domains.sort_by_key(|domain| mix(seed(domain) ^ turn));
             domains.truncate(4);
-            let placement = Placement { version: 1, spread, domains, pool: None };
+            let placement = Placement { version: 1, spread, domains, ..Placement::default() };
             let owners = Owners::new(map, &placement);
             let (node, at) = ("n1".parse().unwrap(), Location::of_names("b", "r1").unwrap());
             let asked = owners.for_reader(&key(block), &node, &at, most);

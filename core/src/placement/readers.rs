@@ -263,7 +263,7 @@ mod tests {
             version: 1,
             spread: Spread::Node,
             domains: previous.iter().map(|name| (*name).to_owned()).collect(),
-            pool: None,
+            ..Placement::default()
         };
         let auto = Wanted::default();
         let chosen = choose(&auto, "set", bytes, cluster, Some(&previous), readers);
@@ -324,7 +324,7 @@ mod tests {
             version: 1,
             spread: Spread::Zone,
             domains: vec!["b".to_owned()],
-            pool: None,
+            ..Placement::default()
         };
         cluster.put(&full, 4 * TIB);
         assert_eq!(copies(&mut cluster, &["a0"], 1, &readers(&["b1"])), ["a0"]);

@@ -102,7 +102,7 @@ mod tests {
             version: 1,
             spread,
             domains: domains.iter().map(|name| (*name).to_owned()).collect(),
-            pool: None,
+            ..Placement::default()
         };
         let auto = Wanted::default();
         let by_zone = Wanted {

@@ -159,7 +159,7 @@ mod tests {
             version: 1,
             spread,
             domains: domains.iter().map(|name| (*name).to_owned()).collect(),
-            pool: None,
+            ..Placement::default()
         }
     }
 

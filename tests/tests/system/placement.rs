@@ -14,6 +14,10 @@ pub(crate) const CASES: &[Case] = &[
         a_small_dataset_is_on_one_node_and_stays_there_while_that_is_started_anew,
     ),
     (
+        "a_node_keeps_what_it_reads_within_its_bound",
+        a_node_keeps_what_it_reads_within_its_bound,
+    ),
+    (
         "a_copy_is_made_where_readers_are_without_the_origin",
         a_copy_is_made_where_readers_are_without_the_origin,
     ),
@@ -184,6 +188,50 @@ fn a_small_dataset_is_on_one_node_and_stays_there_while_that_is_started_anew() {
     let before = lab.s3.stats().bytes();
     read_epoch(&mount, &files);
     assert_eq!(lab.s3.stats().bytes(), before);
+}
+
+/// Node 1 has room for all, and node 2 for nothing.
+fn a_node_keeps_what_it_reads_within_its_bound() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = start(&lab, &[&[], &["--keep", "64MiB"], &["--keep", "0"]]);
+    let flags = ["--spread", "node", "--in", "node-0", "--keep", "node"];
+    let shown = cluster.create_dataset_with("set", &flags).ok();
+    assert!(
+        shown.contains("node node-0, kept by nodes that read it"),
+        "{shown}"
+    );
+    let by_name = |name: &str| {
+        let of = |number: &usize| cluster.worker(*number).metric(name, "") as u64;
+        [1, 2].iter().map(of).collect::<Vec<u64>>()
+    };
+    let given = || {
+        cluster
+            .worker(0)
+            .metric("weir_worker_handed_over_bytes_total", "") as u64
+    };
+    for node in ["node-1", "node-2"] {
+        let mount = cluster.mount("set", node);
+        check_all(&mount, &files);
+        mount.unmount();
+    }
+    come_to_hold(&cluster, &[1], blocks(&files));
+    assert_eq!(
+        held(&cluster, &[0, 2]),
+        blocks(&files),
+        "node 2 keeps nothing"
+    );
+    wait_until("what is kept is told", SOON, || {
+        by_name("weir_worker_kept_for_node_bytes") == [total(&files), 0]
+    });
+    assert_eq!(lab.s3.stats().bytes(), total(&files));
+    // Again, from the node itself.
+    let before = given();
+    let mount = cluster.mount("set", "node-1");
+    read_epoch(&mount, &files);
+    assert_eq!(given(), before);
+    let asked = ["--spread", "node", "--keep", "zone"];
+    cluster.create_dataset_with("other", &asked).fails(2);
 }
 
 /// A mount reads on the node of a worker that does not hold the dataset.

@@ -36,6 +36,8 @@ pub(crate) enum Route {
     Former(Arc<str>, Vec<WorkerInfo>),
     /// From this one, which has it or fetches it.
     Filler(Arc<str>, WorkerInfo),
+    /// As from a filler, for a worker that owns no copy and keeps what its node reads.
+    Kept(Arc<str>, WorkerInfo),
 }
 
 /// Owners of the blocks of datasets, made once for each placement and map.
@@ -80,7 +82,7 @@ impl View {
         self.owners.of(key).any(|owner| owner.id == *own)
     }
 
-    /// The way to a block of the dataset, which has this name; `None` if `own` is to hold no copy of it.
+    /// The way to a block of the dataset, which has this name; `None` if `own` is neither to hold a copy of it nor to keep one.
     pub(super) fn route(
         &self,
         dataset: &Arc<str>,
@@ -88,7 +90,9 @@ impl View {
         own: &WorkerId,
     ) -> Option<Route> {
         if !self.is_owner(key, own) {
-            return None;
+            self.known.current().keep?;
+            let filler = self.owners.filler(key)?.clone();
+            return Some(Route::Kept(dataset.clone(), filler));
         }
         let filler = self.owners.filler(key).filter(|filler| filler.id != *own);
         Some(if let Some(filler) = filler {
@@ -196,7 +200,7 @@ mod tests {
                     version,
                     spread: v1::Spread::Zone.into(),
                     domains: domains.iter().map(|name| (*name).to_owned()).collect(),
-                    pool: String::new(),
+                    ..v1::Placement::default()
                 }),
                 ..v1::DatasetSources::default()
             }]);
@@ -212,6 +216,7 @@ mod tests {
                 None => "not its own".to_owned(),
                 Some(Route::Origin) => "origin".to_owned(),
                 Some(Route::Filler(_, filler)) => format!("filler {}", filler.id),
+                Some(Route::Kept(_, filler)) => format!("kept from {}", filler.id),
                 Some(Route::Former(_, holders)) => {
                     let names = holders.iter().map(|holder| holder.id.as_str());
                     ["former"]

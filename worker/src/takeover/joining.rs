@@ -237,7 +237,7 @@ mod tests {
                 version: 1,
                 spread: v1::Spread::Zone.into(),
                 domains: zones.iter().map(|name| (*name).to_owned()).collect(),
-                pool: String::new(),
+                ..v1::Placement::default()
             }),
             ..v1::DatasetSources::default()
         }]);

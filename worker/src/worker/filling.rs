@@ -218,7 +218,11 @@ impl Worker {
                 if is_from_origin && !self.verifier.fetched(block, started.fill()) {
                     self.metrics.unverified_blocks.inc();
                 }
-                self.keep(started, place).await;
+                if self.has_place_for(block) {
+                    self.keep(started, place).await;
+                } else {
+                    self.keep_for_a_moment(&started);
+                }
             }
             Err(error) => {
                 // Each reader of an object that fails makes one.
@@ -280,7 +284,7 @@ impl Worker {
     }
 
     /// The way to a block that is not here.
-    fn route(&self, copies: &Copies, block: &Block, key: &BlockKey) -> Route {
+    pub(super) fn route(&self, copies: &Copies, block: &Block, key: &BlockKey) -> Route {
         let object = &*block.object.key;
         copies.route(key, || self.origins.datasets_of(block.origin, object))
     }
@@ -290,7 +294,7 @@ impl Worker {
         let copies = self.copies.get();
         copies.is_some_and(|copies| {
             let route = self.route(copies, block, &block.key());
-            matches!(route, Route::Filler(..))
+            matches!(route, Route::Filler(..) | Route::Kept(..))
         })
     }
 
@@ -312,7 +316,11 @@ impl Worker {
                 let given = copies.fetch(&turn, &holders, &dataset, block).await?;
                 Some((given, place))
             }
-            Route::Filler(dataset, filler) if forwards == Forwards::Yes => {
+            // One that is avoided has the origin asked instead.
+            Route::Kept(_, filler) if copies.is_avoided(&filler.id) => None,
+            Route::Filler(dataset, filler) | Route::Kept(dataset, filler)
+                if forwards == Forwards::Yes =>
+            {
                 fill.forward(true);
                 let turn = copies.turn_of_filler().await?;
                 let place = Place::take(None, self.copy_budget.clone(), units);
@@ -320,7 +328,7 @@ impl Worker {
                 let given = copies.fetch_of_filler(&turn, &filler, &dataset, block);
                 Some((given.await?, place))
             }
-            Route::Origin | Route::Former(..) | Route::Filler(..) => None,
+            Route::Origin | Route::Former(..) | Route::Filler(..) | Route::Kept(..) => None,
         }
     }
 

@@ -65,6 +65,7 @@ impl Worker {
             }
         }
         self.metrics.kept_copies.set(self.copying.bytes() as i64);
+        self.metrics.kept_for_node.set(self.keeping.bytes() as i64);
         self.metrics.fills_in_flight.set(self.fills.len() as i64);
         self.count_store_events();
     }

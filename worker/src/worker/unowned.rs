@@ -236,7 +236,7 @@ mod tests {
                     version: 2,
                     spread: v1::Spread::Node.into(),
                     domains: vec![(*node).to_owned()],
-                    pool: String::new(),
+                    ..v1::Placement::default()
                 }),
                 former: vec![v1::FormerPlacement {
                     placement: Some(v1::Placement::default()),

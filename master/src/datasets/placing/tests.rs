@@ -1,5 +1,5 @@
 use weir_core::placement::choice::Copies;
-use weir_core::placement::domains::Spread;
+use weir_core::placement::domains::{Keep, Spread};
 
 use super::*;
 use crate::placements;
@@ -247,6 +247,7 @@ fn a_placement_survives_its_message() {
         spread: Spread::Group,
         domains: vec!["a/r1".to_owned(), "b/~3".to_owned()],
         pool: Some("gpu".parse().unwrap()),
+        keep: Some(Keep::Node),
     };
     assert_eq!(of_message(&to_message(placement.clone())), placement);
 }

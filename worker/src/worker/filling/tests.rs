@@ -249,7 +249,7 @@ impl Pair {
                     version: 1,
                     spread: v1::Spread::Zone.into(),
                     domains: domains.map(str::to_owned).into(),
-                    pool: String::new(),
+                    ..v1::Placement::default()
                 }),
                 former: Vec::new(),
             };
