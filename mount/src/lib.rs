@@ -20,7 +20,7 @@ mod state;
 mod succession;
 mod sync;
 
-pub use mounting::MountError;
+pub use mounting::{FS_TYPE, MountError, table};
 
 // Under this name for `handover/term.rs`, which is also compiled elsewhere with another one.
 use weir_fuse::duty;

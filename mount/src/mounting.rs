@@ -8,7 +8,7 @@
 pub(crate) mod connection;
 mod fusermount;
 pub(crate) mod mountpoint;
-pub(crate) mod table;
+pub mod table;
 
 use std::ffi::CString;
 use std::io;
@@ -24,7 +24,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 /// Type of Weir's mounts in `/proc/self/mountinfo`.
-pub(crate) const FS_TYPE: &str = "fuse.weir";
+pub const FS_TYPE: &str = "fuse.weir";
 /// Largest read that the kernel may ask for, in bytes: what it takes by default (256 pages). Larger ones would only
 /// make the first byte wait for more of them.
 const MAX_READ: u32 = 1 << 20;

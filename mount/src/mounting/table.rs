@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 
 /// One line of the table.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// `MAJOR:MINOR` of the file system; each FUSE mount has its own.
     pub device: String,
+    /// The directory of the file system that is shown; `/` unless a part of it was bound there.
+    pub root: PathBuf,
     /// Where it is.
     pub mountpoint: PathBuf,
     /// Its type, such as `fuse.weir`.
@@ -22,12 +24,12 @@ pub(crate) struct Entry {
 }
 
 /// All mounts that this process sees, in the order in which they were made.
-pub(crate) fn read() -> io::Result<Vec<Entry>> {
+pub fn read() -> io::Result<Vec<Entry>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
 
 /// What is mounted at `mountpoint`, the topmost if there are several.
-pub(crate) fn at(mountpoint: &Path) -> io::Result<Option<Entry>> {
+pub fn at(mountpoint: &Path) -> io::Result<Option<Entry>> {
     Ok(read()?
         .into_iter()
         .rfind(|entry| entry.mountpoint == mountpoint))
@@ -52,10 +54,12 @@ fn parse(table: &[u8]) -> Vec<Entry> {
 fn parse_line(line: &[u8]) -> Option<Entry> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = text(fields.nth(2)?);
-    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let root = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
     fields.find(|field| *field == b"-")?;
     Some(Entry {
         device,
+        root,
         mountpoint,
         fs_type: text(fields.next()?),
         source: text(fields.next()?),
@@ -93,7 +97,7 @@ mod tests {
     #[test]
     fn a_line_is_read_whatever_its_tags_and_escapes() {
         let table = b"22 27 0:21 / /proc rw,relatime - proc proc rw\n\
-            90 27 0:57 / /mnt/a\\040b\\134c ro,nosuid shared:7 master:2 - fuse.weir weir:s3://b/p\\040q ro\n\
+            90 27 0:57 /sub\\040dir /mnt/a\\040b\\134c ro,nosuid shared:7 master:2 - fuse.weir weir:s3://b/p\\040q ro\n\
             half a line\n";
         let entries = parse(table);
         assert_eq!(entries.len(), 2);
@@ -101,6 +105,7 @@ mod tests {
             entries[1],
             Entry {
                 device: "0:57".into(),
+                root: "/sub dir".into(),
                 mountpoint: "/mnt/a b\\c".into(),
                 fs_type: "fuse.weir".into(),
                 source: "weir:s3://b/p q".into(),
