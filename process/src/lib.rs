@@ -6,6 +6,7 @@
 
 pub mod descriptor;
 pub mod fdpass;
+pub mod init;
 pub mod lock;
 pub mod signals;
 pub mod spawn;

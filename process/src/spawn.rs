@@ -13,7 +13,7 @@ use rustix::io::FdFlags;
 use crate::descriptor::HANDOVER_VARIABLE;
 
 /// The running program itself, also after its file was replaced or deleted.
-const OWN_EXE: &str = "/proc/self/exe";
+pub(crate) const OWN_EXE: &str = "/proc/self/exe";
 
 /// Shows `command`, which runs [`OWN_EXE`], under this program's real name.
 fn name(command: &mut Command) {
@@ -37,6 +37,14 @@ pub fn own(part: &str) -> Command {
 /// Starts `command` as a child with `descriptor` inherited.
 pub fn spawn(command: &mut Command, descriptor: BorrowedFd<'_>) -> io::Result<Child> {
     hand_over(command, descriptor);
+    // SAFETY: `default_signals` makes only async-signal-safe calls.
+    unsafe { command.pre_exec(default_signals) };
+    command.spawn()
+}
+
+/// Starts `command`, which this process stands for: it shows its name, and gets the signals that this one reads elsewhere.
+pub(crate) fn spawn_as_is(command: &mut Command) -> io::Result<Child> {
+    name(command);
     // SAFETY: `default_signals` makes only async-signal-safe calls.
     unsafe { command.pre_exec(default_signals) };
     command.spawn()
