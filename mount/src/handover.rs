@@ -132,11 +132,12 @@ impl Handover {
             .need(fdpass::Slot::Lock)
             .map_err(HandoverError::Message)?;
         let holder = descriptors.take(fdpass::Slot::Holder);
+        let peer = descriptors.take(fdpass::Slot::Peer);
         state.server_pid = Some(std::process::id());
         let (mountpoint, init) = (state.request.mountpoint.clone(), state.init.clone());
         let (device, dir) = (state.device.clone(), state.dir.clone());
-        let link =
-            Link::start(socket, fuse, lock, holder, state).map_err(system("start a thread"))?;
+        let link = Link::start(socket, fuse, lock, holder, peer, state)
+            .map_err(system("start a thread"))?;
         Ok(Self {
             link,
             mountpoint,

@@ -54,6 +54,12 @@ pub struct MountInfo {
     /// Taken out of the tree while files in it were open.
     #[serde(default)]
     pub detached: bool,
+    /// Another pod is to hold it, too.
+    #[serde(default)]
+    pub has_peer: bool,
+    /// Another pod holds it, and has said so.
+    #[serde(default)]
+    pub held_elsewhere: bool,
     /// Its runtime directory, as it is named now.
     #[serde(skip)]
     pub dir: PathBuf,

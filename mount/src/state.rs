@@ -88,6 +88,8 @@ pub(crate) enum ToServer {
     LetGo,
     /// There is another third holder; the message has the line to it.
     Holder,
+    /// There is another holder in another pod; the message has the line to it.
+    Peer,
 }
 
 /// From a server to its supervisor.

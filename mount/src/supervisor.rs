@@ -10,6 +10,7 @@ mod daemon;
 mod environment;
 mod holder;
 mod made;
+mod peer;
 pub(crate) mod request;
 mod server;
 
@@ -32,6 +33,7 @@ use environment::Environment;
 use request::Control;
 
 pub use made::{Made, own_state};
+pub use peer::{PEER_VARIABLE, PeerSocket};
 pub use request::StartRequest;
 
 /// Between attempts to reach a supervisor that is being replaced.
@@ -230,6 +232,32 @@ pub fn unmount(dir: &Path, lazy: bool, deadline: Duration) -> Result<(), MountEr
     }
     // All its processes were killed.
     mounting::detach_dead(&mountpoint)?;
+    runtime::release(&runtime_dir);
+    Ok(())
+}
+
+/// Takes the mount at `dir` out of the tree, itself, and tells its processes, which may be those of a pod that may not unmount.
+/// It ends with its last user; one without users has ended when this returns.
+pub fn detach(dir: &Path, deadline: Duration) -> Result<(), MountError> {
+    let until = Instant::now() + deadline;
+    let mountpoint = mountpoint::resolve(dir)?;
+    match mounting::unmount(&mountpoint, true) {
+        Ok(()) | Err(MountError::NotMounted { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let runtime_dir = runtime::dir_of(&mountpoint);
+    while runtime::is_live(&runtime_dir) {
+        let told = reach(&runtime_dir, &mountpoint).and_then(|socket| {
+            ask(&socket, &mountpoint, &Control::Detached)?;
+            wait_for::<Result<(), MountError>>(&socket, &mountpoint, until, "unmounted")?
+        });
+        match told {
+            Ok(()) => return Ok(()),
+            // It has seen by itself that the mount is gone, and does not listen any more.
+            Err(_) if Instant::now() < until => std::thread::sleep(RETRY_INTERVAL),
+            Err(error) => return Err(error),
+        }
+    }
     runtime::release(&runtime_dir);
     Ok(())
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 /// buffer holds it, so it can be sent before anybody reads.
 pub const MAX_MESSAGE: usize = 128 << 10;
 /// Most descriptors in one message.
-const MAX_DESCRIPTORS: usize = 5;
+const MAX_DESCRIPTORS: usize = 8;
 
 /// What a passed descriptor is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub enum Slot {
     Supervisor,
     /// The line to the mount's third holder.
     Holder,
+    /// The line to the mount's holder in another pod.
+    Peer,
     /// A control client that waits for an answer.
     Client,
     /// Memory that two processes share.

@@ -23,6 +23,8 @@ pub(super) struct Link {
     lock: OwnedFd,
     /// The line to the mount's third holder, for the next supervisor.
     holder: Mutex<Option<OwnedFd>>,
+    /// The line to the mount's holder in another pod, which must not end before this process does.
+    peer: Mutex<Option<OwnedFd>>,
     line: Mutex<Line>,
     term: Term,
     let_go: Mutex<Option<Arc<LetGo>>>,
@@ -47,12 +49,14 @@ impl Link {
         fuse: OwnedFd,
         lock: OwnedFd,
         holder: Option<OwnedFd>,
+        peer: Option<OwnedFd>,
         state: MountState,
     ) -> io::Result<Arc<Self>> {
         let link = Arc::new(Self {
             fuse,
             lock,
             holder: Mutex::new(holder),
+            peer: Mutex::new(peer),
             line: Mutex::new(Line {
                 socket: Arc::new(socket),
                 state,
@@ -133,6 +137,9 @@ impl Link {
                 Ok(Some((ToServer::Holder, mut descriptors))) => {
                     *self.holder.lock() = descriptors.take(Slot::Holder);
                 }
+                Ok(Some((ToServer::Peer, mut descriptors))) => {
+                    *self.peer.lock() = descriptors.take(Slot::Peer);
+                }
                 Ok(Some((ToServer::Stop, _))) => self.term.end(Ended::Replaced),
                 Ok(Some((ToServer::LetGo, _))) => {
                     let let_go = self.let_go.lock().clone();
@@ -157,13 +164,14 @@ impl Link {
     fn replace_supervisor(&self) -> io::Result<()> {
         let mut line = self.line.lock();
         let this = pidfd_open(getpid(), PidfdFlags::empty())?;
-        let holder = self.holder.lock();
+        let (holder, peer) = (self.holder.lock(), self.peer.lock());
         let mut descriptors = vec![
             (Slot::Fuse, self.fuse.as_fd()),
             (Slot::Lock, self.lock.as_fd()),
             (Slot::Server, this.as_fd()),
         ];
         descriptors.extend(holder.iter().map(|line| (Slot::Holder, line.as_fd())));
+        descriptors.extend(peer.iter().map(|line| (Slot::Peer, line.as_fd())));
         let ours = adopting_supervisor(&line.state, Slot::Link, &descriptors)?;
         line.socket = Arc::new(ours);
         Ok(())

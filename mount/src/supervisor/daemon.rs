@@ -12,6 +12,7 @@ mod servers;
 mod tests;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,8 +20,9 @@ use weir_process::fdpass;
 use weir_process::signals::Signals;
 
 use super::holder::Holder;
+use super::peer;
 use super::request::StartRequest;
-use super::server::{PING_INTERVAL, Server};
+use super::server::{Pulse, Server};
 use crate::mounting::{self, MountError};
 use crate::runtime::{self, MountInfo};
 use crate::state::MountState;
@@ -49,6 +51,12 @@ pub(super) struct Daemon {
     holder: Option<Holder>,
     /// When the next holder is started, while there is none.
     hold_at: Option<Instant>,
+    /// Where the other pod is asked for a holder, if there is another one.
+    peer_socket: Option<PathBuf>,
+    /// Brings the mount back should all processes of this pod die.
+    peer: Option<Holder>,
+    /// When the other pod is asked for the next one, while there is none.
+    peer_at: Option<Instant>,
     /// When the next server is started, while there is none.
     start_at: Option<Instant>,
     /// Servers in a row that ended without becoming ready.
@@ -90,6 +98,9 @@ impl Daemon {
             server: None,
             holder: None,
             hold_at: None,
+            peer_socket: peer::address(),
+            peer: None,
+            peer_at: None,
             start_at: None,
             failures: 0,
             clients: Vec::new(),
@@ -115,16 +126,19 @@ impl Daemon {
             }
             self.start_server_when_due();
             self.start_holder_when_due();
+            self.ask_peer_when_due();
             self.wait(&audience);
             self.hear_server(&mut audience);
             self.reap_server(&mut audience);
             self.hear_holder();
+            self.hear_peer();
             self.hear_signals();
             self.hear_clients(&mut audience);
+            let pulse = self.pulse();
             if let Some(server) = &mut self.server {
-                server.check();
+                server.check(pulse);
             }
-            if let Some(holder) = &mut self.holder {
+            for holder in [&mut self.holder, &mut self.peer].into_iter().flatten() {
                 holder.beat();
             }
             self.enforce_deadlines();
@@ -132,10 +146,18 @@ impl Daemon {
         self.finish(audience)
     }
 
+    /// How the server is watched.
+    fn pulse(&self) -> Pulse {
+        match self.peer_socket {
+            Some(_) => Pulse::IN_POD,
+            None => Pulse::USUAL,
+        }
+    }
+
     /// Waits until something happens or is due.
     fn wait(&self, audience: &Audience) {
-        let mut until = Instant::now() + PING_INTERVAL;
-        for due in [self.start_at, self.stop_by, self.hold_at] {
+        let mut until = Instant::now() + self.pulse().interval;
+        for due in [self.start_at, self.stop_by, self.hold_at, self.peer_at] {
             until = due.map_or(until, |due| due.min(until));
         }
         let left = until.saturating_duration_since(Instant::now());
@@ -164,7 +186,7 @@ impl Daemon {
                 fds.push(PollFd::new(&server.line, PollFlags::IN));
             }
         }
-        if let Some(holder) = &self.holder {
+        for holder in [&self.holder, &self.peer].into_iter().flatten() {
             fds.push(PollFd::new(holder.line(), PollFlags::IN));
         }
         if let (Audience::Requester(socket), None) = (audience, &self.failed) {
@@ -192,8 +214,12 @@ impl Daemon {
 
     /// Shows the mount to others, and keeps the holder up to date. They can do without; the mount itself goes on.
     fn save(&self) {
+        let (server, line) = (self.server.as_ref(), self.peer.as_ref().map(Holder::line));
         if let Some(holder) = &self.holder {
-            holder.tell(&self.state, self.server.as_ref());
+            holder.tell(&self.state, server, line);
+        }
+        if let Some(peer) = &self.peer {
+            peer.tell(&self.state, server, None);
         }
         let info = MountInfo {
             mountpoint: self.state.request.mountpoint.clone(),
@@ -203,6 +229,8 @@ impl Daemon {
             server_pid: self.state.server_pid,
             holder_pid: self.holder.as_ref().and_then(Holder::pid),
             detached: self.state.detached,
+            has_peer: self.peer_socket.is_some(),
+            held_elsewhere: self.peer.as_ref().and_then(Holder::pid).is_some(),
             dir: self.state.dir.clone(),
         };
         if let Err(error) = runtime::write_state(&self.state.dir, &info) {

@@ -122,10 +122,28 @@ impl Holder {
         }
     }
 
-    /// Tells it what has changed.
-    pub(super) fn tell(&self, state: &MountState, server: Option<&Server>) {
+    /// Tells it what has changed. `peer` is the line to the holder in another pod.
+    pub(super) fn tell(&self, state: &MountState, server: Option<&Server>, peer: Option<&OwnedFd>) {
+        let peer: Vec<_> = peer
+            .map(|line| (Slot::Peer, line.as_fd()))
+            .into_iter()
+            .collect();
         // One that is gone is noticed by its line, and one that does not read is no use.
-        let _ = hold(&self.line, state, server, &[]);
+        let _ = hold(&self.line, state, server, &peer);
+    }
+
+    /// The holder that a process of another pod starts at the other end of a line, which gets the descriptors with this. All
+    /// processes of this pod must have the line before.
+    pub(super) fn elsewhere(
+        line: OwnedFd,
+        state: &MountState,
+        server: Option<&Server>,
+        fuse: &OwnedFd,
+        lock: &OwnedFd,
+    ) -> io::Result<Self> {
+        let descriptors = [(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())];
+        hold(&line, state, server, &descriptors)?;
+        Ok(Self::known(line))
     }
 
     /// Ends it.
@@ -156,6 +174,8 @@ struct Held {
     /// The processes that serve it, as far as they are known.
     supervisor: Option<OwnedFd>,
     server: Option<OwnedFd>,
+    /// The line to the holder in another pod, which must not end before this process does.
+    peer: Option<OwnedFd>,
 }
 
 impl Held {
@@ -164,6 +184,7 @@ impl Held {
             state,
             supervisor: descriptors.take(Slot::Supervisor),
             server: descriptors.take(Slot::Server),
+            peer: descriptors.take(Slot::Peer),
         }
     }
 
@@ -243,10 +264,12 @@ impl Successor for Standby {
     fn start_supervisor(&mut self) -> io::Result<()> {
         self.held.state.server_pid = None;
         (self.held.supervisor, self.held.server) = (None, None);
-        let descriptors = [
+        let mut descriptors = vec![
             (Slot::Fuse, self.fuse.as_fd()),
             (Slot::Lock, self.lock.as_fd()),
         ];
+        let peer = self.held.peer.as_ref();
+        descriptors.extend(peer.map(|line| (Slot::Peer, line.as_fd())));
         self.line = adopting_supervisor(&self.held.state, Slot::Holder, &descriptors)?;
         Ok(())
     }
@@ -343,6 +366,7 @@ mod tests {
             state: state(true),
             supervisor,
             server,
+            peer: None,
         };
         held.end_the_silent();
         first.wait().unwrap();
@@ -361,6 +385,7 @@ mod tests {
             state: state(false),
             supervisor,
             server,
+            peer: None,
         };
         held.end_the_silent();
         for child in [&mut first, &mut second] {

@@ -36,6 +36,9 @@ pub(crate) enum Control {
         /// Also when it is in use.
         lazy: bool,
     },
+    /// The mount was taken out of the tree by who asks: its processes may not be allowed to. Answered as above, at once if it
+    /// is still in use.
+    Detached,
     /// Become `exe` and serve with the new arguments. Answered with an [`Outcome`](crate::state::Outcome).
     TakeOver {
         /// What to serve from now on.

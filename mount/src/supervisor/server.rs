@@ -13,10 +13,27 @@ use weir_process::spawn;
 
 use crate::state::{FromServer, MountState, ServerFailure, ToServer};
 
-/// Between two questions whether the server is well.
-pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// A server that has not said for this long that it is well is taken for hung.
-const HUNG_AFTER: Duration = Duration::from_secs(5);
+/// How a server is watched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Pulse {
+    /// Between two questions whether it is well.
+    pub(super) interval: Duration,
+    /// One that has not said for this long that it is well is taken for hung.
+    pub(super) hung_after: Duration,
+}
+
+impl Pulse {
+    /// On a machine that people use, who suspend it and run more on it than it can.
+    pub(super) const USUAL: Self = Self {
+        interval: Duration::from_secs(1),
+        hung_after: Duration::from_secs(5),
+    };
+    /// Where readers are promised that none waits for long. To replace a server that was only slow costs little.
+    pub(super) const IN_POD: Self = Self {
+        interval: Duration::from_millis(120),
+        hung_after: Duration::from_millis(500),
+    };
+}
 
 pub(super) struct Server {
     pub(super) process: OwnedFd,
@@ -26,6 +43,8 @@ pub(super) struct Server {
     /// Its own words on why it cannot serve.
     pub(super) failure: Option<ServerFailure>,
     line_ended: bool,
+    /// It has said that it is well since this process knows it.
+    has_answered: bool,
     last_pong: Instant,
     last_ping: Instant,
     pings: u64,
@@ -38,10 +57,12 @@ impl Server {
         fuse: &OwnedFd,
         lock: &OwnedFd,
         holder: Option<&OwnedFd>,
+        peer: Option<&OwnedFd>,
     ) -> io::Result<Self> {
         let (ours, theirs) = fdpass::pair()?;
         let mut descriptors = vec![(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())];
         descriptors.extend(holder.map(|line| (Slot::Holder, line.as_fd())));
+        descriptors.extend(peer.map(|line| (Slot::Peer, line.as_fd())));
         fdpass::send(ours.as_fd(), state, &descriptors)?;
         let mut command = spawn::own("serve-mount");
         command.args(&state.request.server_args);
@@ -61,6 +82,7 @@ impl Server {
             ready,
             failure: None,
             line_ended: false,
+            has_answered: false,
             last_pong: now,
             last_ping: now,
             pings: 0,
@@ -76,7 +98,10 @@ impl Server {
     pub(super) fn receive(&mut self) -> Option<FromServer> {
         loop {
             match fdpass::try_receive::<FromServer>(self.line.as_fd()) {
-                Ok(Some((FromServer::Pong(_), _))) => self.last_pong = Instant::now(),
+                Ok(Some((FromServer::Pong(_), _))) => {
+                    self.last_pong = Instant::now();
+                    self.has_answered = true;
+                }
                 Ok(Some((FromServer::Failed(reason), _))) => self.failure = Some(reason),
                 Ok(Some((message, _))) => return Some(message),
                 Ok(None) => {
@@ -98,17 +123,23 @@ impl Server {
     }
 
     /// Asks whether it is well, if it is time to, and kills it when it has not been for too long.
-    pub(super) fn check(&mut self) {
+    pub(super) fn check(&mut self, pulse: Pulse) {
         let now = Instant::now();
-        if now.duration_since(self.last_ping) < PING_INTERVAL {
+        if now.duration_since(self.last_ping) < pulse.interval {
             return;
         }
         // This process itself was stopped (a suspended machine, a debugger): the server gets its time anew.
-        if now.duration_since(self.last_ping) > PING_INTERVAL + HUNG_AFTER / 2 {
+        if now.duration_since(self.last_ping) > pulse.interval + pulse.hung_after / 2 {
             self.last_pong = now;
         }
         self.last_ping = now;
-        if now.duration_since(self.last_pong) > HUNG_AFTER {
+        // One that is just being started gets its time, however busy the machine is.
+        let hung_after = if self.has_answered {
+            pulse.hung_after
+        } else {
+            pulse.hung_after.max(Pulse::USUAL.hung_after)
+        };
+        if now.duration_since(self.last_pong) > hung_after {
             tracing::error!(
                 pid = self.pid,
                 "the server hangs; it is killed and replaced"
@@ -147,6 +178,13 @@ impl Server {
         let _ = fdpass::send(self.line.as_fd(), &ToServer::Holder, &descriptors);
     }
 
+    /// Gives it the line to a holder in another pod, which must not end before this server does.
+    pub(super) fn tell_peer(&self, line: &OwnedFd) {
+        let descriptors = [(Slot::Peer, line.as_fd())];
+        // One of an earlier version says that it does not know this; the other pod then sees that it lives.
+        let _ = fdpass::send(self.line.as_fd(), &ToServer::Peer, &descriptors);
+    }
+
     pub(super) fn kill(&self) {
         // It may have ended by itself.
         let _ = pidfd_send_signal(&self.process, Signal::KILL);
@@ -173,6 +211,8 @@ mod tests {
 
     use super::*;
 
+    const PULSE: Pulse = Pulse::USUAL;
+
     /// A process that answers nothing.
     fn silent() -> (Server, OwnedFd, Child) {
         let child = Command::new("sleep").arg("600").spawn().unwrap();
@@ -188,30 +228,47 @@ mod tests {
     #[test]
     fn a_server_that_does_not_answer_is_killed() {
         let (mut server, line, mut child) = silent();
-        server.last_ping -= PING_INTERVAL;
-        server.last_pong -= HUNG_AFTER / 2;
-        server.check();
+        server.last_ping -= PULSE.interval;
+        server.last_pong -= PULSE.hung_after / 2;
+        server.check(PULSE);
         let asked = fdpass::try_receive::<ToServer>(line.as_fd()).unwrap();
         assert!(matches!(asked, Some((ToServer::Ping(1), _))));
         assert!(child.try_wait().unwrap().is_none(), "it has time left");
-        let until = Instant::now() + 4 * HUNG_AFTER;
+        let until = Instant::now() + 4 * PULSE.hung_after;
         while child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < until, "it was not killed");
             (server.last_ping, server.last_pong) = (Instant::now(), Instant::now());
-            server.last_ping -= PING_INTERVAL;
-            server.last_pong -= 2 * HUNG_AFTER;
-            server.check();
+            server.last_ping -= PULSE.interval;
+            server.last_pong -= 2 * PULSE.hung_after;
+            server.check(PULSE);
         }
+    }
+
+    #[test]
+    fn a_server_that_starts_gets_more_time_than_one_that_has_answered() {
+        let (mut server, line, mut child) = silent();
+        let look = |server: &mut Server| {
+            (server.last_ping, server.last_pong) = (Instant::now(), Instant::now());
+            server.last_ping -= Pulse::IN_POD.interval;
+            server.last_pong -= 2 * Pulse::IN_POD.hung_after;
+            server.check(Pulse::IN_POD);
+            server.last_pong.elapsed() < Pulse::IN_POD.hung_after // it was killed
+        };
+        assert!(!look(&mut server));
+        fdpass::send(line.as_fd(), &FromServer::Pong(1), &[]).unwrap();
+        assert!(server.receive().is_none());
+        assert!(look(&mut server));
+        child.wait().unwrap();
     }
 
     #[test]
     fn a_supervisor_that_was_stopped_itself_gives_its_server_time() {
         let (mut server, _line, mut child) = silent();
-        server.last_ping -= 10 * HUNG_AFTER;
-        server.last_pong -= 10 * HUNG_AFTER;
-        server.check();
+        server.last_ping -= 10 * PULSE.hung_after;
+        server.last_pong -= 10 * PULSE.hung_after;
+        server.check(PULSE);
         assert!(child.try_wait().unwrap().is_none());
-        assert!(server.last_pong.elapsed() < HUNG_AFTER);
+        assert!(server.last_pong.elapsed() < PULSE.hung_after);
         server.kill();
         child.wait().unwrap();
     }

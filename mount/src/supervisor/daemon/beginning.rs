@@ -122,6 +122,10 @@ impl Daemon {
         if daemon.holder.is_none() && daemon.state.was_ready {
             daemon.hold_at = Some(Instant::now());
         }
+        daemon.peer = descriptors.take(Slot::Peer).map(Holder::known);
+        if daemon.peer.is_none() && daemon.state.was_ready {
+            daemon.peer_at = Some(Instant::now());
+        }
         // Without a server it was the holder that has started this process.
         if let (Some(process), Some(line)) =
             (descriptors.take(Slot::Server), descriptors.take(Slot::Link))

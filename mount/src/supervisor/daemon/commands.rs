@@ -58,6 +58,10 @@ impl Daemon {
         for (client, since) in std::mem::take(&mut self.clients) {
             match fdpass::try_receive::<Control>(client.as_fd()) {
                 Ok(Some((Control::Unmount { lazy }, _))) => self.answer_unmount(client, lazy),
+                Ok(Some((Control::Detached, _))) => {
+                    self.detach();
+                    self.answer_end(client);
+                }
                 Ok(Some((
                     Control::TakeOver {
                         request,
@@ -87,10 +91,17 @@ impl Daemon {
 
     pub(super) fn answer_unmount(&mut self, client: OwnedFd, lazy: bool) {
         match self.unmount(lazy) {
-            // Whoever detaches a mount that is in use does not wait for its users.
-            Ok(()) if self.state.detached => answer(&client, &Ok::<(), MountError>(())),
-            Ok(()) => self.ending.get_or_insert_default().waiting.push(client),
+            Ok(()) => self.answer_end(client),
             Err(error) => answer(&client, &Err::<(), _>(error)),
+        }
+    }
+
+    fn answer_end(&mut self, client: OwnedFd) {
+        if self.state.detached {
+            // Whoever detaches a mount that is in use does not wait for its users.
+            answer(&client, &Ok::<(), MountError>(()));
+        } else {
+            self.ending.get_or_insert_default().waiting.push(client);
         }
     }
 
@@ -148,11 +159,11 @@ impl Daemon {
                     .stdin(Stdio::null())
                     .stdout(Stdio::null());
                 // The newer version starts its own.
-                if let Some(holder) = self.holder.take() {
+                for holder in [self.holder.take(), self.peer.take()].into_iter().flatten() {
                     holder.dismiss();
                 }
                 let error = spawn::exec(&mut command, theirs.as_fd());
-                self.hold_at = Some(Instant::now());
+                (self.hold_at, self.peer_at) = (Some(Instant::now()), Some(Instant::now()));
                 error
             }
             Err(error) => error,

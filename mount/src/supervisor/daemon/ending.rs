@@ -36,7 +36,7 @@ impl Daemon {
 
     pub(super) fn finish(mut self, audience: Audience) -> Result<(), MountError> {
         let failed = self.failed.take().map(|(error, _)| error);
-        if let Some(holder) = &self.holder {
+        for holder in [&self.holder, &self.peer].into_iter().flatten() {
             holder.dismiss();
         }
         // Were it the last one, the kernel lets go of those who still wait for the mount.
@@ -95,6 +95,23 @@ impl Daemon {
             return Ok(());
         }
         self.take_out(lazy)?;
+        self.was_taken_out();
+        Ok(())
+    }
+
+    /// Somebody else has taken the mount out of the tree, who may do that.
+    pub(super) fn detach(&mut self) {
+        if self.state.detached {
+            return;
+        }
+        if let Some(server) = &self.server {
+            server.let_go();
+        }
+        self.was_taken_out();
+    }
+
+    /// What follows when the mount is not in the tree any more.
+    fn was_taken_out(&mut self) {
         if let Some(server) = &mut self.server {
             server.ping();
         }
@@ -111,7 +128,6 @@ impl Daemon {
             self.save();
         }
         self.ending.get_or_insert_default();
-        Ok(())
     }
 
     /// Takes the mount out of the tree, once the server's own process that reads ahead has let go of it.

@@ -10,6 +10,7 @@ use super::{Audience, Daemon, STOP_DEADLINE, answer};
 use crate::mounting::{self, MountError, table};
 use crate::state::{FromServer, Outcome, ServerFailure};
 use crate::supervisor::holder::Holder;
+use crate::supervisor::peer;
 use crate::supervisor::server::Server;
 
 /// How far the kernel reads ahead, in bytes; it splits this into requests of 1 MiB, so that several are under way.
@@ -19,6 +20,8 @@ pub(super) const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Wait before a holder that died is followed by another one.
 const HOLDER_PAUSE: Duration = Duration::from_millis(500);
+/// Wait before the other pod is asked again to hold the mount.
+const PEER_PAUSE: Duration = Duration::from_millis(200);
 
 impl Daemon {
     pub(super) fn start_server_when_due(&mut self) {
@@ -30,7 +33,8 @@ impl Daemon {
         }
         self.start_at = None;
         let holder = self.holder.as_ref().map(Holder::line);
-        match Server::start(&self.state, &self.fuse, &self.lock, holder) {
+        let peer = self.peer.as_ref().map(Holder::line);
+        match Server::start(&self.state, &self.fuse, &self.lock, holder, peer) {
             Ok(server) => {
                 self.state.server_pid = Some(server.pid);
                 self.server = Some(server);
@@ -89,6 +93,10 @@ impl Daemon {
         if self.holder.is_none() {
             self.hold_at = Some(Instant::now());
             self.start_holder_when_due();
+        }
+        if self.peer.is_none() {
+            self.peer_at = Some(Instant::now());
+            self.ask_peer_when_due();
         }
         // Whoever is told that the mount is usable may ask about it at once.
         self.save();
@@ -177,6 +185,51 @@ impl Daemon {
                 tracing::warn!("the mount's third holder could not be started: {error}");
                 self.hold_at = Some(Instant::now() + LONGEST_PAUSE);
             }
+        }
+    }
+
+    /// Asks the other pod, if there is one, to hold the mount.
+    pub(super) fn ask_peer_when_due(&mut self) {
+        let is_due = self.peer_at.is_some_and(|at| at <= Instant::now());
+        if !is_due || self.peer.is_some() || self.failed.is_some() {
+            return;
+        }
+        self.peer_at = None;
+        let Some(socket) = self.peer_socket.as_ref().filter(|_| self.ending.is_none()) else {
+            return;
+        };
+        let asked = peer::connect(socket).and_then(|line| {
+            // First those who must outlive it: were it the only end, the other pod would see this one's death.
+            let server = self.server.as_ref();
+            if let Some(holder) = &self.holder {
+                holder.tell(&self.state, server, Some(&line));
+            }
+            if let Some(server) = server {
+                server.tell_peer(&line);
+            }
+            Holder::elsewhere(line, &self.state, server, &self.fuse, &self.lock)
+        });
+        match asked {
+            Ok(peer) => self.peer = Some(peer),
+            Err(error) => {
+                tracing::debug!("the other pod does not hold the mount yet: {error}");
+                self.peer_at = Some(Instant::now() + PEER_PAUSE);
+            }
+        }
+    }
+
+    pub(super) fn hear_peer(&mut self) {
+        let Some(peer) = &mut self.peer else {
+            return;
+        };
+        let before = peer.pid();
+        if !peer.listen() {
+            tracing::warn!("the other pod does not hold the mount any more; it is asked again");
+            self.peer = None;
+            self.peer_at = Some(Instant::now() + PEER_PAUSE);
+            self.save();
+        } else if peer.pid() != before {
+            self.save();
         }
     }
 

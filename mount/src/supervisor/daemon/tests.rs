@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
-use weir_process::fdpass;
+use weir_process::fdpass::{self, Slot};
 use weir_process::signals::Signals;
 
 use super::commands::{ASKED_WITHIN, MAX_CLIENTS, other_source};
@@ -17,6 +17,7 @@ use crate::mounting::MountError;
 use crate::runtime;
 use crate::state::{FromServer, InitExchange, MountState, Outcome, ServerFailure};
 use crate::supervisor::Made;
+use crate::supervisor::holder::Holder;
 use crate::supervisor::request::{Control, StartRequest};
 use crate::supervisor::server::Server;
 
@@ -75,6 +76,49 @@ fn server(program: &str, ready: bool) -> (Server, OwnedFd, Child) {
         theirs,
         child,
     )
+}
+
+#[test]
+fn the_other_pod_holds_the_mount_and_its_line_ends_with_the_last_process_of_this_one() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    type Message = serde_json::Value;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, _kernel) = daemon(&dir, true);
+    let (server, server_line, mut child) = server("sleep", true);
+    let (holder, holder_line) = fdpass::pair().unwrap();
+    (daemon.server, daemon.holder) = (Some(server), Some(Holder::known(holder)));
+    let socket = dir.path().join("peer.sock");
+    (daemon.peer_socket, daemon.peer_at) = (Some(socket.clone()), Some(Instant::now()));
+    daemon.ask_peer_when_due();
+    assert!(daemon.peer.is_none(), "nobody listens");
+    assert!(daemon.peer_at.is_some_and(|at| at > Instant::now()));
+
+    let (unix, packets) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let listener = rustix::net::socket_with(unix, packets, SocketFlags::CLOEXEC, None).unwrap();
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&socket).unwrap()).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
+    daemon.peer_at = Some(Instant::now());
+    daemon.ask_peer_when_due();
+    let line = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+    let (_, mut held) = fdpass::try_receive::<Message>(line.as_fd())
+        .unwrap()
+        .unwrap();
+    held.need(Slot::Fuse).unwrap();
+    held.need(Slot::Lock).unwrap();
+    let of_holder = fdpass::try_receive::<Message>(holder_line.as_fd());
+    let of_holder = of_holder.unwrap().unwrap().1.need(Slot::Peer).unwrap();
+    let of_server = fdpass::try_receive::<Message>(server_line.as_fd());
+    let of_server = of_server.unwrap().unwrap().1.need(Slot::Peer).unwrap();
+
+    let has_ended = || fdpass::readable(&line, Duration::ZERO).unwrap();
+    daemon.peer = None; // as when the supervisor dies
+    assert!(!has_ended());
+    drop(of_server);
+    assert!(!has_ended());
+    drop(of_holder);
+    assert!(has_ended(), "now the other pod goes on");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
