@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,6 +29,9 @@ const MAP_FILE: &str = "cluster-map.json";
 const PLACEMENT_FILE: &str = "placement.json";
 /// Holds the number of the master's last reply about objects of which the page cache may hold wrong bytes.
 const DOUBTS_FILE: &str = "doubtful-seen";
+/// Longest wait for a master's map: of the first server of a mount, and of one that follows another one.
+const MAP_DEADLINE: Duration = Duration::from_secs(10);
+const RESTART_PATIENCE: Duration = Duration::from_millis(200);
 /// Such objects whose pages have not been dropped yet.
 const MAX_DOUBTFUL: usize = 1024;
 
@@ -78,8 +82,16 @@ pub(super) async fn prepare(
     };
     let placement_file = config.state_dir.join(PLACEMENT_FILE);
     let name = manifest.summary().snapshot.dataset.clone();
-    let known = weir_client::map::fetch(&mut client, name.as_str()).await;
-    let (known, placed) = known.unwrap_or_else(|_| {
+    let asked = weir_client::map::fetch(&mut client, name.as_str());
+    // Readers wait for a server that follows another one, and what was known a moment ago will do for the first reads.
+    let patience = if restarted {
+        RESTART_PATIENCE
+    } else {
+        MAP_DEADLINE
+    };
+    let known = tokio::time::timeout(patience, asked).await;
+    let known = known.ok().and_then(Result::ok);
+    let (known, placed) = known.unwrap_or_else(|| {
         let map = saved::<ClusterMap>(&map_file).unwrap_or_default();
         (map, saved(&placement_file).unwrap_or_default())
     });
