@@ -39,7 +39,7 @@ install: build ## Put weir into /usr/local/bin, and a link for mount(8) into /sb
 
 .PHONY: demo
 demo: setup ## Mount real files from a real S3 server, read two epochs, print the figures
-	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-demo -p weir-s3-server
+	@$(ROCKSDB) && $(CARGO) build --release --locked --no-default-features -p weir-cli -p weir-demo -p weir-s3-server
 	@build-support/split-debug.sh target/release/weir
 	@target/release/weir-demo --url '$(DEMO_URL)' --files $(DEMO_FILES)
 
@@ -93,7 +93,7 @@ schema: setup ## Write docs/dataset.schema.json and deploy/crds/ anew from the t
 .PHONY: bench
 bench: setup ## Measure into bench/RESULTS.md; SUITE='small big' picks, QUICK=1 tries out, PEERS='name=command' adds
 	@$(if $(filter builtin,$(SERVER))$(QUICK),true,build-support/bench-setup.sh)
-	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
+	@$(ROCKSDB) && $(CARGO) build --release --locked --no-default-features -p weir-cli -p weir-bench -p weir-s3-server
 	@target/release/weir-bench $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(if $(SERVER),--server $(SERVER)) \
 		$(foreach suite,$(SUITE),--suite $(suite)) $(if $(PEERS),--peers '$(PEERS)')
 
@@ -101,7 +101,7 @@ bench: setup ## Measure into bench/RESULTS.md; SUITE='small big' picks, QUICK=1 
 bench-pairs: setup ## Compare with an earlier build in turns: AGAINST=path/to/weir; SUITE, RUNS (15 pairs), QUICK=1, SERVER as above
 	@test -x '$(AGAINST)' || { echo 'which build to compare with? make bench-pairs AGAINST=path/to/weir' >&2; exit 2; }
 	@$(if $(filter builtin,$(SERVER))$(QUICK),true,build-support/bench-setup.sh)
-	@$(ROCKSDB) && $(CARGO) build --release --locked -p weir-cli -p weir-bench -p weir-s3-server
+	@$(ROCKSDB) && $(CARGO) build --release --locked --no-default-features -p weir-cli -p weir-bench -p weir-s3-server
 	@target/release/weir-bench --against '$(AGAINST)' $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) \
 		$(if $(SERVER),--server $(SERVER)) $(foreach suite,$(SUITE),--suite $(suite))
 

@@ -62,6 +62,9 @@ pub(crate) enum Command {
     /// Run the operator of a Kubernetes cluster: Datasets of the group weir.io become volumes
     #[cfg(feature = "kubernetes")]
     Operator(OperatorArgs),
+    /// Run the node plugin of Kubernetes: datasets become volumes of pods
+    #[cfg(feature = "csi")]
+    Csi(Box<CsiArgs>),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
     /// Keep a mount alive (started by `weir mount`)
@@ -94,6 +97,12 @@ impl Command {
             Self::Dev(_) => Some(c"weir-dev"),
             #[cfg(feature = "kubernetes")]
             Self::Operator(_) => Some(c"weir-operator"),
+            #[cfg(feature = "csi")]
+            Self::Csi(args) => match args.command {
+                None => Some(c"weir-csi"),
+                Some(CsiCommand::Holder(_)) => Some(c"weir-csi-holder"),
+                Some(CsiCommand::Ready(_)) => None,
+            },
             _ => None,
         }
     }
@@ -390,6 +399,112 @@ pub(crate) struct MountArgs {
     /// Longest wait for the mount to become usable, in seconds; listing a large bucket takes time
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub(crate) timeout: u64,
+}
+
+#[cfg(feature = "csi")]
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct CsiArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<CsiCommand>,
+    /// The plugin's socket, as it sees it
+    #[arg(
+        long,
+        value_name = "unix://PATH",
+        default_value = "unix:///var/lib/kubelet/plugins/csi.weir.io/csi.sock",
+        value_parser = unix_socket
+    )]
+    pub(crate) endpoint: PathBuf,
+    /// The same socket, as kubelet sees it [default: --endpoint]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kubelet_endpoint: Option<PathBuf>,
+    /// Kubelet's directory of plugins' sockets, such as /var/lib/kubelet/plugins_registry [default: none, and kubelet is told by
+    /// somebody else]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) registration_dir: Option<PathBuf>,
+    /// Kubelet's directory, at the same path for this process as for kubelet; volumes are mounted below it
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub(crate) kubelet_dir: PathBuf,
+    /// Where snapshots are mounted, once for all volumes [default: plugins/csi.weir.io/mounts in --kubelet-dir]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) mounts_dir: Option<PathBuf>,
+    /// Where mounts keep their state: manifests, and what is known of the cluster
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/weir/csi")]
+    pub(crate) dir: PathBuf,
+    /// Name of this node in Kubernetes, and of this machine in the cluster map
+    #[arg(long, value_name = "NAME", env = "WEIR_NODE")]
+    pub(crate) node_id: Option<NodeName>,
+    /// The master, HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
+    pub(crate) master: Option<String>,
+    /// Directory of sockets that this pod and that of `weir csi holder` share; with it all mounts are held there, too
+    #[arg(long, value_name = "DIR")]
+    pub(crate) peer_dir: Option<PathBuf>,
+    /// Take the sockets of a plugin over that still runs, as during an update
+    #[arg(long)]
+    pub(crate) take_over: bool,
+    #[command(flatten)]
+    pub(crate) certs: CertsArgs,
+    /// The zone that this node stands in: the nearest copy of a dataset is read [default: that of a worker on it]
+    #[arg(long, value_name = "NAME", env = "WEIR_ZONE", value_parser = place())]
+    pub(crate) zone: Option<MaybePlace>,
+    /// The rack or the like that it stands in, inside of the zone; kubelet makes it the node's label weir.io/group
+    #[arg(long, value_name = "NAME", env = "WEIR_GROUP", value_parser = place())]
+    pub(crate) group: Option<MaybePlace>,
+    /// Address of /metrics and /healthz
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7461",
+        env = "WEIR_HTTP"
+    )]
+    pub(crate) http: SocketAddr,
+    /// More flags of `weir mount` for all mounts, behind --
+    #[arg(last = true, value_name = "FLAG")]
+    pub(crate) mount_flags: Vec<String>,
+}
+
+#[cfg(feature = "csi")]
+#[derive(Subcommand)]
+pub(crate) enum CsiCommand {
+    /// Hold the mounts of the node plugin, from another pod, and serve them should all of its processes die
+    Holder(CsiHolderArgs),
+    /// End well if every mount is held by two pods
+    Ready(CsiReadyArgs),
+}
+
+#[cfg(feature = "csi")]
+#[derive(Args)]
+pub(crate) struct CsiHolderArgs {
+    /// Directory of sockets that this pod and that of `weir csi` share
+    #[arg(long, value_name = "DIR")]
+    pub(crate) peer_dir: PathBuf,
+    /// Address of /metrics and /healthz
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7462",
+        env = "WEIR_HTTP"
+    )]
+    pub(crate) http: SocketAddr,
+}
+
+#[cfg(feature = "csi")]
+#[derive(Args)]
+pub(crate) struct CsiReadyArgs {
+    /// Wait as long for it, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) wait: u64,
+}
+
+/// The path of `unix://PATH`, or a path.
+#[cfg(feature = "csi")]
+fn unix_socket(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if path.starts_with('/') {
+        return Ok(path.into());
+    }
+    Err(format!("{text:?} is no socket: write unix:///DIR/csi.sock"))
 }
 
 #[derive(Args)]

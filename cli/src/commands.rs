@@ -3,6 +3,8 @@
 pub(crate) mod apply;
 pub(crate) mod certs;
 pub(crate) mod credentials;
+#[cfg(feature = "csi")]
+pub(crate) mod csi;
 pub(crate) mod dataset;
 pub(crate) mod dev;
 pub(crate) mod job;

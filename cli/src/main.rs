@@ -107,6 +107,8 @@ fn run(cli: Cli) -> Result<std::process::ExitCode, Failure> {
         Command::Dev(args) => commands::dev::run(&args)?,
         #[cfg(feature = "kubernetes")]
         Command::Operator(args) => commands::operator::run(&args)?,
+        #[cfg(feature = "csi")]
+        Command::Csi(args) => return commands::csi::run(*args),
         Command::Completions { shell } => commands::completions(shell)?,
         Command::Supervise => return Ok(commands::mount::supervise()),
         Command::Hold => {

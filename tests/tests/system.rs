@@ -9,6 +9,7 @@ mod system {
     pub(crate) mod cluster;
     pub(crate) mod crash;
     pub(crate) mod credentials;
+    pub(crate) mod csi;
     pub(crate) mod damage;
     pub(crate) mod docs;
     pub(crate) mod draining;
@@ -100,6 +101,7 @@ fn main() -> ExitCode {
         ("pinned", system::pinned::CASES),
         ("processes", system::processes::CASES),
         ("trust", system::trust::CASES),
+        ("csi", system::csi::CASES),
         ("docs", system::docs::CASES),
     ];
     let trials = suites.iter().flat_map(|(suite, cases)| {

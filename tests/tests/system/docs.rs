@@ -137,7 +137,7 @@ fn every_command_line_of_the_pages_is_understood() {
 
 fn every_flag_of_the_pages_exists() {
     let lab = Lab::new();
-    let commands: [&[&str]; 30] = [
+    let commands: [&[&str]; 33] = [
         &["mount"],
         &["unmount"],
         &["master"],
@@ -168,6 +168,9 @@ fn every_flag_of_the_pages_exists() {
         &["certs", "show"],
         &["certs", "rotate"],
         &["dev"],
+        &["csi"],
+        &["csi", "holder"],
+        &["csi", "ready"],
     ];
     let help: String = commands
         .iter()

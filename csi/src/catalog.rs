@@ -1,0 +1,196 @@
+//! What the master knows of datasets: which snapshot a volume shows.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use weir_core::{DatasetName, SnapshotId};
+use weir_proto::v1;
+use weir_proto::v1::master_client::MasterClient;
+use weir_trust::{Dial, Role, TrustError};
+
+use crate::access::shown;
+use crate::error::{CsiError, said};
+
+/// Longest wait for the connection to the master, and for its answer.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is known of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its snapshots, the newest last; at least one.
+    pub versions: Vec<u64>,
+    /// The namespaces that it lets in beside its own: `access.namespaces` of its specification.
+    pub granted: Vec<String>,
+}
+
+impl Known {
+    /// The snapshot that is meant: `version`, or the newest without one.
+    pub fn snapshot(
+        &self,
+        dataset: &DatasetName,
+        version: Option<u64>,
+    ) -> Result<SnapshotId, CsiError> {
+        let newest = self.versions.last().copied().unwrap_or_default();
+        let version = version.unwrap_or(newest);
+        if !self.versions.contains(&version) {
+            return Err(CsiError::NotFound(format!(
+                "dataset {} has no snapshot {version}; its newest is {newest}",
+                shown(dataset)
+            )));
+        }
+        Ok(SnapshotId {
+            dataset: dataset.clone(),
+            version,
+        })
+    }
+}
+
+/// Who knows the datasets.
+#[async_trait]
+pub trait Catalog: Send + Sync + 'static {
+    /// What is known of a dataset that can be mounted.
+    async fn look_up(&self, dataset: &DatasetName) -> Result<Known, CsiError>;
+}
+
+/// The master of a cluster.
+#[derive(Debug)]
+pub struct MasterCatalog {
+    client: MasterClient<Channel>,
+    address: String,
+}
+
+impl MasterCatalog {
+    /// The master at `HOST:PORT`, which is connected to at the first question.
+    ///
+    /// # Errors
+    /// When that is no address.
+    pub fn new(address: &str, dial: &Dial) -> Result<Self, TrustError> {
+        /// Longest answer: a dataset with many snapshots and sources.
+        const MAX_MESSAGE: usize = 16 << 20;
+        let channel = dial.channel(address, Role::Master, CONNECT_DEADLINE)?;
+        Ok(Self {
+            client: MasterClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            address: address.to_owned(),
+        })
+    }
+
+    /// Why a dataset is not there yet, if it is being listed.
+    async fn listed(&self, dataset: &DatasetName) -> Option<CsiError> {
+        let asked = v1::GetListingRequest {
+            dataset: dataset.to_string(),
+        };
+        let listing = self.client.clone().get_listing(request(asked)).await;
+        let listing = listing.ok()?.into_inner();
+        let name = shown(dataset);
+        let why = match listing.waits_for.as_str() {
+            "" => "its sources are still being listed".to_owned(),
+            waits_for => format!("its listing waits for {}", said(waits_for)),
+        };
+        let not_ready = || CsiError::NotReady(format!("dataset {name} is not ready: {why}"));
+        listing.under_way.then(not_ready)
+    }
+
+    fn failed(&self, dataset: &DatasetName, status: &Status) -> CsiError {
+        let name = shown(dataset);
+        match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated => CsiError::Denied(format!(
+                "the master refuses this node: {}; check the certificate of the node plugin",
+                said(status.message())
+            )),
+            Code::InvalidArgument => CsiError::Invalid(said(status.message())),
+            _ => CsiError::Unavailable(format!(
+                "the master at {} does not answer for dataset {name} ({}); see whether its pod runs",
+                self.address,
+                said(status.message())
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl Catalog for MasterCatalog {
+    async fn look_up(&self, dataset: &DatasetName) -> Result<Known, CsiError> {
+        let asked = v1::GetDatasetRequest {
+            name: dataset.to_string(),
+        };
+        let found = match self.client.clone().get_dataset(request(asked)).await {
+            Ok(found) => found.into_inner(),
+            Err(status) if status.code() == Code::NotFound => {
+                let missing = || {
+                    CsiError::NotFound(format!(
+                        "dataset {} does not exist; see kubectl get datasets -n {}",
+                        shown(dataset),
+                        dataset.namespace()
+                    ))
+                };
+                return Err(self.listed(dataset).await.unwrap_or_else(missing));
+            }
+            Err(status) => return Err(self.failed(dataset, &status)),
+        };
+        let versions: Vec<u64> = found.snapshots.iter().map(|s| s.version).collect();
+        if versions.is_empty() {
+            let name = shown(dataset);
+            let not_yet = || CsiError::NotReady(format!("dataset {name} has no snapshot yet"));
+            return Err(self.listed(dataset).await.unwrap_or_else(not_yet));
+        }
+        Ok(Known {
+            versions,
+            granted: granted(&found.spec),
+        })
+    }
+}
+
+/// The namespaces that a specification lets in. None of one that says nothing of it, or cannot be read.
+fn granted(spec: &str) -> Vec<String> {
+    let spec: serde_json::Value = serde_json::from_str(spec).unwrap_or_default();
+    let list = spec.pointer("/access/namespaces");
+    let list = list.and_then(serde_json::Value::as_array);
+    list.into_iter()
+        .flatten()
+        .filter_map(|namespace| Some(namespace.as_str()?.to_owned()))
+        .collect()
+}
+
+/// A request with a deadline.
+fn request<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(CALL_DEADLINE);
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_snapshot_is_meant_if_none_is_named_and_a_missing_one_is_said() {
+        let known = Known {
+            versions: vec![2, 3, 5],
+            granted: Vec::new(),
+        };
+        let dataset: DatasetName = "team-a/x".parse().unwrap();
+        let of = |version| known.snapshot(&dataset, version);
+        assert_eq!(of(None).unwrap().version, 5);
+        assert_eq!(of(Some(2)).unwrap().version, 2);
+        let error = of(Some(4)).unwrap_err().to_string();
+        assert!(error.contains("no snapshot 4; its newest is 5"), "{error}");
+    }
+
+    #[test]
+    fn a_specification_lets_in_whom_it_names_and_nobody_else() {
+        for (spec, namespaces) in [
+            ("", &[][..]),
+            (r#"{"sources":[]}"#, &[]),
+            (r#"{"access":{"namespaces":"team-b"}}"#, &[]),
+            (
+                r#"{"access":{"namespaces":[7,"team-b","team-c"]}}"#,
+                &["team-b", "team-c"],
+            ),
+        ] {
+            assert_eq!(granted(spec), namespaces, "{spec}");
+        }
+    }
+}
