@@ -92,6 +92,12 @@ fn broken(socket: &Path, error: &tonic::transport::Error) -> CsiError {
     CsiError::Node(format!("cannot serve at {}: {error}", socket.display()))
 }
 
+/// The socket by which kubelet finds the driver. As the name of the server kubelet sends its path, with `%2F` for each `/`; in such
+/// a name percent signs are allowed before an `@` alone, and the call is refused if there is none.
+fn registration_socket(dir: &Path) -> PathBuf {
+    dir.join(format!("{DRIVER}@reg.sock"))
+}
+
 /// Makes the driver known to kubelet until `stop`.
 async fn register(
     dir: Option<PathBuf>,
@@ -103,7 +109,7 @@ async fn register(
         stop.cancelled().await;
         return Ok(());
     };
-    let path = dir.join(format!("{DRIVER}-reg.sock"));
+    let path = registration_socket(&dir);
     let (listener, _bound) = socket::listen(&path, take_over).await?;
     let service = RegistrationService {
         endpoint: endpoint.to_string_lossy().into_owned(),
@@ -129,5 +135,20 @@ async fn sweep(volumes: &Volumes, stop: &CancellationToken) -> Result<(), CsiErr
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::codegen::http::uri::Authority;
+
+    use super::*;
+
+    #[test]
+    fn the_registration_socket_is_a_name_by_which_kubelet_can_call() {
+        let path = registration_socket(Path::new("/var/lib/kubelet/plugins_registry"));
+        let name = path.to_str().unwrap().replace('/', "%2F");
+        assert!(name.parse::<Authority>().is_ok(), "{name}");
+        assert!(name.replace('@', "-").parse::<Authority>().is_err());
     }
 }

@@ -399,7 +399,7 @@ fn kubelet_finds_the_driver_and_a_second_one_is_refused() {
     let lab = Lab::new();
     let cluster = Cluster::start(&lab, 1);
     let mut node = Node::start(&lab, &cluster);
-    let registration = "registry/csi.weir.io-reg.sock";
+    let registration = "registry/csi.weir.io@reg.sock";
     let info = |node: &Node<'_>| {
         let mut client = RegistrationClient::new(node.channel(registration));
         let call = client.get_info(within(InfoRequest {}));
