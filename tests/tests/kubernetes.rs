@@ -8,7 +8,9 @@
 mod kubernetes {
     pub(crate) mod chart;
     pub(crate) mod cluster;
+    pub(crate) mod faults;
     pub(crate) mod installation;
+    pub(crate) mod volumes;
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,13 +20,17 @@ use std::time::Instant;
 
 use libtest_mimic::{Arguments, Trial};
 
-use crate::kubernetes::chart;
 use crate::kubernetes::installation::Installation;
+use crate::kubernetes::{chart, faults, volumes};
 
 /// A test and its name.
 type Case = (&'static str, fn(&Installation));
 
-static SUITES: &[(&str, &[Case])] = &[("chart", chart::CASES)];
+static SUITES: &[(&str, &[Case])] = &[
+    ("chart", chart::CASES),
+    ("volumes", volumes::CASES),
+    ("faults", faults::CASES),
+];
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();

@@ -3,9 +3,10 @@
 use std::io::PipeWriter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
-use weir_tests::{Lab, Outcome};
+use weir_tests::{Lab, Outcome, wait_until};
 
 /// The address of the first node, which every pod reaches.
 pub(crate) const FIRST_NODE: &str = "10.99.0.1";
@@ -80,6 +81,20 @@ impl Cluster {
     pub(crate) fn get(&self, args: &[&str]) -> Value {
         let all = [&["get", "-o", "json"], args].concat();
         serde_json::from_str(&self.kubectl(&all).ok()).unwrap()
+    }
+
+    /// Waits until a pod has ended well; gives its log.
+    #[track_caller]
+    pub(crate) fn wait_for_end(&self, pod: &str) -> String {
+        let mut phase = String::new();
+        wait_until(&format!("{pod} ends"), Duration::from_secs(100), || {
+            let found = self.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.phase}"]);
+            phase = found.ok();
+            phase == "Succeeded" || phase == "Failed"
+        });
+        let log = self.kubectl(&["logs", pod]).ok();
+        assert_eq!(phase, "Succeeded", "{pod}: {log}");
+        log
     }
 }
 

@@ -91,3 +91,11 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
+
+{{- /* Of a pod that holds mounts: it is ready, and may go, when another one holds them, too. */ -}}
+{{- define "weir.held" -}}
+startupProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, failureThreshold: 120}
+readinessProbe: {exec: {command: [/usr/local/bin/weir, csi, ready]}, periodSeconds: 5, timeoutSeconds: 5}
+livenessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 10, timeoutSeconds: 10, failureThreshold: 6}
+lifecycle: {preStop: {exec: {command: [/usr/local/bin/weir, csi, ready, --wait, "60"]}}}
+{{- end }}

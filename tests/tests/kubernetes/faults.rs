@@ -1,0 +1,205 @@
+//! A pod that reads and compares all the while that something happens to Weir's pods.
+//!
+//! It reads past the kernel's page cache (O_DIRECT), so that each read asks a server.
+
+use std::time::Duration;
+
+use weir_tests::wait_until;
+
+use crate::Case;
+use crate::kubernetes::installation::{Installation, NAMESPACE, NODES};
+use crate::kubernetes::volumes::{create, inline, pod};
+
+pub(crate) const CASES: &[Case] = &[
+    ("a_worker_is_killed", a_worker_is_killed),
+    ("the_workers_are_rolled", the_workers_are_rolled),
+    ("the_master_is_replaced", the_master_is_replaced),
+    ("kubelet_is_restarted", kubelet_is_restarted),
+    (
+        "a_plugin_and_its_holder_are_killed_in_turn",
+        a_plugin_and_its_holder_are_killed_in_turn,
+    ),
+    (
+        "plugins_and_holders_are_rolled_at_once",
+        plugins_and_holders_are_rolled_at_once,
+    ),
+];
+
+/// Longest wait for what follows a change.
+const SOON: Duration = Duration::from_mins(2);
+/// Files that are read before something happens, and after it is over.
+const SOME: u64 = 40;
+/// Prints how many files it has read and the longest of these reads in hundredths of a second, until the file `/tmp/stop` is there.
+const READER: &str = r#"
+cd /expected; n=0; most=0
+while [ ! -e /tmp/stop ]; do
+  for f in $(find . -type f); do
+    read before rest </proc/uptime
+    dd if=/data/$f bs=1M iflag=direct 2>/tmp/error | cmp - $f || { echo wrong: $f; cat /tmp/error; exit 1; }
+    read after rest </proc/uptime
+    took=$(( ${after%.*}${after#*.} - ${before%.*}${before#*.} ))
+    [ $took -le $most ] || most=$took
+    n=$((n + 1)); echo $n $most
+  done
+done"#;
+
+/// A pod that reads the dataset until it is asked what it saw.
+struct Reader<'a> {
+    weir: &'a Installation,
+    name: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn start(weir: &'a Installation, name: &'a str, node: usize) -> Self {
+        create(weir, name);
+        let volume = inline(&format!("dataset: {name}"));
+        weir.cluster.apply(&pod(weir, name, node, &volume, READER));
+        let reader = Self { weir, name };
+        reader.wait_for(SOME);
+        reader
+    }
+
+    /// Files read, and the longest read of one.
+    fn seen(&self) -> (u64, Duration) {
+        let log = self.weir.cluster.kubectl(&["logs", self.name, "--tail=1"]);
+        let mut numbers = log
+            .stdout
+            .split_whitespace()
+            .map_while(|word| word.parse::<u64>().ok());
+        let (count, most) = (numbers.next(), numbers.next());
+        (
+            count.unwrap_or(0),
+            Duration::from_millis(10 * most.unwrap_or(0)),
+        )
+    }
+
+    /// Waits until it has read so many files more.
+    #[track_caller]
+    fn wait_for(&self, more: u64) {
+        let before = self.seen().0;
+        wait_until("the pod reads on", SOON, || self.seen().0 >= before + more);
+    }
+
+    /// Ends it: it must have read without an error or a wrong byte. Gives its longest read.
+    #[track_caller]
+    fn end(self) -> Duration {
+        self.wait_for(SOME);
+        let cluster = &self.weir.cluster;
+        cluster
+            .kubectl(&["exec", self.name, "--", "touch", "/tmp/stop"])
+            .ok();
+        cluster.wait_for_end(self.name);
+        let (count, most) = self.seen();
+        eprintln!("{}: {count} files, longest read {most:?}", self.name);
+        cluster
+            .kubectl(&["delete", "pod", self.name, "--timeout=60s"])
+            .ok();
+        let dataset = format!("default/{}", self.name);
+        self.weir.weir(&["dataset", "delete", &dataset]).ok();
+        most
+    }
+}
+
+fn system(weir: &Installation, args: &[&str]) -> String {
+    weir.cluster
+        .kubectl(&[&["-n", NAMESPACE], args].concat())
+        .ok()
+}
+
+fn wait_for_workers(weir: &Installation) {
+    wait_until("all workers are back", SOON, || {
+        let status = weir.status();
+        status["workers"]
+            .as_array()
+            .is_some_and(|all| all.len() == NODES)
+    });
+}
+
+fn a_worker_is_killed(weir: &Installation) {
+    let reader = Reader::start(weir, "killed", 1);
+    for node in 1..=NODES {
+        let on = format!("--field-selector=spec.nodeName=node-{node}");
+        let label = "--selector=app.kubernetes.io/component=worker";
+        system(
+            weir,
+            &["delete", "pod", label, &on, "--grace-period=0", "--force"],
+        );
+        system(
+            weir,
+            &["rollout", "status", "ds/weir-worker", "--timeout=100s"],
+        );
+        wait_for_workers(weir);
+        reader.wait_for(SOME);
+    }
+    reader.end();
+}
+
+fn the_workers_are_rolled(weir: &Installation) {
+    let reader = Reader::start(weir, "rolled", 2);
+    system(weir, &["rollout", "restart", "ds/weir-worker"]);
+    system(
+        weir,
+        &["rollout", "status", "ds/weir-worker", "--timeout=100s"],
+    );
+    wait_for_workers(weir);
+    reader.end();
+}
+
+fn the_master_is_replaced(weir: &Installation) {
+    let reader = Reader::start(weir, "headless", 1);
+    system(weir, &["delete", "pod", "weir-master-0"]);
+    reader.wait_for(SOME);
+    system(
+        weir,
+        &["rollout", "status", "sts/weir-master", "--timeout=100s"],
+    );
+    wait_for_workers(weir);
+    reader.end();
+}
+
+fn kubelet_is_restarted(weir: &Installation) {
+    let reader = Reader::start(weir, "kubelet", 2);
+    weir.cluster.lab(&["restart", "kubelet", "2"]).ok();
+    let ready = [
+        "wait",
+        "--for=condition=Ready",
+        "node/node-2",
+        "--timeout=60s",
+    ];
+    weir.cluster.kubectl(&ready).ok();
+    reader.end();
+}
+
+/// Waits until every mount is held by two pods again.
+fn wait_for_holders(weir: &Installation) {
+    for workload in ["ds/weir-plugin", "ds/weir-holder"] {
+        system(weir, &["rollout", "status", workload, "--timeout=100s"]);
+    }
+}
+
+fn a_plugin_and_its_holder_are_killed_in_turn(weir: &Installation) {
+    let reader = Reader::start(weir, "held", 1);
+    wait_for_holders(weir);
+    for component in ["plugin", "holder", "plugin"] {
+        let label = format!("--selector=app.kubernetes.io/component={component}");
+        let on = "--field-selector=spec.nodeName=node-1";
+        system(
+            weir,
+            &["delete", "pod", &label, on, "--grace-period=0", "--force"],
+        );
+        reader.wait_for(SOME);
+        wait_for_holders(weir);
+    }
+    reader.end();
+}
+
+fn plugins_and_holders_are_rolled_at_once(weir: &Installation) {
+    let reader = Reader::start(weir, "surge", 2);
+    wait_for_holders(weir);
+    system(
+        weir,
+        &["rollout", "restart", "ds/weir-plugin", "ds/weir-holder"],
+    );
+    wait_for_holders(weir);
+    reader.end();
+}
