@@ -1,5 +1,5 @@
-//! The names that every part of Weir shares: identifiers, block identity, manifests, placement and sizes; and how often
-//! a log may repeat itself, or a slow request may be raced.
+//! The names that every part of Weir shares: identifiers, block identity, manifests, placement and sizes; how often
+//! a log may repeat itself, or a slow request may be raced; and what time it is.
 //!
 //! This crate does no I/O beyond making and mapping the files of manifests, and reading files of settings.
 //! It must not know about origins, networks, the kernel or the command line.
@@ -18,6 +18,7 @@ pub mod placement;
 pub mod race_budget;
 pub mod settings;
 mod suggest;
+pub mod wall_clock;
 
 pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;

@@ -4,8 +4,9 @@
 //! for what was forgotten, or was known to the master before, is told that all are doubtful.
 
 use std::collections::VecDeque;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
+use weir_core::wall_clock;
 use weir_proto::v1;
 
 /// Objects that are kept, and told in one reply.
@@ -23,7 +24,7 @@ pub(crate) struct DoubtfulObjects {
 
 impl Default for DoubtfulObjects {
     fn default() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = wall_clock::now().duration_since(UNIX_EPOCH);
         Self {
             first: now.map_or(1, |now| now.as_nanos() as u64),
             kept: VecDeque::new(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use prost::Message;
+use weir_core::wall_clock;
 
 use crate::error::MasterError;
 use crate::store::{Change, MetaStore, StoreError};
@@ -47,7 +48,7 @@ pub(crate) fn decode<T: Message + Default>(key: &str, bytes: &[u8]) -> Result<T,
 
 /// Nanoseconds since 1970.
 pub(crate) fn now_ns() -> i64 {
-    SystemTime::now()
+    wall_clock::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| {
             i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)

@@ -8,11 +8,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use weir_core::placement::domains::{Keep, MAX_DOMAINS, Placement, Spread};
+use weir_core::wall_clock;
 use weir_proto::v1;
 
 /// Least time between two questions to the master because a request was made with a newer placement: readers may name any.
@@ -52,7 +54,7 @@ pub fn placement(message: Option<v1::Placement>) -> Placement {
 
 /// The placements before one, as the master says, with the times when they were replaced.
 fn former(told: &[v1::FormerPlacement], now: Instant) -> Vec<(Placement, Instant)> {
-    let today = SystemTime::now().duration_since(UNIX_EPOCH);
+    let today = wall_clock::now().duration_since(UNIX_EPOCH);
     let today = today.unwrap_or_default();
     let former = told.iter().take(MAX_FORMER).filter_map(|former| {
         let replaced = Duration::from_nanos(u64::try_from(former.replaced_ns).ok()?);
@@ -237,7 +239,7 @@ impl Placements {
                 return;
             }
             self.compare(dataset, version);
-            if tokio::time::timeout_at(until.into(), told.changed())
+            if tokio::time::timeout_at(until, told.changed())
                 .await
                 .is_err()
             {
@@ -385,7 +387,7 @@ mod tests {
         let told = |domain: &str, ago: Duration| v1::FormerPlacement {
             placement: zone(1, domain),
             replaced_ns: {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+                let now = wall_clock::now().duration_since(UNIX_EPOCH).unwrap();
                 i64::try_from(now.saturating_sub(ago).as_nanos()).unwrap()
             },
         };
