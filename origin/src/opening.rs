@@ -29,6 +29,9 @@ pub fn open<'a>(
 ) -> BoxFuture<'a, Result<Arc<dyn Origin>, OriginError>> {
     async move {
         spec.validate()?;
+        if let Some(simulated) = policy.open_simulated(spec) {
+            return Ok(simulated);
+        }
         let opened: Arc<dyn Origin> = match spec.place()? {
             Place::S3 { .. } => Arc::new(S3Origin::open(spec, policy)?),
             Place::Hdfs { namenodes, .. } => {

@@ -25,6 +25,7 @@ use weir_core::LogLimitByKey;
 use crate::credential::{CredentialSource, Named};
 use crate::error::OriginError;
 use crate::file::Root;
+use crate::origin::Origin;
 use crate::spec::hdfs::NameNodes;
 use crate::spec::stores::{Dialect, is_azure, is_gcs, is_oss};
 use crate::spec::{Addressing, OriginSpec, Place};
@@ -48,6 +49,18 @@ pub struct SourcePolicy {
     limits: Option<Arc<Limits>>,
     /// Who is asked for credentials that sources name.
     credentials: Option<Arc<dyn CredentialSource>>,
+    /// What stands for all sources in a simulation.
+    simulation: Option<Simulation>,
+}
+
+/// Gives the origin that stands for a source.
+#[derive(Clone)]
+struct Simulation(Arc<dyn Fn(&OriginSpec) -> Arc<dyn Origin> + Send + Sync>);
+
+impl std::fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Simulation")
+    }
 }
 
 /// A directory below which sources may lie.
@@ -105,7 +118,24 @@ impl SourcePolicy {
         Self {
             limits: None,
             credentials: None,
+            simulation: None,
         }
+    }
+
+    /// For simulations: `open` gives what stands for a source, whatever that is.
+    pub fn simulated(
+        open: impl Fn(&OriginSpec) -> Arc<dyn Origin> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            simulation: Some(Simulation(Arc::new(open))),
+            ..Self::unlimited()
+        }
+    }
+
+    /// What stands for a source in a simulation; `None` where there is none.
+    pub(crate) fn open_simulated(&self, spec: &OriginSpec) -> Option<Arc<dyn Origin>> {
+        let Simulation(open) = self.simulation.as_ref()?;
+        Some(open(spec))
     }
 
     /// The same, with somebody who is asked for the credentials that sources name.
@@ -154,6 +184,7 @@ impl SourcePolicy {
                 logged: LogLimitByKey::new(MAX_LOGGED, LOG_AGAIN),
             })),
             credentials: None,
+            simulation: None,
         }
     }
 
