@@ -46,7 +46,8 @@ pub struct Dial {
 #[derive(Clone)]
 struct Network(Arc<dyn Fn(String) -> Connecting + Send + Sync>);
 
-type Connecting = BoxFuture<'static, io::Result<Box<dyn Simulated>>>;
+/// A connection of a simulated network that is being made.
+pub type Connecting = BoxFuture<'static, io::Result<Box<dyn Simulated>>>;
 
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -131,12 +132,18 @@ impl Dial {
     /// # Errors
     /// When it cannot be reached, is not whom its certificate must name, or does not answer for 10 s.
     pub async fn connect(&self, address: &str, server: Role) -> io::Result<Stream> {
-        if let Some(Network(connect)) = &self.network {
-            return Ok(Stream::Simulated(connect(address.to_owned()).await?));
+        if let Some(connecting) = self.connect_simulated(address) {
+            return Ok(Stream::Simulated(connecting.await?));
         }
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         self.handshake(stream, server).await
+    }
+
+    /// A connection to an address in a network that is simulated; `None` if this one is not.
+    pub fn connect_simulated(&self, address: &str) -> Option<Connecting> {
+        let Network(connect) = self.network.as_ref()?;
+        Some(connect(address.to_owned()))
     }
 
     /// A connection to the server at the other end of one that nobody has used yet: TLS with an identity, else as it is.

@@ -31,7 +31,7 @@ pub use access::Access;
 pub use authority::{Authority, Trusted, Validity, trusted_in};
 pub use caller::Caller;
 pub use counted::Counted;
-pub use dial::Dial;
+pub use dial::{Connecting, Dial};
 pub use error::TrustError;
 pub use guard::{Guarded, Rules};
 pub use identity::Identity;

@@ -8,12 +8,12 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use weir_core::{BLOCK_SIZE, Block};
 use weir_proto::v1::{BlockReply, BlockRequest, BlockStatus};
 use weir_trust::Access;

@@ -11,13 +11,13 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::Code;
 use weir_core::{ClusterMap, WorkerInfo};
 use weir_proto::v1::worker_client::WorkerClient;
@@ -183,9 +183,13 @@ impl Connect for FarWorkers {
         activity: &Activity,
     ) -> Result<Opened<Remote>, ConnectionError> {
         if !self.dial.is_secure() {
-            let tcp = connect(&worker.data_address).await?;
+            let address = &worker.data_address;
+            let remote = match self.dial.connect_simulated(address) {
+                None => Remote::Plain(connect(address).await?),
+                Some(connecting) => Remote::from(in_time(connecting).await?),
+            };
             return Ok(Opened {
-                link: Link::of_client(Remote::Plain(tcp)),
+                link: Link::of_client(remote),
                 version: None,
             });
         }
@@ -251,11 +255,15 @@ impl Known {
 }
 
 async fn connect(address: &str) -> io::Result<TcpStream> {
-    let tcp = timeout(CONNECT_DEADLINE, TcpStream::connect(address)).await;
-    let tcp = tcp.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let tcp = in_time(TcpStream::connect(address)).await?;
     tcp.set_nodelay(true)?;
     keep_alive(&tcp)?;
     Ok(tcp)
+}
+
+async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let connected = timeout(CONNECT_DEADLINE, connecting).await;
+    connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// Asks a worker how its connections are opened.

@@ -21,6 +21,7 @@ mod far;
 mod link;
 mod opening;
 mod pacer;
+mod simulated;
 mod socket;
 mod tls;
 mod version;
@@ -38,6 +39,7 @@ pub use opening::{
     StreamKey, admit, new_key, open, turn_away,
 };
 pub use pacer::Pacer;
+pub use simulated::SimulatedSocket;
 pub use socket::{Socket, keep_alive};
 pub use tls::{Remote, TlsSocket};
 pub use version::STREAM_VERSION;

@@ -1,4 +1,4 @@
-//! The block stream over TLS, and the connection that is either that or plain.
+//! The block stream over TLS, and the connection that is either that, plain, or of a simulation.
 //!
 //! rustls encrypts and decrypts in memory; here its records go to and from the socket, many with one call. Both directions
 //! of a connection are used from one task, so the lock is free when it is taken, and it is never held across an `await`.
@@ -14,7 +14,9 @@ use rustls::Connection;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
+use weir_trust::Simulated;
 
+use super::simulated::SimulatedSocket;
 use super::socket::Socket;
 
 /// Bytes that are encrypted ahead of what the socket has taken, at most.
@@ -22,13 +24,21 @@ const UNSENT: usize = 256 << 10;
 /// Bytes that are read from the socket at once: four of the longest records.
 const RECEIVED: usize = 64 << 10;
 
-/// A connection to another machine: plain TCP, or TLS over it.
+/// A connection to another machine: plain TCP, TLS over it, or what stands for it in a simulation.
 #[derive(Debug)]
 pub enum Remote {
     /// TCP as it is. Whoever is at the other end was found out otherwise, or is not to be.
     Plain(TcpStream),
     /// TLS, after its handshake.
     Tls(Box<TlsSocket>),
+    /// In a simulation.
+    Simulated(SimulatedSocket),
+}
+
+impl From<Box<dyn Simulated>> for Remote {
+    fn from(stream: Box<dyn Simulated>) -> Self {
+        Self::Simulated(SimulatedSocket::new(stream))
+    }
 }
 
 impl From<TlsStream<TcpStream>> for Remote {
@@ -52,6 +62,7 @@ macro_rules! each {
         match $remote {
             Remote::Plain($socket) => $do,
             Remote::Tls($socket) => $do,
+            Remote::Simulated($socket) => $do,
         }
     };
 }
@@ -63,6 +74,7 @@ impl Socket for Remote {
         let tcp = match self {
             Self::Plain(tcp) => tcp,
             Self::Tls(tls) => &tls.tcp,
+            Self::Simulated(socket) => return socket.ready(interest).await,
         };
         tcp.ready(interest).await.map(drop)
     }
@@ -91,6 +103,7 @@ impl Socket for Remote {
         match self {
             Self::Plain(tcp) => Socket::try_read(tcp, into),
             Self::Tls(tls) => tls.try_read(into),
+            Self::Simulated(socket) => socket.try_read(into),
         }
     }
 }

@@ -18,5 +18,5 @@ mod turns;
 
 pub(crate) use admission::READERS;
 pub use admission::{Admission, StreamMode};
-pub use server::{serve_local, serve_tcp};
+pub use server::{serve_local, serve_simulated, serve_tcp};
 pub(crate) use turns::Turns;

@@ -1,28 +1,30 @@
 //! The serving side of the block stream.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use weir_core::{BLOCK_SIZE, Block, BlockKey, ClusterMap, LogLimit, ObjectRef, OriginId};
 use weir_origin::OriginError;
 use weir_proto::v1::{BlockLocation, BlockReply, BlockRequest, BlockSource, BlockStatus};
 use weir_segment::CHUNK_SIZE;
-use weir_trust::{Caller, Role};
+use weir_trust::{Caller, Role, Simulated};
 use weir_wire::{
     Frame, FrameError, Incoming, LOCATION_FORMAT, OpeningError, Outgoing, STREAM_VERSION, Socket,
     checksums, keep_alive,
 };
 
-use super::admission::{Admission, Admitted, admit_local};
+use super::admission::{Admission, Admitted, admit_local, admit_simulated};
 use super::connections::{Connections, Limits, Place};
 use super::refusals::{NotAdmitted, Refusals};
 use super::turns::{SLOW, Turn};
@@ -100,6 +102,23 @@ pub fn serve_local(
             async move { listener.accept().await.map(|(stream, _)| stream) }
         };
         let admit = |stream| std::future::ready(admit_local(stream));
+        accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
+    }
+    .boxed()
+}
+
+/// Serves everybody in a network that is simulated, until `stop`. `accept` gives connections, and where they come from.
+pub fn serve_simulated<F>(
+    worker: Arc<Worker>,
+    map: Map,
+    accept: impl Fn() -> F + Send + Sync + 'static,
+    stop: CancellationToken,
+) -> BoxFuture<'static, ()>
+where
+    F: Future<Output = io::Result<(Box<dyn Simulated>, IpAddr)>> + Send + 'static,
+{
+    async move {
+        let admit = |(stream, from)| std::future::ready(Ok(admit_simulated(stream, from)));
         accept_loop(worker, map, Limits::default(), stop, accept, admit).await;
     }
     .boxed()
