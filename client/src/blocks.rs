@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, trace_span};
 use weir_core::{Block, Manifest};

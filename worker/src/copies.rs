@@ -12,12 +12,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use weir_core::{Block, BlockKey, ClusterMap, LogLimit, OriginId, WorkerId, WorkerInfo};
 use weir_proto::v1::{BlockRequest, BlockSource, BlockStatus};
 use weir_trust::Dial;

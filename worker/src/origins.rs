@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use weir_core::OriginId;
 use weir_origin::{FetchPolicy, Origin, OriginError, OriginSpec, Pace, SourcePolicy};
 
@@ -202,10 +203,7 @@ impl Origins {
                 return claim;
             };
             self.wanted.notify_one();
-            if tokio::time::timeout_at(until.into(), learned)
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout_at(until, learned).await.is_err() {
                 break;
             }
         }
@@ -236,7 +234,7 @@ impl Origins {
             }
             let until = self.learn_until(id.0, Instant::now())?;
             self.wanted.notify_one();
-            tokio::time::timeout_at(until.into(), learned).await.ok()?;
+            tokio::time::timeout_at(until, learned).await.ok()?;
         }
     }
 

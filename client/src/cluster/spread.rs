@@ -6,9 +6,10 @@
 //! further worker that has no copy, does not answer or is too old costs a question more; the owner is asked then.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use weir_core::placement::domains::Spread;
 use weir_core::{Block, BlockKey, WorkerId, WorkerInfo};
 use weir_proto::v1::BlockRequest;

@@ -1,9 +1,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::join_all;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use weir_core::placement::domains::Spread;
 use weir_core::{Hashing, Location, ObjectRef, OriginId};
 use weir_wire::{Frame, Link, STREAM_VERSION, checksums};

@@ -2,8 +2,9 @@
 //! there is a point in more.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use weir_worker::PrefetchAnswer;
 
 /// Blocks that are kept track of. Beyond that all are forgotten, and do not count as read.

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use weir_core::{BlockKey, ClusterMap, WorkerId, WorkerInfo};
 
 /// How long a map counts after it was replaced, and a worker as new. By then what is read at all was read.

@@ -9,9 +9,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use weir_core::placement::domains::{Owners, Placement};
 use weir_core::{BlockKey, ClusterMap, WorkerId, WorkerInfo};
 

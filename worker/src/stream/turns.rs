@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Bytes of answers at once, and of further ones whose readers are slow.
 const MOST: u64 = 16 << 20;

@@ -33,7 +33,7 @@ struct Standing {
 impl Standing {
     /// Whether the dataset was elsewhere a while ago.
     fn has_moved(&self) -> bool {
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         let known = self.known.as_ref();
         known.is_some_and(|known| known.former(now).next().is_some())
     }

@@ -5,10 +5,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
+use tokio::time::Instant;
 use weir_core::{BLOCK_SIZE, Block, BlockKey, ObjectRef, OriginId};
 use weir_origin::{ObjectChecksum, OriginError};
 use weir_proto::v1;

@@ -2,12 +2,12 @@
 //! tiers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
 use futures::{TryStreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{Instrument, trace_span};
 use weir_core::{BLOCK_SIZE, Block, BlockKey, WorkerInfo};
 use weir_origin::OriginError;

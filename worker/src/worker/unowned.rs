@@ -8,8 +8,9 @@
 //! too, goes only if it is not this worker's by the placement of any of them. What is of no newest snapshot goes as idle blocks do.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use weir_core::placement::domains::{Owners, Placement};
 use weir_core::{BlockKey, ClusterMap, WorkerId};
 
