@@ -5,7 +5,9 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use super::hosts::{MASTER, READERS, reader, worker};
+use super::clocks::TrueTime;
+use super::hosts::{MASTER, reader, worker};
+use super::origin::Bucket;
 
 /// Something that goes wrong for a while.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ enum Kind {
     Held(String, String),
     /// A host dies, and starts again.
     Crash(String),
+    /// The origin answers nobody.
+    Away(Bucket),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +42,11 @@ enum State {
 impl Fault {
     pub(crate) fn cut(one: &str, other: &str, at: Duration, lasts: Duration) -> Self {
         Self::new(Kind::Cut(one.to_owned(), other.to_owned()), at, lasts)
+    }
+
+    /// The origin is away for a while.
+    pub(crate) fn away(bucket: &Bucket, at: Duration, lasts: Duration) -> Self {
+        Self::new(Kind::Away(bucket.clone()), at, lasts)
     }
 
     fn new(kind: Kind, at: Duration, lasts: Duration) -> Self {
@@ -55,6 +64,7 @@ impl Fault {
             Kind::Deaf(from, to) => sim.partition_oneway(&**from, &**to),
             Kind::Held(one, other) => sim.hold(&**one, &**other),
             Kind::Crash(host) => sim.crash(&**host),
+            Kind::Away(bucket) => bucket.set_away(true),
         }
     }
 
@@ -64,18 +74,38 @@ impl Fault {
             Kind::Deaf(from, to) => sim.repair_oneway(&**from, &**to),
             Kind::Held(one, other) => sim.release(&**one, &**other),
             Kind::Crash(host) => sim.bounce(&**host),
+            Kind::Away(bucket) => bucket.set_away(false),
         }
     }
 }
 
-/// Faults of a time, each over at its end. Of two that meet between the same hosts the first to end ends both.
-pub(crate) fn of_seed(random: &mut SmallRng, workers: usize, time: Duration) -> Vec<Fault> {
+/// When faults may be, and how long one lasts at most.
+#[derive(Clone, Copy)]
+pub(crate) struct Time {
+    pub(crate) from: Duration,
+    pub(crate) to: Duration,
+    pub(crate) most: Duration,
+}
+
+impl Time {
+    fn of_one(self, random: &mut SmallRng) -> (Duration, Duration) {
+        let time = self.to.saturating_sub(self.from);
+        let at = time.mul_f64(random.random_range(0.0..0.9));
+        let most = time.saturating_sub(at).min(self.most);
+        (self.from + at, most.mul_f64(random.random_range(0.02..1.0)))
+    }
+}
+
+/// Faults between the master and the others, each over at its end. Of two that meet between the same hosts the first to end ends
+/// both.
+pub(crate) fn of_master(
+    random: &mut SmallRng,
+    (workers, readers): (usize, usize),
+    time: Time,
+) -> Vec<Fault> {
     let count = random.random_range(4..14);
     let faults = (0..count).map(|_| {
-        let host = match random.random_range(0..workers + READERS) {
-            number if number < workers => worker(number),
-            number => reader(number - workers),
-        };
+        let host = any_host(random, workers, readers);
         let master = MASTER.to_owned();
         let kind = match random.random_range(0..6) {
             0 => Kind::Cut(master, host),
@@ -85,18 +115,51 @@ pub(crate) fn of_seed(random: &mut SmallRng, workers: usize, time: Duration) -> 
             4 => Kind::Crash(host),
             _ => Kind::Crash(master),
         };
-        let at = time.mul_f64(random.random_range(0.0..0.9));
-        let most = time.saturating_sub(at).min(Duration::from_secs(25));
-        let lasts = most.mul_f64(random.random_range(0.02..1.0));
+        let (at, lasts) = time.of_one(random);
         Fault::new(kind, at, lasts)
     });
     faults.collect()
 }
 
+/// The same between workers, and between them and readers.
+pub(crate) fn of_blocks(
+    random: &mut SmallRng,
+    (workers, readers): (usize, usize),
+    time: Time,
+) -> Vec<Fault> {
+    let count = random.random_range(4..16);
+    let faults = (0..count).map(|_| {
+        let own = random.random_range(0..workers);
+        let own = worker(own);
+        let mut other = any_host(random, workers, readers);
+        while other == own {
+            other = any_host(random, workers, readers);
+        }
+        let kind = match random.random_range(0..5) {
+            0 => Kind::Cut(own, other),
+            1 => Kind::Deaf(own, other),
+            2 => Kind::Deaf(other, own),
+            3 => Kind::Held(own, other),
+            _ => Kind::Crash(own),
+        };
+        let (at, lasts) = time.of_one(random);
+        Fault::new(kind, at, lasts)
+    });
+    faults.collect()
+}
+
+fn any_host(random: &mut SmallRng, workers: usize, readers: usize) -> String {
+    match random.random_range(0..workers + readers) {
+        number if number < workers => worker(number),
+        number => reader(number - workers),
+    }
+}
+
 /// Runs a simulation to its end, with these faults.
-pub(crate) fn run(sim: &mut turmoil::Sim<'_>, mut faults: Vec<Fault>) {
+pub(crate) fn run(sim: &mut turmoil::Sim<'_>, time: &TrueTime, mut faults: Vec<Fault>) {
     loop {
         let now = sim.elapsed();
+        time.set(now);
         for fault in &mut faults {
             if fault.state == State::Ahead && fault.at <= now {
                 fault.begin(sim);

@@ -8,24 +8,54 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use weir_core::placement::domains::Placement;
 use weir_core::{BlockKey, ClusterMap};
 
-use super::hosts::READERS;
-
 /// Views of all hosts.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Views(Arc<Mutex<Seen>>);
 
 #[derive(Default)]
 struct Seen {
+    /// How many of them there are.
+    workers: usize,
+    readers: usize,
     /// The newest map of each host that runs, by its name.
     now: BTreeMap<String, Arc<ClusterMap>>,
     /// What each epoch was.
     epochs: BTreeMap<u64, Arc<ClusterMap>>,
+    /// The version of the placement that a reader knows.
+    placements: BTreeMap<String, u64>,
     wrong: Vec<String>,
 }
 
 impl Views {
+    /// Those of so many workers and readers, which see nothing yet.
+    pub(crate) fn of(workers: usize, readers: usize) -> Self {
+        Self(Arc::new(Mutex::new(Seen {
+            workers,
+            readers,
+            ..Seen::default()
+        })))
+    }
+
+    /// Follows the placement that a reader sees.
+    pub(crate) async fn follow_placement(
+        self,
+        host: String,
+        mut placement: watch::Receiver<Arc<Placement>>,
+    ) {
+        while placement.changed().await.is_ok() {
+            let version = placement.borrow_and_update().version;
+            self.0.lock().placements.insert(host.clone(), version);
+        }
+    }
+
+    /// The version of the placement that a reader sees; 0 without one.
+    pub(crate) fn placement_of(&self, host: &str) -> u64 {
+        self.0.lock().placements.get(host).copied().unwrap_or(0)
+    }
+
     /// Follows the view of a host for as long as that runs.
     pub(crate) async fn follow(self, host: String, mut map: watch::Receiver<Arc<ClusterMap>>) {
         self.0.lock().now.remove(&host); // it has started
@@ -36,14 +66,14 @@ impl Views {
     }
 
     /// The newest map of a host.
-    pub(crate) fn of(&self, host: &str) -> Arc<ClusterMap> {
+    pub(crate) fn map_of(&self, host: &str) -> Arc<ClusterMap> {
         self.0.lock().now.get(host).cloned().unwrap_or_default()
     }
 
-    /// Waits until all hosts have the same map, of so many workers.
-    pub(crate) async fn until_all_see(&self, workers: usize, most: Duration) {
+    /// Waits until all hosts have the same map, of all workers.
+    pub(crate) async fn until_all_see(&self, most: Duration) {
         let deadline = Instant::now() + most;
-        while !self.all_see(workers) {
+        while !self.all_see() {
             assert!(
                 Instant::now() < deadline,
                 "views differ: {}",
@@ -53,13 +83,13 @@ impl Views {
         }
     }
 
-    fn all_see(&self, workers: usize) -> bool {
+    fn all_see(&self) -> bool {
         let seen = self.0.lock();
         let Some(first) = seen.now.values().next() else {
             return false;
         };
-        let is_same = |map: &Arc<ClusterMap>| map == first && map.workers().len() == workers;
-        seen.now.len() == workers + READERS && seen.now.values().all(is_same)
+        let is_same = |map: &Arc<ClusterMap>| map == first && map.workers().len() == seen.workers;
+        seen.now.len() == seen.workers + seen.readers && seen.now.values().all(is_same)
     }
 
     fn describe(&self) -> String {
