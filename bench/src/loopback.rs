@@ -3,17 +3,19 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use weir_client::map::{Doubts, Seen};
 use weir_client::{
     AnySource, ClientMetrics, ClusterConfig, ClusterReader, ClusterSource, ReadAheadTarget, Reader,
 };
@@ -38,8 +40,64 @@ pub struct LoopbackClient {
     reader: Arc<Reader>,
     files: Vec<u32>,
     registry: Registry,
-    // Held so that the map stays what it is.
+    // Held so that the map stays what it is where nobody follows it.
     _map: watch::Sender<Arc<weir_core::ClusterMap>>,
+}
+
+/// Readers that read on and on in the background, and compare what they get, until this is dropped.
+pub struct Steady {
+    counts: Arc<Mutex<Counts>>,
+    _stop: DropGuard,
+}
+
+#[derive(Debug)]
+struct Counts {
+    since: Instant,
+    bytes: u64,
+    longest: Duration,
+    wrong: u64,
+    first_wrong: Option<String>,
+}
+
+/// What readers had in a while.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    bytes: u64,
+    seconds: f64,
+    /// The longest read.
+    pub longest: Duration,
+}
+
+impl Taken {
+    /// Bytes in a second.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds
+    }
+}
+
+impl Steady {
+    /// What they had since this was asked last.
+    pub fn take(&self) -> Taken {
+        let mut counts = self.counts.lock();
+        let now = Instant::now();
+        let taken = Taken {
+            bytes: std::mem::take(&mut counts.bytes),
+            seconds: (now - counts.since).as_secs_f64(),
+            longest: std::mem::take(&mut counts.longest),
+        };
+        counts.since = now;
+        taken
+    }
+
+    /// Reads that failed, or gave other bytes than the source has.
+    pub fn wrong(&self) -> u64 {
+        self.counts.lock().wrong
+    }
+
+    /// What was wrong with the first of them.
+    pub fn first_wrong(&self) -> Option<String> {
+        self.counts.lock().first_wrong.clone()
+    }
 }
 
 impl LoopbackClient {
@@ -50,6 +108,20 @@ impl LoopbackClient {
 
     /// So many clients, with the cluster map and the dataset's placement as they are now. More than one read from workers alone.
     pub fn connect_many(to: &Cluster, dataset: &str, clients: usize) -> anyhow::Result<Self> {
+        Self::connect_all(to, dataset, clients, false)
+    }
+
+    /// So many clients, which follow the map and the placement as mounts do, and read from the origin what no worker gives.
+    pub fn connect_following(to: &Cluster, dataset: &str, clients: usize) -> anyhow::Result<Self> {
+        Self::connect_all(to, dataset, clients, true)
+    }
+
+    fn connect_all(
+        to: &Cluster,
+        dataset: &str,
+        clients: usize,
+        follow: bool,
+    ) -> anyhow::Result<Self> {
         let dial = to.dial()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -65,7 +137,8 @@ impl LoopbackClient {
         let metrics = ClientMetrics::register(&mut registry);
         let origin_metrics = OriginMetrics::register(&mut registry);
         let (sender, seen) = watch::channel(Arc::new(map));
-        let placement = watch::Sender::new(Arc::new(placement)).subscribe();
+        let placed = watch::Sender::new(Arc::new(placement));
+        let (placement, refresh_now) = (placed.subscribe(), Arc::new(Notify::new()));
         let (manifest, inside) = (Arc::new(manifest), runtime.enter());
         let mut readers = Vec::new();
         for number in 0..clients {
@@ -74,10 +147,10 @@ impl LoopbackClient {
                 location: Location::default(),
                 map: seen.clone(),
                 placement: placement.clone(),
-                refresh_now: Arc::new(Notify::new()),
+                refresh_now: refresh_now.clone(),
                 dial: dial.clone(),
                 fetch: Arc::new(FetchPolicy::default()),
-                origin_fallback: clients == 1,
+                origin_fallback: clients == 1 || follow,
                 sources: weir_origin::SourcePolicy::unlimited(),
                 metrics: metrics.clone(),
                 origin_metrics: origin_metrics.clone(),
@@ -90,6 +163,32 @@ impl LoopbackClient {
                 ReadAheadTarget::Off,
                 &metrics,
             )));
+        }
+        if follow {
+            let channel = dial.channel(to.address(), Role::Master, CONNECT_DEADLINE)?;
+            let followed = Seen {
+                map: sender.clone(),
+                dataset: dataset.to_owned(),
+                placement: placed,
+                node: "elsewhere".parse()?,
+                at: Location::default(),
+            };
+            let doubts = Doubts {
+                seen: 0,
+                listener: broadcast::Sender::new(1),
+                keep: Box::new(|_| ()),
+            };
+            // It ends with the runtime.
+            let (metrics, stop) = (metrics.clone(), CancellationToken::new());
+            let master = MasterClient::new(channel);
+            runtime.spawn(weir_client::map::follow(
+                master,
+                followed,
+                refresh_now,
+                doubts,
+                metrics,
+                stop,
+            ));
         }
         drop(inside);
         let reader = readers.first().context("no client")?.clone();
@@ -142,14 +241,51 @@ impl LoopbackClient {
 
     /// Reads that went on to another worker or to the origin so far.
     pub fn failovers(&self) -> u64 {
+        self.sum("weir_client_failovers_total") as u64
+    }
+
+    /// Bytes that the clients themselves have read from the origin so far.
+    pub fn from_origin(&self) -> f64 {
+        self.sum("weir_origin_read_bytes_total")
+    }
+
+    fn sum(&self, name: &str) -> f64 {
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
-        let counted = text
-            .lines()
-            .filter(|line| line.starts_with("weir_client_failovers_total"));
+        let counted = text.lines().filter(|line| line.starts_with(name));
         let counted = counted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-        counted.sum::<f64>() as u64
+        counted.sum()
+    }
+
+    /// Reads with each client in the background, each from a file of its own on. A client compares what it got with the file of the
+    /// same path below `source`, and waits for so long before it reads more.
+    pub fn read_steadily(&self, source: &Path, thinks: Duration) -> Steady {
+        let stop = CancellationToken::new();
+        let counts = Arc::new(Mutex::new(Counts {
+            since: Instant::now(),
+            bytes: 0,
+            longest: Duration::ZERO,
+            wrong: 0,
+            first_wrong: None,
+        }));
+        for (number, reader) in self.readers.iter().enumerate() {
+            let mut files = self.files.clone();
+            files.rotate_left(number % self.files.len().max(1));
+            let reading = read_and_think(
+                reader.clone(),
+                files,
+                source.to_owned(),
+                thinks,
+                counts.clone(),
+            );
+            self.runtime
+                .spawn(stop.clone().run_until_cancelled_owned(reading));
+        }
+        Steady {
+            counts,
+            _stop: stop.drop_guard(),
+        }
     }
 
     /// Reads with each client for so long, each from a file of its own on, in the order of the files; gives the bytes that they got.
@@ -233,6 +369,52 @@ async fn read_until(
         }
     }
     Ok(total)
+}
+
+async fn read_and_think(
+    reader: Arc<Reader>,
+    files: Vec<u32>,
+    source: PathBuf,
+    thinks: Duration,
+    counts: Arc<Mutex<Counts>>,
+) {
+    let mut expected = vec![0; REQUEST as usize];
+    for file in files.into_iter().cycle() {
+        let (path, size) = (
+            reader.manifest().path(file),
+            reader.manifest().object(file).size,
+        );
+        let theirs = File::open(source.join(&path));
+        for offset in (0..size).step_by(REQUEST as usize) {
+            let end = size.min(offset + REQUEST);
+            let (mut pieces, mut unfinished) = (Vec::new(), Vec::new());
+            let began = Instant::now();
+            let read = reader.read(file, offset, end, &mut pieces, &mut unfinished);
+            let read = read.await.map_err(|error| error.to_string());
+            let took = began.elapsed();
+            let expected = &mut expected[..(end - offset) as usize];
+            let compared = read.and_then(|()| {
+                let theirs = theirs.as_ref().map_err(ToString::to_string)?;
+                let here = theirs.read_exact_at(expected, offset);
+                here.map_err(|error| error.to_string())?;
+                let is_same = pieces.concat() == expected;
+                is_same.then_some(()).ok_or("wrong bytes".to_owned())
+            });
+            {
+                let mut counts = counts.lock();
+                counts.longest = counts.longest.max(took);
+                match compared {
+                    Ok(()) => counts.bytes += end - offset,
+                    Err(why) => {
+                        counts.wrong += 1;
+                        let what = format!("{path} at {offset}: {why}");
+                        counts.first_wrong.get_or_insert(what);
+                    }
+                }
+            }
+            tokio::time::sleep(thinks).await;
+        }
+    }
 }
 
 async fn read_files(reader: Arc<Reader>, files: Vec<u32>) -> anyhow::Result<u64> {

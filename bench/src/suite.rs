@@ -14,6 +14,7 @@ use crate::table::Table;
 
 pub(crate) mod big;
 mod datasets;
+mod drain;
 mod epochs;
 mod far;
 mod first_byte;
@@ -83,6 +84,8 @@ pub enum Suite {
     Hot,
     /// Ten times more readers than the workers can serve
     Overload,
+    /// What readers lose while workers come and go
+    Drain,
     /// HDFS beside S3: first epochs, warm jobs, later epochs, and a listing of a million files
     Hdfs,
 }
@@ -113,6 +116,7 @@ impl Suite {
             Self::FirstByte => first_byte::run(bench),
             Self::Hot => hot::run(bench),
             Self::Overload => overload::run(bench),
+            Self::Drain => drain::run(bench),
             Self::Hdfs => hdfs::run(bench),
         }?;
         // Caches of many gigabytes are of no more use.

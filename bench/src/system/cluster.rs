@@ -152,6 +152,27 @@ impl Cluster {
         Ok((Process::start(command, &log, || answers(http))?, http))
     }
 
+    /// Starts one more worker.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn add_worker(&mut self, tiers: Tiers) -> anyhow::Result<()> {
+        let worker = self.start_worker(self.workers.len(), tiers)?;
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Ends a worker, and starts it again with an empty disk.
+    ///
+    /// # Errors
+    /// When it does not end, or does not start.
+    pub fn restart_empty(&mut self, number: usize, tiers: Tiers) -> anyhow::Result<()> {
+        self.workers[number].0.end()?;
+        std::fs::remove_dir_all(self.home.join(format!("node-{number}")))?;
+        self.workers[number] = self.start_worker(number, tiers)?;
+        Ok(())
+    }
+
     /// The master's address.
     pub fn address(&self) -> &str {
         &self.address
