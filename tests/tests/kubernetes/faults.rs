@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_mins(2);
 /// Files that are read before something happens, and after it is over.
 const SOME: u64 = 40;
 /// Prints how many files it has read and the longest of these reads in hundredths of a second, until the file `/tmp/stop` is there.
-const READER: &str = r#"
+const READER: &str = r"
 cd /expected; n=0; most=0
 while [ ! -e /tmp/stop ]; do
   for f in $(find . -type f); do
@@ -41,7 +41,7 @@ while [ ! -e /tmp/stop ]; do
     [ $took -le $most ] || most=$took
     n=$((n + 1)); echo $n $most
   done
-done"#;
+done";
 
 /// A pod that reads the dataset until it is asked what it saw.
 struct Reader<'a> {
