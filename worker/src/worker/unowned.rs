@@ -234,7 +234,7 @@ mod tests {
                     prefix: (*prefix).to_owned(),
                 }],
                 placement: Some(v1::Placement {
-                    version: 2,
+                    version: ago.as_secs(), // each time another one
                     spread: v1::Spread::Node.into(),
                     domains: vec![(*node).to_owned()],
                     ..v1::Placement::default()
