@@ -233,8 +233,8 @@ impl Master for GrpcMaster {
         let apply = v1::ApplyDatasetRequest {
             name: name.to_string(),
             spec: spec.to_json(),
-            dry_run: false,
             after,
+            ..v1::ApplyDatasetRequest::default()
         };
         let apply = within(LISTING_DEADLINE, apply);
         let reply = self.client().apply_dataset(apply).await?;

@@ -29,7 +29,7 @@ pub(crate) fn apply(args: &ApplyArgs) -> Result<(), Failure> {
         let mut failed = None;
         let mut unwritten = None;
         for dataset in &declared {
-            match send(&master, dataset, false).await {
+            match send(&master, dataset, None).await {
                 Ok(reply) => {
                     let outcome = match reply.outcome() {
                         v1::ApplyOutcome::Created => "created",
@@ -97,27 +97,32 @@ fn compare(args: &ApplyArgs) -> Result<bool, Failure> {
 
 /// Has the master judge all datasets, and change none.
 async fn judge_all(master: &MasterClient<Channel>, declared: &[Declared]) -> Result<(), Failure> {
+    let mut new = 0;
     for dataset in declared {
-        send(master, dataset, true).await?;
+        let judged = send(master, dataset, Some(new)).await?;
+        if judged.outcome() == v1::ApplyOutcome::Created {
+            new += 1;
+        }
     }
     Ok(())
 }
 
+/// Applies a dataset, or has it judged as one that is to be made after so many new ones.
 async fn send(
     master: &MasterClient<Channel>,
     dataset: &Declared,
-    dry_run: bool,
+    judged_beside: Option<u32>,
 ) -> Result<v1::ApplyDatasetReply, Failure> {
     let apply = v1::ApplyDatasetRequest {
         name: dataset.name.to_string(),
         spec: dataset.spec.to_json(),
-        dry_run,
+        dry_run: judged_beside.is_some(),
+        beside: judged_beside.unwrap_or_default(),
         ..v1::ApplyDatasetRequest::default()
     };
-    let deadline = if dry_run {
-        CALL_DEADLINE
-    } else {
-        LISTING_DEADLINE
+    let deadline = match judged_beside {
+        Some(_) => CALL_DEADLINE,
+        None => LISTING_DEADLINE,
     };
     let mut asked = master.clone();
     let call = asked.apply_dataset(request(apply, deadline));

@@ -149,7 +149,7 @@ impl Datasets {
         let dataset = match (known, before, &listing) {
             (known, ..) if outcome == v1::ApplyOutcome::Unchanged => known,
             (known, before, None) => {
-                drop(self.judge(&wanted, before.as_ref())?);
+                drop(self.judge(&wanted, before.as_ref(), request.beside as usize)?);
                 known
             }
             (Some(dataset), Some(before), Some(listing)) => {
@@ -170,6 +170,7 @@ impl Datasets {
         &self,
         wanted: &Wanted,
         before: Option<&DatasetSpec>,
+        beside: usize,
     ) -> Result<Held<'_>, MasterError> {
         let origins = wanted.mounts.iter().map(origin_of);
         let origins: Vec<OriginSpec> = origins.collect::<Result<_, _>>()?;
@@ -177,9 +178,14 @@ impl Datasets {
             self.sources.check(origin)?;
         }
         let held = self.credentials.hold(&origins)?;
-        if before.is_none() && self.known.lock().len() >= MAX_DATASETS {
+        let known = self.known.lock().len();
+        if before.is_none() && known.saturating_add(beside) >= MAX_DATASETS {
+            let more = match beside {
+                0 => String::new(),
+                beside => format!(" after {beside} others"),
+            };
             return Err(MasterError::Busy(format!(
-                "there are {MAX_DATASETS} datasets, no more fit; delete one with `weir dataset delete`"
+                "there are {known} datasets, no more fit{more}: a master has at most {MAX_DATASETS}; delete some with `weir dataset delete`"
             )));
         }
         let placed_before = before.and_then(|before| before.placement.as_ref());
@@ -196,7 +202,7 @@ impl Datasets {
         wanted: Wanted,
     ) -> Result<v1::Dataset, MasterError> {
         let name = listing.name();
-        let _held = self.judge(&wanted, None)?;
+        let _held = self.judge(&wanted, None, 0)?;
         let found = self.list_next(listing, &wanted, None).await?;
         check_found(&wanted.spec, &DatasetSpec::default(), &found)?;
         let dataset = v1::Dataset {
@@ -220,7 +226,7 @@ impl Datasets {
         before: &DatasetSpec,
         wanted: Wanted,
     ) -> Result<v1::Dataset, MasterError> {
-        let _held = self.judge(&wanted, Some(before))?;
+        let _held = self.judge(&wanted, Some(before), 0)?;
         let has_same_files = have_same_files(before, &wanted.spec);
         dataset.spec = wanted.spec.to_json();
         dataset.mounts.clone_from(&wanted.mounts);

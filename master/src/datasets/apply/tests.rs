@@ -83,6 +83,23 @@ impl World {
         self.datasets.apply(request, CancellationToken::new()).await
     }
 
+    /// Judges a new dataset that is to be made after others.
+    async fn judge_beside(&self, source: SourceSpec, beside: u32) -> Result<(), MasterError> {
+        let spec = DatasetSpec {
+            sources: vec![source],
+            ..DatasetSpec::default()
+        };
+        let request = v1::ApplyDatasetRequest {
+            name: "new".to_owned(),
+            spec: spec.to_json(),
+            dry_run: true,
+            beside,
+            ..v1::ApplyDatasetRequest::default()
+        };
+        let judged = self.datasets.apply(request, CancellationToken::new());
+        judged.await.map(drop)
+    }
+
     async fn refresh(&self) -> Result<(v1::Dataset, bool), MasterError> {
         let refresh = self.datasets.refresh("set", CancellationToken::new());
         refresh.await
@@ -401,6 +418,24 @@ async fn one_dataset_too_many_is_refused_before_anything_is_listed() {
         );
     }
     assert!(world.stored().is_none());
+}
+
+#[tokio::test]
+async fn of_many_new_datasets_the_one_that_does_not_fit_is_known_before_any_is_made() {
+    let world = World::new();
+    let source = world.source("a", "/", &["1"]);
+    world.apply(std::slice::from_ref(&source)).await.unwrap();
+    let most = u32::try_from(MAX_DATASETS).unwrap();
+    world.judge_beside(source.clone(), most - 2).await.unwrap();
+    for beside in [most - 1, most, u32::MAX] {
+        let error = world
+            .judge_beside(source.clone(), beside)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, MasterError::Busy(_)), "{error}");
+        let said = format!("there are 1 datasets, no more fit after {beside} others");
+        assert!(error.to_string().contains(&said), "{error}");
+    }
 }
 
 #[tokio::test]
