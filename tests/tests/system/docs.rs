@@ -21,6 +21,10 @@ pub(crate) const CASES: &[Case] = &[
         every_reason_to_leave_an_object_out_is_documented,
     ),
     (
+        "every_field_of_a_dataset_is_documented",
+        every_field_of_a_dataset_is_documented,
+    ),
+    (
         "links_between_the_pages_lead_somewhere",
         links_between_the_pages_lead_somewhere,
     ),
@@ -211,6 +215,35 @@ fn every_flag_of_the_pages_exists() {
                 path.display()
             );
         }
+    }
+}
+
+/// Each has a row in a table, as `name` or `spec.name`; those that only hold others are in these.
+fn every_field_of_a_dataset_is_documented() {
+    fn collect(schema: &serde_json::Value, names: &mut BTreeSet<String>) {
+        match schema {
+            serde_json::Value::Object(map) => {
+                if let Some(properties) = map.get("properties").and_then(|p| p.as_object()) {
+                    names.extend(properties.keys().cloned());
+                }
+                map.values().for_each(|value| collect(value, names));
+            }
+            serde_json::Value::Array(list) => list.iter().for_each(|value| collect(value, names)),
+            _ => {}
+        }
+    }
+    let read = |name: &str| std::fs::read_to_string(root().join("docs").join(name)).unwrap();
+    let mut names = BTreeSet::new();
+    let schema = serde_json::from_str(&read("dataset.schema.json")).unwrap();
+    collect(&schema, &mut names);
+    let pages = format!("{}\n{}", read("datasets.md"), read("placement.md"));
+    let rows = pages
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let parts: BTreeSet<&str> = rows.flat_map(|field| field.split('.')).collect();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names {
+        assert!(parts.contains(name.as_str()), "{name} is in no table");
     }
 }
 
