@@ -129,7 +129,7 @@ pub(crate) fn other_scheme(origin: &Arc<str>, uri: &Uri) -> OriginError {
         target: origin.clone(),
         problem: format!("the service at {host} {is}"),
         remedy: format!(
-            "give its address in {} as {right}://…",
+            "give its address as {} {right}://…",
             address_said_by(origin)
         ),
     }
