@@ -13,17 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::domains::{Keep, MAX_DOMAINS, Placement, Spread, domains_of};
 use super::readers::{Readers, add_copies};
-use super::room::{Domain, Domains};
+use super::room::{Domain, Domains, KEPT, fits};
 use super::seats::{mix, unit};
 use super::{ClusterMap, seed};
 use crate::id::{MAX_NAME, PlaceName};
 use crate::suggest::nearest;
 
-/// Part of a domain's bytes that one dataset may take when its spread is chosen for it: datasets share a node's cache.
-pub(super) const SHARE: f64 = 0.25;
-/// How far beyond that a dataset may grow before it leaves a domain.
-pub(super) const KEPT: f64 = 2.0;
-/// How far below that it must be to move into a narrower one.
+/// How far below its share of a narrower domain a dataset must be to move into it.
 const NARROWED: f64 = 0.5;
 
 /// Longest name of a domain, in bytes: that of a group, `zone/group`.
@@ -319,11 +315,6 @@ pub fn choose(
             keep: wanted.keep,
         },
     }
-}
-
-/// Whether a dataset takes no more than its share of a domain.
-pub(super) fn fits(bytes: u64, capacity: u64, slack: f64) -> bool {
-    bytes as f64 <= capacity as f64 * SHARE * slack
 }
 
 /// The narrowest spread of which one domain holds the dataset.

@@ -6,9 +6,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::choice::{KEPT, fits};
 use super::domains::{Placement, Spread};
-use super::room::{Domains, Of};
+use super::room::{Domains, KEPT, Of, fits};
 use super::seats::mix;
 use super::{Location, seed};
 use crate::id::{NodeName, PlaceName};

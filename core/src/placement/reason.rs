@@ -2,9 +2,9 @@
 //!
 //! What is said follows from the dataset and the cluster as they are now, by the rules that it was placed by (`choice.rs`).
 
-use super::choice::{Copies, KEPT, SHARE, Wanted, fits};
+use super::choice::{Copies, Wanted};
 use super::domains::{Placement, Spread};
-use super::room::Domains;
+use super::room::{Domains, KEPT, SHARE, fits};
 use crate::bytesize::ByteSize;
 
 /// Why a dataset of so many bytes that asks for `wanted` has this placement; `None` is none yet.

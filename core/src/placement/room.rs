@@ -12,6 +12,16 @@ use super::domains::{Placement, Spread, places_by};
 use super::{ClusterMap, WorkerInfo};
 use crate::id::PlaceName;
 
+/// Part of a domain's bytes that one dataset may take when its spread is chosen for it: datasets share a node's cache.
+pub(super) const SHARE: f64 = 0.25;
+/// How far beyond that a dataset may grow before it leaves a domain.
+pub(super) const KEPT: f64 = 2.0;
+
+/// Whether a dataset takes no more than its share of a domain.
+pub(super) fn fits(bytes: u64, capacity: u64, slack: f64) -> bool {
+    bytes as f64 <= capacity as f64 * SHARE * slack
+}
+
 /// A domain of one map.
 #[derive(Debug)]
 pub(super) struct Domain {
