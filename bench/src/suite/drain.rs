@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use weir_demo::ending::tell;
 
 use super::{Bench, Measured};
 use crate::data::Tree;
@@ -49,7 +50,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Measured> {
     }])?;
     let mut table = Table::default();
     for number in 0..bench.runs {
-        eprintln!("drain, run {}", number + 1);
+        tell(format_args!("drain, run {}", number + 1));
         let home = bench.scratch().join("drain");
         let load = Load {
             readers: READERS,
@@ -179,14 +180,14 @@ impl Under<'_> {
             moved: grown(&copied, &counts(&self.cluster, COPIED)),
             longest: during.longest,
         };
-        eprintln!(
+        tell(format_args!(
             "drain: {name}: {:.0} MB/s before, {:.0} during, {:.2} of it, longest {:.0?}, {:.0} MiB moved",
             change.before / 1e6,
             change.during / 1e6,
             change.kept(),
             change.longest,
             change.moved / f64::from(1 << 20),
-        );
+        ));
         ensure!(change.moved > 0.0, "{name}: nothing was moved");
         Ok(change)
     }
@@ -272,7 +273,7 @@ fn measure(home: &Path, endpoint: &str, tree: &Tree, load: Load) -> anyhow::Resu
     let from_origin = grown(&fetched, &counts(&under.cluster, FETCHED));
     let wrong = steady.wrong();
     if let Some(first) = steady.first_wrong() {
-        eprintln!("drain: {first}");
+        tell(format_args!("drain: {first}"));
     }
     Ok(Found {
         changes,
