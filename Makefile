@@ -67,7 +67,7 @@ fetch-origins: ## Fetch, build and install the storages of test-origins, which d
 .PHONY: test-k8s
 test-k8s: setup ## Test on a real Kubernetes with two nodes, whose programs are built first (as root)
 	@build-support/kubernetes/fetch.sh >/dev/null
-	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
+	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins --features weir-cli/kubernetes
 	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" $(CARGO) test --locked -p weir-operator --test apiserver
 	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked -p weir-tests --test kubernetes
 
@@ -86,9 +86,9 @@ fuzz: setup ## Give mutated inputs to each parser for FUZZ_SECONDS, from a new s
 		$(CARGO) test --locked -p weir-origin --lib fuzz_ -- --nocapture
 
 .PHONY: schema
-schema: setup ## Write docs/dataset.schema.json and deploy/crds/ anew from the types that they describe
+schema: setup ## Write docs/dataset.schema.json and the chart's crds/ anew from the types that they describe
 	@$(ROCKSDB) && WEIR_WRITE_SCHEMA=1 $(CARGO) test --locked -p weir-core --lib the_schema_in_docs
-	@$(ROCKSDB) && WEIR_WRITE_SCHEMA=1 $(CARGO) test --locked -p weir-operator --lib the_definitions_in_deploy
+	@$(ROCKSDB) && WEIR_WRITE_SCHEMA=1 $(CARGO) test --locked -p weir-operator --lib the_definitions_in_the_chart
 
 .PHONY: bench
 bench: setup ## Measure into bench/RESULTS.md; SUITE='small big' picks, QUICK=1 tries out, PEERS='name=command' adds

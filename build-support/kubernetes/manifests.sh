@@ -5,14 +5,14 @@ cd "$(dirname "$0")/../.."
 programs=$(KUBERNETES_TOOLS=helm build-support/kubernetes/fetch.sh)
 {
     cat <<'HEAD'
-# Weir without Helm. Made from deploy/helm/weir by `make manifests`; docs/kubernetes.md says what to make before it is applied.
+# Weir without Helm. Made from deploy/helm/weir by `make manifests`; docs/kubernetes.md says what is needed before it is applied.
 ---
 apiVersion: v1
 kind: Namespace
 metadata:
   name: weir-system
 HEAD
-    "$programs/helm" template weir deploy/helm/weir --namespace weir-system --kube-version 1.34.2 --include-crds --skip-tests \
+    "$programs/helm" template weir deploy/helm/weir --namespace weir-system --kube-version 1.34.2 --skip-tests --no-hooks \
         --set certificates.authoritySecret=weir-ca --set credentialsKeySecret=weir-credentials-key |
         grep -v -e '^# Source: ' -e 'app.kubernetes.io/instance: '
 } >"$1.new"

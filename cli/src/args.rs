@@ -96,7 +96,7 @@ impl Command {
             Self::Worker(args) => args.command.is_none().then_some(c"weir-worker"),
             Self::Dev(_) => Some(c"weir-dev"),
             #[cfg(feature = "kubernetes")]
-            Self::Operator(_) => Some(c"weir-operator"),
+            Self::Operator(args) => args.command.is_none().then_some(c"weir-operator"),
             #[cfg(feature = "csi")]
             Self::Csi(args) => match args.command {
                 None => Some(c"weir-csi"),
@@ -560,10 +560,13 @@ pub(crate) struct MasterArgs {
 
 #[cfg(feature = "kubernetes")]
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct OperatorArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<OperatorCommand>,
     /// The master, HOST:PORT
     #[arg(long, value_name = "HOST:PORT", env = "WEIR_MASTER")]
-    pub(crate) master: String,
+    pub(crate) master: Option<String>,
     #[command(flatten)]
     pub(crate) certs: CertsArgs,
     /// Namespace of the installation, where the operator's Lease is
@@ -585,6 +588,22 @@ pub(crate) struct OperatorArgs {
     /// Address where the apiserver asks about pods, Datasets and Warmups [default: it is not served]
     #[arg(long, value_name = "IP:PORT", env = "WEIR_WEBHOOK")]
     pub(crate) webhook: Option<SocketAddr>,
+}
+
+#[cfg(feature = "kubernetes")]
+#[derive(Subcommand)]
+pub(crate) enum OperatorCommand {
+    /// Let go of all objects and pods that operators hold, before Weir is uninstalled
+    Retire {
+        /// Namespace of the installation
+        #[arg(
+            long,
+            value_name = "NAMESPACE",
+            default_value = "weir-system",
+            env = "WEIR_NAMESPACE"
+        )]
+        namespace: String,
+    },
 }
 
 #[derive(Args)]

@@ -27,6 +27,12 @@ pub enum OperatorError {
     /// The webhook cannot be served.
     #[error("the webhook cannot be served on {0}: {1}; choose another address with --webhook")]
     Webhook(std::net::SocketAddr, String),
+    /// Something puts back what was let go.
+    #[error(
+        "some objects or pods are still held after {} s; scale the Deployment weir-operator to 0, and run this again",
+        .0.as_secs()
+    )]
+    StillHeld(Duration),
     /// Another operator leads now.
     #[error("another operator has the Lease {0}; this one ends, and is started anew")]
     Deposed(String),

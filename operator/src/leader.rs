@@ -15,11 +15,15 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How long a Lease holds that is not renewed.
-const LEASE: Duration = Duration::from_secs(15);
+pub(crate) const LEASE: Duration = Duration::from_secs(15);
 /// How long its holder acts without having renewed it.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is renewed, and how often those look who wait for it.
 const RENEW: Duration = Duration::from_secs(3);
+/// How long nobody has the Lease after it was set aside, and who has it instead.
+pub(crate) const SET_ASIDE: Duration = Duration::from_mins(1);
+const NOBODY: &str = "retired";
+const SET_ASIDE_TRIES: u32 = 10;
 /// Longest wait for one call.
 const CALL: Duration = Duration::from_secs(3);
 
@@ -234,6 +238,35 @@ impl Held {
     }
 }
 
+/// Takes the Lease from whoever has it, for nobody. Who has had it stops acting within [`LEASE`], and nobody gets it for
+/// [`SET_ASIDE`].
+pub(crate) async fn set_aside(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<(), kube::Error> {
+    let nobody = Candidate::new(client.clone(), namespace, name, NOBODY.to_owned());
+    let mut tries = 0;
+    loop {
+        let before = nobody.api.get_opt(name).await?;
+        let mut lease = nobody.lease(before.as_ref());
+        if let Some(spec) = &mut lease.spec {
+            spec.lease_duration_seconds = Some(SET_ASIDE.as_secs() as i32);
+        }
+        let params = PostParams::default();
+        let written = match before {
+            None => nobody.api.create(&params, &lease).await,
+            Some(_) => nobody.api.replace(name, &params, &lease).await,
+        };
+        tries += 1;
+        match written {
+            // Its holder has renewed it at this moment, and does so every few seconds.
+            Err(kube::Error::Api(status)) if status.code == 409 && tries < SET_ASIDE_TRIES => {}
+            written => return written.map(drop),
+        }
+    }
+}
+
 /// Somebody else was faster: that is no error.
 fn taken(outcome: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
     match outcome {
@@ -254,6 +287,7 @@ pub(crate) fn identity(pod: &str) -> String {
 
 /// Makes sure that what is shared by all candidates stays so.
 const _: () = assert!(RENEW_DEADLINE.as_secs() < LEASE.as_secs());
+const _: () = assert!(LEASE.as_secs() < SET_ASIDE.as_secs());
 
 #[cfg(test)]
 mod tests {

@@ -17,6 +17,7 @@ mod master;
 mod metrics;
 mod objects;
 mod operator;
+mod retire;
 mod secrets;
 mod view;
 mod volumes;
@@ -34,4 +35,5 @@ pub use objects::{
     definitions,
 };
 pub use operator::{Operator, OperatorConfig};
+pub use retire::{Retired, retire};
 pub use secrets::SecretError;

@@ -105,3 +105,46 @@ impl OperatorMetrics {
         Arc::new(metrics)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_page_lists_what_is_served() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let section = page.split("\n## ");
+        let section = section
+            .filter(|section| section.starts_with("Operator"))
+            .collect::<String>();
+        let rows = section.lines().filter(|line| line.starts_with("| `weir_"));
+        let documented: BTreeSet<(String, String)> = rows
+            .map(|row| {
+                let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+                (cells[1].trim_matches('`').to_owned(), cells[2].to_owned())
+            })
+            .collect();
+        let mut registry = Registry::default();
+        let metrics = OperatorMetrics::register(&mut registry);
+        // Families are served when they have something to tell.
+        let (kind, about, result) = (String::new(), "", "");
+        drop(metrics.looks.get_or_create(&Looked { kind, result }));
+        drop(metrics.answers.get_or_create(&Asked { about, result }));
+        let mut served = String::new();
+        prometheus_client::encoding::text::encode(&mut served, &registry).unwrap();
+        let types = served
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "));
+        let served: BTreeSet<(String, String)> = types
+            .map(|line| {
+                let (name, kind) = line.split_once(' ').unwrap();
+                let suffix = if kind == "counter" { "_total" } else { "" };
+                (format!("{name}{suffix}"), kind.to_owned())
+            })
+            .collect();
+        assert_eq!(served, documented);
+    }
+}

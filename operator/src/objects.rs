@@ -1,4 +1,4 @@
-//! The kinds of objects of the group `weir.io`, and their definitions as `deploy/crds/` has them.
+//! The kinds of objects of the group `weir.io`, and their definitions as the chart has them.
 
 mod conditions;
 #[allow(
@@ -34,6 +34,9 @@ macro_rules! key {
 pub(crate) const FINALIZER: &str = key!("dataset");
 /// Holds a Warmup until its job is ended.
 pub(crate) const WARMUP_FINALIZER: &str = key!("warmup");
+/// Scheduling gate of a pod that waits for its data, and the label by which such pods are found.
+pub(crate) const GATE: &str = key!("data");
+pub(crate) const GATED_LABEL: &str = key!("waits-for-data");
 /// Label of volumes and claims: the Dataset's name, and its namespace.
 pub(crate) const DATASET_LABEL: &str = key!("dataset");
 pub(crate) const NAMESPACE_LABEL: &str = key!("dataset-namespace");
@@ -47,7 +50,7 @@ pub(crate) const AFFINITY_ANNOTATION: &str = key!("affinity");
 /// Annotation of a pod that was given terms: the datasets that they are for.
 pub(crate) const PLACED_ANNOTATION: &str = key!("placed-by");
 
-/// The definitions of all kinds, each with the name of its file in `deploy/crds/`.
+/// The definitions of all kinds, each with the name of its file in the chart's `crds/`.
 pub fn definitions() -> Vec<(String, CustomResourceDefinition)> {
     let of = |definition: CustomResourceDefinition| {
         let definition = schema::structural(definition);
@@ -67,12 +70,12 @@ mod tests {
     const WRITE: &str = "WEIR_WRITE_SCHEMA";
 
     fn kept(file: &str) -> PathBuf {
-        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+        let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/weir/crds");
         crds.join(file)
     }
 
     #[test]
-    fn the_definitions_in_deploy_are_those_of_the_types() {
+    fn the_definitions_in_the_chart_are_those_of_the_types() {
         for (file, definition) in definitions() {
             let yaml =
                 serde_saphyr::to_string(&serde_json::to_value(&definition).unwrap()).unwrap();
@@ -86,7 +89,7 @@ mod tests {
             let kept = std::fs::read_to_string(&path).unwrap_or_default();
             assert!(
                 kept == text,
-                "deploy/crds/{file} is not that of the type any more: `make schema` writes it"
+                "deploy/helm/weir/crds/{file} is not that of the type any more: `make schema` writes it"
             );
         }
     }

@@ -43,7 +43,7 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Longest silence of the apiserver: a watch is opened anew before.
 const READ_DEADLINE: Duration = Duration::from_mins(5);
 /// Name of the Lease.
-const LEASE: &str = "weir-operator";
+pub(crate) const LEASE: &str = "weir-operator";
 
 /// What an operator needs to know.
 #[derive(Clone, Debug)]
@@ -71,10 +71,7 @@ impl Operator {
         metrics: Arc<OperatorMetrics>,
         config: OperatorConfig,
     ) -> Result<Self, OperatorError> {
-        let found = kube::Config::infer().await;
-        let mut kube = found.map_err(|error| OperatorError::Config(error.to_string()))?;
-        kube.read_timeout = Some(READ_DEADLINE);
-        let client = Client::try_from(kube)?;
+        let client = Client::try_from(connection().await?)?;
         Ok(Self::new(client, master, metrics, config))
     }
 
@@ -199,6 +196,14 @@ impl Operator {
         );
         context.listings.stop();
     }
+}
+
+/// How the apiserver of this pod, or of KUBECONFIG, is reached.
+pub(crate) async fn connection() -> Result<kube::Config, OperatorError> {
+    let found = kube::Config::infer().await;
+    let mut found = found.map_err(|error| OperatorError::Config(error.to_string()))?;
+    found.read_timeout = Some(READ_DEADLINE);
+    Ok(found)
 }
 
 fn received<T>(from: mpsc::Receiver<T>) -> impl Stream<Item = T> {

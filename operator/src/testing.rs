@@ -16,12 +16,13 @@ use weir_proto::v1;
 use crate::master::{Known, Master, MasterError};
 
 /// Kinds of objects that are listed.
-const COLLECTIONS: [&str; 6] = [
+const COLLECTIONS: [&str; 7] = [
     "persistentvolumes",
     "persistentvolumeclaims",
     "pods",
     "events",
     "datasets",
+    "warmups",
     "leases",
 ];
 
@@ -156,12 +157,7 @@ impl FakeApi {
         let objects = self.objects.lock();
         let items: Vec<&Value> = objects
             .iter()
-            .filter(|(key, _)| {
-                let name = key
-                    .strip_prefix(path)
-                    .and_then(|rest| rest.strip_prefix('/'));
-                name.is_some_and(|name| !name.contains('/'))
-            })
+            .filter(|(key, _)| is_in(key, path))
             .map(|(_, object)| object)
             .filter(|object| {
                 let labels = &object["metadata"]["labels"];
@@ -226,9 +222,28 @@ impl FakeApi {
     }
 }
 
+/// Whether an object is in a list: of a namespace, of the cluster, or of all namespaces.
+fn is_in(object: &str, list: &str) -> bool {
+    let Some((collection, name)) = object.rsplit_once('/') else {
+        return false;
+    };
+    let without_namespace = || {
+        let (before, rest) = collection.split_once("/namespaces/")?;
+        let (_, kind) = rest.split_once('/')?;
+        Some(format!("{before}/{kind}"))
+    };
+    !name.is_empty() && (collection == list || without_namespace().as_deref() == Some(list))
+}
+
 fn merge(object: &mut Value, patch: &Value) {
-    let (Value::Object(fields), Value::Object(patch)) = (&mut *object, patch) else {
+    let Value::Object(patch) = patch else {
         *object = patch.clone();
+        return;
+    };
+    if !object.is_object() {
+        *object = json!({});
+    }
+    let Value::Object(fields) = object else {
         return;
     };
     for (key, value) in patch {

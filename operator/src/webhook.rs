@@ -18,7 +18,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use weir_core::{DatasetName, DatasetRef};
 
 use self::affinity::{Mode, Warm, mark, patch, uses};
+pub(crate) use self::certificate::CONFIGURATION;
 use self::certificate::{ensure, trust};
 use self::located::Located;
 use self::tls::TlsListener;
@@ -102,6 +103,7 @@ pub(crate) async fn serve(
     let router = Router::new()
         .route("/mutate", post(mutate))
         .route("/validate", post(validate))
+        .route("/healthz", get(async || "ok\n"))
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(webhook);
     let watched = Api::<PartialObjectMeta<Dataset>>::all(client.clone());

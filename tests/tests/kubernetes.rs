@@ -10,6 +10,7 @@ mod kubernetes {
     pub(crate) mod cluster;
     pub(crate) mod faults;
     pub(crate) mod installation;
+    pub(crate) mod removal;
     pub(crate) mod volumes;
 }
 
@@ -21,7 +22,7 @@ use std::time::Instant;
 use libtest_mimic::{Arguments, Trial};
 
 use crate::kubernetes::installation::Installation;
-use crate::kubernetes::{chart, faults, volumes};
+use crate::kubernetes::{chart, faults, removal, volumes};
 
 /// A test and its name.
 type Case = (&'static str, fn(&Installation));
@@ -30,6 +31,7 @@ static SUITES: &[(&str, &[Case])] = &[
     ("chart", chart::CASES),
     ("volumes", volumes::CASES),
     ("faults", faults::CASES),
+    ("removal", removal::CASES),
 ];
 
 fn main() -> ExitCode {

@@ -6,14 +6,20 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use weir_operator::{GrpcMaster, Operator, OperatorConfig, OperatorMetrics};
 
-use crate::args::OperatorArgs;
+use crate::args::{OperatorArgs, OperatorCommand};
 use crate::connect;
-use crate::exit::Failure;
+use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
-use crate::process::{SHUTDOWN_DEADLINE, init_logging, node_name, serving_runtime, stop_on_signal};
+use crate::output;
+use crate::process::{
+    SHUTDOWN_DEADLINE, init_logging, node_name, runtime, serving_runtime, stop_on_signal,
+};
 use crate::trust;
 
 pub(crate) fn run(args: &OperatorArgs) -> Result<(), Failure> {
+    if let Some(OperatorCommand::Retire { namespace }) = &args.command {
+        return retire(namespace);
+    }
     init_logging();
     let runtime = serving_runtime()?;
     let outcome = runtime.block_on(operate(args));
@@ -21,7 +27,23 @@ pub(crate) fn run(args: &OperatorArgs) -> Result<(), Failure> {
     outcome
 }
 
+/// `weir operator retire`.
+fn retire(namespace: &str) -> Result<(), Failure> {
+    let retired = runtime()?.block_on(weir_operator::retire(namespace));
+    let retired = retired.map_err(anyhow::Error::from)?;
+    output::line(format_args!(
+        "let go of {} objects and {} pods; `helm uninstall` or `kubectl delete` may take the operator away now",
+        retired.objects, retired.pods
+    ))
+}
+
 async fn operate(args: &OperatorArgs) -> Result<(), Failure> {
+    let Some(master) = &args.master else {
+        return Err(Failure::new(
+            Reason::Usage,
+            "an operator needs its master; give --master HOST:PORT, or WEIR_MASTER",
+        ));
+    };
     let stop = stop_on_signal()?;
     let identity = trust::identity(&args.certs)?;
     let dial = trust::dial(&args.certs)?;
@@ -41,10 +63,10 @@ async fn operate(args: &OperatorArgs) -> Result<(), Failure> {
         pod: node_name()?.to_string(),
         webhook: args.webhook,
     };
-    let master = Arc::new(GrpcMaster::new(connect::lazy(&args.master, &dial)?));
-    let operator = Operator::connect(master, metrics, config).await;
+    let client = Arc::new(GrpcMaster::new(connect::lazy(master, &dial)?));
+    let operator = Operator::connect(client, metrics, config).await;
     let operator = operator.map_err(anyhow::Error::from)?;
-    tracing::info!(master = %args.master, %http, namespace = %args.namespace, "operator started");
+    tracing::info!(%master, %http, namespace = %args.namespace, "operator started");
     let ran = tokio::select! {
         ran = operator.run(stop) => ran,
         never = trust::watch(identity.as_ref()) => match never {},

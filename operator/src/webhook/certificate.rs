@@ -30,7 +30,7 @@ use crate::error::OperatorError;
 /// Name of the Secret.
 const SECRET: &str = "weir-webhook";
 /// Name of the two configurations, and of the Service that they call.
-const CONFIGURATION: &str = "weir";
+pub(crate) const CONFIGURATION: &str = "weir";
 pub(crate) const SERVICE: &str = "weir-webhook";
 /// Keys of the Secret.
 const AUTHORITY: &str = "ca.crt";

@@ -149,16 +149,8 @@ impl Cluster {
             let object = json!({ "metadata": { "name": namespace } });
             self.post("/api/v1/namespaces", &object).await.unwrap();
         }
-        for file in [
-            "crds/datasets.yaml",
-            "crds/warmups.yaml",
-            "operator/operator.yaml",
-        ] {
-            for object in documents(file) {
-                if object["kind"] != "Deployment" {
-                    self.post(&collection(&object), &object).await.unwrap();
-                }
-            }
+        for object in definitions().into_iter().chain(manifests(&RIGHTS)) {
+            self.post(&collection(&object), &object).await.unwrap();
         }
         until("the kinds", || async {
             let known = self.get("/apis/weir.io/v1alpha1/warmups").await;
@@ -180,12 +172,9 @@ impl Cluster {
         self.post(&collection(&binding), &binding).await.unwrap();
     }
 
-    /// Installs the webhook as `deploy/` has it, but for its address: there is no network of services here.
+    /// Installs the webhook as the chart has it, but for its address: there is no network of services here.
     pub(crate) async fn install_webhook(&self, address: SocketAddr) {
-        for mut object in documents("operator/webhook.yaml") {
-            if object["kind"] == "Service" {
-                continue;
-            }
+        for mut object in manifests(&WEBHOOKS) {
             for webhook in object["webhooks"].as_array_mut().unwrap() {
                 let path = webhook["clientConfig"]["service"]["path"].as_str().unwrap();
                 let url = format!("https://localhost:{}{path}", address.port());
@@ -274,15 +263,47 @@ async fn send(
     sent.map_err(|error| error.to_string())
 }
 
-/// The documents of a file below `deploy/`.
-fn documents(file: &str) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+/// Who the operator is, and its rights.
+const RIGHTS: [&str; 5] = [
+    "ServiceAccount",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Role",
+    "RoleBinding",
+];
+/// What of it has the apiserver ask the webhook.
+const WEBHOOKS: [&str; 2] = [
+    "MutatingWebhookConfiguration",
+    "ValidatingWebhookConfiguration",
+];
+
+/// A file below `deploy/`.
+fn deployed(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../deploy")
-        .join(file);
-    let text = std::fs::read_to_string(&path).unwrap();
-    text.split("\n---\n")
-        .map(|document| serde_saphyr::from_str(document).unwrap())
+        .join(path)
+}
+
+/// The definitions that the chart has.
+fn definitions() -> Vec<Value> {
+    let files = std::fs::read_dir(deployed("helm/weir/crds")).unwrap();
+    let texts = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+    texts
+        .map(|text| serde_saphyr::from_str(&text).unwrap())
         .collect()
+}
+
+/// The objects of these kinds that the chart makes.
+fn manifests(kinds: &[&str]) -> Vec<Value> {
+    let text = std::fs::read_to_string(deployed("kubernetes/weir.yaml")).unwrap();
+    let mut objects: Vec<Value> = text
+        .split("\n---\n")
+        .filter(|document| document.lines().any(|line| !line.starts_with('#')))
+        .map(|document| serde_saphyr::from_str(document).unwrap())
+        .collect();
+    objects.retain(|object| kinds.iter().any(|kind| object["kind"] == *kind));
+    assert!(objects.len() >= kinds.len(), "{kinds:?}");
+    objects
 }
 
 /// Where objects of a kind are made.

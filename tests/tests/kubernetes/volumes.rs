@@ -120,14 +120,17 @@ pub(crate) fn create(weir: &Installation, name: &str) {
     weir.weir(&[&args[..], &["--anonymous"]].concat()).ok();
 }
 
-/// In the order of docs/kubernetes.md, with an image that is here in the place of the page's.
+/// In the order of docs/kubernetes.md, with an image and a bucket that are here in the place of the page's.
 fn every_manifest_of_the_page_is_applied(weir: &Installation) {
     create(weir, "images");
     let page = std::fs::read_to_string(root().join("docs/kubernetes.md")).unwrap();
     let blocks = page.split("```yaml\n").skip(1);
     let manifests = blocks.map(|block| {
         let manifest = block.split("```").next().unwrap();
-        manifest.replace("image: python:3.13", "image: lab.local/busybox:1")
+        manifest
+            .replace("image: python:3.13", "image: lab.local/busybox:1")
+            .replace("http://minio.storage:9000", &endpoint())
+            .replace("s3://training/images", &format!("s3://{BUCKET}/"))
     });
     let manifests: Vec<String> = manifests.collect();
     assert!(manifests.len() >= 3, "only {} manifests", manifests.len());
@@ -139,6 +142,7 @@ fn every_manifest_of_the_page_is_applied(weir: &Installation) {
             .kubectl(&[&["wait", "--timeout=100s"], args].concat())
             .ok();
     };
+    wait(&["--for=condition=Ready", "dataset/pictures"]);
     wait(&["--for=condition=Complete", "job/count"]);
     wait(&["--for=condition=Ready", "pod/look"]);
     let count = weir.cluster.kubectl(&["logs", "job/count"]).ok();
