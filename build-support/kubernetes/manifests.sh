@@ -14,6 +14,13 @@ metadata:
 HEAD
     "$programs/helm" template weir deploy/helm/weir --namespace weir-system --kube-version 1.34.2 --skip-tests --no-hooks \
         --set certificates.authoritySecret=weir-ca --set credentialsKeySecret=weir-credentials-key |
-        grep -v -e '^# Source: ' -e 'app.kubernetes.io/instance: '
+        grep -v -e '^# Source: ' -e 'app.kubernetes.io/instance: ' |
+        # Helm adds the namespace when it installs.
+        awk '
+            /^kind: / {
+                namespaced = $2 !~ /^(Namespace|CustomResourceDefinition|CSIDriver|PriorityClass|CachePool|Cluster.*|Validating.*|Mutating.*)$/
+            }
+            { print }
+            /^metadata:$/ && namespaced { print "  namespace: weir-system" }'
 } >"$1.new"
 mv "$1.new" "$1"
