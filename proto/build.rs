@@ -2,6 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
+        "weir/v1/certificates.proto",
         "weir/v1/cluster.proto",
         "weir/v1/master.proto",
         "weir/v1/worker.proto",
@@ -23,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".weir.v1.GoogleFile",
             ".weir.v1.AzureKey",
             ".weir.v1.AzureSas",
+            ".weir.v1.SignRequest",
         ])
         .compile_fds(descriptors)?;
     Ok(())

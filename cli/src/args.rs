@@ -129,11 +129,34 @@ fn maybe_path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
+/// Who signs the certificate of a process in a cluster's pod.
+#[derive(Args, Clone)]
+pub(crate) struct SignedArgs {
+    /// Where `weir operator` signs certificates, HOST:PORT: one is asked for, kept in --certs and renewed, with keys that are made here
+    #[arg(long, value_name = "HOST:PORT", env = "WEIR_CERTS_FROM")]
+    certs_from: Option<String>,
+    /// Directory with `token`, which Kubernetes has made for this pod and the audience weir-operator, and `ca.crt`, the authority of
+    /// the operator's certificate
+    #[arg(long, value_name = "DIR", default_value = "/var/run/secrets/weir")]
+    pub(crate) certs_proof: PathBuf,
+}
+
+impl SignedArgs {
+    /// The address; a variable that is set to nothing names none.
+    pub(crate) fn from(&self) -> Option<&str> {
+        self.certs_from
+            .as_deref()
+            .filter(|address| !address.is_empty())
+    }
+}
+
 /// Whom a server of a cluster admits.
 #[derive(Args, Clone)]
 pub(crate) struct AdmitArgs {
     #[command(flatten)]
     pub(crate) certs: CertsArgs,
+    #[command(flatten)]
+    pub(crate) signed: SignedArgs,
     /// Admit everybody who can reach this process; without it, beyond loopback, only those with a certificate
     #[arg(long)]
     pub(crate) insecure: bool,
@@ -445,6 +468,8 @@ pub(crate) struct CsiArgs {
     pub(crate) take_over: bool,
     #[command(flatten)]
     pub(crate) certs: CertsArgs,
+    #[command(flatten)]
+    pub(crate) signed: SignedArgs,
     /// The zone that this node stands in: the nearest copy of a dataset is read [default: that of a worker on it]
     #[arg(long, value_name = "NAME", env = "WEIR_ZONE", value_parser = place())]
     pub(crate) zone: Option<MaybePlace>,
@@ -479,6 +504,10 @@ pub(crate) struct CsiHolderArgs {
     /// Directory of sockets that this pod and that of `weir csi` share
     #[arg(long, value_name = "DIR")]
     pub(crate) peer_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) certs: CertsArgs,
+    #[command(flatten)]
+    pub(crate) signed: SignedArgs,
     /// Address of /metrics and /healthz
     #[arg(
         long,

@@ -19,6 +19,7 @@ mod mount_program;
 mod mounted;
 mod output;
 mod process;
+mod renewal;
 mod trust;
 
 use std::ffi::OsString;

@@ -3,30 +3,39 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
-use weir_trust::{Access, Dial, Identity, Role, TrustError};
+use tokio_util::sync::CancellationToken;
+use weir_trust::{Access, Dial, Identity, Peer, Renewal, Renewals, Role, TrustError};
 
 use crate::args::{AdmitArgs, CertsArgs};
 use crate::exit::{Failure, Reason};
+use crate::renewal;
 
-/// Days before its end from which on a certificate is warned of.
-pub(crate) const RENEW_BEFORE: u64 = 14;
 const WATCH_INTERVAL: Duration = Duration::from_hours(1);
 
-/// How a server of a cluster knows others.
+/// How a process of a cluster knows others.
 pub(crate) struct Trust {
     identity: Option<Arc<Identity>>,
+    renewal: Option<Renewal>,
     insecure: bool,
 }
 
 impl Trust {
-    /// What the flags of a server of this role say.
-    pub(crate) fn of_server(args: &AdmitArgs, role: Role) -> Result<Self, Failure> {
+    /// What the flags of a server of this role say. Waits for a certificate that has to be signed.
+    pub(crate) async fn of_server(
+        args: &AdmitArgs,
+        role: Role,
+        stop: &CancellationToken,
+    ) -> Result<Self, Failure> {
+        let renewal = renewal::start(&args.certs, &args.signed, role, stop).await?;
         let identity = identity(&args.certs)?;
         if identity.is_some() && args.insecure {
             return Err(Failure::new(
@@ -47,7 +56,17 @@ impl Trust {
         }
         Ok(Self {
             identity,
+            renewal,
             insecure: args.insecure,
+        })
+    }
+
+    /// Of a process that only calls others, whose certificate is renewed if somebody signs it.
+    pub(crate) fn of_client(args: &CertsArgs, renewal: Option<Renewal>) -> Result<Self, Failure> {
+        Ok(Self {
+            identity: identity(args)?,
+            renewal,
+            insecure: false,
         })
     }
 
@@ -72,7 +91,7 @@ impl Trust {
         Dial::new(self.identity.clone())
     }
 
-    /// Tells of it in the process's metrics.
+    /// Tells of it in a server's metrics.
     pub(crate) fn register(&self, registry: &mut Registry) {
         let insecure = Gauge::<i64>::default();
         insecure.set(i64::from(self.insecure));
@@ -81,14 +100,31 @@ impl Trust {
             "1 when everybody who can reach this process is admitted",
             insecure,
         );
+        self.register_certificate(registry);
+    }
+
+    /// Tells of the process's certificate in its metrics.
+    pub(crate) fn register_certificate(&self, registry: &mut Registry) {
         if let Some(identity) = &self.identity {
             register(registry, identity);
         }
+        if let Some(renewal) = &self.renewal {
+            registry.register_collector(Box::new(Counted(renewal.renewals().clone())));
+        }
     }
 
-    /// Warns of the process's certificate, if it has one, when it ends soon. Does so for ever.
+    /// Renews the process's certificate, if somebody signs it, and warns when it ends soon. Does so for ever.
     pub(crate) async fn watch(&self) -> Infallible {
-        watch(self.identity.as_ref()).await
+        let renewing = async {
+            match &self.renewal {
+                Some(renewal) => renewal.run().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            never = watch(self.identity.as_ref()) => never,
+            never = renewing => never,
+        }
     }
 }
 
@@ -115,31 +151,64 @@ impl Collector for Expiry {
     }
 }
 
+/// How often a certificate was asked for.
+#[derive(Debug)]
+struct Counted(Arc<Renewals>);
+
+impl Collector for Counted {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = "weir_certificate_requests";
+        let help = "Times that a certificate was asked for, by what became of it";
+        let mut of_metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (result, count) in [("signed", &self.0.signed), ("failed", &self.0.failed)] {
+            let count = ConstCounter::new(count.load(Ordering::Relaxed));
+            let labels = [("result", result)];
+            count.encode(of_metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
 /// Warns of a certificate that ends soon, at once and then every hour. Does so for ever.
 pub(crate) async fn watch(identity: Option<&Arc<Identity>>) -> Infallible {
     let Some(identity) = identity else {
         return std::future::pending().await;
     };
     loop {
-        let (subject, expires) = (identity.subject(), identity.expires());
-        let until = moment(expires);
-        match days_left(expires) {
-            None => tracing::warn!(
-                "the certificate of {subject} has ended at {until}, and others refuse it; renew it with `weir certs rotate`"
+        let peer = identity.peer();
+        let (subject, until) = (&peer.subject, moment(peer.expires));
+        match state(&peer) {
+            State::Ended => tracing::warn!(
+                "the certificate of {subject} has ended at {until}, and others refuse it; renew it with `weir certs rotate`, or see why nobody signs another one"
             ),
-            Some(days) if days < RENEW_BEFORE => tracing::warn!(
-                "the certificate of {subject} ends in {days} days, at {until}; renew it with `weir certs rotate`"
+            State::EndsSoon => tracing::warn!(
+                "the certificate of {subject} ends at {until}; renew it with `weir certs rotate`, or see why nobody signs another one"
             ),
-            Some(_) => {}
+            State::Valid => {}
         }
         tokio::time::sleep(WATCH_INTERVAL).await;
     }
 }
 
-/// Whole days until then; `None` if it has passed.
-pub(crate) fn days_left(until: SystemTime) -> Option<u64> {
-    let left = until.duration_since(SystemTime::now()).ok()?;
-    Some(left.as_secs() / Duration::from_hours(24).as_secs())
+/// How long a certificate is good for yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    /// Long enough.
+    Valid,
+    /// Somebody should renew it.
+    EndsSoon,
+    /// Others refuse it.
+    Ended,
+}
+
+pub(crate) fn state(peer: &Peer) -> State {
+    if peer.time_left().is_zero() {
+        State::Ended
+    } else if peer.ends_soon() {
+        State::EndsSoon
+    } else {
+        State::Valid
+    }
 }
 
 /// A moment as people read it, in UTC.

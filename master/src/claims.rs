@@ -130,6 +130,7 @@ mod tests {
             peer: Arc::new(Peer {
                 subject,
                 addresses: vec!["gpu-7.lab".to_owned()],
+                begins: SystemTime::UNIX_EPOCH,
                 expires: SystemTime::UNIX_EPOCH,
             }),
             from: Some("10.0.0.7".parse().unwrap()),

@@ -43,4 +43,5 @@ debug_without_fields!(
     v1::GoogleFile,
     v1::AzureKey,
     v1::AzureSas,
+    v1::SignRequest,
 );

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -25,7 +25,8 @@ use time::OffsetDateTime;
 use weir_core::read_settings;
 
 use crate::error::TrustError;
-use crate::subject::{Peer, Subject, name_and_end};
+use crate::request::RequestedKey;
+use crate::subject::{Peer, Subject, is_key_of, name_and_end};
 
 pub(crate) const CA_CERT: &str = "ca.crt";
 pub(crate) const CERT: &str = "tls.crt";
@@ -56,6 +57,15 @@ impl Default for Validity {
     }
 }
 
+/// A certificate that was issued, and which authorities whoever has it is to trust. Both in PEM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Issued {
+    /// The certificate.
+    pub certificate: String,
+    /// The certificates of the authorities, the newest first.
+    pub authorities: String,
+}
+
 /// An authority that can issue certificates.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -77,7 +87,8 @@ impl Authority {
         Self::make(dir, "", validity)
     }
 
-    /// The authority in a directory.
+    /// The authority in a directory: the one among those that are trusted whose key is there. It need not be the newest, so that
+    /// a new one can be made known everywhere before it is used.
     ///
     /// # Errors
     /// When its files cannot be read, or are not those of an authority.
@@ -88,7 +99,13 @@ impl Authority {
             reason: error.to_string(),
         };
         let key = KeyPair::from_pem(&key).map_err(|error| unusable(CA_KEY, error))?;
-        let issuer = Issuer::from_ca_cert_pem(&trusted, key);
+        // Of files that are being replaced one may be new and the other old.
+        let own = certificates(&trusted).find(|certificate| is_key_of(&key, certificate));
+        let own = own.ok_or_else(|| TrustError::Unusable {
+            path: dir.join(CA_KEY),
+            reason: format!("it is the key of no authority in {CA_CERT}"),
+        })?;
+        let issuer = Issuer::from_ca_cert_pem(&own, key);
         Ok(Self {
             issuer: issuer.map_err(|error| unusable(CA_CERT, error))?,
             trusted,
@@ -147,6 +164,29 @@ impl Authority {
         addresses: &[String],
         dir: &Path,
     ) -> Result<(), TrustError> {
+        let key = KeyPair::generate()?;
+        self.issued(&key, subject, addresses)?.write(&key, dir)
+    }
+
+    /// Issues a certificate for a key that somebody else has, who has shown that.
+    ///
+    /// # Errors
+    /// When an address is none.
+    pub fn sign(
+        &self,
+        key: &RequestedKey,
+        subject: &Subject,
+        addresses: &[String],
+    ) -> Result<Issued, TrustError> {
+        self.issued(&key.0, subject, addresses)
+    }
+
+    fn issued(
+        &self,
+        key: &impl PublicKeyData,
+        subject: &Subject,
+        addresses: &[String],
+    ) -> Result<Issued, TrustError> {
         let mut params = CertificateParams::new(addresses)?;
         for uri in subject.to_uris() {
             let uri = Ia5String::try_from(uri)?;
@@ -162,12 +202,10 @@ impl Authority {
         ];
         params.use_authority_key_identifier_extension = true;
         set_validity(&mut params, self.validity.issued);
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        make_dir(dir)?;
-        write(&dir.join(CA_CERT), self.trusted.as_bytes(), 0o644)?;
-        write(&dir.join(KEY), key.serialize_pem().as_bytes(), 0o600)?;
-        write(&dir.join(CERT), certificate.pem().as_bytes(), 0o644)
+        Ok(Issued {
+            certificate: params.signed_by(key, &self.issuer)?.pem(),
+            authorities: self.trusted.clone(),
+        })
     }
 
     /// Has whom this directory is of trust all that this authority trusts, beside a certificate that stays as it is.
@@ -176,7 +214,7 @@ impl Authority {
     /// When there is no certificate of a process, or the file cannot be written.
     pub fn make_trusted(&self, dir: &Path) -> Result<Peer, TrustError> {
         let peer = named_in(dir)?;
-        write(&dir.join(CA_CERT), self.trusted.as_bytes(), 0o644)?;
+        write_authorities(dir, &self.trusted)?;
         Ok(peer)
     }
 
@@ -189,6 +227,21 @@ impl Authority {
         self.issue(&peer.subject, &peer.addresses, dir)?;
         named_in(dir)
     }
+}
+
+impl Issued {
+    /// Writes it and its key into a directory, which is made if it is missing.
+    pub(crate) fn write(&self, key: &KeyPair, dir: &Path) -> Result<(), TrustError> {
+        make_dir(dir)?;
+        write_authorities(dir, &self.authorities)?;
+        write(&dir.join(KEY), key.serialize_pem().as_bytes(), 0o600)?;
+        write(&dir.join(CERT), self.certificate.as_bytes(), 0o644)
+    }
+}
+
+/// Writes which authorities a directory trusts.
+pub(crate) fn write_authorities(dir: &Path, authorities: &str) -> Result<(), TrustError> {
+    write(&dir.join(CA_CERT), authorities.as_bytes(), 0o644)
 }
 
 /// An authority that a directory trusts.

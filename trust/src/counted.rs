@@ -48,7 +48,7 @@ impl fmt::Display for Counted {
 
 /// Places of one kind. Entries of callers who have none are removed, so there are no more entries than places taken.
 #[derive(Clone)]
-pub(crate) struct Places {
+pub struct Places {
     what: &'static str,
     taken: Arc<Mutex<Taken>>,
 }
@@ -60,14 +60,14 @@ struct Taken {
 }
 
 /// Is counted until it is dropped.
-pub(crate) struct Place {
+pub struct Place {
     taken: Arc<Mutex<Taken>>,
     counted: Counted,
 }
 
 impl Places {
     /// None are taken. `what` they are is for messages.
-    pub(crate) fn new(what: &'static str) -> Self {
+    pub fn new(what: &'static str) -> Self {
         Self {
             what,
             taken: Arc::default(),
@@ -76,7 +76,10 @@ impl Places {
 
     /// A place beside the others of `counted`, of whom each may have so many, and all together. The error says who has how
     /// many.
-    pub(crate) fn take(&self, counted: Counted, each: usize, all: usize) -> Result<Place, String> {
+    ///
+    /// # Errors
+    /// When it has as many as it may have, or all have.
+    pub fn take(&self, counted: Counted, each: usize, all: usize) -> Result<Place, String> {
         let mut taken = self.taken.lock();
         let held = taken.by_caller.get(&counted).copied().unwrap_or(0);
         if held >= each || taken.all >= all {

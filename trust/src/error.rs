@@ -36,6 +36,17 @@ pub enum TrustError {
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Issue(#[from] rcgen::Error),
+    /// A request for a certificate that is none, or asks for what it may not.
+    #[error("the certificate request {0}")]
+    Request(String),
+    /// Nobody has signed a certificate for this process.
+    #[error("there is no certificate in {dir}: {reason}")]
+    Unsigned {
+        /// Where it would be.
+        dir: PathBuf,
+        /// What whoever was asked said last.
+        reason: SignError,
+    },
     /// TLS could not be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -47,6 +58,17 @@ pub enum TrustError {
     /// An address that cannot be called.
     #[error("address {0:?} is not valid: write HOST:PORT")]
     Address(String),
+}
+
+/// Why a certificate was not signed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SignError {
+    /// This process may not have it, and asking again would not help.
+    #[error("{0}")]
+    Refused(String),
+    /// Whoever signs does not answer, or cannot just now.
+    #[error("{0}")]
+    Away(String),
 }
 
 /// The error of a connection with somebody who may not be at its other end.

@@ -174,6 +174,7 @@ mod tests {
         let peer = Peer {
             subject: Subject::new(role, "a".parse().unwrap()),
             addresses: Vec::new(),
+            begins: SystemTime::UNIX_EPOCH,
             expires: SystemTime::UNIX_EPOCH,
         };
         let from = Some("10.0.0.7".parse().unwrap());

@@ -14,7 +14,10 @@ use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::{ParsedCertificate, ResolvesServerCertUsingSni, WebPkiClientVerifier};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{
+    NoClientAuth, ParsedCertificate, ResolvesServerCertUsingSni, WebPkiClientVerifier,
+};
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 
 use crate::authority::{CA_CERT, CERT, KEY, named_in, read};
@@ -22,12 +25,16 @@ use crate::error::TrustError;
 use crate::subject::{Peer, Role, Subject};
 use crate::verifier::RoleVerifier;
 
+/// How often files are read again that did not belong together, and between two times: whoever replaces them takes less.
+const TRIES: u32 = 5;
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The files are looked at no more often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who this process is, with the means to show it.
 pub struct Identity {
-    dir: PathBuf,
+    /// None of one that is nobody's, and has no files.
+    dir: Option<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -41,6 +48,8 @@ struct State {
 struct Loaded {
     peer: Peer,
     server: Arc<ServerConfig>,
+    /// For callers who need no certificate.
+    shown: Arc<ServerConfig>,
     /// For servers of each role.
     clients: Vec<(Role, Arc<ClientConfig>)>,
 }
@@ -62,8 +71,8 @@ impl Identity {
     /// # Errors
     /// When one of them is missing, or they do not belong together.
     pub fn load(dir: &Path) -> Result<Arc<Self>, TrustError> {
-        let stamps = stamps(dir);
-        Ok(Self::new(dir, Loaded::read(dir)?, stamps))
+        let (loaded, stamps) = settled(dir);
+        Ok(Self::new(Some(dir), loaded?, stamps))
     }
 
     /// The same for a process that must go on without: until the directory holds an identity it is nobody's, and every
@@ -72,22 +81,33 @@ impl Identity {
     /// # Errors
     /// When TLS cannot be set up at all.
     pub fn load_when_there(dir: &Path) -> Result<Arc<Self>, TrustError> {
-        let stamps = stamps(dir);
-        let loaded = Loaded::read(dir).or_else(|error| {
+        let (loaded, stamps) = settled(dir);
+        let loaded = loaded.or_else(|error| {
             tracing::warn!("no other process is called until this is mended: {error}");
-            Loaded::nobody()
+            Loaded::nobody(RootCertStore::empty())
         });
-        Ok(Self::new(dir, loaded?, stamps))
+        Ok(Self::new(Some(dir), loaded?, stamps))
     }
 
-    fn new(dir: &Path, loaded: Loaded, stamps: Stamps) -> Arc<Self> {
+    /// For a process that has no certificate yet: it calls servers that have one of these authorities (in PEM), and those alone
+    /// that do not ask for its own.
+    ///
+    /// # Errors
+    /// When there are no authorities, or TLS cannot be set up.
+    pub fn trusting(authorities: &Path) -> Result<Arc<Self>, TrustError> {
+        let pem = read(authorities)?;
+        let roots = certificates(authorities, &pem).and_then(roots)?;
+        Ok(Self::new(None, Loaded::nobody(roots)?, Stamps::default()))
+    }
+
+    fn new(dir: Option<&Path>, loaded: Loaded, stamps: Stamps) -> Arc<Self> {
         let state = State {
             loaded: Arc::new(loaded),
             stamps,
             looked: Instant::now(),
         };
         Arc::new(Self {
-            dir: dir.to_owned(),
+            dir: dir.map(Path::to_owned),
             state: Mutex::new(state),
         })
     }
@@ -98,6 +118,12 @@ impl Identity {
     /// When there is none, or it names no process.
     pub fn peek(dir: &Path) -> Result<Peer, TrustError> {
         named_in(dir)
+    }
+
+    /// Whether the certificate in a directory is of one of these authorities (in PEM), beside which it stays as it is.
+    pub(crate) fn would_trust(dir: &Path, authorities: &str) -> Result<(), TrustError> {
+        let (certificate, key) = (read(&dir.join(CERT))?, read(&dir.join(KEY))?);
+        check(dir, authorities, &certificate, &key).map(drop)
     }
 
     /// Who this process is.
@@ -120,6 +146,11 @@ impl Identity {
         self.loaded().server.clone()
     }
 
+    /// How to be a server for callers who need no certificate: they learn who this is, and have to show otherwise who they are.
+    pub fn shown_config(&self) -> Arc<ServerConfig> {
+        self.loaded().shown.clone()
+    }
+
     /// How to be a client of a server that has this role.
     pub fn client_config(&self, server: Role) -> Arc<ClientConfig> {
         let loaded = self.loaded();
@@ -130,14 +161,16 @@ impl Identity {
 
     fn loaded(&self) -> Arc<Loaded> {
         let mut state = self.state.lock();
-        if state.looked.elapsed() >= LOOK_INTERVAL {
+        if let Some(dir) = &self.dir
+            && state.looked.elapsed() >= LOOK_INTERVAL
+        {
             state.looked = Instant::now();
-            let stamps = stamps(&self.dir);
+            let stamps = stamps(dir);
             if stamps != state.stamps {
                 state.stamps = stamps;
-                match Loaded::read(&self.dir) {
+                match Loaded::read(dir) {
                     Ok(loaded) => {
-                        tracing::info!(dir = %self.dir.display(), "the certificate was renewed");
+                        tracing::info!(dir = %dir.display(), "the certificate was renewed");
                         state.loaded = Arc::new(loaded);
                     }
                     // Its files may be half written: then they will change again.
@@ -150,19 +183,19 @@ impl Identity {
 }
 
 impl Loaded {
-    /// Of a process that has no certificate: it takes no other, and none takes it.
-    fn nobody() -> Result<Self, TrustError> {
+    /// Of a process that has no certificate: none takes it that asks for one.
+    fn nobody(roots: RootCertStore) -> Result<Self, TrustError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
-        let roots = Arc::new(RootCertStore::empty());
+        let (server, roots) = (Arc::new(server), Arc::new(roots));
         let client = |role| {
             let verifier = Arc::new(RoleVerifier::new(roots.clone(), &provider, role));
             let config = ClientConfig::builder_with_provider(provider.clone())
                 .with_protocol_versions(&[&rustls::version::TLS13])?
-                .dangerous() // no server's certificate is of one of no authorities
+                .dangerous() // the verifier checks more than the usual one, not less
                 .with_custom_certificate_verifier(verifier)
                 .with_no_client_auth();
             Ok((role, Arc::new(config)))
@@ -174,36 +207,32 @@ impl Loaded {
             peer: Peer {
                 subject: Subject::new(Role::Mount, name),
                 addresses: Vec::new(),
+                begins: SystemTime::UNIX_EPOCH,
                 expires: SystemTime::UNIX_EPOCH,
             },
-            server: Arc::new(server),
+            shown: server.clone(),
+            server,
             clients: clients?,
         })
     }
 
     fn read(dir: &Path) -> Result<Self, TrustError> {
+        let [authorities, certificate, key] =
+            [CA_CERT, CERT, KEY].map(|file| read(&dir.join(file)));
+        Self::of(dir, &authorities?, &certificate?, &key?)
+    }
+
+    /// Of what the files in a directory hold, or are to hold.
+    fn of(dir: &Path, authorities: &str, certificate: &str, key: &str) -> Result<Self, TrustError> {
         let unusable = |file: &str, reason: String| TrustError::Unusable {
             path: dir.join(file),
             reason,
         };
-        let certificates = |file: &str| -> Result<Vec<CertificateDer<'static>>, TrustError> {
-            let pem = read(&dir.join(file))?;
-            let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-            let all = all.map_err(|error| unusable(file, error.to_string()))?;
-            if all.is_empty() {
-                return Err(unusable(file, "it holds no certificate".to_owned()));
-            }
-            Ok(all)
-        };
-        let mut roots = RootCertStore::empty();
-        for authority in certificates(CA_CERT)? {
-            roots.add(authority)?;
-        }
-        let (roots, chain) = (Arc::new(roots), certificates(CERT)?);
+        let roots = Arc::new(roots(certificates(&dir.join(CA_CERT), authorities)?)?);
+        let chain = certificates(&dir.join(CERT), certificate)?;
         let peer = Peer::of(&chain[0]).map_err(|reason| unusable(CERT, reason))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         check_issuer(&chain, &roots, &provider).map_err(|reason| unusable(CERT, reason))?;
-        let key = read(&dir.join(KEY))?;
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map_err(|error| unusable(KEY, error.to_string()))?;
         let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
@@ -211,11 +240,15 @@ impl Loaded {
             .build()
             .map_err(|error| unusable(CA_CERT, error.to_string()))?;
         // Cluster and commands are of one version or near: nothing older is needed.
-        let server = ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(clients)
-            .with_single_cert(chain.clone(), key.clone_key())
-            .map_err(|error| unusable(KEY, error.to_string()))?;
+        let server = |clients: Arc<dyn ClientCertVerifier>| {
+            ServerConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_client_cert_verifier(clients)
+                .with_single_cert(chain.clone(), key.clone_key())
+                .map(Arc::new)
+                .map_err(|error| unusable(KEY, error.to_string()))
+        };
+        let (shown, server) = (server(Arc::new(NoClientAuth))?, server(clients)?);
         let client = |role| {
             let verifier = RoleVerifier::new(roots.clone(), &provider, role);
             client_config(&provider, verifier, chain.clone(), key.clone_key())
@@ -224,10 +257,63 @@ impl Loaded {
         let clients = Role::ALL.into_iter().map(client).collect::<Result<_, _>>();
         Ok(Self {
             peer,
-            server: Arc::new(server),
+            server,
+            shown,
             clients: clients?,
         })
     }
+}
+
+/// What the files in a directory hold, read again a few times while somebody replaces them.
+fn settled(dir: &Path) -> (Result<Loaded, TrustError>, Stamps) {
+    let mut before = stamps(dir);
+    for _ in 1..TRIES {
+        match Loaded::read(dir) {
+            Ok(loaded) => return (Ok(loaded), before),
+            Err(error) => {
+                std::thread::sleep(LOOK_AGAIN);
+                let now = stamps(dir);
+                if now == before {
+                    return (Err(error), before);
+                }
+                before = now;
+            }
+        }
+    }
+    (Loaded::read(dir), before)
+}
+
+/// Whether this certificate and this key would be an identity, with these authorities. The error names the files that they are
+/// to be in.
+pub(crate) fn check(
+    dir: &Path,
+    authorities: &str,
+    certificate: &str,
+    key: &str,
+) -> Result<Peer, TrustError> {
+    Loaded::of(dir, authorities, certificate, key).map(|loaded| loaded.peer)
+}
+
+/// The certificates that a file holds.
+fn certificates(path: &Path, pem: &str) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+    let unusable = |reason: String| TrustError::Unusable {
+        path: path.to_owned(),
+        reason,
+    };
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let all = all.map_err(|error| unusable(error.to_string()))?;
+    if all.is_empty() {
+        return Err(unusable("it holds no certificate".to_owned()));
+    }
+    Ok(all)
+}
+
+fn roots(authorities: Vec<CertificateDer<'static>>) -> Result<RootCertStore, TrustError> {
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority)?;
+    }
+    Ok(roots)
 }
 
 /// Whether a certificate is one that the others in this cluster will take. One that has ended was; who uses it is told so

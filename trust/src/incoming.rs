@@ -13,15 +13,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
+use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use weir_core::LogLimit;
 
-use crate::access::Access;
+use crate::access::{Access, HANDSHAKE_DEADLINE};
 use crate::caller::Caller;
 use crate::counted::{Counted, Place, Places};
+use crate::identity::Identity;
 use crate::refusals::Refusals;
 use crate::stream::{Simulated, Stream};
 
@@ -97,6 +99,34 @@ pub fn incoming(
         async move {
             stream.set_nodelay(true)?;
             access.admit(stream).await
+        }
+    };
+    start(accept, admit, limits, stop)
+}
+
+/// As [`incoming`], over TLS, where everybody is admitted: callers learn who the server is, and show who they are by what they ask.
+pub fn incoming_shown(
+    listener: TcpListener,
+    identity: Arc<Identity>,
+    limits: Limits,
+    stop: CancellationToken,
+) -> Incoming {
+    let listener = Arc::new(listener);
+    let accept = move || {
+        let listener = listener.clone();
+        async move {
+            let (stream, from) = listener.accept().await?;
+            let from = Some(from.ip().to_canonical());
+            Ok(((stream, from), from))
+        }
+    };
+    let admit = move |(stream, from): (TcpStream, _)| {
+        let acceptor = TlsAcceptor::from(identity.shown_config());
+        async move {
+            stream.set_nodelay(true)?;
+            let stream = timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await;
+            let stream = TlsStream::Server(stream.map_err(|_| io::ErrorKind::TimedOut)??);
+            Ok((Stream::Tls(Box::new(stream)), Caller::Anybody { from }))
         }
     };
     start(accept, admit, limits, stop)

@@ -1,7 +1,8 @@
 //! Who may talk to whom: certificates of a cluster's own authority, and connections whose callers are known.
 //!
 //! An [`Authority`] issues certificates that name a process: its [`Role`], its name and what it may claim ([`Subject`]).
-//! A process has an [`Identity`], the directory with its certificate, which may be renewed while it runs. A server
+//! A process has an [`Identity`], the directory with its certificate, which may be renewed while it runs: by hand, or by a
+//! [`Renewal`], which makes keys itself and asks a [`Signer`] for their certificates. A server
 //! decides by its [`Access`] whom it admits, knows each connection's [`Caller`], and may be [`Guarded`] by a table of who may
 //! call what; a client's [`Dial`] sees to it that a server is who it must be.
 //!
@@ -20,6 +21,8 @@ mod identity;
 mod incoming;
 mod local;
 mod refusals;
+mod renewal;
+mod request;
 mod serving;
 mod stream;
 mod subject;
@@ -28,15 +31,19 @@ pub mod testing;
 mod verifier;
 
 pub use access::Access;
-pub use authority::{Authority, Trusted, Validity, trusted_in};
+pub use authority::{Authority, Issued, Trusted, Validity, trusted_in};
 pub use caller::Caller;
-pub use counted::Counted;
+pub use counted::{Counted, Places};
 pub use dial::{Connecting, Dial};
-pub use error::TrustError;
+pub use error::{SignError, TrustError};
 pub use guard::{Guarded, Rules};
 pub use identity::Identity;
-pub use incoming::{Connection, Incoming, Limits, incoming, incoming_simulated, incoming_unix};
+pub use incoming::{
+    Connection, Incoming, Limits, incoming, incoming_shown, incoming_simulated, incoming_unix,
+};
 pub use refusals::Refusals;
+pub use renewal::{Renewal, Renewals, SIGNER, Signer};
+pub use request::{Request, RequestedKey};
 pub use serving::serve;
 pub use stream::{Simulated, Stream};
 pub use subject::{Peer, Place, Role, Subject};

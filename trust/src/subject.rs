@@ -10,7 +10,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use weir_core::{ByteSize, NodeName, PlaceName};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -172,7 +174,9 @@ pub struct Peer {
     pub subject: Subject,
     /// Host names and IP addresses that it may claim to be reached at.
     pub addresses: Vec<String>,
-    /// When its certificate ends.
+    /// When its certificate began to be valid.
+    pub begins: SystemTime,
+    /// When it ends.
     pub expires: SystemTime,
 }
 
@@ -197,6 +201,7 @@ impl Peer {
         Ok(Self {
             subject: Subject::of_uris(uris).ok_or("it names no process of a cluster")?,
             addresses: addresses.collect(),
+            begins: moment(certificate.validity().not_before.timestamp()),
             expires: end(&certificate),
         })
     }
@@ -211,6 +216,18 @@ impl Peer {
     pub fn time_left(&self) -> Duration {
         let left = self.expires.duration_since(SystemTime::now());
         left.unwrap_or_default()
+    }
+
+    /// Whether its certificate ends within two weeks or a quarter of its life, whichever is less: somebody should have renewed it.
+    pub fn ends_soon(&self) -> bool {
+        const WEEKS: Duration = Duration::from_hours(14 * 24);
+        self.time_left() < WEEKS.min(self.life() / 4)
+    }
+
+    /// How long its certificate is valid from its first to its last moment.
+    pub(crate) fn life(&self) -> Duration {
+        let life = self.expires.duration_since(self.begins);
+        life.unwrap_or_default()
     }
 
     /// Whether it may claim to be reached at this host: it is named, or `connected` from there.
@@ -234,8 +251,22 @@ pub(crate) fn name_and_end(
 }
 
 fn end(certificate: &X509Certificate<'_>) -> SystemTime {
-    let ends = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
-    SystemTime::UNIX_EPOCH + Duration::from_secs(ends)
+    moment(certificate.validity().not_after.timestamp())
+}
+
+fn moment(seconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+/// Whether a key is that of a certificate in PEM.
+pub(crate) fn is_key_of(key: &KeyPair, certificate: &str) -> bool {
+    let Ok(certificate) = CertificateDer::from_pem_slice(certificate.as_bytes()) else {
+        return false;
+    };
+    X509Certificate::from_der(&certificate).is_ok_and(|(_, certificate)| {
+        let public = &certificate.public_key().subject_public_key;
+        *public.data == *key.public_key_raw()
+    })
 }
 
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
@@ -285,10 +316,28 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_ends_soon_in_the_last_quarter_of_its_life_and_in_its_last_weeks() {
+        let ends_soon = |life: u64, left: u64| {
+            let hour = Duration::from_hours(1);
+            let expires = SystemTime::now() + hour * left as u32;
+            let peer = Peer {
+                subject: Subject::new(Role::Worker, "a".parse().unwrap()),
+                addresses: Vec::new(),
+                begins: expires - hour * life as u32,
+                expires,
+            };
+            peer.ends_soon()
+        };
+        assert!(!ends_soon(24, 7) && ends_soon(24, 5) && ends_soon(24, 0));
+        assert!(!ends_soon(24 * 365, 24 * 15) && ends_soon(24 * 365, 24 * 13));
+    }
+
+    #[test]
     fn an_address_may_be_claimed_that_is_named_or_connected_from() {
         let peer = Peer {
             subject: Subject::new(Role::Worker, "a".parse().unwrap()),
             addresses: vec!["gpu-7.lab".to_owned(), "10.0.0.7".to_owned()],
+            begins: SystemTime::UNIX_EPOCH,
             expires: SystemTime::UNIX_EPOCH,
         };
         let from = Some("::ffff:10.0.0.8".parse().unwrap());

@@ -10,9 +10,11 @@ use weir_trust::{Authority, Identity, Peer, Place, Role, Subject, Validity, trus
 use crate::args::{CertsCommand, IssueArgs, OutputFormat};
 use crate::exit::{Failure, Reason};
 use crate::output::{self, Rows};
-use crate::trust::{RENEW_BEFORE, days_left, moment};
+use crate::trust::{self, State, moment};
 
 const DAY: Duration = Duration::from_hours(24);
+/// An authority has to be replaced everywhere before it ends.
+const AUTHORITY_ENDS_SOON: Duration = Duration::from_hours(24 * 14);
 
 pub(crate) fn run(command: CertsCommand) -> Result<(), Failure> {
     match command {
@@ -195,10 +197,11 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
     let authorities = trusted_in(dir)?.into_iter().map(|trusted| AuthorityView {
         name: trusted.name,
         expires: moment(trusted.expires),
-        state: state(trusted.expires),
+        state: authority_state(trusted.expires),
     });
     let view = View {
         certificate: peer.map(|peer| CertificateView {
+            state: word(trust::state(&peer)),
             role: peer.subject.role.as_str(),
             name: peer.subject.name.to_string(),
             addresses: peer.addresses,
@@ -208,7 +211,6 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
             group: peer.subject.place.group.map(String::from),
             pool: peer.subject.place.pool.map(String::from),
             expires: moment(peer.expires),
-            state: state(peer.expires),
         }),
         authorities: authorities.collect(),
     };
@@ -250,10 +252,19 @@ fn show(dir: &Path, format: OutputFormat) -> Result<(), Failure> {
     rows.print()
 }
 
-fn state(expires: SystemTime) -> &'static str {
-    match days_left(expires) {
-        None => "ended",
-        Some(days) if days < RENEW_BEFORE => "ends soon",
-        Some(_) => "valid",
+fn word(state: State) -> &'static str {
+    match state {
+        State::Ended => "ended",
+        State::EndsSoon => "ends soon",
+        State::Valid => "valid",
     }
+}
+
+/// Of an authority, which nothing renews.
+fn authority_state(expires: SystemTime) -> &'static str {
+    word(match expires.duration_since(SystemTime::now()) {
+        Err(_) => State::Ended,
+        Ok(left) if left < AUTHORITY_ENDS_SOON => State::EndsSoon,
+        Ok(_) => State::Valid,
+    })
 }

@@ -13,12 +13,14 @@ use weir_csi::node::NodeIdentity;
 use weir_csi::system::{Linux, LinuxConfig};
 use weir_csi::{CsiError, CsiMetrics, DRIVER, KubeletDir, ServerConfig, Volumes};
 use weir_mount::supervisor::PeerSocket;
+use weir_trust::Role;
 
 use crate::args::{Cli, CsiArgs, CsiCommand, CsiHolderArgs, CsiReadyArgs};
 use crate::exit::{Failure, Reason};
 use crate::http::{self, Exposed};
 use crate::process::{SHUTDOWN_DEADLINE, init_logging, serving_runtime, stop_on_signal};
-use crate::trust;
+use crate::renewal;
+use crate::trust::Trust;
 
 /// Longest wait for an address that a process which is ending still has.
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
@@ -59,13 +61,11 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
     if let Some(sockets) = &sockets {
         serve_peer(&sockets.plugin, &sockets.holder)?;
     }
-    let identity = trust::identity(&args.certs)?;
+    let renewal = renewal::start(&args.certs, &args.signed, Role::Mount, &stop).await?;
+    let trust = Trust::of_client(&args.certs, renewal)?;
     let mut registry = Registry::default();
     let metrics = CsiMetrics::register(&mut registry);
-    if let Some(identity) = &identity {
-        trust::register(&mut registry, identity);
-    }
-    let dial = trust::dial(&args.certs)?;
+    trust.register_certificate(&mut registry);
     let system = Linux::new(LinuxConfig {
         master: master.clone(),
         certs: args.certs.dir().map(std::path::absolute).transpose()?,
@@ -79,7 +79,7 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
         .unwrap_or_else(|| args.kubelet_dir.join("plugins").join(DRIVER).join("mounts"));
     let volumes = Volumes::new(
         Arc::new(system),
-        Arc::new(MasterCatalog::new(&master, &dial)?),
+        Arc::new(MasterCatalog::new(&master, &trust.dial())?),
         KubeletDir::new(&args.kubelet_dir)?,
         &mounts,
         metrics.clone(),
@@ -106,7 +106,7 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
     let served = weir_csi::serve(config, Arc::new(volumes), metrics, stop);
     tokio::select! {
         served = served => Ok(served?),
-        never = trust::watch(identity.as_ref()) => match never {},
+        never = trust.watch() => match never {},
     }
 }
 
@@ -153,14 +153,21 @@ async fn hold(args: CsiHolderArgs) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
     let sockets = Sockets::new(&args.peer_dir)?;
     serve_peer(&sockets.holder, &sockets.plugin)?;
+    // What it serves shows the certificate in its own pod. It holds mounts meanwhile.
+    let renewal = renewal::start(&args.certs, &args.signed, Role::Mount, &stop).await?;
+    let trust = Trust::of_client(&args.certs, renewal)?;
+    let mut registry = Registry::default();
+    trust.register_certificate(&mut registry);
     let exposed = Exposed {
-        registry: Registry::default(),
+        registry,
         refresh: Box::new(|| {}),
     };
     let http = http::serve(args.http, HTTP_PATIENCE, exposed, stop.clone()).await?;
     tracing::info!(%http, "holder of the node plugin's mounts started");
-    stop.cancelled().await;
-    Ok(())
+    tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        never = trust.watch() => match never {},
+    }
 }
 
 /// `weir csi ready`: whether the death of either pod would be survived.

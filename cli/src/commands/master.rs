@@ -31,7 +31,7 @@ pub(crate) fn run(args: MasterArgs) -> Result<(), Failure> {
 
 async fn serve(args: MasterArgs) -> Result<(), Failure> {
     let stop = stop_on_signal()?;
-    let trust = Trust::of_server(&args.admit, Role::Master)?;
+    let trust = Trust::of_server(&args.admit, Role::Master, &stop).await?;
     let access = trust.access(args.listen)?;
     let credentials_key = credentials_key(args.credentials_key.as_deref())?;
     let mut registry = Registry::default();

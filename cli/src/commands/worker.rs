@@ -64,7 +64,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
         ));
     };
     let stop = stop_on_signal()?;
-    let trust = Trust::of_server(&args.admit, Role::Worker)?;
+    let trust = Trust::of_server(&args.admit, Role::Worker, &stop).await?;
     if trust.identity().is_none() && args.stream == StreamArg::Tls {
         return Err(Failure::new(
             Reason::Usage,

@@ -209,6 +209,7 @@ mod tests {
         Arc::new(Peer {
             subject: Subject::new(Role::Mount, name.parse().unwrap()),
             addresses: Vec::new(),
+            begins: SystemTime::UNIX_EPOCH,
             expires: SystemTime::now() + Duration::from_hours(24),
         })
     }
