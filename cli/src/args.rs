@@ -617,6 +617,18 @@ pub(crate) struct OperatorArgs {
     /// Address where the apiserver asks about pods, Datasets and Warmups [default: it is not served]
     #[arg(long, value_name = "IP:PORT", env = "WEIR_WEBHOOK")]
     pub(crate) webhook: Option<SocketAddr>,
+    /// Directory of the cluster's authority, ca.crt and ca.key: the operator's own certificate is made with it, in --certs, and those
+    /// of Weir's pods at --sign [default: the certificate in --certs is used as it is]
+    #[arg(long, value_name = "DIR", env = "WEIR_AUTHORITY", requires = "certs", value_parser = maybe_path())]
+    pub(crate) authority: Option<PathBuf>,
+    /// Address where pods of Weir ask for their certificates, with --authority
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7463",
+        env = "WEIR_SIGN"
+    )]
+    pub(crate) sign: SocketAddr,
 }
 
 #[cfg(feature = "kubernetes")]

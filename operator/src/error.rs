@@ -33,6 +33,12 @@ pub enum OperatorError {
         .0.as_secs()
     )]
     StillHeld(Duration),
+    /// Certificates cannot be signed.
+    #[error("certificates cannot be signed on {0}: {1}; choose another address with --sign")]
+    Signing(std::net::SocketAddr, String),
+    /// The authority cannot be read.
+    #[error("the authority: {0}; give its directory with --authority")]
+    Authority(String),
     /// Another operator leads now.
     #[error("another operator has the Lease {0}; this one ends, and is started anew")]
     Deposed(String),

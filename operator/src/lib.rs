@@ -4,6 +4,8 @@
 //! name, and tells in its status what the master knows of it. It is level-triggered: whatever was missed or undone, the next look
 //! finds what is to be done. A Dataset that is broken waits by itself, and keeps no other from what it is to be.
 //!
+//! It also signs the certificates of Weir's pods ([`SigningConfig`]).
+//!
 //! This crate must not know how the master keeps datasets, nor how a node mounts them.
 
 #![forbid(unsafe_code)]
@@ -19,6 +21,7 @@ mod objects;
 mod operator;
 mod retire;
 mod secrets;
+mod signing;
 mod view;
 mod volumes;
 mod warmup;
@@ -37,3 +40,4 @@ pub use objects::{
 pub use operator::{Operator, OperatorConfig};
 pub use retire::{Retired, retire};
 pub use secrets::SecretError;
+pub use signing::{OwnCertificate, SigningConfig};

@@ -26,6 +26,15 @@ pub(crate) struct Asked {
     pub(crate) result: &'static str,
 }
 
+/// Labels of an answer to a pod that asked for a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Signed {
+    /// What was asked for; `none` if no pod is given it.
+    pub(crate) role: &'static str,
+    /// `signed`, `refused`, `crowded` or `failed`.
+    pub(crate) result: &'static str,
+}
+
 /// Metrics of the operator.
 #[derive(Debug)]
 pub struct OperatorMetrics {
@@ -38,6 +47,7 @@ pub struct OperatorMetrics {
     pub(crate) view_age: Gauge<f64, AtomicU64>,
     pub(crate) answers: Family<Asked, Counter>,
     pub(crate) answer_seconds: Histogram,
+    pub(crate) signatures: Family<Signed, Counter>,
 }
 
 impl OperatorMetrics {
@@ -53,7 +63,13 @@ impl OperatorMetrics {
             view_age: Gauge::default(),
             answers: Family::default(),
             answer_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 12)),
+            signatures: Family::default(),
         };
+        registry.register(
+            "weir_operator_certificates",
+            "Pods that asked for a certificate, by role and by what became of it",
+            metrics.signatures.clone(),
+        );
         registry.register(
             "weir_webhook_answers",
             "Answers to the apiserver: pods that were placed, unchanged or let through late; objects allowed or refused",

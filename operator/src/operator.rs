@@ -29,6 +29,7 @@ use crate::listings::{Listings, MAX_LISTINGS, wait_after};
 use crate::master::Master;
 use crate::metrics::{Looked, OperatorMetrics};
 use crate::objects::{Dataset, MANAGED_BY, Warmup};
+use crate::signing::{self, SigningConfig};
 use crate::view::{MAX_CHANGED, View};
 use crate::volumes;
 use crate::warmup;
@@ -54,6 +55,8 @@ pub struct OperatorConfig {
     pub pod: String,
     /// Where the apiserver asks about objects; nowhere without it.
     pub webhook: Option<SocketAddr>,
+    /// Where pods of Weir ask for certificates; nowhere without it.
+    pub signing: Option<SigningConfig>,
 }
 
 /// The operator of a cluster.
@@ -90,7 +93,7 @@ impl Operator {
         }
     }
 
-    /// Serves the webhook, waits for the Lease, and acts until `stop`, or until the Lease is lost, which is an error: what was under
+    /// Serves the webhook, signs certificates, waits for the Lease, and acts until `stop`, or until the Lease is lost, which is an error: what was under
     /// way then is best forgotten with the process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), OperatorError> {
         let view = Arc::new(View::default());
@@ -105,9 +108,22 @@ impl Operator {
             let _ending = ending.clone().drop_guard();
             self.lead(&view, changes, &ending).await
         };
+        let signing = async {
+            let _ending = ending.clone().drop_guard();
+            self.sign(&ending).await
+        };
         let asking = view.keep(&*self.master, &changed, &self.metrics, &ending);
-        let (served, led, ()) = tokio::join!(serving, leading, asking);
-        served.and(led)
+        let (served, led, signed, ()) = tokio::join!(serving, leading, signing, asking);
+        served.and(led).and(signed)
+    }
+
+    async fn sign(&self, stop: &CancellationToken) -> Result<(), OperatorError> {
+        let Some(config) = &self.config.signing else {
+            stop.cancelled().await;
+            return Ok(());
+        };
+        let (client, metrics) = (self.client.clone(), self.metrics.clone());
+        signing::serve(config, &self.config.namespace, client, metrics, stop).await
     }
 
     async fn serve(&self, view: &Arc<View>, stop: &CancellationToken) -> Result<(), OperatorError> {

@@ -36,6 +36,7 @@ pub(crate) struct FakeApi {
     sent: Mutex<String>,
     numbers: Mutex<u64>,
     refused: Mutex<HashMap<String, u16>>,
+    reviews: Mutex<HashMap<String, Value>>,
 }
 
 impl FakeApi {
@@ -68,6 +69,11 @@ impl FakeApi {
     /// Answers requests of a path with this status from now on; 0 ends that.
     pub(crate) fn refuse(&self, path: &str, code: u16) {
         self.refused.lock().insert(path.to_owned(), code);
+    }
+
+    /// Gives reviews that are made at a path this status from now on.
+    pub(crate) fn review(&self, path: &str, status: Value) {
+        self.reviews.lock().insert(path.to_owned(), status);
     }
 
     pub(crate) fn log(&self) -> Vec<String> {
@@ -115,6 +121,11 @@ impl FakeApi {
         };
         match parts.method {
             Method::GET => self.read(&path, parts.uri.query().unwrap_or_default()),
+            Method::POST if self.reviews.lock().contains_key(&path) => {
+                let mut review = body;
+                review["status"] = self.reviews.lock()[&path].clone();
+                found(Some(review))
+            }
             Method::POST => {
                 let name = body["metadata"]["name"].as_str().unwrap_or_default();
                 let path = format!("{path}/{name}");

@@ -39,6 +39,7 @@ impl Running {
             namespace: "weir-system".to_owned(),
             pod: "operator-0".to_owned(),
             webhook,
+            signing: None,
         };
         let operator = Operator::new(cluster.client_as(OPERATOR), master.clone(), metrics, config);
         let stop = CancellationToken::new();

@@ -1,10 +1,14 @@
 //! `weir operator`: Weir's objects in Kubernetes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use weir_operator::{GrpcMaster, Operator, OperatorConfig, OperatorMetrics};
+use tokio_util::sync::CancellationToken;
+use weir_operator::{
+    GrpcMaster, Operator, OperatorConfig, OperatorMetrics, OwnCertificate, SigningConfig,
+};
 
 use crate::args::{OperatorArgs, OperatorCommand};
 use crate::connect;
@@ -14,7 +18,8 @@ use crate::output;
 use crate::process::{
     SHUTDOWN_DEADLINE, init_logging, node_name, runtime, serving_runtime, stop_on_signal,
 };
-use crate::trust;
+use crate::renewal;
+use crate::trust::Trust;
 
 pub(crate) fn run(args: &OperatorArgs) -> Result<(), Failure> {
     if let Some(OperatorCommand::Retire { namespace }) = &args.command {
@@ -45,13 +50,10 @@ async fn operate(args: &OperatorArgs) -> Result<(), Failure> {
         ));
     };
     let stop = stop_on_signal()?;
-    let identity = trust::identity(&args.certs)?;
-    let dial = trust::dial(&args.certs)?;
+    let trust = trust(args, &stop).await?;
     let mut registry = Registry::default();
     let metrics = OperatorMetrics::register(&mut registry);
-    if let Some(identity) = &identity {
-        trust::register(&mut registry, identity);
-    }
+    trust.register_certificate(&mut registry);
     let exposed = Exposed {
         registry,
         refresh: Box::new(|| {}),
@@ -62,14 +64,41 @@ async fn operate(args: &OperatorArgs) -> Result<(), Failure> {
         // A pod's host has its name.
         pod: node_name()?.to_string(),
         webhook: args.webhook,
+        signing: signing(args, &trust),
     };
-    let client = Arc::new(GrpcMaster::new(connect::lazy(master, &dial)?));
+    let client = Arc::new(GrpcMaster::new(connect::lazy(master, &trust.dial())?));
     let operator = Operator::connect(client, metrics, config).await;
     let operator = operator.map_err(anyhow::Error::from)?;
     tracing::info!(%master, %http, namespace = %args.namespace, "operator started");
     let ran = tokio::select! {
         ran = operator.run(stop) => ran,
-        never = trust::watch(identity.as_ref()) => match never {},
+        never = trust.watch() => match never {},
     };
     ran.map_err(|error| Failure::from(anyhow::Error::from(error)))
+}
+
+/// The directory of the authority; a variable that is set to nothing names none.
+fn authority(args: &OperatorArgs) -> Option<&Path> {
+    let authority = args.authority.as_deref();
+    authority.filter(|dir| !dir.as_os_str().is_empty())
+}
+
+/// Who the operator is: by a certificate that it makes itself with the authority, or by the one that is there.
+async fn trust(args: &OperatorArgs, stop: &CancellationToken) -> Result<Trust, Failure> {
+    let renewal = match authority(args) {
+        Some(dir) => {
+            let signer = Arc::new(OwnCertificate::new(dir.to_owned()));
+            renewal::with(&args.certs, "--authority", signer, stop).await?
+        }
+        None => None,
+    };
+    Trust::of_client(&args.certs, renewal)
+}
+
+fn signing(args: &OperatorArgs, trust: &Trust) -> Option<SigningConfig> {
+    Some(SigningConfig {
+        listen: args.sign,
+        authority: authority(args)?.to_owned(),
+        identity: trust.identity()?.clone(),
+    })
 }
