@@ -629,6 +629,10 @@ pub(crate) struct OperatorArgs {
         env = "WEIR_SIGN"
     )]
     pub(crate) sign: SocketAddr,
+    /// Template of a worker's pod, as JSON, of which the workers of CachePools are made [default: none, and there are no workers
+    /// of CachePools]
+    #[arg(long, value_name = "FILE", env = "WEIR_WORKER_TEMPLATE")]
+    pub(crate) worker_template: Option<PathBuf>,
 }
 
 #[cfg(feature = "kubernetes")]

@@ -8,6 +8,7 @@ use kube::runtime::events::Recorder;
 use crate::listings::Listings;
 use crate::master::Master;
 use crate::metrics::OperatorMetrics;
+use crate::pool::Pools;
 use crate::view::View;
 
 /// What looks at objects share.
@@ -18,4 +19,5 @@ pub(crate) struct Context {
     pub(crate) listings: Listings,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<OperatorMetrics>,
+    pub(crate) pools: Pools,
 }

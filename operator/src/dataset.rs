@@ -478,11 +478,21 @@ impl Look<'_> {
 }
 
 /// The event of a condition that has changed.
-fn event_of(condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition) -> Event {
+pub(crate) fn event_of(
+    condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition,
+) -> Event {
     let is_trouble = condition.status == "False"
         && !matches!(
             condition.reason.as_str(),
-            "Listing" | "Queued" | "Binding" | "Leaving" | "Deleting"
+            "Listing"
+                | "Queued"
+                | "Binding"
+                | "Leaving"
+                | "Deleting"
+                | "Draining"
+                | "Scaling"
+                | "Starting"
+                | "NotReady"
         );
     let note = if condition.message.is_empty() {
         format!("{} is {}", condition.type_, condition.status)
@@ -503,7 +513,7 @@ fn event_of(condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Conditio
 }
 
 /// A wait with up to a tenth more, so that what began together does not stay together.
-fn spread(wait: Duration) -> Duration {
+pub(crate) fn spread(wait: Duration) -> Duration {
     use std::hash::{BuildHasher, RandomState};
     let random = RandomState::new().hash_one(());
     wait + wait.mul_f64(0.1 * (random % 1024) as f64 / 1024.0)

@@ -13,12 +13,14 @@
 mod context;
 mod dataset;
 mod error;
+mod fleet;
 mod leader;
 mod listings;
 mod master;
 mod metrics;
 mod objects;
 mod operator;
+mod pool;
 mod retire;
 mod secrets;
 mod signing;
@@ -31,11 +33,11 @@ mod webhook;
 mod testing;
 
 pub use error::OperatorError;
-pub use master::{GrpcMaster, Known, Master, MasterError, Refusal};
+pub use master::{GrpcMaster, Known, Master, MasterError, Refusal, Survey};
 pub use metrics::OperatorMetrics;
 pub use objects::{
-    Dataset, DatasetStatus, KubernetesSpec, Phase, Warmup, WarmupPhase, WarmupSpec, WarmupStatus,
-    definitions,
+    CachePool, CachePoolSpec, CachePoolStatus, Dataset, DatasetStatus, KubernetesSpec, Phase,
+    PoolPhase, Warmup, WarmupPhase, WarmupSpec, WarmupStatus, definitions,
 };
 pub use operator::{Operator, OperatorConfig};
 pub use retire::{Retired, retire};

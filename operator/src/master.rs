@@ -116,11 +116,20 @@ pub struct Known {
     pub status: v1::DatasetStatus,
 }
 
+/// All that the master knows of a cluster at a time.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Survey {
+    /// All datasets.
+    pub datasets: Vec<Known>,
+    /// Workers, and those that are cordoned and away.
+    pub workers: Vec<v1::WorkerStatus>,
+}
+
 /// What the operator asks of the master.
 #[async_trait]
 pub trait Master: Send + Sync + 'static {
-    /// All datasets.
-    async fn datasets(&self) -> Result<Vec<Known>, MasterError>;
+    /// All datasets and workers.
+    async fn survey(&self) -> Result<Survey, MasterError>;
     /// Whether a specification can be applied, as far as that is known without its origins.
     async fn judge(&self, name: &DatasetName, spec: &DatasetSpec) -> Result<(), MasterError>;
     /// Makes a dataset be as it is specified; takes as long as its listing. A new snapshot has a higher number than `after`.
@@ -154,6 +163,10 @@ pub trait Master: Send + Sync + 'static {
     async fn get_job(&self, id: u64) -> Result<Option<v1::Job>, MasterError>;
     /// Ends a job.
     async fn cancel_job(&self, id: u64) -> Result<(), MasterError>;
+    /// Cordons a worker and has the others take over its blocks; gives the job, which may be under way already.
+    async fn drain_worker(&self, id: &str) -> Result<v1::Job, MasterError>;
+    /// Lets a worker own blocks again, and ends its drain, if there is such a worker.
+    async fn uncordon_worker(&self, id: &str) -> Result<(), MasterError>;
 }
 
 /// The master of a cluster.
@@ -191,7 +204,7 @@ fn gone_is_fine<T>(outcome: Result<T, Status>) -> Result<(), MasterError> {
 
 #[async_trait]
 impl Master for GrpcMaster {
-    async fn datasets(&self) -> Result<Vec<Known>, MasterError> {
+    async fn survey(&self) -> Result<Survey, MasterError> {
         let listed = self
             .client()
             .list_datasets(call(v1::ListDatasetsRequest::default()))
@@ -199,18 +212,21 @@ impl Master for GrpcMaster {
         let status = self
             .client()
             .get_status(call(v1::GetStatusRequest::default()))
-            .await?;
-        let mut status: std::collections::HashMap<String, v1::DatasetStatus> = status
-            .into_inner()
+            .await?
+            .into_inner();
+        let mut of_datasets: std::collections::HashMap<String, v1::DatasetStatus> = status
             .datasets
             .into_iter()
             .map(|status| (status.name.clone(), status))
             .collect();
         let known = listed.into_inner().datasets.into_iter().map(|dataset| {
-            let status = status.remove(&dataset.name).unwrap_or_default();
+            let status = of_datasets.remove(&dataset.name).unwrap_or_default();
             Known { dataset, status }
         });
-        Ok(known.collect())
+        Ok(Survey {
+            datasets: known.collect(),
+            workers: status.workers.into_iter().chain(status.away).collect(),
+        })
     }
 
     async fn judge(&self, name: &DatasetName, spec: &DatasetSpec) -> Result<(), MasterError> {
@@ -333,5 +349,21 @@ impl Master for GrpcMaster {
                 .cancel_job(call(v1::CancelJobRequest { id }))
                 .await,
         )
+    }
+
+    async fn drain_worker(&self, id: &str) -> Result<v1::Job, MasterError> {
+        let drain = v1::DrainWorkerRequest {
+            worker: id.to_owned(),
+            bytes_per_second: 0,
+        };
+        Ok(self.client().drain_worker(call(drain)).await?.into_inner())
+    }
+
+    async fn uncordon_worker(&self, id: &str) -> Result<(), MasterError> {
+        let uncordon = v1::CordonWorkerRequest {
+            worker: id.to_owned(),
+            uncordon: true,
+        };
+        gone_is_fine(self.client().cordon_worker(call(uncordon)).await)
     }
 }

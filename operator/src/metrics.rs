@@ -35,6 +35,14 @@ pub(crate) struct Signed {
     pub(crate) result: &'static str,
 }
 
+/// Labels of the workers of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct OfPool {
+    pub(crate) pool: String,
+    /// `wanted` or `ready`.
+    pub(crate) state: &'static str,
+}
+
 /// Metrics of the operator.
 #[derive(Debug)]
 pub struct OperatorMetrics {
@@ -48,6 +56,7 @@ pub struct OperatorMetrics {
     pub(crate) answers: Family<Asked, Counter>,
     pub(crate) answer_seconds: Histogram,
     pub(crate) signatures: Family<Signed, Counter>,
+    pub(crate) pool_workers: Family<OfPool, Gauge>,
 }
 
 impl OperatorMetrics {
@@ -64,11 +73,17 @@ impl OperatorMetrics {
             answers: Family::default(),
             answer_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 12)),
             signatures: Family::default(),
+            pool_workers: Family::default(),
         };
         registry.register(
             "weir_operator_certificates",
             "Pods that asked for a certificate, by role and by what became of it",
             metrics.signatures.clone(),
+        );
+        registry.register(
+            "weir_operator_pool_workers",
+            "Workers of each CachePool: wanted and ready",
+            metrics.pool_workers.clone(),
         );
         registry.register(
             "weir_webhook_answers",
@@ -120,6 +135,23 @@ impl OperatorMetrics {
         );
         Arc::new(metrics)
     }
+
+    /// Tells of a pool's workers.
+    pub(crate) fn pool(&self, pool: &str, wanted: i32, ready: i32) {
+        for (state, count) in [("wanted", wanted), ("ready", ready)] {
+            let pool = pool.to_owned();
+            let workers = self.pool_workers.get_or_create(&OfPool { pool, state });
+            workers.set(i64::from(count));
+        }
+    }
+
+    /// Tells nothing of a pool any more.
+    pub(crate) fn forget_pool(&self, pool: &str) {
+        for state in ["wanted", "ready"] {
+            let pool = pool.to_owned();
+            self.pool_workers.remove(&OfPool { pool, state });
+        }
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +181,9 @@ mod tests {
         let (kind, about, result) = (String::new(), "", "");
         drop(metrics.looks.get_or_create(&Looked { kind, result }));
         drop(metrics.answers.get_or_create(&Asked { about, result }));
+        let role = "";
+        drop(metrics.signatures.get_or_create(&Signed { role, result }));
+        metrics.pool("", 0, 0);
         let mut served = String::new();
         prometheus_client::encoding::text::encode(&mut served, &registry).unwrap();
         let types = served

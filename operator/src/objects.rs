@@ -7,6 +7,11 @@ mod conditions;
 )]
 mod dataset;
 mod finalizers;
+#[allow(
+    clippy::duplicated_attributes,
+    reason = "each column has a name and a path"
+)]
+mod pool;
 mod schema;
 #[allow(
     clippy::duplicated_attributes,
@@ -21,6 +26,11 @@ pub(crate) use conditions::{Conditions, Is};
 pub use dataset::{Dataset, DatasetStatus, KubernetesSpec, Phase};
 pub(crate) use dataset::{Refreshed, StoredSecret};
 pub(crate) use finalizers::{hold, let_go};
+pub(crate) use pool::{
+    Autoscaling, Leaving, LeavingReason, PoolToleration, Scaling, ScheduledSize, SsdTier, Tiers,
+    Trend, UpdateStrategy,
+};
+pub use pool::{CachePool, CachePoolSpec, CachePoolStatus, PoolPhase};
 pub use warmup::{Warmup, WarmupPhase, WarmupSpec, WarmupStatus};
 
 /// Prefix of all labels and annotations.
@@ -50,6 +60,16 @@ pub(crate) const AFFINITY_ANNOTATION: &str = key!("affinity");
 /// Annotation of a pod that was given terms: the datasets that they are for.
 pub(crate) const PLACED_ANNOTATION: &str = key!("placed-by");
 
+/// Label of a CachePool's workload and pods: its name.
+pub(crate) const POOL_LABEL: &str = key!("cache-pool");
+/// Annotations of a worker's pod, for whoever makes its certificate: the labels of nodes whose values are its zone and its group, and
+/// the pool that Datasets name.
+pub(crate) const ZONE_LABEL_ANNOTATION: &str = key!("zone-label");
+pub(crate) const GROUP_LABEL_ANNOTATION: &str = key!("group-label");
+pub(crate) const POOL_ANNOTATION: &str = key!("pool");
+/// And the largest cache that it may claim, as sizes with `+` between them.
+pub(crate) const WEIGHT_ANNOTATION: &str = key!("max-weight");
+
 /// The definitions of all kinds, each with the name of its file in the chart's `crds/`.
 pub fn definitions() -> Vec<(String, CustomResourceDefinition)> {
     let of = |definition: CustomResourceDefinition| {
@@ -57,7 +77,7 @@ pub fn definitions() -> Vec<(String, CustomResourceDefinition)> {
         let names = &definition.spec.names;
         (format!("{}.yaml", names.plural), definition)
     };
-    vec![of(Dataset::crd()), of(Warmup::crd())]
+    vec![of(Dataset::crd()), of(Warmup::crd()), of(CachePool::crd())]
 }
 
 #[cfg(test)]

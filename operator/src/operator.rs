@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::ObjectMeta;
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
@@ -28,7 +30,8 @@ use crate::leader::{Candidate, identity};
 use crate::listings::{Listings, MAX_LISTINGS, wait_after};
 use crate::master::Master;
 use crate::metrics::{Looked, OperatorMetrics};
-use crate::objects::{Dataset, MANAGED_BY, Warmup};
+use crate::objects::{CachePool, Dataset, MANAGED_BY, POOL_LABEL, Warmup};
+use crate::pool::{self, Pools};
 use crate::signing::{self, SigningConfig};
 use crate::view::{MAX_CHANGED, View};
 use crate::volumes;
@@ -41,6 +44,8 @@ const CONCURRENT: u16 = 16;
 const LOOK_DEADLINE: Duration = Duration::from_mins(1);
 /// Changes of an object within this are looked at once.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+/// How often it is looked for pools that are gone.
+const FORGET: Duration = Duration::from_mins(1);
 /// Longest silence of the apiserver: a watch is opened anew before.
 const READ_DEADLINE: Duration = Duration::from_mins(5);
 /// Name of the Lease.
@@ -57,6 +62,8 @@ pub struct OperatorConfig {
     pub webhook: Option<SocketAddr>,
     /// Where pods of Weir ask for certificates; nowhere without it.
     pub signing: Option<SigningConfig>,
+    /// File with the template of a worker's pod, as JSON; CachePools are not possible without it.
+    pub worker_template: Option<PathBuf>,
 }
 
 /// The operator of a cluster.
@@ -198,6 +205,7 @@ impl Operator {
             listings: Listings::new(master.clone(), view.clone(), self.metrics.clone(), ended),
             recorder: Recorder::new(client.clone(), reporter),
             metrics: self.metrics.clone(),
+            pools: Pools::new(&self.config.namespace, self.config.worker_template.clone()),
         });
         // What is known already is not to look unknown for a moment.
         tokio::select! {
@@ -206,9 +214,11 @@ impl Operator {
         }
         let changes = received(changes).map(|name| object_of(&name));
         let triggers = stream::select(changes, received(endings));
+        // Each on the heap: together they are more than a stack should hold.
         tokio::join!(
-            datasets(client.clone(), context.clone(), triggers, stop),
-            warmups(client, context.clone(), stop),
+            Box::pin(datasets(client.clone(), context.clone(), triggers, stop)),
+            Box::pin(warmups(client.clone(), context.clone(), stop)),
+            Box::pin(pools(client, context.clone(), stop)),
         );
         context.listings.stop();
     }
@@ -266,6 +276,38 @@ async fn warmups(client: Client, context: Arc<Context>, stop: &CancellationToken
         Box::pin(warmup::look(object, context))
     })
     .await;
+}
+
+/// Looks at CachePools until `stop`.
+async fn pools(client: Client, context: Arc<Context>, stop: &CancellationToken) {
+    let (changed, changes) = mpsc::channel(1);
+    let namespace = context.pools.namespace.clone();
+    let ours = || watcher::Config::default().labels(POOL_LABEL);
+    let daemons = Api::<DaemonSet>::namespaced(client.clone(), &namespace);
+    let stateful = Api::<StatefulSet>::namespaced(client.clone(), &namespace);
+    let controller = controller(Api::<CachePool>::all(client.clone()))
+        .owns(daemons, ours())
+        .owns(stateful, ours())
+        .reconcile_all_on(received(changes));
+    let known = controller.store();
+    let looking = keep(controller, context.clone(), stop, |object, context| {
+        Box::pin(pool::look(object, context))
+    });
+    let forgetting = async {
+        loop {
+            tokio::time::sleep(FORGET).await;
+            let is_gone = |name: &str| known.get(&ObjectRef::new(name)).is_none();
+            context.pools.forget(is_gone, &context.metrics);
+        }
+    };
+    let watching = async {
+        tokio::select! {
+            () = context.pools.fleet.keep(&client, &namespace, &changed) => {}
+            () = forgetting => {}
+            () = stop.cancelled() => {}
+        }
+    };
+    tokio::join!(looking, watching);
 }
 
 fn controller<K>(objects: Api<K>) -> Controller<K>

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use weir_core::{CredentialName, DatasetName, DatasetSpec};
 use weir_proto::v1;
 
-use crate::master::{Known, Master, MasterError};
+use crate::master::{Known, Master, MasterError, Refusal, Survey};
 
 /// Kinds of objects that are listed.
 const COLLECTIONS: [&str; 7] = [
@@ -66,7 +66,7 @@ impl FakeApi {
         self.objects.lock().remove(path);
     }
 
-    /// Answers requests of a path with this status from now on; 0 ends that.
+    /// Answers requests of a path, or only those of a method (`PATCH path`), with this status from now on; 0 ends that.
     pub(crate) fn refuse(&self, path: &str, code: u16) {
         self.refused.lock().insert(path.to_owned(), code);
     }
@@ -106,13 +106,9 @@ impl FakeApi {
             let line = format!("{} {full}", parts.method);
             self.log.lock().push(line);
         }
-        if let Some(code) = self
-            .refused
-            .lock()
-            .get(&full)
-            .copied()
-            .filter(|code| *code > 0)
-        {
+        let refused = |what: &str| self.refused.lock().get(what).copied();
+        let refused = refused(&full).or_else(|| refused(&format!("{} {full}", parts.method)));
+        if let Some(code) = refused.filter(|code| *code > 0) {
             return refusal(code);
         }
         let (path, subresource) = match full.strip_suffix("/status") {
@@ -311,6 +307,7 @@ struct FakeState {
     hung: HashSet<String>,
     refused: HashMap<String, MasterError>,
     jobs: HashMap<u64, v1::Job>,
+    workers: BTreeMap<String, v1::WorkerStatus>,
     is_away: bool,
 }
 
@@ -346,6 +343,42 @@ impl FakeMaster {
         self.state.lock().credentials.get(name).cloned()
     }
 
+    /// A worker on a node of its name joins, with one disk.
+    pub(crate) fn join(&self, node: &str, capacity: u64, used: u64) {
+        let worker = v1::WorkerInfo {
+            id: node.to_owned(),
+            node: node.to_owned(),
+            ..v1::WorkerInfo::default()
+        };
+        let tier = v1::TierUsage {
+            tier: "ssd".to_owned(),
+            capacity_bytes: capacity,
+            used_bytes: used,
+            ..v1::TierUsage::default()
+        };
+        let status = v1::WorkerStatus {
+            worker: Some(worker),
+            tiers: vec![tier],
+            ..v1::WorkerStatus::default()
+        };
+        self.state.lock().workers.insert(node.to_owned(), status);
+    }
+
+    /// A worker leaves; the master keeps that it was cordoned.
+    pub(crate) fn leave(&self, node: &str) {
+        let mut state = self.state.lock();
+        if let Some(worker) = state.workers.get_mut(node) {
+            worker.away = true;
+        }
+        state
+            .workers
+            .retain(|_, worker| !worker.away || worker.state != 0);
+    }
+
+    pub(crate) fn worker(&self, node: &str) -> Option<v1::WorkerStatus> {
+        self.state.lock().workers.get(node).cloned()
+    }
+
     /// Changes a job.
     pub(crate) fn job(&self, id: u64, change: impl FnOnce(&mut v1::Job)) {
         change(self.state.lock().jobs.get_mut(&id).unwrap());
@@ -375,9 +408,13 @@ impl FakeMaster {
 
 #[async_trait]
 impl Master for FakeMaster {
-    async fn datasets(&self) -> Result<Vec<Known>, MasterError> {
-        self.call("datasets".to_owned())?;
-        Ok(self.state.lock().datasets.values().cloned().collect())
+    async fn survey(&self) -> Result<Survey, MasterError> {
+        self.call("survey".to_owned())?;
+        let state = self.state.lock();
+        Ok(Survey {
+            datasets: state.datasets.values().cloned().collect(),
+            workers: state.workers.values().cloned().collect(),
+        })
     }
 
     async fn judge(&self, name: &DatasetName, _: &DatasetSpec) -> Result<(), MasterError> {
@@ -512,5 +549,42 @@ impl Master for FakeMaster {
 
     async fn cancel_job(&self, id: u64) -> Result<(), MasterError> {
         self.call(format!("cancel job {id}"))
+    }
+
+    async fn drain_worker(&self, id: &str) -> Result<v1::Job, MasterError> {
+        self.call(format!("drain {id}"))?;
+        let mut state = self.state.lock();
+        if let Some(refused) = state.refused.get(id) {
+            return Err(refused.clone());
+        }
+        if state.workers.get(id).is_none_or(|worker| worker.away) {
+            return Err(MasterError::Refused {
+                why: Refusal::NotFound,
+                message: format!("there is no worker {id}"),
+            });
+        }
+        let job = v1::Job {
+            id: state.jobs.len() as u64 + 1,
+            kind: v1::JobKind::Drain.into(),
+            state: v1::JobState::Running.into(),
+            worker: id.to_owned(),
+            total_bytes: 1000,
+            ..v1::Job::default()
+        };
+        state.jobs.insert(job.id, job.clone());
+        if let Some(worker) = state.workers.get_mut(id) {
+            worker.state = v1::WorkerState::Cordoned.into();
+        }
+        Ok(job)
+    }
+
+    async fn uncordon_worker(&self, id: &str) -> Result<(), MasterError> {
+        self.call(format!("uncordon {id}"))?;
+        let mut state = self.state.lock();
+        if let Some(worker) = state.workers.get_mut(id) {
+            worker.state = 0;
+        }
+        state.workers.retain(|_, worker| !worker.away);
+        Ok(())
     }
 }

@@ -44,6 +44,7 @@ pub(crate) struct View {
 struct State {
     at: Option<Instant>,
     datasets: HashMap<String, Arc<Known>>,
+    workers: Arc<Vec<v1::WorkerStatus>>,
     trouble: Option<MasterError>,
     credentials: Vec<String>,
     /// Claims of datasets in namespaces that they let in, by namespace and name.
@@ -52,19 +53,46 @@ struct State {
     edits: u64,
 }
 
+impl State {
+    /// Fails with the reason while nothing is known that may have changed since.
+    fn check(&self) -> Result<(), String> {
+        if self.at.is_some_and(|at| at.elapsed() < STALE) {
+            return Ok(());
+        }
+        let trouble = self.trouble.as_ref();
+        Err(trouble.map_or("it was not asked yet".to_owned(), ToString::to_string))
+    }
+}
+
 impl View {
     pub(crate) fn get(&self, name: &DatasetName) -> Seen {
         let state = self.state.read();
-        let is_fresh = state.at.is_some_and(|at| at.elapsed() < STALE);
-        if !is_fresh {
-            let trouble = state.trouble.as_ref();
-            let trouble = trouble.map_or("it was not asked yet".to_owned(), ToString::to_string);
+        if let Err(trouble) = state.check() {
             return Seen::Away(trouble);
         }
         match state.datasets.get(name.as_str()) {
             Some(known) => Seen::Present(known.clone()),
             None => Seen::Absent,
         }
+    }
+
+    /// Workers, and those that are cordoned and away; or why they are not known now.
+    pub(crate) fn workers(&self) -> Result<Arc<Vec<v1::WorkerStatus>>, String> {
+        let state = self.state.read();
+        state.check().map(|()| state.workers.clone())
+    }
+
+    /// What is known of the Datasets whose placement names a pool of workers, or none if it is empty.
+    pub(crate) fn of_pool(&self, pool: &str) -> Vec<v1::DatasetStatus> {
+        let state = self.state.read();
+        let statuses = state.datasets.values().map(|known| &known.status);
+        statuses
+            .filter(|status| {
+                let placement = status.placement.as_ref();
+                placement.map_or("", |placement| placement.pool.as_str()) == pool
+            })
+            .cloned()
+            .collect()
     }
 
     /// The dataset that a claim is for, if it is for one.
@@ -129,13 +157,13 @@ impl View {
     pub(crate) async fn look(&self, master: &dyn Master) -> Result<Vec<String>, MasterError> {
         let edits = self.state.read().edits;
         let asked = async {
-            let datasets = master.datasets().await?;
+            let survey = master.survey().await?;
             let credentials = master.credentials().await;
-            Ok::<_, MasterError>((datasets, credentials.ok()))
+            Ok::<_, MasterError>((survey, credentials.ok()))
         };
         let asked = asked.await;
         let mut state = self.state.write();
-        let (known, credentials) = match asked {
+        let (survey, credentials) = match asked {
             Ok(known) => known,
             Err(error) => {
                 state.trouble = Some(error.clone());
@@ -147,7 +175,9 @@ impl View {
             return Ok(Vec::new());
         }
         let was_away = state.at.is_none_or(|at| at.elapsed() >= STALE);
-        let datasets: HashMap<String, Arc<Known>> = known
+        state.workers = Arc::new(survey.workers);
+        let datasets: HashMap<String, Arc<Known>> = survey
+            .datasets
             .into_iter()
             .map(|known| (known.dataset.name.clone(), Arc::new(known)))
             .collect();

@@ -329,6 +329,10 @@ impl Webhook {
                 Ok(())
             }
             "Warmup" => validation::warmup(&review.namespace, object, old),
+            "CachePool" => {
+                let name = object["metadata"]["name"].as_str().unwrap_or_default();
+                validation::pool(name, object, old)
+            }
             _ => Ok(()),
         }
     }

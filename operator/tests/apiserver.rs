@@ -8,6 +8,8 @@
 
 #[path = "apiserver/cluster.rs"]
 mod cluster;
+#[path = "apiserver/pools.rs"]
+mod pools;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,6 +42,7 @@ impl Running {
             pod: "operator-0".to_owned(),
             webhook,
             signing: None,
+            worker_template: Some(cluster.worker_template()),
         };
         let operator = Operator::new(cluster.client_as(OPERATOR), master.clone(), metrics, config);
         let stop = CancellationToken::new();
@@ -73,13 +76,17 @@ async fn the_operator_with_its_rights_against_a_real_apiserver() {
     };
     cluster.install().await;
     rules_of_the_definitions(&cluster).await;
+    pools::rules(&cluster).await;
     let master = Arc::new(MemoryMaster::default());
     let webhook = free_address();
     let operator = Running::start(&cluster, &master, Some(webhook));
     datasets_become_claims(&cluster).await;
     warmups_are_done(&cluster).await;
+    pools::have_workers(&cluster, &master).await;
+    pools::are_drained(&cluster, &master).await;
     secrets_need_a_binding(&cluster, &master).await;
     the_webhook_answers(&cluster, webhook).await;
+    pools::are_judged(&cluster).await;
     operator.end().await;
     pods_are_made_without_it(&cluster).await;
     let again = Running::start(&cluster, &master, Some(webhook));

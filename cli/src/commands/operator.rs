@@ -65,6 +65,7 @@ async fn operate(args: &OperatorArgs) -> Result<(), Failure> {
         pod: node_name()?.to_string(),
         webhook: args.webhook,
         signing: signing(args, &trust),
+        worker_template: args.worker_template.clone(),
     };
     let client = Arc::new(GrpcMaster::new(connect::lazy(master, &trust.dial())?));
     let operator = Operator::connect(client, metrics, config).await;

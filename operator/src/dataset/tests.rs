@@ -13,6 +13,7 @@ use crate::listings::Listings;
 use crate::master::Refusal;
 use crate::metrics::OperatorMetrics;
 use crate::objects::Phase;
+use crate::pool::Pools;
 use crate::testing::{FakeApi, FakeMaster};
 use crate::view::View;
 
@@ -39,6 +40,7 @@ impl World {
             listings: Listings::new(master.clone(), view, metrics.clone(), ended),
             recorder: Recorder::new(client, "weir-operator".into()),
             metrics,
+            pools: Pools::default(),
         };
         let world = Self {
             api,
@@ -234,7 +236,7 @@ async fn what_is_wrong_with_a_specification_is_told_and_the_master_is_not_asked(
         assert_eq!(condition(&status, READY).0, "False");
     }
     let asked = world.master.calls();
-    assert!(asked.iter().all(|line| line == "datasets"), "{asked:?}");
+    assert!(asked.iter().all(|line| line == "survey"), "{asked:?}");
 }
 
 #[tokio::test]
@@ -445,6 +447,7 @@ async fn known_datasets_stay_ready_while_the_master_is_away() {
         ),
         recorder: world.context.recorder.clone(),
         metrics: world.context.metrics.clone(),
+        pools: Pools::default(),
     };
     look(&world.dataset("images").unwrap(), &away)
         .await

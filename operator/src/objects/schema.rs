@@ -25,11 +25,32 @@ const WARMUP_RULES: &[(&str, &str)] = &[(
     "a Warmup cannot be changed, since it is done once; make another one",
 )];
 
+/// Rules about a whole CachePool.
+const POOL_RULES: &[(&str, &str)] = &[
+    (
+        "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+        "the name of a CachePool has 1 to 40 lower-case letters, digits or '-', and starts and ends with a letter or digit; choose another name",
+    ),
+    (
+        "has(self.spec.replicas) == has(oldSelf.spec.replicas)",
+        "a CachePool has a number of workers or one on every node, and neither becomes the other; make another CachePool",
+    ),
+    (
+        "has(self.spec.replicas) || (!has(self.spec.autoscaling) && (!has(self.spec.schedule) || size(self.spec.schedule) == 0))",
+        "a CachePool with a worker on every node has no size; write spec.replicas beside spec.schedule or spec.autoscaling",
+    ),
+    (
+        "!has(self.spec.autoscaling) || self.spec.autoscaling.minReplicas <= self.spec.autoscaling.maxReplicas",
+        "spec.autoscaling.minReplicas is larger than maxReplicas; write the smaller one first",
+    ),
+];
+
 /// The definition with a schema that the apiserver takes.
 pub(super) fn structural(definition: CustomResourceDefinition) -> CustomResourceDefinition {
     let rules = match definition.spec.names.kind.as_str() {
         "Dataset" => DATASET_RULES,
         "Warmup" => WARMUP_RULES,
+        "CachePool" => POOL_RULES,
         _ => &[],
     };
     let Ok(mut value) = serde_json::to_value(&definition) else {

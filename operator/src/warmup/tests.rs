@@ -9,6 +9,7 @@ use super::*;
 use crate::listings::Listings;
 use crate::master::Refusal;
 use crate::metrics::OperatorMetrics;
+use crate::pool::Pools;
 use crate::testing::{FakeApi, FakeMaster};
 use crate::view::View;
 
@@ -34,6 +35,7 @@ impl World {
             listings: Listings::new(master.clone(), view, metrics.clone(), ended),
             recorder: Recorder::new(client, "weir-operator".into()),
             metrics,
+            pools: Pools::default(),
         };
         let object = json!({
             "apiVersion": "weir.io/v1alpha1", "kind": "Warmup",

@@ -11,7 +11,8 @@ use weir_core::placement::places::Place;
 use weir_core::{CredentialName, DatasetName, DatasetSpec, SourceSpec};
 use weir_origin::{OriginSpec, check_dataset};
 
-use crate::objects::{KubernetesSpec, WarmupSpec};
+use crate::objects::{CachePoolSpec, KubernetesSpec, WarmupSpec};
+use crate::pool::check;
 
 /// A Secret that a Dataset names and did not name before: whoever names it must be allowed to read it.
 pub(crate) type NewSecrets = Vec<String>;
@@ -93,6 +94,15 @@ fn check_places(
         source.url,
         name.name()
     ))
+}
+
+/// Judges a CachePool that is made or changed.
+pub(crate) fn pool(name: &str, object: &Value, old: &Value) -> Result<(), String> {
+    if object["spec"] == old["spec"] {
+        return Ok(());
+    }
+    let spec = serde_json::from_value::<CachePoolSpec>(object["spec"].clone());
+    check(name, &spec.map_err(|error| format!("spec: {error}"))?)
 }
 
 /// Judges a Warmup that is made.
@@ -217,6 +227,15 @@ mod tests {
             judge(with(&["a", "c"]), with(&["a"])),
             Ok(vec!["c".to_owned()])
         );
+    }
+
+    #[test]
+    fn bad_pools_are_refused_and_those_of_before_can_be_deleted() {
+        let bad = json!({ "spec": { "tiers": { "memory": "much" } } });
+        let error = pool("gpu", &bad, &Value::Null).unwrap_err();
+        assert!(error.contains("spec.tiers.memory"), "{error}");
+        assert_eq!(pool("gpu", &bad, &bad), Ok(()));
+        assert_eq!(pool("gpu", &json!({ "spec": {} }), &bad), Ok(()));
     }
 
     #[test]

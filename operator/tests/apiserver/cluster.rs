@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use weir_core::{CredentialName, DatasetName, DatasetSpec};
-use weir_operator::{Known, Master, MasterError};
+use weir_operator::{Known, Master, MasterError, Survey};
 use weir_proto::v1;
 
 /// Names the directory with the programs.
@@ -48,7 +48,7 @@ pub(crate) struct Cluster {
     admin: Client,
     // The apiserver first, then its store.
     _programs: [Program; 2],
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn free_port() -> u16 {
@@ -128,7 +128,7 @@ impl Cluster {
             admin: client(&url, None),
             url,
             _programs: [server, store],
-            _dir: dir,
+            dir,
         };
         until("an apiserver", || async {
             let ready = http::Request::get("/readyz").body(Vec::new()).unwrap();
@@ -182,6 +182,17 @@ impl Cluster {
             }
             self.post(&collection(&object), &object).await.unwrap();
         }
+    }
+
+    /// The template of a worker's pod that the chart has.
+    pub(crate) fn worker_template(&self) -> PathBuf {
+        let maps = manifests(&["ConfigMap"]);
+        let mut templates = maps
+            .iter()
+            .filter_map(|map| map["data"]["pod.json"].as_str());
+        let path = self.dir.path().join("worker.json");
+        std::fs::write(&path, templates.next().unwrap()).unwrap();
+        path
     }
 
     pub(crate) async fn get(&self, path: &str) -> Option<Value> {
@@ -322,9 +333,29 @@ fn collection(object: &Value) -> String {
 pub(crate) struct MemoryMaster {
     datasets: Mutex<HashMap<String, Known>>,
     credentials: Mutex<HashMap<String, v1::Credential>>,
+    workers: Mutex<HashMap<String, v1::WorkerStatus>>,
 }
 
 impl MemoryMaster {
+    /// A worker on a node of its name joins.
+    pub(crate) fn join(&self, node: &str) {
+        let worker = v1::WorkerInfo {
+            id: node.to_owned(),
+            node: node.to_owned(),
+            ..v1::WorkerInfo::default()
+        };
+        let status = v1::WorkerStatus {
+            worker: Some(worker),
+            ..v1::WorkerStatus::default()
+        };
+        self.workers.lock().unwrap().insert(node.to_owned(), status);
+    }
+
+    /// How a worker stands.
+    pub(crate) fn standing(&self, node: &str) -> v1::WorkerState {
+        self.workers.lock().unwrap()[node].state()
+    }
+
     pub(crate) fn has_credentials(&self, name: &str) -> bool {
         self.credentials.lock().unwrap().contains_key(name)
     }
@@ -332,8 +363,11 @@ impl MemoryMaster {
 
 #[async_trait]
 impl Master for MemoryMaster {
-    async fn datasets(&self) -> Result<Vec<Known>, MasterError> {
-        Ok(self.datasets.lock().unwrap().values().cloned().collect())
+    async fn survey(&self) -> Result<Survey, MasterError> {
+        Ok(Survey {
+            datasets: self.datasets.lock().unwrap().values().cloned().collect(),
+            workers: self.workers.lock().unwrap().values().cloned().collect(),
+        })
     }
 
     async fn judge(&self, _: &DatasetName, _: &DatasetSpec) -> Result<(), MasterError> {
@@ -422,6 +456,25 @@ impl Master for MemoryMaster {
     }
 
     async fn cancel_job(&self, _: u64) -> Result<(), MasterError> {
+        Ok(())
+    }
+
+    async fn drain_worker(&self, id: &str) -> Result<v1::Job, MasterError> {
+        if let Some(worker) = self.workers.lock().unwrap().get_mut(id) {
+            worker.set_state(v1::WorkerState::Drained);
+        }
+        Ok(v1::Job {
+            id: 2,
+            worker: id.to_owned(),
+            state: v1::JobState::Done.into(),
+            ..v1::Job::default()
+        })
+    }
+
+    async fn uncordon_worker(&self, id: &str) -> Result<(), MasterError> {
+        if let Some(worker) = self.workers.lock().unwrap().get_mut(id) {
+            worker.set_state(v1::WorkerState::Unspecified);
+        }
         Ok(())
     }
 }

@@ -116,6 +116,8 @@ fn values_that_make_no_sense_are_refused(weir: &Installation) {
         ("worker.ssd=much", "ssd"),
         ("worker.directory=here", "directory"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("operator.replicas=0", "replicas"),
+        ("worker.replicas=many", "replicas"),
     ] {
         let chart = root().join("deploy/helm/weir");
         let args = [
