@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use rustix::process::Uid;
 use serde::{Deserialize, Serialize};
 use weir_process::lock::LiveLock;
@@ -235,8 +234,10 @@ pub fn reserve(state_dir: &Path) -> io::Result<Option<Reserved>> {
                     user.as_raw()
                 )));
             }
-            Err(Errno::CONNREFUSED) => std::thread::sleep(LOOK_INTERVAL),
-            Err(error) => return Err(error.into()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::thread::sleep(LOOK_INTERVAL);
+            }
+            Err(error) => return Err(error),
         }
     }
     Err(io::Error::other(format!("somebody has the name {name}")))
@@ -251,7 +252,7 @@ fn name_of(state_dir: &Path) -> String {
 }
 
 /// The user who listens at an abstract name. Waits for nobody.
-fn user_of(name: &str) -> Result<Uid, Errno> {
+fn user_of(name: &str) -> io::Result<Uid> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let client = rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -261,7 +262,7 @@ fn user_of(name: &str) -> Result<Uid, Errno> {
     )?;
     let address = SocketAddrUnix::new_abstract_name(name.as_bytes())?;
     rustix::net::connect(&client, &address)?;
-    Ok(rustix::net::sockopt::socket_peercred(&client)?.uid)
+    weir_process::peer::user(&client)
 }
 
 /// Forgets a mount that ended.
@@ -377,6 +378,33 @@ mod tests {
         assert!(refused.to_string().contains("user 65534"), "{refused}");
         drop(taken);
         assert!(reserve(dir.path()).unwrap().is_some());
+    }
+
+    /// As in two containers of one pod: they share the kernel's names, and do not see each other's processes.
+    #[test]
+    fn a_name_of_a_process_that_is_not_seen_here_is_known_by_its_user() {
+        const RESERVED: &str = "WEIR_TEST_RESERVED";
+        const NAME: &str =
+            "runtime::tests::a_name_of_a_process_that_is_not_seen_here_is_known_by_its_user";
+        if let Some(dir) = std::env::var_os(RESERVED) {
+            assert!(reserve(Path::new(&dir)).unwrap().is_none());
+            return;
+        }
+        if !rustix::process::geteuid().is_root() {
+            return; // nobody else makes a namespace
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let _reserved = reserve(dir.path()).unwrap().unwrap();
+        let mut inside = std::process::Command::new("unshare");
+        inside.args(["--pid", "--fork", "--"]);
+        inside.arg(std::env::current_exe().unwrap());
+        inside.args(["--exact", NAME]).env(RESERVED, dir.path());
+        let output = inside.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -8,5 +8,6 @@ pub mod descriptor;
 pub mod fdpass;
 pub mod init;
 pub mod lock;
+pub mod peer;
 pub mod signals;
 pub mod spawn;
