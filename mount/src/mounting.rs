@@ -236,6 +236,7 @@ fn mount_as_root(
         Errno::NODEV => MountError::NoFuse {
             reason: "the kernel has no fuse file system".to_owned(),
         },
+        Errno::NOSPC => MountError::refused("mount at", mountpoint, table::full()),
         error => MountError::refused("mount at", mountpoint, error),
     })?;
     Ok(fuse)

@@ -247,6 +247,9 @@ fn bind(from: &Path, path: &str, target: &Target) -> Result<(), CsiError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let failed = |what: &'static str, at: &Path, error: Errno| match error {
         Errno::NOSYS => too_old(),
+        Errno::NOSPC => {
+            CsiError::Node(format!("cannot {what} {}: {}", at.display(), table::full()))
+        }
         error => CsiError::system(what, at)(error.into()),
     };
     let mut dir = rustix::fs::openat(CWD, from, flags, Mode::empty())
@@ -329,6 +332,63 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    /// Fills the table of this process's mounts, from a mount at `base` with directories `0`, `1`, …: each is given all that is
+    /// mounted below `base` so far, and then what still fits.
+    fn fill_the_table(base: &Path) {
+        let show = |from: &Path, at: u32| {
+            let at = base.join(at.to_string());
+            std::fs::create_dir_all(&at).unwrap();
+            rustix::mount::mount_bind_recursive(from, &at)
+        };
+        let mut doubled = 0;
+        while show(base, doubled).is_ok() {
+            doubled += 1;
+        }
+        for half in (0..doubled).rev() {
+            let _ = show(&base.join(half.to_string()), doubled + 1 + half);
+        }
+    }
+
+    #[test]
+    fn a_full_table_of_mounts_is_no_full_disk() {
+        const INSIDE: &str = "WEIR_TEST_FULL_TABLE";
+        const NAME: &str = "system::linux::tests::a_full_table_of_mounts_is_no_full_disk";
+        /// Of a machine that allows more the table takes too long to fill.
+        const MOST: u64 = 200_000;
+        if let Some(base) = std::env::var_os(INSIDE) {
+            let base = Path::new(&base);
+            for dir in ["from", "kubelet/pods", "full"] {
+                std::fs::create_dir_all(base.join(dir)).unwrap();
+            }
+            let kubelet = crate::KubeletDir::new(&base.join("kubelet")).unwrap();
+            let target = base.join("kubelet/pods/volume");
+            let target = kubelet.target(target.to_str().unwrap()).unwrap();
+            let (full, flags) = (base.join("full"), rustix::mount::MountFlags::empty());
+            rustix::mount::mount("none", &full, "tmpfs", flags, None).unwrap();
+            bind(&base.join("from"), "", &target).unwrap();
+            fill_the_table(&full);
+            let error = bind(&base.join("from"), "", &target).unwrap_err();
+            assert!(error.to_string().contains("fs.mount-max"), "{error}");
+            return;
+        }
+        let most = std::fs::read_to_string("/proc/sys/fs/mount-max").unwrap();
+        let is_root = rustix::process::geteuid().is_root();
+        if !is_root || most.trim().parse::<u64>().is_ok_and(|most| most > MOST) {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut inside = std::process::Command::new("unshare");
+        inside.args(["--mount", "--propagation", "private", "--"]);
+        inside.arg(std::env::current_exe().unwrap());
+        inside.args(["--exact", NAME]).env(INSIDE, dir.path());
+        let output = inside.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use super::{MAX_READ, MountError};
+use super::{MAX_READ, MountError, table};
 
 /// Longest run of the program.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -133,6 +133,9 @@ fn explain(mountpoint: &Path, said: &str) -> MountError {
             reason: said.to_owned(),
         };
     }
+    if said.contains("No space left on device") {
+        return MountError::refused("mount at", mountpoint, table::full());
+    }
     MountError::refused("mount at", mountpoint, said)
 }
 
@@ -166,6 +169,11 @@ mod tests {
         assert!(matches!(explain(dir, device), MountError::NoFuse { .. }));
         let access = "fusermount3: user has no write access to mountpoint /mnt/x";
         assert!(explain(dir, access).to_string().contains("no write access"));
+        let full = explain(dir, "fusermount3: mount failed: No space left on device");
+        assert!(
+            full.to_string().contains("raise the sysctl fs.mount-max"),
+            "{full}"
+        );
     }
 
     #[test]

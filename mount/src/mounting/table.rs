@@ -35,6 +35,15 @@ pub fn at(mountpoint: &Path) -> io::Result<Option<Entry>> {
         .rfind(|entry| entry.mountpoint == mountpoint))
 }
 
+/// Why a mount is refused with `ENOSPC`: a namespace has room for so many mounts, and disks have nothing to do with it.
+pub fn full() -> String {
+    let most = std::fs::read_to_string("/proc/sys/fs/mount-max").unwrap_or_default();
+    format!(
+        "there are already as many mounts as this machine allows ({}); unmount some, or raise the sysctl fs.mount-max",
+        most.trim()
+    )
+}
+
 /// Sets how far the kernel reads ahead in a mount, in bytes. Only root may.
 pub(crate) fn set_read_ahead(device: &str, bytes: u64) -> io::Result<()> {
     std::fs::write(
