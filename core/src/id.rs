@@ -288,7 +288,7 @@ impl FromStr for DatasetRef {
                     .parse::<u64>()
                     .ok()
                     .filter(|n| *n > 0)
-                    .ok_or_else(|| NameError::Snapshot(text.to_owned()))?;
+                    .ok_or_else(|| NameError::Snapshot(shown(text)))?;
                 (name, Some(number))
             }
         };

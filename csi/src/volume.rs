@@ -19,6 +19,8 @@ const PROVISIONER: &str = "storage.kubernetes.io/";
 /// Longest path in a dataset, and longest name in it, in bytes: those of the kernel.
 const MAX_PATH: usize = 4095;
 const MAX_NAME: usize = 255;
+/// Longest dataset that is looked at, in bytes: two names, a number, and as much again for what is wrong with it.
+const MAX_DATASET: usize = 512;
 /// Longest id of a volume, in bytes.
 const MAX_ID: usize = 256;
 
@@ -84,6 +86,12 @@ impl Volume {
                 "the volume names no dataset; write volumeAttributes: {dataset: NAME}".to_owned(),
             )
         })?;
+        if named.len() > MAX_DATASET {
+            return Err(CsiError::Invalid(format!(
+                "volumeAttributes.dataset has {} bytes, and no dataset's name is as long; write dataset: NAME",
+                named.len()
+            )));
+        }
         // A bare name is one of the pod's own namespace, as everywhere in Kubernetes.
         let qualified = match named.split_once('/') {
             Some(_) => named.to_owned(),
@@ -247,6 +255,10 @@ mod tests {
             let error = read(pairs).unwrap_err().to_string();
             assert!(error.contains(said), "{pairs:?}: {error}");
             assert!(error.len() < 600 && !error.contains('\n'), "{error}");
+        }
+        for long in ["x".repeat(1 << 20), format!("x@{}", "9".repeat(1 << 20))] {
+            let error = read(&[("dataset", &long)]).unwrap_err().to_string();
+            assert!(error.contains("bytes") && error.len() < 600, "{error}");
         }
         let long = "x/".repeat(3000);
         assert!(read(&[("dataset", "x"), ("path", &long)]).is_err());
