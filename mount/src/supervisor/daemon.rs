@@ -138,9 +138,7 @@ impl Daemon {
             if let Some(server) = &mut self.server {
                 server.check(pulse);
             }
-            for holder in [&mut self.holder, &mut self.peer].into_iter().flatten() {
-                holder.beat();
-            }
+            self.beat();
             self.enforce_deadlines();
         }
         self.finish(audience)

@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::process::{PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use weir_process::fdpass::{self, Descriptors, Slot};
 use weir_process::{descriptor, spawn};
@@ -33,7 +33,7 @@ const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
 const DEATH_DEADLINE: Duration = Duration::from_secs(1);
 /// How often the supervisor says that it lives.
 const BEAT: Duration = Duration::from_secs(2);
-/// One that has said nothing for so many of those is taken for stopped.
+/// One that has said nothing for so many of those is taken for stopped; and so is a holder that answers none.
 const SILENT_BEATS: u32 = 4;
 
 /// From the supervisor to the holder.
@@ -57,10 +57,12 @@ struct Holding {
 pub(super) struct Holder {
     line: OwnedFd,
     pid: Option<u32>,
-    /// When it was last told that this process lives, and whether it has answered: one that does not read is not told
+    /// When it was last told that this process lives, and since when it has not answered: one that does not read is not told
     /// again, so that its line never fills up.
     last_beat: Instant,
-    has_answered: bool,
+    silent_since: Option<Instant>,
+    /// When that was last looked at.
+    looked_at: Instant,
 }
 
 impl Holder {
@@ -88,8 +90,15 @@ impl Holder {
             line,
             pid: None,
             last_beat: Instant::now(),
-            has_answered: true,
+            silent_since: None,
+            looked_at: Instant::now(),
         }
+    }
+
+    /// As if it had not answered for long.
+    #[cfg(test)]
+    pub(super) fn be_silent(&mut self) {
+        self.silent_since = Some(Instant::now() - SILENT_BEATS * BEAT);
     }
 
     pub(super) fn line(&self) -> &OwnedFd {
@@ -106,7 +115,7 @@ impl Holder {
             match fdpass::try_receive::<Holding>(self.line.as_fd()) {
                 Ok(Some((Holding { pid }, _))) => {
                     self.pid = Some(pid);
-                    self.has_answered = true;
+                    self.silent_since = None;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Ok(None) | Err(_) => return false,
@@ -114,11 +123,32 @@ impl Holder {
         }
     }
 
-    /// Tells it that this process lives, when it is time to.
-    pub(super) fn beat(&mut self) {
-        if self.has_answered && self.last_beat.elapsed() >= BEAT {
-            self.last_beat = Instant::now();
-            self.has_answered = fdpass::send(self.line.as_fd(), &ToHolder::Beat, &[]).is_err();
+    /// Tells it that this process lives, when it is time to. `false` when it has not answered for so long that it is taken for
+    /// stopped: it would start nothing, and keeps readers waiting for a connection that nobody serves.
+    pub(super) fn beat(&mut self) -> bool {
+        let now = Instant::now();
+        // This process itself was stopped: the holder gets its time anew.
+        if now - std::mem::replace(&mut self.looked_at, now) > BEAT {
+            self.silent_since = self.silent_since.map(|_| now);
+        }
+        if let Some(since) = self.silent_since {
+            return now - since < SILENT_BEATS * BEAT;
+        }
+        if now - self.last_beat >= BEAT {
+            (self.last_beat, self.silent_since) = (now, Some(now));
+            // One that is gone is noticed by its line, and one that has too much to read is silent.
+            let _ = fdpass::send(self.line.as_fd(), &ToHolder::Beat, &[]);
+        }
+        true
+    }
+
+    /// Kills it, if it is a process of this pod that has said its number.
+    pub(super) fn kill(&mut self) {
+        let pid = self.pid.and_then(|pid| Pid::from_raw(pid as i32));
+        let process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        // While it has its end of the line, the number is no other process's.
+        if let Some(process) = process.filter(|_| self.listen()) {
+            let _ = pidfd_send_signal(process, Signal::KILL); // it may have ended since
         }
     }
 
@@ -319,7 +349,7 @@ fn wait(line: &OwnedFd, held: &mut Held) -> io::Result<bool> {
 mod tests {
     use std::process::{Child, Command};
 
-    use rustix::process::{Pid, kill_process};
+    use rustix::process::kill_process;
 
     use super::*;
     use crate::state::InitExchange;
@@ -401,7 +431,7 @@ mod tests {
         let mut holder = Holder::known(ours);
         for _ in 0..3 {
             holder.last_beat -= 2 * BEAT;
-            holder.beat();
+            assert!(holder.beat());
         }
         let told = || fdpass::try_receive::<ToHolder>(theirs.as_fd()).map(|told| told.is_some());
         assert!(told().is_ok_and(|told| told));
@@ -409,7 +439,11 @@ mod tests {
         say_who(&theirs);
         assert!(holder.listen());
         holder.last_beat -= 2 * BEAT;
-        holder.beat();
+        assert!(holder.beat());
         assert!(told().is_ok_and(|told| told));
+        holder.be_silent();
+        assert!(!holder.beat());
+        holder.looked_at -= 2 * BEAT;
+        assert!(holder.beat(), "it was this process that was stopped");
     }
 }

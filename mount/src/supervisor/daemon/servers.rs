@@ -247,6 +247,28 @@ impl Daemon {
         }
     }
 
+    /// Tells the holders that this process lives, and replaces those that do not answer.
+    pub(super) fn beat(&mut self) {
+        if let Some(holder) = self.holder.take_if(|holder| !holder.beat()) {
+            self.replace_holder(holder);
+        }
+        if let Some(peer) = self.peer.take_if(|peer| !peer.beat()) {
+            tracing::warn!("the other pod does not answer (stopped?); it is asked again");
+            // It reads that when it goes on.
+            peer.dismiss();
+            self.peer_at = Some(Instant::now());
+            self.save();
+        }
+    }
+
+    fn replace_holder(&mut self, mut holder: Holder) {
+        tracing::warn!("the mount's third holder does not answer (stopped?); it is replaced");
+        holder.dismiss();
+        holder.kill();
+        self.hold_at = Some(Instant::now());
+        self.save();
+    }
+
     pub(super) fn stop_server(&mut self) {
         if let Some(server) = &self.server {
             server.stop();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 use weir_process::fdpass::{self, Slot};
 use weir_process::signals::Signals;
@@ -119,6 +119,36 @@ fn the_other_pod_holds_the_mount_and_its_line_ends_with_the_last_process_of_this
     assert!(has_ended(), "now the other pod goes on");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn a_holder_that_is_stopped_is_killed_and_replaced_and_one_elsewhere_is_told_to_leave() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, _kernel) = daemon(&dir, true);
+    let (line, theirs) = fdpass::pair().unwrap();
+    let (peer, peer_line) = fdpass::pair().unwrap();
+    daemon.holder = Some(Holder::known(line));
+    daemon.peer = Some(Holder::known(peer));
+    if let Some(peer) = &mut daemon.peer {
+        peer.be_silent();
+    }
+    let mut stopped = Command::new("sleep").arg("600").spawn().unwrap();
+    kill_process(Pid::from_child(&stopped), Signal::STOP).unwrap();
+    let who = serde_json::json!({"pid": stopped.id()});
+    fdpass::send(theirs.as_fd(), &who, &[]).unwrap();
+    daemon.hear_holder();
+    daemon.beat();
+    assert!(daemon.holder.is_some(), "it has just said its number");
+    assert!(daemon.peer.is_none() && daemon.peer_at.is_some());
+    let told = || fdpass::try_receive::<serde_json::Value>(peer_line.as_fd());
+    let told = std::iter::from_fn(|| Some(told().ok()??.0));
+    assert_eq!(told.last(), Some("Leave".into()));
+    if let Some(holder) = &mut daemon.holder {
+        holder.be_silent();
+    }
+    daemon.beat();
+    assert!(daemon.holder.is_none() && daemon.hold_at.is_some());
+    stopped.wait().unwrap(); // it was killed
 }
 
 #[test]
