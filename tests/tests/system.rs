@@ -102,6 +102,7 @@ fn main() -> ExitCode {
         ("processes", system::processes::CASES),
         ("trust", system::trust::CASES),
         ("csi", system::csi::CASES),
+        ("csi", system::csi::deaths::CASES),
         ("docs", system::docs::CASES),
     ];
     let trials = suites.iter().flat_map(|(suite, cases)| {

@@ -1,0 +1,250 @@
+//! The plugin, its holder and what serves mounts are killed, stopped and replaced.
+
+use std::time::Duration;
+
+use rustix::mount::UnmountFlags;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+use weir_mount::table;
+use weir_tests::{Cluster, Lab, Process, Readers, free_port, loopback, wait_until};
+
+use super::node::{Node, SOON, compare, fill};
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "volumes_outlive_the_plugin_and_are_known_after_it",
+        volumes_outlive_the_plugin_and_are_known_after_it,
+    ),
+    (
+        "volumes_that_nobody_serves_are_mounted_anew",
+        volumes_that_nobody_serves_are_mounted_anew,
+    ),
+    (
+        "the_death_of_either_pod_fails_no_read",
+        the_death_of_either_pod_fails_no_read,
+    ),
+    (
+        "a_server_that_is_stopped_in_a_pod_is_replaced_soon",
+        a_server_that_is_stopped_in_a_pod_is_replaced_soon,
+    ),
+    (
+        "a_holder_without_descriptors_holds_mounts_when_it_has_some_again",
+        a_holder_without_descriptors_holds_mounts_when_it_has_some_again,
+    ),
+    (
+        "a_newer_plugin_takes_over_while_volumes_are_read",
+        a_newer_plugin_takes_over_while_volumes_are_read,
+    ),
+    (
+        "volumes_whose_pods_both_died_are_mounted_anew",
+        volumes_whose_pods_both_died_are_mounted_anew,
+    ),
+];
+
+/// Longest read that the death of a pod may cause.
+const LONGEST: Duration = Duration::from_secs(1);
+/// Longest read that a stopped server may cause: half a second until that is seen, on a busy machine.
+const WATCHDOG: Duration = Duration::from_secs(2);
+
+fn volumes_outlive_the_plugin_and_are_known_after_it() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let mut node = Node::start(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    node.publish("b", &[("dataset", "x"), ("path", "train")])
+        .unwrap();
+    node.kill_plugin();
+    compare(&node.target("b"), &files, "train/");
+    node.start_plugin();
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    assert_eq!(node.mounts().len(), 3, "no second layer");
+    node.unpublish("a").unwrap();
+    compare(&node.target("b"), &files, "train/");
+    node.kill_plugin();
+    // As if the plugin had died before it ended the mount that nobody uses.
+    rustix::mount::unmount(node.target("b"), UnmountFlags::DETACH).unwrap();
+    node.start_plugin();
+    wait_until("the mount without a volume ends", SOON, || {
+        node.mounts().is_empty()
+    });
+    node.unpublish("b").unwrap();
+    node.is_clean();
+}
+
+fn volumes_that_nobody_serves_are_mounted_anew() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let mut node = Node::start(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    node.publish("b", &[("dataset", "x"), ("path", "train")])
+        .unwrap();
+    // As when the plugin's pod is killed.
+    node.kill_plugin();
+    let mut pids = Vec::new();
+    wait_until("all processes are known", SOON, || {
+        pids = node.processes();
+        pids.len() == 3
+    });
+    // Stopped first, so that none brings another one back.
+    for signal in [Signal::STOP, Signal::KILL] {
+        for pid in &pids {
+            kill_process(*pid, signal).unwrap();
+        }
+    }
+    node.wait_until_dead("a");
+    node.start_plugin();
+    for name in ["a", "b"] {
+        node.wait_until_served(name);
+    }
+    compare(&node.target("a"), &files, "");
+    compare(&node.target("b"), &files, "train/");
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    for name in ["a", "b"] {
+        let condition = node.stats(name).unwrap().volume_condition.unwrap();
+        assert!(!condition.abnormal, "{condition:?}");
+        node.unpublish(name).unwrap();
+    }
+    node.is_clean();
+}
+
+fn the_death_of_either_pod_fails_no_read() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let mut node = Node::start_in_pods(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    let device = node.mounts()[0].device.clone();
+    let readers = Readers::start(&node.target("a"), &files, 3);
+    for _ in 0..3 {
+        node.wait_until_held_twice();
+        node.kill_plugin();
+        readers.read_more(100);
+        node.start_plugin();
+        node.wait_until_held_twice();
+        node.holder.take().unwrap().kill();
+        readers.read_more(100);
+        node.start_holder();
+    }
+    node.wait_until_held_twice();
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.longest < LONGEST, "a read took {:?}", report.longest);
+    let same = |entry: &table::Entry| entry.device == device;
+    assert!(node.mounts().iter().all(same), "it was mounted once");
+
+    // Volumes come and go while the other pod serves, which may not mount.
+    node.kill_plugin();
+    node.start_plugin();
+    node.publish("b", &[("dataset", "x"), ("path", "train")])
+        .unwrap();
+    compare(&node.target("b"), &files, "train/");
+    assert_eq!(node.mounts().len(), 3);
+    node.unpublish("a").unwrap();
+    compare(&node.target("b"), &files, "train/");
+    node.unpublish("b").unwrap();
+    node.is_clean();
+    // Nothing is left to be held.
+    node.publish("c", &[("dataset", "x")]).unwrap();
+    node.wait_until_held_twice();
+    node.unpublish("c").unwrap();
+    node.is_clean();
+}
+
+fn a_server_that_is_stopped_in_a_pod_is_replaced_soon() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let node = Node::start_in_pods(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    node.wait_until_held_twice();
+    let readers = Readers::start(&node.target("a"), &files, 3);
+    for _ in 0..2 {
+        readers.read_more(50);
+        let server = node.server();
+        kill_process(server, Signal::STOP).unwrap();
+        wait_until("another one serves", SOON, || node.server() != server);
+        readers.read_more(50);
+    }
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(
+        report.longest < WATCHDOG,
+        "a read took {:?}",
+        report.longest
+    );
+    node.unpublish("a").unwrap();
+    node.is_clean();
+}
+
+fn a_holder_without_descriptors_holds_mounts_when_it_has_some_again() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let node = Node::start_in_pods(&lab, &cluster);
+    let allow = |most: u64| {
+        for pid in Node::pod(node.holder.as_ref().unwrap()) {
+            let limit = Rlimit {
+                current: Some(most),
+                ..getrlimit(Resource::Nofile)
+            };
+            prlimit(Some(pid), Resource::Nofile, limit).unwrap();
+        }
+    };
+    allow(3); // those above stay open, and there are no more
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    compare(&node.target("a"), &files, "");
+    lab.weir(["csi", "ready", "--wait", "1"]).fails(4);
+    allow(1024);
+    node.wait_until_held_twice();
+    node.unpublish("a").unwrap();
+    node.is_clean();
+}
+
+fn a_newer_plugin_takes_over_while_volumes_are_read() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let mut node = Node::start_in_pods(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    let readers = Readers::start(&node.target("a"), &files, 3);
+    for _ in 0..2 {
+        node.wait_until_held_twice();
+        // As a DaemonSet does with a surge: the newer pod is ready before the older one is told to end.
+        let (older, http) = (node.plugin.take().unwrap(), free_port());
+        let log = lab.path("newer.log");
+        let newer = Process::start(node.command(http, true), log, loopback(http));
+        node.plugin = Some(newer);
+        node.wait_until_held_twice();
+        drop(older);
+        readers.read_more(100);
+        node.publish("a", &[("dataset", "x")]).unwrap();
+        assert_eq!(node.mounts().len(), 2);
+    }
+    node.wait_until_held_twice();
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.longest < LONGEST, "a read took {:?}", report.longest);
+    node.unpublish("a").unwrap();
+    node.is_clean();
+}
+
+fn volumes_whose_pods_both_died_are_mounted_anew() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let mut node = Node::start_in_pods(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    node.wait_until_held_twice();
+    node.holder.take().unwrap().kill();
+    node.kill_plugin();
+    node.wait_until_dead("a");
+    node.start_plugin();
+    node.wait_until_served("a");
+    compare(&node.target("a"), &files, "");
+    node.start_holder();
+    node.wait_until_held_twice();
+    node.unpublish("a").unwrap();
+    node.is_clean();
+}
