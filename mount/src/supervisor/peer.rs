@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with};
@@ -22,6 +23,8 @@ use weir_process::spawn;
 pub const PEER_VARIABLE: &str = "WEIR_PEER";
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+/// Between two attempts to accept a connection while descriptors or memory are short.
+const SHORT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the holder of the other pod is asked for, if there is another pod.
 pub(super) fn address() -> Option<PathBuf> {
@@ -71,14 +74,24 @@ impl PeerSocket {
         })
     }
 
-    /// Starts a holder for each mount that asks for one. Returns only when the socket is broken.
+    /// Starts a holder for each mount that asks for one. Returns only when the socket is broken: a lack of descriptors or memory
+    /// passes, and this process has mounts to hold.
     pub fn serve(&self) -> io::Error {
+        let mut was_short = false;
         loop {
             let line = match accept_with(&self.listener, SocketFlags::CLOEXEC) {
                 Ok(line) => line,
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    if !std::mem::replace(&mut was_short, true) {
+                        tracing::error!("mounts of the other pod have to wait: {error}");
+                    }
+                    std::thread::sleep(SHORT_PAUSE);
+                    continue;
+                }
                 Err(error) => return error.into(),
             };
+            was_short = false;
             if let Err(error) = self.hold(&line) {
                 tracing::error!(
                     "a holder for a mount of the other pod could not be started: {error}"
