@@ -45,7 +45,7 @@ const MAX_UNTOLD: usize = 4096;
 /// Longest wait for the master's answer: it takes a worker out of the map after 10 s, so there is time for three.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// Sends heartbeats until `stop`, then says goodbye. The newest cluster map is published in `map`. `master` should have a
+/// Sends heartbeats until `stop`, then says goodbye: the last map has others only. The newest cluster map is published in `map`. `master` should have a
 /// connection that `snapshots` does not use: a manifest of 100 MB would hold the heartbeats up. `callers` is how the worker's
 /// callers are known.
 pub fn run(
@@ -121,8 +121,10 @@ pub fn run(
                 () = origin_wanted(&beat.worker) => {}
             }
         }
-        // The master finds out by itself if it does not hear this.
-        let _ = beat.send(true).await;
+        // The master finds out by itself if it does not hear this. Whoever is answered from now on hears of a newer map, and asks for it.
+        if let Ok(Some(without_this)) = beat.send(true).await {
+            replace(&map, without_this);
+        }
     }
     .boxed()
 }

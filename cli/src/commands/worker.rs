@@ -42,6 +42,9 @@ const LEAST_SSD: u64 = 17 << 20;
 const NAMESAKE_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest wait for what a predecessor still has that is ending: a little more than it takes.
 const PREDECESSOR_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a worker that has left the cluster map is there for those who do not know it yet: mounts and workers ask for the map
+/// every two seconds. Then nobody waits for one that does not answer.
+const FAREWELL: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(mut args: WorkerArgs) -> Result<(), Failure> {
@@ -230,7 +233,27 @@ async fn run_services(
         control_access,
     } = listeners;
     let callers = control_access.describe();
-    let (w, s) = (worker, &stop);
+    let own = info.id.clone();
+    let farewell = CancellationToken::new();
+    let (w, s) = (worker, &farewell);
+    let heartbeats = async {
+        let (worker, stop) = (worker.clone(), stop.clone());
+        let beats = weir_worker::heartbeat::run(
+            worker,
+            info,
+            master,
+            snapshots.clone(),
+            map,
+            callers,
+            stop,
+        );
+        beats.await;
+        let last = map_seen.borrow().clone();
+        if last.worker(&own).is_none() && !last.workers().is_empty() {
+            tokio::time::sleep(FAREWELL).await;
+        }
+        farewell.cancel();
+    };
     let control = incoming(control, control_access, Limits::default(), s.clone());
     let services = async {
         tokio::join!(
@@ -241,17 +264,15 @@ async fn run_services(
                 admission.clone(),
                 s.clone()
             ),
-            serve_local(w.clone(), map_seen, local, s.clone()),
-            weir_worker::heartbeat::run(
+            serve_local(w.clone(), map_seen.clone(), local, s.clone()),
+            heartbeats,
+            weir_worker::service::serve(
                 w.clone(),
-                info,
-                master,
                 snapshots.clone(),
-                map,
-                callers,
+                Some(admission),
+                control,
                 s.clone()
             ),
-            weir_worker::service::serve(w.clone(), snapshots, Some(admission), control, s.clone()),
         )
     };
     let ((), (), (), served) = tokio::select! {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use weir_tests::{
     Cluster, Lab, Mount, Process, Readers, content, drop_pages, free_port, loopback,
@@ -34,6 +35,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "no_read_fails_when_workers_and_the_master_die",
         no_read_fails_when_workers_and_the_master_die,
+    ),
+    (
+        "a_worker_that_stops_answers_until_all_know_that_it_has_left",
+        a_worker_that_stops_answers_until_all_know_that_it_has_left,
     ),
     (
         "a_worker_with_the_name_of_a_live_one_does_not_start",
@@ -246,6 +251,30 @@ fn no_read_fails_when_workers_and_the_master_die() {
     // Without any worker the client reads the origin itself.
     assert!(mount.metric("weir_client_read_bytes_total", "source=\"origin\"") > 0.0);
     assert!(mount.metric("weir_client_failovers_total", "") > 0.5);
+}
+
+/// In a cluster of pods its address goes with it, and whoever asks there hears nothing at all.
+fn a_worker_that_stops_answers_until_all_know_that_it_has_left() {
+    let lab = Lab::new();
+    let files = fill(&lab);
+    let cluster = Cluster::start(&lab, 2);
+    cluster.create_dataset("set");
+    let mount = cluster.mount("set", "elsewhere");
+    check_all(&mount, &files);
+    let leaving = cluster.worker(0);
+    let (address, soon) = (loopback(cluster.data_port(0)), Duration::from_secs(20));
+    let answers = || std::net::TcpStream::connect(address).is_ok();
+    let epoch = || mount.metric("weir_client_cluster_map_epoch", "");
+    let before = epoch();
+    leaving.signal(Signal::TERM);
+    wait_until("the mount knows it", soon, || {
+        let answered = answers();
+        let knows = epoch() > before;
+        assert!(answered || knows, "readers would wait for it");
+        knows
+    });
+    check_all(&mount, &files);
+    wait_until("then it ends", soon, || !answers());
 }
 
 fn a_worker_with_the_name_of_a_live_one_does_not_start() {
