@@ -183,8 +183,13 @@ pub(crate) fn run(config: &str) -> ExitCode {
 }
 
 fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Failure> {
-    let _own = weir_mount::supervisor::own_state(&config.state_dir)
-        .with_context(|| format!("cannot use {}", config.state_dir.display()))?;
+    let own = match &config.source {
+        Source::Cluster { .. } if handover.is_restart() => {
+            weir_mount::supervisor::follow_state(&config.state_dir)
+        }
+        _ => weir_mount::supervisor::own_state(&config.state_dir).map(Some),
+    };
+    let _own = own.with_context(|| format!("cannot use {}", config.state_dir.display()))?;
     let runtime = serving_runtime()?;
     let _inside = runtime.enter();
     let stop = CancellationToken::new();

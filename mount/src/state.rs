@@ -36,6 +36,9 @@ pub(crate) struct MountState {
     pub(crate) properties: BTreeMap<String, String>,
     /// The server's process.
     pub(crate) server_pid: Option<u32>,
+    /// When it was last taken over from a pod that was frozen, in seconds since 1970.
+    #[serde(default)]
+    pub(crate) taken_over_at: u64,
 }
 
 /// The INIT exchange: the kernel asks once in the life of a mount.

@@ -12,6 +12,7 @@ mod holder;
 mod made;
 mod peer;
 pub(crate) mod request;
+mod running;
 mod server;
 
 use std::io::Write;
@@ -32,7 +33,7 @@ use daemon::Daemon;
 use environment::Environment;
 use request::Control;
 
-pub use made::{Made, own_state};
+pub use made::{Made, follow_state, own_state};
 pub use peer::{PEER_VARIABLE, PeerSocket};
 pub use request::StartRequest;
 

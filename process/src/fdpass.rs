@@ -42,6 +42,8 @@ pub enum Slot {
     Client,
     /// Memory that two processes share.
     Memory,
+    /// What a process counts with while it runs.
+    Counter,
 }
 
 #[derive(Serialize)]

@@ -22,6 +22,7 @@ use weir_process::signals::Signals;
 use super::holder::Holder;
 use super::peer;
 use super::request::StartRequest;
+use super::running::Running;
 use super::server::{Pulse, Server};
 use crate::mounting::{self, MountError};
 use crate::runtime::{self, MountInfo};
@@ -47,6 +48,8 @@ pub(super) struct Daemon {
     control: Option<OwnedFd>,
     signals: Signals,
     server: Option<Server>,
+    /// By what the holders see that this process runs, where there is another pod.
+    running: Option<Running>,
     /// Brings this process and the server back should both die.
     holder: Option<Holder>,
     /// When the next holder is started, while there is none.
@@ -96,6 +99,7 @@ impl Daemon {
             control,
             signals,
             server: None,
+            running: None,
             holder: None,
             hold_at: None,
             peer_socket: peer::address(),
@@ -116,6 +120,7 @@ impl Daemon {
         if self.server.is_none() {
             self.start_at = Some(Instant::now());
         }
+        self.be_seen();
         self.save();
         if matches!(audience, Audience::Nobody) && !self.state.was_ready {
             self.give_up_for("its supervisor died before it was usable");
@@ -128,10 +133,14 @@ impl Daemon {
             self.start_holder_when_due();
             self.ask_peer_when_due();
             self.wait(&audience);
+            self.hear_peer();
+            if self.peer.as_ref().is_some_and(Holder::serves) {
+                self.give_way();
+                return Ok(());
+            }
             self.hear_server(&mut audience);
             self.reap_server(&mut audience);
             self.hear_holder();
-            self.hear_peer();
             self.hear_signals();
             self.hear_clients(&mut audience);
             let pulse = self.pulse();

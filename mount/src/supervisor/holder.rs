@@ -10,27 +10,30 @@
 //! end. So it says every few seconds that it lives, and one that is silent is killed. If nothing comes after it either, its
 //! server is as silent and is killed, too. Killing one that was only slow costs nothing: any two of the three may die.
 //! A supervisor in a terminal is let alone, since its user may have stopped it.
+//!
+//! In pods readers are promised more, so there the supervisor also [counts](super::running) while it runs. One that counts no more is
+//! stopped, and is killed after half a second. A holder in another pod cannot kill it: if all of the pod is frozen, it lets them
+//! be, takes the mount over, and tells them so for the case that they ever go on.
 #![forbid(unsafe_code)]
+
+mod standby;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use weir_process::fdpass::{self, Descriptors, Slot};
-use weir_process::{descriptor, spawn};
+use weir_process::fdpass::{self, Slot};
+use weir_process::spawn;
 
+use super::running::Running;
 use super::server::Server;
-use crate::adoption::adopting_supervisor;
-use crate::mounting;
 use crate::state::MountState;
-use crate::succession::{Successor, stand_by};
 
-/// Longest wait for the supervisor's first message.
-const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest time that a process which has closed its files takes to end.
-const DEATH_DEADLINE: Duration = Duration::from_secs(1);
+pub(super) use standby::run;
+
 /// How often the supervisor says that it lives.
 const BEAT: Duration = Duration::from_secs(2);
 /// One that has said nothing for so many of those is taken for stopped; and so is a holder that answers none.
@@ -43,6 +46,11 @@ enum ToHolder {
     Hold(Box<MountState>),
     /// The supervisor lives.
     Beat,
+    /// The supervisor counts while it runs; the message has the counter.
+    Runs {
+        /// Whether that is in another pod.
+        elsewhere: bool,
+    },
     /// The mount has ended, or another holder takes the place of this one.
     Leave,
 }
@@ -51,6 +59,9 @@ enum ToHolder {
 #[derive(Debug, Serialize, Deserialize)]
 struct Holding {
     pid: u32,
+    /// Its pod serves the mount, since all of the supervisor's was frozen.
+    #[serde(default)]
+    serves: bool,
 }
 
 /// The supervisor's view of the holder.
@@ -63,6 +74,9 @@ pub(super) struct Holder {
     silent_since: Option<Instant>,
     /// When that was last looked at.
     looked_at: Instant,
+    /// What it sees this process count with.
+    counter: Option<Arc<OwnedFd>>,
+    serves: bool,
 }
 
 impl Holder {
@@ -92,13 +106,15 @@ impl Holder {
             last_beat: Instant::now(),
             silent_since: None,
             looked_at: Instant::now(),
+            counter: None,
+            serves: false,
         }
     }
 
     /// As if it had not answered for long.
     #[cfg(test)]
     pub(super) fn be_silent(&mut self) {
-        self.silent_since = Some(Instant::now() - SILENT_BEATS * BEAT);
+        self.silent_since = Instant::now().checked_sub(SILENT_BEATS * BEAT);
     }
 
     pub(super) fn line(&self) -> &OwnedFd {
@@ -109,12 +125,33 @@ impl Holder {
         self.pid
     }
 
+    /// Whether its pod serves the mount in this one's place.
+    pub(super) fn serves(&self) -> bool {
+        self.serves
+    }
+
+    /// Lets it see that this process runs.
+    pub(super) fn show(&mut self, running: &Running, elsewhere: bool) {
+        let shown = running.counter().and_then(|counter| {
+            let descriptors = [(Slot::Counter, counter.as_fd())];
+            let message = ToHolder::Runs { elsewhere };
+            fdpass::send(self.line.as_fd(), &message, &descriptors)?;
+            Ok(counter)
+        });
+        match shown {
+            Ok(counter) => self.counter = Some(counter),
+            // It goes by what else it is told.
+            Err(error) => tracing::warn!("a holder cannot see whether this process runs: {error}"),
+        }
+    }
+
     /// Hears what it has said. `false` when it is gone.
     pub(super) fn listen(&mut self) -> bool {
         loop {
             match fdpass::try_receive::<Holding>(self.line.as_fd()) {
-                Ok(Some((Holding { pid }, _))) => {
+                Ok(Some((Holding { pid, serves }, _))) => {
                     self.pid = Some(pid);
+                    self.serves |= serves;
                     self.silent_since = None;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
@@ -198,232 +235,10 @@ fn hold(
     fdpass::send(line.as_fd(), &message, &descriptors)
 }
 
-/// What a holder knows of its mount.
-struct Held {
-    state: MountState,
-    /// The processes that serve it, as far as they are known.
-    supervisor: Option<OwnedFd>,
-    server: Option<OwnedFd>,
-    /// The line to the holder in another pod, which must not end before this process does.
-    peer: Option<OwnedFd>,
-}
-
-impl Held {
-    fn new(state: MountState, descriptors: &mut Descriptors) -> Self {
-        Self {
-            state,
-            supervisor: descriptors.take(Slot::Supervisor),
-            server: descriptors.take(Slot::Server),
-            peer: descriptors.take(Slot::Peer),
-        }
-    }
-
-    /// Ends the supervisor, which is silent; or the server, if the supervisor has ended and nobody has come after it.
-    fn end_the_silent(&self) {
-        if !self.state.logs_to_file {
-            return;
-        }
-        let lives = |process: &&OwnedFd| !fdpass::readable(process, Duration::ZERO).unwrap_or(true);
-        let silent = match (&self.supervisor, &self.server) {
-            (None, _) => None,
-            (Some(supervisor), _) if lives(&supervisor) => Some((supervisor, "supervisor")),
-            (Some(_), server) => server
-                .as_ref()
-                .filter(lives)
-                .map(|server| (server, "server")),
-        };
-        if let Some((process, name)) = silent {
-            let mountpoint = self.state.request.mountpoint.display();
-            tracing::warn!(%mountpoint, "the {name} does not run any more (stopped?); it is killed and replaced");
-            // It may have ended by itself.
-            let _ = pidfd_send_signal(process, Signal::KILL);
-        }
-    }
-
-    /// Whether there is a server after all, which starts a supervisor by itself, and that one another holder: this one's
-    /// line had not reached it.
-    fn server_lives(&self) -> bool {
-        let ended = |process: &OwnedFd| fdpass::readable(process, DEATH_DEADLINE).unwrap_or(true);
-        self.server.as_ref().is_some_and(|process| !ended(process))
-    }
-}
-
-/// The body of `weir hold`: waits until it is needed, or no longer.
-pub(super) fn run() -> io::Result<()> {
-    let missing = || io::Error::other("no process has said what to hold");
-    let line = descriptor::inherited().ok_or_else(missing)?;
-    if !fdpass::readable(&line, MESSAGE_DEADLINE)? {
-        return Err(missing());
-    }
-    let first = fdpass::try_receive::<ToHolder>(line.as_fd())?;
-    let Some((ToHolder::Hold(state), mut descriptors)) = first else {
-        return Err(missing());
-    };
-    let mut standby = Standby {
-        fuse: descriptors.need(Slot::Fuse)?,
-        lock: descriptors.need(Slot::Lock)?,
-        line,
-        held: Held::new(*state, &mut descriptors),
-    };
-    stand_by(&mut standby)
-}
-
-/// The holder, with what it holds.
-struct Standby {
-    fuse: OwnedFd,
-    lock: OwnedFd,
-    line: OwnedFd,
-    held: Held,
-}
-
-impl Successor for Standby {
-    fn follow(&mut self) -> io::Result<bool> {
-        say_who(&self.line);
-        wait(&self.line, &mut self.held)
-    }
-
-    fn is_needed(&self) -> bool {
-        let needed = !mounting::is_gone(&self.fuse) && !self.held.server_lives();
-        if needed {
-            let mountpoint = self.held.state.request.mountpoint.display();
-            tracing::warn!(%mountpoint, "supervisor and server died together; others are started");
-        }
-        needed
-    }
-
-    fn start_supervisor(&mut self) -> io::Result<()> {
-        self.held.state.server_pid = None;
-        (self.held.supervisor, self.held.server) = (None, None);
-        let mut descriptors = vec![
-            (Slot::Fuse, self.fuse.as_fd()),
-            (Slot::Lock, self.lock.as_fd()),
-        ];
-        let peer = self.held.peer.as_ref();
-        descriptors.extend(peer.map(|line| (Slot::Peer, line.as_fd())));
-        self.line = adopting_supervisor(&self.held.state, Slot::Holder, &descriptors)?;
-        Ok(())
-    }
-}
-
-fn say_who(line: &OwnedFd) {
-    let pid = std::process::id();
-    // It is only shown to users; a supervisor that has too much to read already asks again.
-    let _ = fdpass::send(line.as_fd(), &Holding { pid }, &[]);
-}
-
-/// Keeps the state up to date until all who could talk to this process are gone; `false` when it is told to leave.
-fn wait(line: &OwnedFd, held: &mut Held) -> io::Result<bool> {
-    let mut silent = 0;
-    loop {
-        let since = Instant::now();
-        if !fdpass::readable(line, BEAT)? {
-            // Was it this process that was stopped?
-            silent = if since.elapsed() < 2 * BEAT {
-                silent + 1
-            } else {
-                0
-            };
-            if silent == SILENT_BEATS {
-                held.end_the_silent();
-                silent = 0;
-            }
-            continue;
-        }
-        silent = 0;
-        match fdpass::receive::<ToHolder>(line.as_fd()) {
-            Ok(Some((ToHolder::Hold(newer), mut descriptors))) => {
-                *held = Held::new(*newer, &mut descriptors);
-                say_who(line);
-            }
-            Ok(Some((ToHolder::Beat, _))) => say_who(line),
-            Ok(Some((ToHolder::Leave, _))) => return Ok(false),
-            Ok(None) => return Ok(true),
-            // A newer supervisor may say what this version does not know.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
-
-    use rustix::process::kill_process;
-
+    use super::standby::say_who;
     use super::*;
-    use crate::state::InitExchange;
-    use crate::supervisor::{Made, StartRequest};
-
-    fn state(logs_to_file: bool) -> MountState {
-        MountState {
-            request: StartRequest {
-                mountpoint: "/mnt".into(),
-                source: "s3://b".to_owned(),
-                identity: String::new(),
-                allow_other: false,
-                server_args: Vec::new(),
-                made: Made::default(),
-            },
-            dir: "/run".into(),
-            device: String::new(),
-            started_at: 0,
-            logs_to_file,
-            detached: false,
-            was_ready: true,
-            init: InitExchange {
-                request: Vec::new(),
-                reply: None,
-                answered: true,
-            },
-            properties: [].into(),
-            server_pid: None,
-        }
-    }
-
-    /// A process that is stopped.
-    fn stopped() -> (Option<OwnedFd>, Child) {
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
-        let pid = Pid::from_child(&child);
-        kill_process(pid, Signal::STOP).unwrap();
-        (Some(pidfd_open(pid, PidfdFlags::empty()).unwrap()), child)
-    }
-
-    #[test]
-    fn a_silent_supervisor_is_killed_first_and_its_server_if_nothing_comes_after_it() {
-        let ((supervisor, mut first), (server, mut second)) = (stopped(), stopped());
-        let held = Held {
-            state: state(true),
-            supervisor,
-            server,
-            peer: None,
-        };
-        held.end_the_silent();
-        first.wait().unwrap();
-        assert!(second.try_wait().unwrap().is_none());
-        assert!(held.server_lives());
-        held.end_the_silent();
-        second.wait().unwrap();
-        assert!(!held.server_lives());
-        held.end_the_silent(); // nobody is left
-    }
-
-    #[test]
-    fn what_a_user_has_stopped_in_a_terminal_is_let_alone() {
-        let ((supervisor, mut first), (server, mut second)) = (stopped(), stopped());
-        let held = Held {
-            state: state(false),
-            supervisor,
-            server,
-            peer: None,
-        };
-        held.end_the_silent();
-        for child in [&mut first, &mut second] {
-            assert!(child.try_wait().unwrap().is_none());
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
 
     #[test]
     fn a_holder_that_does_not_answer_is_not_told_again() {
@@ -436,7 +251,7 @@ mod tests {
         let told = || fdpass::try_receive::<ToHolder>(theirs.as_fd()).map(|told| told.is_some());
         assert!(told().is_ok_and(|told| told));
         assert!(told().is_err(), "it was told twice");
-        say_who(&theirs);
+        say_who(&theirs, false);
         assert!(holder.listen());
         holder.last_beat -= 2 * BEAT;
         assert!(holder.beat());

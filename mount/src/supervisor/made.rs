@@ -133,6 +133,15 @@ pub fn own_state(dir: &Path) -> io::Result<File> {
     }
 }
 
+/// As [`own_state`], for a server that follows another one, and whose state is files that are replaced as a whole. `None` while that
+/// one still has it: it may be in a pod that is frozen, where it does nothing and does not end.
+///
+/// # Errors
+/// When the directory is gone.
+pub fn follow_state(dir: &Path) -> io::Result<Option<File>> {
+    lock(dir).or_else(|_| File::open(dir).map(Some)) // as above
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,9 +175,12 @@ mod tests {
         let owned = own_state(&state).unwrap();
         made.remove();
         assert!(state.exists());
+        assert!(follow_state(&state).unwrap().is_none(), "nobody waits");
         drop(owned);
+        assert!(follow_state(&state).unwrap().is_some());
         made.remove();
         assert!(!state.exists());
+        assert!(follow_state(&state).is_err());
         assert!(own_state(&state).is_ok(), "made anew");
     }
 }

@@ -96,6 +96,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "weir.held" -}}
 startupProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, failureThreshold: 120}
 readinessProbe: {exec: {command: [/usr/local/bin/weir, csi, ready]}, periodSeconds: 5, timeoutSeconds: 5}
-livenessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 10, timeoutSeconds: 10, failureThreshold: 6}
+# A pod that stands still is soon replaced: the other one has taken its mounts over, and is alone until then.
+livenessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 5, timeoutSeconds: 5, failureThreshold: 3, terminationGracePeriodSeconds: 5}
 lifecycle: {preStop: {exec: {command: [/usr/local/bin/weir, csi, ready, --wait, "60"]}}}
 {{- end }}

@@ -95,6 +95,7 @@ impl Daemon {
                 },
                 properties: BTreeMap::new(),
                 server_pid: None,
+                taken_over_at: 0,
             },
             fuse,
             lock,

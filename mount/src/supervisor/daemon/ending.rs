@@ -56,6 +56,17 @@ impl Daemon {
         failed.map_or(Ok(()), Err)
     }
 
+    /// The other pod serves the mount, since all of this one was frozen: its processes end, and everything else is the other's.
+    pub(super) fn give_way(self) {
+        tracing::warn!(mountpoint = %self.state.request.mountpoint.display(), "this pod stood still, and the other one serves its mount");
+        if let Some(server) = &self.server {
+            server.kill();
+        }
+        if let Some(holder) = &self.holder {
+            holder.dismiss();
+        }
+    }
+
     /// The mount never became usable: takes it out of the tree again. Whoever has looked into it meanwhile, and waits
     /// for an answer that will not come, gets an error.
     pub(super) fn give_up(&mut self, error: MountError) {

@@ -11,6 +11,7 @@ use crate::mounting::{self, MountError, table};
 use crate::state::{FromServer, Outcome, ServerFailure};
 use crate::supervisor::holder::Holder;
 use crate::supervisor::peer;
+use crate::supervisor::running::Running;
 use crate::supervisor::server::Server;
 
 /// How far the kernel reads ahead, in bytes; it splits this into requests of 1 MiB, so that several are under way.
@@ -180,7 +181,12 @@ impl Daemon {
             }
         };
         match Holder::start(&self.state, server, &self.fuse, &self.lock, tell) {
-            Ok(holder) => self.holder = Some(holder),
+            Ok(mut holder) => {
+                if let Some(running) = &self.running {
+                    holder.show(running, false);
+                }
+                self.holder = Some(holder);
+            }
             Err(error) => {
                 tracing::warn!("the mount's third holder could not be started: {error}");
                 self.hold_at = Some(Instant::now() + LONGEST_PAUSE);
@@ -210,7 +216,12 @@ impl Daemon {
             Holder::elsewhere(line, &self.state, server, &self.fuse, &self.lock)
         });
         match asked {
-            Ok(peer) => self.peer = Some(peer),
+            Ok(mut peer) => {
+                if let Some(running) = &self.running {
+                    peer.show(running, true);
+                }
+                self.peer = Some(peer);
+            }
             Err(error) => {
                 tracing::debug!("the other pod does not hold the mount yet: {error}");
                 self.peer_at = Some(Instant::now() + PEER_PAUSE);
@@ -223,7 +234,11 @@ impl Daemon {
             return;
         };
         let before = peer.pid();
-        if !peer.listen() {
+        let lives = peer.listen();
+        if peer.serves() {
+            return; // it has nothing more to say
+        }
+        if !lives {
             tracing::warn!("the other pod does not hold the mount any more; it is asked again");
             self.peer = None;
             self.peer_at = Some(Instant::now() + PEER_PAUSE);
@@ -244,6 +259,26 @@ impl Daemon {
             self.hold_at = Some(Instant::now() + HOLDER_PAUSE);
         } else if holder.pid() != before {
             self.save();
+        }
+    }
+
+    /// In pods: lets the holders see that this process runs.
+    pub(super) fn be_seen(&mut self) {
+        if self.peer_socket.is_none() {
+            return;
+        }
+        self.running = Running::start()
+            .inspect_err(|error| {
+                tracing::warn!("no holder sees whether this process runs: {error}");
+            })
+            .ok();
+        let Some(running) = &self.running else {
+            return;
+        };
+        for (holder, elsewhere) in [(&mut self.holder, false), (&mut self.peer, true)] {
+            if let Some(holder) = holder {
+                holder.show(running, elsewhere);
+            }
         }
     }
 

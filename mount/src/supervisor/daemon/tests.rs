@@ -58,6 +58,7 @@ fn daemon(dir: &TempDir, ready: bool) -> (Daemon, OwnedFd) {
         },
         properties: [].into(),
         server_pid: None,
+        taken_over_at: 0,
     };
     let lock = std::fs::File::create(run.join("lock")).unwrap();
     let control = runtime::bind_control(&run).unwrap();
@@ -149,6 +150,26 @@ fn a_holder_that_is_stopped_is_killed_and_replaced_and_one_elsewhere_is_told_to_
     daemon.beat();
     assert!(daemon.holder.is_none() && daemon.hold_at.is_some());
     stopped.wait().unwrap(); // it was killed
+}
+
+#[test]
+fn a_supervisor_whose_pod_stood_still_leaves_the_mount_to_the_other_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut daemon, _kernel) = daemon(&dir, true);
+    let (server, _line, mut child) = server("sleep", true);
+    let ((peer, peer_line), (holder, holder_line)) =
+        (fdpass::pair().unwrap(), fdpass::pair().unwrap());
+    daemon.server = Some(server);
+    (daemon.peer, daemon.holder) = (Some(Holder::known(peer)), Some(Holder::known(holder)));
+    let says = serde_json::json!({"pid": 1, "serves": true});
+    fdpass::send(peer_line.as_fd(), &says, &[]).unwrap();
+    drop(peer_line); // it has a line to another supervisor
+    daemon.run(Audience::Nobody).unwrap();
+    child.wait().unwrap(); // the server was killed
+    let told = || fdpass::try_receive::<serde_json::Value>(holder_line.as_fd());
+    let told = std::iter::from_fn(|| Some(told().ok()??.0));
+    assert_eq!(told.last(), Some("Leave".into()));
+    assert!(dir.path().join("run").exists(), "it is the other pod's");
 }
 
 #[test]

@@ -28,6 +28,14 @@ pub(crate) const CASES: &[Case] = &[
         a_server_that_is_stopped_in_a_pod_is_replaced_soon,
     ),
     (
+        "a_pod_that_is_frozen_keeps_no_reader_waiting",
+        a_pod_that_is_frozen_keeps_no_reader_waiting,
+    ),
+    (
+        "a_pod_that_is_killed_while_it_is_frozen_fails_no_read",
+        a_pod_that_is_killed_while_it_is_frozen_fails_no_read,
+    ),
+    (
         "a_holder_without_descriptors_holds_mounts_when_it_has_some_again",
         a_holder_without_descriptors_holds_mounts_when_it_has_some_again,
     ),
@@ -45,6 +53,8 @@ pub(crate) const CASES: &[Case] = &[
 const LONGEST: Duration = Duration::from_secs(1);
 /// Longest read that a stopped server may cause: half a second until that is seen, on a busy machine.
 const WATCHDOG: Duration = Duration::from_secs(2);
+/// Longest read that a frozen pod may cause: 0.8 s until that is seen, on a busy machine.
+const FROZEN: Duration = Duration::from_secs(3);
 
 fn volumes_outlive_the_plugin_and_are_known_after_it() {
     let lab = Lab::new();
@@ -174,6 +184,64 @@ fn a_server_that_is_stopped_in_a_pod_is_replaced_soon() {
         "a read took {:?}",
         report.longest
     );
+    node.unpublish("a").unwrap();
+    node.is_clean();
+}
+
+/// Stops all processes of a pod, or has them go on.
+fn signal_all(first: &Process, signal: Signal) {
+    for pid in Node::pod(first) {
+        let _ = kill_process(pid, signal); // it may have ended
+    }
+}
+
+fn a_pod_that_is_frozen_keeps_no_reader_waiting() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let node = Node::start_in_pods(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    let readers = Readers::start(&node.target("a"), &files, 3);
+    node.wait_until_held_twice();
+    signal_all(node.plugin(), Signal::STOP);
+    readers.read_more(100);
+    // It goes on, and finds that the other one serves.
+    signal_all(node.plugin(), Signal::CONT);
+    wait_until("its server ends", SOON, || {
+        !Node::pod(node.plugin()).contains(&node.server())
+    });
+    node.wait_until_held_twice();
+    // Now it does not serve.
+    signal_all(node.plugin(), Signal::STOP);
+    readers.read_more(100);
+    signal_all(node.plugin(), Signal::CONT);
+    node.wait_until_held_twice();
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.longest < FROZEN, "a read took {:?}", report.longest);
+    node.unpublish("a").unwrap();
+    node.is_clean();
+}
+
+fn a_pod_that_is_killed_while_it_is_frozen_fails_no_read() {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let mut node = Node::start_in_pods(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    let readers = Readers::start(&node.target("a"), &files, 3);
+    node.wait_until_held_twice();
+    signal_all(node.plugin(), Signal::STOP);
+    readers.read_more(100);
+    // As kubelet does it in the end.
+    node.kill_plugin();
+    readers.read_more(100);
+    node.start_plugin();
+    node.wait_until_held_twice();
+    readers.read_more(100);
+    let report = readers.finish();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.longest < FROZEN, "a read took {:?}", report.longest);
     node.unpublish("a").unwrap();
     node.is_clean();
 }
