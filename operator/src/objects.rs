@@ -27,8 +27,8 @@ pub use dataset::{Dataset, DatasetStatus, KubernetesSpec, Phase};
 pub(crate) use dataset::{Refreshed, StoredSecret};
 pub(crate) use finalizers::{hold, let_go};
 pub(crate) use pool::{
-    Autoscaling, Leaving, LeavingReason, PoolToleration, Scaling, ScheduledSize, SsdTier, Tiers,
-    Trend, UpdateStrategy,
+    Autoscaling, Leaving, LeavingReason, PoolToleration, Scaling, ScheduledSize, SsdTier, Trend,
+    UpdateStrategy,
 };
 pub use pool::{CachePool, CachePoolSpec, CachePoolStatus, PoolPhase};
 pub use warmup::{Warmup, WarmupPhase, WarmupSpec, WarmupStatus};

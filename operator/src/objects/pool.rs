@@ -121,7 +121,7 @@ pub struct Tiers {
     /// Size of the tier in memory, such as `4GiB`; what `weir worker` takes of the node's, without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<String>,
-    /// Directories of the nodes' disks.
+    /// Directories of the nodes' disks; without any, a fifth of what is free where the installation's workers are, and 100 GiB at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub ssd: Vec<SsdTier>,

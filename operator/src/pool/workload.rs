@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::MAIN_POOL;
 use crate::objects::{
     CachePool, CachePoolSpec, GROUP_LABEL_ANNOTATION, MANAGED_BY, MANAGED_LABEL, POOL_ANNOTATION,
-    POOL_LABEL, Tiers, UpdateStrategy, WEIGHT_ANNOTATION, ZONE_LABEL_ANNOTATION,
+    POOL_LABEL, UpdateStrategy, WEIGHT_ANNOTATION, ZONE_LABEL_ANNOTATION,
 };
 
 /// The container of the template that is the worker.
@@ -180,12 +180,12 @@ fn pod(pool: &CachePool, template: &Value) -> Result<Value, String> {
     Ok(template)
 }
 
-/// The largest cache that a worker may claim to have, as its sizes with `+` between them; none if that follows from its node.
+/// The largest cache that a worker may claim to have: that of its disks, as their sizes with `+` between them. None if it follows from
+/// the free space of its node.
 fn max_weight(spec: &CachePoolSpec) -> Option<String> {
-    let Tiers { memory, ssd } = &spec.tiers;
-    let sizes = ssd.iter().map(|tier| tier.size.as_str());
-    let sizes: Vec<&str> = sizes.chain(memory.as_deref()).collect();
-    (memory.is_some() && !ssd.is_empty()).then(|| sizes.join("+"))
+    let sizes = spec.tiers.ssd.iter().map(|tier| tier.size.as_str());
+    let sizes: Vec<&str> = sizes.collect();
+    (!sizes.is_empty()).then(|| sizes.join("+"))
 }
 
 /// What tells whoever makes a worker's certificate what it may claim.
@@ -309,7 +309,7 @@ mod tests {
             "topology.kubernetes.io/zone"
         );
         assert_eq!(annotations[GROUP_LABEL_ANNOTATION], "rack");
-        assert_eq!(annotations[WEIGHT_ANNOTATION], "10GiB+1TiB+2GiB");
+        assert_eq!(annotations[WEIGHT_ANNOTATION], "10GiB+1TiB");
         assert_eq!(
             annotations["prometheus.io/port"], "7452",
             "what was there stays"

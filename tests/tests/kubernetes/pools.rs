@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use weir_tests::wait_until;
+use weir_tests::{BUCKET, wait_until};
 
 use crate::Case;
-use crate::kubernetes::installation::{Installation, NAMESPACE, NODES};
+use crate::kubernetes::installation::{Installation, NAMESPACE, NODES, endpoint};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -17,7 +17,10 @@ pub(crate) const CASES: &[Case] = &[
         "the_worker_of_a_cordoned_node_is_drained",
         the_worker_of_a_cordoned_node_is_drained,
     ),
-    ("no_node_has_two_workers", no_node_has_two_workers),
+    (
+        "pools_share_nodes_and_are_emptied_before_they_shrink",
+        pools_share_nodes_and_are_emptied_before_they_shrink,
+    ),
 ];
 
 const SOON: Duration = Duration::from_mins(1);
@@ -59,30 +62,76 @@ fn the_worker_of_a_cordoned_node_is_drained(weir: &Installation) {
     });
 }
 
-/// All nodes have one of the chart's, so the worker of another pool waits, and its pool says so.
-fn no_node_has_two_workers(weir: &Installation) {
-    let pool = "apiVersion: weir.io/v1alpha1
+/// A second pool waits for a node without a worker, gets the one that the first gives up, and is emptied before it goes.
+fn pools_share_nodes_and_are_emptied_before_they_shrink(weir: &Installation) {
+    let cluster = &weir.cluster;
+    let patch = |nodes: &str| {
+        let spec = format!("{{\"spec\": {{\"nodeSelector\": {nodes}}}}}");
+        let args = ["patch", "cachepool", "default", "--type=merge", "-p", &spec];
+        cluster.kubectl(&args).ok();
+    };
+    cluster.apply(
+        "apiVersion: weir.io/v1alpha1
 kind: CachePool
 metadata: {name: second}
 spec:
   replicas: 1
-  tiers: {memory: 16MiB, ssd: [{size: 64MiB}]}
-";
-    weir.cluster.apply(pool);
-    let condition = || {
-        let pool = weir.cluster.get(&["cachepool", "second"]);
+  nodeSelector: {kubernetes.io/hostname: node-2}
+  tiers: {memory: 32MiB, ssd: [{size: 256MiB}]}
+  resources: {requests: {cpu: 50m, memory: 128Mi}}
+",
+    );
+    let reason = |type_: &str| {
+        let pool = cluster.get(&["cachepool", "second"]);
         let conditions = pool["status"]["conditions"].as_array().cloned();
         let mut conditions = conditions.into_iter().flatten();
-        let fits = conditions.find(|condition| condition["type"] == "NodesFit");
-        fits.map(|fits| fits["reason"].clone()).unwrap_or_default()
+        let found = conditions.find(|condition| condition["type"] == type_);
+        found.map_or(Value::Null, |found| found["reason"].clone())
     };
     wait_until("no node has two workers", SOON, || {
-        condition() == "Unschedulable"
+        reason("NodesFit") == "Unschedulable"
+    });
+    patch("{\"kubernetes.io/hostname\": \"node-1\"}");
+    wait_until("the second pool has a worker", SOON, || {
+        reason("Ready") == "Ready"
+    });
+    let url = format!("s3://{BUCKET}/");
+    let endpoint = endpoint();
+    let create = ["dataset", "create", "default/pooled", &url];
+    let from = [
+        "--endpoint",
+        &endpoint,
+        "--anonymous",
+        "--spread",
+        "cluster",
+    ];
+    weir.weir(&[&create[..], &from].concat()).ok();
+    weir.weir(&["warm", "default/pooled", "--wait"]).ok();
+    let cached = |node: &str| {
+        let at = ["dataset", "where", "default/pooled", "-o", "json"];
+        let at: Value = serde_json::from_str(&weir.weir(&at).ok()).unwrap();
+        let nodes = at["nodes"].as_array().cloned().unwrap_or_default();
+        let found = nodes.iter().find(|found| found["name"] == node);
+        found.map_or(0, |found| found["cached_bytes"].as_u64().unwrap())
+    };
+    let all: u64 = weir.files.values().map(|file| file.len() as u64).sum();
+    wait_until("everything is cached", SOON, || {
+        cached("node-1") + cached("node-2") >= all
+    });
+    let scale = ["scale", "cachepool", "second", "--replicas=0"];
+    cluster.kubectl(&scale).ok();
+    wait_until("the other pool has all of it", SOON, || {
+        cached("node-1") >= all && standing(weir, "node-2") == "none"
     });
     let delete = ["delete", "cachepool", "second", "--timeout=60s"];
-    weir.cluster.kubectl(&delete).ok();
+    cluster.kubectl(&delete).ok();
     let set = ["-n", NAMESPACE, "get", "statefulset", "weir-worker-second"];
     wait_until("its workers are gone with it", SOON, || {
-        weir.cluster.kubectl(&set).code != 0
+        cluster.kubectl(&set).code != 0
     });
+    patch("null");
+    wait_until("the first pool has both nodes again", SOON, || {
+        standing(weir, "node-2") == "active"
+    });
+    weir.weir(&["dataset", "delete", "default/pooled"]).ok();
 }
