@@ -8,6 +8,7 @@ mod access;
 mod document;
 mod filter;
 mod patience;
+mod refresh;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +19,7 @@ pub use access::{Access, MAX_NAMESPACES};
 pub use document::{ApiVersion, DatasetDocument, Kind, Metadata};
 pub use filter::{MAX_GLOBS, SourceFilter};
 pub use patience::Patience;
+pub use refresh::{Interval, Refresh};
 
 pub use crate::suggest::{did_you_mean, nearest};
 
@@ -83,6 +85,9 @@ pub struct DatasetSpec {
     /// Who may use it beside its own namespace: nobody, if nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
+    /// When its sources are listed again by themselves: never, if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh: Option<Refresh>,
 }
 
 /// One place that data comes from.

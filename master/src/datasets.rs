@@ -6,6 +6,7 @@
 mod apply;
 mod listing;
 mod placing;
+mod refreshing;
 mod spec;
 mod turn;
 mod versions;
@@ -569,7 +570,7 @@ mod tests {
     use super::*;
     use crate::store::RocksStore;
 
-    fn datasets(dir: &tempfile::TempDir) -> Datasets {
+    pub(super) fn datasets(dir: &tempfile::TempDir) -> Datasets {
         let store = RocksStore::open(&dir.path().join("store")).unwrap();
         let config = MasterConfig {
             dir: dir.path().to_owned(),

@@ -121,6 +121,7 @@ impl Master {
         }
         master.watch_members();
         master.place_datasets();
+        master.datasets.keep_fresh();
         Ok(master)
     }
 

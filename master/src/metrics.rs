@@ -54,6 +54,11 @@ struct JobLabels {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefreshLabels {
+    result: &'static str,
+}
+
 /// All metrics of one master.
 #[derive(Debug, Default)]
 pub struct MasterMetrics {
@@ -67,6 +72,7 @@ pub struct MasterMetrics {
     pub(crate) heartbeats: Counter,
     jobs: Family<JobLabels, Counter>,
     listing: Option<Histogram>,
+    refreshes: Family<RefreshLabels, Counter>,
 }
 
 impl MasterMetrics {
@@ -85,6 +91,10 @@ impl MasterMetrics {
                     .get_or_create(&JobLabels { kind, result })
                     .inc_by(0);
             }
+        }
+        for result in ["changed", "unchanged", "failed"] {
+            let labels = RefreshLabels { result };
+            metrics.refreshes.get_or_create(&labels).inc_by(0);
         }
         let r = registry.sub_registry_with_prefix("weir_master");
         r.register("datasets", "Datasets", metrics.datasets.clone());
@@ -131,7 +141,19 @@ impl MasterMetrics {
             Unit::Seconds,
             listing,
         );
+        r.register(
+            "refreshes",
+            "Listings of datasets that are listed again by themselves, by result",
+            metrics.refreshes.clone(),
+        );
         Arc::new(metrics)
+    }
+
+    /// A dataset was listed again by itself.
+    pub(crate) fn refreshed(&self, result: &'static str) {
+        self.refreshes
+            .get_or_create(&RefreshLabels { result })
+            .inc();
     }
 
     /// Shows the newest snapshot of a dataset.

@@ -103,6 +103,7 @@ impl Datasets {
             }
             wanted.spec.placement.clone_from(&before.placement);
             wanted.spec.access.clone_from(&before.access);
+            wanted.spec.refresh = before.refresh;
         }
         if before == wanted.spec {
             return Ok(dataset);
