@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use weir_core::{DatasetName, SnapshotId};
@@ -12,10 +13,13 @@ use weir_trust::{Dial, Role, TrustError};
 
 use crate::access::shown;
 use crate::error::{CsiError, said};
+use crate::volume::Pod;
 
 /// Longest wait for the connection to the master, and for its answer.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest wait for a snapshot of a pod's job; the master itself waits two seconds for who knows jobs.
+const CHOICE_DEADLINE: Duration = Duration::from_secs(4);
 
 /// What is known of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +57,10 @@ impl Known {
 pub trait Catalog: Send + Sync + 'static {
     /// What is known of a dataset that can be mounted.
     async fn look_up(&self, dataset: &DatasetName) -> Result<Known, CsiError>;
+    /// The snapshot that a pod sees which names none: all pods of one job the same; the newest if that cannot be told.
+    async fn choose(&self, dataset: &DatasetName, pod: &Pod) -> Option<u64>;
+    /// Takes note that this node has a dataset mounted no more. If that is not told, it is found out after some minutes.
+    async fn ended(&self, dataset: &DatasetName);
 }
 
 /// The master of a cluster.
@@ -60,20 +68,22 @@ pub trait Catalog: Send + Sync + 'static {
 pub struct MasterCatalog {
     client: MasterClient<Channel>,
     address: String,
+    node: String,
 }
 
 impl MasterCatalog {
-    /// The master at `HOST:PORT`, which is connected to at the first question.
+    /// The master at `HOST:PORT`, which is connected to at the first question. `node` is this one, as its mounts name it.
     ///
     /// # Errors
     /// When that is no address.
-    pub fn new(address: &str, dial: &Dial) -> Result<Self, TrustError> {
+    pub fn new(address: &str, dial: &Dial, node: &str) -> Result<Self, TrustError> {
         /// Longest answer: a dataset with many snapshots and sources.
         const MAX_MESSAGE: usize = 16 << 20;
         let channel = dial.channel(address, Role::Master, CONNECT_DEADLINE)?;
         Ok(Self {
             client: MasterClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
             address: address.to_owned(),
+            node: node.to_owned(),
         })
     }
 
@@ -140,6 +150,50 @@ impl Catalog for MasterCatalog {
             versions,
             granted: granted(&found.spec),
         })
+    }
+
+    async fn choose(&self, dataset: &DatasetName, pod: &Pod) -> Option<u64> {
+        let mut asked = tonic::Request::new(v1::ChooseSnapshotRequest {
+            dataset: dataset.to_string(),
+            job: String::new(),
+            pod: Some(v1::Pod {
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
+                uid: pod.uid.clone(),
+            }),
+        });
+        asked.set_timeout(CHOICE_DEADLINE);
+        let mut client = self.client.clone();
+        // Also a master that is frozen holds no pod longer.
+        let chosen = timeout(CHOICE_DEADLINE, client.choose_snapshot(asked)).await;
+        match chosen.unwrap_or_else(|_| Err(Status::deadline_exceeded("it does not answer"))) {
+            Ok(chosen) => {
+                let chosen = chosen.into_inner();
+                if chosen.job_unknown {
+                    tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %dataset, "no operator says of which job a pod is: it sees the newest snapshot, whatever others of its job see");
+                }
+                Some(chosen.version)
+            }
+            Err(status) => {
+                if status.code() != Code::Unimplemented {
+                    tracing::warn!(pod = %pod.name, namespace = %pod.namespace, %dataset, "the master does not choose a snapshot, and the newest is shown: {}", said(status.message()));
+                }
+                None
+            }
+        }
+    }
+
+    async fn ended(&self, dataset: &DatasetName) {
+        let mut ended = tonic::Request::new(v1::EndMountRequest {
+            dataset: dataset.to_string(),
+            node: self.node.clone(),
+        });
+        ended.set_timeout(CONNECT_DEADLINE);
+        let mut client = self.client.clone();
+        let told = timeout(CONNECT_DEADLINE, client.end_mount(ended)).await;
+        if let Ok(Err(status)) = told {
+            tracing::debug!(%dataset, "the master was not told that a mount has ended: {}", said(status.message()));
+        }
     }
 }
 

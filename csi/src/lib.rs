@@ -29,7 +29,7 @@ pub use error::CsiError;
 pub use metrics::CsiMetrics;
 pub use server::{ServerConfig, serve};
 pub use target::{KubeletDir, Target};
-pub use volume::{Shown, Volume};
+pub use volume::{Pod, Shown, Volume};
 pub use volumes::{Condition, Volumes};
 
 /// The driver's name in Kubernetes.

@@ -33,8 +33,19 @@ pub struct Volume {
     pub version: Option<u64>,
     /// The directory in it that becomes the volume, without a slash at either end; empty for all.
     pub path: String,
-    /// The namespace of the pod.
+    /// The pod.
+    pub pod: Pod,
+}
+
+/// The pod that a volume is for, as kubelet tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace.
     pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What no other pod has, not even one of the same name.
+    pub uid: String,
 }
 
 /// What is mounted somewhere, as the kernel's table of mounts tells.
@@ -123,7 +134,15 @@ impl Volume {
             dataset: named.dataset,
             version,
             path: inside(of("path").unwrap_or_default())?,
-            namespace: namespace.to_owned(),
+            pod: Pod {
+                namespace: namespace.to_owned(),
+                name: of("csi.storage.k8s.io/pod.name")
+                    .unwrap_or_default()
+                    .to_owned(),
+                uid: of("csi.storage.k8s.io/pod.uid")
+                    .unwrap_or_default()
+                    .to_owned(),
+            },
         })
     }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use weir_core::SnapshotId;
+use weir_core::{DatasetName, SnapshotId};
 use weir_mount::FS_TYPE;
 use weir_mount::table::Entry;
 
@@ -267,12 +267,21 @@ impl Volumes {
 
     /// The snapshot that a new volume shows, if its pod may see it.
     async fn choose(&self, volume: &Volume) -> Result<SnapshotId, CsiError> {
-        let dataset = &volume.dataset;
-        let refused = access::check(&volume.namespace, dataset, &[]).err();
+        let (dataset, namespace) = (&volume.dataset, &volume.pod.namespace);
+        let refused = access::check(namespace, dataset, &[]).err();
         let error = match self.catalog.look_up(dataset).await {
             Ok(known) => {
-                access::check(&volume.namespace, dataset, &known.granted)?;
-                return known.snapshot(dataset, volume.version);
+                access::check(namespace, dataset, &known.granted)?;
+                let chosen = match volume.version {
+                    Some(_) => None,
+                    None => self.catalog.choose(dataset, &volume.pod).await,
+                };
+                let chosen = chosen.map(|version| SnapshotId {
+                    dataset: dataset.clone(),
+                    version,
+                });
+                // It may be newer than what was known a moment ago.
+                return chosen.map_or_else(|| known.snapshot(dataset, volume.version), Ok);
             }
             Err(error) => error,
         };
@@ -337,7 +346,8 @@ impl Volumes {
         let ended = async {
             let _turn = self.turn(&self.sources, dir).await?;
             let table = self.table()?;
-            let users = match table.at(dir) {
+            let entry = table.at(dir);
+            let users = match entry {
                 Some(entry) if entry.fs_type != FS_TYPE => 1,
                 Some(entry) => self.users(&table, &entry.device),
                 None => 0,
@@ -345,10 +355,24 @@ impl Volumes {
             if users == 0 {
                 self.system.end(dir).await?;
             }
-            self.count(&self.table()?);
-            Ok::<_, CsiError>(())
+            let now = self.table()?;
+            self.count(&now);
+            let dataset = entry.and_then(shown).map(|shown| shown.snapshot.dataset);
+            let is_last = |dataset: &DatasetName| {
+                let mut left = self.sources(&now).filter_map(shown);
+                users == 0 && left.all(|shown| shown.snapshot.dataset != *dataset)
+            };
+            Ok::<_, CsiError>(dataset.filter(is_last))
         };
-        if let Err(error) = ended.await {
+        let ended = match ended.await {
+            Ok(Some(dataset)) => {
+                self.catalog.ended(&dataset).await;
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
             tracing::warn!(mount = %dir.display(), "a mount that no volume shows could not be ended: {error}");
         }
     }

@@ -4,6 +4,7 @@
 //! clients keep manifests under it.
 
 mod apply;
+mod held;
 mod listing;
 mod placing;
 mod refreshing;
@@ -30,10 +31,13 @@ use crate::metrics::{DatasetLabel, MasterMetrics};
 use crate::readers::ReaderTable;
 use crate::records::{Records, decode, now_ns};
 use crate::store::Change;
+use held::HeldSnapshots;
 use listing::Found;
 use turn::{Listing, MAX_LONG, Turn};
 
 const DATASET_KEY: &str = "dataset/";
+/// Snapshots of a dataset that are kept beyond those that are kept anyway, since a job sees them.
+const MAX_HELD: usize = 64;
 /// Most datasets of one master.
 const MAX_DATASETS: usize = 10_000;
 
@@ -58,6 +62,8 @@ pub(crate) struct Datasets {
     /// Those of which a domain is away.
     away: placing::Away,
     readers: ReaderTable,
+    /// Which snapshots jobs see.
+    pub(crate) held: HeldSnapshots,
     /// Grows with each change of `known`, also from one master to the next.
     version: AtomicU64,
     /// One listing of a dataset at a time.
@@ -112,6 +118,7 @@ impl Datasets {
         }
         metrics.datasets.set(known.len() as i64);
         Ok(Self {
+            held: HeldSnapshots::load(records.clone())?,
             records,
             manifests: Arc::new(Manifests::new(&config.dir)),
             metrics,
@@ -160,6 +167,24 @@ impl Datasets {
             bytes: newest.bytes,
             placement: dataset.placement.clone(),
         })
+    }
+
+    /// The snapshot of a dataset that the pods of a job see; any other pod sees the newest.
+    pub(crate) async fn choose_snapshot(
+        &self,
+        name: &DatasetName,
+        job: Option<&str>,
+    ) -> Result<u64, MasterError> {
+        let newest = self.newest_of(name)?.snapshot.version;
+        let Some(job) = job else {
+            return Ok(newest);
+        };
+        let is_there = |version| {
+            let known = self.known.lock();
+            let snapshots = known.get(name).map(|dataset| &dataset.snapshots);
+            snapshots.is_some_and(|all| all.iter().any(|one| one.version == version))
+        };
+        self.held.choose(job, name, newest, is_there).await
     }
 
     /// What a worker must know that knows this version.
@@ -303,6 +328,7 @@ impl Datasets {
         }
         drop(saving);
         self.changed();
+        self.held.forget(&name).await?;
         self.metrics.forget(name.as_str());
         let manifests = self.manifests.clone();
         tokio::task::spawn_blocking(move || manifests.remove_all(&name)).await?;
@@ -444,15 +470,7 @@ impl Datasets {
         };
         self.metrics.show_snapshot(name.as_str(), &snapshot);
         dataset.snapshots.push(snapshot);
-        let too_many = dataset
-            .snapshots
-            .len()
-            .saturating_sub(self.max_snapshots.max(1));
-        let old: Vec<u64> = dataset
-            .snapshots
-            .drain(..too_many)
-            .map(|snapshot| snapshot.version)
-            .collect();
+        let old = self.take_old(name, &mut dataset.snapshots);
         self.save(name, &mut dataset, Some(summary.snapshot.version))
             .await?;
         let (manifests, name) = (self.manifests.clone(), name.clone());
@@ -466,6 +484,29 @@ impl Datasets {
         })
         .await?;
         Ok(dataset)
+    }
+
+    /// Takes the oldest of too many snapshots, but for some that jobs see. Gives their numbers.
+    fn take_old(&self, name: &DatasetName, snapshots: &mut Vec<v1::Snapshot>) -> Vec<u64> {
+        let most = self.max_snapshots.max(1);
+        let mut too_many = snapshots.len().saturating_sub(most);
+        let mut old = Vec::new();
+        let must_go = snapshots.len().saturating_sub(most + MAX_HELD);
+        snapshots.retain(|snapshot| {
+            let version = snapshot.version;
+            let id = SnapshotId {
+                dataset: name.clone(),
+                version,
+            };
+            let goes = too_many > 0 && (old.len() < must_go || !self.held.is_held(&id));
+            // The newest ones stay in any case: as many were passed by as may be too many.
+            if goes {
+                old.push(version);
+            }
+            too_many = too_many.saturating_sub(1);
+            !goes
+        });
+        old
     }
 
     /// Stores a dataset, placed in the cluster as that is now.
@@ -608,6 +649,38 @@ mod tests {
             ended.store(true, Ordering::Relaxed);
             assert_eq!(left, 0);
         });
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_a_job_sees_is_kept_with_many_others_of_its_kind_at_most() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut datasets = datasets(&dir);
+        datasets.max_snapshots = 3;
+        let name: DatasetName = "set".parse().unwrap();
+        for (job, version) in [("a", 2), ("b", 4)] {
+            let held = datasets.held.choose(job, &name, version, |_| true).await;
+            assert_eq!(held.unwrap(), version);
+        }
+        let of = |versions: std::ops::RangeInclusive<u64>| -> Vec<v1::Snapshot> {
+            let of = |version| v1::Snapshot {
+                version,
+                ..v1::Snapshot::default()
+            };
+            versions.map(of).collect()
+        };
+        let mut snapshots = of(1..=6);
+        assert_eq!(datasets.take_old(&name, &mut snapshots), [1, 3]);
+        let left: Vec<u64> = snapshots.iter().map(|one| one.version).collect();
+        assert_eq!(left, [2, 4, 5, 6]);
+        assert!(datasets.take_old(&name, &mut of(1..=3)).is_empty());
+        for version in 1..=100 {
+            let job = format!("job-{version}");
+            let held = datasets.held.choose(&job, &name, version, |_| true);
+            held.await.unwrap();
+        }
+        let mut snapshots = of(1..=100);
+        assert_eq!(datasets.take_old(&name, &mut snapshots).len(), 33);
+        assert_eq!(snapshots.len(), 3 + MAX_HELD);
     }
 
     #[tokio::test]

@@ -24,7 +24,9 @@ use crate::jobs::{self, Jobs};
 use crate::located::{Located, copies};
 use crate::members::{Member, Members};
 use crate::metrics::MasterMetrics;
+use crate::mounted::Mounted;
 use crate::placements::of_message;
+use crate::pods::Pods;
 use crate::records::Records;
 use crate::store::{MetaStore, RocksStore, StoreError};
 use crate::work::Work;
@@ -44,6 +46,10 @@ pub struct Master {
     pub(crate) credentials_for_mounts: bool,
     pub(crate) doubtful: Mutex<DoubtfulObjects>,
     pub(crate) located: Arc<Located>,
+    /// Of which jobs pods are.
+    pub(crate) pods: Pods,
+    /// Where datasets are mounted.
+    pub(crate) mounted: Mounted,
     /// How workers are called.
     dial: Dial,
     /// How callers are known.
@@ -110,6 +116,8 @@ impl Master {
             jobs: Arc::new(jobs),
             doubtful: Mutex::default(),
             located: Arc::default(),
+            pods: Pods::default(),
+            mounted: Mounted::new(),
             dial: config.dial,
             callers: config.callers,
             refusals: Refusals::default(),

@@ -9,6 +9,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use weir_core::placement::MAX_WORKERS;
+use weir_core::{DatasetName, NodeName};
 use weir_origin::OriginError;
 use weir_proto::v1;
 use weir_proto::v1::master_server::{Master as MasterApi, MasterServer};
@@ -56,6 +57,11 @@ const RULES: Rules = &[
     ("SetCredential", &[Role::Admin]),
     ("ListCredentials", &[Role::Admin]),
     ("DeleteCredential", &[Role::Admin]),
+    ("ChooseSnapshot", &[Role::Mount, Role::Admin]),
+    ("ExchangePods", &[Role::Admin]),
+    ("ReviewJobs", &[Role::Admin]),
+    ("ListMounts", &[Role::Admin]),
+    ("EndMount", &[Role::Mount, Role::Admin]),
     ("FetchCredential", &[Role::Worker, Role::Mount, Role::Admin]),
 ];
 
@@ -74,6 +80,13 @@ pub fn serve(
     let guarded = Guarded::new(of_size(MAX_MESSAGE), RULES)
         .with_large(of_size(MAX_INVENTORY), WITH_INVENTORIES);
     weir_trust::serve(Routes::new(guarded), incoming, stop)
+}
+
+/// The node that a caller speaks for; none if it is none, or another one than that of its certificate.
+fn spoken_for(caller: &Caller, node: &str) -> Option<NodeName> {
+    let node: NodeName = node.parse().ok()?;
+    let own = caller.peer().and_then(|peer| peer.subject.node.as_ref());
+    own.is_none_or(|own| *own == node).then_some(node)
 }
 
 /// Longest name, and longest error, that a line of the log repeats, in characters.
@@ -309,8 +322,14 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::GetClusterMapRequest>,
     ) -> Result<Response<v1::GetClusterMapReply>, Status> {
+        let caller = Caller::of(&request)?.clone();
         let request = request.into_inner();
         self.master.datasets.note_reader(&request);
+        if self.master.datasets.contains(&request.dataset)
+            && let Some(node) = spoken_for(&caller, &request.node)
+        {
+            self.master.mounted.note(&request.dataset, node);
+        }
         let (map_version, map) = self.master.map_unless(request.known_map);
         let mut reply = v1::GetClusterMapReply {
             map,
@@ -427,6 +446,84 @@ impl MasterApi for Service {
             Ok(v1::DeleteCredentialReply {})
         })
         .await
+    }
+
+    async fn choose_snapshot(
+        &self,
+        request: Request<v1::ChooseSnapshotRequest>,
+    ) -> Result<Response<v1::ChooseSnapshotReply>, Status> {
+        let is_admin = Caller::of(&request)?.is_one_of(&[Role::Admin]);
+        let request = request.into_inner();
+        let name: DatasetName = request.dataset.parse().map_err(MasterError::from)?;
+        self.master.datasets.newest_of(&name)?;
+        let known = match (request.job, request.pod) {
+            (job, _) if !job.is_empty() && is_admin => Some(job),
+            (job, None) if job.is_empty() => Some(job),
+            (job, Some(pod)) if job.is_empty() => self.master.pods.job_of(&pod).await,
+            _ => {
+                return Err(Status::permission_denied(
+                    "only an admin may name a job; name the pod",
+                ));
+            }
+        };
+        self.run(&self.calls, |master| async move {
+            let job = known.as_deref().filter(|job| !job.is_empty());
+            let version = master.datasets.choose_snapshot(&name, job).await?;
+            Ok(v1::ChooseSnapshotReply {
+                version,
+                job_unknown: known.is_none(),
+            })
+        })
+        .await
+    }
+
+    async fn exchange_pods(
+        &self,
+        request: Request<v1::ExchangePodsRequest>,
+    ) -> Result<Response<v1::ExchangePodsReply>, Status> {
+        let asked = self.master.pods.exchange(request.into_inner().known).await;
+        Ok(Response::new(v1::ExchangePodsReply { asked }))
+    }
+
+    async fn review_jobs(
+        &self,
+        request: Request<v1::ReviewJobsRequest>,
+    ) -> Result<Response<v1::ReviewJobsReply>, Status> {
+        let request = request.into_inner();
+        self.run(&self.calls, |master| async move {
+            let asked = master.datasets.held.review(request).await?;
+            Ok(v1::ReviewJobsReply { asked })
+        })
+        .await
+    }
+
+    async fn list_mounts(
+        &self,
+        request: Request<v1::ListMountsRequest>,
+    ) -> Result<Response<v1::ListMountsReply>, Status> {
+        let name = request.into_inner().dataset.parse::<DatasetName>();
+        let name = name.map_err(MasterError::from)?;
+        let nodes = self.master.mounted.of(name.as_str());
+        Ok(Response::new(v1::ListMountsReply {
+            may_lack: nodes.is_none(),
+            nodes: nodes.unwrap_or_default(),
+        }))
+    }
+
+    async fn end_mount(
+        &self,
+        request: Request<v1::EndMountRequest>,
+    ) -> Result<Response<v1::EndMountReply>, Status> {
+        let caller = Caller::of(&request)?.clone();
+        let request = request.into_inner();
+        let Some(node) = spoken_for(&caller, &request.node) else {
+            return Err(Status::permission_denied(format!(
+                "{caller} may not speak for node {:?}",
+                request.node
+            )));
+        };
+        self.master.mounted.end(&request.dataset, &node);
+        Ok(Response::new(v1::EndMountReply {}))
     }
 
     async fn fetch_credential(

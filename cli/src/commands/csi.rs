@@ -79,7 +79,7 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
         .unwrap_or_else(|| args.kubelet_dir.join("plugins").join(DRIVER).join("mounts"));
     let volumes = Volumes::new(
         Arc::new(system),
-        Arc::new(MasterCatalog::new(&master, &trust.dial())?),
+        Arc::new(MasterCatalog::new(&master, &trust.dial(), node.as_str())?),
         KubeletDir::new(&args.kubelet_dir)?,
         &mounts,
         metrics.clone(),

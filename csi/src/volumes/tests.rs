@@ -5,6 +5,7 @@ use weir_core::DatasetName;
 
 use super::*;
 use crate::catalog::Known;
+use crate::volume::Pod;
 
 /// A table of mounts, and what can go wrong with them.
 #[derive(Default)]
@@ -133,6 +134,11 @@ impl System for Fake {
 struct FakeCatalog {
     is_down: Mutex<bool>,
     newest: Mutex<u64>,
+    /// What the pods of a job see whose name begins with the job's; while nobody knows jobs, nothing is said.
+    held: Mutex<BTreeMap<String, u64>>,
+    knows_no_jobs: Mutex<bool>,
+    /// Datasets that are mounted no more.
+    ended: Mutex<Vec<String>>,
 }
 
 #[async_trait::async_trait]
@@ -151,6 +157,22 @@ impl Catalog for FakeCatalog {
             versions: (1..=newest).collect(),
             granted: granted.iter().map(|name| (*name).to_owned()).collect(),
         })
+    }
+
+    async fn choose(&self, _: &DatasetName, pod: &Pod) -> Option<u64> {
+        if *self.knows_no_jobs.lock() {
+            return None;
+        }
+        let newest = (*self.newest.lock()).max(3);
+        let Some((job, _)) = pod.name.split_once('/') else {
+            return Some(newest);
+        };
+        let mut held = self.held.lock();
+        Some(*held.entry(job.to_owned()).or_insert(newest))
+    }
+
+    async fn ended(&self, dataset: &DatasetName) {
+        self.ended.lock().push(dataset.to_string());
     }
 }
 
@@ -220,7 +242,15 @@ fn volume(dataset: &str, version: Option<u64>, path: &str) -> Volume {
         dataset: dataset.parse().unwrap(),
         version,
         path: path.to_owned(),
-        namespace: "team-a".to_owned(),
+        pod: pod("team-a", "alone"),
+    }
+}
+
+fn pod(namespace: &str, name: &str) -> Pod {
+    Pod {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: format!("uid-of-{name}"),
     }
 }
 
@@ -244,8 +274,44 @@ async fn pods_with_one_snapshot_share_its_mount_and_the_last_one_ends_it() {
     world.unpublish("a").await.unwrap();
     world.unpublish("c").await.unwrap();
     assert_eq!(world.mounts(), 1, "one volume still shows snapshot 3");
+    assert!(world.catalog.ended.lock().is_empty());
     world.unpublish("b").await.unwrap();
+    assert_eq!(*world.catalog.ended.lock(), ["team-a/x"]);
     assert!(world.is_clean());
+}
+
+#[tokio::test]
+async fn all_pods_of_a_job_see_one_snapshot_though_the_dataset_is_listed_again() {
+    let world = World::new();
+    let of = |name: &str| Volume {
+        pod: pod("team-a", name),
+        ..x()
+    };
+    let shows = |name: &str| {
+        let table = Table(world.system.table().unwrap());
+        let entry = table.at(&world.target(name).path()).unwrap();
+        shown(entry).unwrap().snapshot.version
+    };
+    world.publish(&of("job/0"), "a").await.unwrap();
+    *world.catalog.newest.lock() = 4;
+    world.publish(&of("job/1"), "b").await.unwrap();
+    world.publish(&of("next/0"), "c").await.unwrap();
+    world.publish(&of("alone"), "d").await.unwrap();
+    let seen = ["a", "b", "c", "d"].map(shows);
+    assert_eq!(seen, [3, 3, 4, 4]);
+    assert_eq!(world.mounts(), 2, "one for each snapshot");
+    // Whatever nobody can tell, a pod starts.
+    *world.catalog.knows_no_jobs.lock() = true;
+    world.publish(&of("job/2"), "e").await.unwrap();
+    assert_eq!(shows("e"), 4);
+    // A number in the volume comes first.
+    *world.catalog.knows_no_jobs.lock() = false;
+    let numbered = Volume {
+        version: Some(2),
+        ..of("job/3")
+    };
+    world.publish(&numbered, "f").await.unwrap();
+    assert_eq!(shows("f"), 2);
 }
 
 #[tokio::test]
@@ -303,7 +369,7 @@ async fn calls_at_once_make_one_mount_and_one_bind() {
 async fn a_pod_of_another_namespace_is_refused_whether_the_dataset_exists_or_not() {
     let world = World::new();
     let of = |dataset: &str| Volume {
-        namespace: "team-b".to_owned(),
+        pod: pod("team-b", "p"),
         ..volume(dataset, None, "")
     };
     let refused = world.publish(&of("team-a/x"), "a").await.unwrap_err();
@@ -349,7 +415,7 @@ async fn a_mounted_snapshot_needs_no_master() {
         assert!(matches!(error, CsiError::Unavailable(_)), "{error}");
     }
     let foreign = Volume {
-        namespace: "team-b".to_owned(),
+        pod: pod("team-b", "p"),
         ..numbered
     };
     assert!(world.publish(&foreign, "d").await.is_err());
