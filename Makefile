@@ -71,6 +71,11 @@ test-k8s: setup ## Test on a real Kubernetes with two nodes, whose programs are 
 	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" $(CARGO) test --locked -p weir-operator --test apiserver
 	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked -p weir-tests --test kubernetes
 
+.PHONY: figures-operator
+figures-operator: setup ## Measure the operator and its webhook with 1,000 Datasets on a real apiserver; DATASETS, SECONDS and PODS change that
+	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" \
+		$(CARGO) test --release --locked -p weir-operator --test figures figures -- --ignored --exact --nocapture
+
 .PHONY: fetch-kubernetes
 fetch-kubernetes: ## Build the programs of test-k8s, which does this too: some 12 minutes of processor time
 	@build-support/kubernetes/fetch.sh

@@ -8,6 +8,7 @@ use kube::runtime::events::Recorder;
 use crate::listings::Listings;
 use crate::master::Master;
 use crate::metrics::OperatorMetrics;
+use crate::placing::Placing;
 use crate::pool::Pools;
 use crate::view::View;
 
@@ -16,6 +17,7 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) master: Arc<dyn Master>,
     pub(crate) view: Arc<View>,
+    pub(crate) placing: Arc<Placing>,
     pub(crate) listings: Listings,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<OperatorMetrics>,

@@ -12,14 +12,20 @@
 
 mod context;
 mod dataset;
+mod durations;
 mod error;
 mod fleet;
+mod gates;
+mod holder;
+mod jobs;
+mod json_patch;
 mod leader;
 mod listings;
 mod master;
 mod metrics;
 mod objects;
 mod operator;
+mod placing;
 mod pool;
 mod retire;
 mod secrets;

@@ -167,6 +167,14 @@ pub trait Master: Send + Sync + 'static {
     async fn drain_worker(&self, id: &str) -> Result<v1::Job, MasterError>;
     /// Lets a worker own blocks again, and ends its drain, if there is such a worker.
     async fn uncordon_worker(&self, id: &str) -> Result<(), MasterError>;
+    /// The nodes that have a dataset mounted; `None` if the master does not know that yet.
+    async fn mounted_on(&self, name: &DatasetName) -> Result<Option<Vec<String>>, MasterError>;
+    /// The snapshot of a dataset that all pods of a job of Kubernetes see.
+    async fn choose_snapshot(&self, name: &DatasetName, job: &str) -> Result<u64, MasterError>;
+    /// Tells of which jobs pods are; gives pods of which that is asked, after some seconds at most.
+    async fn exchange_pods(&self, known: Vec<v1::PodJob>) -> Result<Vec<v1::Pod>, MasterError>;
+    /// Tells which jobs are gone and which are there; gives some of which that is asked.
+    async fn review_jobs(&self, jobs: v1::ReviewJobsRequest) -> Result<Vec<String>, MasterError>;
 }
 
 /// The master of a cluster.
@@ -365,5 +373,43 @@ impl Master for GrpcMaster {
             uncordon: true,
         };
         gone_is_fine(self.client().cordon_worker(call(uncordon)).await)
+    }
+
+    async fn mounted_on(&self, name: &DatasetName) -> Result<Option<Vec<String>>, MasterError> {
+        let dataset = name.to_string();
+        let list = call(v1::ListMountsRequest { dataset });
+        match self.client().list_mounts(list).await {
+            // One of before this knows of no mounts.
+            Err(status) if status.code() == Code::Unimplemented => Ok(Some(Vec::new())),
+            listed => {
+                let listed = listed?.into_inner();
+                Ok((!listed.may_lack).then_some(listed.nodes))
+            }
+        }
+    }
+
+    async fn choose_snapshot(&self, name: &DatasetName, job: &str) -> Result<u64, MasterError> {
+        let choose = v1::ChooseSnapshotRequest {
+            dataset: name.to_string(),
+            job: job.to_owned(),
+            pod: None,
+        };
+        let chosen = self.client().choose_snapshot(call(choose)).await?;
+        Ok(chosen.into_inner().version)
+    }
+
+    async fn exchange_pods(&self, known: Vec<v1::PodJob>) -> Result<Vec<v1::Pod>, MasterError> {
+        let exchange = call(v1::ExchangePodsRequest { known });
+        Ok(self
+            .client()
+            .exchange_pods(exchange)
+            .await?
+            .into_inner()
+            .asked)
+    }
+
+    async fn review_jobs(&self, jobs: v1::ReviewJobsRequest) -> Result<Vec<String>, MasterError> {
+        let reviewed = self.client().review_jobs(call(jobs)).await?;
+        Ok(reviewed.into_inner().asked)
     }
 }

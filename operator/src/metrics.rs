@@ -43,6 +43,13 @@ pub(crate) struct OfPool {
     pub(crate) state: &'static str,
 }
 
+/// Labels of a gate that was taken away.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Lifted {
+    /// `ready`, `timeout`, `nothing`, `crowded` or `failed`.
+    pub(crate) result: &'static str,
+}
+
 /// Metrics of the operator.
 #[derive(Debug)]
 pub struct OperatorMetrics {
@@ -57,6 +64,9 @@ pub struct OperatorMetrics {
     pub(crate) answer_seconds: Histogram,
     pub(crate) signatures: Family<Signed, Counter>,
     pub(crate) pool_workers: Family<OfPool, Gauge>,
+    pub(crate) gated: Gauge,
+    pub(crate) lifted: Family<Lifted, Counter>,
+    pub(crate) gated_seconds: Histogram,
 }
 
 impl OperatorMetrics {
@@ -74,7 +84,13 @@ impl OperatorMetrics {
             answer_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 12)),
             signatures: Family::default(),
             pool_workers: Family::default(),
+            gated: Gauge::default(),
+            lifted: Family::default(),
+            gated_seconds: Histogram::new(exponential_buckets(1.0, 4.0, 9)),
         };
+        for result in ["ready", "timeout", "nothing", "crowded", "failed"] {
+            metrics.lifted.get_or_create(&Lifted { result }).inc_by(0);
+        }
         registry.register(
             "weir_operator_certificates",
             "Pods that asked for a certificate, by role and by what became of it",
@@ -86,8 +102,24 @@ impl OperatorMetrics {
             metrics.pool_workers.clone(),
         );
         registry.register(
+            "weir_operator_gated_pods",
+            "Pods that wait for their data",
+            metrics.gated.clone(),
+        );
+        registry.register(
+            "weir_operator_gates_lifted",
+            "Pods that were let go, by why, and tries that failed",
+            metrics.lifted.clone(),
+        );
+        registry.register_with_unit(
+            "weir_operator_gate_wait",
+            "Time from when a pod was made until it was let go",
+            Unit::Seconds,
+            metrics.gated_seconds.clone(),
+        );
+        registry.register(
             "weir_webhook_answers",
-            "Answers to the apiserver: pods that were placed, unchanged or let through late; objects allowed or refused",
+            "Answers to the apiserver: pods that were placed, gated, unchanged, refused or let through late; objects allowed or refused",
             metrics.answers.clone(),
         );
         registry.register_with_unit(

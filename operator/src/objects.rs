@@ -44,9 +44,6 @@ macro_rules! key {
 pub(crate) const FINALIZER: &str = key!("dataset");
 /// Holds a Warmup until its job is ended.
 pub(crate) const WARMUP_FINALIZER: &str = key!("warmup");
-/// Scheduling gate of a pod that waits for its data, and the label by which such pods are found.
-pub(crate) const GATE: &str = key!("data");
-pub(crate) const GATED_LABEL: &str = key!("waits-for-data");
 /// Label of volumes and claims: the Dataset's name, and its namespace.
 pub(crate) const DATASET_LABEL: &str = key!("dataset");
 pub(crate) const NAMESPACE_LABEL: &str = key!("dataset-namespace");
@@ -57,6 +54,12 @@ pub(crate) const MANAGED_BY: &str = "weir-operator";
 pub(crate) const REFRESH_ANNOTATION: &str = key!("refresh");
 /// Annotation of a pod or a Dataset: `preferred`, `required` or `off`.
 pub(crate) const AFFINITY_ANNOTATION: &str = key!("affinity");
+/// Annotation of a pod: the share of its datasets that is to be cached before it runs, and how long it waits for that at most.
+pub(crate) const WAIT_ANNOTATION: &str = key!("wait-for");
+pub(crate) const TIMEOUT_ANNOTATION: &str = key!("wait-timeout");
+/// The scheduling gate of a pod that waits, and the label by which those are found.
+pub(crate) const GATE: &str = key!("data");
+pub(crate) const GATED_LABEL: &str = key!("waits-for-data");
 /// Annotation of a pod that was given terms: the datasets that they are for.
 pub(crate) const PLACED_ANNOTATION: &str = key!("placed-by");
 

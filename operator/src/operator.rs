@@ -26,11 +26,14 @@ use weir_core::id::split_name;
 use crate::context::Context;
 use crate::dataset;
 use crate::error::OperatorError;
+use crate::gates;
+use crate::jobs;
 use crate::leader::{Candidate, identity};
 use crate::listings::{Listings, MAX_LISTINGS, wait_after};
 use crate::master::Master;
 use crate::metrics::{Looked, OperatorMetrics};
 use crate::objects::{CachePool, Dataset, MANAGED_BY, POOL_LABEL, Warmup};
+use crate::placing::{self, Placing};
 use crate::pool::{self, Pools};
 use crate::signing::{self, SigningConfig};
 use crate::view::{MAX_CHANGED, View};
@@ -104,23 +107,33 @@ impl Operator {
     /// way then is best forgotten with the process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), OperatorError> {
         let view = Arc::new(View::default());
+        let (placing, writer) = Placing::new(self.master.clone(), view.clone());
+        let placing = Arc::new(placing);
         let (changed, changes) = mpsc::channel::<String>(MAX_CHANGED);
         let ending = stop.child_token();
         // What ends by itself ends the rest.
         let serving = async {
             let _ending = ending.clone().drop_guard();
-            self.serve(&view, &ending).await
+            self.serve(&placing, &ending).await
         };
         let leading = async {
             let _ending = ending.clone().drop_guard();
-            self.lead(&view, changes, &ending).await
+            self.lead(&view, &placing, changes, &ending).await
         };
         let signing = async {
             let _ending = ending.clone().drop_guard();
             self.sign(&ending).await
         };
         let asking = view.keep(&*self.master, &changed, &self.metrics, &ending);
-        let (served, led, signed, ()) = tokio::join!(serving, leading, signing, asking);
+        let watching = async {
+            tokio::select! {
+                () = ending.cancelled() => {}
+                () = placing::watch(self.client.clone(), writer) => {}
+            }
+        };
+        let answering = jobs::answer(self.client.clone(), self.master.clone(), &ending);
+        let (served, led, signed, (), (), ()) =
+            tokio::join!(serving, leading, signing, asking, watching, answering);
         served.and(led).and(signed)
     }
 
@@ -133,7 +146,11 @@ impl Operator {
         signing::serve(config, &self.config.namespace, client, metrics, stop).await
     }
 
-    async fn serve(&self, view: &Arc<View>, stop: &CancellationToken) -> Result<(), OperatorError> {
+    async fn serve(
+        &self,
+        placing: &Arc<Placing>,
+        stop: &CancellationToken,
+    ) -> Result<(), OperatorError> {
         let Some(listen) = self.config.webhook else {
             stop.cancelled().await;
             return Ok(());
@@ -142,8 +159,7 @@ impl Operator {
             listen,
             &self.config.namespace,
             self.client.clone(),
-            self.master.clone(),
-            view.clone(),
+            placing.clone(),
             self.metrics.clone(),
             stop,
         )
@@ -154,6 +170,7 @@ impl Operator {
     async fn lead(
         &self,
         view: &Arc<View>,
+        placing: &Arc<Placing>,
         changes: mpsc::Receiver<String>,
         stop: &CancellationToken,
     ) -> Result<(), OperatorError> {
@@ -176,7 +193,7 @@ impl Operator {
             }
             acting.cancel();
         };
-        tokio::join!(self.control(view, changes, &acting), over);
+        tokio::join!(self.control(view, placing, changes, &acting), over);
         self.metrics.leads.set(0);
         if held.lost.is_cancelled() {
             return Err(OperatorError::Deposed(LEASE.to_owned()));
@@ -189,6 +206,7 @@ impl Operator {
     async fn control(
         &self,
         view: &Arc<View>,
+        placing: &Arc<Placing>,
         changes: mpsc::Receiver<String>,
         stop: &CancellationToken,
     ) {
@@ -202,6 +220,7 @@ impl Operator {
             client: client.clone(),
             master: master.clone(),
             view: view.clone(),
+            placing: placing.clone(),
             listings: Listings::new(master.clone(), view.clone(), self.metrics.clone(), ended),
             recorder: Recorder::new(client.clone(), reporter),
             metrics: self.metrics.clone(),
@@ -218,7 +237,9 @@ impl Operator {
         tokio::join!(
             Box::pin(datasets(client.clone(), context.clone(), triggers, stop)),
             Box::pin(warmups(client.clone(), context.clone(), stop)),
-            Box::pin(pools(client, context.clone(), stop)),
+            Box::pin(pools(client.clone(), context.clone(), stop)),
+            Box::pin(gates::keep(&context, stop)),
+            Box::pin(jobs::review(&client, &self.master, stop)),
         );
         context.listings.stop();
     }

@@ -8,12 +8,40 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use kube::Client;
 use kube::client::Body;
+use kube::runtime::events::Recorder;
 use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use weir_core::{CredentialName, DatasetName, DatasetSpec};
 use weir_proto::v1;
 
+use crate::context::Context;
+use crate::json_patch::applied;
+use crate::listings::Listings;
 use crate::master::{Known, Master, MasterError, Refusal, Survey};
+use crate::metrics::OperatorMetrics;
+use crate::placing::Placing;
+use crate::pool::Pools;
+use crate::view::View;
+
+/// What looks at objects share, with a view that knows nothing yet.
+pub(crate) fn context(client: Client, master: &Arc<FakeMaster>) -> Context {
+    let view = Arc::new(View::default());
+    let metrics = OperatorMetrics::register(&mut Registry::default());
+    let (ended, _) = mpsc::channel(1);
+    let (placing, _) = Placing::new(master.clone(), view.clone());
+    Context {
+        client: client.clone(),
+        master: master.clone(),
+        view: view.clone(),
+        placing: Arc::new(placing),
+        listings: Listings::new(master.clone(), view, metrics.clone(), ended),
+        recorder: Recorder::new(client, "weir-operator".into()),
+        metrics,
+        pools: Pools::default(),
+    }
+}
 
 /// Kinds of objects that are listed.
 const COLLECTIONS: [&str; 7] = [
@@ -37,6 +65,8 @@ pub(crate) struct FakeApi {
     numbers: Mutex<u64>,
     refused: Mutex<HashMap<String, u16>>,
     reviews: Mutex<HashMap<String, Value>>,
+    /// Refused once.
+    refused_next: Mutex<HashMap<String, u16>>,
 }
 
 impl FakeApi {
@@ -76,6 +106,11 @@ impl FakeApi {
         self.reviews.lock().insert(path.to_owned(), status);
     }
 
+    /// Answers the next request of a path with this status.
+    pub(crate) fn refuse_next(&self, path: &str, code: u16) {
+        self.refused_next.lock().insert(path.to_owned(), code);
+    }
+
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.lock().clone()
     }
@@ -106,9 +141,10 @@ impl FakeApi {
             let line = format!("{} {full}", parts.method);
             self.log.lock().push(line);
         }
+        let once = self.refused_next.lock().remove(&full);
         let refused = |what: &str| self.refused.lock().get(what).copied();
-        let refused = refused(&full).or_else(|| refused(&format!("{} {full}", parts.method)));
-        if let Some(code) = refused.filter(|code| *code > 0) {
+        let always = refused(&full).or_else(|| refused(&format!("{} {full}", parts.method)));
+        if let Some(code) = once.or(always).filter(|code| *code > 0) {
             return refusal(code);
         }
         let (path, subresource) = match full.strip_suffix("/status") {
@@ -150,7 +186,8 @@ impl FakeApi {
     fn read(&self, path: &str, query: &str) -> Response<Body> {
         let last = path.rsplit('/').next().unwrap_or_default();
         if !COLLECTIONS.contains(&last) {
-            return found(self.get(path));
+            let object = self.get(path);
+            return object.map_or_else(|| missing(last), |object| found(Some(object)));
         }
         let query = percent_decoded(query);
         let selector = query
@@ -177,10 +214,13 @@ impl FakeApi {
     fn patch(&self, path: &str, is_status: bool, body: Value) -> Response<Body> {
         let before = self.get(path);
         let is_new = before.is_none();
-        if is_new && (is_status || body["kind"].is_null()) {
+        if is_new && (is_status || body.is_array() || body["kind"].is_null()) {
             return refusal(404);
         }
         let mut object = before.unwrap_or_else(|| json!({}));
+        if body.is_array() {
+            return self.patch_json(path, &object, &body);
+        }
         let version = &body["metadata"]["resourceVersion"];
         if !version.is_null() && *version != object["metadata"]["resourceVersion"] {
             return refusal(409);
@@ -201,6 +241,20 @@ impl FakeApi {
         }
         self.put(path, object);
         found(self.get(path))
+    }
+
+    fn patch_json(&self, path: &str, before: &Value, patch: &Value) -> Response<Body> {
+        match applied(before, patch) {
+            Ok(object)
+                if object["metadata"]["resourceVersion"]
+                    == before["metadata"]["resourceVersion"] =>
+            {
+                self.put(path, object);
+                found(self.get(path))
+            }
+            Ok(_) => refusal(409),
+            Err(_) => refusal(422),
+        }
     }
 
     /// What the controller of volumes does with a new claim.
@@ -276,7 +330,16 @@ fn found(object: Option<Value>) -> Response<Body> {
     Response::new(Body::from(object.to_string().into_bytes()))
 }
 
+/// The answer about an object that is not there, of a kind that is.
+fn missing(name: &str) -> Response<Body> {
+    refusal_of(404, &json!({ "name": name, "kind": "things" }))
+}
+
 fn refusal(code: u16) -> Response<Body> {
+    refusal_of(code, &json!({}))
+}
+
+fn refusal_of(code: u16, details: &Value) -> Response<Body> {
     let reason = match code {
         403 => "Forbidden",
         404 => "NotFound",
@@ -285,7 +348,7 @@ fn refusal(code: u16) -> Response<Body> {
     };
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
-        "reason": reason, "message": format!("refused with {code}"),
+        "reason": reason, "message": format!("refused with {code}"), "details": details,
     });
     let mut response = Response::new(Body::from(status.to_string().into_bytes()));
     *response.status_mut() = StatusCode::from_u16(code).unwrap();
@@ -293,9 +356,20 @@ fn refusal(code: u16) -> Response<Body> {
 }
 
 /// A master in memory.
-#[derive(Default)]
 pub(crate) struct FakeMaster {
     state: Mutex<FakeState>,
+}
+
+impl Default for FakeMaster {
+    fn default() -> Self {
+        let state = FakeState {
+            mounted: Some(Vec::new()),
+            ..FakeState::default()
+        };
+        Self {
+            state: Mutex::new(state),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -309,6 +383,11 @@ struct FakeState {
     jobs: HashMap<u64, v1::Job>,
     workers: BTreeMap<String, v1::WorkerStatus>,
     is_away: bool,
+    /// Pods of which it is asked whose they are, and what was said.
+    asked: Vec<v1::Pod>,
+    /// Nodes that have any dataset mounted; none before that is known.
+    mounted: Option<Vec<String>>,
+    pod_jobs: HashMap<String, String>,
 }
 
 impl FakeMaster {
@@ -382,6 +461,23 @@ impl FakeMaster {
     /// Changes a job.
     pub(crate) fn job(&self, id: u64, change: impl FnOnce(&mut v1::Job)) {
         change(self.state.lock().jobs.get_mut(&id).unwrap());
+    }
+
+    pub(crate) fn mount_on(&self, nodes: Option<&[&str]>) {
+        let own = |nodes: &[&str]| nodes.iter().map(|node| (*node).to_owned()).collect();
+        self.state.lock().mounted = nodes.map(own);
+    }
+
+    /// Asks whose a pod is, until somebody says it.
+    pub(crate) async fn ask_about(&self, pod: v1::Pod) -> String {
+        let uid = pod.uid.clone();
+        self.state.lock().asked.push(pod);
+        loop {
+            if let Some(job) = self.state.lock().pod_jobs.get(&uid) {
+                return job.clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
     }
 
     fn call(&self, line: String) -> Result<(), MasterError> {
@@ -586,5 +682,31 @@ impl Master for FakeMaster {
         }
         state.workers.retain(|_, worker| !worker.away);
         Ok(())
+    }
+
+    async fn mounted_on(&self, name: &DatasetName) -> Result<Option<Vec<String>>, MasterError> {
+        self.call(format!("mounts {name}"))?;
+        Ok(self.state.lock().mounted.clone())
+    }
+
+    async fn choose_snapshot(&self, name: &DatasetName, job: &str) -> Result<u64, MasterError> {
+        self.call(format!("choose {name} for {job}"))?;
+        Ok(1)
+    }
+
+    async fn exchange_pods(&self, known: Vec<v1::PodJob>) -> Result<Vec<v1::Pod>, MasterError> {
+        self.call("exchange".to_owned())?;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let mut state = self.state.lock();
+        let known = known
+            .into_iter()
+            .filter_map(|known| Some((known.pod?.uid, known.job)));
+        state.pod_jobs.extend(known);
+        Ok(std::mem::take(&mut state.asked))
+    }
+
+    async fn review_jobs(&self, _: v1::ReviewJobsRequest) -> Result<Vec<String>, MasterError> {
+        self.call("review".to_owned())?;
+        Ok(Vec::new())
     }
 }

@@ -439,7 +439,7 @@ async fn users(client: &Client, place: &Place, by: By) -> Result<Option<String>,
             .clone()
             .filter(|more| !more.is_empty());
         let using = list.items.iter().filter(|pod| uses(pod, place, by));
-        names.extend(using.map(ResourceExt::name_any));
+        names.extend(using.map(name_with_node));
         match more {
             Some(token) => page = ListParams::default().limit(PAGE).continue_token(&token),
             None => break,
@@ -459,6 +459,15 @@ async fn users(client: &Client, place: &Place, by: By) -> Result<Option<String>,
         "pods of namespace {} use it: {named}{more}",
         place.namespace
     )))
+}
+
+/// A pod as a message names it.
+fn name_with_node(pod: &Pod) -> String {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+    match node {
+        Some(node) => format!("{} on {node}", pod.name_any()),
+        None => pod.name_any(),
+    }
 }
 
 /// Whether a pod that has not ended uses the dataset.

@@ -15,6 +15,7 @@ use weir_core::{ByteSize, DatasetName};
 use weir_proto::v1;
 
 use crate::context::Context;
+use crate::durations::for_people;
 use crate::error::OperatorError;
 use crate::master::MasterError;
 use crate::objects::{
@@ -242,18 +243,8 @@ fn tell(status: &mut WarmupStatus, job: &v1::Job, now: Timestamp) {
         let rate = job.fetched_bytes as f64 / ran;
         status.rate = Some(format!("{}/s", ByteSize(rate as u64)));
         let left = job.total_bytes.saturating_sub(job.done_bytes) as f64;
-        let seconds = (left / rate).min(1e9) as u64;
-        status.eta = Some(for_people(seconds));
-    }
-}
-
-/// A time as `kubectl` shows ages.
-fn for_people(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds}s"),
-        120..=7199 => format!("{}m", seconds / 60),
-        7200..=172_799 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86400),
+        let left = Duration::from_secs((left / rate).min(1e9) as u64);
+        status.eta = Some(for_people(left));
     }
 }
 

@@ -3,9 +3,7 @@
 //! Nobody waits for it long: what cannot be told within [`DEADLINE`] is let through as it is, and counted. All replicas of the operator
 //! answer, whoever leads.
 
-mod affinity;
 mod certificate;
-mod located;
 mod tls;
 mod validation;
 
@@ -21,30 +19,24 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use futures::StreamExt;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
-use kube::api::{Api, PartialObjectMeta, PostParams};
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
-use kube::{Client, ResourceExt};
+use kube::Client;
+use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use weir_core::{DatasetName, DatasetRef};
 
-use self::affinity::{Mode, Warm, mark, patch, uses};
 pub(crate) use self::certificate::CONFIGURATION;
 use self::certificate::{ensure, trust};
-use self::located::Located;
 use self::tls::TlsListener;
 use crate::error::OperatorError;
-use crate::master::Master;
+use crate::gates;
+use crate::json_patch::JsonPatch;
 use crate::metrics::{Asked, OperatorMetrics};
-use crate::objects::{AFFINITY_ANNOTATION, Dataset, PLACED_ANNOTATION};
-use crate::view::View;
+use crate::placing::{Placed, Placing};
 
 /// Longest answer. The apiserver itself waits for a second.
 const DEADLINE: Duration = Duration::from_millis(800);
@@ -53,18 +45,12 @@ const MAX_REQUEST: usize = 8 << 20;
 /// How often the certificate and the configurations are looked at, and how often while that fails or they are missing.
 const LOOK: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// Datasets of one pod that are looked for.
-const MAX_DATASETS: usize = 64;
 
 /// What answers share.
 pub(crate) struct Webhook {
     client: Client,
-    master: Arc<dyn Master>,
-    view: Arc<View>,
+    placing: Arc<Placing>,
     metrics: Arc<OperatorMetrics>,
-    located: Located,
-    /// What Datasets say of themselves.
-    datasets: Store<PartialObjectMeta<Dataset>>,
 }
 
 /// Serves the webhook until `stop`.
@@ -72,8 +58,7 @@ pub(crate) async fn serve(
     listen: SocketAddr,
     namespace: &str,
     client: Client,
-    master: Arc<dyn Master>,
-    view: Arc<View>,
+    placing: Arc<Placing>,
     metrics: Arc<OperatorMetrics>,
     stop: &CancellationToken,
 ) -> Result<(), OperatorError> {
@@ -91,14 +76,10 @@ pub(crate) async fn serve(
     let (config, configs) = watch::channel(first.server_config().map_err(failed)?);
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let listener = TlsListener::new(listener, configs, stop.clone()).map_err(failed)?;
-    let (datasets, writer) = reflector::store();
     let webhook = Arc::new(Webhook {
         client: client.clone(),
-        master,
-        view,
+        placing,
         metrics,
-        located: Located::default(),
-        datasets,
     });
     let router = Router::new()
         .route("/mutate", post(mutate))
@@ -106,12 +87,6 @@ pub(crate) async fn serve(
         .route("/healthz", get(async || "ok\n"))
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(webhook);
-    let watched = Api::<PartialObjectMeta<Dataset>>::all(client.clone());
-    let watched = watcher(watched, watcher::Config::default());
-    let watched = reflector(writer, watched)
-        .default_backoff()
-        .touched_objects()
-        .for_each(|_| std::future::ready(()));
     let renewing = async {
         loop {
             let renewed = async {
@@ -143,18 +118,21 @@ pub(crate) async fn serve(
     tracing::info!(%listen, "the webhook is served");
     tokio::select! {
         served = served.into_future() => served.map_err(failed),
-        () = watched => Ok(()),
         () = renewing => Ok(()),
     }
 }
 
 /// What becomes of a pod.
 #[derive(Debug)]
-enum Placed {
+enum Answer {
     /// Its changes; none if there is nothing to be said.
-    Changes(Vec<Value>),
+    Changes(JsonPatch),
+    /// The changes by which it waits for its data.
+    Waits(JsonPatch),
     /// The master has not said in time where its data is.
     Unknown,
+    /// What is wrong with it.
+    Refused(String),
 }
 
 /// What the apiserver asks about.
@@ -194,6 +172,11 @@ impl Review {
         self.answer(json!({ "allowed": true }))
     }
 
+    fn change(&self, patch: JsonPatch) -> Response {
+        let patch = STANDARD.encode(patch.into_value().to_string());
+        self.answer(json!({ "allowed": true, "patchType": "JSONPatch", "patch": patch }))
+    }
+
     fn refuse(&self, message: &str) -> Response {
         self.answer(json!({
             "allowed": false,
@@ -210,13 +193,13 @@ async fn mutate(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response {
     let placed = tokio::time::timeout(DEADLINE, webhook.place(&review)).await;
     let (result, response) = match placed {
         Err(_) => ("late", review.let_through()),
-        Ok(Placed::Unknown) => ("unknown", review.let_through()),
-        Ok(Placed::Changes(patch)) if patch.is_empty() => ("unchanged", review.let_through()),
-        Ok(Placed::Changes(patch)) => {
-            let patch = STANDARD.encode(Value::Array(patch).to_string());
-            let response = json!({ "allowed": true, "patchType": "JSONPatch", "patch": patch });
-            ("placed", review.answer(response))
+        Ok(Answer::Unknown) => ("unknown", review.let_through()),
+        Ok(Answer::Refused(why)) => ("refused", review.refuse(&why)),
+        Ok(Answer::Changes(patch) | Answer::Waits(patch)) if patch.is_empty() => {
+            ("unchanged", review.let_through())
         }
+        Ok(Answer::Changes(patch)) => ("placed", review.change(patch)),
+        Ok(Answer::Waits(patch)) => ("gated", review.change(patch)),
     };
     webhook.metrics.asked("pods", result, began);
     response
@@ -244,72 +227,19 @@ async fn validate(State(webhook): State<Arc<Webhook>>, body: Bytes) -> Response 
 }
 
 impl Webhook {
-    /// The changes of a pod.
-    async fn place(&self, review: &Review) -> Placed {
+    /// The changes of a pod. One that is to wait gets its terms when it has waited.
+    async fn place(&self, review: &Review) -> Answer {
         let pod = &review.request["object"];
-        let annotations = &pod["metadata"]["annotations"];
-        let said = |key: &str| annotations[key].as_str();
-        let is_placed = said(PLACED_ANNOTATION).is_some() || pod["spec"]["nodeName"].is_string();
-        let own_mode = said(AFFINITY_ANNOTATION).and_then(Mode::read);
-        if is_placed || own_mode == Some(Mode::Off) {
-            return Placed::Changes(Vec::new());
+        let reads = || !self.placing.datasets_of(pod, &review.namespace).is_empty();
+        match gates::close(pod, reads) {
+            Err(why) => return Answer::Refused(why.to_string()),
+            Ok(Some(changes)) => return Answer::Waits(changes),
+            Ok(None) => {}
         }
-        let mut mode = own_mode.unwrap_or_default();
-        let mut located = Vec::new();
-        let mut names = Vec::new();
-        let mut is_missed = false;
-        for name in self.datasets_of(pod, &review.namespace) {
-            if own_mode.is_none() {
-                match self.mode_of(&name) {
-                    Some(Mode::Off) => continue,
-                    Some(Mode::Required) => mode = Mode::Required,
-                    _ => {}
-                }
-            }
-            match self.located.get(&*self.master, &name).await {
-                Some(reply) => {
-                    located.push(reply);
-                    names.push(name.to_string());
-                }
-                None => is_missed = true,
-            }
+        match self.placing.place(pod, &review.namespace).await {
+            Placed::Changes(changes) => Answer::Changes(changes),
+            Placed::Unknown => Answer::Unknown,
         }
-        if is_missed && located.is_empty() {
-            return Placed::Unknown;
-        }
-        let mut changes = patch(pod, &Warm::of(&located), mode);
-        if !changes.is_empty() {
-            changes.extend(mark(pod, PLACED_ANNOTATION, &names.join(",")));
-        }
-        Placed::Changes(changes)
-    }
-
-    /// The datasets that a pod of a namespace uses.
-    fn datasets_of(&self, pod: &Value, namespace: &str) -> Vec<DatasetName> {
-        let uses = uses(pod);
-        let claims = uses
-            .claims
-            .iter()
-            .filter_map(|claim| self.view.of_claim(namespace, claim));
-        let inline = uses.inline.iter().filter_map(|named| {
-            let named = match named.split_once('/') {
-                Some(_) => named.clone(),
-                None => format!("{namespace}/{named}"),
-            };
-            Some(named.parse::<DatasetRef>().ok()?.dataset)
-        });
-        let mut names: Vec<DatasetName> = claims.chain(inline).collect();
-        names.sort_unstable();
-        names.dedup();
-        names.truncate(MAX_DATASETS);
-        names
-    }
-
-    /// What a Dataset says of pods that use it.
-    fn mode_of(&self, name: &DatasetName) -> Option<Mode> {
-        let object = ObjectRef::new(name.name()).within(name.namespace());
-        let object = self.datasets.get(&object)?;
-        Mode::read(object.annotations().get(AFFINITY_ANNOTATION)?)
     }
 
     /// Whether an object may be stored, or why not.

@@ -8,6 +8,10 @@
 
 #[path = "apiserver/cluster.rs"]
 mod cluster;
+#[path = "apiserver/gates.rs"]
+mod gates;
+#[path = "apiserver/kinds.rs"]
+mod kinds;
 #[path = "apiserver/pools.rs"]
 mod pools;
 
@@ -87,9 +91,14 @@ async fn the_operator_with_its_rights_against_a_real_apiserver() {
     secrets_need_a_binding(&cluster, &master).await;
     the_webhook_answers(&cluster, webhook).await;
     pools::are_judged(&cluster).await;
+    gates::pods_of_all_kinds_wait_and_go_together(&cluster, &master).await;
+    gates::a_pod_that_has_waited_long_enough_runs_with_what_is_there(&cluster, &master).await;
+    gates::what_makes_no_sense_is_refused(&cluster).await;
     operator.end().await;
     pods_are_made_without_it(&cluster).await;
+    gates::nothing_closes_gates_without_it(&cluster).await;
     let again = Running::start(&cluster, &master, Some(webhook));
+    gates::an_operator_that_was_away_lets_go_what_has_waited(&cluster).await;
     a_deleted_dataset_leaves_nothing(&cluster).await;
     again.end().await;
 }

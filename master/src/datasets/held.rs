@@ -239,6 +239,13 @@ mod tests {
         name.parse().unwrap()
     }
 
+    fn snapshot(version: u64) -> SnapshotId {
+        SnapshotId {
+            dataset: name("x"),
+            version,
+        }
+    }
+
     async fn review(held: &HeldSnapshots, gone: &[&str], there: &[&str]) -> Vec<String> {
         let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let request = v1::ReviewJobsRequest {
@@ -261,11 +268,11 @@ mod tests {
         // A master that was started again.
         let held = open(&dir);
         assert_eq!(held.choose("a", &name("x"), 9, |_| true).await.unwrap(), 3);
-        assert!(held.is_held(&"x@3".parse().unwrap()) && !held.is_held(&"x@9".parse().unwrap()));
+        assert!(held.is_held(&snapshot(3)) && !held.is_held(&snapshot(9)));
         assert_eq!(review(&held, &["a", "unknown"], &["b"]).await, [""; 0]);
         drop(held);
         let held = open(&dir);
-        assert!(!held.is_held(&"x@3".parse().unwrap()));
+        assert!(!held.is_held(&snapshot(3)));
         assert_eq!(held.choose("a", &name("x"), 9, |_| true).await.unwrap(), 9);
         assert_eq!(held.choose("b", &name("x"), 9, |_| true).await.unwrap(), 4);
         // One that is there no more is replaced.

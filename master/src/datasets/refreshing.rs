@@ -278,7 +278,7 @@ mod tests {
         );
         // Those that come later were listed a moment ago.
         schedule.set(&wanted("1h", 601), start, random);
-        let new = &schedule.next[&"set-600".parse().unwrap()];
+        let new = &schedule.next["set-600"];
         assert!(new.at >= start + 54 * minute && new.at <= start + 66 * minute);
     }
 

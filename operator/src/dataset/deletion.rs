@@ -11,6 +11,8 @@ use crate::volumes::{self, Removed};
 
 /// When a Dataset is looked at again that cannot go yet.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Nodes that a message names.
+const MAX_NAMED: usize = 5;
 
 impl Look<'_> {
     /// Removes what was made of the Dataset, as far as that can go now. Gives whether all is gone, and the object with it.
@@ -32,6 +34,30 @@ impl Look<'_> {
                 self.waits("Deleting", "its claims are being deleted".to_owned());
                 return Ok(false);
             }
+        }
+        match self.context.master.mounted_on(&name).await {
+            Ok(Some(nodes)) if nodes.is_empty() => {}
+            Ok(Some(nodes)) => {
+                let shown = nodes.iter().take(MAX_NAMED).map(String::as_str);
+                let shown: Vec<&str> = shown.collect();
+                let more = match nodes.len().saturating_sub(MAX_NAMED) {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                self.waits("InUse", format!(
+                    "it is mounted on {}{more}; it goes when that has ended, or five minutes after such a node was heard of last",
+                    shown.join(", ")
+                ));
+                return Ok(false);
+            }
+            Ok(None) => {
+                let message =
+                    "the master has just started and does not know yet where it is mounted";
+                self.waits("Deleting", message.to_owned());
+                return Ok(false);
+            }
+            // It is told below.
+            Err(_) => {}
         }
         if let Err(error) = self.context.master.delete(&name).await {
             self.waits(

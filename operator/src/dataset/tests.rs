@@ -3,19 +3,12 @@ use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use kube::runtime::events::Recorder;
-use prometheus_client::registry::Registry;
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 use super::*;
-use crate::listings::Listings;
 use crate::master::Refusal;
-use crate::metrics::OperatorMetrics;
 use crate::objects::Phase;
-use crate::pool::Pools;
-use crate::testing::{FakeApi, FakeMaster};
-use crate::view::View;
+use crate::testing::{FakeApi, FakeMaster, context};
 
 /// Longest wait for what must happen.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -30,18 +23,7 @@ impl World {
     async fn new() -> Self {
         let (client, api) = FakeApi::start();
         let master = Arc::new(FakeMaster::default());
-        let view = Arc::new(View::default());
-        let metrics = OperatorMetrics::register(&mut Registry::default());
-        let (ended, _) = mpsc::channel(1);
-        let context = Context {
-            client: client.clone(),
-            master: master.clone(),
-            view: view.clone(),
-            listings: Listings::new(master.clone(), view, metrics.clone(), ended),
-            recorder: Recorder::new(client, "weir-operator".into()),
-            metrics,
-            pools: Pools::default(),
-        };
+        let context = context(client, &master);
         let world = Self {
             api,
             master,
@@ -406,6 +388,37 @@ async fn a_deleted_dataset_goes_in_order_and_not_while_a_pod_uses_it() {
 }
 
 #[tokio::test]
+async fn what_a_node_has_mounted_is_not_deleted_though_its_pods_are_gone() {
+    let world = World::new().await;
+    world.declare("images", bucket());
+    world.until_ready("images").await;
+    world.edit("images", |object| {
+        object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    });
+    world.master.mount_on(None);
+    let status = world.look("images").await.unwrap();
+    assert!(condition(&status, READY).2.contains("just started"));
+    world
+        .master
+        .mount_on(Some(&["gpu-7", "n2", "n3", "n4", "n5", "n6"]));
+    let status = world.look("images").await.unwrap();
+    let (_, reason, message) = condition(&status, READY);
+    assert_eq!(reason, "InUse");
+    assert!(
+        message.contains("gpu-7") && message.contains("n5 and 1 more"),
+        "{message}"
+    );
+    let is_deleted = |world: &World| {
+        let calls = world.master.calls();
+        calls.iter().any(|line| line.starts_with("delete"))
+    };
+    assert!(!is_deleted(&world));
+    world.master.mount_on(Some(&[]));
+    assert!(world.look("images").await.is_none());
+    assert!(is_deleted(&world));
+}
+
+#[tokio::test]
 async fn what_others_made_under_the_same_name_is_never_touched() {
     let world = World::new().await;
     let foreign = json!({ "metadata": { "name": "images", "namespace": "team-a" }, "spec": {} });
@@ -435,20 +448,7 @@ async fn known_datasets_stay_ready_while_the_master_is_away() {
     world.declare("images", bucket());
     world.until_ready("images").await;
     world.master.go_away(true);
-    let away = Context {
-        view: Arc::new(View::default()),
-        client: world.context.client.clone(),
-        master: world.master.clone(),
-        listings: Listings::new(
-            world.master.clone(),
-            Arc::default(),
-            world.context.metrics.clone(),
-            mpsc::channel(1).0,
-        ),
-        recorder: world.context.recorder.clone(),
-        metrics: world.context.metrics.clone(),
-        pools: Pools::default(),
-    };
+    let away = context(world.context.client.clone(), &world.master);
     look(&world.dataset("images").unwrap(), &away)
         .await
         .unwrap();

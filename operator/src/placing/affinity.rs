@@ -4,10 +4,12 @@
 //! which the best of them holds. What a pod asks for itself stays as it is. A pod that asks for `required` gets its term into every
 //! one that it has, since those are alternatives.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde_json::{Value, json};
 use weir_proto::v1;
+
+use crate::json_patch::JsonPatch;
 
 /// Most nodes that a term names.
 pub(crate) const MAX_NODES: usize = 32;
@@ -192,19 +194,19 @@ pub(crate) fn uses(pod: &Value) -> Uses {
     uses
 }
 
-/// The changes of a pod, as a JSON patch; none if there is nothing to be said.
-pub(crate) fn patch(pod: &Value, warm: &Warm, mode: Mode) -> Vec<Value> {
+/// The changes of a pod; none if there is nothing to be said.
+pub(crate) fn patch(pod: &Value, warm: &Warm, mode: Mode) -> JsonPatch {
     let affinity = &pod["spec"]["affinity"];
     let of_nodes = &affinity["nodeAffinity"];
-    let mut patch = Patch::default();
+    let mut patch = JsonPatch::default();
     match mode {
-        Mode::Off => return Vec::new(),
+        Mode::Off => {}
         Mode::Preferred => {
             let terms = warm.preferred();
             if terms.is_empty() {
-                return Vec::new();
+                return patch;
             }
-            patch.reach(affinity, of_nodes);
+            reach(&mut patch, affinity, of_nodes);
             let kept = &of_nodes["preferredDuringSchedulingIgnoredDuringExecution"];
             let path =
                 "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution";
@@ -219,9 +221,9 @@ pub(crate) fn patch(pod: &Value, warm: &Warm, mode: Mode) -> Vec<Value> {
         Mode::Required => {
             let expressions = warm.required();
             if expressions.is_empty() {
-                return Vec::new();
+                return patch;
             }
-            patch.reach(affinity, of_nodes);
+            reach(&mut patch, affinity, of_nodes);
             let field = "requiredDuringSchedulingIgnoredDuringExecution";
             let path = format!("/spec/affinity/nodeAffinity/{field}");
             let terms = of_nodes[field]["nodeSelectorTerms"].as_array();
@@ -231,7 +233,14 @@ pub(crate) fn patch(pod: &Value, warm: &Warm, mode: Mode) -> Vec<Value> {
                     patch.add(&path, json!({ "nodeSelectorTerms": [term] }));
                 }
                 Some(terms) => {
-                    for (index, term) in terms.iter().enumerate() {
+                    // An empty one selects no node, and would select some with anything in it.
+                    let has = |term: &Value, field: &str| {
+                        term[field].as_array().is_some_and(|list| !list.is_empty())
+                    };
+                    let selects = |(_, term): &(usize, &Value)| {
+                        has(term, "matchExpressions") || has(term, "matchFields")
+                    };
+                    for (index, term) in terms.iter().enumerate().filter(selects) {
                         let path = format!("{path}/nodeSelectorTerms/{index}/matchExpressions");
                         if term["matchExpressions"].is_array() {
                             for expression in &expressions {
@@ -245,41 +254,17 @@ pub(crate) fn patch(pod: &Value, warm: &Warm, mode: Mode) -> Vec<Value> {
             }
         }
     }
-    patch.0
+    patch
 }
 
-#[derive(Default)]
-struct Patch(Vec<Value>);
-
-impl Patch {
-    fn add(&mut self, path: &str, value: Value) {
-        self.0
-            .push(json!({ "op": "add", "path": path, "value": value }));
+/// Makes what terms are put into.
+fn reach(patch: &mut JsonPatch, affinity: &Value, of_nodes: &Value) {
+    if !affinity.is_object() {
+        patch.add("/spec/affinity", json!({}));
     }
-
-    /// Makes what terms are put into.
-    fn reach(&mut self, affinity: &Value, of_nodes: &Value) {
-        if !affinity.is_object() {
-            self.add("/spec/affinity", json!({}));
-        }
-        if !of_nodes.is_object() {
-            self.add("/spec/affinity/nodeAffinity", json!({}));
-        }
+    if !of_nodes.is_object() {
+        patch.add("/spec/affinity/nodeAffinity", json!({}));
     }
-}
-
-/// Notes in a pod that terms were written, so that a second call writes none.
-pub(crate) fn mark(pod: &Value, annotation: &str, value: &str) -> Vec<Value> {
-    let annotations = &pod["metadata"]["annotations"];
-    let mut patch = Patch::default();
-    if annotations.is_object() {
-        let key = annotation.replace('~', "~0").replace('/', "~1");
-        patch.add(&format!("/metadata/annotations/{key}"), json!(value));
-    } else {
-        let one: BTreeMap<&str, &str> = [(annotation, value)].into();
-        patch.add("/metadata/annotations", json!(one));
-    }
-    patch.0
 }
 
 #[cfg(test)]
@@ -311,21 +296,8 @@ mod tests {
         })
     }
 
-    /// Applies a patch of additions, as the apiserver does.
-    fn applied(pod: &Value, patch: &[Value]) -> Value {
-        let mut pod = pod.clone();
-        for op in patch {
-            assert_eq!(op["op"], "add");
-            let path = op["path"].as_str().unwrap();
-            let (parent, last) = path.rsplit_once('/').unwrap();
-            let parent = pod.pointer_mut(parent).expect(path);
-            let last = last.replace("~1", "/").replace("~0", "~");
-            match parent {
-                Value::Array(list) if last == "-" => list.push(op["value"].clone()),
-                parent => parent[last.as_str()] = op["value"].clone(),
-            }
-        }
-        pod
+    fn applied(pod: &Value, patch: JsonPatch) -> Value {
+        crate::json_patch::applied(pod, &patch.into_value()).unwrap()
     }
 
     fn preferred(pod: &Value) -> &Vec<Value> {
@@ -345,7 +317,7 @@ mod tests {
         let warm = Warm::of(&[small, large]);
         let pod = applied(
             &json!({ "spec": {} }),
-            &patch(&json!({ "spec": {} }), &warm, Mode::Preferred),
+            patch(&json!({ "spec": {} }), &warm, Mode::Preferred),
         );
         let terms = preferred(&pod);
         assert_eq!(terms.len(), 3);
@@ -397,7 +369,7 @@ mod tests {
         ] {
             assert_eq!(
                 patch(&pod, &warm, mode),
-                Vec::<Value>::new(),
+                JsonPatch::default(),
                 "{warm:?} {mode:?}"
             );
         }
@@ -418,12 +390,13 @@ mod tests {
                     "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
                         { "matchExpressions": [own] },
                         { "matchFields": [{ "key": "metadata.name" }] },
+                        {},
                     ] },
                 },
             },
         } });
         let warm = Warm::of(&[located(10, &[("n1", 10)], &[], &[])]);
-        let mut soft = applied(&pod, &patch(&pod, &warm, Mode::Preferred));
+        let mut soft = applied(&pod, patch(&pod, &warm, Mode::Preferred));
         assert_eq!(preferred(&soft).len(), 2);
         assert_eq!(preferred(&soft)[0], preferred(&pod)[0]);
         let list = "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution";
@@ -433,7 +406,7 @@ mod tests {
             .unwrap()
             .pop();
         assert_eq!(soft, pod, "nothing else is changed");
-        let hard = applied(&pod, &patch(&pod, &warm, Mode::Required));
+        let hard = applied(&pod, patch(&pod, &warm, Mode::Required));
         let terms = hard
             .pointer("/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms")
             .unwrap();
@@ -445,17 +418,7 @@ mod tests {
             "each alternative is restricted"
         );
         assert_eq!(terms[1]["matchFields"], json!([{ "key": "metadata.name" }]));
-        let marked = applied(&pod, &mark(&pod, "weir.io/placed-by", "images"));
-        assert_eq!(
-            marked["metadata"]["annotations"],
-            json!({ "x": "y", "weir.io/placed-by": "images" })
-        );
-        let bare = json!({ "metadata": {} });
-        let marked = applied(&bare, &mark(&bare, "weir.io/placed-by", "images"));
-        assert_eq!(
-            marked["metadata"]["annotations"]["weir.io/placed-by"],
-            "images"
-        );
+        assert_eq!(terms[2], json!({}), "it selects no node");
     }
 
     #[test]

@@ -1,17 +1,11 @@
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::runtime::events::Recorder;
-use prometheus_client::registry::Registry;
 use serde_json::json;
-use tokio::sync::mpsc;
 
 use super::testing::template;
 use super::*;
-use crate::listings::Listings;
 use crate::master::{Master, MasterError, Refusal};
-use crate::metrics::OperatorMetrics;
 use crate::objects::{POOL_LABEL, PoolPhase};
-use crate::testing::{FakeApi, FakeMaster};
-use crate::view::View;
+use crate::testing::{FakeApi, FakeMaster, context};
 
 const GIB: u64 = 1 << 30;
 
@@ -29,19 +23,11 @@ impl World {
     fn new(nodes: &[&str], spec: Value) -> Self {
         let (client, api) = FakeApi::start();
         let master = Arc::new(FakeMaster::default());
-        let metrics = OperatorMetrics::register(&mut Registry::default());
-        let view = Arc::new(View::default());
-        let (ended, _) = mpsc::channel(1);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), template().to_string()).unwrap();
         let context = Context {
-            client: client.clone(),
-            master: master.clone(),
-            view: view.clone(),
-            listings: Listings::new(master.clone(), view, metrics.clone(), ended),
-            recorder: Recorder::new(client, "weir-operator".into()),
-            metrics,
             pools: Pools::new("weir-system", Some(file.path().to_owned())),
+            ..context(client, &master)
         };
         let node = |name: &&str| {
             let node = json!({ "metadata": { "name": name, "labels": { "disk": "nvme" } } });

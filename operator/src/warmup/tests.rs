@@ -1,17 +1,10 @@
 use std::sync::Arc;
 
-use kube::runtime::events::Recorder;
-use prometheus_client::registry::Registry;
 use serde_json::Value;
-use tokio::sync::mpsc;
 
 use super::*;
-use crate::listings::Listings;
 use crate::master::Refusal;
-use crate::metrics::OperatorMetrics;
-use crate::pool::Pools;
-use crate::testing::{FakeApi, FakeMaster};
-use crate::view::View;
+use crate::testing::{FakeApi, FakeMaster, context};
 
 const PATH: &str = "/apis/weir.io/v1alpha1/namespaces/team-a/warmups/early";
 
@@ -25,18 +18,7 @@ impl World {
     fn new(spec: Value) -> Self {
         let (client, api) = FakeApi::start();
         let master = Arc::new(FakeMaster::default());
-        let metrics = OperatorMetrics::register(&mut Registry::default());
-        let view = Arc::new(View::default());
-        let (ended, _) = mpsc::channel(1);
-        let context = Context {
-            client: client.clone(),
-            master: master.clone(),
-            view: view.clone(),
-            listings: Listings::new(master.clone(), view, metrics.clone(), ended),
-            recorder: Recorder::new(client, "weir-operator".into()),
-            metrics,
-            pools: Pools::default(),
-        };
+        let context = context(client, &master);
         let object = json!({
             "apiVersion": "weir.io/v1alpha1", "kind": "Warmup",
             "metadata": { "name": "early", "namespace": "team-a" },

@@ -1,13 +1,20 @@
+use kube::api::PartialObjectMeta;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher;
 use prometheus_client::registry::Registry;
 
 use super::*;
+use crate::json_patch::applied;
+use crate::master::Master;
+use crate::objects::Dataset;
 use crate::testing::{FakeApi, FakeMaster};
+use crate::view::View;
 
 struct World {
     api: Arc<FakeApi>,
     master: Arc<FakeMaster>,
     webhook: Webhook,
-    writer: reflector::store::Writer<PartialObjectMeta<Dataset>>,
+    writer: Writer<PartialObjectMeta<Dataset>>,
 }
 
 impl World {
@@ -23,14 +30,11 @@ impl World {
         master.apply(&name, &spec, 0).await.unwrap();
         let view = Arc::new(View::default());
         view.look(&*master).await.unwrap();
-        let (datasets, writer) = reflector::store();
+        let (placing, writer) = Placing::new(master.clone(), view);
         let webhook = Webhook {
             client,
-            master: master.clone(),
-            view,
+            placing: Arc::new(placing),
             metrics: OperatorMetrics::register(&mut Registry::default()),
-            located: Located::default(),
-            datasets,
         };
         Self {
             api,
@@ -40,11 +44,11 @@ impl World {
         }
     }
 
-    async fn place(&self, namespace: &str, pod: Value) -> Vec<Value> {
+    async fn place(&self, namespace: &str, pod: Value) -> JsonPatch {
         let review = review(namespace, "Pod", pod, Value::Null);
         match self.webhook.place(&review).await {
-            Placed::Changes(changes) => changes,
-            Placed::Unknown => panic!("the master was not asked"),
+            Answer::Changes(changes) => changes,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -80,7 +84,7 @@ async fn pods_are_placed_by_the_datasets_of_their_claims() {
     let world = World::new().await;
     for namespace in ["team-a", "team-b"] {
         let changes = world.place(namespace, pod(json!({}))).await;
-        let text = Value::Array(changes).to_string();
+        let text = changes.into_value().to_string();
         assert!(
             text.contains("node-1") && text.contains("weir.io~1placed-by"),
             "{text}"
@@ -110,7 +114,7 @@ async fn pods_are_placed_by_the_datasets_of_their_claims() {
 #[tokio::test]
 async fn a_pod_says_how_it_is_placed_and_else_its_dataset_does() {
     let mut world = World::new().await;
-    let text = |changes: Vec<Value>| Value::Array(changes).to_string();
+    let text = |changes: JsonPatch| changes.into_value().to_string();
     world.annotate("required");
     assert!(text(world.place("team-a", pod(json!({}))).await).contains("required"));
     let own = json!({ "weir.io/affinity": "preferred" });
@@ -119,6 +123,55 @@ async fn a_pod_says_how_it_is_placed_and_else_its_dataset_does() {
     assert!(world.place("team-a", pod(json!({}))).await.is_empty());
     world.annotate("of course");
     assert!(text(world.place("team-a", pod(json!({}))).await).contains("preferred"));
+}
+
+#[tokio::test]
+async fn a_pod_that_waits_gets_a_gate_and_its_terms_later() {
+    let world = World::new().await;
+    let waits = pod(json!({ "weir.io/wait-for": "95%" }));
+    let asked = review("team-a", "Pod", waits.clone(), Value::Null);
+    let Answer::Waits(changes) = world.webhook.place(&asked).await else {
+        panic!("it does not wait");
+    };
+    let gated = applied(&waits, &changes.into_value()).unwrap();
+    assert_eq!(
+        gated["spec"]["schedulingGates"],
+        json!([{ "name": "weir.io/data" }])
+    );
+    assert_eq!(
+        gated["metadata"]["labels"]["weir.io/waits-for-data"],
+        "true"
+    );
+    assert!(gated["spec"]["affinity"].is_null());
+    // It reads nothing here, and so is left as it is.
+    assert!(world.place("team-c", waits).await.is_empty());
+    let wrong = pod(json!({ "weir.io/wait-for": "soon" }));
+    let wrong = review("team-a", "Pod", wrong, Value::Null);
+    let Answer::Refused(why) = world.webhook.place(&wrong).await else {
+        panic!("it is taken");
+    };
+    assert!(
+        why.contains("weir.io/wait-for: \"soon\" is no share"),
+        "{why}"
+    );
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_a_dataset_that_was_made_with_it_and_is_not_listed_yet() {
+    let mut world = World::new().await;
+    let mut new = pod(json!({ "weir.io/wait-for": "95%" }));
+    new["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = json!("new");
+    assert!(world.place("team-a", new.clone()).await.is_empty());
+    let object = json!({ "metadata": { "name": "new", "namespace": "team-a" } });
+    let object = serde_json::from_value(object).unwrap();
+    world
+        .writer
+        .apply_watcher_event(&watcher::Event::Apply(object));
+    let asked = review("team-a", "Pod", new, Value::Null);
+    assert!(matches!(
+        world.webhook.place(&asked).await,
+        Answer::Waits(_)
+    ));
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,7 +185,7 @@ async fn a_master_that_is_frozen_holds_no_pod() {
     assert!(
         placed
             .iter()
-            .all(|placed| matches!(placed, Placed::Unknown))
+            .all(|placed| matches!(placed, Answer::Unknown))
     );
     assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
 }

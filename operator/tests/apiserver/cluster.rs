@@ -1,5 +1,7 @@
 //! An apiserver with its etcd, and a master in memory.
 
+#![allow(dead_code, reason = "each test needs some of it")]
+
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -72,7 +74,8 @@ fn start(program: PathBuf, log: &Path, args: &[String]) -> Program {
     Program(child.unwrap_or_else(|error| panic!("{}: {error}", program.display())))
 }
 
-fn client(url: &str, user: Option<&str>) -> Client {
+/// A client of the apiserver, with the rights of a user, or all.
+pub(crate) fn client(url: &str, user: Option<&str>) -> Client {
     let mut config = Config::new(url.parse().unwrap());
     config.accept_invalid_certs = true;
     let auth = json!({ "token": "admin-token", "as": user });
@@ -136,6 +139,16 @@ impl Cluster {
         })
         .await;
         Some(cluster)
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What the apiserver says at a path.
+    pub(crate) async fn text(&self, path: &str) -> String {
+        let request = http::Request::get(path).body(Vec::new()).unwrap();
+        self.admin.request_text(request).await.unwrap()
     }
 
     /// A client with the rights of a user.
@@ -328,12 +341,24 @@ fn collection(object: &Value) -> String {
     }
 }
 
-/// A master that lists and warms at once.
+/// Bytes of each dataset.
+const BYTES: u64 = 4096;
+/// The job of [`MemoryMaster::warm`].
+const JOB: u64 = 7;
+
+/// A master that lists and warms at once, unless it is told how far it is.
 #[derive(Default)]
 pub(crate) struct MemoryMaster {
     datasets: Mutex<HashMap<String, Known>>,
     credentials: Mutex<HashMap<String, v1::Credential>>,
     workers: Mutex<HashMap<String, v1::WorkerStatus>>,
+    /// How much of all datasets is warmed, in percent; none if all that is asked for is done at once.
+    warmed: Mutex<Option<u64>>,
+    jobs: Mutex<u64>,
+    /// Nodes that hold a part of each dataset.
+    nodes: Mutex<Vec<v1::CachedAt>>,
+    /// Jobs of which all pods see one snapshot.
+    pub(crate) chosen: Mutex<Vec<String>>,
 }
 
 impl MemoryMaster {
@@ -354,6 +379,41 @@ impl MemoryMaster {
     /// How a worker stands.
     pub(crate) fn standing(&self, node: &str) -> v1::WorkerState {
         self.workers.lock().unwrap()[node].state()
+    }
+
+    /// Has jobs be so far, in percent. Nothing is cached.
+    pub(crate) fn warm(&self, percent: Option<u64>) {
+        *self.warmed.lock().unwrap() = percent;
+    }
+
+    /// Has each dataset be cached on 5,000 nodes.
+    pub(crate) fn be_large(&self) {
+        let place = |number: u64| v1::CachedAt {
+            name: format!("node-{number:04}.example.com"),
+            cached_bytes: number % BYTES,
+        };
+        *self.nodes.lock().unwrap() = (0..5000).map(place).collect();
+    }
+
+    /// How many jobs were started.
+    pub(crate) fn jobs(&self) -> u64 {
+        *self.jobs.lock().unwrap()
+    }
+
+    fn job(&self, dataset: String) -> v1::Job {
+        let warmed = *self.warmed.lock().unwrap();
+        let state = match warmed {
+            Some(percent) if percent < 100 => v1::JobState::Running,
+            _ => v1::JobState::Done,
+        };
+        v1::Job {
+            id: JOB,
+            dataset,
+            state: state.into(),
+            total_bytes: BYTES,
+            done_bytes: (BYTES * warmed.unwrap_or(100)).div_ceil(100),
+            ..v1::Job::default()
+        }
     }
 
     pub(crate) fn has_credentials(&self, name: &str) -> bool {
@@ -387,9 +447,10 @@ impl Master for MemoryMaster {
         known.dataset.snapshots.push(v1::Snapshot {
             version: after + 1,
             files: 10,
-            bytes: 4096,
+            bytes: BYTES,
             ..v1::Snapshot::default()
         });
+        known.status.bytes = BYTES;
         Ok(known.dataset.clone())
     }
 
@@ -430,29 +491,28 @@ impl Master for MemoryMaster {
     }
 
     async fn locate(&self, _: &DatasetName) -> Result<v1::LocateDatasetReply, MasterError> {
-        Ok(v1::LocateDatasetReply {
-            bytes: 4096,
-            nodes: vec![v1::CachedAt {
+        let mut nodes = self.nodes.lock().unwrap().clone();
+        if nodes.is_empty() {
+            nodes.push(v1::CachedAt {
                 name: "node-1".to_owned(),
-                cached_bytes: 4096,
-            }],
+                cached_bytes: BYTES,
+            });
+        }
+        nodes.sort_by_key(|node| std::cmp::Reverse(node.cached_bytes));
+        Ok(v1::LocateDatasetReply {
+            bytes: BYTES,
+            nodes,
             ..v1::LocateDatasetReply::default()
         })
     }
 
     async fn start_job(&self, job: v1::StartJobRequest) -> Result<v1::Job, MasterError> {
-        Ok(v1::Job {
-            id: 1,
-            dataset: job.dataset,
-            state: v1::JobState::Done.into(),
-            total_bytes: 4096,
-            done_bytes: 4096,
-            ..v1::Job::default()
-        })
+        *self.jobs.lock().unwrap() += 1;
+        Ok(self.job(job.dataset))
     }
 
-    async fn get_job(&self, _: u64) -> Result<Option<v1::Job>, MasterError> {
-        Ok(None)
+    async fn get_job(&self, id: u64) -> Result<Option<v1::Job>, MasterError> {
+        Ok((id == JOB).then(|| self.job(String::new())))
     }
 
     async fn cancel_job(&self, _: u64) -> Result<(), MasterError> {
@@ -476,5 +536,23 @@ impl Master for MemoryMaster {
             worker.set_state(v1::WorkerState::Unspecified);
         }
         Ok(())
+    }
+
+    async fn mounted_on(&self, _: &DatasetName) -> Result<Option<Vec<String>>, MasterError> {
+        Ok(Some(Vec::new()))
+    }
+
+    async fn choose_snapshot(&self, name: &DatasetName, job: &str) -> Result<u64, MasterError> {
+        self.chosen.lock().unwrap().push(format!("{name} {job}"));
+        Ok(1)
+    }
+
+    async fn exchange_pods(&self, _: Vec<v1::PodJob>) -> Result<Vec<v1::Pod>, MasterError> {
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        Ok(Vec::new())
+    }
+
+    async fn review_jobs(&self, _: v1::ReviewJobsRequest) -> Result<Vec<String>, MasterError> {
+        Ok(Vec::new())
     }
 }
