@@ -65,7 +65,7 @@ impl NodeService {
         metrics: Arc<CsiMetrics>,
         tasks: TaskTracker,
     ) -> Self {
-        let warning = kernel::warning(&kernel::release());
+        let warning = kernel::warning(&kernel::release(), weir_mount::sends_again());
         if let Some(warning) = &warning {
             tracing::warn!("{warning}");
         }

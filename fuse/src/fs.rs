@@ -9,6 +9,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,8 +23,10 @@ use tracing::{Instrument, Span, trace, trace_span};
 use weir_client::{ReadError, Reader};
 use weir_core::{EntryKind, Manifest};
 
+use crate::again::Again;
 use crate::duty::Duty;
 use crate::errno::errno;
+use crate::in_flight::{InFlight, Place, Read};
 use crate::logged::Logged;
 use crate::metrics::{ErrorLabel, FuseMetrics};
 use crate::waiting::WaitingReads;
@@ -63,7 +66,12 @@ pub struct SnapshotFs {
     metrics: Arc<FuseMetrics>,
     logged: Arc<Logged>,
     duty: Arc<Duty>,
+    /// Which requests are under way, for the server that follows this one.
+    in_flight: Option<Arc<InFlight>>,
 }
+
+/// Where a request stands among those that are under way.
+type Entered = Option<(Arc<InFlight>, Place)>;
 
 impl SnapshotFs {
     /// A file system over `reader`'s snapshot, whose slow reads run where `waiting` says.
@@ -83,7 +91,36 @@ impl SnapshotFs {
             metrics,
             logged: Arc::default(),
             duty: Arc::default(),
+            in_flight: None,
         }
+    }
+
+    /// Enters requests in this memory while they are under way. Gives what answers those that servers of before have left there.
+    ///
+    /// # Errors
+    /// When it is other memory than [`memory`](crate::in_flight::memory) makes.
+    pub fn share(&mut self, memory: impl AsFd) -> io::Result<Again> {
+        let in_flight = Arc::new(InFlight::new(memory)?);
+        self.in_flight = Some(in_flight.clone());
+        Ok(Again {
+            reader: self.reader.clone(),
+            runtime: self.waiting.runtime().clone(),
+            duty: self.duty.clone(),
+            in_flight,
+        })
+    }
+
+    fn enter(&self, request: &Request, read: Option<Read>) -> Entered {
+        let in_flight = self.in_flight.as_ref()?;
+        let place = in_flight.enter(request.unique().0, read)?;
+        Some((in_flight.clone(), place))
+    }
+
+    /// Answers what needs no origin.
+    fn at_once(&self, request: &Request, answer: impl FnOnce()) {
+        let entered = self.enter(request, None);
+        answer();
+        was_answered(entered);
     }
 
     /// When it answers: it is told each FORGET, and what fails when it is over stays unanswered.
@@ -136,6 +173,17 @@ impl SnapshotFs {
         self.manifest.by_inode(inode.0).ok_or(Errno::ESTALE)
     }
 
+    /// A file, and up to where a part of it that is asked for goes.
+    fn extent(&self, inode: INodeNo, offset: u64, size: u32) -> Result<(u32, u64), Errno> {
+        let index = self.index(inode)?;
+        let entry = self.manifest.entry(index);
+        if entry.kind == EntryKind::Directory {
+            return Err(Errno::EISDIR);
+        }
+        let end = offset.saturating_add(u64::from(size)).min(entry.size);
+        Ok((index, end))
+    }
+
     fn directory(&self, inode: INodeNo) -> Result<u32, Errno> {
         let index = self.index(inode)?;
         match self.manifest.entry(index).kind {
@@ -183,6 +231,13 @@ fn to_time(nanoseconds: i64) -> SystemTime {
     time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
+/// The kernel has the answer.
+fn was_answered(entered: Entered) {
+    if let Some((in_flight, place)) = entered {
+        in_flight.answered(place);
+    }
+}
+
 /// Answers a read; pieces are put together only when there are several.
 fn send(reply: ReplyData, pieces: &[Bytes]) {
     match pieces {
@@ -209,35 +264,37 @@ impl Filesystem for SnapshotFs {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.metrics.lookup.inc();
-        let found = self
-            .directory(parent)
-            .map(|parent| self.manifest.lookup(parent, name.to_str()?));
-        match found {
-            Err(error) => reply.error(error),
-            Ok(Some(index)) => reply.entry(&TTL, &self.attributes(index), Generation(0)),
-            // Inode 0 lets the kernel remember that there is no such name.
-            Ok(None) => {
-                let nothing = FileAttr {
-                    ino: INodeNo(0),
-                    ..self.attributes(0)
-                };
-                reply.entry(&TTL, &nothing, Generation(0));
+        self.at_once(request, || {
+            let found = self
+                .directory(parent)
+                .map(|parent| self.manifest.lookup(parent, name.to_str()?));
+            match found {
+                Err(error) => reply.error(error),
+                Ok(Some(index)) => reply.entry(&TTL, &self.attributes(index), Generation(0)),
+                // Inode 0 lets the kernel remember that there is no such name.
+                Ok(None) => {
+                    let nothing = FileAttr {
+                        ino: INodeNo(0),
+                        ..self.attributes(0)
+                    };
+                    reply.entry(&TTL, &nothing, Generation(0));
+                }
             }
-        }
+        });
     }
 
     fn forget(&self, request: &Request, _: INodeNo, _: u64) {
         self.duty.gather(request);
     }
 
-    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.metrics.getattr.inc();
-        match self.index(inode) {
+        self.at_once(request, || match self.index(inode) {
             Ok(index) => reply.attr(&TTL, &self.attributes(index)),
             Err(error) => reply.error(error),
-        }
+        });
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -254,7 +311,7 @@ impl Filesystem for SnapshotFs {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         inode: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -265,20 +322,27 @@ impl Filesystem for SnapshotFs {
     ) {
         let started = Instant::now();
         self.metrics.read.inc();
-        let index = match self.index(inode) {
-            Ok(index) => index,
-            Err(error) => return reply.error(error),
+        let entered = self.enter(
+            request,
+            Some(Read {
+                inode: inode.0,
+                offset,
+                size: u64::from(size),
+            }),
+        );
+        let (index, end) = match self.extent(inode, offset, size) {
+            Ok((index, end)) if offset < end => (index, end),
+            Ok(_) => {
+                reply.data(&[]);
+                return was_answered(entered);
+            }
+            Err(error) => {
+                reply.error(error);
+                return was_answered(entered);
+            }
         };
-        let entry = self.manifest.entry(index);
-        if entry.kind == EntryKind::Directory {
-            return reply.error(Errno::EISDIR);
-        }
-        let end = offset.saturating_add(u64::from(size)).min(entry.size);
-        if offset >= end {
-            return reply.data(&[]);
-        }
         let span = self.span(index, offset, end);
-        let entered = span.enter();
+        let in_span = span.enter();
         let mut bytes = Vec::new();
         let reached = self.reader.read_cached(index, offset, end, &mut bytes);
         let is_cached = reached == end;
@@ -287,6 +351,7 @@ impl Filesystem for SnapshotFs {
         }
         if is_cached {
             send(reply, &bytes);
+            was_answered(entered);
             trace!(target: "weir::read", "answered");
             self.metrics.read_bytes.inc_by(end - offset);
             self.metrics
@@ -303,19 +368,21 @@ impl Filesystem for SnapshotFs {
             range: offset..end,
             reached,
             started,
+            entered,
         };
-        drop(entered);
+        drop(in_span);
         self.waiting.run(read.answer(bytes, reply).instrument(span));
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         inode: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let entered = self.enter(request, None);
         let listed = self.list(inode, offset, |index, next, name| {
             let kind = match self.manifest.entry(index).kind {
                 EntryKind::Directory => FileType::Directory,
@@ -327,16 +394,18 @@ impl Filesystem for SnapshotFs {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(error),
         }
+        was_answered(entered);
     }
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         inode: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let entered = self.enter(request, None);
         let listed = self.list(inode, offset, |index, next, name| {
             let attributes = self.attributes(index);
             reply.add(attributes.ino, next, name, &TTL, &attributes, Generation(0))
@@ -345,13 +414,16 @@ impl Filesystem for SnapshotFs {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(error),
         }
+        was_answered(entered);
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
         let summary = self.manifest.summary();
         let blocks = summary.bytes.div_ceil(u64::from(PREFERRED_IO));
         let entries = u64::from(self.manifest.len());
-        reply.statfs(blocks, 0, 0, entries, 0, PREFERRED_IO, 255, PREFERRED_IO);
+        self.at_once(request, || {
+            reply.statfs(blocks, 0, 0, entries, 0, PREFERRED_IO, 255, PREFERRED_IO);
+        });
     }
 
     fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
@@ -374,12 +446,14 @@ struct WaitingRead {
     /// Up to where the bytes were there at once.
     reached: u64,
     started: Instant,
+    /// Stays entered if it is left to the next server.
+    entered: Entered,
 }
 
 impl WaitingRead {
     /// Adds the rest to the `bytes` that were there at once. Answers as soon as it is there, and then finishes the fills
     /// that the read has started.
-    async fn answer(self, mut bytes: Vec<Bytes>, reply: ReplyData) {
+    async fn answer(mut self, mut bytes: Vec<Bytes>, reply: ReplyData) {
         let (file, from, end) = (self.file, self.reached, self.range.end);
         let mut unfinished = Vec::new();
         let rest = self
@@ -396,7 +470,7 @@ impl WaitingRead {
         }
     }
 
-    fn reply(&self, reply: ReplyData, outcome: Result<Vec<Bytes>, ReadError>) {
+    fn reply(&mut self, reply: ReplyData, outcome: Result<Vec<Bytes>, ReadError>) {
         match outcome {
             Ok(pieces) => {
                 send(reply, &pieces);
@@ -417,6 +491,7 @@ impl WaitingRead {
                 reply.error(errno(&error));
             }
         }
+        was_answered(self.entered.take());
         self.metrics
             .read_duration
             .observe(self.started.elapsed().as_secs_f64());

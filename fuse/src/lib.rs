@@ -14,9 +14,13 @@ pub mod metrics;
 pub mod page_cache;
 pub mod waiting;
 
+pub mod in_flight;
+
+mod again;
 mod buffer;
 mod logged;
 mod resend;
 mod sync;
 
-pub use resend::send_again;
+pub use again::Again;
+pub use resend::{send_again, sends_again};

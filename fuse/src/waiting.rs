@@ -38,6 +38,11 @@ impl WaitingReads {
         }
     }
 
+    /// Where reads run that wait on no thread of their own.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.shared
+    }
+
     /// Runs `read` to its end, here or in the background. Must not be called from inside a runtime's task.
     pub(crate) fn run(&self, read: impl Future<Output = ()> + Send + 'static) {
         let Some(_place) = self.place() else {

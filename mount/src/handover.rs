@@ -28,6 +28,7 @@ use fuser::{Notifier, Session, SessionACL};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
+use crate::kept::Kept;
 use crate::mounting::table;
 use crate::runtime;
 use crate::state::{EXIT_UNMOUNTED, FromServer, MountState, ServerFailure};
@@ -125,19 +126,14 @@ impl Handover {
         let (mut state, mut descriptors) = fdpass::receive::<MountState>(socket.as_fd())
             .map_err(HandoverError::Message)?
             .ok_or(HandoverError::NoSupervisor)?;
-        let fuse = descriptors
-            .need(fdpass::Slot::Fuse)
-            .map_err(HandoverError::Message)?;
-        let lock = descriptors
-            .need(fdpass::Slot::Lock)
-            .map_err(HandoverError::Message)?;
+        let kept = Kept::of(&mut descriptors).map_err(HandoverError::Message)?;
         let holder = descriptors.take(fdpass::Slot::Holder);
         let peer = descriptors.take(fdpass::Slot::Peer);
         state.server_pid = Some(std::process::id());
         let (mountpoint, init) = (state.request.mountpoint.clone(), state.init.clone());
         let (device, dir) = (state.device.clone(), state.dir.clone());
-        let link = Link::start(socket, fuse, lock, holder, peer, state)
-            .map_err(system("start a thread"))?;
+        let link =
+            Link::start(socket, kept, holder, peer, state).map_err(system("start a thread"))?;
         Ok(Self {
             link,
             mountpoint,
@@ -194,8 +190,16 @@ impl Handover {
 
     /// Serves `fs` on the mount, on threads of its own. Not generic, so that the code of these threads is made in this
     /// crate, as fast as it is to be.
-    pub fn serve(&mut self, fs: SnapshotFs, config: ServeConfig) -> Result<Serving, HandoverError> {
+    pub fn serve(
+        &mut self,
+        mut fs: SnapshotFs,
+        config: ServeConfig,
+    ) -> Result<Serving, HandoverError> {
         let duty = fs.duty();
+        let again = self.link.in_flight().map(|memory| fs.share(memory));
+        let again = again
+            .transpose()
+            .map_err(system("share what is under way"))?;
         let threads = config.threads.max(1);
         let mut options = fuser::Config::default();
         options.n_threads = Some(threads);
@@ -208,8 +212,15 @@ impl Handover {
         place
             .put(self.link.fuse())
             .map_err(system("take over /dev/fuse"))?;
-        if resend {
-            send_again(self.link.fuse());
+        if resend && !send_again(self.link.fuse()) {
+            if let Some(again) = again {
+                let begun = again.answer_all(self.link.fuse());
+                begun.map_err(system("answer what is under way"))?;
+            } else {
+                tracing::warn!(
+                    "this kernel cannot send unanswered requests again (Linux 6.9 can): reads that were under way when the server before this one ended will hang"
+                );
+            }
         }
         self.link.term().begin(&duty);
         if let Some(let_go) = config.let_go {

@@ -15,6 +15,7 @@ pub mod runtime;
 pub mod supervisor;
 
 mod adoption;
+mod kept;
 mod mounting;
 mod state;
 mod succession;
@@ -24,3 +25,5 @@ pub use mounting::{FS_TYPE, MountError, table};
 
 // Under this name for `handover/term.rs`, which is also compiled elsewhere with another one.
 use weir_fuse::duty;
+
+pub use weir_fuse::sends_again;

@@ -15,12 +15,12 @@ use weir_process::fdpass::{self, Slot};
 use super::LetGo;
 use super::term::{Ended, Term};
 use crate::adoption::adopting_supervisor;
+use crate::kept::Kept;
 use crate::state::{FromServer, MountState, ToServer};
 use crate::succession::{Successor, stand_by};
 
 pub(super) struct Link {
-    fuse: OwnedFd,
-    lock: OwnedFd,
+    kept: Kept,
     /// The line to the mount's third holder, for the next supervisor.
     holder: Mutex<Option<OwnedFd>>,
     /// The line to the mount's holder in another pod, which must not end before this process does.
@@ -46,15 +46,13 @@ impl fmt::Debug for Link {
 impl Link {
     pub(super) fn start(
         socket: OwnedFd,
-        fuse: OwnedFd,
-        lock: OwnedFd,
+        kept: Kept,
         holder: Option<OwnedFd>,
         peer: Option<OwnedFd>,
         state: MountState,
     ) -> io::Result<Arc<Self>> {
         let link = Arc::new(Self {
-            fuse,
-            lock,
+            kept,
             holder: Mutex::new(holder),
             peer: Mutex::new(peer),
             line: Mutex::new(Line {
@@ -77,7 +75,12 @@ impl Link {
 
     /// The kernel's end of the mount.
     pub(super) fn fuse(&self) -> BorrowedFd<'_> {
-        self.fuse.as_fd()
+        self.kept.fuse.as_fd()
+    }
+
+    /// Which requests are under way, where the kernel sends none again.
+    pub(super) fn in_flight(&self) -> Option<BorrowedFd<'_>> {
+        self.kept.in_flight.as_ref().map(AsFd::as_fd)
     }
 
     pub(super) fn send(&self, message: &FromServer) {
@@ -127,7 +130,7 @@ impl Link {
         let socket = self.line.lock().socket.clone();
         loop {
             // The session itself ends only with its last thread, and that may be waiting for an origin.
-            if crate::mounting::is_gone(&self.fuse) {
+            if crate::mounting::is_gone(&self.kept.fuse) {
                 self.term.end(Ended::Unmounted);
             }
             match fdpass::receive::<ToServer>(socket.as_fd()) {
@@ -165,11 +168,8 @@ impl Link {
         let mut line = self.line.lock();
         let this = pidfd_open(getpid(), PidfdFlags::empty())?;
         let (holder, peer) = (self.holder.lock(), self.peer.lock());
-        let mut descriptors = vec![
-            (Slot::Fuse, self.fuse.as_fd()),
-            (Slot::Lock, self.lock.as_fd()),
-            (Slot::Server, this.as_fd()),
-        ];
+        let mut descriptors = self.kept.descriptors();
+        descriptors.push((Slot::Server, this.as_fd()));
         descriptors.extend(holder.iter().map(|line| (Slot::Holder, line.as_fd())));
         descriptors.extend(peer.iter().map(|line| (Slot::Peer, line.as_fd())));
         let ours = adopting_supervisor(&line.state, Slot::Link, &descriptors)?;
@@ -186,7 +186,7 @@ impl Successor for &Link {
 
     /// The end of the mount ends the supervisor too.
     fn is_needed(&self) -> bool {
-        let needed = !crate::mounting::is_gone(&self.fuse);
+        let needed = !crate::mounting::is_gone(&self.kept.fuse);
         if needed {
             tracing::warn!("the supervisor died; starting another one");
         }

@@ -24,6 +24,7 @@ use super::peer;
 use super::request::StartRequest;
 use super::running::Running;
 use super::server::{Pulse, Server};
+use crate::kept::Kept;
 use crate::mounting::{self, MountError};
 use crate::runtime::{self, MountInfo};
 use crate::state::MountState;
@@ -43,8 +44,7 @@ pub(super) enum Audience {
 
 pub(super) struct Daemon {
     state: MountState,
-    fuse: OwnedFd,
-    lock: OwnedFd,
+    kept: Kept,
     control: Option<OwnedFd>,
     signals: Signals,
     server: Option<Server>,
@@ -85,17 +85,10 @@ struct Ending {
 }
 
 impl Daemon {
-    fn new(
-        state: MountState,
-        fuse: OwnedFd,
-        lock: OwnedFd,
-        control: Option<OwnedFd>,
-        signals: Signals,
-    ) -> Self {
+    fn new(state: MountState, kept: Kept, control: Option<OwnedFd>, signals: Signals) -> Self {
         Self {
             state,
-            fuse,
-            lock,
+            kept,
             control,
             signals,
             server: None,
@@ -126,7 +119,7 @@ impl Daemon {
             self.give_up_for("its supervisor died before it was usable");
         }
         loop {
-            if (self.failed.is_some() || mounting::is_gone(&self.fuse)) && self.has_ended() {
+            if (self.failed.is_some() || mounting::is_gone(&self.kept.fuse)) && self.has_ended() {
                 break;
             }
             self.start_server_when_due();
@@ -173,9 +166,9 @@ impl Daemon {
             tv_nsec: i64::from(left.subsec_nanos()),
         };
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        if self.server.is_none() || !mounting::is_gone(&self.fuse) {
+        if self.server.is_none() || !mounting::is_gone(&self.kept.fuse) {
             // Asks for nothing: the end of the connection is always told.
-            fds.push(PollFd::new(&self.fuse, PollFlags::empty()));
+            fds.push(PollFd::new(&self.kept.fuse, PollFlags::empty()));
         }
         fds.extend(
             self.control

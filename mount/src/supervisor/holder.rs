@@ -30,6 +30,7 @@ use weir_process::spawn;
 
 use super::running::Running;
 use super::server::Server;
+use crate::kept::Kept;
 use crate::state::MountState;
 
 pub(super) use standby::run;
@@ -85,13 +86,11 @@ impl Holder {
     pub(super) fn start(
         state: &MountState,
         server: Option<&Server>,
-        fuse: &OwnedFd,
-        lock: &OwnedFd,
+        kept: &Kept,
         tell: impl FnOnce(&OwnedFd),
     ) -> io::Result<Self> {
         let (ours, theirs) = fdpass::pair()?;
-        let descriptors = [(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())];
-        hold(&ours, state, server, &descriptors)?;
+        hold(&ours, state, server, &kept.descriptors())?;
         tell(&ours);
         let mut command = spawn::own("hold");
         spawn::spawn_detached(&mut command, theirs.as_fd())?;
@@ -205,11 +204,9 @@ impl Holder {
         line: OwnedFd,
         state: &MountState,
         server: Option<&Server>,
-        fuse: &OwnedFd,
-        lock: &OwnedFd,
+        kept: &Kept,
     ) -> io::Result<Self> {
-        let descriptors = [(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())];
-        hold(&line, state, server, &descriptors)?;
+        hold(&line, state, server, &kept.descriptors())?;
         Ok(Self::known(line))
     }
 

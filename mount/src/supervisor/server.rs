@@ -11,6 +11,7 @@ use rustix::process::{
 use weir_process::fdpass::{self, Slot};
 use weir_process::spawn;
 
+use crate::kept::Kept;
 use crate::state::{FromServer, MountState, ServerFailure, ToServer};
 
 /// How a server is watched.
@@ -54,13 +55,12 @@ impl Server {
     /// Starts a server and passes it the mount.
     pub(super) fn start(
         state: &MountState,
-        fuse: &OwnedFd,
-        lock: &OwnedFd,
+        kept: &Kept,
         holder: Option<&OwnedFd>,
         peer: Option<&OwnedFd>,
     ) -> io::Result<Self> {
         let (ours, theirs) = fdpass::pair()?;
-        let mut descriptors = vec![(Slot::Fuse, fuse.as_fd()), (Slot::Lock, lock.as_fd())];
+        let mut descriptors = kept.descriptors();
         descriptors.extend(holder.map(|line| (Slot::Holder, line.as_fd())));
         descriptors.extend(peer.map(|line| (Slot::Peer, line.as_fd())));
         fdpass::send(ours.as_fd(), state, &descriptors)?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
+use weir_s3_server::{Fault, Rule};
 use weir_tests::{
     Lab, Mount, Readers, ReadersReport, content, drop_pages, read_evicted, wait_until,
 };
@@ -23,6 +24,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "killing_the_server_while_it_fills_fails_no_read",
         killing_the_server_while_it_fills_fails_no_read,
+    ),
+    (
+        "where_the_kernel_sends_nothing_again_the_next_server_answers_what_is_left",
+        where_the_kernel_sends_nothing_again_the_next_server_answers_what_is_left,
     ),
     (
         "a_server_that_hangs_is_replaced",
@@ -53,6 +58,8 @@ pub(crate) const CASES: &[Case] = &[
 /// Longest read that a kill may cause.
 const LONGEST: Duration = Duration::from_millis(500);
 
+/// Longest read where the kernel sends nothing again.
+const EIO_WITHIN: Duration = Duration::from_secs(1);
 /// Longest read that a server costs which hangs: the 7 s of docs/semantics.md, on a busy machine.
 const WATCHDOG: Duration = Duration::from_secs(20);
 
@@ -114,6 +121,36 @@ fn killing_the_server_while_it_fills_fails_no_read() {
     // Names and attributes survive too.
     let listed = std::fs::read_dir(mount.path("d3")).unwrap().count();
     assert_eq!(listed, 40);
+}
+
+/// As on Linux before 6.9.
+fn where_the_kernel_sends_nothing_again_the_next_server_answers_what_is_left() {
+    let mut lab = Lab::new();
+    lab.set_env("WEIR_RESEND", "off");
+    let files = fill(&lab);
+    let mount = lab.mount("", &["--mem", "0"]);
+    // So long that reads are under way whenever a server is killed.
+    let stall = Fault::Stall(Duration::from_millis(50));
+    lab.s3.faults().set([Rule::new(stall)]);
+    let readers = Readers::start(&mount.dir, &files, 4);
+    kill_servers(&mount, &readers, 5);
+    readers.read_more(20);
+    let report = readers.finish();
+    // What a server had read, and had no time to enter.
+    let failed = report.errors.iter();
+    assert!(
+        failed.clone().all(|error| error.contains("os error 5")),
+        "{:?}",
+        report.errors
+    );
+    assert!(failed.count() < 3, "{:?}", report.errors);
+    assert!(
+        report.longest < EIO_WITHIN,
+        "a read took {:?}",
+        report.longest
+    );
+    let log = mount.log();
+    assert!(log.contains("are answered again"), "{log}");
 }
 
 fn a_server_that_hangs_is_replaced() {

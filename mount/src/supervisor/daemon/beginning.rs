@@ -11,6 +11,7 @@ use weir_process::fdpass::{Descriptors, Slot};
 use weir_process::signals::Signals;
 
 use super::Daemon;
+use crate::kept::Kept;
 use crate::mounting::{self, MountError, mountpoint, table};
 use crate::runtime;
 use crate::state::{InitExchange, MountState};
@@ -56,6 +57,11 @@ impl Daemon {
             tracing::warn!("a dead mount at {} was detached", at.display());
         }
         mountpoint::check(&at)?;
+        // Without it requests that are under way when a server dies are failed.
+        let in_flight = (!weir_fuse::sends_again())
+            .then(weir_fuse::in_flight::memory)
+            .transpose()
+            .map_err(|error| system("cannot keep what is under way", error))?;
         let fuse = mounting::mount(&at, &request.source, request.allow_other)?;
         let undo = |error: MountError| {
             if let Err(second) = mounting::unmount(&at, true) {
@@ -97,8 +103,11 @@ impl Daemon {
                 server_pid: None,
                 taken_over_at: 0,
             },
-            fuse,
-            lock,
+            Kept {
+                fuse,
+                lock,
+                in_flight,
+            },
             Some(control),
             signals,
         ))
@@ -113,12 +122,11 @@ impl Daemon {
             runtime::log_to(&state.dir)?;
         }
         tracing::warn!(mountpoint = %state.request.mountpoint.display(), "the supervisor died; another one takes over");
-        let fuse = descriptors.need(Slot::Fuse)?;
-        let lock = descriptors.need(Slot::Lock)?;
+        let kept = Kept::of(descriptors)?;
         let control = (!state.detached)
             .then(|| runtime::bind_control(&state.dir))
             .transpose()?;
-        let mut daemon = Self::new(state, fuse, lock, control, Signals::watch()?);
+        let mut daemon = Self::new(state, kept, control, Signals::watch()?);
         daemon.holder = descriptors.take(Slot::Holder).map(Holder::known);
         if daemon.holder.is_none() && daemon.state.was_ready {
             daemon.hold_at = Some(Instant::now());

@@ -138,17 +138,17 @@ impl Daemon {
         }
         let mut state = self.state.clone();
         let before = std::mem::replace(&mut state.request, request);
+        let mut descriptors = self.kept.descriptors();
+        descriptors.extend([
+            (Slot::Link, server.line.as_fd()),
+            (Slot::Server, server.process.as_fd()),
+            (Slot::Client, client.as_fd()),
+        ]);
         let passed = fdpass::pair().and_then(|(ours, theirs)| {
             fdpass::send(
                 ours.as_fd(),
                 &Assignment::Resume { state, before },
-                &[
-                    (Slot::Fuse, self.fuse.as_fd()),
-                    (Slot::Lock, self.lock.as_fd()),
-                    (Slot::Link, server.line.as_fd()),
-                    (Slot::Server, server.process.as_fd()),
-                    (Slot::Client, client.as_fd()),
-                ],
+                &descriptors,
             )?;
             Ok(theirs)
         });

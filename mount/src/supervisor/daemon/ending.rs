@@ -40,7 +40,7 @@ impl Daemon {
             holder.dismiss();
         }
         // Were it the last one, the kernel lets go of those who still wait for the mount.
-        drop(self.fuse);
+        drop(self.kept);
         if failed.is_some() {
             self.state.request.made.remove();
         }
@@ -126,7 +126,7 @@ impl Daemon {
         if let Some(server) = &mut self.server {
             server.ping();
         }
-        if !mounting::is_gone(&self.fuse) {
+        if !mounting::is_gone(&self.kept.fuse) {
             // Its users keep it alive, and the mountpoint is free for another mount.
             self.control = None;
             self.state.detached = true;

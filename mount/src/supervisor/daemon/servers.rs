@@ -35,7 +35,7 @@ impl Daemon {
         self.start_at = None;
         let holder = self.holder.as_ref().map(Holder::line);
         let peer = self.peer.as_ref().map(Holder::line);
-        match Server::start(&self.state, &self.fuse, &self.lock, holder, peer) {
+        match Server::start(&self.state, &self.kept, holder, peer) {
             Ok(server) => {
                 self.state.server_pid = Some(server.pid);
                 self.server = Some(server);
@@ -130,7 +130,7 @@ impl Daemon {
         let how = server.reap();
         self.state.server_pid = None;
         let stopped = self.stop_by.take().is_some();
-        if mounting::is_gone(&self.fuse)
+        if mounting::is_gone(&self.kept.fuse)
             || self
                 .ending
                 .as_ref()
@@ -180,7 +180,7 @@ impl Daemon {
                 server.tell_holder(line);
             }
         };
-        match Holder::start(&self.state, server, &self.fuse, &self.lock, tell) {
+        match Holder::start(&self.state, server, &self.kept, tell) {
             Ok(mut holder) => {
                 if let Some(running) = &self.running {
                     holder.show(running, false);
@@ -213,7 +213,7 @@ impl Daemon {
             if let Some(server) = server {
                 server.tell_peer(&line);
             }
-            Holder::elsewhere(line, &self.state, server, &self.fuse, &self.lock)
+            Holder::elsewhere(line, &self.state, server, &self.kept)
         });
         match asked {
             Ok(mut peer) => {

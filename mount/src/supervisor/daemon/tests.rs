@@ -13,6 +13,7 @@ use weir_process::signals::Signals;
 use super::commands::{ASKED_WITHIN, MAX_CLIENTS, other_source};
 use super::servers::{LONGEST_PAUSE, SHORTEST_PAUSE};
 use super::{Audience, Daemon};
+use crate::kept::Kept;
 use crate::mounting::MountError;
 use crate::runtime;
 use crate::state::{FromServer, InitExchange, MountState, Outcome, ServerFailure};
@@ -61,9 +62,14 @@ fn daemon(dir: &TempDir, ready: bool) -> (Daemon, OwnedFd) {
         taken_over_at: 0,
     };
     let lock = std::fs::File::create(run.join("lock")).unwrap();
+    let kept = Kept {
+        fuse,
+        lock: lock.into(),
+        in_flight: None,
+    };
     let control = runtime::bind_control(&run).unwrap();
     let signals = Signals::watch().unwrap();
-    let daemon = Daemon::new(state, fuse, lock.into(), Some(control), signals);
+    let daemon = Daemon::new(state, kept, Some(control), signals);
     (daemon, kernel)
 }
 

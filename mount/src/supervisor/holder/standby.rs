@@ -14,6 +14,7 @@ use weir_process::fdpass::{self, Descriptors, Slot};
 
 use super::{BEAT, Holding, SILENT_BEATS, ToHolder};
 use crate::adoption::adopting_supervisor;
+use crate::kept::Kept;
 use crate::mounting;
 use crate::state::MountState;
 use crate::succession::{Successor, stand_by};
@@ -120,8 +121,7 @@ pub(in crate::supervisor) fn run() -> io::Result<()> {
         return Err(missing());
     };
     let mut standby = Standby {
-        fuse: descriptors.need(Slot::Fuse)?,
-        lock: descriptors.need(Slot::Lock)?,
+        kept: Kept::of(&mut descriptors)?,
         line,
         held: Held::new(*state, &mut descriptors),
         counter: None,
@@ -132,8 +132,7 @@ pub(in crate::supervisor) fn run() -> io::Result<()> {
 
 /// The holder, with what it holds.
 struct Standby {
-    fuse: OwnedFd,
-    lock: OwnedFd,
+    kept: Kept,
     line: OwnedFd,
     held: Held,
     /// What the supervisor counts with while it runs, if it does.
@@ -170,7 +169,7 @@ impl Successor for Standby {
     }
 
     fn is_needed(&self) -> bool {
-        let needed = !mounting::is_gone(&self.fuse) && !self.held.server_lives();
+        let needed = !mounting::is_gone(&self.kept.fuse) && !self.held.server_lives();
         if needed {
             let mountpoint = self.held.state.request.mountpoint.display();
             tracing::warn!(%mountpoint, "nobody serves the mount any more; others are started");
@@ -181,10 +180,7 @@ impl Successor for Standby {
     fn start_supervisor(&mut self) -> io::Result<()> {
         self.held.state.server_pid = None;
         (self.held.supervisor, self.held.server) = (None, None);
-        let mut descriptors = vec![
-            (Slot::Fuse, self.fuse.as_fd()),
-            (Slot::Lock, self.lock.as_fd()),
-        ];
+        let mut descriptors = self.kept.descriptors();
         let peer = self.held.peer.as_ref();
         descriptors.extend(peer.map(|line| (Slot::Peer, line.as_fd())));
         self.line = adopting_supervisor(&self.held.state, Slot::Holder, &descriptors)?;
@@ -292,7 +288,7 @@ impl Standby {
             let mut ended = ended.into_iter();
             self.frozen.retain(|_| ended.next() == Some(false));
             // They went on for a moment, and may have read what they did not come to answer.
-            send_again(&self.fuse);
+            send_again(&self.kept.fuse);
         }
         Ok(Look {
             is_told,
@@ -394,8 +390,11 @@ mod tests {
         let (line, theirs) = fdpass::pair().unwrap();
         let (fuse, lock) = fdpass::pair().unwrap();
         let standby = Standby {
-            fuse,
-            lock,
+            kept: Kept {
+                fuse,
+                lock,
+                in_flight: None,
+            },
             line,
             held: Held {
                 state: state(true),
