@@ -264,9 +264,12 @@ impl Certificates for Desk {
             .inc();
         if let Err(status) = &answer {
             let why = status.message();
-            self.log.tell(&format!(
-                "{caller} asked for a certificate of role {role}: {why}"
-            ));
+            if result == "failed" {
+                tracing::info!(%caller, role, "no certificate yet: {why}");
+            } else {
+                let why = format!("{caller} asked for a certificate of role {role}: {why}");
+                self.log.tell(&why);
+            }
             if result == "refused" {
                 sleep(REFUSAL_PAUSE).await;
             }

@@ -12,8 +12,12 @@ mod cluster;
 mod gates;
 #[path = "apiserver/kinds.rs"]
 mod kinds;
+#[path = "apiserver/policy.rs"]
+mod policy;
 #[path = "apiserver/pools.rs"]
 mod pools;
+#[path = "apiserver/signing.rs"]
+mod signing;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +26,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use weir_operator::{Operator, OperatorConfig, OperatorMetrics};
+use weir_operator::{Operator, OperatorConfig, OperatorMetrics, SigningConfig};
 
 use cluster::{Cluster, MemoryMaster, free_address, until};
 
@@ -39,13 +43,18 @@ struct Running {
 }
 
 impl Running {
-    fn start(cluster: &Cluster, master: &Arc<MemoryMaster>, webhook: Option<SocketAddr>) -> Self {
+    fn start(
+        cluster: &Cluster,
+        master: &Arc<MemoryMaster>,
+        webhook: Option<SocketAddr>,
+        signing: Option<SigningConfig>,
+    ) -> Self {
         let metrics = OperatorMetrics::register(&mut Registry::default());
         let config = OperatorConfig {
             namespace: "weir-system".to_owned(),
             pod: "operator-0".to_owned(),
             webhook,
-            signing: None,
+            signing,
             worker_template: Some(cluster.worker_template()),
         };
         let operator = Operator::new(cluster.client_as(OPERATOR), master.clone(), metrics, config);
@@ -83,7 +92,12 @@ async fn the_operator_with_its_rights_against_a_real_apiserver() {
     pools::rules(&cluster).await;
     let master = Arc::new(MemoryMaster::default());
     let webhook = free_address();
-    let operator = Running::start(&cluster, &master, Some(webhook));
+    let certificates = tempfile::tempdir().unwrap();
+    let signing = signing::prepare(certificates.path()).await;
+    let desk = signing.listen;
+    let operator = Running::start(&cluster, &master, Some(webhook), Some(signing));
+    signing::pods_are_given_certificates(&cluster, desk, certificates.path()).await;
+    policy::only_our_gate_and_affinity_are_patched(&cluster).await;
     datasets_become_claims(&cluster).await;
     warmups_are_done(&cluster).await;
     pools::have_workers(&cluster, &master).await;
@@ -97,7 +111,7 @@ async fn the_operator_with_its_rights_against_a_real_apiserver() {
     operator.end().await;
     pods_are_made_without_it(&cluster).await;
     gates::nothing_closes_gates_without_it(&cluster).await;
-    let again = Running::start(&cluster, &master, Some(webhook));
+    let again = Running::start(&cluster, &master, Some(webhook), None);
     gates::an_operator_that_was_away_lets_go_what_has_waited(&cluster).await;
     a_deleted_dataset_leaves_nothing(&cluster).await;
     again.end().await;

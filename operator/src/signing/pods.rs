@@ -12,13 +12,9 @@ use weir_core::{ByteSize, NodeName, PlaceName};
 use weir_trust::{Place, Role, Subject};
 
 use super::token::Bearer;
-
-/// Annotations of a worker's pod: its pool, and the labels of its node whose values are its zone and its group. It may claim no others.
-const POOL: &str = "weir.io/pool";
-const ZONE_LABEL: &str = "weir.io/zone-label";
-const GROUP_LABEL: &str = "weir.io/group-label";
-/// The largest cache that it may claim: the sizes of its tiers on SSD, as in `1TiB+1TiB`, or of its memory if it has none.
-const MAX_WEIGHT: &str = "weir.io/max-weight";
+use crate::objects::{
+    GROUP_LABEL_ANNOTATION, POOL_ANNOTATION, WEIGHT_ANNOTATION, ZONE_LABEL_ANNOTATION,
+};
 
 /// The pod that a token was made for, if it is still there.
 pub(super) fn same(pod: Option<Pod>, bearer: &Bearer) -> Result<Pod, Status> {
@@ -54,7 +50,7 @@ pub(super) fn same(pod: Option<Pod>, bearer: &Bearer) -> Result<Pod, Status> {
 
 /// Whether a pod's certificate depends on its node's labels.
 pub(super) fn is_placed(pod: &Pod, role: Role) -> bool {
-    let keys = [ZONE_LABEL, GROUP_LABEL];
+    let keys = [ZONE_LABEL_ANNOTATION, GROUP_LABEL_ANNOTATION];
     role == Role::Worker && keys.iter().any(|key| pod.annotations().contains_key(*key))
 }
 
@@ -87,11 +83,11 @@ pub(super) fn named(
             let said = |key: &str| pod.annotations().get(key);
             let of_node = |key: &str| place(said(key).and_then(|label| labels.get(label)), key);
             subject.place = Place {
-                zone: of_node(ZONE_LABEL)?,
-                group: of_node(GROUP_LABEL)?,
-                pool: place(said(POOL), POOL)?,
+                zone: of_node(ZONE_LABEL_ANNOTATION)?,
+                group: of_node(GROUP_LABEL_ANNOTATION)?,
+                pool: place(said(POOL_ANNOTATION), POOL_ANNOTATION)?,
             };
-            subject.max_weight = said(MAX_WEIGHT).map(|most| sum(most)).transpose()?;
+            subject.max_weight = said(WEIGHT_ANNOTATION).map(|most| sum(most)).transpose()?;
             subject
         }
         Role::Mount => Subject::new(role, parse(node, "node")?),
@@ -120,7 +116,7 @@ fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(
 fn sum(sizes: &str) -> Result<ByteSize, Status> {
     let mut all = 0u64;
     for size in sizes.split('+') {
-        let size: ByteSize = parse(size.trim(), MAX_WEIGHT)?;
+        let size: ByteSize = parse(size.trim(), WEIGHT_ANNOTATION)?;
         all = all.saturating_add(size.0);
     }
     Ok(ByteSize(all))
@@ -137,8 +133,8 @@ mod tests {
             "metadata": {
                 "name": "weir-worker-x", "uid": "u-1",
                 "annotations": {
-                    MAX_WEIGHT: "100GiB+1GiB", POOL: "gpu",
-                    ZONE_LABEL: "topology.kubernetes.io/zone", GROUP_LABEL: "rack",
+                    WEIGHT_ANNOTATION: "100GiB+1GiB", POOL_ANNOTATION: "gpu",
+                    ZONE_LABEL_ANNOTATION: "topology.kubernetes.io/zone", GROUP_LABEL_ANNOTATION: "rack",
                 },
             },
             "spec": { "nodeName": "gpu-1", "serviceAccountName": "weir-worker", "containers": [] },

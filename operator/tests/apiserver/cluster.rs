@@ -237,6 +237,23 @@ impl Cluster {
         .await
     }
 
+    pub(crate) async fn patch_as(
+        &self,
+        user: &str,
+        path: &str,
+        kind: &str,
+        patch: &Value,
+    ) -> Result<Value, String> {
+        send(&self.client_as(user), "PATCH", path, kind, patch).await
+    }
+
+    /// Installs the objects of these kinds that the chart makes.
+    pub(crate) async fn install_kinds(&self, kinds: &[&str]) {
+        for object in manifests(kinds) {
+            self.post(&collection(&object), &object).await.unwrap();
+        }
+    }
+
     pub(crate) async fn merge(&self, path: &str, patch: &Value) -> Result<Value, String> {
         let kind = "application/merge-patch+json";
         send(&self.admin, "PATCH", path, kind, patch).await
@@ -244,6 +261,13 @@ impl Cluster {
 
     pub(crate) async fn delete(&self, path: &str) -> Result<Value, String> {
         send(&self.admin, "DELETE", path, "application/json", &json!({})).await
+    }
+
+    /// Deletes a pod at once, as if kubelet had ended it.
+    pub(crate) async fn delete_now(&self, path: &str) {
+        let now = json!({ "gracePeriodSeconds": 0 });
+        let deleted = send(&self.admin, "DELETE", path, "application/json", &now).await;
+        deleted.unwrap();
     }
 
     /// Does what the controller of volumes does.
@@ -335,9 +359,13 @@ fn collection(object: &Value) -> String {
     let version = object["apiVersion"].as_str().unwrap();
     let kind = object["kind"].as_str().unwrap().to_lowercase();
     let root = if version.contains('/') { "apis" } else { "api" };
+    let kinds = match kind.strip_suffix('y') {
+        Some(begin) => format!("{begin}ies"),
+        None => format!("{kind}s"),
+    };
     match object["metadata"]["namespace"].as_str() {
-        Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{kind}s"),
-        None => format!("/{root}/{version}/{kind}s"),
+        Some(namespace) => format!("/{root}/{version}/namespaces/{namespace}/{kinds}"),
+        None => format!("/{root}/{version}/{kinds}"),
     }
 }
 

@@ -23,6 +23,10 @@ pub(crate) const CASES: &[Case] = &[
         only_what_mounts_is_privileged,
     ),
     (
+        "certificates_say_what_the_apiserver_knows_of_each_pod",
+        certificates_say_what_the_apiserver_knows_of_each_pod,
+    ),
+    (
         "the_plain_manifests_are_what_the_chart_makes",
         the_plain_manifests_are_what_the_chart_makes,
     ),
@@ -97,6 +101,42 @@ fn only_what_mounts_is_privileged(weir: &Installation) {
     assert!(checked >= 2 * (1 + NODES), "only {checked} containers");
 }
 
+fn certificates_say_what_the_apiserver_knows_of_each_pod(weir: &Installation) {
+    let pods = weir.cluster.get(&["-n", NAMESPACE, "pods"]);
+    let mut seen = 0;
+    for pod in pods["items"].as_array().unwrap() {
+        let name = pod["metadata"]["name"].as_str().unwrap();
+        let (spec, labels) = (&pod["spec"], &pod["metadata"]["labels"]);
+        let component = labels["app.kubernetes.io/component"].as_str().unwrap();
+        let reads_key = spec["volumes"].to_string().contains("\"weir-ca\"");
+        assert_eq!(reads_key, component == "operator", "{name}");
+        let node = spec["nodeName"].as_str().unwrap();
+        let (role, named) = match component {
+            "worker" => ("worker", node),
+            "plugin" | "holder" => ("mount", node),
+            "master" => ("master", name),
+            "operator" => ("admin", "weir-operator"),
+            _ => continue,
+        };
+        let show = ["weir", "certs", "show", "/certs", "-o", "json"];
+        let exec = ["-n", NAMESPACE, "exec", name, "-c", component, "--"];
+        let shown = weir.cluster.kubectl(&[&exec[..], &show].concat()).ok();
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let certificate = &shown["certificate"];
+        assert_eq!(certificate["role"], role, "{name}");
+        assert_eq!(certificate["name"], named, "{name}");
+        assert_eq!(certificate["state"], "valid", "{name}");
+        if role == "worker" {
+            assert_eq!(certificate["node"], node, "{name}");
+            let address = &pod["status"]["podIP"];
+            assert_eq!(certificate["addresses"][0], *address, "{name}");
+            assert_eq!(certificate["max_weight_bytes"], 256 << 20, "{name}");
+        }
+        seen += 1;
+    }
+    assert!(seen > 3 * NODES + 1, "only {seen} pods");
+}
+
 fn the_plain_manifests_are_what_the_chart_makes(weir: &Installation) {
     let made = weir.cluster.scratch.path("weir.yaml");
     let mut command = Command::new(root().join("build-support/kubernetes/manifests.sh"));
@@ -116,6 +156,9 @@ fn values_that_make_no_sense_are_refused(weir: &Installation) {
         ("worker.ssd=much", "ssd"),
         ("worker.directory=here", "directory"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("certificates.days=90", "days"),
+        // Nobody would sign the pods' certificates.
+        ("operator.enabled=false", "certificates.volumes."),
         ("operator.replicas=0", "replicas"),
         ("worker.replicas=many", "replicas"),
     ] {

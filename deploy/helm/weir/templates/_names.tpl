@@ -51,37 +51,51 @@ prometheus.io/path: /metrics
 {{- end }}
 {{- end }}
 
-{{- /* Makes the pod's certificate before it starts. Only this container sees the authority's key. */ -}}
-{{- define "weir.certificate" -}}
-- name: certificate
-  image: {{ include "weir.image" .root }}
-  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-  args:
-  - certs
-  - issue
-  - /authority
-  - /certs
-  - --role={{ .role }}
-  - --name=$(NAME)
-  - --days={{ int .root.Values.certificates.days }}
-  {{- range .flags }}
-  - {{ . }}
-  {{- end }}
-  env:
-  - {name: NAME, valueFrom: {fieldRef: {fieldPath: {{ .name }}}}}
-  {{- if eq .role "worker" }}
-  - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
-  {{- end }}
-  resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 64Mi}}
-  securityContext: {{ include "weir.confined" . | nindent 4 }}
-  volumeMounts:
-  - {name: authority, mountPath: /authority, readOnly: true}
-  - {name: certs, mountPath: /certs}
+{{- /* What a part of Weir is called where its certificate is signed. */ -}}
+{{- define "weir.signer" -}}
+weir-operator.{{ .Release.Namespace }}.svc:7463
+{{- end }}
+
+{{- /* A volume with certificates that somebody else makes for a role; empty where the operator signs them. */ -}}
+{{- define "weir.certificate-volume" -}}
+{{- $volume := index .root.Values.certificates.volumes .role }}
+{{- if $volume }}{{ toYaml $volume }}
+{{- else if or (not .root.Values.operator.enabled) .root.Values.certificates.volumes.operator }}
+{{- fail (printf "the operator signs no certificates: set certificates.volumes.%s, or enable the operator without certificates.volumes.operator" .role) }}
+{{- end }}
+{{- end }}
+
+{{- /* The pod's certificate: it makes its key itself, asks the operator, and keeps both in memory. */ -}}
+{{- define "weir.certificate-flags" -}}
+- --certs=/certs
+{{- if not (include "weir.certificate-volume" .) }}
+- --certs-from={{ include "weir.signer" .root }}
+{{- end }}
+{{- end }}
+
+{{- define "weir.certificate-mounts" -}}
+{{- if include "weir.certificate-volume" . -}}
+- {name: certs, mountPath: /certs, readOnly: true}
+{{- else -}}
+- {name: certs, mountPath: /certs}
+- {name: proof, mountPath: /var/run/secrets/weir, readOnly: true}
+{{- end }}
 {{- end }}
 
 {{- define "weir.certificate-volumes" -}}
-- {name: authority, secret: {secretName: {{ include "weir.authority" . }}, defaultMode: 0440}}
+{{- $volume := include "weir.certificate-volume" . -}}
+{{- if $volume -}}
+- name: certs
+  {{- $volume | nindent 2 }}
+{{- else -}}
 - {name: certs, emptyDir: {medium: Memory, sizeLimit: 1Mi}}
+# Who this pod is, for the operator alone, and which authority the operator's certificate is of.
+- name: proof
+  projected:
+    sources:
+    - serviceAccountToken: {audience: weir-operator, expirationSeconds: 3600, path: token}
+    - configMap: {name: weir-authority, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
 {{- end }}
 
 {{- /* No capability, no other user, nothing to write but its volumes. */ -}}

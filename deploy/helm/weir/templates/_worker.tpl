@@ -12,7 +12,6 @@ spec: {{ include "weir.pod" . | nindent 2 }}
   # Root without a capability: the directory below is the node's, and mounts on the node, which are root's, take blocks only from
   # a worker of their own user or root.
   securityContext: {runAsUser: 0, runAsGroup: 0}
-  initContainers: {{ include "weir.certificate" (dict "root" . "role" "worker" "name" "spec.nodeName" "flags" (list "--node=$(NAME)" "--address=$(POD_IP)")) | nindent 2 }}
   containers:
   - name: worker
     image: {{ include "weir.image" . }}
@@ -24,7 +23,7 @@ spec: {{ include "weir.pod" . | nindent 2 }}
     - --listen=0.0.0.0:7450
     - --control=0.0.0.0:7451
     - --http=0.0.0.0:7452
-    - --certs=/certs
+    {{- include "weir.certificate-flags" (dict "root" . "role" "worker") | nindent 4 }}
     - --node=$(NODE)
     - --advertise=$(POD_IP)
     {{- include "weir.sources" . | nindent 4 }}
@@ -40,7 +39,7 @@ spec: {{ include "weir.pod" . | nindent 2 }}
     {{- end }}
     securityContext: {{ include "weir.confined" . | nindent 6 }}
     volumeMounts:
-    - {name: certs, mountPath: /certs, readOnly: true}
+    {{- include "weir.certificate-mounts" (dict "root" . "role" "worker") | nindent 4 }}
     # At the node's own path: mounts find the worker's socket there.
     - {name: state, mountPath: {{ .Values.worker.directory }}}
   nodeSelector:
@@ -49,7 +48,7 @@ spec: {{ include "weir.pod" . | nindent 2 }}
   {{- with $.tolerations }}
   tolerations: {{ toYaml . | nindent 2 }}
   {{- end }}
-  volumes: {{ include "weir.certificate-volumes" . | nindent 2 }}
+  volumes: {{ include "weir.certificate-volumes" (dict "root" . "role" "worker") | nindent 2 }}
   - {name: state, hostPath: {path: {{ .Values.worker.directory }}, type: DirectoryOrCreate}}
 {{- end }}
 {{- end }}
