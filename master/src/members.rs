@@ -3,6 +3,7 @@
 //! A heartbeat counts as soon as it is here. It waits for the store only if its worker is new to the stored cluster map.
 
 mod membership;
+mod sending;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ use crate::placements;
 use crate::records::{Records, decode};
 use crate::store::Change;
 use membership::Membership;
+use sending::Sending;
 
 pub(crate) use membership::{LOOK_INTERVAL, Member};
 
@@ -44,6 +46,8 @@ pub(crate) struct Members {
     map_not_stored: AtomicBool,
     /// Workers that left, in the log: one may come and go as it likes.
     departures: LogLimit,
+    /// Of maps to those that have one.
+    sending: Mutex<Sending>,
 }
 
 impl Members {
@@ -72,6 +76,7 @@ impl Members {
             map_writes: tokio::sync::Mutex::default(),
             map_not_stored: AtomicBool::new(false),
             departures: LogLimit::default(),
+            sending: Mutex::new(Sending::new(Instant::now())),
         })
     }
 
@@ -80,11 +85,19 @@ impl Members {
         self.state.lock().map().clone()
     }
 
-    /// The version of the cluster map, and the map itself unless that is the version that is known.
+    /// The version of the cluster map, and the map itself unless that is the version that is known. Who knows one is left with it
+    /// for now while the master sends as many as it may.
     pub(crate) fn map_unless(&self, known: u64) -> (u64, Option<v1::ClusterMap>) {
         let state = self.state.lock();
         let version = state.map_version();
-        (version, (version != known).then(|| state.map().clone()))
+        if version == known {
+            return (version, None);
+        }
+        let may_wait = known != 0;
+        if may_wait && !self.sending.lock().take(state.map_bytes(), Instant::now()) {
+            return (known, None);
+        }
+        (version, Some(state.map().clone()))
     }
 
     /// What the reads of a member are remembered by; 0 if it is none.

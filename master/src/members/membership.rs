@@ -44,6 +44,7 @@ pub(crate) struct Membership {
     /// The map as it is stored, and what tells it from any other.
     map: v1::ClusterMap,
     map_version: u64,
+    map_bytes: usize,
     /// The next number by which a member's reads are remembered. No other master begins with the same.
     next_reads: u64,
     /// Each member, and since when it is silent.
@@ -84,6 +85,7 @@ impl Membership {
         Self {
             members: members.collect(),
             map_version: version_of(&map),
+            map_bytes: map.encoded_len(),
             map,
             next_reads: now_ns().unsigned_abs().max(1),
             looked: now,
@@ -246,12 +248,18 @@ impl Membership {
     /// Takes a map that is stored now.
     pub(crate) fn publish(&mut self, map: v1::ClusterMap) {
         self.map_version = version_of(&map);
+        self.map_bytes = map.encoded_len();
         self.map = map;
     }
 
     /// What tells the stored map from any other; never 0.
     pub(crate) fn map_version(&self) -> u64 {
         self.map_version
+    }
+
+    /// The size of the stored map in a message.
+    pub(crate) fn map_bytes(&self) -> usize {
+        self.map_bytes
     }
 
     /// What the reads of a member are remembered by; 0 if it is none.
