@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
 use tokio::time::Instant;
 use weir_core::{ClusterMap, LogLimit, SnapshotId, WorkerId};
 use weir_proto::v1;
@@ -137,8 +137,14 @@ impl Members {
     ) -> Result<(), MasterError> {
         let gone = self.state.lock().beat(id, member, leaving)?;
         self.forget(&gone);
-        if !self.state.lock().is_published(id) || !gone.is_empty() {
-            self.settle().await;
+        let is_settled = || gone.is_empty() && self.state.lock().is_published(id);
+        if is_settled() {
+            return Ok(());
+        }
+        let in_order = self.map_writes.lock().await;
+        // Of many that come at once, one stores the map with all of them.
+        if !is_settled() {
+            self.store_map(in_order).await;
         }
         Ok(())
     }
@@ -236,7 +242,12 @@ impl Members {
     ///
     /// Must not be dropped before its end: a map that is stored late could replace a newer one.
     async fn settle(&self) {
-        let _in_order = self.map_writes.lock().await;
+        let in_order = self.map_writes.lock().await;
+        self.store_map(in_order).await;
+    }
+
+    /// Stores the map if it has changed, in its turn.
+    async fn store_map(&self, _in_order: MutexGuard<'_, ()>) {
         let Some(map) = self.state.lock().next_map() else {
             return;
         };

@@ -29,8 +29,10 @@ use crate::usage::{Meter, memory};
 
 /// Connections to the master, which the workers share.
 const CONNECTIONS: usize = 8;
-/// Calls under way at once.
+/// Reports of what workers hold that are under way at once, and heartbeats: of workers that come together, the master stores those
+/// that wait in one go.
 const AT_ONCE: usize = 32;
+const BEATS_AT_ONCE: usize = 1000;
 /// Time from one heartbeat of a worker to its next: the master waits 10 s.
 const ROUND: Duration = Duration::from_secs(4);
 const DEADLINE: Duration = Duration::from_mins(2);
@@ -188,7 +190,7 @@ impl Fleet {
     /// One heartbeat of each worker.
     async fn beat_all(&self) -> anyhow::Result<()> {
         let beats = stream::iter(0..self.workers).map(|number| self.beat_once(number));
-        beats.buffer_unordered(AT_ONCE).try_collect().await
+        beats.buffer_unordered(BEATS_AT_ONCE).try_collect().await
     }
 
     async fn beat_once(&self, number: usize) -> anyhow::Result<()> {
