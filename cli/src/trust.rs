@@ -62,6 +62,7 @@ impl Trust {
     }
 
     /// Of a process that only calls others, whose certificate is renewed if somebody signs it.
+    #[cfg(feature = "csi")]
     pub(crate) fn of_client(args: &CertsArgs, renewal: Option<Renewal>) -> Result<Self, Failure> {
         Ok(Self {
             identity: identity(args)?,
