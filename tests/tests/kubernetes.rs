@@ -10,6 +10,7 @@ mod kubernetes {
     pub(crate) mod cluster;
     pub(crate) mod faults;
     pub(crate) mod installation;
+    pub(crate) mod objects;
     pub(crate) mod pools;
     pub(crate) mod removal;
     pub(crate) mod volumes;
@@ -23,7 +24,7 @@ use std::time::Instant;
 use libtest_mimic::{Arguments, Trial};
 
 use crate::kubernetes::installation::Installation;
-use crate::kubernetes::{chart, faults, pools, removal, volumes};
+use crate::kubernetes::{chart, faults, objects, pools, removal, volumes};
 
 /// A test and its name.
 type Case = (&'static str, fn(&Installation));
@@ -31,6 +32,7 @@ type Case = (&'static str, fn(&Installation));
 static SUITES: &[(&str, &[Case])] = &[
     ("chart", chart::CASES),
     ("volumes", volumes::CASES),
+    ("objects", objects::CASES),
     ("faults", faults::CASES),
     ("pools", pools::CASES),
     ("removal", removal::CASES),

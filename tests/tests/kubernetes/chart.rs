@@ -66,7 +66,7 @@ fn a_dataset_is_warmed_by_workers_with_certificates(weir: &Installation) {
             .iter()
             .filter_map(|node| node["cached_bytes"].as_u64());
         let all: usize = weir.files.values().map(Vec::len).sum();
-        nodes.len() == NODES && cached.sum::<u64>() == all as u64
+        cached.sum::<u64>() == all as u64 // wherever the master has placed it
     });
     weir.weir(&["dataset", "delete", "default/warmed"]).ok();
 }

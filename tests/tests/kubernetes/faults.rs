@@ -2,8 +2,9 @@
 //!
 //! It reads past the kernel's page cache (O_DIRECT), so that each read asks a server.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use weir_tests::wait_until;
 
 use crate::Case;
@@ -22,6 +23,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "plugins_and_holders_are_rolled_at_once",
         plugins_and_holders_are_rolled_at_once,
+    ),
+    (
+        "a_pod_that_holds_mounts_is_frozen",
+        a_pod_that_holds_mounts_is_frozen,
     ),
 ];
 
@@ -201,5 +206,51 @@ fn plugins_and_holders_are_rolled_at_once(weir: &Installation) {
         &["rollout", "restart", "ds/weir-plugin", "ds/weir-holder"],
     );
     wait_for_holders(weir);
+    reader.end();
+}
+
+/// The processes of a pod of the first node, which are found by its control group.
+fn processes(weir: &Installation, label: &str) -> Vec<Pid> {
+    let on = "--field-selector=spec.nodeName=node-1";
+    let uid = "jsonpath={.items[0].metadata.uid}";
+    let uid = system(weir, &["get", "pod", label, on, "-o", uid]);
+    let group = format!("/pod{uid}/");
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let inside = all.filter_map(|entry| {
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+        let groups = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
+        groups.contains(&group).then_some(pid)
+    });
+    inside.collect()
+}
+
+/// Kubelet ends it by its liveness probe; its readers do not wait for that.
+fn a_pod_that_holds_mounts_is_frozen(weir: &Installation) {
+    let reader = Reader::start(weir, "frozen", 1);
+    wait_for_holders(weir);
+    for component in ["plugin", "holder"] {
+        let label = format!("--selector=app.kubernetes.io/component={component}");
+        let on = "--field-selector=spec.nodeName=node-1";
+        let restarts = || {
+            let count = "jsonpath={.items[0].status.containerStatuses[0].restartCount}";
+            system(weir, &["get", "pod", &label, on, "-o", count])
+        };
+        let (before, begun) = (restarts(), Instant::now());
+        let stopped = processes(weir, &label);
+        assert!(stopped.len() > 3, "{stopped:?}");
+        for pid in stopped {
+            let _ = kill_process(pid, Signal::STOP); // it may have ended
+        }
+        reader.wait_for(SOME);
+        wait_until("kubelet has started it again", SOON, || {
+            restarts() != before
+        });
+        eprintln!(
+            "kubelet started the {component} again after {:?}",
+            begun.elapsed()
+        );
+        wait_for_holders(weir);
+        reader.wait_for(SOME);
+    }
     reader.end();
 }
