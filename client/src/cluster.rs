@@ -328,7 +328,9 @@ impl ClusterReader {
         if !near {
             request.reader = self.spreading.reader();
             request.copies = self.spreading.copies(wanted.block);
-            if let Some(copied) = self.ask_further(worker, wanted, &request, activity).await {
+            let may_be_owner = true;
+            let copied = self.ask_further(worker, wanted, &request, may_be_owner, activity);
+            if let Some(copied) = copied.await {
                 return Ok(copied);
             }
         }
@@ -341,7 +343,9 @@ impl ClusterReader {
         if reply.status() == BlockStatus::Spread {
             // Others are to have it, which it knows how many there are of.
             request.copies = reply.copies;
-            if let Some(copied) = self.ask_further(worker, wanted, &request, activity).await {
+            let may_be_owner = !reply.owner_is_busy;
+            let copied = self.ask_further(worker, wanted, &request, may_be_owner, activity);
+            if let Some(copied) = copied.await {
                 return Ok(copied);
             }
             request.copies = INSIST;
@@ -359,9 +363,11 @@ impl ClusterReader {
         owner: &WorkerInfo,
         wanted: &Wanted<'_>,
         request: &BlockRequest,
+        may_be_owner: bool,
         activity: &Activity,
     ) -> Option<(Bytes, ReadSource)> {
-        let copy = self.copy_of(wanted.view, wanted.block, owner, request.copies)?;
+        let (view, block) = (wanted.view, wanted.block);
+        let copy = self.copy_of(view, block, owner, request.copies, may_be_owner)?;
         activity.pause();
         let copied = self.ask_for_copy(copy, request, wanted.block.key()).await;
         activity.resume();

@@ -2,8 +2,9 @@
 //!
 //! The owner of a block that is read by many says over how many further workers its readers are to spread
 //! (`worker/demand.rs`). Which ones these are follows from the cluster map: the next ones in the block's hash order. Each reader
-//! picks one of them, or the owner, by a number of its own, and takes the one on its own machine if that is among them. A
-//! further worker that has no copy, does not answer or is too old costs a question more; the owner is asked then.
+//! picks one of them, or the owner, by a number of its own, and takes the one on its own machine if that is among them. An owner that has
+//! more to send than it can sends readers on that have picked it. A further worker that has no copy, does not answer or is too old
+//! costs a question more; the owner is asked then, and for a while readers that would pick that worker take the next one.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -123,12 +124,12 @@ impl Spreading {
             .is_some_and(|until| Instant::now() < *until)
     }
 
-    /// The place that this reader picks, of the owner's (0) and `copies` further ones.
-    fn pick(&self, key: &BlockKey, copies: usize) -> usize {
+    /// The place that this reader picks, of so many.
+    fn pick(&self, key: &BlockKey, places: usize) -> usize {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut hasher = DefaultHasher::new();
         (self.reader, key.0).hash(&mut hasher);
-        (hasher.finish() % (copies as u64 + 1)) as usize
+        (hasher.finish() % places.max(1) as u64) as usize
     }
 }
 
@@ -162,13 +163,15 @@ fn further<'a>(
 }
 
 impl ClusterReader {
-    /// The further worker that this reader asks for a block in place of its owner, if it does.
+    /// The further worker that this reader asks for a block in place of its owner, if it does: unless the owner may be asked, it does if
+    /// there is any.
     pub(super) fn copy_of<'a>(
         &self,
         view: &'a View,
         block: &Block,
         owner: &WorkerInfo,
         copies: u32,
+        may_be_owner: bool,
     ) -> Option<Copy<'a>> {
         if copies == 0 {
             return None;
@@ -178,11 +181,19 @@ impl ClusterReader {
         let near = workers
             .iter()
             .position(|worker| is_beside(worker, &self.config.node));
-        let place = near.map_or_else(|| self.spreading.pick(&key, workers.len()), |at| at + 1);
+        let first = usize::from(!may_be_owner);
+        let places = workers.len() + 1 - first;
+        let picked = near.map_or_else(|| self.spreading.pick(&key, places), |at| at + 1 - first);
+        // Readers of one that gives nothing for now go to all others alike, not to the owner alone.
+        let mut picked = (0..places).map(|further| first + (picked + further) % places);
+        let is_asked = |place: &usize| {
+            let further = place.checked_sub(1).and_then(|at| workers.get(at));
+            further.is_none_or(|worker| {
+                !self.suspects.contains(&worker.id) && !self.spreading.avoids(&worker.id)
+            })
+        };
+        let place = picked.find(is_asked)?;
         let worker = workers.get(place.checked_sub(1)?)?;
-        if self.suspects.contains(&worker.id) || self.spreading.avoids(&worker.id) {
-            return None;
-        }
         let place = place as u32;
         let at = |place: u32| {
             place

@@ -38,6 +38,16 @@ fn frame(status: BlockStatus) -> Frame {
     Frame::new(&reply, Vec::new())
 }
 
+fn spread(copies: u32, owner_is_busy: bool) -> Frame {
+    let reply = BlockReply {
+        status: BlockStatus::Spread.into(),
+        copies,
+        owner_is_busy,
+        ..BlockReply::default()
+    };
+    Frame::new(&reply, Vec::new())
+}
+
 fn bytes(script: &Script, byte: u8, damaged: bool) -> Frame {
     let payload = vec![Bytes::from(vec![byte; LENGTH])];
     let mut sums = checksums(&payload, 0, LENGTH as u32, None);
@@ -116,13 +126,18 @@ async fn serve(socket: TcpStream, script: Arc<Script>, byte: u8) {
                 }
                 "many" | "many_lacking" | "many_mute" if request.copies == 0 => {
                     assert_ne!(request.reader, 0);
-                    let reply = BlockReply {
-                        status: BlockStatus::Spread.into(),
-                        copies: 1,
-                        ..BlockReply::default()
-                    };
-                    Frame::new(&reply, Vec::new())
+                    spread(1, false)
                 }
+                "many_busy" if request.copy_place > 0 => {
+                    script.copies.fetch_add(1, Ordering::Relaxed);
+                    // One of the two has no copies.
+                    if byte == BYTES[1] {
+                        frame(BlockStatus::NotHeld)
+                    } else {
+                        bytes(&script, byte, false)
+                    }
+                }
+                "many_busy" if request.copies != INSIST => spread(2, true),
                 "flipped" => bytes(&script, byte, first),
                 "flipped_in_memory" => bytes(&script, byte, !request.report_damaged),
                 _ => bytes(&script, byte, false),
@@ -327,6 +342,22 @@ async fn a_worker_that_gives_no_copies_costs_a_question_or_a_wait_once() {
     }
     assert_eq!(waited, 1);
     assert_eq!(failovers(&reader, "silent"), 0, "the owner was not silent");
+}
+
+#[tokio::test]
+async fn an_owner_that_is_busy_is_asked_last_and_a_worker_without_copies_once() {
+    let scripts: [Arc<Script>; 3] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let mut by_owner = 0;
+    for block in blocks_of_first(&reader, "many_busy", 100) {
+        let (who, _) = read_one(&reader, &block).await;
+        by_owner += u32::from(who == BYTES[0]);
+    }
+    // One that is sent there by the owner comes back to it; the others go to the third.
+    let asked = |n: usize| scripts[n].copies.load(Ordering::Relaxed);
+    assert_eq!(by_owner + asked(2), 100);
+    assert!(by_owner <= asked(1), "{by_owner}");
+    assert!((1..=5).contains(&asked(1)), "{} questions", asked(1));
 }
 
 #[tokio::test]

@@ -478,6 +478,8 @@ struct Request {
     claim: Claim,
     /// Over how many further workers the reader is to spread.
     spread: u32,
+    /// Whether it is to go to one of those even if it would choose this one.
+    is_passed_on: bool,
     /// The version of the stream that the answer is in.
     version: u32,
 }
@@ -499,18 +501,23 @@ impl Request {
             Some((block, _)) if claim == Claim::Inside => spread_of(worker, &message, block),
             _ => 0,
         };
+        // So this worker sends as much as it can, and no reader waits for it while others could serve.
+        let is_passed_on = spread > 0
+            && message.copies != u32::MAX
+            && worker.turns().would_wait(message.length.into());
         Self {
             message,
             wanted,
             claim,
             spread,
+            is_passed_on,
             version,
         }
     }
 
     /// Whether its reader is to go to another worker, or to come again.
     fn is_spread(&self) -> bool {
-        self.spread > self.message.copies
+        self.spread > self.message.copies || self.is_passed_on
     }
 
     /// Whether its answer is to be had at once.
@@ -633,7 +640,13 @@ async fn answer(
         return Frame::new(&reply, Vec::new());
     }
     if request.is_spread() {
-        return without_bytes("spread", BlockStatus::Spread, String::new());
+        count(&worker, "spread");
+        let reply = BlockReply {
+            status: BlockStatus::Spread.into(),
+            owner_is_busy: request.is_passed_on,
+            ..known
+        };
+        return Frame::new(&reply, Vec::new());
     }
     if message.copy_place == 0 && !message.held_only && !message.for_copy {
         worker.copying().forget(&block.key());

@@ -132,6 +132,12 @@ impl Turns {
         }
     }
 
+    /// Whether an answer of so many bytes would wait for its turn.
+    pub(crate) fn would_wait(&self, bytes: u64) -> bool {
+        let state = self.state.lock();
+        !state.next.is_empty() || state.taken + self.counted(bytes) > self.most
+    }
+
     /// Whether those who wait get on.
     pub(crate) fn is_moving(&self) -> bool {
         self.state.lock().moved.elapsed() < MOVING

@@ -528,6 +528,23 @@ fn readers_of_what_many_read_are_sent_on_and_others_are_not() {
             let (status, _) = ask(&mut link, reader, copies, &range).await;
             assert_eq!(status, BlockStatus::Ok, "{reader} {copies} {range:?}");
         }
+        // It has no turn for whoever would stay with it.
+        let all = bed.worker.turns().take("other", u64::MAX).await;
+        for (copies, is_sent_on) in [(5, true), (7, true), (u32::MAX, false)] {
+            let request = BlockRequest {
+                reader: 30,
+                copies,
+                ..bed.request(0, whole.clone())
+            };
+            send(&mut link, &[request]).await;
+            if is_sent_on {
+                let (reply, _) = receive(&mut link).await;
+                assert_eq!(reply.status(), BlockStatus::Spread);
+                assert!(reply.owner_is_busy);
+            }
+        }
+        drop(all);
+        assert_eq!(receive(&mut link).await.0.status(), BlockStatus::Ok);
         // Nobody is nearer than who is on the same machine.
         let mut near = bed.unix().await;
         let request = BlockRequest {
