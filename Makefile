@@ -7,6 +7,9 @@ export WEIR_BUILD_CACHE ?= $(HOME)/.cache/weir-build
 ROCKSDB = export ROCKSDB_LIB_DIR="$$(build-support/rocksdb.sh)" ROCKSDB_STATIC=1
 
 CARGO ?= cargo
+# The binaries and the tests that run them, in one build of the whole workspace: Cargo compiles what they share with the features that all
+# of them want together, so a build of some of them alone would compile most of it a second time.
+BUILD_FOR_TESTS = $(CARGO) build --locked --workspace --bin weir --bin weir-s3-server
 DEMO_URL ?=
 DEMO_FILES ?= 20000
 SUITE ?=
@@ -45,20 +48,20 @@ demo: setup ## Mount real files from a real S3 server, read two epochs, print th
 
 .PHONY: test
 test: setup ## Run all unit, property and whole-system tests
-	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
+	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --tests
 	@$(ROCKSDB) && $(CARGO) test --locked --workspace
 
 .PHONY: chaos
 chaos: setup ## Kill, freeze, lie and fill up, into docs/testing.md; ROUNDS=50 SEED=7 does a storm of so many rounds alone
-	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
+	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --test chaos
 	@$(ROCKSDB) && WEIR_CHAOS=full WEIR_STORM_ROUNDS='$(ROUNDS)' WEIR_STORM_SEED='$(SEED)' \
 		$(if $(ROUNDS)$(SEED),,WEIR_CHAOS_PAGE='$(CURDIR)/docs/testing.md') \
-		$(CARGO) test --locked -p weir-tests --test chaos -- --nocapture $(if $(ROUNDS)$(SEED),a_storm)
+		$(CARGO) test --locked --workspace --test chaos -- --nocapture $(if $(ROUNDS)$(SEED),a_storm)
 
 .PHONY: test-origins
 test-origins: setup ## Test against real storages and emulators, which are fetched first: HDFS with deaths and failover, stores
-	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins
-	@$(ROCKSDB) && WEIR_TEST_ORIGINS=1 $(CARGO) test --locked -p weir-tests --test origins
+	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --test origins
+	@$(ROCKSDB) && WEIR_TEST_ORIGINS=1 $(CARGO) test --locked --workspace --test origins
 
 .PHONY: fetch-origins
 fetch-origins: ## Fetch, build and install the storages of test-origins, which does this too
@@ -67,9 +70,9 @@ fetch-origins: ## Fetch, build and install the storages of test-origins, which d
 .PHONY: test-k8s
 test-k8s: setup ## Test on a real Kubernetes with two nodes, whose programs are built first (as root)
 	@build-support/kubernetes/fetch.sh >/dev/null
-	@$(ROCKSDB) && $(CARGO) build --locked -p weir-cli -p weir-s3-server --bins --features weir-cli/kubernetes
-	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" $(CARGO) test --locked -p weir-operator --test apiserver
-	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked -p weir-tests --test kubernetes
+	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --features weir-cli/kubernetes --test apiserver --test kubernetes
+	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" $(CARGO) test --locked --workspace --test apiserver
+	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked --workspace --test kubernetes
 
 .PHONY: figures-operator
 figures-operator: setup ## Measure the operator and its webhook with 1,000 Datasets on a real apiserver; DATASETS, SECONDS and PODS change that

@@ -223,7 +223,7 @@ fn built_binary() -> PathBuf {
     let path = test.parent().unwrap().parent().unwrap().join("weir");
     assert!(
         path.exists(),
-        "{} is missing: run `make test`, or `cargo build -p weir-cli` first",
+        "{} is missing: run `make test`, or `cargo build --workspace --bin weir` first",
         path.display()
     );
     path

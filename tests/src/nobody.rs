@@ -56,7 +56,11 @@ impl Lab {
         // The binary may lie where nobody may not look.
         let binary = self.path("weir-of-nobody");
         if !binary.exists() {
-            std::fs::copy(self.binary(), &binary).unwrap();
+            // By another process: what this one has open for writing, a fork of another test's may have open, too, and then it
+            // cannot be run.
+            let mut copy = Command::new("cp");
+            copy.args([self.binary(), &binary]);
+            self.run(copy).ok();
             for path in [&self.path(""), &binary] {
                 std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
             }

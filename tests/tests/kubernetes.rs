@@ -1,4 +1,4 @@
-//! Tests on a real Kubernetes, whose programs are built first: `make test-k8s`. `cargo test -p weir-tests --test kubernetes -- NAME`
+//! Tests on a real Kubernetes, whose programs are built first: `make test-k8s`. `cargo test --workspace --test kubernetes -- NAME`
 //! runs some of them.
 //!
 //! All cases share one cluster of two nodes, with Weir installed from the chart and an image of the program under test. The cluster

@@ -1,4 +1,4 @@
-//! Tests against real storages that are downloaded or built first: `make test-origins`. `cargo test -p weir-tests --test
+//! Tests against real storages that are downloaded or built first: `make test-origins`. `cargo test --workspace --test
 //! origins -- NAME` runs some of them.
 //!
 //! Each suite is a process of its own, and some of them run beside each other (`origins/run.rs`).

@@ -1,6 +1,7 @@
-//! Whole-system tests. `cargo test -p weir-tests -- NAME` runs some of them.
+//! Whole-system tests. `cargo test --workspace --test system -- NAME` runs some of them.
 //!
-//! They run one after the other: some measure time, and all of them share two cores with what they start.
+//! Two run beside each other, each in a world of its own: most wait most of the time, for a heartbeat or a deadline. Those of suites that
+//! measure time or fill the machine run alone, since all of them share two cores with what they start.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 mod system {
@@ -50,13 +51,14 @@ mod system {
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
+use parking_lot::RwLock;
 
 /// A test and its name.
 type Case = (&'static str, fn());
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
-    args.test_threads.get_or_insert(1);
+    args.test_threads.get_or_insert(2);
     let missing = weir_tests::fuse_missing();
     if let Some(reason) = &missing {
         eprintln!("the tests on mounts are skipped and counted as ignored: {reason}");
@@ -67,9 +69,6 @@ fn main() -> ExitCode {
         ("mounting", system::mounting::CASES),
         ("keys", system::keys::CASES),
         ("reading", system::reading::CASES),
-        ("crash", system::crash::CASES),
-        ("restarts", system::restarts::CASES),
-        ("faults", system::faults::CASES),
         ("tls", system::tls::CASES),
         ("sources", system::sources::CASES),
         ("apply", system::apply::CASES),
@@ -86,34 +85,53 @@ fn main() -> ExitCode {
         ("placement", system::placement::CASES),
         ("jobs", system::jobs::CASES),
         ("growing", system::growing::CASES),
-        ("hot", system::hot::CASES),
         ("draining", system::draining::CASES),
-        ("silence", system::silence::CASES),
         ("status", system::status::CASES),
+        ("listing", system::listing::CASES),
+        ("metrics", system::metrics::CASES),
+        ("output", system::output::CASES),
+        ("pinned", system::pinned::CASES),
+        ("trust", system::trust::CASES),
+        ("docs", system::docs::CASES),
+    ];
+    let alone: &[(&str, &[Case])] = &[
+        ("processes", system::processes::CASES),
+        ("crash", system::crash::CASES),
+        ("restarts", system::restarts::CASES),
+        ("faults", system::faults::CASES),
+        ("hot", system::hot::CASES),
+        ("silence", system::silence::CASES),
         ("stream", system::stream::CASES),
         ("waiting", system::waiting::CASES),
         ("limits", system::limits::CASES),
         ("memory", system::memory::CASES),
-        ("listing", system::listing::CASES),
         ("many", system::many::CASES),
-        ("metrics", system::metrics::CASES),
-        ("output", system::output::CASES),
-        ("pinned", system::pinned::CASES),
-        ("processes", system::processes::CASES),
-        ("trust", system::trust::CASES),
         ("csi", system::csi::CASES),
         ("csi", system::csi::deaths::CASES),
-        ("docs", system::docs::CASES),
     ];
-    let trials = suites.iter().flat_map(|(suite, cases)| {
-        let skipped = missing.is_some();
-        cases.iter().map(move |(name, case)| {
-            Trial::test(format!("{suite}::{name}"), move || {
-                case();
-                Ok(())
-            })
-            .with_ignored_flag(skipped)
+    let skipped = missing.is_some();
+    let beside = suites
+        .iter()
+        .flat_map(|suite| trials(suite, false, skipped));
+    let alone = alone.iter().flat_map(|suite| trials(suite, true, skipped));
+    libtest_mimic::run(&args, beside.chain(alone).collect()).exit_code()
+}
+
+/// Held by all tests that run, and by one that runs alone as the only one.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn trials(
+    &(suite, cases): &(&'static str, &'static [Case]),
+    alone: bool,
+    skipped: bool,
+) -> impl Iterator<Item = Trial> {
+    cases.iter().map(move |(name, case)| {
+        Trial::test(format!("{suite}::{name}"), move || {
+            let _beside = (!alone).then(|| MACHINE.read());
+            let _alone = alone.then(|| MACHINE.write());
+            case();
+            Ok(())
         })
-    });
-    libtest_mimic::run(&args, trials.collect()).exit_code()
+        .with_ignored_flag(skipped)
+    })
 }
