@@ -22,7 +22,7 @@ pub fn issue(lab: &Lab, role: &str, name: &str, flags: &[&str]) -> PathBuf {
 /// A cluster on loopback, or in a network. Every worker is on a node of its own: `node-0`, `node-1`…
 pub struct Cluster<'a> {
     lab: &'a Lab,
-    /// Worker `N` is on its host `N`, the master on the one after them.
+    /// Worker `N` is on its host `N`, the master on the last one.
     network: Option<&'a Network>,
     /// The master; `None` while the test has it down.
     pub master: Option<Process>,
@@ -135,8 +135,8 @@ impl<'a> Cluster<'a> {
         Self::start_all(lab, None, secure, &master_flags, &worker_flags, &allowed)
     }
 
-    /// A cluster whose workers and master are on hosts of their own, where everybody may call them. The network has one host more
-    /// than there are workers.
+    /// A cluster whose workers and master are on hosts of their own, where everybody may call them. The network has at least one host
+    /// more than there are workers: its last one is the master's, and others are for workers that come later.
     #[track_caller]
     pub fn start_on(lab: &'a Lab, network: &'a Network, worker_flags: &[&[&str]]) -> Self {
         let origin = network.outside().to_string();
@@ -180,7 +180,7 @@ impl<'a> Cluster<'a> {
             mount_flags: owned(mount_flags),
             secure,
             master_ports: Ports::free(),
-            master_host: worker_flags.len(),
+            master_host: network.map_or(0, |network| network.hosts() - 1),
         };
         cluster.start_master();
         for number in 0..worker_flags.len() {
@@ -303,13 +303,19 @@ impl<'a> Cluster<'a> {
     /// Starts one more worker, with the flags of the first; gives its number. It is not waited for.
     #[track_caller]
     pub fn add_worker(&mut self) -> usize {
+        self.add_worker_like(0)
+    }
+
+    /// The same, with the flags of another one.
+    #[track_caller]
+    pub fn add_worker_like(&mut self, other: usize) -> usize {
         let number = self.workers.len();
         if self.secure {
             certify_worker(self.lab, number);
         }
         self.workers.push(None);
         self.ports.push(Ports::free());
-        self.worker_flags.push(self.worker_flags[0].clone());
+        self.worker_flags.push(self.worker_flags[other].clone());
         self.start_worker(number);
         number
     }

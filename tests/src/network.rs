@@ -129,6 +129,11 @@ impl Network {
         format!("{}u{zone}", self.prefix)
     }
 
+    /// How many hosts it has.
+    pub fn hosts(&self) -> usize {
+        self.zones.len()
+    }
+
     /// The address of the test itself, which is in no namespace.
     pub fn outside(&self) -> Ipv4Addr {
         Ipv4Addr::new(198, 18, self.subnet, 1)

@@ -58,6 +58,15 @@ impl Process {
         Pid::from_child(&self.child)
     }
 
+    /// Tells it to stop, and waits until it has ended.
+    #[track_caller]
+    pub fn stop(mut self) {
+        self.signal(Signal::TERM);
+        wait_until("it ends", START_DEADLINE, || {
+            self.child.try_wait().unwrap().is_some()
+        });
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();

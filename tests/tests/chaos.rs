@@ -1,6 +1,6 @@
 //! Chaos: something bad is done to a system again and again while readers check every byte that they read.
 //!
-//! `cargo test -p weir-tests --test chaos` does each thing a few times, and `make chaos` as often as docs/testing.md says,
+//! `cargo test --workspace --test chaos` does each thing a few times, and `make chaos` as often as docs/testing.md says,
 //! where it puts its table. `-- NAME` does some of them.
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 

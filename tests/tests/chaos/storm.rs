@@ -1,7 +1,7 @@
-//! A storm: workers, zones and the master of a cluster are killed, frozen and cut off, and disks are full and slow, in an order that
-//! follows from a seed, while readers near each zone read verified epochs of two datasets.
+//! A storm: workers, zones and the master of a cluster are killed, frozen and cut off, disks are full and slow, and workers are drained,
+//! come, and leave for good, in an order that follows from a seed, while readers near each zone read verified epochs of two datasets.
 //!
-//! No read fails, none takes long, and the origin sends again what was lost, once, and no more.
+//! No read fails, none takes long, and the origin sends again what was lost, once, and no more: nothing, where all was planned.
 //!
 //! `make chaos ROUNDS=50 SEED=7` does so many rounds of a seed; without one there is a new one each time, which is printed.
 
@@ -14,10 +14,11 @@ use weir_tests::{
     Cluster, DiskFault, Epochs, FaultyDisk, Lab, Mount, Network, Process, content, wait_until,
 };
 
-use self::plan::{Blow, Kind, Round, Target, WORKERS, ZONES, rounds, zone_of};
+use self::plan::{Blow, Kind, Round, Target, WORKERS, ZONES, rounds, workers_of, zone_of};
 use super::table::{Allowed, Outcome, Row};
 use super::world::{Effort, Files};
 
+mod changes;
 pub(crate) mod plan;
 
 /// Small files of each dataset, and readers of each mount.
@@ -31,18 +32,23 @@ const SETTLED: Duration = Duration::from_mins(1);
 const SAVED_RACES: u64 = 16;
 const READS_OF_A_RACE: u64 = 20;
 const DATASETS: [&str; 2] = ["wide", "near"];
+const ZONE_NAMES: [&str; ZONES] = ["zone-0", "zone-1"];
 
 pub(crate) const ROWS: &[Row] = &[Row {
     name: "a_storm",
-    what: "any worker, zone, the master or all of them are killed, frozen or cut off, or their disks are full or slow",
+    what: "any workers, zone, the master or all of them are killed, frozen or cut off, their disks are full or slow; workers are drained, join and leave",
     allowed: Allowed::Longest(Duration::from_secs(3)),
     run: storm,
 }];
 
 /// What a storm is done to.
 struct World<'a> {
+    lab: &'a Lab,
     cluster: Cluster<'a>,
     network: &'a Network,
+    /// The workers of the cluster; those that have left are none any more.
+    workers: Vec<usize>,
+    /// Of all workers that there ever were.
     disks: Vec<FaultyDisk>,
     mounts: Vec<Mount<'a>>,
     readers: Epochs,
@@ -66,12 +72,14 @@ fn storm(effort: Effort) -> Outcome {
     // A short run holds its breath for less long.
     let again = match effort {
         Effort::Short => {
-            format!("WEIR_STORM_SEED={seed} cargo test -p weir-tests --test chaos -- a_storm")
+            format!("WEIR_STORM_SEED={seed} cargo test --workspace --test chaos -- a_storm")
         }
         Effort::Full => format!("make chaos ROUNDS={count} SEED={seed}"),
     };
     println!("the storm's seed is {seed}; again: {again}");
-    let zones = (0..WORKERS)
+    let rounds = rounds(seed, count, effort);
+    // The last host is the master's.
+    let zones = (0..workers_of(&rounds))
         .map(|worker| Some(zone_of(worker)))
         .chain([None]);
     let network = match Network::new(&zones.collect::<Vec<_>>()) {
@@ -86,7 +94,6 @@ fn storm(effort: Effort) -> Outcome {
     let sent = || lab.s3.stats().bytes();
     let mut world = World::new(&lab, &network, &files, seed, &sent);
     let mut wrong = Vec::new();
-    let rounds = rounds(seed, count, effort);
     for (number, round) in rounds.iter().enumerate() {
         let told = world.suffer(round);
         let faults = told
@@ -136,15 +143,8 @@ impl<'a> World<'a> {
         seed: u64,
         sent: &'a dyn Fn() -> u64,
     ) -> Self {
-        let zone_names: Vec<String> = (0..ZONES).map(|zone| format!("zone-{zone}")).collect();
-        let disks = (0..WORKERS).map(|worker| {
-            let (dir, files) = (format!("node-{worker}/ssd"), format!("disk-{worker}"));
-            FaultyDisk::new(lab.path(&dir), &lab.path(&files)).unwrap()
-        });
-        let disks: Vec<FaultyDisk> = disks.collect();
-        // All is read from the disks.
-        let flags =
-            (0..WORKERS).map(|worker| ["--mem", "0", "--zone", &*zone_names[zone_of(worker)]]);
+        let disks = (0..WORKERS).map(|worker| disk(lab, worker)).collect();
+        let flags = (0..WORKERS).map(worker_flags);
         let flags: Vec<[&str; 4]> = flags.collect();
         let flags: Vec<&[&str]> = flags.iter().map(|flags| &flags[..]).collect();
         let cluster = Cluster::start_on(lab, network, &flags);
@@ -155,7 +155,7 @@ impl<'a> World<'a> {
         let mut mounts = Vec::new();
         let mut read = Vec::new();
         for (dataset, files) in DATASETS.iter().zip(files) {
-            for zone in &zone_names {
+            for zone in ZONE_NAMES {
                 let (dir, node) = (format!("{dataset}-{zone}"), format!("reader-of-{zone}"));
                 let flags = ["--zone", zone, "--node", &node];
                 let mount = cluster.mount_at(dataset, &dir, &flags);
@@ -171,8 +171,10 @@ impl<'a> World<'a> {
             });
         let readers = Epochs::start(&read, READERS, seed);
         let world = Self {
+            lab,
             cluster,
             network,
+            workers: (0..WORKERS).collect(),
             disks,
             mounts,
             readers,
@@ -194,7 +196,11 @@ impl<'a> World<'a> {
                 worker["last_seen_ms"].as_u64().is_some_and(|ms| ms < 2500)
             };
             let epoch = status["epoch"].as_f64();
-            workers.len() == WORKERS
+            let is_member = |id: &str| self.workers.iter().any(|member| name_of(*member) == id);
+            workers.len() == self.workers.len()
+                && workers
+                    .iter()
+                    .all(|worker| worker["id"].as_str().is_some_and(is_member))
                 && workers.iter().all(reports)
                 && self
                     .mounts
@@ -212,13 +218,14 @@ impl<'a> World<'a> {
             .metric("weir_worker_cached_bytes", "") as u64
     }
 
-    fn refused(&self) -> u64 {
+    /// Blocks that full disks did not keep, of all workers that there are.
+    fn refused(&self) -> BTreeMap<usize, u64> {
         let of = |worker: usize| {
-            self.cluster
-                .worker(worker)
-                .metric("weir_worker_admissions_refused_total", "")
+            let name = "weir_worker_admissions_refused_total";
+            self.cluster.worker(worker).metric(name, "") as u64
         };
-        (0..WORKERS).map(of).sum::<f64>() as u64
+        let workers = self.workers.iter().copied();
+        workers.map(|worker| (worker, of(worker))).collect()
     }
 
     /// Reads beside a worker that said nothing.
@@ -229,11 +236,14 @@ impl<'a> World<'a> {
     }
 
     fn suffer(&mut self, round: &Round) -> Told {
-        let away = round.away();
+        let away = round.away(&self.workers);
         let held: u64 = away.iter().map(|worker| self.held(*worker)).sum();
         let (sent, read) = ((self.sent)(), self.readers.bytes());
         let (refused, races) = (self.refused(), self.races());
         let began = Instant::now();
+        if let Some(change) = round.change {
+            self.begin(change);
+        }
         for blow in &round.blows {
             self.strike(*blow);
             std::thread::sleep(round.apart);
@@ -243,16 +253,20 @@ impl<'a> World<'a> {
         for blow in &round.blows {
             self.heal(*blow);
         }
+        if let Some(change) = round.change {
+            self.end(change);
+        }
         self.settle();
         let settled = began.elapsed();
         let (sent, read) = ((self.sent)() - sent, self.readers.bytes() - read);
         // While nobody is there the origin is read by each reader for itself.
         let nobody = if away.len() == WORKERS { read } else { 0 };
-        let unkept = if round.fills_a_disk() {
-            self.refused().saturating_sub(refused) * self.mean
-        } else {
-            0
-        };
+        // Also of a disk that was full in a round before: a worker tries it again half a minute later.
+        let unkept = self.refused().into_iter().map(|(worker, now)| {
+            // One that was started again counts from nothing.
+            now.saturating_sub(refused.get(&worker).copied().unwrap_or(0))
+        });
+        let unkept = unkept.sum::<u64>() * self.mean;
         let saved = SAVED_RACES * self.mean * self.mounts.len() as u64;
         let races = (self.races() - races) * self.mean;
         let told = Told {
@@ -334,10 +348,25 @@ impl<'a> World<'a> {
         match target {
             Target::Worker(worker) => self.network.cut(worker, cut),
             Target::ZoneBorder(zone) => self.network.cut_zone(zone, cut),
-            // Its host is the one after those of the workers.
-            Target::Master => self.network.cut(WORKERS, cut),
+            Target::Master => self.network.cut(self.network.hosts() - 1, cut),
         }
     }
+}
+
+/// The disk of a worker.
+fn disk(lab: &Lab, worker: usize) -> FaultyDisk {
+    let (dir, files) = (format!("{}/ssd", name_of(worker)), format!("disk-{worker}"));
+    FaultyDisk::new(lab.path(&dir), &lab.path(&files)).unwrap()
+}
+
+/// All is read from the disks.
+fn worker_flags(worker: usize) -> [&'static str; 4] {
+    ["--mem", "0", "--zone", ZONE_NAMES[zone_of(worker)]]
+}
+
+/// The name of a worker, and of its node.
+fn name_of(worker: usize) -> String {
+    format!("node-{worker}")
 }
 
 /// What came of a round.
