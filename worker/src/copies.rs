@@ -7,7 +7,7 @@
 //! Of a dataset with several copies only the first is filled from the origin (`placed.rs`): the owner of another one asks that of
 //! the first, and waits for as long as that one says that it works on it, but not for ever.
 //!
-//! A worker that does not answer costs one read nearly a second, or two if it is slow, and is then left out for a
+//! A worker that does not answer costs one read 0.75 s, or two seconds if it is slow, and is then left out for a
 //! while. What nobody has, or is damaged on its way, comes from the origin.
 
 use std::collections::HashMap;
@@ -35,8 +35,9 @@ pub(crate) use former::uncordoned;
 use placed::Placed;
 pub(crate) use placed::Route;
 
-/// Silence after which a worker is given up on: one that is busy says something every 100 ms.
-const SILENCE: Duration = Duration::from_millis(900);
+/// Silence after which a worker is given up on: one that is busy says something every 100 ms. A read that waits for that is to take less
+/// than a second.
+const SILENCE: Duration = Duration::from_millis(750);
 /// Longest wait for a block that a worker says it has.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// The same of a worker that fetches the block. A reader may be the next to wait for that, who has waited for another worker.
@@ -198,7 +199,7 @@ impl Copies {
             return Route::Origin;
         }
         let maps = self.former();
-        let (mut owned_by_map, mut kept) = (None, None);
+        let (mut owned_by_map, mut kept, mut before) = (None, None, None);
         for dataset in datasets() {
             // One that had a placement may still be where it was by that.
             let Some(known) = self.placements.get(&dataset) else {
@@ -207,17 +208,24 @@ impl Copies {
             };
             let view = self.placed.view(&dataset, known, &maps);
             match view.route(&dataset, key, &self.own) {
-                None => {}
+                // It is asked in an owner's place, if it does not own the block of another dataset.
+                None => {
+                    if before.is_none() {
+                        let holders = self.answering(view.before(key, &self.own));
+                        let route = Route::Former(dataset, holders);
+                        before = Some(route).filter(Route::has_holders);
+                    }
+                }
                 // Of another dataset it may own the same block.
                 Some(route @ Route::Kept(..)) => {
                     kept.get_or_insert(route);
                 }
-                Some(Route::Filler(_, filler)) if self.is_avoided(&filler.id) => {
-                    return Route::Origin;
+                Some(Route::Filler(dataset, filler)) if self.is_avoided(&filler.id) => {
+                    let holders = view.holders(key, &self.own);
+                    return Route::Former(dataset, self.answering(holders));
                 }
-                Some(Route::Former(dataset, mut holders)) => {
-                    holders.retain(|holder| !self.is_avoided(&holder.id));
-                    return Route::Former(dataset, holders);
+                Some(Route::Former(dataset, holders)) => {
+                    return Route::Former(dataset, self.answering(holders));
                 }
                 Some(route) => return route,
             }
@@ -225,7 +233,7 @@ impl Copies {
         match owned_by_map {
             Some(dataset) if !by_map.is_empty() => Route::Former(dataset, by_map),
             Some(_) => Route::Origin,
-            None => kept.unwrap_or(Route::Origin),
+            None => kept.or(before).unwrap_or(Route::Origin),
         }
     }
 
@@ -237,8 +245,13 @@ impl Copies {
         if holders.is_empty() || self.is_wrong(key) {
             return Vec::new();
         }
-        let asked = holders.into_iter().filter(|w| !self.is_avoided(&w.id));
-        asked.collect()
+        self.answering(holders)
+    }
+
+    /// Those of some workers that answered when they were asked last.
+    fn answering(&self, mut workers: Vec<WorkerInfo>) -> Vec<WorkerInfo> {
+        workers.retain(|worker| !self.is_avoided(&worker.id));
+        workers
     }
 
     /// The workers that may hold a block of this dataset of which this one is to hold a copy, the likeliest first. Those that do not
@@ -252,9 +265,7 @@ impl Copies {
         }
         let maps = self.former();
         let view = self.placed.view(dataset, known, &maps);
-        let mut holders = view.holders(key, &self.own);
-        holders.retain(|holder| !self.is_avoided(&holder.id));
-        holders
+        self.answering(view.holders(key, &self.own))
     }
 
     pub(crate) fn is_avoided(&self, id: &WorkerId) -> bool {

@@ -28,8 +28,10 @@ pub(super) struct Former {
     changed: Option<Instant>,
     /// The map as it would be if nobody were cordoned, if somebody is.
     uncordoned: Option<Arc<ClusterMap>>,
-    /// The map in use without this worker, while that is new.
+    /// The map in use without this worker, while that is new; and the same if nobody were cordoned, if somebody is: a worker that is
+    /// drained while this one comes still holds what others have not taken over.
     without_own: Option<Arc<ClusterMap>>,
+    uncordoned_without_own: Option<Arc<ClusterMap>>,
 }
 
 /// A map as it would be if these of its workers were not cordoned.
@@ -66,7 +68,8 @@ impl Former {
         let is_recent = move |since: Instant| now < since + KEPT_FOR;
         let is_new = self.joined.is_some_and(is_recent);
         // What it does not know itself, those do that were there before it.
-        let without_own = self.without_own.iter().filter(move |_| is_new);
+        let without_own = self.without_own.iter().chain(&self.uncordoned_without_own);
+        let without_own = without_own.filter(move |_| is_new);
         let recent = self.maps.iter();
         let recent = recent.filter(move |(_, replaced)| is_recent(*replaced));
         let before = recent.map(|(map, _)| map);
@@ -92,7 +95,9 @@ impl Former {
             self.joined = Some(now);
         }
         let is_new = self.joined.is_some_and(|since| now < since + KEPT_FOR);
-        self.without_own = is_new.then(|| Arc::new(without(map, own)));
+        let without_own = |map: &ClusterMap| is_new.then(|| Arc::new(without(map, own)));
+        self.without_own = without_own(map);
+        self.uncordoned_without_own = self.uncordoned.as_ref().and_then(|map| without_own(map));
         let before = std::mem::replace(&mut self.current, map.clone());
         if !before.workers().is_empty() {
             self.maps.push_front((before, now));
@@ -129,7 +134,10 @@ impl Former {
             .filter(|(_, replaced)| is_recent(*replaced));
         let former = recent.filter_map(|(map, _)| map.owner(key));
         // One that is cordoned has its blocks for as long as it is there.
-        let cordoned = self.uncordoned.iter().filter_map(|map| map.owner(key));
+        let cordoned = self.uncordoned.iter();
+        let before_own = self.uncordoned_without_own.iter().filter(|_| is_new);
+        let cordoned = cordoned.chain(before_own);
+        let cordoned = cordoned.filter_map(|map| map.owner(key));
         // Those before it in maps that it does not know.
         let next = if is_new {
             map.owners(key, NEXT + 1)
@@ -243,6 +251,27 @@ mod tests {
         for key in keys().filter(|key| with.owner(key).unwrap().id == own) {
             let holders = former.holders(&key, &with, &own, now);
             assert!(ids(&holders).contains(&before.owner(&key).unwrap().id.as_str()));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_comes_while_another_one_is_drained_finds_that() {
+        let now = Instant::now();
+        let own = "d".parse().unwrap();
+        let before = map(3, &["a", "b", "c"]);
+        let drained = |worker: &mut WorkerInfo| {
+            worker.cordoned_weight = std::mem::take(&mut worker.weight);
+        };
+        let with = with(&map(5, &["a", "b", "c", "d"]), 5, 0, drained);
+        let mut former = Former::default();
+        former.see(&with, &own, now);
+        let is_owned = |key: &BlockKey| with.owner(key).unwrap().id == own;
+        for key in keys().filter(is_owned) {
+            let first = before.owner(&key).unwrap();
+            let holders = former.holders(&key, &with, &own, now);
+            assert!(ids(&holders).contains(&first.id.as_str()), "{}", first.id);
+            let mut by_maps = former.maps(now).filter_map(|map| map.owner(&key));
+            assert!(by_maps.any(|owner| owner.id == first.id));
         }
     }
 

@@ -20,7 +20,7 @@ use super::former::{Former, still_there};
 use crate::placements::Known;
 
 /// Former maps and placements of a dataset that count.
-const MAX_FORMER: usize = 6;
+const MAX_FORMER: usize = 7;
 /// Workers that are asked for what they hold of one block.
 const MAX_HOLDERS: usize = 4;
 /// Datasets whose owners are kept: those of one may take a megabyte in a large cluster.
@@ -39,6 +39,13 @@ pub(crate) enum Route {
     Filler(Arc<str>, WorkerInfo),
     /// As from a filler, for a worker that owns no copy and keeps what its node reads.
     Kept(Arc<str>, WorkerInfo),
+}
+
+impl Route {
+    /// Whether some worker is to be asked for what it holds.
+    pub(super) fn has_holders(&self) -> bool {
+        matches!(self, Self::Former(_, holders) if !holders.is_empty())
+    }
 }
 
 /// Owners of the blocks of datasets, made once for each placement and map.
@@ -102,6 +109,13 @@ impl View {
             let holders = still_there(self.former(key), self.maps.current(), own, MAX_HOLDERS);
             Route::Former(dataset.clone(), holders)
         })
+    }
+
+    /// The workers that may hold a block of the dataset since they were to before its owners, the likeliest first. Whoever is asked in
+    /// the place of an owner that does not answer asks these: what they have is not lost with it.
+    pub(super) fn before(&self, key: &BlockKey, own: &WorkerId) -> Vec<WorkerInfo> {
+        let before = self.former(key).filter(|it| !self.is_owner(key, &it.id));
+        still_there(before, self.maps.current(), own, MAX_HOLDERS)
     }
 
     /// The workers that may hold a block of the dataset, the likeliest first: the owners of its other copies, and those before
@@ -291,6 +305,32 @@ mod tests {
         assert!(holders(&cluster).is_empty(), "it is not its own");
         cluster.place(2, &["a", "c"]);
         assert_eq!(holders(&cluster), ["a1", "b1"]);
+    }
+
+    #[test]
+    fn who_is_asked_in_an_owner_s_place_asks_those_before_it() {
+        let mut cluster = Cluster::of("c1");
+        cluster.place(1, &["a"]);
+        let before = |cluster: &Cluster, key: u8| -> Vec<String> {
+            let known = cluster.placements.get("set").unwrap();
+            let (maps, key) = (Arc::new(cluster.maps.clone()), BlockKey([key; 16]));
+            let view = cluster.placed.view(&"set".into(), known, &maps);
+            assert_eq!(view.route(&"set".into(), &key, &cluster.own), None);
+            let before = view.before(&key, &cluster.own);
+            before.iter().map(|holder| holder.id.to_string()).collect()
+        };
+        cluster.map(&[("a1", "a", 1), ("a2", "a", 1), ("c1", "c", 1)]);
+        assert!((0..50).all(|key| before(&cluster, key).is_empty()));
+        // One of the two is drained: what was its own it has still.
+        cluster.map(&[("a1", "a", 0), ("a2", "a", 1), ("c1", "c", 1)]);
+        let of_drained = (0..50).filter(|key| before(&cluster, *key) == ["a1"]);
+        let of_drained: Vec<u8> = of_drained.collect();
+        assert!(of_drained.len() > 10 && of_drained.len() < 40);
+        let mut others = (0..50).filter(|key| !of_drained.contains(key));
+        assert!(others.all(|key| before(&cluster, key).is_empty()));
+        // It is gone.
+        cluster.map(&[("a2", "a", 1), ("c1", "c", 1)]);
+        assert!((0..50).all(|key| before(&cluster, key).is_empty()));
     }
 
     #[test]
