@@ -106,7 +106,8 @@ pub fn run(
                 }
                 Err(status) if reachable => {
                     reachable = false;
-                    let what = if status.code() == Code::PermissionDenied {
+                    let refusals = [Code::PermissionDenied, Code::AlreadyExists];
+                    let what = if refusals.contains(&status.code()) {
                         "the master refuses this worker"
                     } else {
                         "the master does not answer; reads go on with the last cluster map"

@@ -23,6 +23,8 @@ pub(crate) const EXPIRY: Duration = Duration::from_secs(10);
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// A master that has not looked for this long was itself stopped, or got no time to run.
 const GAP: Duration = Duration::from_secs(3);
+/// Addresses of one worker that are remembered after it has reported from another one.
+const MAX_MOVES: usize = 4;
 /// If none of several workers has reported for this long, more than two heartbeats, it is the master that cannot be reached.
 const CUT_OFF: Duration = Duration::from_secs(5);
 
@@ -55,6 +57,8 @@ pub(crate) struct Membership {
     heard: Instant,
     /// Workers that are cordoned, also those that are away.
     cordoned: BTreeMap<WorkerId, v1::WorkerState>,
+    /// Where members were a moment ago that report from elsewhere now, and when somebody reported from there last.
+    moved: BTreeMap<WorkerId, Vec<(String, Instant)>>,
 }
 
 impl Membership {
@@ -91,6 +95,7 @@ impl Membership {
             looked: now,
             heard: now,
             cordoned: BTreeMap::new(),
+            moved: BTreeMap::new(),
         }
     }
 
@@ -158,9 +163,20 @@ impl Membership {
         } else {
             self.expire(beat.last_seen)
         };
+        let address = &beat.info.data_address;
+        let known = self.members.get(id).map(|(known, _)| known);
+        let elsewhere = known.filter(|known| known.info.data_address != *address);
+        let elsewhere = elsewhere.map(|known| known.info.data_address.clone());
         if leaving {
-            gone.extend(self.members.remove(id).map(|_| id.clone()));
+            // Another one of the same name may stay.
+            if elsewhere.is_none() {
+                gone.extend(self.members.remove(id).map(|_| id.clone()));
+                self.moved.remove(id);
+            }
             return Ok(gone);
+        }
+        if let Some(elsewhere) = elsewhere {
+            self.may_move(id, elsewhere, address, beat.last_seen)?;
         }
         if !self.members.contains_key(id) && self.members.len() >= MAX_WORKERS {
             return Err(MasterError::Busy(format!(
@@ -184,6 +200,28 @@ impl Membership {
         let seen = beat.last_seen;
         self.members.insert(id.clone(), (beat, seen));
         Ok(gone)
+    }
+
+    /// A worker reports from another address than before. It may have been started again there; but if it has moved away from there just
+    /// now, there are two of them, which would take turns in the map.
+    fn may_move(
+        &mut self,
+        id: &WorkerId,
+        from: String,
+        to: &str,
+        now: Instant,
+    ) -> Result<(), MasterError> {
+        let moved = self.moved.entry(id.clone()).or_default();
+        moved.retain(|(_, at)| now < *at + EXPIRY);
+        if let Some((_, at)) = moved.iter_mut().find(|(address, _)| address == to) {
+            *at = now;
+            return Err(MasterError::Conflict(format!(
+                "there are two workers {id}, at {from} and at {to}: the first one stays in the cluster; start the other one with another --id"
+            )));
+        }
+        moved.truncate(MAX_MOVES - 1);
+        moved.insert(0, (from, now));
+        Ok(())
     }
 
     /// Somebody reports.
@@ -226,6 +264,7 @@ impl Membership {
             let late = now.saturating_duration_since(*silent_since) > EXPIRY;
             if late {
                 gone.push(id.clone());
+                self.moved.remove(id);
             }
             !late
         });
@@ -549,6 +588,63 @@ mod tests {
         }
         beat(&mut members, "b", back + EXPIRY);
         assert_eq!(members.expire(at), [id("c")]);
+    }
+
+    #[test]
+    fn of_two_workers_of_one_name_one_stays_and_one_that_moves_is_taken_at_once() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut members = Membership::restored(Membership::first_map(), start);
+        let beat = |members: &mut Membership, address, seconds, leaving| {
+            let beat = members.beat(&id("a"), member("a", address, at(seconds)), leaving);
+            let address = &members.members.get(&id("a")).unwrap().0.info.data_address;
+            (beat.map_err(|error| error.to_string()), address.clone())
+        };
+        let accepted = |address: &str| (Ok(Vec::new()), address.to_owned());
+        // It is started again elsewhere, and back a while later.
+        for (address, seconds) in [("x", 0), ("y", 2), ("x", 13), ("z", 15)] {
+            assert_eq!(
+                beat(&mut members, address, seconds, false),
+                accepted(address)
+            );
+            assert_eq!(
+                beat(&mut members, address, seconds, false),
+                accepted(address)
+            );
+        }
+        // The one at x was not stopped.
+        for seconds in [16, 18, 24, 30, 36] {
+            let (refused, stays) = beat(&mut members, "x", seconds, false);
+            let message = refused.unwrap_err();
+            assert!(
+                message.contains("two workers a, at z and at x"),
+                "{message}"
+            );
+            assert_eq!(stays, "z");
+            assert_eq!(beat(&mut members, "z", seconds, false), accepted("z"));
+        }
+        // Nor does it take the other one with it.
+        assert_eq!(beat(&mut members, "x", 37, true), accepted("z"));
+        // When the other one is gone it is the only one.
+        assert!(
+            members
+                .beat(&id("b"), member("b", "b", at(40)), false)
+                .is_ok()
+        );
+        assert!(members.expire(at(41)).is_empty());
+        assert!(
+            members
+                .beat(&id("b"), member("b", "b", at(43)), false)
+                .is_ok()
+        );
+        assert!(
+            members
+                .beat(&id("b"), member("b", "b", at(45)), false)
+                .is_ok()
+        );
+        let gone = members.beat(&id("a"), member("a", "x", at(47)), false);
+        assert_eq!(gone.unwrap(), [id("a")]);
+        assert_eq!(beat(&mut members, "x", 48, false), accepted("x"));
     }
 
     #[test]
