@@ -1023,3 +1023,85 @@ async fn jobs_are_shown_without_their_paths_and_drains_in_no_namespace() {
     assert_eq!(shown("default").await, [evict]);
     assert_eq!(shown("other").await, []);
 }
+
+/// Asks which snapshot a pod sees of the dataset `set`.
+async fn seen(master: &Served, uid: &str) -> v1::ChooseSnapshotReply {
+    let asked = v1::ChooseSnapshotRequest {
+        dataset: "set".to_owned(),
+        job: String::new(),
+        pod: Some(v1::Pod {
+            namespace: "team-a".to_owned(),
+            name: format!("pod-{uid}"),
+            uid: uid.to_owned(),
+        }),
+    };
+    let mut client = master.client.clone();
+    client.choose_snapshot(asked).await.unwrap().into_inner()
+}
+
+/// Says of which job pods are, as an operator does, until it is dropped.
+fn operator(master: &Served) -> DropGuard {
+    let (mut client, stop) = (master.client.clone(), CancellationToken::new());
+    let told = stop.clone();
+    tokio::spawn(async move {
+        let mut known = Vec::new();
+        while !told.is_cancelled() {
+            let exchange = v1::ExchangePodsRequest { known };
+            let Ok(asked) = client.exchange_pods(exchange).await else {
+                return; // the master has ended
+            };
+            let job_of = |pod: v1::Pod| v1::PodJob {
+                job: pod.uid.split('/').next().unwrap().to_owned(),
+                pod: Some(pod),
+            };
+            known = asked.into_inner().asked.into_iter().map(job_of).collect();
+        }
+    });
+    stop.drop_guard()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_pods_of_a_job_see_one_snapshot_also_after_a_refresh_and_a_restart() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    let alone = seen(&master, "early/0").await;
+    assert!(alone.job_unknown, "no operator is there");
+    let answering = operator(&master);
+    until("an operator that has come by", async || {
+        !seen(&master, "first/0").await.job_unknown
+    })
+    .await;
+    std::fs::write(master.dir.path().join("data/c"), "c").unwrap();
+    let refresh = v1::RefreshDatasetRequest {
+        name: "set".to_owned(),
+    };
+    let refreshed = master.client.clone().refresh_dataset(refresh).await;
+    assert!(refreshed.unwrap().into_inner().changed);
+    assert_eq!(seen(&master, "first/1").await.version, 1);
+    assert_eq!(seen(&master, "second/0").await.version, 2);
+    drop(answering);
+    let master = master.restart().await;
+    let _answering = operator(&master);
+    until("an operator that has come by", async || {
+        !seen(&master, "first/2").await.job_unknown
+    })
+    .await;
+    assert_eq!(seen(&master, "first/3").await.version, 1);
+    let gone = v1::ReviewJobsRequest {
+        gone: vec!["first".to_owned()],
+        ..v1::ReviewJobsRequest::default()
+    };
+    let mut client = master.client.clone();
+    client.review_jobs(gone).await.unwrap();
+    assert_eq!(
+        seen(&master, "first/4").await.version,
+        2,
+        "it is another one"
+    );
+    let missing = v1::ChooseSnapshotRequest {
+        dataset: "none".to_owned(),
+        ..v1::ChooseSnapshotRequest::default()
+    };
+    let missing = client.choose_snapshot(missing).await.unwrap_err();
+    assert_eq!(missing.code(), Code::NotFound);
+}
