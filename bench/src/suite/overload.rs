@@ -207,9 +207,9 @@ mod tests {
         let home = dir.path().join("home");
         std::fs::create_dir(&home).unwrap();
         let load = Load {
-            enough: 4,
+            enough: 8,
             egress: 12 << 20,
-            time: Duration::from_secs(4),
+            time: Duration::from_secs(8),
         };
         let found = measure(&home, &server.endpoint(), &trees, load).unwrap();
         assert!(found.many.0 > found.enough.0 / 2.0, "{found:?}");
