@@ -279,6 +279,7 @@ fn every_example_of_the_page_is_applied() {
                 "fixes/1",
                 "corpus/1",
                 "corpus/2",
+                "uploads/1",
             ] {
                 bucket.put(key, "x");
             }
