@@ -9,7 +9,7 @@ use crate::listings::Listings;
 use crate::master::Master;
 use crate::metrics::OperatorMetrics;
 use crate::placing::Placing;
-use crate::pool::Pools;
+use crate::pools::Pools;
 use crate::view::View;
 
 /// What looks at objects share.

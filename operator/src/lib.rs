@@ -27,6 +27,7 @@ mod objects;
 mod operator;
 mod placing;
 mod pool;
+mod pools;
 mod retire;
 mod secrets;
 mod signing;

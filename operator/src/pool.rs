@@ -14,8 +14,7 @@ mod workload;
 #[cfg(test)]
 mod testing;
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +25,6 @@ use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::controller::Action;
 use kube::{Client, Resource, ResourceExt};
-use parking_lot::Mutex;
 use serde_json::Value;
 use weir_proto::v1;
 
@@ -34,8 +32,7 @@ use self::leaving::Left;
 use self::workload::Kind;
 use crate::context::Context;
 use crate::error::OperatorError;
-use crate::fleet::{Fleet, NodeFacts, PodFacts};
-use crate::metrics::OperatorMetrics;
+use crate::fleet::{NodeFacts, PodFacts};
 use crate::objects::{
     CachePool, CachePoolStatus, Conditions, Is, Leaving, LeavingReason, MANAGED_BY,
 };
@@ -60,55 +57,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(1);
 /// Least time for which it is counted where reads came from.
 const READS: SignedDuration = SignedDuration::from_mins(1);
-
-/// What looks at pools share.
-#[derive(Debug, Default)]
-pub(crate) struct Pools {
-    /// Where Weir is installed.
-    pub(crate) namespace: String,
-    /// File with the template of a worker's pod, as JSON; pools are not possible without it.
-    pub(crate) template: Option<PathBuf>,
-    pub(crate) fleet: Fleet,
-    remembered: Mutex<HashMap<String, Remembered>>,
-}
-
-impl Pools {
-    pub(crate) fn new(namespace: &str, template: Option<PathBuf>) -> Self {
-        Self {
-            namespace: namespace.to_owned(),
-            template,
-            ..Self::default()
-        }
-    }
-
-    /// Forgets the pools that are gone, of which nothing else is heard.
-    pub(crate) fn forget(&self, is_gone: impl Fn(&str) -> bool, metrics: &OperatorMetrics) {
-        self.remembered.lock().retain(|name, _| {
-            let is_gone = is_gone(name);
-            if is_gone {
-                metrics.forget_pool(name);
-            }
-            !is_gone
-        });
-    }
-}
-
-/// What is known of a pool from looks before, and is found out again without.
-#[derive(Clone, Debug, Default)]
-struct Remembered {
-    /// The objects that were written last, and the generation that they had then.
-    written: Option<(u64, i64)>,
-    /// What was read up to a moment, and the share of it since the moment before which came from the cache.
-    reads: Option<(Timestamp, Reads)>,
-    hits: Option<u64>,
-}
-
-/// Bytes that were read since workers started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Reads {
-    from_cache: u64,
-    all: u64,
-}
 
 /// The workload of a pool as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

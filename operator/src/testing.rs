@@ -22,7 +22,7 @@ use crate::listings::Listings;
 use crate::master::{Known, Master, MasterError, Refusal, Survey};
 use crate::metrics::OperatorMetrics;
 use crate::placing::Placing;
-use crate::pool::Pools;
+use crate::pools::Pools;
 use crate::view::View;
 
 /// What looks at objects share, with a view that knows nothing yet.

@@ -25,7 +25,7 @@ use time::OffsetDateTime;
 use weir_core::read_settings;
 
 use crate::error::TrustError;
-use crate::request::RequestedKey;
+use crate::requested::RequestedKey;
 use crate::subject::{Peer, Subject, is_key_of, name_and_end};
 
 pub(crate) const CA_CERT: &str = "ca.crt";

@@ -23,6 +23,7 @@ mod local;
 mod refusals;
 mod renewal;
 mod request;
+mod requested;
 mod serving;
 mod stream;
 mod subject;
@@ -43,7 +44,8 @@ pub use incoming::{
 };
 pub use refusals::Refusals;
 pub use renewal::{Renewal, Renewals, SIGNER, Signer};
-pub use request::{Request, RequestedKey};
+pub use request::Request;
+pub use requested::RequestedKey;
 pub use serving::serve;
 pub use stream::{Simulated, Stream};
 pub use subject::{Peer, Place, Role, Subject};

@@ -195,7 +195,7 @@ mod tests {
 
     use super::*;
     use crate::authority::{Authority, Validity};
-    use crate::request::RequestedKey;
+    use crate::requested::RequestedKey;
     use crate::subject::{Role, Subject};
 
     const PATIENCE: Duration = Duration::from_mins(1);

@@ -11,13 +11,12 @@ use weir_proto::v1;
 
 use super::leaving;
 use super::scaling::Usage;
-use super::{
-    ACCEPTED, Current, DRAINED, LOOK_AGAIN, Look, NODES_FIT, READS, READY, Reads, workload,
-};
+use super::{ACCEPTED, Current, DRAINED, LOOK_AGAIN, Look, NODES_FIT, READS, READY, workload};
 use crate::dataset::{event_of, spread};
 use crate::error::OperatorError;
 use crate::fleet::NodeFacts;
 use crate::objects::{CachePool, CachePoolSpec, Is, MANAGED_BY, PoolPhase, PoolToleration};
+use crate::pools::Reads;
 use crate::view::percent;
 
 /// Taints that Kubernetes itself gives a node for a while.

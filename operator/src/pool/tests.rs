@@ -26,7 +26,7 @@ impl World {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), template().to_string()).unwrap();
         let context = Context {
-            pools: Pools::new("weir-system", Some(file.path().to_owned())),
+            pools: crate::pools::Pools::new("weir-system", Some(file.path().to_owned())),
             ..context(client, &master)
         };
         let node = |name: &&str| {
