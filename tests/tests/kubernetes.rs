@@ -9,6 +9,8 @@ mod kubernetes {
     pub(crate) mod chart;
     pub(crate) mod cluster;
     pub(crate) mod faults;
+    pub(crate) mod figures;
+    pub(crate) mod hdfs;
     pub(crate) mod installation;
     pub(crate) mod objects;
     pub(crate) mod pools;
@@ -24,7 +26,7 @@ use std::time::Instant;
 use libtest_mimic::{Arguments, Trial};
 
 use crate::kubernetes::installation::Installation;
-use crate::kubernetes::{chart, faults, objects, pools, removal, volumes};
+use crate::kubernetes::{chart, faults, figures, hdfs, objects, pools, removal, volumes};
 
 /// A test and its name.
 type Case = (&'static str, fn(&Installation));
@@ -33,8 +35,10 @@ static SUITES: &[(&str, &[Case])] = &[
     ("chart", chart::CASES),
     ("volumes", volumes::CASES),
     ("objects", objects::CASES),
+    ("hdfs", hdfs::CASES),
     ("faults", faults::CASES),
     ("pools", pools::CASES),
+    ("figures", figures::CASES),
     ("removal", removal::CASES),
 ];
 

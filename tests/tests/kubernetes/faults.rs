@@ -25,6 +25,10 @@ pub(crate) const CASES: &[Case] = &[
         plugins_and_holders_are_rolled_at_once,
     ),
     (
+        "the_processes_of_a_mount_are_killed",
+        the_processes_of_a_mount_are_killed,
+    ),
+    (
         "a_pod_that_holds_mounts_is_frozen",
         a_pod_that_holds_mounts_is_frozen,
     ),
@@ -209,8 +213,8 @@ fn plugins_and_holders_are_rolled_at_once(weir: &Installation) {
     reader.end();
 }
 
-/// The processes of a pod of the first node, which are found by its control group.
-fn processes(weir: &Installation, label: &str) -> Vec<Pid> {
+/// The processes of a pod of the first node, with their names; they are found by its control group.
+fn processes(weir: &Installation, label: &str) -> Vec<(Pid, String)> {
     let on = "--field-selector=spec.nodeName=node-1";
     let uid = "jsonpath={.items[0].metadata.uid}";
     let uid = system(weir, &["get", "pod", label, on, "-o", uid]);
@@ -218,10 +222,30 @@ fn processes(weir: &Installation, label: &str) -> Vec<Pid> {
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     let inside = all.filter_map(|entry| {
         let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
-        let groups = std::fs::read_to_string(entry.path().join("cgroup")).ok()?;
-        groups.contains(&group).then_some(pid)
+        let read = |name: &str| std::fs::read_to_string(entry.path().join(name)).ok();
+        let is_inside = read("cgroup")?.contains(&group);
+        is_inside.then(|| Some((pid, read("comm")?.trim().to_owned())))?
     });
     inside.collect()
+}
+
+/// One after the other, as the OOM killer does it.
+fn the_processes_of_a_mount_are_killed(weir: &Installation) {
+    let reader = Reader::start(weir, "processes", 1);
+    for name in ["weir-serve", "weir-mount", "weir-hold", "weir-serve"] {
+        wait_for_holders(weir);
+        let is_meant = |(_, own): &&(Pid, String)| own == name;
+        let mut killed = 0;
+        for component in ["plugin", "holder"] {
+            let label = format!("--selector=app.kubernetes.io/component={component}");
+            for (pid, _) in processes(weir, &label).iter().filter(is_meant) {
+                killed += usize::from(kill_process(*pid, Signal::KILL).is_ok());
+            }
+        }
+        assert!(killed > 0, "there is no {name}");
+        reader.wait_for(SOME);
+    }
+    reader.end();
 }
 
 /// Kubelet ends it by its liveness probe; its readers do not wait for that.
@@ -238,7 +262,7 @@ fn a_pod_that_holds_mounts_is_frozen(weir: &Installation) {
         let (before, begun) = (restarts(), Instant::now());
         let stopped = processes(weir, &label);
         assert!(stopped.len() > 3, "{stopped:?}");
-        for pid in stopped {
+        for (pid, _) in stopped {
             let _ = kill_process(pid, Signal::STOP); // it may have ended
         }
         reader.wait_for(SOME);

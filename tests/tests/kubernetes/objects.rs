@@ -9,7 +9,7 @@ use weir_tests::{BUCKET, content, wait_until, write_tree};
 
 use crate::Case;
 use crate::kubernetes::cluster::FIRST_NODE;
-use crate::kubernetes::installation::{Installation, NODES};
+use crate::kubernetes::installation::{Installation, NODES, endpoint};
 use crate::kubernetes::volumes::{inline, of_claim, pod};
 
 pub(crate) const CASES: &[Case] = &[
@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
         "a_pod_of_a_snapshot_sees_it_while_the_dataset_is_at_the_next",
         a_pod_of_a_snapshot_sees_it_while_the_dataset_is_at_the_next,
     ),
+    ("pods_run_where_their_data_is", pods_run_where_their_data_is),
 ];
 
 /// Longest wait for what follows a change.
@@ -81,20 +82,20 @@ impl Drop for Origin<'_> {
 
 /// `kubectl` in a namespace.
 #[track_caller]
-fn kubectl(weir: &Installation, namespace: &str, args: &[&str]) -> String {
+pub(crate) fn kubectl(weir: &Installation, namespace: &str, args: &[&str]) -> String {
     let all = [&["-n", namespace], args].concat();
     weir.cluster.kubectl(&all).ok()
 }
 
 #[track_caller]
-fn wait_for(weir: &Installation, namespace: &str, condition: &str, object: &str) {
+pub(crate) fn wait_for(weir: &Installation, namespace: &str, condition: &str, object: &str) {
     let condition = format!("--for=condition={condition}");
     let args = ["wait", &condition, object, "--timeout=100s"];
     kubectl(weir, namespace, &args);
 }
 
 /// A pod of a namespace that compares all of its volume with a directory of this machine.
-fn comparing(
+pub(crate) fn comparing(
     weir: &Installation,
     (namespace, name): (&str, &str),
     node: usize,
@@ -113,7 +114,7 @@ fn comparing(
 
 /// Waits until a pod has ended well; gives its log.
 #[track_caller]
-fn end_of(weir: &Installation, namespace: &str, pod: &str) -> String {
+pub(crate) fn end_of(weir: &Installation, namespace: &str, pod: &str) -> String {
     let phase = || {
         let args = ["get", "pod", pod, "-o", "jsonpath={.status.phase}"];
         kubectl(weir, namespace, &args)
@@ -300,4 +301,66 @@ spec: {{dataset: versions}}
     ];
     kubectl(weir, "default", &objects);
     nothing_serves(weir, "versions");
+}
+
+/// It is small enough for one node, which the master has chosen.
+fn pods_run_where_their_data_is(weir: &Installation) {
+    let endpoint = endpoint();
+    weir.cluster.apply(&format!(
+        "apiVersion: weir.io/v1alpha1
+kind: Dataset
+metadata: {{name: placed, namespace: default}}
+spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{endpoint}\", anonymous: true}}]}}
+---
+apiVersion: weir.io/v1alpha1
+kind: Warmup
+metadata: {{name: placed, namespace: default}}
+spec: {{dataset: placed}}
+"
+    ));
+    wait_for(weir, "default", "Complete", "warmup/placed");
+    let holds = || {
+        let at = weir.weir(&["dataset", "where", "default/placed", "-o", "json"]);
+        let at: Value = serde_json::from_str(&at.ok()).unwrap();
+        let nodes = at["nodes"].as_array().unwrap().iter();
+        let holding = nodes.filter(|node| node["cached_bytes"].as_u64() > Some(0));
+        let names = holding.map(|node| node["name"].as_str().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    let mut at = Vec::new();
+    wait_until("one node holds it", SOON, || {
+        at = holds();
+        at.len() == 1
+    });
+    wait_until("the status says that all is cached", SOON, || {
+        status(weir, "default", "placed")["cached"] == "100%"
+    });
+    let names = ["here-1", "here-2", "here-3"];
+    for name in names {
+        let pod = pod(weir, name, 1, &of_claim("placed"), "ls /data");
+        let anywhere = "  nodeSelector: {kubernetes.io/hostname: node-1}\n";
+        assert!(pod.contains(anywhere));
+        weir.cluster.apply(&pod.replace(anywhere, ""));
+        end_of(weir, "default", name);
+        let pod = weir.cluster.get(&["pod", name]);
+        assert_eq!(pod["spec"]["nodeName"], at[0], "{pod}");
+        let placed_by = &pod["metadata"]["annotations"]["weir.io/placed-by"];
+        assert!(placed_by.to_string().contains("placed"), "{placed_by}");
+    }
+    let pods = [
+        "delete",
+        "pod",
+        names[0],
+        names[1],
+        names[2],
+        "--timeout=60s",
+    ];
+    kubectl(weir, "default", &pods);
+    let objects = [
+        "delete",
+        "warmup/placed",
+        "dataset/placed",
+        "--timeout=100s",
+    ];
+    kubectl(weir, "default", &objects);
 }
