@@ -195,16 +195,35 @@ fn every_flag_of_the_pages_exists() {
             .collect()
     };
     let known = flags_of(&help);
-    // Flags of other programs that the pages name.
+    // Flags of other programs that the pages name: Docker, Cargo, kubectl, Helm and Arena.
     let others = [
         "device",
         "cap-add",
         "test",
+        "bin",
+        "workspace",
         "version",
         "set",
+        "annotation",
         "create-namespace",
+        "data",
+        "for",
+        "force",
+        "force-conflicts",
         "from-file",
         "from-literal",
+        "ignore-daemonsets",
+        "image",
+        "no-hooks",
+        "overrides",
+        "replicas",
+        "restart",
+        "rm",
+        "server-side",
+        "type",
+        // Of `weir operator`, which the binary of these tests does not have.
+        "sign",
+        "worker-template",
     ];
     for (path, page) in pages() {
         for flag in flags_of(&page) {
