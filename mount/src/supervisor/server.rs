@@ -44,7 +44,7 @@ pub(super) struct Server {
     /// Its own words on why it cannot serve.
     pub(super) failure: Option<ServerFailure>,
     line_ended: bool,
-    /// It has said that it is well since this process knows it.
+    /// It has said that it serves or is well since this process knows it.
     has_answered: bool,
     last_pong: Instant,
     last_ping: Instant,
@@ -98,12 +98,14 @@ impl Server {
     pub(super) fn receive(&mut self) -> Option<FromServer> {
         loop {
             match fdpass::try_receive::<FromServer>(self.line.as_fd()) {
-                Ok(Some((FromServer::Pong(_), _))) => {
-                    self.last_pong = Instant::now();
-                    self.has_answered = true;
-                }
+                Ok(Some((FromServer::Pong(_), _))) => self.is_well(),
                 Ok(Some((FromServer::Failed(reason), _))) => self.failure = Some(reason),
-                Ok(Some((message, _))) => return Some(message),
+                Ok(Some((message, _))) => {
+                    if matches!(message, FromServer::Ready) {
+                        self.is_well();
+                    }
+                    return Some(message);
+                }
                 Ok(None) => {
                     self.line_ended = true;
                     return None;
@@ -120,6 +122,11 @@ impl Server {
                 }
             }
         }
+    }
+
+    fn is_well(&mut self) {
+        self.last_pong = Instant::now();
+        self.has_answered = true;
     }
 
     /// Asks whether it is well, if it is time to, and kills it when it has not been for too long.
