@@ -90,6 +90,8 @@ async fn the_operator_with_its_rights_against_a_real_apiserver() {
     cluster.install().await;
     rules_of_the_definitions(&cluster).await;
     pools::rules(&cluster).await;
+    // Before there is an operator, which would let the pods go.
+    policy::only_our_gate_and_affinity_are_patched(&cluster).await;
     let master = Arc::new(MemoryMaster::default());
     let webhook = free_address();
     let certificates = tempfile::tempdir().unwrap();
@@ -97,7 +99,6 @@ async fn the_operator_with_its_rights_against_a_real_apiserver() {
     let desk = signing.listen;
     let operator = Running::start(&cluster, &master, Some(webhook), Some(signing));
     signing::pods_are_given_certificates(&cluster, desk, certificates.path()).await;
-    policy::only_our_gate_and_affinity_are_patched(&cluster).await;
     datasets_become_claims(&cluster).await;
     warmups_are_done(&cluster).await;
     pools::have_workers(&cluster, &master).await;
