@@ -9,6 +9,7 @@ mod document;
 mod filter;
 mod patience;
 mod refresh;
+mod written;
 
 use std::collections::BTreeMap;
 

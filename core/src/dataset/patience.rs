@@ -1,10 +1,8 @@
-//! A time that a user writes, as in `10m`.
+//! How long a read waits, as in `10m`.
 
-use std::fmt;
-use std::str::FromStr;
-
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+
+use super::written::{HOUR, MINUTE, WrittenTime, written_as};
 
 /// How long a read waits for a source, in seconds; written with its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -12,69 +10,13 @@ use serde::{Deserialize, Serialize};
 pub struct Patience(pub u32);
 
 /// Longest patience: a day.
-const LONGEST: u32 = 24 * 60 * 60;
-
-impl FromStr for Patience {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "{text:?} is not a time from 1s to 24h; write a number and a unit: 30s, 10m or 2h"
-            )
-        };
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = match &text[digits.len()..] {
-            "s" => 1,
-            "m" => 60,
-            "h" => 60 * 60,
-            _ => return Err(wrong()),
-        };
-        if digits.starts_with('+') {
-            return Err(wrong());
-        }
-        let number: u32 = digits.parse().map_err(|_| wrong())?;
-        let seconds = number.checked_mul(unit);
-        seconds
-            .filter(|seconds| (1..=LONGEST).contains(seconds))
-            .map(Self)
-            .ok_or_else(wrong)
-    }
-}
-
-impl fmt::Display for Patience {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            seconds if seconds % 3600 == 0 => write!(f, "{}h", seconds / 3600),
-            seconds if seconds % 60 == 0 => write!(f, "{}m", seconds / 60),
-            seconds => write!(f, "{seconds}s"),
-        }
-    }
-}
-
-impl TryFrom<String> for Patience {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Patience> for String {
-    fn from(patience: Patience) -> Self {
-        patience.to_string()
-    }
-}
-
-impl JsonSchema for Patience {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Patience".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9]+[smh]$" })
-    }
-}
+const LONGEST: u32 = 24 * HOUR;
+const WRITTEN: WrittenTime = WrittenTime {
+    units: &[('s', 1), ('m', MINUTE), ('h', HOUR)],
+    range: 1..=LONGEST,
+    rule: "from 1s to 24h; write a number and a unit: 30s, 10m or 2h",
+};
+written_as!(Patience, WRITTEN);
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,11 @@
 //! When a dataset is listed again by itself.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::written::{DAY, HOUR, MINUTE, WrittenTime, written_as};
 
 /// When the sources are listed again without anybody asking for it. Readers see a new snapshot when they mount the dataset anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -22,80 +22,20 @@ pub struct Refresh {
 #[serde(try_from = "String", into = "String")]
 pub struct Interval(u32);
 
-const MINUTE: u32 = 60;
-const HOUR: u32 = 60 * MINUTE;
-const DAY: u32 = 24 * HOUR;
 /// Shortest interval: a listing asks an origin for each thousand of its objects.
 const SHORTEST: u32 = MINUTE;
 const LONGEST: u32 = 30 * DAY;
+const WRITTEN: WrittenTime = WrittenTime {
+    units: &[('m', MINUTE), ('h', HOUR), ('d', DAY)],
+    range: SHORTEST..=LONGEST,
+    rule: "from 1m to 30d; write a number and a unit: 15m, 6h or 1d",
+};
+written_as!(Interval, WRITTEN);
 
 impl Interval {
     /// As a time.
     pub fn duration(self) -> Duration {
         Duration::from_secs(self.0.into())
-    }
-}
-
-impl FromStr for Interval {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            let text: String = text.chars().take(32).collect();
-            format!(
-                "{text:?} is not a time from 1m to 30d; write a number and a unit: 15m, 6h or 1d"
-            )
-        };
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = match &text[digits.len()..] {
-            "m" => MINUTE,
-            "h" => HOUR,
-            "d" => DAY,
-            _ => return Err(wrong()),
-        };
-        if digits.starts_with('+') {
-            return Err(wrong());
-        }
-        let number: u32 = digits.parse().map_err(|_| wrong())?;
-        let seconds = number.checked_mul(unit);
-        seconds
-            .filter(|seconds| (SHORTEST..=LONGEST).contains(seconds))
-            .map(Self)
-            .ok_or_else(wrong)
-    }
-}
-
-impl fmt::Display for Interval {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            seconds if seconds % DAY == 0 => write!(f, "{}d", seconds / DAY),
-            seconds if seconds % HOUR == 0 => write!(f, "{}h", seconds / HOUR),
-            seconds => write!(f, "{}m", seconds / MINUTE),
-        }
-    }
-}
-
-impl TryFrom<String> for Interval {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Interval> for String {
-    fn from(interval: Interval) -> Self {
-        interval.to_string()
-    }
-}
-
-impl JsonSchema for Interval {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Interval".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9]+[mhd]$" })
     }
 }
 
