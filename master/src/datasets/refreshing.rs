@@ -39,7 +39,8 @@ struct Schedule {
 
 #[derive(Debug)]
 struct Next {
-    interval: Interval,
+    /// None if it is listed only once more: it is under way, and declared no more.
+    interval: Option<Interval>,
     at: Instant,
     failures: u32,
     is_under_way: bool,
@@ -55,12 +56,16 @@ impl Schedule {
     ) {
         let is_first = self.version.is_none();
         self.next.retain(|name, next| {
-            // One that is under way is forgotten when it has ended.
-            next.is_under_way || wanted.get(name) == Some(&next.interval)
+            let interval = wanted.get(name).copied();
+            if next.is_under_way {
+                // What is to become of it counts when it has ended.
+                next.interval = interval;
+            }
+            next.is_under_way || interval == next.interval
         });
         for (name, interval) in wanted {
             self.next.entry(name.clone()).or_insert_with(|| Next {
-                interval: *interval,
+                interval: Some(*interval),
                 at: if is_first {
                     now + interval.duration().mul_f64(part())
                 } else {
@@ -93,9 +98,12 @@ impl Schedule {
         let Some(next) = self.next.get_mut(name) else {
             return Duration::ZERO;
         };
+        let Some(interval) = next.interval.map(Interval::duration) else {
+            self.next.remove(name);
+            return Duration::ZERO;
+        };
         next.is_under_way = false;
         next.failures = if is_done { 0 } else { next.failures + 1 };
-        let interval = next.interval.duration();
         let doubled = interval.saturating_mul(1 << next.failures.min(16));
         let pause = doubled.min(interval.max(LONGEST_PAUSE));
         let pause = about(pause, part);
@@ -299,6 +307,23 @@ mod tests {
         let earliest = second.iter().map(|name| schedule.next[name].at).min();
         assert!(latest < earliest);
         assert!(schedule.take(20, late).is_empty(), "all are under way");
+    }
+
+    #[test]
+    fn what_is_declared_while_a_listing_is_under_way_counts_when_it_has_ended() {
+        let start = Instant::now();
+        let name: DatasetName = "set-0".parse().unwrap();
+        let (late, hour) = (start + Duration::from_hours(48), Duration::from_hours(1));
+        let mut schedule = Schedule::default();
+        schedule.set(&wanted("1d", 1), start, || 0.5);
+        assert_eq!(schedule.take(1, late).len(), 1);
+        schedule.set(&wanted("1h", 1), late, || 0.5);
+        assert!(schedule.take(1, late + hour).is_empty(), "it is under way");
+        assert_eq!(schedule.ended(&name, true, late, 0.5), hour);
+        assert_eq!(schedule.take(1, late + hour).len(), 1);
+        schedule.set(&HashMap::new(), late, || 0.5);
+        assert_eq!(schedule.ended(&name, false, late, 0.5), Duration::ZERO);
+        assert!(schedule.next.is_empty(), "it is declared no more");
     }
 
     #[test]
