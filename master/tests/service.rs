@@ -1061,6 +1061,33 @@ fn operator(master: &Served) -> DropGuard {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_s_snapshot_that_could_not_be_stored_is_stored_when_it_is_asked_for_again() {
+    let master = Served::start().await;
+    master.create("set").await.unwrap();
+    let choose = async |master: &Served| {
+        let request = v1::ChooseSnapshotRequest {
+            dataset: "set".to_owned(),
+            job: "a".to_owned(),
+            ..v1::ChooseSnapshotRequest::default()
+        };
+        let chosen = master.client.clone().choose_snapshot(request).await;
+        chosen.map(|chosen| chosen.into_inner().version)
+    };
+    master.store.set_full(true);
+    assert!(choose(&master).await.is_err());
+    master.store.set_full(false);
+    assert_eq!(choose(&master).await.unwrap(), 1);
+    std::fs::write(master.dir.path().join("data/c"), "c").unwrap();
+    let refresh = v1::RefreshDatasetRequest {
+        name: "set".to_owned(),
+    };
+    let refreshed = master.client.clone().refresh_dataset(refresh).await;
+    assert!(refreshed.unwrap().into_inner().changed);
+    let master = master.restart().await;
+    assert_eq!(choose(&master).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_pods_of_a_job_see_one_snapshot_also_after_a_refresh_and_a_restart() {
     let master = Served::start().await;
     master.create("set").await.unwrap();

@@ -28,6 +28,8 @@ const KEPT_FOR: Duration = Duration::from_hours(7 * 24);
 const REVIEW: Duration = Duration::from_mins(10);
 /// Jobs that are asked for at once.
 const MAX_ASKED: usize = 64;
+/// Jobs that are written at once.
+const MAX_WRITTEN: usize = 256;
 /// The moment in a record is this old at most.
 const WRITE_AGAIN: Duration = Duration::from_hours(24);
 
@@ -43,9 +45,9 @@ pub(crate) struct HeldSnapshots {
 #[derive(Debug, Default)]
 struct Job {
     snapshots: BTreeMap<DatasetName, u64>,
-    /// When it was known last that it is there, and that moment as it is stored.
+    /// When it was known last that it is there, and that moment as it is stored; none if what is stored is not this.
     seen_ns: i64,
-    stored_ns: i64,
+    stored_ns: Option<i64>,
 }
 
 impl HeldSnapshots {
@@ -59,7 +61,7 @@ impl HeldSnapshots {
             let job = Job {
                 snapshots: snapshots.collect(),
                 seen_ns: record.seen_ns,
-                stored_ns: record.seen_ns,
+                stored_ns: Some(record.seen_ns),
             };
             jobs.insert(record.job, job);
         }
@@ -84,7 +86,7 @@ impl HeldSnapshots {
             )));
         }
         let now = now_ns();
-        let (version, is_changed) = {
+        let (version, is_stale) = {
             let mut jobs = self.jobs.lock();
             if jobs.len() >= MAX_JOBS && !jobs.contains_key(job) {
                 jobs.retain(|_, job| !job.is_forgotten(now));
@@ -97,20 +99,20 @@ impl HeldSnapshots {
             let job = jobs.entry(job.to_owned()).or_default();
             job.seen_ns = now;
             let held = job.snapshots.get(dataset).copied();
-            if let Some(version) = held.filter(|version| is_there(*version)) {
-                (version, job.is_stale())
-            } else {
+            let held_still = held.filter(|version| is_there(*version));
+            if held_still.is_none() {
                 if held.is_none() && job.snapshots.len() >= MAX_DATASETS {
                     return Err(MasterError::Busy(format!(
                         "a job has the snapshots of at most {MAX_DATASETS} datasets held"
                     )));
                 }
                 job.snapshots.insert(dataset.clone(), newest);
-                (newest, true)
+                job.stored_ns = None;
             }
+            (held_still.unwrap_or(newest), job.is_stale())
         };
-        if is_changed {
-            self.save(job).await?;
+        if is_stale {
+            self.save(&[job.to_owned()]).await?;
         }
         Ok(version)
     }
@@ -163,9 +165,7 @@ impl HeldSnapshots {
                     .map(|(_, name)| name.clone()),
             );
         }
-        for name in stale {
-            self.save(&name).await?;
-        }
+        self.save(&stale).await?;
         Ok(asked)
     }
 
@@ -174,37 +174,59 @@ impl HeldSnapshots {
         let mut changed = Vec::new();
         self.jobs.lock().retain(|name, job| {
             if job.snapshots.remove(dataset).is_some() {
+                job.stored_ns = None;
                 changed.push(name.clone());
             }
             !job.snapshots.is_empty()
         });
-        for name in changed {
-            self.save(&name).await?;
+        self.save(&changed).await
+    }
+
+    /// Stores jobs as they are now, unless that was done while this waited for its turn.
+    async fn save(&self, names: &[String]) -> Result<(), MasterError> {
+        for names in names.chunks(MAX_WRITTEN) {
+            let _one_at_a_time = self.saving.lock().await;
+            let changes = self.changes(names);
+            if changes.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.records.write(changes).await {
+                let mut jobs = self.jobs.lock();
+                for name in names {
+                    if let Some(job) = jobs.get_mut(name) {
+                        job.stored_ns = None;
+                    }
+                }
+                return Err(error);
+            }
         }
         Ok(())
     }
 
-    /// Stores a job as it is now.
-    async fn save(&self, name: &str) -> Result<(), MasterError> {
-        let _one_at_a_time = self.saving.lock().await;
-        let key = format!("{KEY}{name}");
-        let change = match self.jobs.lock().get_mut(name) {
-            None => Change::Delete(key),
-            Some(job) => {
-                job.stored_ns = job.seen_ns;
-                let snapshot = |(dataset, version): (&DatasetName, &u64)| v1::SnapshotName {
-                    dataset: dataset.to_string(),
-                    version: *version,
-                };
-                let record = v1::JobSnapshots {
-                    job: name.to_owned(),
-                    snapshots: job.snapshots.iter().map(snapshot).collect(),
-                    seen_ns: job.seen_ns,
-                };
-                Change::Put(key, record.encode_to_vec())
+    /// What is to be written so that these jobs are stored as they are.
+    fn changes(&self, names: &[String]) -> Vec<Change> {
+        let mut jobs = self.jobs.lock();
+        let change = |name: &String| {
+            let key = format!("{KEY}{name}");
+            let Some(job) = jobs.get_mut(name) else {
+                return Some(Change::Delete(key));
+            };
+            if !job.is_stale() {
+                return None;
             }
+            job.stored_ns = Some(job.seen_ns);
+            let snapshot = |(dataset, version): (&DatasetName, &u64)| v1::SnapshotName {
+                dataset: dataset.to_string(),
+                version: *version,
+            };
+            let record = v1::JobSnapshots {
+                job: name.clone(),
+                snapshots: job.snapshots.iter().map(snapshot).collect(),
+                seen_ns: job.seen_ns,
+            };
+            Some(Change::Put(key, record.encode_to_vec()))
         };
-        self.records.write(vec![change]).await
+        names.iter().filter_map(change).collect()
     }
 }
 
@@ -217,9 +239,11 @@ impl Job {
         self.is_older(now, KEPT_FOR)
     }
 
-    /// Whether what is stored of its moment is too old.
+    /// Whether what is stored is not this, or its moment is too old.
     fn is_stale(&self) -> bool {
-        i128::from(self.seen_ns) - i128::from(self.stored_ns) > WRITE_AGAIN.as_nanos() as i128
+        self.stored_ns.is_none_or(|stored| {
+            i128::from(self.seen_ns) - i128::from(stored) > WRITE_AGAIN.as_nanos() as i128
+        })
     }
 }
 
