@@ -13,20 +13,22 @@ use weir_core::placement::MAX_WORKERS;
 
 /// How long a node is believed to have a dataset mounted that says nothing any more.
 const LEASE: Duration = Duration::from_mins(5);
-/// How long a master that has just started knows too little: mounts ask every two seconds, and wait for one that was away.
-const STARTING: Duration = Duration::from_secs(20);
+/// How long a master knows too little that has just started, or had no room for a lease: mounts ask every two seconds, and wait for
+/// one that was away.
+const LACKS_FOR: Duration = Duration::from_secs(20);
 /// Leases in all.
 const MAX_LEASES: usize = 20 * MAX_WORKERS;
 
 /// Which nodes have which datasets mounted.
 #[derive(Debug)]
 pub(crate) struct Mounted {
-    started: Instant,
     leases: Mutex<Leases>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Leases {
+    /// When it was known last that some may lack here.
+    lacked: Instant,
     by_dataset: HashMap<String, HashMap<NodeName, Instant>>,
     count: usize,
 }
@@ -43,9 +45,13 @@ impl Leases {
 
 impl Mounted {
     pub(crate) fn new() -> Self {
+        let leases = Leases {
+            lacked: Instant::now(),
+            by_dataset: HashMap::new(),
+            count: 0,
+        };
         Self {
-            started: Instant::now(),
-            leases: Mutex::default(),
+            leases: Mutex::new(leases),
         }
     }
 
@@ -61,6 +67,7 @@ impl Mounted {
         if leases.count >= MAX_LEASES {
             leases.expire(now);
             if leases.count >= MAX_LEASES {
+                leases.lacked = now;
                 return;
             }
         }
@@ -83,10 +90,10 @@ impl Mounted {
     /// The nodes that have a dataset mounted, in order; `None` if that is not known yet.
     pub(crate) fn of(&self, dataset: &str) -> Option<Vec<String>> {
         let now = Instant::now();
-        if now - self.started < STARTING {
+        let mut leases = self.leases.lock();
+        if now - leases.lacked < LACKS_FOR {
             return None;
         }
-        let mut leases = self.leases.lock();
         leases.expire(now);
         let nodes = leases.by_dataset.get(dataset);
         let mut names: Vec<String> = nodes
@@ -112,11 +119,11 @@ mod tests {
         let mounted = Mounted::new();
         mounted.note("x", node("a"));
         assert_eq!(mounted.of("x"), None, "others may not have asked yet");
-        tokio::time::sleep(STARTING).await;
+        tokio::time::sleep(LACKS_FOR).await;
         mounted.note("x", node("b"));
         mounted.note("y", node("c"));
         assert_eq!(mounted.of("x").unwrap(), ["a", "b"]);
-        tokio::time::sleep(LEASE.saturating_sub(STARTING)).await;
+        tokio::time::sleep(LEASE.saturating_sub(LACKS_FOR)).await;
         mounted.note("y", node("c"));
         assert_eq!(mounted.of("x").unwrap(), ["b"], "a is dead");
         mounted.end("x", &node("b"));
@@ -133,8 +140,10 @@ mod tests {
         for number in 0..=MAX_LEASES {
             mounted.note("x", node(&format!("n{number}")));
         }
-        tokio::time::sleep(STARTING).await;
+        tokio::time::sleep(LACKS_FOR).await;
         assert_eq!(mounted.of("x").unwrap().len(), MAX_LEASES);
+        mounted.note("y", node("a"));
+        assert_eq!(mounted.of("y"), None, "there is no room to know it");
         tokio::time::sleep(LEASE).await;
         mounted.note("x", node("new"));
         assert_eq!(mounted.of("x").unwrap(), ["new"]);
