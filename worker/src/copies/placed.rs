@@ -114,7 +114,12 @@ impl View {
     /// The workers that may hold a block of the dataset since they were to before its owners, the likeliest first. Whoever is asked in
     /// the place of an owner that does not answer asks these: what they have is not lost with it.
     pub(super) fn before(&self, key: &BlockKey, own: &WorkerId) -> Vec<WorkerInfo> {
-        let before = self.former(key).filter(|it| !self.is_owner(key, &it.id));
+        if self.former.is_empty() {
+            return Vec::new();
+        }
+        let owners: Vec<&WorkerInfo> = self.owners.of(key).collect();
+        let is_owner = |id: &WorkerId| owners.iter().any(|owner| owner.id == *id);
+        let before = self.former(key).filter(|it| !is_owner(&it.id));
         still_there(before, self.maps.current(), own, MAX_HOLDERS)
     }
 
