@@ -49,7 +49,7 @@ const LOOK_DEADLINE: Duration = Duration::from_mins(1);
 /// Changes of an object within this are looked at once.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// How often it is looked for pools that are gone.
-const FORGET: Duration = Duration::from_mins(1);
+const FORGET: Duration = Duration::from_secs(10);
 /// Longest silence of the apiserver: a watch is opened anew before.
 const READ_DEADLINE: Duration = Duration::from_mins(5);
 /// Name of the Lease.
@@ -319,7 +319,10 @@ async fn pools(client: Client, context: Arc<Context>, stop: &CancellationToken) 
         loop {
             tokio::time::sleep(FORGET).await;
             let is_gone = |name: &str| known.get(&ObjectRef::new(name)).is_none();
-            context.pools.forget(is_gone, &context.metrics);
+            let forgotten = context
+                .pools
+                .forget(is_gone, &*context.master, &context.metrics);
+            forgotten.await;
         }
     };
     let watching = async {

@@ -109,12 +109,16 @@ async fn look_at(
     let generation = object.metadata.generation;
     let before = object.status.clone().unwrap_or_default();
     let of_pool = pods.iter().filter(|(_, pod)| pod.pool == name);
+    let leaving = {
+        let remembered = context.pools.remembered.lock();
+        remembered.get(&name).and_then(|of| of.leaving.clone())
+    };
     let mut look = Look {
         context,
         object,
         now,
         conditions: Conditions::new(&before.conditions, generation, now),
-        leaving: before.leaving.clone(),
+        leaving: leaving.unwrap_or_else(|| before.leaving.clone()),
         workers: context.view.workers(),
         nodes,
         pods: of_pool
@@ -130,7 +134,12 @@ async fn look_at(
         },
         again: RESYNC,
     };
-    look.all().await?;
+    let outcome = look.all().await;
+    {
+        let mut remembered = context.pools.remembered.lock();
+        remembered.entry(name).or_default().leaving = Some(look.leaving.clone());
+    }
+    outcome?;
     look.finish().await
 }
 

@@ -345,6 +345,45 @@ async fn a_worker_that_somebody_cordoned_by_hand_stays_cordoned() {
 }
 
 #[tokio::test]
+async fn a_pool_that_is_deleted_leaves_no_worker_cordoned() {
+    let world = World::new(&["a", "b"], json!({ "replicas": 2 }));
+    world.rounds(1).await;
+    world.declare(json!({ "replicas": 1 }));
+    world.rounds(1).await;
+    assert_eq!(world.count("drain b"), 1);
+    world.api.remove(World::path());
+    let (pools, metrics) = (&world.context.pools, &world.context.metrics);
+    let forget = || pools.forget(|_| true, &*world.master, metrics);
+    forget().await;
+    assert_eq!(world.count("uncordon b"), 0, "its pod runs on");
+    pools.fleet.list(&world.nodes, &[]);
+    world.master.leave("b");
+    world.master.go_away(true);
+    forget().await;
+    world.master.go_away(false);
+    forget().await;
+    assert_eq!(world.count("uncordon b"), 1);
+    assert!(pools.remembered.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_drain_is_known_though_the_status_could_not_be_written() {
+    let world = World::new(&["a", "b"], json!({ "replicas": 2 }));
+    world.rounds(1).await;
+    world.declare(json!({ "replicas": 1 }));
+    let status = format!("{}/status", World::path());
+    world.api.refuse(&status, 500);
+    let looked = look_at(&world.pool(), &world.context, world.now).await;
+    assert!(looked.is_err(), "{looked:?}");
+    assert_eq!(world.count("drain b"), 1);
+    world.api.refuse(&status, 0);
+    world.declare(json!({ "replicas": 2 }));
+    let status = world.rounds(1).await;
+    assert_eq!(world.count("uncordon b"), 1);
+    assert!(status.leaving.is_empty(), "{status:#?}");
+}
+
+#[tokio::test]
 async fn a_pool_without_nodes_says_so_at_once() {
     let world = World::new(&["a"], json!({ "nodeSelector": { "disk": "tape" } }));
     let status = world.look().await;
