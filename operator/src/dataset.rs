@@ -9,23 +9,23 @@ mod status;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams};
+use kube::ResourceExt;
+use kube::api::Api;
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
-use kube::{Resource, ResourceExt};
-use serde_json::json;
 use weir_core::{CredentialName, DatasetName, DatasetSpec};
 use weir_origin::{check_dataset, spec_of};
 
 use crate::context::Context;
+use crate::durations::spread;
 use crate::error::OperatorError;
 use crate::listings::{Progress, Work};
 use crate::master::{Known, MasterError};
 use crate::objects::{
-    Conditions, Dataset, DatasetStatus, FINALIZER, Is, MANAGED_BY, REFRESH_ANNOTATION, Refreshed,
-    StoredSecret, hold,
+    Conditions, Dataset, DatasetStatus, FINALIZER, Is, REFRESH_ANNOTATION, Refreshed, StoredSecret,
+    hold,
 };
+use crate::report;
 use crate::secrets;
 use crate::view::Seen;
 use crate::volumes::{self, Made, Removed};
@@ -449,74 +449,14 @@ impl Look<'_> {
     /// Writes what was found, if it is not what is known already, and tells of what has changed.
     async fn finish(mut self) -> Result<Action, OperatorError> {
         self.sum_up();
-        let changed: Vec<Event> = self.conditions.changed().map(event_of).collect();
+        let changed = self.conditions.changed().map(report::event_of).collect();
         self.status.conditions = self.conditions.into_vec();
-        if self.object.status.as_ref() != Some(&self.status) {
-            let patch = json!({
-                "apiVersion": Dataset::api_version(&()),
-                "kind": Dataset::kind(&()),
-                "status": self.status,
-            });
-            let params = PatchParams::apply(MANAGED_BY).force();
-            let name = self.object.name_any();
-            let api = Api::<Dataset>::namespaced(
-                self.context.client.clone(),
-                &self.object.namespace().unwrap_or_default(),
-            );
-            api.patch_status(&name, &params, &Patch::Apply(&patch))
-                .await?;
-            self.context.metrics.status_writes.inc();
-        }
-        let object = self.object.object_ref(&());
-        for event in changed {
-            if let Err(error) = self.context.recorder.publish(&event, &object).await {
-                tracing::debug!(%error, "an event was not taken");
-            }
-        }
+        let namespace = self.object.namespace().unwrap_or_default();
+        let api = Api::namespaced(self.context.client.clone(), &namespace);
+        report::status(self.context, &api, self.object, &self.status).await?;
+        report::events(self.context, self.object, changed).await;
         Ok(Action::requeue(spread(self.again)))
     }
-}
-
-/// The event of a condition that has changed.
-pub(crate) fn event_of(
-    condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition,
-) -> Event {
-    let is_trouble = condition.status == "False"
-        && !matches!(
-            condition.reason.as_str(),
-            "Listing"
-                | "Queued"
-                | "Binding"
-                | "Leaving"
-                | "Deleting"
-                | "Draining"
-                | "Scaling"
-                | "Starting"
-                | "NotReady"
-        );
-    let note = if condition.message.is_empty() {
-        format!("{} is {}", condition.type_, condition.status)
-    } else {
-        condition.message.clone()
-    };
-    Event {
-        type_: if is_trouble {
-            EventType::Warning
-        } else {
-            EventType::Normal
-        },
-        reason: condition.reason.clone(),
-        note: Some(note),
-        action: condition.type_.clone(),
-        secondary: None,
-    }
-}
-
-/// A wait with up to a tenth more, so that what began together does not stay together.
-pub(crate) fn spread(wait: Duration) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    let random = RandomState::new().hash_one(());
-    wait + wait.mul_f64(0.1 * (random % 1024) as f64 / 1024.0)
 }
 
 #[cfg(test)]

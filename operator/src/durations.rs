@@ -1,4 +1,4 @@
-//! Times as `kubectl` shows ages.
+//! Times as `kubectl` shows ages, and waits that differ.
 
 use std::time::Duration;
 
@@ -10,4 +10,11 @@ pub(crate) fn for_people(time: Duration) -> String {
         seconds @ 7200..=172_799 => format!("{}h", seconds / 3600),
         seconds => format!("{}d", seconds / 86400),
     }
+}
+
+/// A wait with up to a tenth more, so that what began together does not stay together.
+pub(crate) fn spread(wait: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(());
+    wait + wait.mul_f64(0.1 * (random % 1024) as f64 / 1024.0)
 }

@@ -28,6 +28,7 @@ mod operator;
 mod placing;
 mod pool;
 mod pools;
+mod report;
 mod retire;
 mod secrets;
 mod signing;

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams};
+use kube::ResourceExt;
+use kube::api::Api;
 use kube::runtime::controller::Action;
-use kube::{Resource, ResourceExt};
-use serde_json::json;
 use weir_core::{ByteSize, DatasetName};
 use weir_proto::v1;
 
@@ -19,8 +18,9 @@ use crate::durations::for_people;
 use crate::error::OperatorError;
 use crate::master::MasterError;
 use crate::objects::{
-    Conditions, Is, MANAGED_BY, WARMUP_FINALIZER, Warmup, WarmupPhase, WarmupStatus, hold, let_go,
+    Conditions, Is, WARMUP_FINALIZER, Warmup, WarmupPhase, WarmupStatus, hold, let_go,
 };
+use crate::report;
 use crate::view::percent;
 
 const COMPLETE: &str = "Complete";
@@ -63,17 +63,7 @@ pub(crate) async fn look(object: &Warmup, context: &Context) -> Result<Action, O
         Found::Waits(..) => Action::requeue(WAITING_AGAIN),
         Found::Ended(_) | Found::Refused(..) => Action::await_change(),
     };
-    if object.status.as_ref() != Some(&status) {
-        let patch = json!({
-            "apiVersion": Warmup::api_version(&()),
-            "kind": Warmup::kind(&()),
-            "status": status,
-        });
-        let params = PatchParams::apply(MANAGED_BY).force();
-        api.patch_status(&object.name_any(), &params, &Patch::Apply(&patch))
-            .await?;
-        context.metrics.status_writes.inc();
-    }
+    report::status(context, &api, object, &status).await?;
     Ok(again)
 }
 

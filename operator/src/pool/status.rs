@@ -1,22 +1,20 @@
 //! The status of a pool: nodes, figures of the master, and all conditions in one word.
 
 use k8s_openapi::api::core::v1::Taint;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::runtime::controller::Action;
-use kube::runtime::events::Event;
-use kube::{Resource, ResourceExt};
-use serde_json::json;
 use weir_core::ByteSize;
 use weir_proto::v1;
 
 use super::leaving;
 use super::scaling::Usage;
 use super::{ACCEPTED, Current, DRAINED, LOOK_AGAIN, Look, NODES_FIT, READS, READY, workload};
-use crate::dataset::{event_of, spread};
+use crate::durations::spread;
 use crate::error::OperatorError;
 use crate::fleet::NodeFacts;
-use crate::objects::{CachePool, CachePoolSpec, Is, MANAGED_BY, PoolPhase, PoolToleration};
+use crate::objects::{CachePoolSpec, Is, PoolPhase, PoolToleration};
 use crate::pools::Reads;
+use crate::report;
 use crate::view::percent;
 
 /// Taints that Kubernetes itself gives a node for a while.
@@ -201,27 +199,12 @@ impl Look<'_> {
     /// Writes what was found, if it is not what is known already, and tells of what has changed.
     pub(super) async fn finish(mut self) -> Result<Action, OperatorError> {
         self.sum_up();
-        let changed: Vec<Event> = self.conditions.changed().map(event_of).collect();
+        let changed = self.conditions.changed().map(report::event_of).collect();
         self.status.conditions = self.conditions.into_vec();
         self.status.leaving = self.leaving;
-        if self.object.status.as_ref() != Some(&self.status) {
-            let patch = json!({
-                "apiVersion": CachePool::api_version(&()),
-                "kind": CachePool::kind(&()),
-                "status": self.status,
-            });
-            let params = PatchParams::apply(MANAGED_BY).force();
-            let api: Api<CachePool> = Api::all(self.context.client.clone());
-            api.patch_status(&self.object.name_any(), &params, &Patch::Apply(&patch))
-                .await?;
-            self.context.metrics.status_writes.inc();
-        }
-        let object = self.object.object_ref(&());
-        for event in changed {
-            if let Err(error) = self.context.recorder.publish(&event, &object).await {
-                tracing::debug!(%error, "an event was not taken");
-            }
-        }
+        let api = Api::all(self.context.client.clone());
+        report::status(self.context, &api, self.object, &self.status).await?;
+        report::events(self.context, self.object, changed).await;
         Ok(Action::requeue(spread(self.again)))
     }
 }
