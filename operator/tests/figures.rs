@@ -8,7 +8,8 @@
 #[path = "apiserver/cluster.rs"]
 mod cluster;
 
-use std::io::Read;
+use std::fmt::Arguments;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -101,6 +102,11 @@ async fn the_operator_that_is_measured() {
     operator.run(stop).await.unwrap();
 }
 
+/// Writes a line of the result. Whoever reads it may have gone.
+fn tell(line: Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 fn number(name: &str, default: usize) -> usize {
     let text = std::env::var(name).ok();
     text.map_or(default, |text| text.parse().unwrap())
@@ -157,18 +163,23 @@ async fn figures() {
         })
         .await;
     }
-    println!("{count} Datasets are ready after {:?}", began.elapsed());
+    tell(format_args!(
+        "{count} Datasets are ready after {:?}",
+        began.elapsed()
+    ));
     tokio::time::sleep(Duration::from_secs(30)).await;
     let ((_, time), before) = (process.usage(), requests(&cluster).await);
     tokio::time::sleep(quiet).await;
     let ((bytes, later), after) = (process.usage(), requests(&cluster).await);
     let core = later.saturating_sub(time).as_secs_f64() / quiet.as_secs_f64() * 100.0;
     let per_hour = (after - before - own) * 3600.0 / quiet.as_secs_f64();
-    println!(
+    tell(format_args!(
         "at rest: {} MiB resident, {core:.2} % of a core",
         bytes >> 20
-    );
-    println!("at rest: {per_hour:.0} requests to the apiserver in an hour");
+    ));
+    tell(format_args!(
+        "at rest: {per_hour:.0} requests to the apiserver in an hour"
+    ));
     let mut stored = 0;
     for path in [
         format!("{DATASETS}/set-0000"),
@@ -177,10 +188,12 @@ async fn figures() {
     ] {
         stored += cluster.get(&path).await.unwrap().to_string().len();
     }
-    println!("stored for each Dataset: {stored} bytes of JSON in three objects");
+    tell(format_args!(
+        "stored for each Dataset: {stored} bytes of JSON in three objects"
+    ));
     latency(webhook, count).await;
     let (bytes, _) = process.usage();
-    println!("after that: {} MiB resident", bytes >> 20);
+    tell(format_args!("after that: {} MiB resident", bytes >> 20));
 }
 
 /// The time of an answer about a pod, over TLS as the apiserver asks.
@@ -209,12 +222,12 @@ async fn latency(webhook: SocketAddr, datasets: usize) {
         let mut times: Vec<Duration> = numbers.map(ask).buffer_unordered(at_once).collect().await;
         times.sort_unstable();
         let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-        println!(
+        tell(format_args!(
             "webhook, {at_once} at once, 500 datasets on 5,000 nodes: p50 {:?}, p99 {:?}, longest {:?}",
             at(0.5),
             at(0.99),
             at(1.0)
-        );
+        ));
     }
 }
 
