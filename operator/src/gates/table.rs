@@ -1,6 +1,7 @@
 //! The pods that have the gate now, and what they wait for.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -24,8 +25,8 @@ pub(super) struct Gated {
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) uid: String,
-    /// What its patch depends on: `metadata` and `spec`, no more than that.
-    pub(super) pod: Value,
+    /// What its patch depends on: `metadata` and `spec`, no more than that. Each look takes all pods out of the table.
+    pub(super) pod: Arc<Value>,
     /// As far as its owner is told from that.
     pub(super) meta: ObjectMeta,
     /// None of one that brought the gate and no wait with it.
@@ -78,7 +79,7 @@ impl Gated {
                 ..ObjectMeta::default()
             },
             wait: Wait::of(&kept["metadata"]["annotations"]).unwrap_or_default(),
-            pod: kept,
+            pod: Arc::new(kept),
             made: made.map_or_else(Timestamp::now, |made| made.0),
             found: None,
             again: None,
