@@ -80,6 +80,14 @@ impl World {
         lifting.look(&self.table, &self.warming).await;
     }
 
+    /// Lets the gate of a pod be tried again now.
+    fn try_again(&self, name: &str) {
+        let pod = self.api.get(&format!("{PODS}/{name}")).unwrap();
+        let mut table = self.table.lock();
+        let gated = table.get_mut(pod["metadata"]["uid"].as_str().unwrap());
+        gated.unwrap().again = None;
+    }
+
     fn is_gated(&self, name: &str) -> bool {
         let pod = self.api.get(&format!("{PODS}/{name}")).unwrap();
         let has_label = pod["metadata"]["labels"]["weir.io/waits-for-data"].is_string();
@@ -230,17 +238,9 @@ async fn terms_that_are_refused_hold_no_pod_and_a_changed_pod_is_looked_at_again
     world.look().await;
     assert!(world.is_gated("changed"));
     world.see("changed");
-    if let Some(gated) = world.table.lock().groups(Timestamp::now()).first() {
-        assert_eq!(gated[0].failures, 1);
-    }
-    world.table.lock().wanted();
-    let uid = world.api.get(&path).unwrap()["metadata"]["uid"].clone();
-    world
-        .table
-        .lock()
-        .get_mut(uid.as_str().unwrap())
-        .unwrap()
-        .again = None;
+    let groups = world.table.lock().groups(Timestamp::now());
+    assert_eq!(groups[0][0].failures, 1);
+    world.try_again("changed");
     world.look().await;
     assert!(!world.is_gated("changed"));
     let pod = world.api.get(&path).unwrap();
@@ -265,13 +265,7 @@ async fn a_gate_that_cannot_be_taken_away_is_tried_again_later_and_a_pod_that_is
             .count()
     };
     assert_eq!(tries(&world), 1, "it is not tried again at once");
-    let uid = world.api.get(&path).unwrap()["metadata"]["uid"].clone();
-    world
-        .table
-        .lock()
-        .get_mut(uid.as_str().unwrap())
-        .unwrap()
-        .again = None;
+    world.try_again("p");
     world.api.refuse(&path, 0);
     world.api.remove(&path);
     world.look().await;
