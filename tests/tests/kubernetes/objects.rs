@@ -94,6 +94,24 @@ pub(crate) fn wait_for(weir: &Installation, namespace: &str, condition: &str, ob
     kubectl(weir, namespace, &args);
 }
 
+/// A dataset of all objects of an origin that asks for no keys, and a warm-up of the same name, which has ended.
+#[track_caller]
+fn create_warm(weir: &Installation, name: &str, endpoint: &str) {
+    weir.cluster.apply(&format!(
+        "apiVersion: weir.io/v1alpha1
+kind: Dataset
+metadata: {{name: {name}, namespace: default}}
+spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{endpoint}\", anonymous: true}}]}}
+---
+apiVersion: weir.io/v1alpha1
+kind: Warmup
+metadata: {{name: {name}, namespace: default}}
+spec: {{dataset: {name}}}
+"
+    ));
+    wait_for(weir, "default", "Complete", &format!("warmup/{name}"));
+}
+
 /// A pod of a namespace that compares all of its volume with a directory of this machine.
 pub(crate) fn comparing(
     weir: &Installation,
@@ -259,20 +277,7 @@ fn a_pod_of_a_snapshot_sees_it_while_the_dataset_is_at_the_next(weir: &Installat
     write_tree(&second, &files(2));
     write_tree(&served, &files(1));
     let origin = Origin::start(weir, 9002, &served, &[]);
-    let endpoint = origin.endpoint();
-    weir.cluster.apply(&format!(
-        "apiVersion: weir.io/v1alpha1
-kind: Dataset
-metadata: {{name: versions, namespace: default}}
-spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{endpoint}\", anonymous: true}}]}}
----
-apiVersion: weir.io/v1alpha1
-kind: Warmup
-metadata: {{name: versions, namespace: default}}
-spec: {{dataset: versions}}
-"
-    ));
-    wait_for(weir, "default", "Complete", "warmup/versions");
+    create_warm(weir, "versions", &origin.endpoint());
     origin.stop();
     std::fs::remove_dir_all(&served).unwrap();
     write_tree(&served, &files(2));
@@ -305,20 +310,7 @@ spec: {{dataset: versions}}
 
 /// It is small enough for one node, which the master has chosen.
 fn pods_run_where_their_data_is(weir: &Installation) {
-    let endpoint = endpoint();
-    weir.cluster.apply(&format!(
-        "apiVersion: weir.io/v1alpha1
-kind: Dataset
-metadata: {{name: placed, namespace: default}}
-spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{endpoint}\", anonymous: true}}]}}
----
-apiVersion: weir.io/v1alpha1
-kind: Warmup
-metadata: {{name: placed, namespace: default}}
-spec: {{dataset: placed}}
-"
-    ));
-    wait_for(weir, "default", "Complete", "warmup/placed");
+    create_warm(weir, "placed", &endpoint());
     let holds = || {
         let at = weir.weir(&["dataset", "where", "default/placed", "-o", "json"]);
         let at: Value = serde_json::from_str(&at.ok()).unwrap();
