@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use libtest_mimic::{Arguments, Trial};
+use weir_demo::ending::tell;
 
 use crate::kubernetes::installation::Installation;
 use crate::kubernetes::{chart, faults, figures, hdfs, objects, pools, removal, volumes};
@@ -51,7 +52,9 @@ fn main() -> ExitCode {
     let is_root = rustix::process::geteuid().is_root();
     if !is_meant || !is_root {
         if !args.list {
-            eprintln!("they are ignored: run `make test-k8s` as root");
+            tell(format_args!(
+                "they are ignored: run `make test-k8s` as root"
+            ));
         }
         let trials = SUITES.iter().flat_map(|(suite, cases)| {
             cases.iter().map(move |(name, _)| {
@@ -62,10 +65,10 @@ fn main() -> ExitCode {
     }
     let begun = Instant::now();
     let installation = Arc::new(Installation::new());
-    eprintln!(
+    tell(format_args!(
         "Weir is installed after {:.0} s",
         begun.elapsed().as_secs_f64()
-    );
+    ));
     let trials = SUITES.iter().flat_map(|(suite, cases)| {
         let installation = &installation;
         cases.iter().map(move |(name, case)| {
@@ -73,7 +76,7 @@ fn main() -> ExitCode {
             Trial::test(format!("{suite}::{name}"), move || {
                 // What the cluster looked like is gone with it.
                 if let Err(problem) = catch_unwind(AssertUnwindSafe(|| case(&installation))) {
-                    eprintln!("{}", installation.picture());
+                    tell(format_args!("{}", installation.picture()));
                     resume_unwind(problem);
                 }
                 Ok(())
@@ -83,9 +86,9 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&args, trials.collect());
     let begun = Instant::now();
     drop(installation);
-    eprintln!(
+    tell(format_args!(
         "it was taken down in {:.0} s",
         begun.elapsed().as_secs_f64()
-    );
+    ));
     conclusion.exit_code()
 }

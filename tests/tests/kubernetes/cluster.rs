@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use weir_demo::ending::tell;
 use weir_tests::{Lab, Outcome, wait_until};
 
 /// The address of the first node, which every pod reaches.
@@ -102,7 +103,10 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         let outcome = self.lab(&["down"]);
         if outcome.code != 0 {
-            eprintln!("the lab was not taken down: {}", outcome.stderr);
+            tell(format_args!(
+                "the lab was not taken down: {}",
+                outcome.stderr
+            ));
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use weir_demo::ending::tell;
 use weir_tests::wait_until;
 
 use crate::Case;
@@ -99,7 +100,10 @@ impl<'a> Reader<'a> {
             .ok();
         cluster.wait_for_end(self.name);
         let (count, most) = self.seen();
-        eprintln!("{}: {count} files, longest read {most:?}", self.name);
+        tell(format_args!(
+            "{}: {count} files, longest read {most:?}",
+            self.name
+        ));
         cluster
             .kubectl(&["delete", "pod", self.name, "--timeout=60s"])
             .ok();
@@ -269,10 +273,10 @@ fn a_pod_that_holds_mounts_is_frozen(weir: &Installation) {
         wait_until("kubelet has started it again", SOON, || {
             restarts() != before
         });
-        eprintln!(
+        tell(format_args!(
             "kubelet started the {component} again after {:?}",
             begun.elapsed()
-        );
+        ));
         wait_for_holders(weir);
         reader.wait_for(SOME);
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::Case;
 use crate::kubernetes::installation::{Installation, NODES};
 use crate::kubernetes::volumes::{create, inline, pod};
+use weir_demo::ending::tell;
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -50,12 +51,12 @@ fn a_volume_adds_to_the_start_of_a_pod(weir: &Installation) {
     }
     let median = |times: &[Duration]| times[times.len() / 2];
     let added = |times: &[Duration]| median(times).saturating_sub(median(&empty));
-    eprintln!(
+    tell(format_args!(
         "a pod starts in {:?} (median of {PODS}) with an empty directory; a volume of Weir adds {:?} for the first pod of the node, {:?} for further ones",
         median(&empty),
         added(&first),
         added(&further)
-    );
+    ));
     weir.weir(&["dataset", "delete", "default/starts"]).ok();
 }
 
@@ -96,7 +97,7 @@ fn memory_at_rest(_: &Installation) {
         } else {
             NODES as u64
         };
-        eprintln!("{part}: {} MiB", (bytes / each) >> 20);
+        tell(format_args!("{part}: {} MiB", (bytes / each) >> 20));
         assert!(bytes > 0, "no process of the {part} was found");
     }
 }
