@@ -51,8 +51,7 @@ impl Look<'_> {
                 return Ok(false);
             }
             Ok(None) => {
-                let message =
-                    "the master has just started and does not know yet where it is mounted";
+                let message = "the master does not know yet where it is mounted: it has just started, or has no room for all mounts";
                 self.waits("Deleting", message.to_owned());
                 return Ok(false);
             }
