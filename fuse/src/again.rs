@@ -13,7 +13,7 @@ use bytes::Bytes;
 use fuser::Errno;
 use tokio::runtime::Handle;
 use weir_client::Reader;
-use weir_core::EntryKind;
+use weir_worker::FillWork;
 
 use crate::duty::Duty;
 use crate::errno::errno;
@@ -75,36 +75,34 @@ impl Again {
         Ok(())
     }
 
+    /// Answers as soon as the bytes are there, and then finishes the fills that the read has started.
     async fn answer(&self, left: Left, fuse: &OwnedFd) {
         let Some(read) = left.read else {
             return;
         };
-        match self.read(read).await {
-            Ok(pieces) => answer(fuse, left.unique, 0, &pieces),
-            // The next server finds it.
-            Err(_) if self.duty.is_over() => return,
-            Err(error) => fail(fuse, left.unique, error),
-        }
-        self.in_flight.settled(left);
-    }
-
-    async fn read(&self, read: Read) -> Result<Vec<Bytes>, Errno> {
-        let manifest = self.reader.manifest();
-        let file = manifest.by_inode(read.inode).ok_or(Errno::ESTALE)?;
-        let entry = manifest.entry(file);
-        if entry.kind == EntryKind::Directory {
-            return Err(Errno::EISDIR);
-        }
-        let end = read.offset.saturating_add(read.size).min(entry.size);
-        let (mut bytes, mut unfinished) = (Vec::new(), Vec::new());
-        if read.offset < end {
-            let done = self
-                .reader
-                .read(file, read.offset, end, &mut bytes, &mut unfinished);
-            done.await.map_err(|error| errno(&error))?;
+        let mut unfinished = Vec::new();
+        let outcome = self.read(read, &mut unfinished).await;
+        // What fails when this server has ended, the next one finds.
+        if outcome.is_ok() || !self.duty.is_over() {
+            match outcome {
+                Ok(pieces) => answer(fuse, left.unique, 0, &pieces),
+                Err(error) => fail(fuse, left.unique, error),
+            }
+            self.in_flight.settled(left);
         }
         for fill in unfinished {
             fill.await;
+        }
+    }
+
+    async fn read(&self, read: Read, unfinished: &mut Vec<FillWork>) -> Result<Vec<Bytes>, Errno> {
+        let (file, end) = read.extent(self.reader.manifest())?;
+        let mut bytes = Vec::new();
+        if read.offset < end {
+            let done = self
+                .reader
+                .read(file, read.offset, end, &mut bytes, unfinished);
+            done.await.map_err(|error| errno(&error))?;
         }
         Ok(bytes)
     }

@@ -173,17 +173,6 @@ impl SnapshotFs {
         self.manifest.by_inode(inode.0).ok_or(Errno::ESTALE)
     }
 
-    /// A file, and up to where a part of it that is asked for goes.
-    fn extent(&self, inode: INodeNo, offset: u64, size: u32) -> Result<(u32, u64), Errno> {
-        let index = self.index(inode)?;
-        let entry = self.manifest.entry(index);
-        if entry.kind == EntryKind::Directory {
-            return Err(Errno::EISDIR);
-        }
-        let end = offset.saturating_add(u64::from(size)).min(entry.size);
-        Ok((index, end))
-    }
-
     fn directory(&self, inode: INodeNo) -> Result<u32, Errno> {
         let index = self.index(inode)?;
         match self.manifest.entry(index).kind {
@@ -322,15 +311,13 @@ impl Filesystem for SnapshotFs {
     ) {
         let started = Instant::now();
         self.metrics.read.inc();
-        let entered = self.enter(
-            request,
-            Some(Read {
-                inode: inode.0,
-                offset,
-                size: u64::from(size),
-            }),
-        );
-        let (index, end) = match self.extent(inode, offset, size) {
+        let asked = Read {
+            inode: inode.0,
+            offset,
+            size: u64::from(size),
+        };
+        let entered = self.enter(request, Some(asked));
+        let (index, end) = match asked.extent(&self.manifest) {
             Ok((index, end)) if offset < end => (index, end),
             Ok(_) => {
                 reply.data(&[]);

@@ -14,8 +14,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use fuser::Errno;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
+use weir_core::{EntryKind, Manifest};
 
 /// Requests that can be under way at once; the kernel has at most half as many reads.
 const ENTRIES: usize = 32 << 10;
@@ -52,6 +54,18 @@ pub(crate) struct Read {
     pub(crate) offset: u64,
     /// Bytes; 0 for what is no read.
     pub(crate) size: u64,
+}
+
+impl Read {
+    /// The file, and up to where the part of it that is asked for goes.
+    pub(crate) fn extent(&self, manifest: &Manifest) -> Result<(u32, u64), Errno> {
+        let file = manifest.by_inode(self.inode).ok_or(Errno::ESTALE)?;
+        let entry = manifest.entry(file);
+        if entry.kind == EntryKind::Directory {
+            return Err(Errno::EISDIR);
+        }
+        Ok((file, self.offset.saturating_add(self.size).min(entry.size)))
+    }
 }
 
 /// A request that is under way.

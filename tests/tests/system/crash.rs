@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use weir_s3_server::{Fault, Rule};
 use weir_tests::{
-    Lab, Mount, Readers, ReadersReport, content, drop_pages, read_evicted, wait_until,
+    Lab, Mount, Readers, ReadersReport, content, drop_pages, read_at_random, read_evicted,
+    wait_until,
 };
 
 use crate::Case;
@@ -28,6 +29,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "where_the_kernel_sends_nothing_again_the_next_server_answers_what_is_left",
         where_the_kernel_sends_nothing_again_the_next_server_answers_what_is_left,
+    ),
+    (
+        "the_next_server_answers_what_is_left_before_the_rest_of_its_block_is_there",
+        the_next_server_answers_what_is_left_before_the_rest_of_its_block_is_there,
     ),
     (
         "a_server_that_hangs_is_replaced",
@@ -149,6 +154,34 @@ fn where_the_kernel_sends_nothing_again_the_next_server_answers_what_is_left() {
         "a read took {:?}",
         report.longest
     );
+    let log = mount.log();
+    assert!(log.contains("are answered again"), "{log}");
+}
+
+/// As on Linux before 6.9, from an origin that takes long for a block.
+fn the_next_server_answers_what_is_left_before_the_rest_of_its_block_is_there() {
+    const BLOCK: usize = 4 << 20;
+    const PART: usize = 4096;
+    const TAKES: Duration = Duration::from_secs(10);
+    let big = content(1, 4 * BLOCK);
+    let mut lab = Lab::new();
+    lab.set_env("WEIR_RESEND", "off");
+    lab.put_all(&BTreeMap::from([("big".to_owned(), big.clone())]));
+    let mount = lab.mount("", &[]);
+    lab.s3.faults().set([Rule::new(Fault::Stall(WATCHDOG))]);
+    let path = mount.path("big");
+    let reading = std::thread::spawn(move || read_at_random(&path, 2 * BLOCK as u64, PART));
+    wait_until("the origin is asked", Duration::from_secs(10), || {
+        lab.s3.stats().gets() > 0
+    });
+    let slow = Fault::SlowBody(BLOCK as u64 / TAKES.as_secs());
+    lab.s3.faults().set([Rule::new(slow)]);
+    let killed = Instant::now();
+    mount.kill_server();
+    let read = reading.join().unwrap().unwrap();
+    let took = killed.elapsed();
+    assert!(read == big[2 * BLOCK..][..PART]);
+    assert!(took < TAKES / 2, "the read took {took:?}");
     let log = mount.log();
     assert!(log.contains("are answered again"), "{log}");
 }
