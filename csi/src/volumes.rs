@@ -364,16 +364,12 @@ impl Volumes {
             };
             Ok::<_, CsiError>(dataset.filter(is_last))
         };
-        let ended = match ended.await {
-            Ok(Some(dataset)) => {
-                self.catalog.ended(&dataset).await;
-                Ok(())
+        match ended.await {
+            Ok(Some(dataset)) => self.catalog.ended(&dataset).await,
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(mount = %dir.display(), "a mount that no volume shows could not be ended: {error}");
             }
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = ended {
-            tracing::warn!(mount = %dir.display(), "a mount that no volume shows could not be ended: {error}");
         }
     }
 
