@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use weir_mount::table;
-use weir_tests::{Cluster, Lab, Process, Readers, free_port, loopback, wait_until};
+use weir_tests::{Cluster, Lab, Process, Readers, ReadersReport, free_port, loopback, wait_until};
 
 use super::node::{Node, SOON, compare, fill};
 use crate::Case;
@@ -55,6 +55,28 @@ const LONGEST: Duration = Duration::from_secs(1);
 const WATCHDOG: Duration = Duration::from_secs(2);
 /// Longest read that a frozen pod may cause: 0.8 s until that is seen, on a busy machine.
 const FROZEN: Duration = Duration::from_secs(3);
+
+#[track_caller]
+fn check(report: &ReadersReport, longest: Duration) {
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.longest < longest, "a read took {:?}", report.longest);
+}
+
+/// A volume in pods, which both hold, is read all the time while `case` lasts: no read fails or takes longer than `longest`.
+#[track_caller]
+fn readers_go_on(longest: Duration, case: impl FnOnce(&mut Node<'_>, &Readers)) {
+    let lab = Lab::new();
+    let cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let mut node = Node::start_in_pods(&lab, &cluster);
+    node.publish("a", &[("dataset", "x")]).unwrap();
+    node.wait_until_held_twice();
+    let readers = Readers::start(&node.target("a"), &files, 3);
+    case(&mut node, &readers);
+    check(&readers.finish(), longest);
+    node.unpublish("a").unwrap();
+    node.is_clean();
+}
 
 fn volumes_outlive_the_plugin_and_are_known_after_it() {
     let lab = Lab::new();
@@ -138,9 +160,7 @@ fn the_death_of_either_pod_fails_no_read() {
         node.start_holder();
     }
     node.wait_until_held_twice();
-    let report = readers.finish();
-    assert!(report.errors.is_empty(), "{:?}", report.errors);
-    assert!(report.longest < LONGEST, "a read took {:?}", report.longest);
+    check(&readers.finish(), LONGEST);
     let same = |entry: &table::Entry| entry.device == device;
     assert!(node.mounts().iter().all(same), "it was mounted once");
 
@@ -163,29 +183,15 @@ fn the_death_of_either_pod_fails_no_read() {
 }
 
 fn a_server_that_is_stopped_in_a_pod_is_replaced_soon() {
-    let lab = Lab::new();
-    let cluster = Cluster::start(&lab, 1);
-    let files = fill(&lab, &cluster);
-    let node = Node::start_in_pods(&lab, &cluster);
-    node.publish("a", &[("dataset", "x")]).unwrap();
-    node.wait_until_held_twice();
-    let readers = Readers::start(&node.target("a"), &files, 3);
-    for _ in 0..2 {
-        readers.read_more(50);
-        let server = node.server();
-        kill_process(server, Signal::STOP).unwrap();
-        wait_until("another one serves", SOON, || node.server() != server);
-        readers.read_more(50);
-    }
-    let report = readers.finish();
-    assert!(report.errors.is_empty(), "{:?}", report.errors);
-    assert!(
-        report.longest < WATCHDOG,
-        "a read took {:?}",
-        report.longest
-    );
-    node.unpublish("a").unwrap();
-    node.is_clean();
+    readers_go_on(WATCHDOG, |node, readers| {
+        for _ in 0..2 {
+            readers.read_more(50);
+            let server = node.server();
+            kill_process(server, Signal::STOP).unwrap();
+            wait_until("another one serves", SOON, || node.server() != server);
+            readers.read_more(50);
+        }
+    });
 }
 
 /// Stops all processes of a pod, or has them go on.
@@ -196,54 +202,34 @@ fn signal_all(first: &Process, signal: Signal) {
 }
 
 fn a_pod_that_is_frozen_keeps_no_reader_waiting() {
-    let lab = Lab::new();
-    let cluster = Cluster::start(&lab, 1);
-    let files = fill(&lab, &cluster);
-    let node = Node::start_in_pods(&lab, &cluster);
-    node.publish("a", &[("dataset", "x")]).unwrap();
-    let readers = Readers::start(&node.target("a"), &files, 3);
-    node.wait_until_held_twice();
-    signal_all(node.plugin(), Signal::STOP);
-    readers.read_more(100);
-    // It goes on, and finds that the other one serves.
-    signal_all(node.plugin(), Signal::CONT);
-    wait_until("its server ends", SOON, || {
-        !Node::pod(node.plugin()).contains(&node.server())
+    readers_go_on(FROZEN, |node, readers| {
+        signal_all(node.plugin(), Signal::STOP);
+        readers.read_more(100);
+        // It goes on, and finds that the other one serves.
+        signal_all(node.plugin(), Signal::CONT);
+        wait_until("its server ends", SOON, || {
+            !Node::pod(node.plugin()).contains(&node.server())
+        });
+        node.wait_until_held_twice();
+        // Now it does not serve.
+        signal_all(node.plugin(), Signal::STOP);
+        readers.read_more(100);
+        signal_all(node.plugin(), Signal::CONT);
+        node.wait_until_held_twice();
     });
-    node.wait_until_held_twice();
-    // Now it does not serve.
-    signal_all(node.plugin(), Signal::STOP);
-    readers.read_more(100);
-    signal_all(node.plugin(), Signal::CONT);
-    node.wait_until_held_twice();
-    let report = readers.finish();
-    assert!(report.errors.is_empty(), "{:?}", report.errors);
-    assert!(report.longest < FROZEN, "a read took {:?}", report.longest);
-    node.unpublish("a").unwrap();
-    node.is_clean();
 }
 
 fn a_pod_that_is_killed_while_it_is_frozen_fails_no_read() {
-    let lab = Lab::new();
-    let cluster = Cluster::start(&lab, 1);
-    let files = fill(&lab, &cluster);
-    let mut node = Node::start_in_pods(&lab, &cluster);
-    node.publish("a", &[("dataset", "x")]).unwrap();
-    let readers = Readers::start(&node.target("a"), &files, 3);
-    node.wait_until_held_twice();
-    signal_all(node.plugin(), Signal::STOP);
-    readers.read_more(100);
-    // As kubelet does it in the end.
-    node.kill_plugin();
-    readers.read_more(100);
-    node.start_plugin();
-    node.wait_until_held_twice();
-    readers.read_more(100);
-    let report = readers.finish();
-    assert!(report.errors.is_empty(), "{:?}", report.errors);
-    assert!(report.longest < FROZEN, "a read took {:?}", report.longest);
-    node.unpublish("a").unwrap();
-    node.is_clean();
+    readers_go_on(FROZEN, |node, readers| {
+        signal_all(node.plugin(), Signal::STOP);
+        readers.read_more(100);
+        // As kubelet does it in the end.
+        node.kill_plugin();
+        readers.read_more(100);
+        node.start_plugin();
+        node.wait_until_held_twice();
+        readers.read_more(100);
+    });
 }
 
 fn a_holder_without_descriptors_holds_mounts_when_it_has_some_again() {
@@ -271,31 +257,22 @@ fn a_holder_without_descriptors_holds_mounts_when_it_has_some_again() {
 }
 
 fn a_newer_plugin_takes_over_while_volumes_are_read() {
-    let lab = Lab::new();
-    let cluster = Cluster::start(&lab, 1);
-    let files = fill(&lab, &cluster);
-    let mut node = Node::start_in_pods(&lab, &cluster);
-    node.publish("a", &[("dataset", "x")]).unwrap();
-    let readers = Readers::start(&node.target("a"), &files, 3);
-    for _ in 0..2 {
+    readers_go_on(LONGEST, |node, readers| {
+        for _ in 0..2 {
+            node.wait_until_held_twice();
+            // As a DaemonSet does with a surge: the newer pod is ready before the older one is told to end.
+            let (older, http) = (node.plugin.take().unwrap(), free_port());
+            let log = node.lab.path("newer.log");
+            let newer = Process::start(node.command(http, true), log, loopback(http));
+            node.plugin = Some(newer);
+            node.wait_until_held_twice();
+            drop(older);
+            readers.read_more(100);
+            node.publish("a", &[("dataset", "x")]).unwrap();
+            assert_eq!(node.mounts().len(), 2);
+        }
         node.wait_until_held_twice();
-        // As a DaemonSet does with a surge: the newer pod is ready before the older one is told to end.
-        let (older, http) = (node.plugin.take().unwrap(), free_port());
-        let log = lab.path("newer.log");
-        let newer = Process::start(node.command(http, true), log, loopback(http));
-        node.plugin = Some(newer);
-        node.wait_until_held_twice();
-        drop(older);
-        readers.read_more(100);
-        node.publish("a", &[("dataset", "x")]).unwrap();
-        assert_eq!(node.mounts().len(), 2);
-    }
-    node.wait_until_held_twice();
-    let report = readers.finish();
-    assert!(report.errors.is_empty(), "{:?}", report.errors);
-    assert!(report.longest < LONGEST, "a read took {:?}", report.longest);
-    node.unpublish("a").unwrap();
-    node.is_clean();
+    });
 }
 
 fn volumes_whose_pods_both_died_are_mounted_anew() {

@@ -30,7 +30,7 @@ const CALL_DEADLINE: Duration = Duration::from_mins(2);
 
 /// A node: kubelet's directory, the plugin, and kubelet's end of its socket.
 pub(crate) struct Node<'a> {
-    lab: &'a Lab,
+    pub(crate) lab: &'a Lab,
     cluster: &'a Cluster<'a>,
     http: u16,
     pub(crate) plugin: Option<Process>,
