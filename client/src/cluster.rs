@@ -32,6 +32,7 @@ use crate::local::LocalWorkers;
 use crate::metrics::{ClientMetrics, ReadSource, ReasonLabel};
 use crate::silence::{SILENCE, Suspects};
 
+mod elsewhere;
 mod race;
 mod spread;
 mod together;

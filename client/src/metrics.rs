@@ -46,7 +46,7 @@ const COPY_RESULTS: [&str; 8] = [
 ];
 
 /// Every reason why a read goes on to another worker or the origin.
-const FAILOVER_REASONS: [&str; 9] = [
+const FAILOVER_REASONS: [&str; 10] = [
     "unreachable",
     "refused",
     "silent",
@@ -56,6 +56,7 @@ const FAILOVER_REASONS: [&str; 9] = [
     "unavailable",
     "unknown_origin",
     "protocol",
+    "slow_origin",
 ];
 
 /// Where a client got bytes from.

@@ -15,6 +15,8 @@ pub struct Activity {
     excused: AtomicBool,
     /// It is not its turn.
     paused: AtomicBool,
+    /// It said last that it waits for the origin.
+    fetching: AtomicBool,
 }
 
 impl Default for Activity {
@@ -24,6 +26,7 @@ impl Default for Activity {
             last: AtomicU64::new(0),
             excused: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            fetching: AtomicBool::new(false),
         }
     }
 }
@@ -38,6 +41,16 @@ impl Activity {
     /// The peer's silence means nothing: it is of a version that says nothing while it works.
     pub fn excuse(&self) {
         self.excused.store(true, Relaxed);
+    }
+
+    /// The peer has said whether it waits for the origin, or is busy otherwise.
+    pub(crate) fn waits(&self, for_the_origin: bool) {
+        self.fetching.store(for_the_origin, Relaxed);
+    }
+
+    /// Whether the peer waits for the origin, as far as it says.
+    pub fn waits_for_the_origin(&self) -> bool {
+        self.fetching.load(Relaxed)
     }
 
     /// The peer is not waited for until [`Self::resume`].

@@ -459,7 +459,9 @@ async fn receive<S: Socket>(
             return Err(ConnectionError::Length(reply.length, request.length));
         }
         match reply.status() {
-            BlockStatus::Filling | BlockStatus::Queued if reply.length == 0 => {}
+            status @ (BlockStatus::Filling | BlockStatus::Queued) if reply.length == 0 => {
+                incoming.note_wait(status == BlockStatus::Filling);
+            }
             _ => {
                 let with_descriptor = reply.location.is_some();
                 let descriptor = with_descriptor.then(|| incoming.descriptor()).flatten();

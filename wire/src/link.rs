@@ -203,6 +203,13 @@ impl<'a, S: Socket> Incoming<'a, S> {
         }
     }
 
+    /// Tells `activity` that the peer waits for the origin, or for something else.
+    pub(crate) fn note_wait(&self, for_the_origin: bool) {
+        if let Some(activity) = self.activity {
+            activity.waits(for_the_origin);
+        }
+    }
+
     /// The next header; `None` when the peer closed the connection between two frames, before which an idle
     /// connection waits without limit.
     pub async fn message<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {

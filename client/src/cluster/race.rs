@@ -83,6 +83,9 @@ impl ClusterReader {
             biased;
             answer = &mut asked => Some(answer),
             () = silence => None,
+            held = self.read_elsewhere(Some(worker), || activity.waits_for_the_origin(), wanted) => {
+                return Ok(held);
+            }
         };
         if let Some(answer) = answer {
             return self.or_others(answer, worker, others, wanted).await;
@@ -98,7 +101,9 @@ impl ClusterReader {
                 answer = &mut asked => {
                     return match answer {
                         Ok((bytes, source)) => Ok((vec![bytes], source)),
-                        Err(Refusal::Final(error)) => Err(error),
+                        Err(Refusal::Final(error)) => {
+                            self.held_or(error, Some(worker), wanted).await
+                        }
                         Err(Refusal::Next(..)) => read.await,
                     };
                 }
@@ -139,7 +144,7 @@ impl ClusterReader {
     ) -> Outcome {
         match answer {
             Ok((bytes, source)) => Ok((vec![bytes], source)),
-            Err(Refusal::Final(error)) => Err(error),
+            Err(Refusal::Final(error)) => self.held_or(error, Some(worker), wanted).await,
             Err(Refusal::Next(reason, message)) => {
                 self.passed_over(worker, 1, reason, &message);
                 self.read_others(others, wanted, message).await
@@ -161,6 +166,7 @@ impl ClusterReader {
             Some((bytes, source)) = self.read_from_one_that_is_back(wanted) => {
                 return Ok((vec![bytes], source));
             }
+            held = self.read_elsewhere(None, || true, wanted) => return Ok(held),
         };
         match outcome {
             Ok(bytes) => Ok((bytes, ReadSource::Origin)),
@@ -168,7 +174,9 @@ impl ClusterReader {
             Err(error) => {
                 let message = format!("{error} (and before that: {before})");
                 if others.is_empty() {
-                    return Err(BlockError::Failed(message));
+                    return self
+                        .held_or(BlockError::Failed(message), None, wanted)
+                        .await;
                 }
                 let read = self.read_others(others, wanted, message.clone()).await;
                 read.map_err(|error| match error {

@@ -85,11 +85,30 @@ async fn serve(socket: TcpStream, script: Arc<Script>, byte: u8) {
                 Frame::new(&reply, Vec::new())
             }
         } else {
-            script.requests.fetch_add(1, Ordering::Relaxed);
+            if !request.held_only {
+                script.requests.fetch_add(1, Ordering::Relaxed);
+            }
             let first = byte == BYTES[0];
             match request.key.split('.').next().unwrap() {
                 "close" => break,
-                "refused" => frame(BlockStatus::OriginError),
+                // The first holds them, or all but the first do, and the origin is away.
+                "of_first" | "of_others" | "lost" if request.held_only => {
+                    let is_of_first = request.key.starts_with("of_first");
+                    if first == is_of_first {
+                        bytes(&script, byte, false)
+                    } else {
+                        frame(BlockStatus::NotHeld)
+                    }
+                }
+                "of_first" if first => bytes(&script, byte, false),
+                "of_first" | "of_others" => loop {
+                    tokio::time::sleep(SILENCE / 4).await;
+                    if outgoing.send(&[frame(BlockStatus::Filling)]).await.is_err() {
+                        return;
+                    }
+                },
+                "lost" | "refused" => frame(BlockStatus::OriginError),
+                "busy" if request.held_only => frame(BlockStatus::NotHeld),
                 "changed" => frame(BlockStatus::Changed),
                 "leaving" => frame(BlockStatus::Unavailable),
                 "nothing" => frame(BlockStatus::Ok),
@@ -389,9 +408,8 @@ async fn a_block_whose_owners_do_not_answer_is_kept_by_the_next_worker() {
     for script in &scripts[..2] {
         script.is_closing.store(true, Ordering::Relaxed);
     }
-    // Who is found to be away costs no more than one question each, and this origin is none.
-    let first = reader.read("set", "{}", &block, 0..LENGTH as u32).await;
-    assert!(first.is_err());
+    // Who is found to be away costs no more than one question each, and this origin is none: it is asked for what it holds.
+    assert_eq!(read_one(&reader, &block).await.0, BYTES[2]);
     assert_eq!(failovers(&reader, "unreachable"), 2);
     for _ in 0..5 {
         assert_eq!(read_one(&reader, &block).await.0, BYTES[2]);
@@ -438,6 +456,50 @@ async fn a_read_that_waits_for_the_origin_comes_back_to_an_owner_that_answers_ag
     let (bytes, source) = read.expect("it waits for the origin").unwrap();
     assert_eq!(source, ReadSource::Remote);
     assert_eq!(bytes.concat(), [BYTES[0]; LENGTH]);
+}
+
+#[tokio::test]
+async fn a_block_is_read_where_it_is_held_while_its_owner_waits_for_the_origin() {
+    let scripts: [Arc<Script>; 3] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let (who, time) = read_one(&reader, &block_of_first(&reader, "of_others")).await;
+    assert_ne!(who, BYTES[0]);
+    assert!(time < Duration::from_secs(3), "{time:?}");
+    // It was not to fetch it, too.
+    let asked = |n: usize| scripts[n].requests.load(Ordering::Relaxed);
+    assert_eq!((asked(1), asked(2)), (0, 0));
+    // Nor is an owner's failure the last word.
+    let (who, _) = read_one(&reader, &block_of_first(&reader, "lost")).await;
+    assert_ne!(who, BYTES[0]);
+    assert_eq!(failovers(&reader, "slow_origin"), 2);
+    // Whom nobody can help is told.
+    let nowhere = block_of_first(&reader, "refused");
+    let read = reader.read("set", "{}", &nowhere, 0..LENGTH as u32);
+    assert!(matches!(read.await, Err(BlockError::Failed(_))));
+}
+
+#[tokio::test]
+async fn reads_of_who_stands_in_for_an_owner_come_back_to_it() {
+    let scripts: [Arc<Script>; 2] = Default::default();
+    let reader = reader_of(&scripts).await;
+    let block = block_of_first(&reader, "of_first");
+    scripts[0].is_frozen.store(1, Ordering::Relaxed);
+    let wakes = async {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let id = reader.config.map.borrow().workers()[0].id.clone();
+        while !reader.suspects.contains(&id) {
+            assert!(Instant::now() < deadline, "it is not suspected");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Begins while the owner is asked last, when the other is asked alone.
+        let read = read_one(&reader, &block);
+        let wake = async { scripts[0].is_frozen.store(0, Ordering::Relaxed) };
+        tokio::join!(read, wake).0
+    };
+    let reads = async { tokio::join!(read_one(&reader, &block), wakes) };
+    let reads = tokio::time::timeout(Duration::from_secs(10), Box::pin(reads)).await;
+    let (first, second) = reads.expect("they wait for the origin");
+    assert_eq!((first.0, second.0), (BYTES[0], BYTES[0]));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use weir_s3_server::{Fault, Rule};
-use weir_tests::{Cluster, Lab, Mount, Readers, idle_connections, put_apart};
+use weir_tests::{Cluster, Lab, Mount, Readers, idle_connections, put_apart, wait_until};
 
 use crate::Case;
 
@@ -27,6 +27,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "thousands_of_idle_connections_keep_no_mount_out",
         thousands_of_idle_connections_keep_no_mount_out,
+    ),
+    (
+        "what_a_worker_held_is_read_when_it_is_back_while_the_origin_is_away",
+        what_a_worker_held_is_read_when_it_is_back_while_the_origin_is_away,
     ),
     (
         "a_worker_that_stops_and_starts_again_fails_no_cold_read",
@@ -105,6 +109,32 @@ fn thousands_of_idle_connections_keep_no_mount_out() {
     assert!(took < Duration::from_secs(8), "the reads took {took:?}");
     let passed_over = mount.metric("weir_client_failovers_total", "");
     assert!(passed_over < 3.0, "{passed_over} reads were not answered");
+}
+
+fn what_a_worker_held_is_read_when_it_is_back_while_the_origin_is_away() {
+    let lab = Lab::new();
+    let files = put_apart(&lab, 40);
+    let mut cluster = Cluster::start(&lab, 2);
+    cluster.create_dataset("set");
+    cluster.weir(&["warm", "set", "--wait"]).ok();
+    let mount = cluster.mount("set", "node-1");
+    let down = Fault::Status(503, "ServiceUnavailable");
+    lab.s3.faults().set([Rule::new(down)]);
+    cluster.workers[0].take().unwrap().kill();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for (name, content) in files.iter() {
+            let mount = &mount;
+            scope.spawn(move || assert!(mount.read(name) == *content, "{name}"));
+        }
+        // The other one is asked in its place, and waits for the origin.
+        wait_until("reads wait", Duration::from_secs(20), || {
+            cluster.worker(1).metric("weir_origin_waiting_reads", "") > 0.0
+        });
+        cluster.start_worker(0);
+    });
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(20), "the reads took {took:?}");
 }
 
 fn a_worker_that_stops_and_starts_again_fails_no_cold_read() {
