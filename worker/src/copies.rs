@@ -3,6 +3,7 @@
 //! When the cluster map changes, some blocks have a new owner, and the former one still holds them. The new owner asks it
 //! before it goes to the origin, so that the origin sends nothing again because workers come or go as planned. It is asked
 //! for what it holds only, so no question leads to another one, and no two workers wait for each other.
+//! While maps differ, a worker may be asked for what it does not own by its own map: then it asks those that do.
 //!
 //! Of a dataset with several copies only the first is filled from the origin (`placed.rs`): the owner of another one asks that of
 //! the first, and waits for as long as that one says that it works on it, but not for ever.
@@ -63,6 +64,16 @@ const MAX_ORIGINS: usize = 1024;
 /// How long a block that was wrong is fetched from its origin alone: others may not have dropped it yet. And how many are.
 const WRONG_FOR: Duration = Duration::from_mins(1);
 const MAX_WRONG: usize = 65_536;
+
+/// Who asks for a block, as far as that decides where it may come from.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Asker {
+    /// A worker: nobody else is asked to fetch the block. That one would wait for this one, and this one for a third.
+    pub(crate) is_worker: bool,
+    /// It goes by another map or placement than this worker, whose owners may hold the block. Who goes by the same asks a worker that
+    /// is no owner only when the owners say nothing, and has waited for them already.
+    pub(crate) has_other_view: bool,
+}
 
 /// The other workers of a cluster, as far as they may hold what this one lacks.
 pub(crate) struct Copies {
@@ -190,11 +201,16 @@ impl Copies {
     }
 
     /// The way to a block that this worker lacks. `datasets` gives those that may have it.
-    pub(crate) fn route(&self, key: &BlockKey, datasets: impl FnOnce() -> Vec<Arc<str>>) -> Route {
+    pub(crate) fn route(
+        &self,
+        key: &BlockKey,
+        asker: Asker,
+        datasets: impl FnOnce() -> Vec<Arc<str>>,
+    ) -> Route {
         if self.is_wrong(key) {
             return Route::Origin;
         }
-        let by_map = self.holders(key);
+        let by_map = self.by_map(key, asker);
         if by_map.is_empty() && self.placements.is_empty() {
             return Route::Origin;
         }
@@ -208,13 +224,24 @@ impl Copies {
             };
             let view = self.placed.view(&dataset, known, &maps);
             match view.route(&dataset, key, &self.own) {
-                // It is asked in an owner's place, if it does not own the block of another dataset.
+                // It is asked in an owner's place, or by who takes it for one, if it does not own the block of another dataset.
                 None => {
                     if before.is_none() {
-                        let holders = self.answering(view.before(key, &self.own));
-                        let route = Route::Former(dataset, holders);
+                        let holders = if asker.has_other_view {
+                            view.holders(key, &self.own)
+                        } else {
+                            view.before(key, &self.own)
+                        };
+                        let route = Route::Held(dataset, self.answering(holders));
                         before = Some(route).filter(Route::has_holders);
                     }
+                }
+                // The other one takes this one for the filler, and asks nobody else.
+                Some(Route::Filler(dataset, _) | Route::Kept(dataset, _))
+                    if asker.is_worker && asker.has_other_view =>
+                {
+                    let holders = view.holders(key, &self.own);
+                    return Route::Held(dataset, self.answering(holders));
                 }
                 // Of another dataset it may own the same block.
                 Some(route @ Route::Kept(..)) => {
@@ -222,16 +249,16 @@ impl Copies {
                 }
                 Some(Route::Filler(dataset, filler)) if self.is_avoided(&filler.id) => {
                     let holders = view.holders(key, &self.own);
-                    return Route::Former(dataset, self.answering(holders));
+                    return Route::Held(dataset, self.answering(holders));
                 }
-                Some(Route::Former(dataset, holders)) => {
-                    return Route::Former(dataset, self.answering(holders));
+                Some(Route::Held(dataset, holders)) => {
+                    return Route::Held(dataset, self.answering(holders));
                 }
                 Some(route) => return route,
             }
         }
         match owned_by_map {
-            Some(dataset) if !by_map.is_empty() => Route::Former(dataset, by_map),
+            Some(dataset) if !by_map.is_empty() => Route::Held(dataset, by_map),
             Some(_) => Route::Origin,
             None => kept.or(before).unwrap_or(Route::Origin),
         }
@@ -240,8 +267,14 @@ impl Copies {
     /// The workers that may hold a block which this one owns and lacks, the likeliest first. Those that do not answer are
     /// left out.
     pub(crate) fn holders(&self, key: &BlockKey) -> Vec<WorkerInfo> {
+        self.by_map(key, Asker::default())
+    }
+
+    /// The same; and of one that it does not own, if it is asked by who goes by another map.
+    fn by_map(&self, key: &BlockKey, asker: Asker) -> Vec<WorkerInfo> {
         let map = self.map.borrow().clone();
-        let holders = self.former().holders(key, &map, &self.own, Instant::now());
+        let former = self.former();
+        let holders = former.holders(key, &map, &self.own, asker.has_other_view, Instant::now());
         if holders.is_empty() || self.is_wrong(key) {
             return Vec::new();
         }
@@ -265,6 +298,9 @@ impl Copies {
         }
         let maps = self.former();
         let view = self.placed.view(dataset, known, &maps);
+        if !view.is_owner(key, &self.own) {
+            return Vec::new();
+        }
         self.answering(view.holders(key, &self.own))
     }
 

@@ -57,8 +57,15 @@ fn former(told: &[v1::FormerPlacement], now: Instant) -> Vec<(Placement, Instant
     let today = wall_clock::now().duration_since(UNIX_EPOCH);
     let today = today.unwrap_or_default();
     let former = told.iter().take(MAX_FORMER).filter_map(|former| {
-        let replaced = Duration::from_nanos(u64::try_from(former.replaced_ns).ok()?);
-        let replaced = now.checked_sub(today.saturating_sub(replaced))?;
+        let ago = match u64::try_from(former.replaced_ago_ns).ok()? {
+            // A master of before.
+            0 => {
+                let replaced = Duration::from_nanos(u64::try_from(former.replaced_ns).ok()?);
+                today.saturating_sub(replaced)
+            }
+            ago => Duration::from_nanos(ago),
+        };
+        let replaced = now.checked_sub(ago)?;
         Some((placement(former.placement.clone()), replaced))
     });
     former.collect()
@@ -384,12 +391,12 @@ mod tests {
         assert_eq!(domains(), [["c"], ["b"]]);
         assert!(domains_at(Instant::now() + FORMER_FOR).is_empty());
         // What the master says of it counts for who has just come.
+        let nanoseconds = |time: Duration| i64::try_from(time.as_nanos()).unwrap();
         let told = |domain: &str, ago: Duration| v1::FormerPlacement {
             placement: zone(1, domain),
-            replaced_ns: {
-                let now = wall_clock::now().duration_since(UNIX_EPOCH).unwrap();
-                i64::try_from(now.saturating_sub(ago).as_nanos()).unwrap()
-            },
+            replaced_ago_ns: nanoseconds(ago),
+            // Its clock is behind by years.
+            replaced_ns: 1,
         };
         let newcomer = Placements::default();
         let mut said = v1::DatasetSources {
@@ -408,6 +415,21 @@ mod tests {
         said.former.clear();
         newcomer.set(std::slice::from_ref(&said));
         assert!(Arc::ptr_eq(&first, &newcomer.get("set").unwrap()));
+        // A master of before says only when, by its clock.
+        let today = wall_clock::now().duration_since(UNIX_EPOCH).unwrap();
+        let by_clock = |domain: &str, ago: Duration| v1::FormerPlacement {
+            replaced_ago_ns: 0,
+            replaced_ns: nanoseconds(today.saturating_sub(ago)),
+            ..told(domain, ago)
+        };
+        said.former = vec![
+            by_clock("a", Duration::from_secs(9)),
+            by_clock("z", 2 * FORMER_FOR),
+        ];
+        let newcomer = Placements::default();
+        newcomer.set(std::slice::from_ref(&said));
+        let known = newcomer.get("set").unwrap();
+        assert_eq!(known.former(Instant::now()).count(), 1);
         // One that had none was spread over the cluster, and one that is new was nowhere.
         set(None);
         assert!(placements.get("set").is_none() && placements.is_empty());

@@ -24,7 +24,7 @@ use weir_origin::{OriginError, OriginMetrics};
 use weir_trust::Dial;
 
 use crate::config::WorkerConfig;
-use crate::copies::Copies;
+use crate::copies::{Asker, Copies};
 use crate::demand::Demand;
 use crate::fill::Fill;
 use crate::fills::{self, Fills, Keeper};
@@ -47,7 +47,7 @@ mod place;
 mod unowned;
 
 use copying::Copying;
-use filling::{BUDGET_UNIT, Forwards};
+use filling::BUDGET_UNIT;
 pub use filling::{FillWork, PrefetchAnswer};
 pub(crate) use filling::{Taken, settled};
 use keeping::Keeping;
@@ -360,13 +360,23 @@ impl Worker {
         block: &Block,
         range: Range<u32>,
     ) -> impl Future<Output = Result<(Vec<Bytes>, Source), ReadError>> + Send {
+        self.read_for(block, range, Asker::default())
+    }
+
+    /// The same for somebody on another machine.
+    pub(crate) fn read_for(
+        self: &Arc<Self>,
+        block: &Block,
+        range: Range<u32>,
+        asker: Asker,
+    ) -> impl Future<Output = Result<(Vec<Bytes>, Source), ReadError>> + Send {
         let span = span(block, &range);
         let read = async move {
             let key = block.key();
             if let Some(found) = self.find(key, &range).await {
                 return Ok(found);
             }
-            let fill = self.spawn_fill(block, key)?;
+            let fill = self.spawn_fill(block, key, asker)?;
             let pieces = fill.read(range).await?;
             Ok((pieces, source_of(&fill)))
         };
@@ -417,12 +427,13 @@ impl Worker {
         self: &Arc<Self>,
         block: &Block,
         range: Range<u32>,
+        asker: Asker,
     ) -> Result<Option<Cached>, ReadError> {
         let key = block.key();
         if let Some(found) = self.find(key, &range).await {
             return Ok(Some(found));
         }
-        let (fill, work) = self.start_fill_as(block, key, Forwards::No)?;
+        let (fill, work) = self.start_fill_for(block, key, asker)?;
         let is_new = work.is_some();
         if let Some(work) = work {
             tokio::spawn(work);

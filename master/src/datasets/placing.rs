@@ -247,6 +247,7 @@ fn remember(dataset: &mut v1::Dataset, before: Option<&v1::Dataset>) {
             // Without one it was spread over the cluster.
             placement: Some(before.placement.clone().unwrap_or_default()),
             replaced_ns: now_ns(),
+            ..v1::FormerPlacement::default()
         };
         former.insert(0, replaced);
         former.truncate(MAX_FORMER);
@@ -264,12 +265,15 @@ fn is_told_by(before: Option<&v1::Placement>, after: Option<&v1::Placement>) -> 
         && before.domains.first() == after.domains.first()
 }
 
-/// Those that were replaced a while ago at most.
+/// Those that were replaced a while ago at most, and how long ago that was.
 pub(super) fn recent(former: &[v1::FormerPlacement], now_ns: i64) -> Vec<v1::FormerPlacement> {
     let told_for = i64::try_from(TOLD_FOR.as_nanos()).unwrap_or(i64::MAX);
-    let recent = former.iter();
-    let recent = recent.filter(|former| now_ns.saturating_sub(former.replaced_ns) < told_for);
-    recent.cloned().collect()
+    let told = former.iter().map(|former| v1::FormerPlacement {
+        replaced_ago_ns: now_ns.saturating_sub(former.replaced_ns).max(1),
+        ..former.clone()
+    });
+    told.filter(|former| former.replaced_ago_ns < told_for)
+        .collect()
 }
 
 fn chosen(

@@ -111,21 +111,24 @@ impl Former {
         self.changed.is_some_and(|changed| now >= changed + time)
     }
 
-    /// Who of `map` may hold a block that `own` is the owner of: those that were before it, the last one first. Nobody if it
-    /// is not the owner: the owner fetches, and whoever is asked in its place need not wait for it again.
+    /// Who of `map` may hold a block that `own` is the owner of: those that were before it, the last one first. If it is not the
+    /// owner, the owner and those before it, if that is to be asked; else nobody: the owner fetches, and whoever is asked in its place
+    /// need not wait for it again.
     pub(super) fn holders(
         &self,
         key: &BlockKey,
         map: &ClusterMap,
         own: &WorkerId,
+        asks_owner: bool,
         now: Instant,
     ) -> Vec<WorkerInfo> {
         let is_recent = |since: Instant| now < since + KEPT_FOR;
         let is_new = self.joined.is_some_and(is_recent);
-        if self.maps.is_empty() && !is_new && self.uncordoned.is_none() {
+        if !asks_owner && self.maps.is_empty() && !is_new && self.uncordoned.is_none() {
             return Vec::new();
         }
-        if map.owner(key).is_none_or(|owner| owner.id != *own) {
+        let owner = map.owner(key).filter(|owner| owner.id != *own);
+        if !asks_owner && owner.is_some() {
             return Vec::new();
         }
         let recent = self
@@ -144,7 +147,8 @@ impl Former {
         } else {
             Vec::new()
         };
-        still_there(former.chain(cordoned).chain(next), map, own, MAX_HOLDERS)
+        let all = owner.into_iter().chain(former).chain(cordoned).chain(next);
+        still_there(all, map, own, MAX_HOLDERS)
     }
 }
 
@@ -227,7 +231,7 @@ mod tests {
         former.see(&with, &own, now);
         let mut owned = 0;
         for key in keys() {
-            let holders = former.holders(&key, &with, &own, now);
+            let holders = former.holders(&key, &with, &own, false, now);
             if with.owner(&key).unwrap().id != own {
                 assert!(holders.is_empty(), "it is another one's");
                 continue;
@@ -238,7 +242,7 @@ mod tests {
         }
         assert!(owned > 50, "{owned}");
         let later = now + KEPT_FOR;
-        assert!(keys().all(|key| former.holders(&key, &with, &own, later).is_empty()));
+        assert!(keys().all(|key| former.holders(&key, &with, &own, false, later).is_empty()));
     }
 
     #[test]
@@ -249,7 +253,7 @@ mod tests {
         let mut former = Former::default();
         former.see(&with, &own, now);
         for key in keys().filter(|key| with.owner(key).unwrap().id == own) {
-            let holders = former.holders(&key, &with, &own, now);
+            let holders = former.holders(&key, &with, &own, false, now);
             assert!(ids(&holders).contains(&before.owner(&key).unwrap().id.as_str()));
         }
     }
@@ -268,7 +272,7 @@ mod tests {
         let is_owned = |key: &BlockKey| with.owner(key).unwrap().id == own;
         for key in keys().filter(is_owned) {
             let first = before.owner(&key).unwrap();
-            let holders = former.holders(&key, &with, &own, now);
+            let holders = former.holders(&key, &with, &own, false, now);
             assert!(ids(&holders).contains(&first.id.as_str()), "{}", first.id);
             let mut by_maps = former.maps(now).filter_map(|map| map.owner(&key));
             assert!(by_maps.any(|owner| owner.id == first.id));
@@ -285,12 +289,12 @@ mod tests {
         former.see(&before, &own, start);
         former.see(&after, &own, now);
         for key in keys().filter(|key| after.owner(key).unwrap().id == own) {
-            assert!(former.holders(&key, &after, &own, now).is_empty());
+            assert!(former.holders(&key, &after, &own, false, now).is_empty());
         }
         // It is back, elsewhere.
         let moved = with(&before, 3, 2, |c| c.data_address = "x:1".to_owned());
         for key in keys().filter(|key| moved.owner(key).unwrap().id == own) {
-            assert!(former.holders(&key, &moved, &own, now).is_empty());
+            assert!(former.holders(&key, &moved, &own, false, now).is_empty());
         }
     }
 
@@ -328,7 +332,7 @@ mod tests {
         let later = now + 2 * KEPT_FOR;
         let mut moved = 0;
         for key in keys().filter(|key| cordoned.owner(key).unwrap().id == own) {
-            let holders = former.holders(&key, &cordoned, &own, later);
+            let holders = former.holders(&key, &cordoned, &own, false, later);
             if before.owner(&key).unwrap().id == own {
                 assert!(holders.is_empty());
             } else {
@@ -353,6 +357,6 @@ mod tests {
         former.see(&map(2, &["a", "b"]), &own, later);
         assert!(former.is_settled_for(KEPT_FOR, later));
         assert!(!former.is_settled_for(2 * KEPT_FOR, later));
-        assert!(keys().all(|key| former.holders(&key, &here, &own, later).is_empty()));
+        assert!(keys().all(|key| former.holders(&key, &here, &own, false, later).is_empty()));
     }
 }

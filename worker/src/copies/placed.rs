@@ -2,7 +2,7 @@
 //!
 //! Of a dataset's copies only the first is filled from the origin. The owner of another copy asks the first one's owner for the
 //! block ([`Route::Filler`]), which fetches it if it lacks it. The first one's owner asks those who were owners before it, when the
-//! placement or the map was another a while ago, for what they hold ([`Route::Former`]).
+//! placement or the map was another a while ago, and the owners of the other copies, for what they hold ([`Route::Held`]).
 //!
 //! Workers that know different placements may each take the other for the first owner. None waits for the other then: who is
 //! asked by a worker asks none that would fetch in its turn, see [`crate::fill::Fill::forward`].
@@ -21,6 +21,8 @@ use crate::placements::Known;
 
 /// Former maps and placements of a dataset that count.
 const MAX_FORMER: usize = 7;
+/// Of these, maps together with placements.
+const MAX_BOTH: usize = 2;
 /// Workers that are asked for what they hold of one block.
 const MAX_HOLDERS: usize = 4;
 /// Datasets whose owners are kept: those of one may take a megabyte in a large cluster.
@@ -34,7 +36,7 @@ pub(crate) enum Route {
     /// From the origin, by this worker.
     Origin,
     /// From the first of these that holds it, asked in the dataset's name; else from the origin.
-    Former(Arc<str>, Vec<WorkerInfo>),
+    Held(Arc<str>, Vec<WorkerInfo>),
     /// From this one, which has it or fetches it.
     Filler(Arc<str>, WorkerInfo),
     /// As from a filler, for a worker that owns no copy and keeps what its node reads.
@@ -44,7 +46,7 @@ pub(crate) enum Route {
 impl Route {
     /// Whether some worker is to be asked for what it holds.
     pub(super) fn has_holders(&self) -> bool {
-        matches!(self, Self::Former(_, holders) if !holders.is_empty())
+        matches!(self, Self::Held(_, holders) if !holders.is_empty())
     }
 }
 
@@ -69,10 +71,18 @@ impl View {
             |map: &Arc<ClusterMap>, placement: &Placement| Owners::new(map.clone(), placement);
         let by_placements = known.former(now);
         let by_placements = by_placements.map(|placement| owners(maps.uncordoned(), placement));
+        // Both may have changed a moment ago.
+        let is_other = |map: &&Arc<ClusterMap>| !Arc::ptr_eq(map, maps.uncordoned());
+        let before_both = maps.maps(now).filter(is_other);
+        let by_both = before_both.flat_map(|map| known.former(now).map(move |it| owners(map, it)));
         let by_maps = maps.maps(now).map(|map| owners(map, known.current()));
+        let former = by_placements
+            .chain(by_both.take(MAX_BOTH))
+            .chain(by_maps)
+            .take(MAX_FORMER);
         Self {
             owners: owners(maps.current(), known.current()),
-            former: by_placements.chain(by_maps).take(MAX_FORMER).collect(),
+            former: former.collect(),
             made: now,
             known,
             maps,
@@ -86,7 +96,7 @@ impl View {
     }
 
     /// Whether a worker is to hold a copy of a block.
-    fn is_owner(&self, key: &BlockKey, own: &WorkerId) -> bool {
+    pub(super) fn is_owner(&self, key: &BlockKey, own: &WorkerId) -> bool {
         self.owners.of(key).any(|owner| owner.id == *own)
     }
 
@@ -106,8 +116,9 @@ impl View {
         Some(if let Some(filler) = filler {
             Route::Filler(dataset.clone(), filler.clone())
         } else {
-            let holders = still_there(self.former(key), self.maps.current(), own, MAX_HOLDERS);
-            Route::Former(dataset.clone(), holders)
+            let all = self.former(key).chain(self.owners.of(key));
+            let holders = still_there(all, self.maps.current(), own, MAX_HOLDERS);
+            Route::Held(dataset.clone(), holders)
         })
     }
 
@@ -123,12 +134,8 @@ impl View {
         still_there(before, self.maps.current(), own, MAX_HOLDERS)
     }
 
-    /// The workers that may hold a block of the dataset, the likeliest first: the owners of its other copies, and those before
-    /// them. Nobody if `own` is to hold no copy of it.
+    /// The workers that may hold a block of the dataset, the likeliest first: the owners of its copies, and those before them.
     pub(super) fn holders(&self, key: &BlockKey, own: &WorkerId) -> Vec<WorkerInfo> {
-        if !self.is_owner(key, own) {
-            return Vec::new();
-        }
         let all = self.owners.of(key).chain(self.former(key));
         still_there(all, self.maps.current(), own, MAX_HOLDERS)
     }
@@ -237,7 +244,7 @@ mod tests {
                 Some(Route::Origin) => "origin".to_owned(),
                 Some(Route::Filler(_, filler)) => format!("filler {}", filler.id),
                 Some(Route::Kept(_, filler)) => format!("kept from {}", filler.id),
-                Some(Route::Former(_, holders)) => {
+                Some(Route::Held(_, holders)) => {
                     let names = holders.iter().map(|holder| holder.id.as_str());
                     ["former"]
                         .into_iter()
@@ -296,6 +303,21 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_came_while_a_dataset_moved_asks_where_it_was_before_both() {
+        let mut cluster = Cluster::of("a2");
+        cluster.place(1, &["a"]);
+        cluster.place(2, &["a", "b"]);
+        cluster.map(&[("a1", "a", 1), ("a2", "a", 1), ("b1", "b", 1)]);
+        cluster.place(3, &["b"]);
+        cluster.place(4, &["a"]);
+        let routes = (0..50).map(|key| cluster.route(key));
+        let own: Vec<String> = routes.filter(|route| route != "not its own").collect();
+        assert!(own.len() > 10 && own.len() < 40, "{own:?}");
+        // Of zone b by one placement, and of zone a before this worker was there.
+        assert!(own.iter().all(|route| route == "former b1 a1"), "{own:?}");
+    }
+
+    #[test]
     fn a_copy_that_is_new_is_to_be_had_from_the_owners_of_the_others() {
         let mut cluster = Cluster::of("c1");
         cluster.map(&THREE);
@@ -307,7 +329,8 @@ mod tests {
             let holders = view.holders(&key, &cluster.own);
             holders.iter().map(|holder| holder.id.to_string()).collect()
         };
-        assert!(holders(&cluster).is_empty(), "it is not its own");
+        // It may be asked for it by who takes it for an owner.
+        assert_eq!(holders(&cluster), ["a1", "b1"]);
         cluster.place(2, &["a", "c"]);
         assert_eq!(holders(&cluster), ["a1", "b1"]);
     }

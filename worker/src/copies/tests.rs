@@ -241,3 +241,74 @@ async fn whoever_says_so_for_ever_is_not_waited_for() {
     assert!(since.elapsed() < 2 * FILLER_DEADLINE);
     assert!(copies.avoided.lock().contains_key(&filler.id));
 }
+
+#[tokio::test]
+async fn who_goes_by_another_map_or_placement_has_the_owners_by_this_one_asked() {
+    let of_zone = |id: &str, zone: &str| WorkerInfo {
+        location: weir_core::Location::of_names(zone, "").unwrap(),
+        ..crate::testing::info(id).unwrap()
+    };
+    let workers = vec![of_zone("a1", "a"), of_zone("own", "b")];
+    let copies = copies_of(ClusterMap::new(1, Hashing::NEWEST, workers));
+    let placed = |zones: &[&str]| {
+        copies.placements.set(&[weir_proto::v1::DatasetSources {
+            dataset: "set".to_owned(),
+            placement: Some(weir_proto::v1::Placement {
+                version: 1,
+                spread: weir_proto::v1::Spread::Zone.into(),
+                domains: zones.iter().map(|zone| (*zone).to_owned()).collect(),
+                ..weir_proto::v1::Placement::default()
+            }),
+            ..weir_proto::v1::DatasetSources::default()
+        }]);
+    };
+    copies.see(&copies.map());
+    let key = block().key();
+    let route = |asker: Asker| match copies.route(&key, asker, || vec!["set".into()]) {
+        Route::Held(_, holders) => holders.iter().map(|it| it.id.to_string()).collect(),
+        Route::Filler(..) => vec!["filler".to_owned()],
+        Route::Origin | Route::Kept(..) => Vec::new(),
+    };
+    let reader = Asker::default();
+    let other_reader = Asker {
+        has_other_view: true,
+        ..reader
+    };
+    let other_worker = Asker {
+        is_worker: true,
+        ..other_reader
+    };
+    // No owner of it: who knows the same asks because the owner says nothing.
+    placed(&["a"]);
+    assert!(route(reader).is_empty());
+    assert_eq!(route(other_reader), ["a1"]);
+    assert_eq!(route(other_worker), ["a1"]);
+    // The owner of the second copy, which another one takes for that of the first.
+    placed(&["a", "b"]);
+    assert_eq!(route(reader), ["filler"]);
+    assert_eq!(route(other_reader), ["filler"]);
+    assert_eq!(route(other_worker), ["a1"]);
+    // The owner of the first copy has the others.
+    placed(&["b", "a"]);
+    assert_eq!(route(reader), ["a1"]);
+}
+
+#[tokio::test]
+async fn by_the_map_alone_the_owner_is_asked_for_who_goes_by_another_one() {
+    let workers = ["a", "b", "own"].map(|id| crate::testing::info(id).unwrap());
+    let copies = copies_of(ClusterMap::new(1, Hashing::NEWEST, workers.to_vec()));
+    let map = copies.map();
+    copies.see(&map);
+    let other = Asker {
+        has_other_view: true,
+        ..Asker::default()
+    };
+    let mut keys = (0..=255).map(|n| weir_core::BlockKey([n; 16]));
+    let key = keys.find(|key| map.owner(key).unwrap().id.as_str() == "a");
+    let holders = |asker| -> Vec<String> {
+        let holders = copies.by_map(&key.unwrap(), asker);
+        holders.iter().map(|it| it.id.to_string()).collect()
+    };
+    assert!(holders(Asker::default()).is_empty());
+    assert_eq!(holders(other)[0], "a");
+}

@@ -28,6 +28,7 @@ use super::admission::{Admission, Admitted, admit_local, admit_simulated};
 use super::connections::{Connections, Limits, Place};
 use super::refusals::{NotAdmitted, Refusals};
 use super::turns::{SLOW, Turn};
+use crate::copies::Asker;
 use crate::demand::ObjectId;
 use crate::metrics::ResultLabel;
 use crate::read_source::Source;
@@ -625,10 +626,15 @@ async fn answer(
     if message.report_damaged {
         worker.report_damaged(block.key()).await;
     }
+    let asker = Asker {
+        is_worker: message.as_filler,
+        has_other_view: message.epoch != epoch
+            || message.placement_version != known.placement_version,
+    };
     if message.ahead {
         let reply = BlockReply {
             status: BlockStatus::Ok.into(),
-            source: match worker.prefetch(block).await {
+            source: match worker.prefetch_for(block, asker).await {
                 PrefetchAnswer::Accepted => BlockSource::Origin,
                 PrefetchAnswer::NotNeeded => BlockSource::Ssd,
                 PrefetchAnswer::Refused => BlockSource::Unspecified,
@@ -677,8 +683,8 @@ async fn answer(
             let copy = worker.read_copy(&message.dataset, block, range.clone(), place, from);
             Ok(copy.await)
         }
-        None if message.as_filler => worker.read_for_copy(block, range.clone()).await,
-        None => worker.read(block, range.clone()).await.map(Some),
+        None if message.as_filler => worker.read_for_copy(block, range.clone(), asker).await,
+        None => worker.read_for(block, range.clone(), asker).await.map(Some),
     };
     match outcome {
         Ok(None) => without_bytes("not_held", BlockStatus::NotHeld, String::new()),

@@ -14,7 +14,7 @@ use weir_origin::OriginError;
 
 use super::place::Place;
 use super::{ReadError, Worker};
-use crate::copies::{Answer, Copies, Route, Turn};
+use crate::copies::{Answer, Asker, Copies, Route, Turn};
 use crate::fill::{Fill, Given, LEAST_TAKEN};
 use crate::fills::{self, Keeper, Started};
 use crate::metrics::ResultLabel;
@@ -49,14 +49,6 @@ pub(crate) async fn settled(is_over: impl Fn() -> bool) -> bool {
 /// What a block counts against a budget in which it counts so many bytes at least.
 pub(super) fn units_of(block: &Block, least: u64) -> u32 {
     u64::from(block.len()).max(least).div_ceil(BUDGET_UNIT) as u32
-}
-
-/// Whether a fill may have another worker fetch its block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Forwards {
-    Yes,
-    /// It is for a worker: that one would wait for this one, and this one for a third.
-    No,
 }
 
 /// The answer to a request to prefetch a block.
@@ -115,6 +107,15 @@ impl Worker {
     /// Fetches a block before anybody reads it, in the background and once there is a place for it among others that
     /// nobody waits for.
     pub async fn prefetch(self: &Arc<Self>, block: &Block) -> PrefetchAnswer {
+        self.prefetch_for(block, Asker::default()).await
+    }
+
+    /// The same for somebody on another machine.
+    pub(crate) async fn prefetch_for(
+        self: &Arc<Self>,
+        block: &Block,
+        asker: Asker,
+    ) -> PrefetchAnswer {
         let key = block.key();
         let refusal = || {
             if self.keeps(&key) || self.fills.running(&key).is_some() {
@@ -138,7 +139,7 @@ impl Worker {
         if let Some(refusal) = refusal() {
             return refusal;
         }
-        match self.start_fill(block, key) {
+        match self.start_fill_for(block, key, asker) {
             Ok((_, Some(work))) => {
                 tokio::spawn(async move {
                     work.await;
@@ -156,8 +157,9 @@ impl Worker {
         self: &Arc<Self>,
         block: &Block,
         key: BlockKey,
+        asker: Asker,
     ) -> Result<Arc<Fill>, ReadError> {
-        let (fill, work) = self.start_fill(block, key)?;
+        let (fill, work) = self.start_fill_for(block, key, asker)?;
         if let Some(work) = work {
             tokio::spawn(work);
         }
@@ -170,15 +172,15 @@ impl Worker {
         block: &Block,
         key: BlockKey,
     ) -> Result<(Arc<Fill>, Option<FillWork>), ReadError> {
-        self.start_fill_as(block, key, Forwards::Yes)
+        self.start_fill_for(block, key, Asker::default())
     }
 
-    /// The same, of a fill that may have another worker fetch the block, or may not.
-    pub(super) fn start_fill_as(
+    /// The same for somebody on another machine.
+    pub(super) fn start_fill_for(
         self: &Arc<Self>,
         block: &Block,
         key: BlockKey,
-        forwards: Forwards,
+        asker: Asker,
     ) -> Result<(Arc<Fill>, Option<FillWork>), ReadError> {
         if self.stop.is_cancelled() {
             return Err(ReadError::ShuttingDown);
@@ -194,16 +196,16 @@ impl Worker {
         let object = &*block.object.key;
         let span = trace_span!(target: "weir::read", "fill", object, block = block.index);
         let (worker, block) = (self.clone(), block.clone());
-        let work = async move { worker.run_fill(&block, started, forwards).await };
+        let work = async move { worker.run_fill(&block, started, asker).await };
         let work = work.instrument(span);
         Ok((fill, Some(self.tasks.track_future(work).boxed())))
     }
 
-    async fn run_fill(self: Arc<Self>, block: &Block, started: Started<Self>, forwards: Forwards) {
+    async fn run_fill(self: Arc<Self>, block: &Block, started: Started<Self>, asker: Asker) {
         let since = Instant::now();
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
-            result = self.fetch_block(block, &started, forwards) => result,
+            result = self.fetch_block(block, &started, asker) => result,
         };
         let labels = ResultLabel {
             result: if result.is_ok() { "ok" } else { "error" },
@@ -239,7 +241,7 @@ impl Worker {
         self: &Arc<Self>,
         block: &Block,
         started: &Started<Self>,
-        forwards: Forwards,
+        asker: Asker,
     ) -> Result<Option<Place>, OriginError> {
         let (key, fill) = (started.key(), started.fill());
         let units = units_of(block, LEAST_TAKEN);
@@ -251,7 +253,7 @@ impl Worker {
             fill.push(data);
             return Ok(None);
         }
-        let copied = self.copy(block, &key, fill, units, forwards).await;
+        let copied = self.copy(block, &key, fill, units, asker).await;
         fill.forward(false);
         if let Some((given, place)) = copied {
             fill.copy(given);
@@ -284,16 +286,24 @@ impl Worker {
     }
 
     /// The way to a block that is not here.
-    pub(super) fn route(&self, copies: &Copies, block: &Block, key: &BlockKey) -> Route {
+    pub(super) fn route(
+        &self,
+        copies: &Copies,
+        block: &Block,
+        key: &BlockKey,
+        asker: Asker,
+    ) -> Route {
         let object = &*block.object.key;
-        copies.route(key, || self.origins.datasets_of(block.origin, object))
+        copies.route(key, asker, || {
+            self.origins.datasets_of(block.origin, object)
+        })
     }
 
     /// Whether a block that is not here would be fetched by another worker.
     fn is_forwarded(&self, block: &Block) -> bool {
         let copies = self.copies.get();
         copies.is_some_and(|copies| {
-            let route = self.route(copies, block, &block.key());
+            let route = self.route(copies, block, &block.key(), Asker::default());
             matches!(route, Route::Filler(..) | Route::Kept(..))
         })
     }
@@ -305,11 +315,11 @@ impl Worker {
         key: &BlockKey,
         fill: &Fill,
         units: u32,
-        forwards: Forwards,
+        asker: Asker,
     ) -> Option<(Given, Place)> {
         let copies = self.copies.get()?;
-        match self.route(copies, block, key) {
-            Route::Former(dataset, holders) if !holders.is_empty() => {
+        match self.route(copies, block, key, asker) {
+            Route::Held(dataset, holders) if !holders.is_empty() => {
                 let turn = copies.turn_of(block.origin).await?;
                 let place = Place::take(None, self.budget.clone(), units);
                 let place = timeout(COPY_PLACE_DEADLINE, place).await.ok()??;
@@ -318,9 +328,7 @@ impl Worker {
             }
             // One that is avoided has the origin asked instead.
             Route::Kept(_, filler) if copies.is_avoided(&filler.id) => None,
-            Route::Filler(dataset, filler) | Route::Kept(dataset, filler)
-                if forwards == Forwards::Yes =>
-            {
+            Route::Filler(dataset, filler) | Route::Kept(dataset, filler) if !asker.is_worker => {
                 fill.forward(true);
                 let turn = copies.turn_of_filler().await?;
                 let place = Place::take(None, self.copy_budget.clone(), units);
@@ -328,7 +336,7 @@ impl Worker {
                 let given = copies.fetch_of_filler(&turn, &filler, &dataset, block);
                 Some((given.await?, place))
             }
-            Route::Origin | Route::Former(..) | Route::Filler(..) | Route::Kept(..) => None,
+            Route::Origin | Route::Held(..) | Route::Filler(..) | Route::Kept(..) => None,
         }
     }
 

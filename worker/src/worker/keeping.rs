@@ -16,7 +16,7 @@ use weir_core::{Block, BlockKey};
 use weir_segment::Pieces;
 
 use super::{EVICT_BATCH, FREE_SHARE, Worker};
-use crate::copies::Route;
+use crate::copies::{Asker, Route};
 use crate::fills::{Keeper, Started};
 
 /// How often it is looked which of the blocks are still held.
@@ -120,7 +120,7 @@ impl Worker {
             return None;
         }
         let copies = self.copies.get()?;
-        match self.route(copies, block, &block.key()) {
+        match self.route(copies, block, &block.key(), Asker::default()) {
             Route::Kept(dataset, _) => Some(dataset),
             _ => None,
         }

@@ -223,8 +223,7 @@ mod tests {
 
     /// Has datasets be of these prefixes, on these nodes; they were placed anew `ago`.
     fn place(worker: &Worker, datasets: &[(&str, &str, &str)], ago: Duration) {
-        let today = std::time::UNIX_EPOCH.elapsed().unwrap();
-        let replaced_ns = i64::try_from(today.saturating_sub(ago).as_nanos()).unwrap();
+        let replaced_ago_ns = i64::try_from(ago.as_nanos()).unwrap();
         let placed = datasets
             .iter()
             .map(|(name, prefix, node)| v1::DatasetSources {
@@ -241,7 +240,8 @@ mod tests {
                 }),
                 former: vec![v1::FormerPlacement {
                     placement: Some(v1::Placement::default()),
-                    replaced_ns,
+                    replaced_ago_ns,
+                    ..v1::FormerPlacement::default()
                 }],
             });
         let placed: Vec<_> = placed.collect();
