@@ -18,6 +18,9 @@
 //! 12  data length u32                       zeros up to a multiple of 64, or of 4,096 of a long block
 //! ```
 //! All numbers are little endian; checksums are CRC-32C (RFC 3720).
+//!
+//! A later version keeps magic, version and segment where they are: by them this one knows that a file is not for it, and leaves it
+//! alone. It changes the footer's version, too, whose table says where in a record the data is.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -302,6 +305,16 @@ impl Record {
 /// The checksum of a header at a place. The same bytes elsewhere, such as those of a copy of the file, have another one.
 fn header_sum(summed: &[u8], unit: u32) -> u32 {
     crc32_iscsi(summed) ^ crc32_iscsi(&unit.to_le_bytes())
+}
+
+/// Whether the header at the front of `bytes` is one of segment `segment` and of a later version of Weir.
+pub(super) fn is_newer(bytes: &[u8], segment: u64) -> bool {
+    let version = |two: &[u8]| two.try_into().map(u16::from_le_bytes);
+    bytes.get(..4) == Some(&MAGIC.to_le_bytes())
+        && bytes.get(16..24) == Some(&segment.to_le_bytes())
+        && bytes
+            .get(8..10)
+            .is_some_and(|two| version(two).is_ok_and(|of| of > VERSION))
 }
 
 /// Reads the header at the front of `bytes`, which was found at `at` in segment `segment`.

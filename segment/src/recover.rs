@@ -4,7 +4,8 @@
 //! damaged, is told by its journal and from there on is walked header by header. Where a header is damaged the walk goes on
 //! at the next one: a header tells where in which segment it is, so that no bytes of a block pass for one. The records of
 //! what may have been the last write are verified, since that write may not have finished. The segment is then sealed, so
-//! it is walked only once. No length is believed before it was checked against the file's and against the longest block.
+//! it is walked only once. A file of a later version, as after an upgrade that was taken back, is left as it is, and takes its room of
+//! the capacity: the later version uses it again. No length is believed before it was checked against the file's and against the longest block.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -52,6 +53,9 @@ pub(super) struct Recovered {
     pub(super) next_id: u64,
     pub(super) torn_records: u64,
     pub(super) lost_segments: u64,
+    /// Files of a later version, and their bytes.
+    pub(super) newer_segments: u64,
+    pub(super) newer_bytes: u64,
 }
 
 /// What became of one file.
@@ -61,6 +65,10 @@ enum Outcome {
     Useless {
         was_empty: bool,
         torn: u64,
+    },
+    /// A later version has written it.
+    Newer {
+        bytes: u64,
     },
 }
 
@@ -101,6 +109,10 @@ pub(super) fn recover(
             Outcome::Useless { was_empty, torn } => {
                 recovered.torn_records += torn;
                 recovered.lost_segments += u64::from(!was_empty && torn == 0);
+            }
+            Outcome::Newer { bytes } => {
+                recovered.newer_segments += 1;
+                recovered.newer_bytes += page_ceil(bytes);
             }
         }
     }
@@ -159,6 +171,10 @@ fn recover_file(
         let walked_count = walked.len();
         records.extend(whole_records(disk, &file, direct, walked, pool));
         let torn = (known + walked_count - records.len()) as u64 + damaged;
+        if records.is_empty() && is_newer(disk, &file, id) {
+            let bytes = metadata.len();
+            return Ok(Outcome::Newer { bytes });
+        }
         let len = seal(disk, path, id, &records).unwrap_or_else(|error| {
             tracing::warn!(path = %path.display(), %error, "cannot seal a recovered segment");
             metadata.len()
@@ -183,6 +199,13 @@ fn recover_file(
         removed: removed::read(path, id),
     };
     Ok(Outcome::Found(found, torn))
+}
+
+/// Whether the first record of a segment is of a later version.
+fn is_newer(disk: &dyn Disk, file: &File, id: u64) -> bool {
+    let mut page = AlignedBuf::zeroed(PAGE as usize);
+    let read = disk.read_at(file, page.bytes_mut(), 0);
+    read.is_ok_and(|read| record::is_newer(&page.bytes()[..read], id))
 }
 
 /// Finds the records behind those in `records` by their headers, each of which says where the next may be. Gives in how many

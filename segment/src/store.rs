@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use weir_core::BlockKey;
+use weir_core::{BlockKey, ByteSize};
 
 use super::aligned::{BufferPool, PAGE};
 use super::appender::{Appender, Room, Staged, WRITE_MAX, batches};
@@ -148,6 +148,13 @@ impl SegmentStore {
                 "cache files that were damaged, or of an earlier version, were deleted; their blocks are fetched again"
             );
         }
+        if found.newer_segments > 0 {
+            tracing::warn!(
+                dir = %self.dir.display(), files = found.newer_segments, bytes = %ByteSize(found.newer_bytes),
+                "cache files of a newer version of Weir are left alone, and take their room: start that version again, or delete them"
+            );
+        }
+        self.used.fetch_add(found.newer_bytes, Relaxed);
         let mut app = self.appender.lock();
         let mut superseded = Vec::new();
         for f in found.segments {

@@ -225,6 +225,36 @@ fn garbage_in_place_of_a_segment_is_deleted_and_counted() {
 }
 
 #[test]
+fn files_of_a_newer_version_are_left_alone_until_that_uses_them_again() {
+    let bed = Bed::new();
+    let store = bed.open();
+    store_blocks(&store, 0..9, 100_000);
+    let headers = headers(&store, 0..9, 100_000);
+    drop(store);
+    let path = &bed.segments()[0];
+    let len = fs::metadata(path).unwrap().len();
+    // The versions of its records, and that of its footer.
+    let change_version = || {
+        for at in &headers {
+            flip(path, at + 8);
+        }
+        flip(path, len - 64 + 8);
+    };
+    change_version();
+    let newer = fs::read(path).unwrap();
+    let store = bed.open();
+    let stats = store.stats();
+    assert_eq!((stats.blocks, stats.lost_segments), (0, 0));
+    assert!(store.used() >= len, "it takes its room");
+    store_blocks(&store, 10..13, 100_000);
+    drop(store);
+    assert!(fs::read(path).unwrap() == newer);
+    change_version();
+    let store = bed.open();
+    assert!((0..9).chain(10..13).all(|i| holds(&store, i, 100_000)));
+}
+
+#[test]
 fn a_directory_in_use_is_refused_with_the_holders_process_id() {
     let bed = Bed::new();
     let store = bed.open();
