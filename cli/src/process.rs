@@ -67,7 +67,7 @@ pub(crate) fn init_logging() {
     let wanted = wanted.map(|wanted| wanted.parse::<Targets>());
     let is_wrong = matches!(&wanted, Some(Err(_)));
     let usual = || Targets::new().with_default(LevelFilter::INFO);
-    let filter = wanted.and_then(Result::ok).unwrap_or_else(usual);
+    let filter = without_libraries(wanted.and_then(Result::ok).unwrap_or_else(usual));
     let lines = fmt::layer()
         .with_span_events(FmtSpan::CLOSE)
         .with_writer(std::io::stderr)
@@ -81,6 +81,16 @@ pub(crate) fn init_logging() {
             "WEIR_LOG is not understood, and info is logged; write for instance WEIR_LOG=info,weir_worker=debug"
         );
     }
+}
+
+/// What libraries say of each step is for those who ask for it: `kube_runtime` has a line for each look at an object.
+fn without_libraries(filter: Targets) -> Targets {
+    const LIBRARY: &str = "kube_runtime";
+    if filter.iter().any(|(target, _)| target.starts_with(LIBRARY)) {
+        return filter;
+    }
+    let others = filter.default_level().unwrap_or(LevelFilter::OFF);
+    filter.with_target(LIBRARY, others.min(LevelFilter::WARN))
 }
 
 /// The runtime of a serving process.
@@ -197,4 +207,32 @@ pub(crate) fn node_name() -> anyhow::Result<NodeName> {
         .collect();
     name.parse()
         .with_context(|| format!("the host's name {host:?} cannot be a node name; use --node"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn libraries_are_heard_when_something_is_wrong_or_somebody_asks() {
+        for (wanted, steps, problems) in [
+            ("info", false, true),
+            ("info,weir_operator=debug", false, true),
+            ("error", false, false),
+            ("weir_operator=info", false, false),
+            ("off", false, false),
+            ("info,kube_runtime=debug", true, true),
+            ("warn,kube_runtime::controller=info", true, true),
+        ] {
+            let filter = without_libraries(wanted.parse().unwrap());
+            let says = |level| filter.would_enable("kube_runtime::controller", &level);
+            assert_eq!(
+                (says(Level::INFO), says(Level::WARN)),
+                (steps, problems),
+                "{wanted}"
+            );
+        }
+    }
 }

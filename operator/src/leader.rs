@@ -88,8 +88,7 @@ impl Candidate {
     /// Takes or renews the Lease if that can be done now.
     async fn try_acquire(&self, watched: &mut Watched) -> Result<bool, kube::Error> {
         let Some(lease) = self.api.get_opt(&self.name).await? else {
-            let lease = self.lease(None);
-            return taken(self.api.create(&PostParams::default(), &lease).await);
+            return Ok(self.write(None).await?.is_some());
         };
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.clone().unwrap_or_default();
@@ -110,12 +109,21 @@ impl Candidate {
                 return Ok(false);
             }
         }
-        let wanted = self.lease(Some(&lease));
-        taken(
-            self.api
-                .replace(&self.name, &PostParams::default(), &wanted)
-                .await,
-        )
+        Ok(self.write(Some(&lease)).await?.is_some())
+    }
+
+    /// Writes the Lease with this candidate as its holder; `None` if somebody else was faster, which is no error.
+    async fn write(&self, before: Option<&Lease>) -> Result<Option<Lease>, kube::Error> {
+        let (wanted, params) = (self.lease(before), PostParams::default());
+        let written = match before {
+            None => self.api.create(&params, &wanted).await,
+            Some(_) => self.api.replace(&self.name, &params, &wanted).await,
+        };
+        match written {
+            Ok(lease) => Ok(Some(lease)),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The Lease with this candidate as its holder.
@@ -168,14 +176,14 @@ impl Candidate {
 
     /// Renews the Lease until it is lost.
     async fn renew(&self, mut renewed: Instant, lost: &CancellationToken) {
-        let mut watched = Watched::default();
+        let mut ours = None;
         loop {
             tokio::select! {
                 () = lost.cancelled() => return,
                 () = tokio::time::sleep(RENEW) => {}
             }
             let now = Instant::now();
-            match timeout(CALL, self.try_renew(&mut watched)).await {
+            match timeout(CALL, self.try_renew(&mut ours)).await {
                 Ok(Ok(true)) => renewed = now,
                 Ok(Ok(false)) => {
                     tracing::error!(lease = %self.name, "another operator has taken the Lease");
@@ -194,15 +202,30 @@ impl Candidate {
         }
     }
 
-    /// Renews it; false if somebody else has it.
-    async fn try_renew(&self, watched: &mut Watched) -> Result<bool, kube::Error> {
-        let lease = self.api.get_opt(&self.name).await?;
-        let spec = lease.as_ref().and_then(|lease| lease.spec.as_ref());
+    /// Renews it; false if somebody else has it. `ours` is what it was when this one has written it last: as long as nobody else has
+    /// changed it since, one request is enough.
+    async fn try_renew(&self, ours: &mut Option<Lease>) -> Result<bool, kube::Error> {
+        if let Some(before) = ours.take() {
+            let renewed = self.lease(Some(&before));
+            let params = PostParams::default();
+            match self.api.replace(&self.name, &params, &renewed).await {
+                Ok(lease) => {
+                    *ours = Some(lease);
+                    return Ok(true);
+                }
+                // Changed, or deleted. Whose it is now is looked at.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let before = self.api.get_opt(&self.name).await?;
+        let spec = before.as_ref().and_then(|lease| lease.spec.as_ref());
         let holder = spec.and_then(|spec| spec.holder_identity.as_ref());
         if holder.is_some_and(|holder| *holder != self.identity) {
             return Ok(false);
         }
-        self.try_acquire(watched).await
+        *ours = self.write(before.as_ref()).await?;
+        Ok(ours.is_some())
     }
 
     /// Gives the Lease back, so that another one needs not wait.
@@ -267,15 +290,6 @@ pub(crate) async fn set_aside(
     }
 }
 
-/// Somebody else was faster: that is no error.
-fn taken(outcome: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
-    match outcome {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// An identity that no other process has.
 pub(crate) fn identity(pod: &str) -> String {
     use std::hash::{BuildHasher, RandomState};
@@ -316,6 +330,35 @@ mod tests {
         assert!(!third.lost.is_cancelled());
         stop.cancel();
         assert!(candidate("d").acquire(&stop).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_renewed_by_one_request_until_somebody_else_changes_it() {
+        let (client, api) = FakeApi::start();
+        let path = "/apis/coordination.k8s.io/v1/namespaces/weir-system/leases/l";
+        let candidate = Candidate::new(client, "weir-system", "l", "a".to_owned());
+        let (mut ours, holder) = (None, || {
+            api.get(path).unwrap()["spec"]["holderIdentity"].clone()
+        });
+        assert!(candidate.try_renew(&mut ours).await.unwrap(), "it is made");
+        api.refuse(&format!("GET {path}"), 500);
+        for _ in 0..3 {
+            assert!(candidate.try_renew(&mut ours).await.unwrap(), "no look");
+        }
+        api.refuse(&format!("GET {path}"), 0);
+        // Somebody wrote a note on it.
+        let lease = api.get(path).unwrap();
+        api.put(path, lease);
+        assert!(candidate.try_renew(&mut ours).await.unwrap());
+        api.remove(path);
+        assert!(candidate.try_renew(&mut ours).await.unwrap());
+        assert_eq!(holder(), "a");
+        let mut lease = api.get(path).unwrap();
+        lease["spec"]["holderIdentity"] = serde_json::json!("b");
+        api.put(path, lease);
+        assert!(!candidate.try_renew(&mut ours).await.unwrap());
+        assert_eq!(holder(), "b", "it is left to its holder");
+        assert!(!candidate.try_renew(&mut ours).await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]

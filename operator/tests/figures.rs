@@ -8,6 +8,7 @@
 #[path = "apiserver/cluster.rs"]
 mod cluster;
 
+use std::collections::BTreeMap;
 use std::fmt::Arguments;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -112,14 +113,37 @@ fn number(name: &str, default: usize) -> usize {
     text.map_or(default, |text| text.parse().unwrap())
 }
 
-/// Requests that the apiserver has answered by now; open watches count when they end.
-async fn requests(cluster: &Cluster) -> f64 {
+/// Requests that the apiserver has answered by now, by what they were for; open watches count when they end.
+async fn requests(cluster: &Cluster) -> BTreeMap<String, f64> {
     let text = cluster.text("/metrics").await;
-    let lines = text.lines();
-    lines
-        .filter(|line| line.starts_with("apiserver_request_total{"))
-        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
-        .sum()
+    let mut all = BTreeMap::new();
+    for line in text.lines() {
+        let Some(line) = line.strip_prefix("apiserver_request_total{") else {
+            continue;
+        };
+        let (labels, count) = line.rsplit_once(' ').unwrap();
+        let label = |name: &str| {
+            let (_, rest) = labels.split_once(&format!("{name}=\""))?;
+            Some(rest.split_once('"')?.0)
+        };
+        let (verb, resource) = (label("verb"), label("resource"));
+        let kind = format!("{} {}", verb.unwrap_or("?"), resource.unwrap_or("?"));
+        *all.entry(kind).or_default() += count.parse::<f64>().unwrap();
+    }
+    all
+}
+
+/// Those between two looks, less what was asked without an operator in the same time.
+fn asked(
+    [before, after]: [&BTreeMap<String, f64>; 2],
+    own: &BTreeMap<String, f64>,
+) -> BTreeMap<String, f64> {
+    let of = |all: &BTreeMap<String, f64>, kind: &str| all.get(kind).copied().unwrap_or_default();
+    let kinds = after.iter().map(|(kind, count)| {
+        let more = count - of(before, kind) - of(own, kind);
+        (kind.clone(), more)
+    });
+    kinds.filter(|(_, more)| *more != 0.0).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +158,7 @@ async fn figures() {
     let quiet = Duration::from_secs(seconds);
     let before = requests(&cluster).await;
     tokio::time::sleep(quiet).await;
-    let own = requests(&cluster).await - before;
+    let own = asked([&before, &requests(&cluster).await], &BTreeMap::new());
     let webhook = free_address();
     let began = Instant::now();
     let process = Process::start(&cluster, webhook);
@@ -172,14 +196,19 @@ async fn figures() {
     tokio::time::sleep(quiet).await;
     let ((bytes, later), after) = (process.usage(), requests(&cluster).await);
     let core = later.saturating_sub(time).as_secs_f64() / quiet.as_secs_f64() * 100.0;
-    let per_hour = (after - before - own) * 3600.0 / quiet.as_secs_f64();
+    let per_hour = |requests: f64| requests * 3600.0 / quiet.as_secs_f64();
+    let asked = asked([&before, &after], &own);
     tell(format_args!(
         "at rest: {} MiB resident, {core:.2} % of a core",
         bytes >> 20
     ));
     tell(format_args!(
-        "at rest: {per_hour:.0} requests to the apiserver in an hour"
+        "at rest: {:.0} requests to the apiserver in an hour",
+        per_hour(asked.values().sum())
     ));
+    for (kind, requests) in asked {
+        tell(format_args!("  {kind}: {:.0}", per_hour(requests)));
+    }
     let mut stored = 0;
     for path in [
         format!("{DATASETS}/set-0000"),
@@ -196,34 +225,41 @@ async fn figures() {
     tell(format_args!("after that: {} MiB resident", bytes >> 20));
 }
 
-/// The time of an answer about a pod, over TLS as the apiserver asks.
+/// The time of an answer about a pod, over TLS as the apiserver asks; beside it that about a pod without data, which is the way there and
+/// back.
 async fn latency(webhook: SocketAddr, datasets: usize) {
     let asked = number("PODS", 20_000);
     let client = client(&format!("https://localhost:{}", webhook.port()), None);
-    for at_once in [1, 16] {
+    for (at_once, has_data) in [(1, false), (1, true), (16, false), (16, true)] {
         let numbers = futures::stream::iter(0..asked);
         let ask = |number: usize| {
-            let (client, name) = (
-                client.clone(),
-                format!("set-{:04}", number % datasets.min(500)),
-            );
+            let client = client.clone();
+            let name = format!("set-{:04}", number % datasets.min(500));
+            let body = review(has_data.then_some(name.as_str()))
+                .to_string()
+                .into_bytes();
             async move {
-                let body = review(&name).to_string().into_bytes();
                 let request = http::Request::post("/mutate")
                     .header("content-type", "application/json")
                     .body(body);
                 let began = Instant::now();
                 let answer = client.request::<Value>(request.unwrap()).await.unwrap();
                 let took = began.elapsed();
-                assert!(answer["response"]["patch"].is_string(), "{answer}");
+                let patch = answer["response"]["patch"].is_string();
+                assert_eq!(patch, has_data, "{answer}");
                 took
             }
         };
         let mut times: Vec<Duration> = numbers.map(ask).buffer_unordered(at_once).collect().await;
         times.sort_unstable();
         let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+        let what = if has_data {
+            "500 datasets on 5,000 nodes"
+        } else {
+            "a pod without data"
+        };
         tell(format_args!(
-            "webhook, {at_once} at once, 500 datasets on 5,000 nodes: p50 {:?}, p99 {:?}, longest {:?}",
+            "webhook, {at_once} at once, {what}: p50 {:?}, p99 {:?}, longest {:?}",
             at(0.5),
             at(0.99),
             at(1.0)
@@ -231,7 +267,12 @@ async fn latency(webhook: SocketAddr, datasets: usize) {
     }
 }
 
-fn review(claim: &str) -> Value {
+/// What the apiserver asks of a pod, which reads a claim.
+fn review(claim: Option<&str>) -> Value {
+    let volumes: Vec<Value> = claim
+        .into_iter()
+        .map(|claim| json!({ "name": "d", "persistentVolumeClaim": { "claimName": claim } }))
+        .collect();
     json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {
@@ -240,7 +281,7 @@ fn review(claim: &str) -> Value {
                 "metadata": { "generateName": "train-", "namespace": "team-a" },
                 "spec": {
                     "containers": [{ "name": "train", "image": "train:1" }],
-                    "volumes": [{ "name": "d", "persistentVolumeClaim": { "claimName": claim } }],
+                    "volumes": volumes,
                 },
             },
         },
