@@ -10,6 +10,7 @@ CARGO ?= cargo
 # The binaries and the tests that run them, in one build of the whole workspace: Cargo compiles what they share with the features that all
 # of them want together, so a build of some of them alone would compile most of it a second time.
 BUILD_FOR_TESTS = $(CARGO) build --locked --workspace --bin weir --bin weir-s3-server
+FETCH_SANITY = KUBERNETES_PROGRAMS= KUBERNETES_TOOLS=csi-sanity build-support/kubernetes/fetch.sh
 DEMO_URL ?=
 DEMO_FILES ?= 20000
 SUITE ?=
@@ -73,6 +74,15 @@ test-k8s: setup ## Test on a real Kubernetes with two nodes, whose programs are 
 	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --features weir-cli/kubernetes --test apiserver --test kubernetes
 	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" $(CARGO) test --locked --workspace --test apiserver
 	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked --workspace --test kubernetes
+
+.PHONY: test-csi-sanity
+test-csi-sanity: setup fetch-csi-sanity ## Test the node plugin with the CSI project's own tests, which are built first; no Kubernetes is needed
+	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --test system
+	@$(ROCKSDB) && WEIR_TEST_CSI_SANITY="$$($(FETCH_SANITY))/csi-sanity" $(CARGO) test --locked --workspace --test system -- csi_sanity
+
+.PHONY: fetch-csi-sanity
+fetch-csi-sanity: ## Build the program of test-csi-sanity, which does this too: two minutes of processor time
+	@$(FETCH_SANITY) >/dev/null
 
 .PHONY: figures-operator
 figures-operator: setup ## Measure the operator and its webhook with 1,000 Datasets on a real apiserver; DATASETS, SECONDS and PODS change that

@@ -1,10 +1,24 @@
 //! Generates the code of the parts of CSI and of kubelet's registration that a node plugin has, without a system protoc.
 
 /// Services that a node plugin serves.
-const SERVICES: [&str; 3] = ["Identity", "Node", "Registration"];
-/// How the names of their messages begin; those of a controller are not generated.
-const MESSAGES: [&str; 11] = [
+const SERVICES: [&str; 4] = ["Identity", "Controller", "Node", "Registration"];
+/// Those calls of a controller that a plugin without capabilities must answer, and those that say what is done instead. Others are
+/// not generated, and so not implemented.
+const CONTROLLER_CALLS: [&str; 5] = [
+    "CreateVolume",
+    "DeleteVolume",
+    "ValidateVolumeCapabilities",
+    "GetCapacity",
+    "ControllerGetCapabilities",
+];
+/// How the names of their messages begin.
+const MESSAGES: [&str; 18] = [
     "CapacityRange",
+    "ControllerGetCapabilities",
+    "ControllerServiceCapability",
+    "CreateVolumeRe",
+    "DeleteVolumeRe",
+    "GetCapacity",
     "GetPlugin",
     "InfoRequest",
     "Node",
@@ -12,8 +26,10 @@ const MESSAGES: [&str; 11] = [
     "Probe",
     "Registration",
     "Topology",
+    "ValidateVolumeCapabilities",
     "VolumeCapability",
     "VolumeCondition",
+    "VolumeContentSource",
     "VolumeUsage",
 ];
 
@@ -31,15 +47,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         file.source_code_info = None;
         file.service
             .retain(|service| SERVICES.contains(&service.name()));
+        for service in &mut file.service {
+            let is_controller = service.name() == "Controller";
+            service
+                .method
+                .retain(|method| !is_controller || CONTROLLER_CALLS.contains(&method.name()));
+        }
         file.message_type.retain(|message| {
-            MESSAGES
-                .iter()
-                .any(|start| message.name().starts_with(start))
+            let name = message.name();
+            name == "Volume" || MESSAGES.iter().any(|start| name.starts_with(start))
         });
     }
     tonic_prost_build::configure()
-        // It may hold secrets of a storage; see `src/proto.rs`.
-        .skip_debug([".csi.v1.NodePublishVolumeRequest"])
+        // They may hold secrets of a storage; see `src/proto.rs`.
+        .skip_debug([
+            ".csi.v1.NodePublishVolumeRequest",
+            ".csi.v1.CreateVolumeRequest",
+            ".csi.v1.DeleteVolumeRequest",
+            ".csi.v1.ValidateVolumeCapabilitiesRequest",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

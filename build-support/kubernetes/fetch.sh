@@ -2,8 +2,8 @@
 # Prints the directory of the programs of a Kubernetes cluster, and of the tools that its tests use, and builds those that are
 # not there: with Go, from the modules that the projects publish. Installs the Debian packages that a node needs.
 #
-# Cold this takes some 12 minutes of processor time and 5 GB of Go's caches. KUBERNETES_TOOLS names the tools to have beside the
-# cluster's programs: "helm promtool csi-sanity", if it is not set.
+# Cold this takes some 12 minutes of processor time and 5 GB of Go's caches. KUBERNETES_PROGRAMS names those of the cluster, none if it is
+# empty, and KUBERNETES_TOOLS the tools to have beside them: "helm promtool csi-sanity", if it is not set.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -13,22 +13,24 @@ coredns=v1.12.4
 helm=v3.18.6
 csi_sanity=v5.4.0
 prometheus=v0.305.0
-programs='kubelet kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubectl'
+programs=${KUBERNETES_PROGRAMS-kubelet kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubectl etcd coredns}
 tools=${KUBERNETES_TOOLS-helm promtool csi-sanity}
 
 source build-support/packages.sh
 export PATH=$PATH:/usr/sbin:/sbin
 need golang command -v go
-need gcc command -v gcc
-need containerd command -v containerd
-need runc command -v runc
-need containernetworking-plugins test -x /usr/lib/cni/bridge
-need iptables command -v iptables
-need conntrack command -v conntrack
-need iproute2 command -v ip
-need openssl command -v openssl
-need busybox-static command -v busybox
-need procps command -v sysctl
+if [ -n "$programs" ]; then
+    need gcc command -v gcc
+    need containerd command -v containerd
+    need runc command -v runc
+    need containernetworking-plugins test -x /usr/lib/cni/bridge
+    need iptables command -v iptables
+    need conntrack command -v conntrack
+    need iproute2 command -v ip
+    need openssl command -v openssl
+    need busybox-static command -v busybox
+    need procps command -v sysctl
+fi
 # A package must not start its service: the lab starts its own containerd.
 policy=/usr/sbin/policy-rc.d
 if [ ${#missing[@]} -ne 0 ] && [ "$(id -u)" -eq 0 ] && [ ! -e $policy ]; then
@@ -46,7 +48,7 @@ are_there() {
     for name in "$@"; do [ -x "$out/$name" ] || return 1; done
 }
 # shellcheck disable=SC2086
-if are_there $programs etcd coredns $tools; then
+if are_there $programs $tools; then
     echo "$out"
     exit 0
 fi
@@ -80,18 +82,25 @@ module() {
     printf 'require %s %s\n' "$@" >>go.mod
 }
 
-if ! are_there $programs etcd; then
+# The parts of one release, which share their packages.
+parts=
+for name in $programs; do [ "$name" = coredns ] || parts="$parts $name"; done
+if ! are_there $parts; then
     module lab k8s.io/kubernetes "v$kubernetes" go.etcd.io/etcd/server/v3 "$etcd"
     # Kubernetes' go.mod replaces its staging modules with directories that the published module lacks.
     source=$(cd / && go mod download -json "k8s.io/kubernetes@v$kubernetes" | sed -n 's/.*"GoMod": "\(.*\)".*/\1/p')
     sed -n "s#^[[:space:]]*\(k8s\.io/[a-z0-9-]*\) => \./staging/.*#replace \1 => \1 v0.${kubernetes#1.}#p" "$source" >>go.mod
     version=k8s.io/component-base/version
     flags="-X $version.gitVersion=v$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=$(cut -d. -f2 <<<"$kubernetes") -X $version.gitTreeState=clean"
-    for name in $programs; do build "$name" "k8s.io/kubernetes/cmd/$name" "$flags"; done
-    build etcd go.etcd.io/etcd/server/v3
+    for name in $parts; do
+        case $name in
+            etcd) build etcd go.etcd.io/etcd/server/v3 ;;
+            *) build "$name" "k8s.io/kubernetes/cmd/$name" "$flags" ;;
+        esac
+    done
 fi
 
-if ! are_there coredns; then
+if [[ " $programs " = *' coredns '* ]] && ! are_there coredns; then
     module dns github.com/coredns/coredns "$coredns"
     # Only the plugins that a cluster's names need.
     {

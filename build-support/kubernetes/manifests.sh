@@ -2,7 +2,7 @@
 # Writes the plain manifests from the chart: manifests.sh FILE
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-programs=$(KUBERNETES_TOOLS=helm build-support/kubernetes/fetch.sh)
+programs=$(KUBERNETES_PROGRAMS='' KUBERNETES_TOOLS=helm build-support/kubernetes/fetch.sh)
 {
     cat <<'HEAD'
 # Weir without Helm. Made from deploy/helm/weir by `make manifests`; docs/kubernetes.md says what is needed before it is applied.

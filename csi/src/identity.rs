@@ -34,14 +34,14 @@ impl Identity for IdentityService {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        let topology = PluginCapability {
-            r#type: Some(Type::Service(Service {
-                r#type: service::Type::VolumeAccessibilityConstraints.into(),
-            })),
+        let capability = |of: service::Type| PluginCapability {
+            r#type: Some(Type::Service(Service { r#type: of.into() })),
         };
-        let capabilities = self.has_topology.then_some(topology);
+        let places = service::Type::VolumeAccessibilityConstraints;
+        let places = self.has_topology.then_some(places);
+        let all = [Some(service::Type::ControllerService), places];
         Ok(Response::new(GetPluginCapabilitiesResponse {
-            capabilities: capabilities.into_iter().collect(),
+            capabilities: all.into_iter().flatten().map(capability).collect(),
         }))
     }
 

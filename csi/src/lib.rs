@@ -9,18 +9,22 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+mod calls;
+mod capability;
 pub mod catalog;
+mod controller;
 mod error;
 mod identity;
 mod kernel;
 mod metrics;
-pub mod node;
+mod node;
 pub mod proto;
 mod registration;
 mod server;
 mod socket;
 pub mod system;
 mod target;
+pub mod topology;
 mod turns;
 mod volume;
 mod volumes;

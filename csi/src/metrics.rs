@@ -21,6 +21,7 @@ pub struct CsiMetrics {
     mounts: Gauge,
     volumes: Gauge,
     restored: Counter,
+    misplaced: Gauge,
 }
 
 impl CsiMetrics {
@@ -47,6 +48,11 @@ impl CsiMetrics {
             "Volumes that nobody served any more and that were mounted anew",
             metrics.restored.clone(),
         );
+        registry.register(
+            "weir_csi_group_differs",
+            "1 while the node's label names another group than --group",
+            metrics.misplaced.clone(),
+        );
         Arc::new(metrics)
     }
 
@@ -58,6 +64,10 @@ impl CsiMetrics {
     pub(crate) fn set_mounted(&self, mounts: usize, volumes: usize) {
         self.mounts.set(mounts as i64);
         self.volumes.set(volumes as i64);
+    }
+
+    pub(crate) fn set_misplaced(&self, misplaced: bool) {
+        self.misplaced.set(misplaced.into());
     }
 
     pub(crate) fn restored(&self) {

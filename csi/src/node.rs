@@ -1,147 +1,61 @@
-//! CSI's node service: kubelet's calls, each with a deadline.
-//!
-//! A call that kubelet gives up goes on: its work is a task of its own, so that nothing is left half done. The next call for the
-//! same volume waits for it.
+//! CSI's node service: what kubelet asks for.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
+use crate::calls::Calls;
+use crate::capability::check_capability;
 use crate::error::CsiError;
 use crate::kernel;
-use crate::metrics::CsiMetrics;
 use crate::proto::csi::node_server::Node;
 use crate::proto::csi::node_service_capability::{self, Rpc, rpc};
-use crate::proto::csi::volume_capability::access_mode::Mode;
-use crate::proto::csi::volume_capability::{AccessMode, AccessType};
 use crate::proto::csi::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
     NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse,
     NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
     NodePublishVolumeResponse, NodeServiceCapability, NodeStageVolumeRequest,
     NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
-    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, Topology, VolumeCapability,
-    VolumeCondition, VolumeUsage, volume_usage,
+    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, VolumeCondition, VolumeUsage,
+    volume_usage,
 };
 use crate::system::Usage;
+use crate::topology::Place;
 use crate::volume::{Volume, check_id};
 use crate::volumes::{Condition, Volumes};
-
-/// Longest call; kubelet itself waits two minutes.
-const CALL_DEADLINE: Duration = Duration::from_secs(110);
-/// Calls under way; a node has some hundred pods at most.
-const MAX_CALLS: usize = 512;
-/// Names the group of a node in its topology.
-pub const GROUP_KEY: &str = "weir.io/group";
-
-/// Who this node is.
-#[derive(Clone, Debug)]
-pub struct NodeIdentity {
-    /// Its name in Kubernetes.
-    pub id: String,
-    /// The group that it stands in, if that is known.
-    pub group: Option<String>,
-}
 
 /// The node service.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeService {
     volumes: Arc<Volumes>,
-    identity: NodeIdentity,
-    metrics: Arc<CsiMetrics>,
-    calls: Arc<Semaphore>,
-    tasks: TaskTracker,
-    /// What users should know of all volumes of this node.
+    /// The node's name in Kubernetes.
+    id: String,
+    place: Arc<Place>,
+    calls: Calls,
+    /// What users should know of all volumes of this node: of its kernel.
     warning: Option<String>,
 }
 
 impl NodeService {
-    pub(crate) fn new(
-        volumes: Arc<Volumes>,
-        identity: NodeIdentity,
-        metrics: Arc<CsiMetrics>,
-        tasks: TaskTracker,
-    ) -> Self {
+    pub(crate) fn new(volumes: Arc<Volumes>, id: String, place: Arc<Place>, calls: Calls) -> Self {
         let warning = kernel::warning(&kernel::release(), weir_mount::sends_again());
         if let Some(warning) = &warning {
             tracing::warn!("{warning}");
         }
         Self {
-            warning,
             volumes,
-            identity,
-            metrics,
-            calls: Arc::new(Semaphore::new(MAX_CALLS)),
-            tasks,
+            id,
+            place,
+            calls,
+            warning,
         }
     }
 
-    /// Does the work of a call, and counts how it ended.
-    async fn call<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        volume: &str,
-        work: impl Future<Output = Result<T, CsiError>> + Send + 'static,
-    ) -> Result<Response<T>, Status> {
-        let outcome = self.run(name, work).await;
-        let code = outcome
-            .as_ref()
-            .map_or_else(CsiError::code, |_| tonic::Code::Ok);
-        self.metrics.called(name, code);
-        outcome.map(Response::new).map_err(|error| {
-            let volume: String = volume.escape_default().take(256).collect();
-            tracing::warn!(volume, "{name} failed: {error}");
-            Status::from(error)
-        })
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        work: impl Future<Output = Result<T, CsiError>> + Send + 'static,
-    ) -> Result<T, CsiError> {
-        let permit = self.calls.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| CsiError::Busy(format!("{MAX_CALLS} volumes")))?;
-        let task = self.tasks.spawn(async move {
-            let _permit = permit;
-            work.await
-        });
-        let late = || CsiError::Deadline {
-            what: name.to_owned(),
-            seconds: CALL_DEADLINE.as_secs(),
-        };
-        let done = tokio::time::timeout(CALL_DEADLINE, task).await;
-        done.map_err(|_| late())?.unwrap_or_else(|_| Err(late()))
-    }
-}
-
-/// Refuses what a read-only file system of many readers cannot be.
-fn check_capability(
-    capability: Option<&VolumeCapability>,
-    is_inline: bool,
-) -> Result<(), CsiError> {
-    let invalid = |text: &str| Err(CsiError::Invalid(text.to_owned()));
-    let Some(capability) = capability else {
-        return invalid("the call has no volume capability");
-    };
-    match &capability.access_type {
-        Some(AccessType::Mount(_)) => {}
-        Some(AccessType::Block(_)) => {
-            return invalid(
-                "a dataset is a directory and no block device; set volumeMode: Filesystem",
-            );
-        }
-        None => return invalid("the volume capability has no access type"),
-    }
-    let mode = capability.access_mode.as_ref().map(AccessMode::mode);
-    match mode {
-        Some(Mode::MultiNodeReaderOnly | Mode::SingleNodeReaderOnly) => Ok(()),
-        // Kubelet has no other mode for a volume that is written into a pod.
-        Some(Mode::SingleNodeWriter) if is_inline => Ok(()),
-        _ => invalid("a dataset can only be read; set accessModes: [ReadOnlyMany]"),
+    /// What users should know of all volumes of this node.
+    fn warnings(&self) -> Option<String> {
+        let all = [self.warning.clone(), self.place.warning()];
+        let all: Vec<String> = all.into_iter().flatten().collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 }
 
@@ -163,7 +77,7 @@ impl Node for NodeService {
             volumes.publish(&volume, &target).await?;
             Ok(NodePublishVolumeResponse {})
         };
-        self.call("NodePublishVolume", &id, work).await
+        self.calls.make("NodePublishVolume", &id, work).await
     }
 
     async fn node_unpublish_volume(
@@ -178,7 +92,7 @@ impl Node for NodeService {
             volumes.unpublish(&target).await?;
             Ok(NodeUnpublishVolumeResponse {})
         };
-        self.call("NodeUnpublishVolume", &id, work).await
+        self.calls.make("NodeUnpublishVolume", &id, work).await
     }
 
     async fn node_get_volume_stats(
@@ -186,7 +100,7 @@ impl Node for NodeService {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let (request, volumes) = (request.into_inner(), self.volumes.clone());
-        let (id, warning) = (request.volume_id.clone(), self.warning.clone());
+        let (id, warning) = (request.volume_id.clone(), self.warnings());
         let work = async move {
             check_id(&request.volume_id)?;
             if request.volume_path.is_empty() {
@@ -201,7 +115,7 @@ impl Node for NodeService {
                 CsiError::NotFound(format!("there is no volume at {}", request.volume_path))
             })
         };
-        self.call("NodeGetVolumeStats", &id, work).await
+        self.calls.make("NodeGetVolumeStats", &id, work).await
     }
 
     async fn node_get_capabilities(
@@ -224,14 +138,11 @@ impl Node for NodeService {
         &self,
         _: Request<NodeGetInfoRequest>,
     ) -> Result<Response<NodeGetInfoResponse>, Status> {
-        let group = self.identity.group.clone();
         Ok(Response::new(NodeGetInfoResponse {
-            node_id: self.identity.id.clone(),
+            node_id: self.id.clone(),
             // As many as there are pods.
             max_volumes_per_node: 0,
-            accessible_topology: group.map(|group| Topology {
-                segments: [(GROUP_KEY.to_owned(), group)].into(),
-            }),
+            accessible_topology: self.place.topology().await,
         }))
     }
 
@@ -309,38 +220,6 @@ fn of_unit(unit: volume_usage::Unit, total: u64, available: u64) -> VolumeUsage 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::csi::volume_capability::{BlockVolume, MountVolume};
-
-    fn capability(access: AccessType, mode: Mode) -> VolumeCapability {
-        VolumeCapability {
-            access_type: Some(access),
-            access_mode: Some(AccessMode { mode: mode.into() }),
-        }
-    }
-
-    #[test]
-    fn only_volumes_that_many_read_are_mounted() {
-        let mount = || AccessType::Mount(MountVolume::default());
-        for (mode, inline, persistent) in [
-            (Mode::MultiNodeReaderOnly, true, true),
-            (Mode::SingleNodeReaderOnly, true, true),
-            (Mode::SingleNodeWriter, true, false),
-            (Mode::MultiNodeMultiWriter, false, false),
-            (Mode::Unknown, false, false),
-        ] {
-            let capability = capability(mount(), mode);
-            assert_eq!(check_capability(Some(&capability), true).is_ok(), inline);
-            assert_eq!(
-                check_capability(Some(&capability), false).is_ok(),
-                persistent
-            );
-        }
-        let block = AccessType::Block(BlockVolume {});
-        let block = capability(block, Mode::MultiNodeReaderOnly);
-        assert!(check_capability(Some(&block), false).is_err());
-        assert!(check_capability(None, true).is_err());
-        assert!(check_capability(Some(&VolumeCapability::default()), true).is_err());
-    }
 
     #[test]
     fn a_volume_that_cannot_be_read_is_abnormal_and_says_why() {

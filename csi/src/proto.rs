@@ -18,12 +18,25 @@ pub mod registration {
     tonic::include_proto!("pluginregistration");
 }
 
-/// Tells what is not secret.
-impl std::fmt::Debug for csi::NodePublishVolumeRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodePublishVolumeRequest")
-            .field("volume_id", &self.volume_id)
-            .field("target_path", &self.target_path)
-            .finish_non_exhaustive()
-    }
+/// Tells of messages what is not secret.
+macro_rules! debug_without_secrets {
+    ($($message:ident { $($field:ident),+ }),+) => {$(
+        impl std::fmt::Debug for csi::$message {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($message))
+                    $(.field(stringify!($field), &self.$field))+
+                    .finish_non_exhaustive()
+            }
+        }
+    )+};
 }
+
+debug_without_secrets!(
+    NodePublishVolumeRequest {
+        volume_id,
+        target_path
+    },
+    CreateVolumeRequest { name },
+    DeleteVolumeRequest { volume_id },
+    ValidateVolumeCapabilitiesRequest { volume_id }
+);

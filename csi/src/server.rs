@@ -10,15 +10,19 @@ use tonic::service::Routes;
 use weir_trust::{Limits, incoming_unix};
 
 use crate::DRIVER;
+use crate::calls::Calls;
+use crate::controller::ControllerService;
 use crate::error::CsiError;
 use crate::identity::IdentityService;
 use crate::metrics::CsiMetrics;
-use crate::node::{NodeIdentity, NodeService};
+use crate::node::NodeService;
+use crate::proto::csi::controller_server::ControllerServer;
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::registration::RegistrationService;
 use crate::socket;
+use crate::topology::{NodeIdentity, Place};
 use crate::volumes::Volumes;
 
 /// Between two looks for mounts that nobody serves, and while some could not be brought back.
@@ -38,7 +42,7 @@ pub struct ServerConfig {
     pub registration_dir: Option<PathBuf>,
     /// Take the place of a plugin that still listens there, as during an update.
     pub take_over: bool,
-    /// Who this node is.
+    /// Who this node is, and where it stands.
     pub node: NodeIdentity,
 }
 
@@ -53,10 +57,16 @@ pub async fn serve(
     let identity = IdentityService {
         has_topology: config.node.group.is_some(),
     };
-    let node = NodeService::new(volumes.clone(), config.node, metrics, tasks.clone());
+    let id = config.node.id.clone();
+    let place = Arc::new(Place::new(config.node, metrics.clone()));
+    let calls = Calls::new(metrics, tasks.clone());
+    let controller = ControllerService::new(volumes.clone(), calls.clone());
+    let node = NodeService::new(volumes.clone(), id, place, calls);
     // Kubelet calls this one as soon as it has found the other.
     let (listener, _bound) = socket::listen(&config.socket, config.take_over).await?;
-    let routes = Routes::new(IdentityServer::new(identity)).add_service(NodeServer::new(node));
+    let routes = Routes::new(IdentityServer::new(identity))
+        .add_service(ControllerServer::new(controller))
+        .add_service(NodeServer::new(node));
     let incoming = incoming_unix(listener, Limits::default(), stop.clone());
     let csi = weir_trust::serve(routes, incoming, stop.clone());
     let socket = &config.socket;

@@ -70,6 +70,21 @@ pub(crate) fn check_id(id: &str) -> Result<(), CsiError> {
     Ok(())
 }
 
+/// The dataset of a persistent volume by its attributes, or by its id, which is `NAMESPACE/NAME` of those that the operator makes,
+/// and `NAMESPACE/NAME#OTHER` of those for other namespaces. `None` if neither tells.
+pub(crate) fn dataset_of(id: &str, attributes: &HashMap<String, String>) -> Option<DatasetName> {
+    let named = attributes.get("dataset").map(|named| named.trim());
+    let by_id = || id.split('#').next().unwrap_or_default();
+    // A bare name is one of the pod's namespace, and here is no pod.
+    let named = named
+        .filter(|named| named.contains('/'))
+        .unwrap_or_else(by_id);
+    if !named.contains('/') || named.len() > MAX_DATASET {
+        return None;
+    }
+    Some(named.parse::<DatasetRef>().ok()?.dataset)
+}
+
 impl Volume {
     /// Reads the attributes of a volume, and what kubelet tells of its pod beside them.
     pub fn of_attributes(attributes: &HashMap<String, String>) -> Result<Self, CsiError> {
@@ -287,6 +302,30 @@ mod tests {
             assert!(check_id(id).is_err(), "{id:?}");
         }
         assert!(check_id("../../etc").is_ok(), "an id is only a name");
+    }
+
+    #[test]
+    fn a_persistent_volumes_dataset_is_known_by_its_attributes_or_its_id() {
+        let of = |id: &str, named: &str| {
+            let named =
+                [("dataset", named)].map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let dataset = dataset_of(id, &named.into());
+            dataset.map(|dataset| dataset.to_string())
+        };
+        for (id, named, dataset) in [
+            ("any", "team-a/x", Some("team-a/x")),
+            ("any", " team-a/x@3 ", Some("team-a/x")),
+            ("team-a/x", "", Some("team-a/x")),
+            ("team-a/x#team-b", "x", Some("team-a/x")),
+            ("default/x", "", Some("x")),
+            ("fake-vol-id", "x", None),
+            ("../../etc", "", None),
+            ("a/b/c", "", None),
+            ("", "", None),
+        ] {
+            assert_eq!(of(id, named).as_deref(), dataset, "{id} {named}");
+        }
+        assert_eq!(of(&format!("a/{}", "x".repeat(1 << 20)), ""), None);
     }
 
     #[test]

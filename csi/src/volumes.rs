@@ -115,6 +115,11 @@ impl Volumes {
         Ok(target)
     }
 
+    /// Fails unless there is such a dataset, which can be mounted.
+    pub(crate) async fn check(&self, dataset: &DatasetName) -> Result<(), CsiError> {
+        self.catalog.look_up(dataset).await.map(drop)
+    }
+
     /// Makes a volume appear at its target. What is there already, and can be read, stays as it is.
     pub async fn publish(&self, volume: &Volume, target: &Target) -> Result<(), CsiError> {
         let path = target.path();

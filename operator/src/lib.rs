@@ -19,6 +19,7 @@ mod gates;
 mod holder;
 mod jobs;
 mod json_patch;
+mod labels;
 mod leader;
 mod listings;
 mod master;
@@ -41,6 +42,7 @@ mod webhook;
 mod testing;
 
 pub use error::OperatorError;
+pub use labels::NodeLabels;
 pub use master::{GrpcMaster, Known, Master, MasterError, Refusal, Survey};
 pub use metrics::OperatorMetrics;
 pub use objects::{

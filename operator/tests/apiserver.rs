@@ -12,6 +12,8 @@ mod cluster;
 mod gates;
 #[path = "apiserver/kinds.rs"]
 mod kinds;
+#[path = "apiserver/labels.rs"]
+mod labels;
 #[path = "apiserver/policy.rs"]
 mod policy;
 #[path = "apiserver/pools.rs"]
@@ -90,6 +92,7 @@ async fn the_operator_with_its_rights_against_a_real_apiserver() {
     cluster.install().await;
     rules_of_the_definitions(&cluster).await;
     pools::rules(&cluster).await;
+    labels::the_plugin_may_read_nodes_where_they_have_a_group(&cluster).await;
     // Before there is an operator, which would let the pods go.
     policy::only_our_gate_and_affinity_are_patched(&cluster).await;
     let master = Arc::new(MemoryMaster::default());

@@ -1,5 +1,7 @@
 //! `weir csi`: the node plugin of Kubernetes.
 
+mod labels;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,8 +11,8 @@ use anyhow::Context;
 use clap::Parser;
 use prometheus_client::registry::Registry;
 use weir_csi::catalog::MasterCatalog;
-use weir_csi::node::NodeIdentity;
 use weir_csi::system::{Linux, LinuxConfig};
+use weir_csi::topology::NodeIdentity;
 use weir_csi::{CsiError, CsiMetrics, DRIVER, KubeletDir, ServerConfig, Volumes};
 use weir_mount::supervisor::PeerSocket;
 use weir_trust::Role;
@@ -99,6 +101,7 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
         registration_dir: args.registration_dir,
         take_over: args.take_over,
         node: NodeIdentity {
+            labels: labels::of(node.as_str()),
             id: node.to_string(),
             group: group.map(|group| group.to_string()),
         },

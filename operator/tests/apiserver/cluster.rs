@@ -344,18 +344,36 @@ fn definitions() -> Vec<Value> {
 /// The objects of these kinds that the chart makes.
 fn manifests(kinds: &[&str]) -> Vec<Value> {
     let text = std::fs::read_to_string(deployed("kubernetes/weir.yaml")).unwrap();
-    let mut objects: Vec<Value> = text
-        .split("\n---\n")
-        .filter(|document| document.lines().any(|line| !line.starts_with('#')))
-        .map(|document| serde_saphyr::from_str(document).unwrap())
-        .collect();
+    let mut objects = documents(&text);
     objects.retain(|object| kinds.iter().any(|kind| object["kind"] == *kind));
     assert!(objects.len() >= kinds.len(), "{kinds:?}");
     objects
 }
 
+/// The objects of a file.
+fn documents(text: &str) -> Vec<Value> {
+    text.split("\n---\n")
+        .filter(|document| document.lines().any(|line| !line.starts_with('#')))
+        .map(|document| serde_saphyr::from_str(document).unwrap())
+        .collect()
+}
+
+/// What one template of the chart makes with a value.
+pub(crate) fn rendered(template: &str, value: &str) -> Vec<Value> {
+    let helm = PathBuf::from(std::env::var_os(VARIABLE).unwrap()).join("helm");
+    let made = Command::new(helm)
+        .args(["template", "weir"])
+        .arg(deployed("helm/weir"))
+        .args(["--namespace", "weir-system", "--kube-version", "1.34.2"])
+        .args(["--show-only", template, "--set", value])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    documents(&String::from_utf8(made.stdout).unwrap())
+}
+
 /// Where objects of a kind are made.
-fn collection(object: &Value) -> String {
+pub(crate) fn collection(object: &Value) -> String {
     let version = object["apiVersion"].as_str().unwrap();
     let kind = object["kind"].as_str().unwrap().to_lowercase();
     let root = if version.contains('/') { "apis" } else { "api" };

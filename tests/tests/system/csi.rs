@@ -2,6 +2,7 @@
 
 pub(crate) mod deaths;
 mod node;
+mod sanity;
 
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -34,6 +35,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "what_cannot_be_mounted_is_said_in_one_sentence",
         what_cannot_be_mounted_is_said_in_one_sentence,
+    ),
+    (
+        "csi_sanity_passes_and_what_it_skips_is_documented",
+        sanity::csi_sanity_passes_and_what_it_skips_is_documented,
     ),
 ];
 
