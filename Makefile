@@ -20,6 +20,8 @@ SERVER ?=
 PEERS ?=
 AGAINST ?=
 FUZZ_SECONDS ?= 60
+# The last version before there was Kubernetes.
+EARLIER ?= b457099029c2caf616bf9ed2abbdcca5fe9dddf8
 ROUNDS ?=
 SEED ?=
 
@@ -83,6 +85,11 @@ test-csi-sanity: setup fetch-csi-sanity ## Test the node plugin with the CSI pro
 .PHONY: fetch-csi-sanity
 fetch-csi-sanity: ## Build the program of test-csi-sanity, which does this too: two minutes of processor time
 	@$(FETCH_SANITY) >/dev/null
+
+.PHONY: test-versions
+test-versions: setup ## Test this version beside an earlier one, which is built first: wire, disks, hand-over; EARLIER=COMMIT chooses it
+	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --test system
+	@$(ROCKSDB) && WEIR_TEST_VERSIONS="$$(build-support/version.sh $(EARLIER))" $(CARGO) test --locked --workspace --test system -- versions::
 
 .PHONY: figures-operator
 figures-operator: setup ## Measure the operator and its webhook with 1,000 Datasets on a real apiserver; DATASETS, SECONDS and PODS change that

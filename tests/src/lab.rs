@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use weir_s3_server::{Config, S3Server};
 
@@ -33,7 +34,7 @@ pub struct Lab {
     dir: TempDir,
     /// The S3 server; open to everybody, if nothing else was said.
     pub s3: S3Server,
-    binary: PathBuf,
+    binary: Mutex<PathBuf>,
     env: Vec<(String, String)>,
 }
 
@@ -77,7 +78,7 @@ impl Lab {
         Self {
             dir: tempfile::Builder::new().prefix("weir-").tempdir().unwrap(),
             s3,
-            binary: built_binary(),
+            binary: Mutex::new(built_binary()),
             env: Vec::new(),
         }
     }
@@ -88,13 +89,13 @@ impl Lab {
     }
 
     /// Another `weir` binary for what comes next.
-    pub fn use_binary(&mut self, path: &Path) {
-        path.clone_into(&mut self.binary);
+    pub fn use_binary(&self, path: &Path) {
+        path.clone_into(&mut self.binary.lock());
     }
 
     /// The binary under test.
-    pub fn binary(&self) -> &Path {
-        &self.binary
+    pub fn binary(&self) -> PathBuf {
+        self.binary.lock().clone()
     }
 
     /// Sets a variable for all commands to come.
@@ -127,7 +128,7 @@ impl Lab {
 
     /// A command of the binary under test, with the lab's environment.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(self.binary());
         command.args(args);
         self.set_environment(&mut command);
         command

@@ -59,7 +59,7 @@ impl Lab {
             // By another process: what this one has open for writing, a fork of another test's may have open, too, and then it
             // cannot be run.
             let mut copy = Command::new("cp");
-            copy.args([self.binary(), &binary]);
+            copy.args([self.binary(), binary.clone()]);
             self.run(copy).ok();
             for path in [&self.path(""), &binary] {
                 std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();

@@ -45,6 +45,7 @@ mod system {
     pub(crate) mod tls;
     pub(crate) mod trust;
     pub(crate) mod verified;
+    pub(crate) mod versions;
     pub(crate) mod waiting;
 }
 
@@ -108,6 +109,7 @@ fn main() -> ExitCode {
         ("many", system::many::CASES),
         ("csi", system::csi::CASES),
         ("csi", system::csi::deaths::CASES),
+        ("versions", system::versions::CASES),
     ];
     let skipped = missing.is_some();
     let beside = suites

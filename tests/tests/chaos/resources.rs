@@ -41,13 +41,13 @@ fn little_memory(effort: Effort) -> Outcome {
             return Outcome::skipped(format!("no control group can be made ({reason})"));
         }
     };
-    let mut lab = Lab::new();
+    let lab = Lab::new();
     let big = (0..8).map(|n| (format!("big/{n}"), content(n, 40 << 20)));
     let small = (0..100).map(|n| (format!("small/{n}"), content(n, 90_000)));
     let files: BTreeMap<String, Vec<u8>> = big.chain(small).collect();
     lab.put_all(&files);
     let limited = lab.path("weir-limited");
-    group.wrap(lab.binary(), &limited);
+    group.wrap(&lab.binary(), &limited);
     lab.use_binary(&limited);
     let mount = lab.mount("", &[]);
     let files = Arc::new(files);

@@ -85,9 +85,10 @@ impl Installation {
         let service = ["-n", NAMESPACE, "service", "weir-master"];
         let service = self.cluster.get(&service);
         let master = format!("{}:7440", service["spec"]["clusterIP"].as_str().unwrap());
-        let binary = self.cluster.scratch.binary().to_str().unwrap();
+        let binary = self.cluster.scratch.binary();
         let certs = self.admin.to_str().unwrap();
         let connect = ["--master", &master, "--certs", certs];
+        let binary = binary.to_str().unwrap();
         self.cluster.exec(&[&[binary], args, &connect].concat())
     }
 

@@ -292,11 +292,11 @@ fn a_mount_whose_processes_all_died_is_made_again() {
 }
 
 fn a_newer_binary_takes_a_live_mount_over() {
-    let mut lab = Lab::new();
+    let lab = Lab::new();
     let files = fill(&lab);
     let newer = lab.path("weir-newer");
     std::fs::copy(lab.binary(), &newer).unwrap();
-    let old = lab.binary().to_owned();
+    let old = lab.binary();
     let readers;
     {
         let mount = lab.mount("", &[]);
@@ -323,7 +323,7 @@ fn a_newer_binary_takes_a_live_mount_over() {
 }
 
 /// Whether a process runs a copy of the file, which may have been put into memory.
-fn runs_image_of(pid: rustix::process::Pid, file: &std::path::Path) -> bool {
+pub(crate) fn runs_image_of(pid: rustix::process::Pid, file: &std::path::Path) -> bool {
     let running = std::fs::metadata(format!("/proc/{}/exe", pid.as_raw_nonzero()));
     running.is_ok_and(|running| running.len() == std::fs::metadata(file).unwrap().len())
 }
@@ -350,7 +350,7 @@ fn an_ordinary_user_mounts_and_survives_a_crash() {
     if !rustix::process::geteuid().is_root() {
         return; // then every other test is about an ordinary user's mount
     }
-    let mut lab = Lab::new();
+    let lab = Lab::new();
     let files = fill(&lab);
     let _open = OpenFuse::new();
     std::fs::set_permissions(lab.path(""), Permissions::from_mode(0o755)).unwrap();

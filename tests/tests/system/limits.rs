@@ -34,7 +34,7 @@ pub(crate) const CASES: &[Case] = &[
 
 /// A world whose commands have a hard limit of open files.
 fn lab_with(descriptors: u32) -> Lab {
-    let mut lab = Lab::new();
+    let lab = Lab::new();
     let script = lab.path("limited");
     let text = format!(
         "#!/bin/sh\nulimit -n {descriptors}\nexec {} \"$@\"\n",

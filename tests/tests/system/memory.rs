@@ -23,7 +23,7 @@ fn a_mount_with_256_mib_of_memory_is_never_killed() {
         Ok(group) => group,
         Err(reason) => return eprintln!("skipped, no control group can be made here: {reason}"),
     };
-    let mut lab = Lab::new();
+    let lab = Lab::new();
     // More than the limit, so that tiers and buffers are all in use: big files, and small ones that are read ahead.
     let big: BTreeMap<String, Vec<u8>> = (0..6)
         .map(|n| (format!("big/{n}"), content(n, 40 << 20)))
@@ -34,7 +34,7 @@ fn a_mount_with_256_mib_of_memory_is_never_killed() {
     lab.put_all(&big);
     lab.put_all(&small);
     let limited = lab.path("weir-limited");
-    group.wrap(lab.binary(), &limited);
+    group.wrap(&lab.binary(), &limited);
     lab.use_binary(&limited);
     let mount = lab.mount("", &[]);
     assert!(group.processes() >= 2, "the mount is not in its group");

@@ -52,10 +52,11 @@ fn open_to_others(dir: &Path, found: &mut Vec<(PathBuf, u32)>) {
 }
 
 fn files_are_private_whatever_the_umask() {
-    let mut lab = Lab::new();
+    let lab = Lab::new();
     lab.put_all(&BTreeMap::from([("a".to_owned(), content(1, 1000))]));
     let script = lab.path("open-umask");
-    let weir = lab.binary().display();
+    let weir = lab.binary();
+    let weir = weir.display();
     std::fs::write(&script, format!("#!/bin/sh\numask 0\nexec {weir} \"$@\"\n")).unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     lab.use_binary(&script);

@@ -43,12 +43,12 @@ pub(crate) const CASES: &[Case] = &[
 /// How long the origin takes for an answer: at any moment, most reads wait for one.
 const ANSWER: Duration = Duration::from_millis(40);
 /// Longest time in which a server is replaced.
-const REPLACED: Duration = Duration::from_secs(20);
+pub(crate) const REPLACED: Duration = Duration::from_secs(20);
 
-type Files = Arc<BTreeMap<String, Vec<u8>>>;
+pub(crate) type Files = Arc<BTreeMap<String, Vec<u8>>>;
 
 /// More files than are read in a test, each in a directory of its own, so that none is read ahead.
-fn fill(lab: &Lab) -> Files {
+pub(crate) fn fill(lab: &Lab) -> Files {
     let files: BTreeMap<String, Vec<u8>> = (0..3000)
         .map(|n| (format!("d{n}/file"), content(n, 9000)))
         .collect();
@@ -58,7 +58,7 @@ fn fill(lab: &Lab) -> Files {
 }
 
 #[track_caller]
-fn check(report: &ReadersReport, least: usize) {
+pub(crate) fn check(report: &ReadersReport, least: usize) {
     assert!(report.errors.is_empty(), "{:?}", report.errors);
     assert!(report.reads >= least, "only {} reads", report.reads);
 }
