@@ -39,6 +39,9 @@ pub(crate) struct MountState {
     /// When it was last taken over from a pod that was frozen, in seconds since 1970.
     #[serde(default)]
     pub(crate) taken_over_at: u64,
+    /// How often it was in a row, each time within a minute of the time before.
+    #[serde(default)]
+    pub(crate) taken_over_times: u32,
 }
 
 /// The INIT exchange: the kernel asks once in the life of a mount.

@@ -12,7 +12,7 @@
 //! A supervisor in a terminal is let alone, since its user may have stopped it.
 //!
 //! In pods readers are promised more, so there the supervisor also [counts](super::running) while it runs. One that counts no more is
-//! stopped, and is killed after half a second. A holder in another pod cannot kill it: if all of the pod is frozen, it lets them
+//! stopped, and is killed after 0.3 s. A holder in another pod cannot kill it: if all of the pod is frozen, it lets them
 //! be, takes the mount over, and tells them so for the case that they ever go on.
 #![forbid(unsafe_code)]
 

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
@@ -63,6 +63,43 @@ pub(super) fn has_counted(counter: &OwnedFd) -> bool {
     rustix::io::read(counter, &mut [0; 8]).is_ok()
 }
 
+/// How regularly the process at the other end was seen to count: on a machine that has more to do than it can, it waits for its turn.
+#[derive(Debug)]
+pub(super) struct Rhythm {
+    /// The longest pauses between two counts, of the time since `since` and of as long before.
+    longest: [Duration; 2],
+    since: Instant,
+}
+
+impl Rhythm {
+    /// How long a pause counts, once or twice.
+    const REMEMBERED: Duration = Duration::from_secs(15);
+    /// A pause of so many times the longest is another thing.
+    const TIMES: u32 = 4;
+
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            longest: [Duration::ZERO; 2],
+            since: now,
+        }
+    }
+
+    /// Notes a pause that has ended.
+    pub(super) fn note(&mut self, pause: Duration, now: Instant) {
+        if now.duration_since(self.since) >= Self::REMEMBERED {
+            self.longest = [Duration::ZERO, self.longest[0]];
+            self.since = now;
+        }
+        self.longest[0] = self.longest[0].max(pause);
+    }
+
+    /// How long a pause may be: `usual`, or longer where long ones are usual, up to `most`.
+    pub(super) fn patience(&self, usual: Duration, most: Duration) -> Duration {
+        let [last, before] = self.longest;
+        (last.max(before) * Self::TIMES).clamp(usual, most)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use weir_process::fdpass::readable;
@@ -87,5 +124,26 @@ mod tests {
         }
         let _ = has_counted(&first); // what was counted before
         assert!(!readable(&*first, 3 * INTERVAL).unwrap());
+    }
+
+    #[test]
+    fn a_process_that_waits_for_its_turn_is_given_more_time_for_a_while() {
+        let (usual, most) = (5 * INTERVAL, 60 * INTERVAL);
+        let mut now = Instant::now();
+        let mut rhythm = Rhythm::new(now);
+        let mut count = |rhythm: &mut Rhythm, pause: Duration| {
+            now += pause;
+            rhythm.note(pause, now);
+            rhythm.patience(usual, most)
+        };
+        assert_eq!(count(&mut rhythm, INTERVAL), usual);
+        assert_eq!(count(&mut rhythm, 3 * INTERVAL), 12 * INTERVAL);
+        assert_eq!(count(&mut rhythm, INTERVAL), 12 * INTERVAL);
+        assert_eq!(count(&mut rhythm, 40 * INTERVAL), most);
+        let seconds = Rhythm::REMEMBERED.as_secs() as u32;
+        for _ in 0..20 * seconds {
+            count(&mut rhythm, INTERVAL);
+        }
+        assert_eq!(count(&mut rhythm, INTERVAL), usual);
     }
 }

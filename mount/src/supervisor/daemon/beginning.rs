@@ -102,6 +102,7 @@ impl Daemon {
                 properties: BTreeMap::new(),
                 server_pid: None,
                 taken_over_at: 0,
+                taken_over_times: 0,
             },
             Kept {
                 fuse,

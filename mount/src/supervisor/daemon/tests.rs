@@ -60,6 +60,7 @@ fn daemon(dir: &TempDir, ready: bool) -> (Daemon, OwnedFd) {
         properties: [].into(),
         server_pid: None,
         taken_over_at: 0,
+        taken_over_times: 0,
     };
     let lock = std::fs::File::create(run.join("lock")).unwrap();
     let kept = Kept {

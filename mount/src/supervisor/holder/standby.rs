@@ -18,7 +18,7 @@ use crate::kept::Kept;
 use crate::mounting;
 use crate::state::MountState;
 use crate::succession::{Successor, stand_by};
-use crate::supervisor::running::has_counted;
+use crate::supervisor::running::{Rhythm, has_counted};
 
 /// Longest wait for the supervisor's first message.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
@@ -27,13 +27,16 @@ const DEATH_DEADLINE: Duration = Duration::from_secs(1);
 /// How often a supervisor is looked at that counts.
 const LOOK: Duration = Duration::from_millis(100);
 /// One that has not counted for so long is stopped. In another pod it may be the work of a holder there to kill it, and all of
-/// that pod is frozen only after longer.
-const STOPPED_AFTER: Duration = Duration::from_millis(500);
-const FROZEN_AFTER: Duration = Duration::from_millis(800);
-/// A pod that was taken over from so recently was slow rather than frozen, and the machine has too much to do: this one gets more
-/// time, so that the two do not take the mount from each other in turns.
+/// that pod is frozen only after longer: a reader that waits for that is to take less than a second.
+const STOPPED_AFTER: Duration = Duration::from_millis(300);
+const FROZEN_AFTER: Duration = Duration::from_millis(500);
+/// Two pods that have taken a mount from each other so often, each time so soon after the last one, are slow rather than frozen, and
+/// the machine has too much to do: they get more time, so that they do not go on like that.
+///
+/// They get more time also where they have counted with longer pauses: such a machine has too much to do.
 const RECENTLY: Duration = Duration::from_mins(1);
-const LENIENCE: u32 = 8;
+const IN_TURNS: u32 = 3;
+const LONGEST: Duration = Duration::from_secs(6);
 
 /// What a holder knows of its mount.
 struct Held {
@@ -90,12 +93,27 @@ impl Held {
 
     /// For how long all of the other pod may stand still.
     fn patience(&self) -> Duration {
-        let recently = seconds().saturating_sub(RECENTLY.as_secs());
-        if self.state.taken_over_at > recently {
-            FROZEN_AFTER * LENIENCE
+        if self.is_recent() && self.state.taken_over_times >= IN_TURNS {
+            LONGEST
         } else {
             FROZEN_AFTER
         }
+    }
+
+    /// Whether the mount was taken over from a pod that stood still, a short time ago.
+    fn is_recent(&self) -> bool {
+        self.state.taken_over_at > seconds().saturating_sub(RECENTLY.as_secs())
+    }
+
+    /// Notes that it was, now.
+    fn was_taken_over(&mut self) {
+        let before = if self.is_recent() {
+            self.state.taken_over_times
+        } else {
+            0
+        };
+        self.state.taken_over_times = before + 1;
+        self.state.taken_over_at = seconds();
     }
 }
 
@@ -206,12 +224,13 @@ impl Standby {
         // They read it should they ever go on.
         say_who(&self.line, true);
         self.frozen.extend(self.held.server.take());
-        self.held.state.taken_over_at = seconds();
+        self.held.was_taken_over();
     }
 
     /// Keeps the state up to date until this process is needed, or no longer.
     fn wait(&mut self) -> io::Result<Waited> {
         let (mut heard, mut ran) = (Instant::now(), Instant::now());
+        let mut rhythm = Rhythm::new(ran);
         loop {
             let pause = if self.counter.is_some() { LOOK } else { BEAT };
             let before = Instant::now();
@@ -222,6 +241,7 @@ impl Standby {
                 (heard, ran) = (now, now);
             }
             if look.has_counted {
+                rhythm.note(now - ran, now);
                 ran = now;
             }
             if look.is_told {
@@ -248,15 +268,19 @@ impl Standby {
                 }
                 continue;
             }
-            match &self.counter {
-                Some(counter) if counter.is_elsewhere && now - ran >= self.held.patience() => {
-                    return Ok(Waited::Frozen);
-                }
-                Some(counter) if !counter.is_elsewhere && now - ran >= STOPPED_AFTER => {
+            if let Some(counter) = &self.counter {
+                let usual = if counter.is_elsewhere {
+                    self.held.patience()
+                } else {
+                    STOPPED_AFTER
+                };
+                if now - ran >= rhythm.patience(usual, LONGEST) {
+                    if counter.is_elsewhere {
+                        return Ok(Waited::Frozen);
+                    }
                     self.held.end_the_stopped();
                     ran = now;
                 }
-                _ => {}
             }
             if now - heard >= SILENT_BEATS * BEAT {
                 self.held.end_the_silent();
@@ -338,6 +362,7 @@ mod tests {
             properties: [].into(),
             server_pid: None,
             taken_over_at: 0,
+            taken_over_times: 0,
         }
     }
 
@@ -439,7 +464,13 @@ mod tests {
             says.iter().map(|(who, _)| who.serves).collect::<Vec<_>>(),
             [false, true]
         );
-        assert_eq!(standby.held.patience(), LENIENCE * FROZEN_AFTER);
+        // The other one may as well be frozen, but two that do that in turns are slow.
+        assert_eq!(standby.held.patience(), FROZEN_AFTER);
+        (1..IN_TURNS).for_each(|_| standby.held.was_taken_over());
+        assert_eq!(standby.held.patience(), LONGEST);
+        standby.held.state.taken_over_at -= RECENTLY.as_secs() + 1;
+        standby.held.was_taken_over();
+        assert_eq!(standby.held.patience(), FROZEN_AFTER);
         // What it had read, should it ever have gone on, is asked for again when it is dead.
         assert_eq!(standby.frozen.len(), 1);
         child.kill().unwrap();
