@@ -84,6 +84,11 @@ pub fn list() -> Vec<MountInfo> {
     mounts
 }
 
+/// Whether a mount has a supervisor that listens.
+pub fn answers(mount: &MountInfo) -> bool {
+    connect_control(&mount.dir).is_ok()
+}
+
 /// Whether two paths mean the same mountpoint, without looking into either.
 pub fn same_mountpoint(a: &Path, b: &Path) -> bool {
     let resolved = |path: &Path| mountpoint::resolve(path).unwrap_or_else(|_| path.to_owned());

@@ -1,6 +1,7 @@
 //! `weir csi`: the node plugin of Kubernetes.
 
 mod labels;
+mod leaving;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -73,7 +74,7 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
         certs: args.certs.dir().map(std::path::absolute).transpose()?,
         node: node.clone(),
         flags,
-        peer: sockets.map(|sockets| sockets.holder),
+        peer: sockets.as_ref().map(|sockets| sockets.holder.clone()),
         state_dir: args.dir,
     })?;
     let mounts = args
@@ -108,13 +109,26 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
     };
     let served = weir_csi::serve(config, Arc::new(volumes), metrics, stop);
     tokio::select! {
-        served = served => Ok(served?),
+        served = served => served?,
         never = trust.watch() => match never {},
+    }
+    if let Some(sockets) = sockets {
+        leave(sockets).await;
+    }
+    Ok(())
+}
+
+/// Waits until this pod may end.
+async fn leave(sockets: Sockets) {
+    let left = tokio::task::spawn_blocking(move || leaving::wait(&sockets.dir));
+    if let Err(error) = left.await {
+        tracing::error!("the other pod was not waited for: {error}");
     }
 }
 
 /// The sockets by which the node plugin and its holder find each other.
 struct Sockets {
+    dir: PathBuf,
     plugin: PathBuf,
     holder: PathBuf,
 }
@@ -127,6 +141,7 @@ impl Sockets {
         Ok(Self {
             plugin: dir.join("plugin.sock"),
             holder: dir.join("holder.sock"),
+            dir,
         })
     }
 }
@@ -168,20 +183,18 @@ async fn hold(args: CsiHolderArgs) -> Result<(), Failure> {
     let http = http::serve(args.http, HTTP_PATIENCE, exposed, stop.clone()).await?;
     tracing::info!(%http, "holder of the node plugin's mounts started");
     tokio::select! {
-        () = stop.cancelled() => Ok(()),
+        () = stop.cancelled() => {}
         never = trust.watch() => match never {},
     }
+    leave(sockets).await;
+    Ok(())
 }
 
 /// `weir csi ready`: whether the death of either pod would be survived.
 fn ready(args: &CsiReadyArgs) -> Result<ExitCode, Failure> {
     let until = Instant::now() + Duration::from_secs(args.wait);
     loop {
-        let mounts = weir_mount::runtime::list();
-        let alone = mounts
-            .iter()
-            .find(|mount| mount.has_peer && !mount.held_elsewhere && !mount.detached);
-        let Some(alone) = alone else {
+        let Some(alone) = leaving::held_alone() else {
             return Ok(ExitCode::SUCCESS);
         };
         if Instant::now() >= until {

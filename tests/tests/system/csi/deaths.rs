@@ -1,9 +1,10 @@
 //! The plugin, its holder and what serves mounts are killed, stopped and replaced.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::mount::UnmountFlags;
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use weir_mount::table;
 use weir_tests::{Cluster, Lab, Process, Readers, ReadersReport, free_port, loopback, wait_until};
 
@@ -42,6 +43,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_newer_plugin_takes_over_while_volumes_are_read",
         a_newer_plugin_takes_over_while_volumes_are_read,
+    ),
+    (
+        "both_pods_are_replaced_at_once_and_no_read_fails",
+        both_pods_are_replaced_at_once_and_no_read_fails,
     ),
     (
         "volumes_whose_pods_both_died_are_mounted_anew",
@@ -274,6 +279,37 @@ fn a_newer_plugin_takes_over_while_volumes_are_read() {
             readers.read_more(100);
             node.publish("a", &[("dataset", "x")]).unwrap();
             assert_eq!(node.mounts().len(), 2);
+        }
+        node.wait_until_held_twice();
+    });
+}
+
+/// As when both DaemonSets are rolled with one command: each pod sees that the other one holds all mounts.
+fn both_pods_are_replaced_at_once_and_no_read_fails() {
+    readers_go_on(LONGEST, |node, readers| {
+        for _ in 0..3 {
+            node.wait_until_held_twice();
+            let older = [node.plugin.take().unwrap(), node.holder.take().unwrap()];
+            node.holder_http = free_port();
+            node.start_holder();
+            let (http, log) = (free_port(), node.lab.path("newer.log"));
+            node.plugin = Some(Process::start(
+                node.command(http, true),
+                log,
+                loopback(http),
+            ));
+            let pods = older.each_ref().map(Node::pod);
+            for pod in &pods {
+                // The first process of a container gets it.
+                let first = pod.iter().min_by_key(|pid| pid.as_raw_nonzero());
+                kill_process(*first.unwrap(), Signal::TERM).unwrap();
+            }
+            let lives = |pid: &Pid| Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists();
+            wait_until("both have ended", SOON, || {
+                !pods.iter().flatten().any(lives)
+            });
+            drop(older);
+            readers.read_more(100);
         }
         node.wait_until_held_twice();
     });

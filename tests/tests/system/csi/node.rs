@@ -34,7 +34,7 @@ pub(crate) struct Node<'a> {
     cluster: &'a Cluster<'a>,
     http: u16,
     pub(crate) plugin: Option<Process>,
-    holder_http: u16,
+    pub(crate) holder_http: u16,
     /// The other pod.
     pub(crate) holder: Option<Process>,
     /// Whether there are two, each with processes that only it sees.
