@@ -10,7 +10,9 @@ CARGO ?= cargo
 # The binaries and the tests that run them, in one build of the whole workspace: Cargo compiles what they share with the features that all
 # of them want together, so a build of some of them alone would compile most of it a second time.
 BUILD_FOR_TESTS = $(CARGO) build --locked --workspace --bin weir --bin weir-s3-server
+# Parts of Kubernetes that are tested against without a node.
 FETCH_SANITY = KUBERNETES_PROGRAMS= KUBERNETES_TOOLS=csi-sanity build-support/kubernetes/fetch.sh
+FETCH_APISERVER = KUBERNETES_PROGRAMS='etcd kube-apiserver' KUBERNETES_TOOLS= build-support/kubernetes/fetch.sh
 DEMO_URL ?=
 DEMO_FILES ?= 20000
 SUITE ?=
@@ -90,6 +92,14 @@ fetch-csi-sanity: ## Build the program of test-csi-sanity, which does this too: 
 test-versions: setup ## Test this version beside an earlier one, which is built first: wire, disks, hand-over; EARLIER=COMMIT chooses it
 	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --test system
 	@$(ROCKSDB) && WEIR_TEST_VERSIONS="$$(build-support/version.sh $(EARLIER))" $(CARGO) test --locked --workspace --test system -- versions::
+
+.PHONY: test-apiserver
+test-apiserver: setup fetch-apiserver ## Test the operator against a real apiserver alone, a part of test-k8s
+	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$($(FETCH_APISERVER))" $(CARGO) test --locked --workspace --test apiserver
+
+.PHONY: fetch-apiserver
+fetch-apiserver: ## Build the apiserver and its store for test-apiserver, which does this too
+	@$(FETCH_APISERVER) >/dev/null
 
 .PHONY: figures-operator
 figures-operator: setup ## Measure the operator and its webhook with 1,000 Datasets on a real apiserver; DATASETS, SECONDS and PODS change that

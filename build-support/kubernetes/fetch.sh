@@ -19,7 +19,7 @@ tools=${KUBERNETES_TOOLS-helm promtool csi-sanity}
 source build-support/packages.sh
 export PATH=$PATH:/usr/sbin:/sbin
 need golang command -v go
-if [ -n "$programs" ]; then
+if [[ " $programs " == *" kubelet "* ]]; then
     need gcc command -v gcc
     need containerd command -v containerd
     need runc command -v runc
