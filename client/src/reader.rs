@@ -155,10 +155,11 @@ impl Reader {
         }
     }
 
-    /// Tells the prefetcher that a program reads the beginning of a file, which was cached or not.
-    pub fn file_started(&self, file: u32, cached: bool) {
+    /// Tells the prefetcher that a program reads the beginning of a file, which was cached or not, and whether it reads past the page
+    /// cache.
+    pub fn file_started(&self, file: u32, cached: bool, direct: bool) {
         if let Some(prefetcher) = &self.prefetcher {
-            prefetcher.file_started(file, cached);
+            prefetcher.file_started(file, cached, direct);
         }
     }
 

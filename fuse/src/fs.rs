@@ -19,6 +19,7 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
+use rustix::fs::OFlags;
 use tracing::{Instrument, Span, trace, trace_span};
 use weir_client::{ReadError, Reader};
 use weir_core::{EntryKind, Manifest};
@@ -305,7 +306,7 @@ impl Filesystem for SnapshotFs {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -334,7 +335,8 @@ impl Filesystem for SnapshotFs {
         let reached = self.reader.read_cached(index, offset, end, &mut bytes);
         let is_cached = reached == end;
         if offset == 0 {
-            self.reader.file_started(index, is_cached);
+            let is_direct = flags.0 & OFlags::DIRECT.bits().cast_signed() != 0;
+            self.reader.file_started(index, is_cached, is_direct);
         }
         if is_cached {
             send(reply, &bytes);
