@@ -132,6 +132,7 @@ pub struct WorkerMetrics {
     pub(crate) fills_in_flight: Gauge,
     pub(crate) map_epoch: Gauge,
     pub(crate) refused: Counter,
+    pub(crate) refused_bytes: Counter,
     pub(crate) evicted_blocks: Family<EvictionLabels, Counter<u64, AtomicU64>>,
     pub(crate) evicted_bytes: Family<EvictionLabels, Counter<u64, AtomicU64>>,
     pub(crate) tier_capacity: Family<TierLabels, Gauge>,
@@ -169,6 +170,7 @@ impl WorkerMetrics {
             fills_in_flight: Gauge::default(),
             map_epoch: Gauge::default(),
             refused: Counter::default(),
+            refused_bytes: Counter::default(),
             evicted_blocks: Family::default(),
             evicted_bytes: Family::default(),
             tier_capacity: Family::default(),
@@ -264,6 +266,12 @@ impl WorkerMetrics {
             "admissions_refused",
             "Blocks not kept because the SSD tier, or its device, is full and nothing in it may make room",
             metrics.refused.clone(),
+        );
+        r.register_with_unit(
+            "admissions_refused",
+            "Bytes of such blocks",
+            Unit::Bytes,
+            metrics.refused_bytes.clone(),
         );
         r.register(
             "evicted_blocks",

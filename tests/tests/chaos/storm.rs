@@ -218,10 +218,10 @@ impl<'a> World<'a> {
             .metric("weir_worker_cached_bytes", "") as u64
     }
 
-    /// Blocks that full disks did not keep, of all workers that there are.
+    /// Bytes that full disks did not keep, of all workers that there are.
     fn refused(&self) -> BTreeMap<usize, u64> {
         let of = |worker: usize| {
-            let name = "weir_worker_admissions_refused_total";
+            let name = "weir_worker_admissions_refused_bytes_total";
             self.cluster.worker(worker).metric(name, "") as u64
         };
         let workers = self.workers.iter().copied();
@@ -235,11 +235,17 @@ impl<'a> World<'a> {
         self.mounts.iter().map(of).sum::<f64>() as u64
     }
 
+    /// Bytes that mounts have read ahead.
+    fn ahead(&self) -> u64 {
+        let of = |mount: &Mount<'_>| mount.metric("weir_client_prefetched_bytes_total", "");
+        self.mounts.iter().map(of).sum::<f64>() as u64
+    }
+
     fn suffer(&mut self, round: &Round) -> Told {
         let away = round.away(&self.workers);
         let held: u64 = away.iter().map(|worker| self.held(*worker)).sum();
         let (sent, read) = ((self.sent)(), self.readers.bytes());
-        let (refused, races) = (self.refused(), self.races());
+        let (refused, races, ahead) = (self.refused(), self.races(), self.ahead());
         let began = Instant::now();
         if let Some(change) = round.change {
             self.begin(change);
@@ -259,14 +265,18 @@ impl<'a> World<'a> {
         self.settle();
         let settled = began.elapsed();
         let (sent, read) = ((self.sent)() - sent, self.readers.bytes() - read);
-        // While nobody is there the origin is read by each reader for itself.
-        let nobody = if away.len() == WORKERS { read } else { 0 };
+        // While nobody is there the origin is read by each reader for itself, and ahead of it: these drop such pages before they read.
+        let nobody = if away.len() == WORKERS {
+            read + self.ahead() - ahead
+        } else {
+            0
+        };
         // Also of a disk that was full in a round before: a worker tries it again half a minute later.
         let unkept = self.refused().into_iter().map(|(worker, now)| {
             // One that was started again counts from nothing.
             now.saturating_sub(refused.get(&worker).copied().unwrap_or(0))
         });
-        let unkept = unkept.sum::<u64>() * self.mean;
+        let unkept = unkept.sum::<u64>();
         let saved = SAVED_RACES * self.mean * self.mounts.len() as u64;
         let races = (self.races() - races) * self.mean;
         let told = Told {

@@ -19,7 +19,7 @@ use crate::fill::{Fill, Given, LEAST_TAKEN};
 use crate::fills::{self, Keeper, Started};
 use crate::metrics::ResultLabel;
 use crate::ssd::Write;
-use weir_segment::{Admission, Pieces};
+use weir_segment::{Admission, BlockData, Pieces};
 
 /// The fills' byte budget is counted in pieces of this size, so that it fits a semaphore's 32 bits.
 pub(super) const BUDGET_UNIT: u64 = 4096;
@@ -473,13 +473,19 @@ impl Worker {
             return started.was_held();
         };
         let key = started.key();
-        let refused = self.metrics.refused.clone();
+        let metrics = self.metrics.clone();
+        let bytes = data.total() as u64;
         let write = Write {
             key,
             data,
             done: Box::new(move |outcome| {
-                if matches!(outcome, Ok(Admission::Full)) {
-                    refused.inc();
+                let is_full = match outcome {
+                    Ok(admission) => admission == Admission::Full,
+                    Err(error) => error.is_disk_full(),
+                };
+                if is_full {
+                    metrics.refused.inc();
+                    metrics.refused_bytes.inc_by(bytes);
                 }
                 drop(started);
                 drop(place);
