@@ -14,7 +14,9 @@ use weir_core::id::check_namespace;
 use weir_core::placement::choice::{Copies, Wanted};
 use weir_core::placement::domains::{Keep, Spread};
 use weir_core::placement::places::Place;
-use weir_core::{ByteSize, CredentialName, DatasetName, DatasetRef, NodeName, PlaceName, WorkerId};
+use weir_core::{
+    ByteSize, CredentialName, DatasetName, DatasetRef, FreeSpace, NodeName, PlaceName, WorkerId,
+};
 use weir_origin::{Addressing, AllowedDir, AllowedEndpoint, SourcePolicy};
 use weir_trust::Role;
 use weir_worker::LEAST_FILL_BUDGET;
@@ -191,6 +193,11 @@ impl CacheArgs {
     pub(crate) fn evict_idle(&self) -> Duration {
         self.evict_idle.unwrap_or(weir_worker::EVICT_IDLE)
     }
+
+    /// What SSD tiers leave free.
+    pub(crate) fn ssd_free(&self) -> FreeSpace {
+        self.ssd_free.unwrap_or(FreeSpace::NONE)
+    }
 }
 
 /// Which sources a process of a cluster reads. Datasets are named by others than who runs it.
@@ -274,6 +281,10 @@ pub(crate) struct CacheArgs {
     /// directory, with a fifth of the free space and at most 100GiB]
     #[arg(long, value_name = "DIR:SIZE")]
     pub(crate) ssd: Vec<SsdArg>,
+    /// Free space to leave to others on the disks of the SSD tiers, such as 50GiB or 15%: a tier gives back what others take of it
+    /// [default: 0]
+    #[arg(long, value_name = "SIZE|PERCENT", env = "WEIR_SSD_FREE")]
+    pub(crate) ssd_free: Option<FreeSpace>,
     /// A full SSD tier makes room by dropping what nobody has read for this long, such as 10m or 2h: `0s` drops what was read
     /// longest ago with each new block, `never` keeps what is cached and caches nothing new [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = idle_time)]

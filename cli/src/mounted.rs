@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::Receiver;
 use tokio_util::sync::CancellationToken;
 use weir_client::{ClientMetrics, ReadAheadTarget, Reader};
-use weir_core::{ByteSize, DatasetRef, Location, Manifest, NodeName};
+use weir_core::{ByteSize, DatasetRef, FreeSpace, Location, Manifest, NodeName};
 use weir_fuse::fs::{Ownership, SnapshotFs};
 use weir_fuse::metrics::FuseMetrics;
 use weir_fuse::page_cache::PageCacheWriter;
@@ -70,6 +70,7 @@ pub(crate) struct MountConfig {
 
 /// Where the mount's data comes from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub(crate) enum Source {
     /// An origin, with master and worker in the serving process.
     Embedded {
@@ -84,6 +85,9 @@ pub(crate) enum Source {
         /// When a tier is full, what nobody has read for this long makes room.
         #[serde(default = "default_evict_idle")]
         evict_idle: Duration,
+        /// What tiers leave free of their disks.
+        #[serde(default = "default_ssd_free")]
+        ssd_free: FreeSpace,
     },
     /// A dataset of a cluster.
     Cluster {
@@ -102,6 +106,10 @@ fn default_fill_memory() -> ByteSize {
 
 fn default_evict_idle() -> Duration {
     weir_worker::EVICT_IDLE
+}
+
+fn default_ssd_free() -> FreeSpace {
+    FreeSpace::NONE
 }
 
 /// The metrics of a serving process.

@@ -10,6 +10,7 @@ pub mod block;
 pub mod blocknumber;
 pub mod bytesize;
 pub mod dataset;
+mod free_space;
 pub mod id;
 pub mod keypath;
 pub mod log_limit;
@@ -23,6 +24,7 @@ pub mod wall_clock;
 pub use block::{BLOCK_SIZE, Block, BlockKey, ObjectRef};
 pub use bytesize::ByteSize;
 pub use dataset::{DatasetDocument, DatasetSpec, SourceSpec};
+pub use free_space::{FreeSpace, FreeSpaceError};
 pub use id::{
     CredentialName, DatasetName, DatasetRef, NodeName, OriginId, PlaceName, SnapshotId, WorkerId,
 };

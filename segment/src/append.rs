@@ -96,8 +96,8 @@ impl SegmentStore {
     /// Rolls to a new segment and reclaims others until a batch of `bytes` fits; false if that cannot be had.
     fn make_room(&self, app: &mut Appender, bytes: u64, entries: u64, room: Room) -> bool {
         let limit = match room {
-            Room::ForBlocks => self.capacity - self.segment_bytes,
-            Room::ForCompaction => self.capacity,
+            Room::ForBlocks => self.limit().saturating_sub(self.segment_bytes),
+            Room::ForCompaction => self.limit(),
         };
         loop {
             let (end, table) = app
@@ -197,7 +197,7 @@ impl SegmentStore {
     }
 
     /// As [`SegmentStore::seal_active`], where the writer goes on without the segment anyway.
-    fn retire_active(&self, app: &mut Appender) {
+    pub(super) fn retire_active(&self, app: &mut Appender) {
         if let Err(error) = self.seal_active(app) {
             tracing::warn!(%error, "cannot seal a segment; the next opening walks its headers");
         }

@@ -3,13 +3,15 @@
 //! In this order: segments without a live block; compaction of the segment with the most dead bytes; the segment idle
 //! longest, if nothing in it was used for the configured time; and now and then compaction for little, as when a block
 //! here and there was damaged. If none of these is there, new blocks are refused: under shuffled epochs, evicting
-//! something that is in use for something else that is in use only adds work.
+//! something that is in use for something else that is in use only adds work. Where the device is to be left free for others
+//! ([`SegmentStore::limit_to`]), segments go whether they are in use or not.
 //!
 //! Compaction copies before it deletes, within the capacity. That always fits, since one segment's worth of the
 //! capacity is never given to blocks.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use weir_core::BlockKey;
@@ -29,6 +31,8 @@ use super::store::SegmentStore;
 
 /// With space short, compaction must win at least this part of a segment.
 const LEAST_GAIN: u64 = 16;
+/// Segments that are given back in one go.
+const MOST_TO_SHRINK: usize = 64;
 /// After a compaction that wins less, but as much as is needed, writers have so many times as long as it took: it copies
 /// nearly a whole segment. A block that finds no place is fetched again with each read of it, which costs more.
 const PAUSE_FOR_LITTLE: u32 = 4;
@@ -70,27 +74,51 @@ impl SegmentStore {
 
     /// Evicts the segment idle longest; false if all are in use.
     fn evict_idle(&self, app: &mut Appender) -> bool {
+        let idle = self.idle_longest(self.idle_after);
+        idle.is_some_and(|segment| {
+            let (blocks, bytes) = self.drop_segment(app, &segment);
+            count(&self.counters.evicted_blocks, blocks);
+            count(&self.counters.evicted_bytes, bytes);
+            let segment = segment.id;
+            tracing::debug!(segment, blocks, bytes, "evicted an idle segment");
+            true
+        })
+    }
+
+    /// The sealed segment idle longest, if that was as long at least.
+    fn idle_longest(&self, least: Duration) -> Option<Arc<Segment>> {
         let now = self.now();
-        let idle = self
-            .segments
+        self.segments
             .lock()
             .values()
-            .filter(|s| s.is_sealed() && s.idle_for(now) >= self.idle_after)
+            .filter(|s| s.is_sealed() && s.idle_for(now) >= least)
             .max_by_key(|s| (s.idle_for(now), Reverse(s.id)))
-            .cloned();
-        let Some(segment) = idle else {
-            return false;
-        };
-        let (blocks, bytes) = self.drop_segment(app, &segment);
-        count(&self.counters.evicted_blocks, blocks);
-        count(&self.counters.evicted_bytes, bytes);
-        tracing::debug!(
-            segment = segment.id,
-            blocks,
-            bytes,
-            "evicted an idle segment"
-        );
-        true
+            .cloned()
+    }
+
+    /// Gives back what the segment files take beyond the [limit](SegmentStore::limit_to): those idle longest go first, also if they are in
+    /// use. Returns the bytes that this freed.
+    pub fn shrink(&self) -> u64 {
+        let before = self.used();
+        // The lock is given up between two segments: writers and removals wait for one at most.
+        for _ in 0..MOST_TO_SHRINK {
+            if self.used() <= self.limit() {
+                break;
+            }
+            let mut app = self.appender.lock();
+            let all_dead = self.segment_where(|s| s.is_sealed() && s.live_blocks() == 0);
+            let victim = all_dead.or_else(|| self.idle_longest(Duration::ZERO));
+            match victim {
+                Some(segment) => {
+                    let (blocks, bytes) = self.drop_segment(&mut app, &segment);
+                    count(&self.counters.shrunk_blocks, blocks);
+                    count(&self.counters.shrunk_bytes, bytes);
+                }
+                None if app.active.is_some() => self.retire_active(&mut app),
+                None => break,
+            }
+        }
+        before.saturating_sub(self.used())
     }
 
     fn segment_where(&self, pick: impl Fn(&Segment) -> bool) -> Option<Arc<Segment>> {
@@ -109,7 +137,7 @@ impl SegmentStore {
         pick: impl Fn(&Segment) -> bool,
         beside: impl Fn(u64) -> u64,
     ) -> Option<Arc<Segment>> {
-        let free = self.capacity.saturating_sub(self.used());
+        let free = self.limit().saturating_sub(self.used());
         let fits = |live: u64| live + beside(live) <= free;
         self.segments
             .lock()

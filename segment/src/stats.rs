@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub struct SegmentStats {
     /// Bytes that the segment files may take.
     pub capacity: u64,
+    /// Bytes of it that they may take now.
+    pub limit: u64,
     /// Bytes that they take, including the table that the segment being written will end with.
     pub used_bytes: u64,
     /// Bytes of live records: blocks with their headers.
@@ -27,6 +29,10 @@ pub struct SegmentStats {
     pub evicted_blocks: u64,
     /// Their bytes.
     pub evicted_bytes: u64,
+    /// Blocks dropped because the files may take less than they did.
+    pub shrunk_blocks: u64,
+    /// Their bytes.
+    pub shrunk_bytes: u64,
     /// Segment files found deleted, cut short, replaced or without a single intact record.
     pub lost_segments: u64,
     /// Blocks lost with them.
@@ -68,6 +74,8 @@ counters!(
     unreadable_blocks,
     evicted_blocks,
     evicted_bytes,
+    shrunk_blocks,
+    shrunk_bytes,
     lost_segments,
     lost_blocks,
     compacted_segments,

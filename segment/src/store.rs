@@ -62,6 +62,8 @@ pub enum Admission {
 pub struct SegmentStore {
     pub(super) dir: PathBuf,
     pub(super) capacity: u64,
+    /// What of the capacity may be used now.
+    limit: AtomicU64,
     pub(super) segment_bytes: u64,
     pub(super) batch_bytes: u64,
     pub(super) idle_after: Duration,
@@ -117,6 +119,7 @@ impl SegmentStore {
         let found = recover::recover(&*disk, &config.dir, clock(), &pool)?;
         let store = Self {
             capacity: config.capacity,
+            limit: AtomicU64::new(config.capacity),
             segment_bytes,
             batch_bytes: WRITE_MAX.min(segment_bytes / 2),
             idle_after: config.idle_after,
@@ -362,9 +365,9 @@ impl SegmentStore {
         self.index.for_each(visit);
     }
 
-    /// Bytes that the segment files may take, and that they take. Costs the same however many there are.
+    /// Bytes that the segment files may take now, and that they take. Costs the same however many there are.
     pub fn space(&self) -> (u64, u64) {
-        (self.capacity, self.used())
+        (self.limit(), self.used())
     }
 
     /// The store's figures. Looks at each segment.
@@ -372,6 +375,7 @@ impl SegmentStore {
         let segments = self.segments.lock();
         SegmentStats {
             capacity: self.capacity,
+            limit: self.limit(),
             used_bytes: self.used(),
             live_bytes: segments.values().map(|s| s.live_bytes()).sum(),
             blocks: segments.values().map(|s| s.live_blocks()).sum(),
@@ -391,6 +395,21 @@ impl SegmentStore {
 
     pub(super) fn now(&self) -> Duration {
         (self.clock)()
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit.load(Relaxed)
+    }
+
+    /// Has the segment files take so many bytes at most, and never more than the capacity; gives whether they may take more than
+    /// before. What they take beyond it is given back by [`SegmentStore::shrink`].
+    pub fn limit_to(&self, bytes: u64) -> bool {
+        let limit = bytes.min(self.capacity);
+        let grows = self.limit.swap(limit, Relaxed) < limit;
+        if grows {
+            self.full_until.store(0, Relaxed);
+        }
+        grows
     }
 
     pub(super) fn used(&self) -> u64 {

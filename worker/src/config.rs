@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use weir_core::{BLOCK_SIZE, ByteSize, NodeName, WorkerId};
+use weir_core::{BLOCK_SIZE, ByteSize, FreeSpace, NodeName, WorkerId};
 use weir_origin::{FetchPolicy, SourcePolicy};
 
 /// Default of [`WorkerConfig::fill_budget`]: eight whole blocks, enough to keep a fast origin busy.
@@ -24,6 +24,8 @@ pub struct SsdConfig {
     pub capacity: ByteSize,
     /// When it is full, what nobody has read for this long makes room; [`Duration::MAX`] for never.
     pub evict_idle: Duration,
+    /// What is left free of its file system: the tier gives back what others take of that.
+    pub left_free: FreeSpace,
 }
 
 /// What a worker is made of.

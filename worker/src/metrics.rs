@@ -136,6 +136,7 @@ pub struct WorkerMetrics {
     pub(crate) evicted_blocks: Family<EvictionLabels, Counter<u64, AtomicU64>>,
     pub(crate) evicted_bytes: Family<EvictionLabels, Counter<u64, AtomicU64>>,
     pub(crate) tier_capacity: Family<TierLabels, Gauge>,
+    pub(crate) tier_limit: Family<TierLabels, Gauge>,
     pub(crate) tier_used: Family<TierLabels, Gauge>,
     pub(crate) tier_blocks: Family<TierLabels, Gauge>,
     pub(crate) tier_degraded: Family<TierLabels, Gauge>,
@@ -174,6 +175,7 @@ impl WorkerMetrics {
             evicted_blocks: Family::default(),
             evicted_bytes: Family::default(),
             tier_capacity: Family::default(),
+            tier_limit: Family::default(),
             tier_used: Family::default(),
             tier_blocks: Family::default(),
             tier_degraded: Family::default(),
@@ -289,6 +291,12 @@ impl WorkerMetrics {
             "Most bytes that a tier holds",
             Unit::Bytes,
             metrics.tier_capacity.clone(),
+        );
+        r.register_with_unit(
+            "tier_limit",
+            "Most bytes that a tier may hold now: less than its capacity while others fill its disk",
+            Unit::Bytes,
+            metrics.tier_limit.clone(),
         );
         r.register_with_unit(
             "tier_used",

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use weir_core::{BlockKey, LogLimit};
+use weir_core::{BlockKey, ByteSize, LogLimit};
 
 use crate::config::SsdConfig;
 use weir_segment::{
@@ -23,9 +23,11 @@ use weir_segment::{
 };
 
 mod health;
+mod room;
 
 use health::Health;
 pub(crate) use health::Trouble;
+use room::{Room, Space};
 
 /// Blocks that wait for one device; the byte budget of the fills is the tighter limit for all but tiny blocks.
 const QUEUE_BLOCKS: usize = 4096;
@@ -57,6 +59,9 @@ struct Device {
     /// Reads that failed, in the log.
     failures: LogLimit,
     health: Mutex<Health>,
+    room: Mutex<Room>,
+    /// Times at which space was given back, in the log.
+    given_back: LogLimit,
 }
 
 /// Use of one device.
@@ -91,6 +96,28 @@ impl Device {
             None
         })
     }
+
+    /// Leaves of the disk what others are to have.
+    fn leave_room(&self) {
+        let mut room = self.room.lock();
+        if room.is_all() {
+            return;
+        }
+        // A directory that is gone is found by the look at its files.
+        let Some(space) = Space::of(&self.path) else {
+            return;
+        };
+        let freed = room.leave(&self.store, space, Instant::now());
+        if freed > 0
+            && let Some(left_out) = self.given_back.line()
+        {
+            let (freed, dir) = (ByteSize(freed), self.path.display());
+            tracing::warn!(
+                %dir, %freed, left_out,
+                "others fill the disk of the SSD tier, which drops what was not read for longest to leave it free"
+            );
+        }
+    }
 }
 
 impl SsdTier {
@@ -123,6 +150,8 @@ impl SsdTier {
                 writer: Mutex::new(Some(writer)),
                 failures: LogLimit::default(),
                 health: Mutex::default(),
+                room: Mutex::new(Room::new(config.left_free)),
+                given_back: LogLimit::default(),
             }));
         }
         Ok(Self { devices, bounds })
@@ -249,6 +278,13 @@ impl SsdTier {
                     "cache files were changed by somebody else; their blocks are fetched again when read"
                 );
             }
+        }
+    }
+
+    /// Leaves of each disk what others are to have. Blocks on the disk, for a bounded time.
+    pub(crate) fn leave_room(&self) {
+        for device in &self.devices {
+            device.leave_room();
         }
     }
 

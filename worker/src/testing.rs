@@ -58,6 +58,7 @@ pub fn ssd(dir: PathBuf, capacity: u64) -> SsdConfig {
         dir,
         capacity: ByteSize(capacity),
         evict_idle: crate::EVICT_IDLE,
+        left_free: weir_core::FreeSpace::NONE,
     }
 }
 

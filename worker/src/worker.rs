@@ -552,6 +552,7 @@ impl Worker {
             // A panic in the check would be logged by tokio; the next round tries again.
             let upkeep = move || {
                 worker.ssd.check_files();
+                worker.ssd.leave_room();
                 worker.drop_copies();
                 worker.drop_kept();
                 worker.drop_unowned();

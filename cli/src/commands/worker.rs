@@ -286,7 +286,7 @@ async fn run_services(
 
 /// The SSD tiers that the flags name, or one in `default` with a bounded share of the free space.
 pub(crate) fn ssd_tiers(given: &CacheArgs, default: &Path) -> anyhow::Result<Vec<SsdConfig>> {
-    let evict_idle = given.evict_idle();
+    let (evict_idle, left_free) = (given.evict_idle(), given.ssd_free());
     if !given.ssd.is_empty() {
         return Ok(given
             .ssd
@@ -295,6 +295,7 @@ pub(crate) fn ssd_tiers(given: &CacheArgs, default: &Path) -> anyhow::Result<Vec
                 dir: ssd.dir.clone(),
                 capacity: ssd.size,
                 evict_idle,
+                left_free,
             })
             .collect());
     }
@@ -321,6 +322,7 @@ pub(crate) fn ssd_tiers(given: &CacheArgs, default: &Path) -> anyhow::Result<Vec
         dir: default.to_owned(),
         capacity: ByteSize(capacity),
         evict_idle,
+        left_free,
     }])
 }
 

@@ -49,6 +49,7 @@ pub(super) async fn prepare(
         fill_memory,
         ssd,
         evict_idle,
+        ssd_free,
     } = &config.source
     else {
         unreachable!("called for embedded mounts only");
@@ -61,6 +62,7 @@ pub(super) async fn prepare(
             dir: dir.clone(),
             capacity: *capacity,
             evict_idle: *evict_idle,
+            left_free: *ssd_free,
         })
         .collect();
     let worker = open_worker(

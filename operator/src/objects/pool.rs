@@ -125,6 +125,9 @@ pub struct Tiers {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub ssd: Vec<SsdTier>,
+    /// Free space of the disks that is left to others, such as `50GiB` or `20%`; what the installation's workers leave, without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free: Option<String>,
 }
 
 /// A directory of a node's disk.

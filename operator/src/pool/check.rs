@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use weir_core::{ByteSize, PlaceName};
+use weir_core::{ByteSize, FreeSpace, PlaceName};
 
 use super::schedule;
 use crate::objects::{CachePoolSpec, ScheduledSize, SsdTier};
@@ -12,9 +12,10 @@ const MAX_NAME: usize = 40;
 /// Least bytes of a tier on a disk: four segments that each hold a full block.
 const LEAST_SSD: u64 = 17 << 20;
 /// Flags that the specification has fields for, and those by which the installation finds a worker.
-const TAKEN: [(&str, &str); 9] = [
+const TAKEN: [(&str, &str); 10] = [
     ("--mem", "tiers.memory"),
     ("--ssd", "tiers.ssd"),
+    ("--ssd-free", "tiers.free"),
     ("--pool", "pool"),
     ("--dir", ""),
     ("--master", ""),
@@ -50,6 +51,10 @@ pub(crate) fn check(name: &str, spec: &CachePoolSpec) -> Result<(), String> {
     if let Some(memory) = &spec.tiers.memory {
         let size = memory.parse::<ByteSize>();
         size.map_err(|error| format!("spec.tiers.memory: {error}"))?;
+    }
+    if let Some(free) = &spec.tiers.free {
+        let space = free.parse::<FreeSpace>();
+        space.map_err(|error| format!("spec.tiers.free: {error}"))?;
     }
     for (index, arg) in spec.args.iter().enumerate() {
         flag(arg).map_err(|problem| format!("spec.args[{index}]: {problem}"))?;
@@ -162,6 +167,8 @@ mod tests {
                 json!({ "tiers": { "memory": "much" } }),
                 "spec.tiers.memory",
             ),
+            (json!({ "tiers": { "free": "100%" } }), "spec.tiers.free"),
+            (json!({ "args": ["--ssd-free=0"] }), "spec.tiers.free"),
             (ssd(json!({ "size": "1MiB" })), "17MiB"),
             (ssd(json!({ "size": "" })), "spec.tiers.ssd[0].size"),
             (ssd(json!({ "size": "1GiB", "path": "data" })), "from / on"),

@@ -218,6 +218,9 @@ fn flags(spec: &CachePoolSpec, dir: &str) -> (Vec<String>, Vec<String>) {
             disks.push(path);
         }
     }
+    if let Some(free) = &spec.tiers.free {
+        args.push(format!("--ssd-free={free}"));
+    }
     if let Some(memory) = &spec.tiers.memory {
         args.push(format!("--mem={memory}"));
     }
@@ -288,7 +291,7 @@ mod tests {
             "tolerations": [{ "key": "gpu", "operator": "Exists" }],
             "tiers": { "memory": "2GiB", "ssd": [
                 { "size": "10GiB" }, { "path": "/mnt/nvme0/weir", "size": "1TiB" },
-            ] },
+            ], "free": "0" },
             "resources": { "limits": { "memory": "6Gi" } },
             "pool": "gpu", "groupLabel": "rack", "image": "weir:next", "args": ["--keep=0"],
             "update": { "maxUnavailable": 3 },
@@ -331,6 +334,7 @@ mod tests {
                 "--dir=/var/lib/weir/worker",
                 "--ssd=/var/lib/weir/worker/ssd:10GiB",
                 "--ssd=/mnt/nvme0/weir:1TiB",
+                "--ssd-free=0",
                 "--mem=2GiB",
                 "--pool=gpu",
                 "--keep=0",

@@ -178,3 +178,35 @@ fn a_failed_write_leaves_nothing_behind() {
     assert_eq!((store.stats().blocks, store.stats().torn_records), (5, 0));
     assert!((0..3).all(|i| holds(&store, i, 100_000)) && (4..6).all(|i| holds(&store, i, 20_000)));
 }
+
+#[test]
+fn a_store_that_may_take_less_gives_back_what_was_idle_longest_and_grows_again() {
+    let bed = Bed::new();
+    let store = bed.open();
+    let count = fill_up(&store, 100_000);
+    bed.pass(Duration::from_secs(1));
+    // The first are in use, and stay.
+    let used = count / 4;
+    assert!((0..used).all(|i| holds(&store, i, 100_000)));
+    assert!(!store.limit_to(CAPACITY / 2));
+    while store.shrink() > 0 {}
+    let (limit, taken) = store.space();
+    assert_eq!(limit, CAPACITY / 2);
+    assert!(taken <= limit && taken > limit - 2 * SEGMENT, "{taken}");
+    assert!((0..used).all(|i| holds(&store, i, 100_000)));
+    let stats = store.stats();
+    assert_eq!(stats.capacity, CAPACITY);
+    assert_eq!(u64::from(count) - stats.blocks, stats.shrunk_blocks);
+    assert_eq!(stats.shrunk_bytes, stats.shrunk_blocks * 100_000);
+    assert_eq!(stats.evicted_blocks, 0);
+    let next = (key(count), data(count, 100_000));
+    assert_eq!(store.put(next.0, &next.1).unwrap(), Admission::Full);
+    // In use or not, all of it goes if nothing may be held.
+    store.limit_to(0);
+    while store.shrink() > 0 {}
+    assert_eq!(store.space(), (0, 0));
+    assert_eq!(store.stats().blocks, 0);
+    assert!(store.limit_to(u64::MAX));
+    assert_eq!(store.space().0, CAPACITY);
+    assert_eq!(store.put(next.0, &next.1).unwrap(), Admission::Stored);
+}

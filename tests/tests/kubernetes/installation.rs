@@ -144,6 +144,8 @@ pub(crate) const SETTINGS: &[&str] = &[
     "image.tag=test",
     "certificates.authoritySecret=weir-ca",
     "worker.ssd=256MiB",
+    // This machine's disk may be full.
+    "worker.free=0",
     "worker.memory=32MiB",
     "worker.resources.requests.memory=128Mi",
 ];

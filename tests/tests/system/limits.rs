@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
-use weir_tests::{Lab, content, wait_until};
+use weir_tests::{Lab, content, read_evicted, wait_until};
 
 use crate::Case;
 
@@ -29,6 +31,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_full_tier_makes_room_as_its_flag_says",
         a_full_tier_makes_room_as_its_flag_says,
+    ),
+    (
+        "a_tier_leaves_of_its_disk_what_others_are_to_have",
+        a_tier_leaves_of_its_disk_what_others_are_to_have,
     ),
 ];
 
@@ -170,4 +176,71 @@ fn a_full_tier_makes_room_as_its_flag_says() {
             assert!(evicted() < 0.5, "--evict-idle {idle}");
         }
     }
+}
+
+/// A small disk in memory, which goes with this.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(dir: PathBuf, size: &str) -> rustix::io::Result<Self> {
+        std::fs::create_dir(&dir).unwrap();
+        let size = std::ffi::CString::new(format!("size={size}")).unwrap();
+        mount("tmpfs", &dir, "tmpfs", MountFlags::empty(), Some(&*size))?;
+        Ok(Self(dir))
+    }
+
+    fn free(&self) -> u64 {
+        let space = rustix::fs::statvfs(&self.0).unwrap();
+        space.f_bavail * space.f_frsize
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+fn a_tier_leaves_of_its_disk_what_others_are_to_have() {
+    const MIB: u64 = 1 << 20;
+    let lab = Lab::new();
+    let disk = match SmallDisk::new(lab.path("disk"), "100m") {
+        Ok(disk) => disk,
+        Err(error) => return eprintln!("not tested: no disk in memory can be mounted ({error})"),
+    };
+    let mut files: BTreeMap<String, Vec<u8>> = (0..72)
+        .map(|n| (format!("f{n:02}"), content(n, MIB as usize)))
+        .collect();
+    lab.put_all(&files);
+    let later = files.split_off("f60");
+    let tier = format!("{}:90MiB", disk.0.join("tier").display());
+    let flags = ["--mem", "0", "--ssd", &tier, "--ssd-free", "20%"];
+    let flags = [&flags[..], &["--read-ahead", "off"]].concat();
+    let mount = lab.mount("", &flags);
+    let read = |files: &BTreeMap<String, Vec<u8>>| {
+        for (name, content) in files {
+            let read = read_evicted(&mount.path(name)).unwrap();
+            assert!(read == *content, "{name}");
+        }
+    };
+    let of_ssd = |name: &str| mount.metric(name, "tier=\"ssd\"") as u64;
+    let used = || of_ssd("weir_worker_tier_used_bytes");
+    read(&files);
+    wait_until("all is cached", ROOM_DEADLINE, || used() > 60 * MIB);
+    assert!(disk.free() >= 20 * MIB);
+    let others = disk.0.join("others");
+    std::fs::write(&others, content(0, 30 * MIB as usize)).unwrap();
+    wait_until("room is left", ROOM_DEADLINE, || disk.free() >= 20 * MIB);
+    assert!(used() < 52 * MIB && used() > 30 * MIB, "{}", used());
+    let dropped = mount.metric("weir_worker_evicted_bytes_total", "reason=\"disk_short\"");
+    assert!(dropped > 8e6, "{dropped}");
+    read(&files);
+    assert!(disk.free() >= 20 * MIB, "what was dropped is not taken in");
+    std::fs::remove_file(&others).unwrap();
+    wait_until("it may take more again", ROOM_DEADLINE, || {
+        of_ssd("weir_worker_tier_limit_bytes") > 75 * MIB
+    });
+    read(&later);
+    wait_until("what is new is cached", ROOM_DEADLINE, || used() > 60 * MIB);
+    mount.unmount();
 }

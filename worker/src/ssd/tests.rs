@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use tempfile::TempDir;
-use weir_core::ByteSize;
+use weir_core::{ByteSize, FreeSpace};
 
 use super::*;
 
@@ -31,6 +31,7 @@ fn configs(dirs: &[(&TempDir, u64)]) -> Vec<SsdConfig> {
         dir: dir.path().to_owned(),
         capacity: ByteSize(*capacity),
         evict_idle: crate::EVICT_IDLE,
+        left_free: FreeSpace::NONE,
     };
     dirs.iter().map(config).collect()
 }

@@ -10,6 +10,8 @@ use crate::ssd::Trouble;
 pub(crate) struct TierUse {
     pub(crate) labels: TierLabels,
     pub(crate) capacity: u64,
+    /// What of it may be used now.
+    pub(crate) limit: u64,
     pub(crate) used: u64,
     pub(crate) blocks: u64,
     pub(crate) trouble: Option<Trouble>,
@@ -31,6 +33,7 @@ impl Worker {
                 path: String::new(),
             },
             capacity: self.memory.capacity(),
+            limit: self.memory.capacity(),
             used: self.memory.used(),
             blocks: self.memory.blocks(),
             trouble: None,
@@ -43,6 +46,7 @@ impl Worker {
             TierUse {
                 labels,
                 capacity: device.stats.capacity,
+                limit: device.stats.limit,
                 used: device.stats.used_bytes,
                 blocks: device.stats.blocks,
                 trouble: device.trouble,
@@ -57,6 +61,7 @@ impl Worker {
             let (metrics, labels) = (&self.metrics, &tier.labels);
             for (gauge, value) in [
                 (&metrics.tier_capacity, tier.capacity),
+                (&metrics.tier_limit, tier.limit),
                 (&metrics.tier_used, tier.used),
                 (&metrics.tier_blocks, tier.blocks),
                 (&metrics.tier_degraded, u64::from(tier.is_degraded())),
@@ -95,6 +100,11 @@ impl Worker {
                     "idle",
                     now.evicted_blocks - before.evicted_blocks,
                     now.evicted_bytes - before.evicted_bytes,
+                ),
+                (
+                    "disk_short",
+                    now.shrunk_blocks - before.shrunk_blocks,
+                    now.shrunk_bytes - before.shrunk_bytes,
                 ),
                 ("damaged", now.corrupt_blocks - before.corrupt_blocks, 0),
                 (

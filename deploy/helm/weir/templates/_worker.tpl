@@ -31,6 +31,7 @@ spec: {{ include "weir.pod" . | nindent 2 }}
     env:
     - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
     - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+    - {name: WEIR_SSD_FREE, value: {{ .Values.worker.free | quote }}}
     {{- with .Values.sources.env }}{{ toYaml . | nindent 4 }}{{ end }}
     ports: [{name: blocks, containerPort: 7450}, {name: control, containerPort: 7451}, {name: http, containerPort: 7452}]
     {{- include "weir.probes" . | nindent 4 }}
