@@ -10,6 +10,7 @@ mod kubernetes {
     pub(crate) mod cluster;
     pub(crate) mod faults;
     pub(crate) mod figures;
+    pub(crate) mod groups;
     pub(crate) mod hdfs;
     pub(crate) mod installation;
     pub(crate) mod objects;
@@ -27,7 +28,7 @@ use libtest_mimic::{Arguments, Trial};
 use weir_demo::ending::tell;
 
 use crate::kubernetes::installation::Installation;
-use crate::kubernetes::{chart, faults, figures, hdfs, objects, pools, removal, volumes};
+use crate::kubernetes::{chart, faults, figures, groups, hdfs, objects, pools, removal, volumes};
 
 /// A test and its name.
 type Case = (&'static str, fn(&Installation));
@@ -39,6 +40,7 @@ static SUITES: &[(&str, &[Case])] = &[
     ("hdfs", hdfs::CASES),
     ("faults", faults::CASES),
     ("pools", pools::CASES),
+    ("groups", groups::CASES),
     ("figures", figures::CASES),
     ("removal", removal::CASES),
 ];

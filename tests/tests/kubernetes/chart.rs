@@ -11,7 +11,7 @@ use crate::kubernetes::cluster::root;
 use crate::kubernetes::installation::{Installation, NAMESPACE, NODES, endpoint};
 
 /// helm asks no cluster for it when it only renders.
-const KUBE_VERSION: &str = "--kube-version=1.34.2";
+pub(crate) const KUBE_VERSION: &str = "--kube-version=1.34.2";
 
 pub(crate) const CASES: &[Case] = &[
     (

@@ -1,7 +1,7 @@
 //! The node plugin of Kubernetes without Kubernetes: kubelet's calls over the socket, and real mounts of a small cluster.
 
 pub(crate) mod deaths;
-mod node;
+pub(crate) mod node;
 mod sanity;
 
 use rustix::io::Errno;

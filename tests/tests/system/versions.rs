@@ -11,6 +11,7 @@ use weir_tests::{Cluster, Lab, Mount, Readers, wait_until};
 use crate::Case;
 use crate::system::cluster::{self, Files, read_epoch, total};
 use crate::system::crash::runs_image_of;
+use crate::system::csi::node::{self, Node};
 use crate::system::growing::{mount_cached, until_mapped};
 use crate::system::restarts::{self, REPLACED};
 
@@ -41,6 +42,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_mount_of_a_cluster_that_changes_its_version_fails_no_cold_read",
         a_mount_of_a_cluster_that_changes_its_version_fails_no_cold_read,
+    ),
+    (
+        "pods_of_a_node_that_change_their_version_fail_no_read",
+        pods_of_a_node_that_change_their_version_fail_no_read,
     ),
 ];
 
@@ -309,5 +314,40 @@ fn a_mount_of_a_cluster_that_changes_its_version_fails_no_cold_read() {
             change_mount(&lab, &files, &mount, &again, &versions);
             mount.unmount();
         }
+    }
+}
+
+fn pods_of_a_node_that_change_their_version_fail_no_read() {
+    for versions in changes() {
+        let lab = Lab::new();
+        for version in &versions {
+            lab.use_binary(&version.program);
+            if lab.weir(["csi", "holder", "--help"]).code != 0 {
+                let name = version.name;
+                tell(format_args!("the {name} version has no node plugin"));
+                return;
+            }
+        }
+        lab.use_binary(&versions[0].program);
+        let cluster = Cluster::start(&lab, 1);
+        let files = node::fill(&lab, &cluster);
+        let mut node = Node::start_in_pods(&lab, &cluster);
+        node.publish("a", &[("dataset", "x")]).unwrap();
+        node.wait_until_held_twice();
+        let readers = Readers::start(&node.target("a"), &files, 3);
+        // There, back, and there again: the plugin first, as the chart's order is, and the holder first.
+        for round in 0..3 {
+            lab.use_binary(&versions[(round + 1) % 2].program);
+            let rolls = [Node::roll_plugin, Node::roll_holder];
+            for roll in [rolls[round % 2], rolls[(round + 1) % 2]] {
+                roll(&mut node);
+                readers.read_more(100);
+            }
+            node.publish("a", &[("dataset", "x")]).unwrap();
+        }
+        node.wait_until_held_twice();
+        restarts::check(&readers.finish(), 600);
+        node.unpublish("a").unwrap();
+        node.is_clean();
     }
 }

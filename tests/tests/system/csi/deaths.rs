@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use weir_mount::table;
-use weir_tests::{Cluster, Lab, Process, Readers, ReadersReport, free_port, loopback, wait_until};
+use weir_tests::{Cluster, Lab, Process, Readers, ReadersReport, wait_until};
 
 use super::node::{Node, SOON, compare, fill};
 use crate::Case;
@@ -268,14 +268,7 @@ fn a_holder_without_descriptors_holds_mounts_when_it_has_some_again() {
 fn a_newer_plugin_takes_over_while_volumes_are_read() {
     readers_go_on(LONGEST, |node, readers| {
         for _ in 0..2 {
-            node.wait_until_held_twice();
-            // As a DaemonSet does with a surge: the newer pod is ready before the older one is told to end.
-            let (older, http) = (node.plugin.take().unwrap(), free_port());
-            let log = node.lab.path("newer.log");
-            let newer = Process::start(node.command(http, true), log, loopback(http));
-            node.plugin = Some(newer);
-            node.wait_until_held_twice();
-            drop(older);
+            node.roll_plugin();
             readers.read_more(100);
             node.publish("a", &[("dataset", "x")]).unwrap();
             assert_eq!(node.mounts().len(), 2);

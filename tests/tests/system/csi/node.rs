@@ -165,6 +165,29 @@ impl<'a> Node<'a> {
         });
     }
 
+    /// Replaces the plugin's pod as a DaemonSet does with a surge: the newer pod is ready before the older one is told to end.
+    #[track_caller]
+    pub(crate) fn roll_plugin(&mut self) {
+        self.wait_until_held_twice();
+        let (older, http) = (self.plugin.take().unwrap(), free_port());
+        let log = self.lab.path("newer.log");
+        let newer = Process::start(self.command(http, true), log, loopback(http));
+        self.plugin = Some(newer);
+        self.wait_until_held_twice();
+        drop(older);
+    }
+
+    /// The same with its holder's.
+    #[track_caller]
+    pub(crate) fn roll_holder(&mut self) {
+        self.wait_until_held_twice();
+        let older = self.holder.take().unwrap();
+        self.holder_http = free_port();
+        self.start_holder();
+        self.wait_until_held_twice();
+        drop(older);
+    }
+
     pub(crate) fn plugin(&self) -> &Process {
         self.plugin.as_ref().unwrap()
     }
