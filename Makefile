@@ -102,7 +102,7 @@ fetch-apiserver: ## Build the apiserver and its store for test-apiserver, which 
 	@$(FETCH_APISERVER) >/dev/null
 
 .PHONY: figures-operator
-figures-operator: setup ## Measure the operator and its webhook with 1,000 Datasets on a real apiserver; DATASETS, SECONDS and PODS change that
+figures-operator: setup ## Measure the operator and its webhook with 1,000 Datasets on a real apiserver; DATASETS, REST (seconds) and PODS change that
 	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" \
 		$(CARGO) test --release --locked -p weir-operator --test figures figures -- --ignored --exact --nocapture
 

@@ -152,7 +152,7 @@ async fn figures() {
     let Some(cluster) = Cluster::start().await else {
         panic!("WEIR_TEST_APISERVER names no directory: run `make figures-operator`");
     };
-    let (count, seconds) = (number("DATASETS", 1000), number("SECONDS", 120) as u64);
+    let (count, seconds) = (number("DATASETS", 1000), number("REST", 120) as u64);
     cluster.install().await;
     // What the apiserver asks of itself.
     let quiet = Duration::from_secs(seconds);
@@ -162,15 +162,21 @@ async fn figures() {
     let webhook = free_address();
     let began = Instant::now();
     let process = Process::start(&cluster, webhook);
+    cluster.install_webhook(webhook).await;
+    until("a webhook that is trusted", || async {
+        let asked = cluster.post(DATASETS, &dataset("none", "gopher://x")).await;
+        if asked.is_ok() {
+            let none = format!("{DATASETS}/none");
+            cluster.delete(&none).await.unwrap();
+        }
+        asked.is_err_and(|why| why.contains("origin gopher"))
+    })
+    .await;
     let numbers = futures::stream::iter(0..count);
     numbers
         .for_each_concurrent(8, async |number| {
             let name = format!("set-{number:04}");
-            let object = json!({
-                "apiVersion": "weir.io/v1alpha1", "kind": "Dataset",
-                "metadata": { "name": name, "namespace": "team-a" },
-                "spec": { "sources": [{ "url": format!("s3://bucket/{name}") }] },
-            });
+            let object = dataset(&name, &format!("s3://bucket/{name}"));
             cluster.post(DATASETS, &object).await.unwrap();
             let claim = format!("/api/v1/namespaces/team-a/persistentvolumeclaims/{name}");
             until("a claim", || async { cluster.get(&claim).await.is_some() }).await;
@@ -223,6 +229,14 @@ async fn figures() {
     latency(webhook, count).await;
     let (bytes, _) = process.usage();
     tell(format_args!("after that: {} MiB resident", bytes >> 20));
+}
+
+fn dataset(name: &str, url: &str) -> Value {
+    json!({
+        "apiVersion": "weir.io/v1alpha1", "kind": "Dataset",
+        "metadata": { "name": name, "namespace": "team-a" },
+        "spec": { "sources": [{ "url": url }] },
+    })
 }
 
 /// The time of an answer about a pod, over TLS as the apiserver asks; beside it that about a pod without data, which is the way there and
