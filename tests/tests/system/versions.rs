@@ -338,9 +338,9 @@ fn pods_of_a_node_that_change_their_version_fail_no_read() {
         // There, back, and there again: the plugin first, as the chart's order is, and the holder first.
         for round in 0..3 {
             lab.use_binary(&versions[(round + 1) % 2].program);
-            let rolls = [Node::roll_plugin, Node::roll_holder];
-            for roll in [rolls[round % 2], rolls[(round + 1) % 2]] {
-                roll(&mut node);
+            let pods = [Node::start_newer_plugin, Node::start_newer_holder];
+            for pod in [pods[round % 2], pods[(round + 1) % 2]] {
+                node.roll(pod);
                 readers.read_more(100);
             }
             node.publish("a", &[("dataset", "x")]).unwrap();

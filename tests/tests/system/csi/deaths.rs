@@ -268,7 +268,7 @@ fn a_holder_without_descriptors_holds_mounts_when_it_has_some_again() {
 fn a_newer_plugin_takes_over_while_volumes_are_read() {
     readers_go_on(LONGEST, |node, readers| {
         for _ in 0..2 {
-            node.roll_plugin();
+            node.roll(Node::start_newer_plugin);
             readers.read_more(100);
             node.publish("a", &[("dataset", "x")]).unwrap();
             assert_eq!(node.mounts().len(), 2);
@@ -282,15 +282,8 @@ fn both_pods_are_replaced_at_once_and_no_read_fails() {
     readers_go_on(LONGEST, |node, readers| {
         for _ in 0..3 {
             node.wait_until_held_twice();
-            let older = [node.plugin.take().unwrap(), node.holder.take().unwrap()];
-            node.holder_http = free_port();
-            node.start_holder();
-            let (http, log) = (free_port(), node.lab.path("newer.log"));
-            node.plugin = Some(Process::start(
-                node.command(http, true),
-                log,
-                loopback(http),
-            ));
+            let holder = node.start_newer_holder();
+            let older = [node.start_newer_plugin(), holder];
             let pods = older.each_ref().map(Node::pod);
             for pod in &pods {
                 // The first process of a container gets it.

@@ -34,7 +34,7 @@ pub(crate) struct Node<'a> {
     cluster: &'a Cluster<'a>,
     http: u16,
     pub(crate) plugin: Option<Process>,
-    pub(crate) holder_http: u16,
+    holder_http: u16,
     /// The other pod.
     pub(crate) holder: Option<Process>,
     /// Whether there are two, each with processes that only it sees.
@@ -165,25 +165,28 @@ impl<'a> Node<'a> {
         });
     }
 
-    /// Replaces the plugin's pod as a DaemonSet does with a surge: the newer pod is ready before the older one is told to end.
-    #[track_caller]
-    pub(crate) fn roll_plugin(&mut self) {
-        self.wait_until_held_twice();
+    /// Starts another plugin, which takes over; gives the older one.
+    pub(crate) fn start_newer_plugin(&mut self) -> Process {
         let (older, http) = (self.plugin.take().unwrap(), free_port());
         let log = self.lab.path("newer.log");
         let newer = Process::start(self.command(http, true), log, loopback(http));
         self.plugin = Some(newer);
-        self.wait_until_held_twice();
-        drop(older);
+        older
     }
 
-    /// The same with its holder's.
-    #[track_caller]
-    pub(crate) fn roll_holder(&mut self) {
-        self.wait_until_held_twice();
+    /// The same of its holder.
+    pub(crate) fn start_newer_holder(&mut self) -> Process {
         let older = self.holder.take().unwrap();
         self.holder_http = free_port();
         self.start_holder();
+        older
+    }
+
+    /// Replaces one of both pods as a DaemonSet does with a surge: the newer one is ready before the older one is told to end.
+    #[track_caller]
+    pub(crate) fn roll(&mut self, start_newer: fn(&mut Self) -> Process) {
+        self.wait_until_held_twice();
+        let older = start_newer(self);
         self.wait_until_held_twice();
         drop(older);
     }
