@@ -17,6 +17,7 @@ mod kubernetes {
     pub(crate) mod pools;
     pub(crate) mod removal;
     pub(crate) mod volumes;
+    pub(crate) mod waiting;
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -28,7 +29,9 @@ use libtest_mimic::{Arguments, Trial};
 use weir_demo::ending::tell;
 
 use crate::kubernetes::installation::Installation;
-use crate::kubernetes::{chart, faults, figures, groups, hdfs, objects, pools, removal, volumes};
+use crate::kubernetes::{
+    chart, faults, figures, groups, hdfs, objects, pools, removal, volumes, waiting,
+};
 
 /// A test and its name.
 type Case = (&'static str, fn(&Installation));
@@ -37,6 +40,7 @@ static SUITES: &[(&str, &[Case])] = &[
     ("chart", chart::CASES),
     ("volumes", volumes::CASES),
     ("objects", objects::CASES),
+    ("waiting", waiting::CASES),
     ("hdfs", hdfs::CASES),
     ("faults", faults::CASES),
     ("pools", pools::CASES),

@@ -10,6 +10,8 @@ use weir_tests::wait_until;
 
 use crate::Case;
 use crate::kubernetes::installation::{Installation, NAMESPACE, NODES};
+use crate::kubernetes::objects::nothing_serves;
+use crate::kubernetes::pools::standing;
 use crate::kubernetes::volumes::{create, inline, pod};
 
 pub(crate) const CASES: &[Case] = &[
@@ -17,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     ("the_workers_are_rolled", the_workers_are_rolled),
     ("the_master_is_replaced", the_master_is_replaced),
     ("kubelet_is_restarted", kubelet_is_restarted),
+    ("a_node_is_drained", a_node_is_drained),
     (
         "a_plugin_and_its_holder_are_killed_in_turn",
         a_plugin_and_its_holder_are_killed_in_turn,
@@ -32,6 +35,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "a_pod_that_holds_mounts_is_frozen",
         a_pod_that_holds_mounts_is_frozen,
+    ),
+    (
+        "both_pods_that_hold_mounts_die_at_once",
+        both_pods_that_hold_mounts_die_at_once,
     ),
 ];
 
@@ -69,11 +76,14 @@ impl<'a> Reader<'a> {
         reader
     }
 
-    /// Files read, and the longest read of one.
+    /// Files read, and the longest read of one. It must have read them all right.
+    #[track_caller]
     fn seen(&self) -> (u64, Duration) {
-        let log = self.weir.cluster.kubectl(&["logs", self.name, "--tail=1"]);
-        let mut numbers = log
-            .stdout
+        let log = self.weir.cluster.kubectl(&["logs", self.name, "--tail=6"]);
+        let log = log.stdout;
+        assert!(!log.contains("wrong: "), "{}: {log}", self.name);
+        let last = log.lines().last().unwrap_or_default();
+        let mut numbers = last
             .split_whitespace()
             .map_while(|word| word.parse::<u64>().ok());
         let (count, most) = (numbers.next(), numbers.next());
@@ -183,6 +193,32 @@ fn kubelet_is_restarted(weir: &Installation) {
     reader.end();
 }
 
+/// The reader is on the other one. Cordoning it has its worker drained, which kubectl passes over.
+fn a_node_is_drained(weir: &Installation) {
+    let reader = Reader::start(weir, "drained", 1);
+    let drain = ["drain", "node-2", "--ignore-daemonsets", "--timeout=100s"];
+    let also = ["--delete-emptydir-data", "--force"];
+    weir.cluster.kubectl(&[&drain[..], &also].concat()).ok();
+    wait_until("its worker is drained", SOON, || {
+        standing(weir, "node-2") == "drained"
+    });
+    reader.wait_for(SOME);
+    weir.cluster.kubectl(&["uncordon", "node-2"]).ok();
+    wait_until("it owns blocks again", SOON, || {
+        standing(weir, "node-2") == "active"
+    });
+    system(
+        weir,
+        &[
+            "rollout",
+            "status",
+            "deploy/weir-operator",
+            "--timeout=100s",
+        ],
+    );
+    reader.end();
+}
+
 /// Waits until every mount is held by two pods again.
 fn wait_for_holders(weir: &Installation) {
     for workload in ["ds/weir-plugin", "ds/weir-holder"] {
@@ -281,4 +317,34 @@ fn a_pod_that_holds_mounts_is_frozen(weir: &Installation) {
         reader.wait_for(SOME);
     }
     reader.end();
+}
+
+/// What no survivor is left for: new pods get a mount of their own, and nothing of the dead one stays.
+fn both_pods_that_hold_mounts_die_at_once(weir: &Installation) {
+    create(weir, "orphaned");
+    let cluster = &weir.cluster;
+    let volume = inline("dataset: orphaned");
+    cluster.apply(&pod(weir, "before", 1, &volume, "exec sleep 3600"));
+    let ready = ["wait", "--for=condition=Ready", "pod/before"];
+    cluster.kubectl(&ready).ok();
+    wait_for_holders(weir);
+    let labels = ["plugin", "holder"]
+        .map(|component| format!("--selector=app.kubernetes.io/component={component}"));
+    let all = labels.iter().flat_map(|label| processes(weir, label));
+    let all: Vec<_> = all.collect();
+    assert!(all.len() > 6, "{all:?}");
+    // Stopped first, so that none brings another one back.
+    for signal in [Signal::STOP, Signal::KILL] {
+        for (pid, _) in &all {
+            let _ = kill_process(*pid, signal); // it may have ended
+        }
+    }
+    let compare = "diff -r /expected /data";
+    cluster.apply(&pod(weir, "after", 1, &volume, compare));
+    cluster.wait_for_end("after");
+    wait_for_holders(weir);
+    let delete = ["delete", "pod", "before", "after", "--timeout=60s"];
+    cluster.kubectl(&delete).ok();
+    weir.weir(&["dataset", "delete", "default/orphaned"]).ok();
+    nothing_serves(weir, "orphaned");
 }

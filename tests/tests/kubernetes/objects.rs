@@ -28,7 +28,7 @@ pub(crate) const CASES: &[Case] = &[
 const SOON: Duration = Duration::from_mins(2);
 
 /// An S3 server of one case, on the first node, until this is dropped.
-struct Origin<'a> {
+pub(crate) struct Origin<'a> {
     weir: &'a Installation,
     port: u16,
     dir: PathBuf,
@@ -37,7 +37,12 @@ struct Origin<'a> {
 }
 
 impl<'a> Origin<'a> {
-    fn start(weir: &'a Installation, port: u16, dir: &Path, keys: &[&'static str]) -> Self {
+    pub(crate) fn start(
+        weir: &'a Installation,
+        port: u16,
+        dir: &Path,
+        keys: &[&'static str],
+    ) -> Self {
         let origin = Self {
             weir,
             port,
@@ -49,7 +54,7 @@ impl<'a> Origin<'a> {
     }
 
     /// With what its directory holds now.
-    fn run(&self) {
+    pub(crate) fn run(&self) {
         let server = self.weir.cluster.scratch.binary();
         let server = server.with_file_name("weir-s3-server");
         let bucket = format!("{BUCKET}={}", self.dir.display());
@@ -61,7 +66,7 @@ impl<'a> Origin<'a> {
         self.weir.cluster.lab(&args).ok();
     }
 
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.weir.cluster.lab(&["stop", &self.name()]);
     }
 
@@ -69,7 +74,7 @@ impl<'a> Origin<'a> {
         format!("s3-{}", self.port)
     }
 
-    fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{FIRST_NODE}:{}", self.port)
     }
 }
@@ -147,7 +152,7 @@ pub(crate) fn end_of(weir: &Installation, namespace: &str, pod: &str) -> String 
     log
 }
 
-fn status(weir: &Installation, namespace: &str, name: &str) -> Value {
+pub(crate) fn status(weir: &Installation, namespace: &str, name: &str) -> Value {
     let found = weir.cluster.get(&["-n", namespace, "dataset", name]);
     found["status"].clone()
 }
@@ -250,7 +255,7 @@ spec: {{dataset: images}}
 
 /// Waits until no node has a mount or a process of a dataset.
 #[track_caller]
-fn nothing_serves(weir: &Installation, dataset: &str) {
+pub(crate) fn nothing_serves(weir: &Installation, dataset: &str) {
     for node in 1..=NODES {
         wait_until("nothing of it is mounted", SOON, || {
             let mounts = weir.cluster.on(node, &["cat", "/proc/mounts"]).ok();

@@ -14,10 +14,6 @@ pub(crate) const CASES: &[Case] = &[
         the_charts_workers_are_a_pool,
     ),
     (
-        "the_worker_of_a_cordoned_node_is_drained",
-        the_worker_of_a_cordoned_node_is_drained,
-    ),
-    (
         "pools_share_nodes_and_are_emptied_before_they_shrink",
         pools_share_nodes_and_are_emptied_before_they_shrink,
     ),
@@ -41,25 +37,13 @@ fn the_charts_workers_are_a_pool(weir: &Installation) {
 }
 
 /// How the worker on a node stands.
-fn standing(weir: &Installation, node: &str) -> String {
+pub(crate) fn standing(weir: &Installation, node: &str) -> String {
     let status = weir.status();
     let mut workers = status["workers"].as_array().unwrap().iter();
     let worker = workers.find(|worker| worker["id"] == node);
     worker.map_or("none".to_owned(), |worker| {
         worker["state"].as_str().unwrap_or_default().to_owned()
     })
-}
-
-fn the_worker_of_a_cordoned_node_is_drained(weir: &Installation) {
-    let before = standing(weir, "node-2");
-    weir.cluster.kubectl(&["cordon", "node-2"]).ok();
-    wait_until("its worker is drained", SOON, || {
-        standing(weir, "node-2") == "drained"
-    });
-    weir.cluster.kubectl(&["uncordon", "node-2"]).ok();
-    wait_until("it owns blocks again", SOON, || {
-        standing(weir, "node-2") == before
-    });
 }
 
 /// A second pool waits for a node without a worker, gets the one that the first gives up, and is emptied before it goes.

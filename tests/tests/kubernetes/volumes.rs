@@ -67,7 +67,7 @@ spec:
 }
 
 /// A volume and a claim of a dataset of the default namespace, made by hand.
-fn claim(name: &str) -> String {
+pub(crate) fn claim(name: &str, dataset: &str) -> String {
     format!(
         "apiVersion: v1
 kind: PersistentVolume
@@ -78,7 +78,7 @@ spec:
   persistentVolumeReclaimPolicy: Retain
   storageClassName: \"\"
   claimRef: {{namespace: default, name: {name}}}
-  csi: {{driver: csi.weir.io, volumeHandle: default/{name}, readOnly: true, volumeAttributes: {{dataset: {name}}}}}
+  csi: {{driver: csi.weir.io, volumeHandle: default/{name}, readOnly: true, volumeAttributes: {{dataset: {dataset}}}}}
 ---
 apiVersion: v1
 kind: PersistentVolumeClaim
@@ -158,7 +158,7 @@ fn every_manifest_of_the_page_is_applied(weir: &Installation) {
 
 fn pods_read_every_byte_and_what_is_warm_without_the_origin(weir: &Installation) {
     create(weir, "epochs");
-    weir.cluster.apply(&claim("epochs"));
+    weir.cluster.apply(&claim("epochs", "epochs"));
     let all = "diff -r /expected /data && find /data -type f | wc -l";
     let job = pod(weir, "epoch-1", 1, &of_claim("epochs"), all);
     weir.cluster.apply(&job);
