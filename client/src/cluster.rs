@@ -169,7 +169,11 @@ impl ClusterReader {
         Self {
             view: Mutex::new(Arc::new(View::new(&config, map, placement))),
             local: LocalWorkers::new(),
-            suspects: Suspects::new(config.map.clone(), remote.clone()),
+            suspects: Suspects::new(
+                config.map.clone(),
+                remote.clone(),
+                config.metrics.suspects.clone(),
+            ),
             remote,
             budget: RaceBudget::default(),
             spreading: Spreading::new(random()),

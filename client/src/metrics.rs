@@ -111,6 +111,7 @@ pub struct ClientMetrics {
     pub(crate) prefetch_used_bytes: Counter,
     pub(crate) prefetch_repeated_bytes: Counter,
     pub(crate) map_epoch: Gauge,
+    pub(crate) suspects: Gauge,
 }
 
 impl ClientMetrics {
@@ -127,6 +128,7 @@ impl ClientMetrics {
             prefetch_used_bytes: Counter::default(),
             prefetch_repeated_bytes: Counter::default(),
             map_epoch: Gauge::default(),
+            suspects: Gauge::default(),
         };
         for reason in FAILOVER_REASONS {
             metrics
@@ -169,6 +171,11 @@ impl ClientMetrics {
             "damaged_answers",
             "Answers of workers whose bytes did not match their checksum; they were asked for again",
             metrics.damaged.clone(),
+        );
+        r.register(
+            "suspects",
+            "Workers that did not answer, and are asked last until they do",
+            metrics.suspects.clone(),
         );
         r.register_with_unit(
             "prefetched",

@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use weir_core::{ClusterMap, RaceBudget, WorkerId, WorkerInfo};
@@ -48,6 +49,8 @@ pub(crate) struct Suspects {
     map: watch::Receiver<Arc<ClusterMap>>,
     connections: Arc<Connections<FarWorkers>>,
     workers: Mutex<HashSet<WorkerId>>,
+    /// How many there are.
+    gauge: Gauge,
     /// Changes when one is a suspect no longer.
     trusted_again: watch::Sender<()>,
 }
@@ -57,11 +60,13 @@ impl Suspects {
     pub(crate) fn new(
         map: watch::Receiver<Arc<ClusterMap>>,
         connections: Arc<Connections<FarWorkers>>,
+        gauge: Gauge,
     ) -> Arc<Self> {
         Arc::new(Self {
             map,
             connections,
             workers: Mutex::default(),
+            gauge,
             trusted_again: watch::Sender::new(()),
         })
     }
@@ -74,7 +79,7 @@ impl Suspects {
     /// Suspects a worker until it answers a probe, or leaves the map; whether it was trusted before. Call inside a tokio
     /// runtime.
     pub(crate) fn add(self: &Arc<Self>, worker: &WorkerInfo) -> bool {
-        let is_new = self.workers.lock().insert(worker.id.clone());
+        let is_new = self.change(|workers| workers.insert(worker.id.clone()));
         if is_new {
             tracing::debug!(worker = %worker.id, "does not answer; it is asked last until it does");
             tokio::spawn(probe(Arc::downgrade(self), worker.clone()));
@@ -87,8 +92,15 @@ impl Suspects {
         self.trusted_again.subscribe()
     }
 
+    fn change(&self, change: impl FnOnce(&mut HashSet<WorkerId>) -> bool) -> bool {
+        let mut workers = self.workers.lock();
+        let is_changed = change(&mut workers);
+        self.gauge.set(workers.len() as i64);
+        is_changed
+    }
+
     fn trust(&self, worker: &WorkerId) {
-        self.workers.lock().remove(worker);
+        self.change(|workers| workers.remove(worker));
         self.trusted_again.send_replace(());
     }
 

@@ -187,7 +187,7 @@ impl<'a> World<'a> {
         world
     }
 
-    /// Waits until all workers report, and until mounts and the master agree on the map.
+    /// Waits until all workers report, and until mounts and the master agree on the map and no mount goes around anybody.
     fn settle(&self) {
         wait_until("the cluster is well again", SETTLED, || {
             let status = self.cluster.status();
@@ -206,6 +206,10 @@ impl<'a> World<'a> {
                     .mounts
                     .iter()
                     .all(|mount| Some(mount.metric("weir_client_cluster_map_epoch", "")) == epoch)
+                && self
+                    .mounts
+                    .iter()
+                    .all(|mount| mount.metric("weir_client_suspects", "") < 1.0)
         });
         // What the workers do not know is fetched, and each file is compared.
         self.readers.read_an_epoch();
