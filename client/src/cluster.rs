@@ -234,11 +234,14 @@ impl ClusterReader {
             owners: self.owners(&view, block, MAX_OWNERS),
             range,
             spec,
+            silent: Mutex::default(),
         };
         let is_suspect = |worker: &&WorkerInfo| self.suspects.contains(&worker.id);
         let owners = wanted.owners.iter().copied();
         let (suspects, mut trusted): (Vec<_>, Vec<_>) = owners.partition(is_suspect);
         if !suspects.is_empty() {
+            let names = suspects.iter().map(|worker| worker.id.to_string());
+            wanted.silent.lock().extend(names);
             // Others keep the block in their place, and the origin sends it once.
             let more = self.owners(&view, block, MAX_OWNERS + MAX_PASSED_OVER);
             trusted = more
@@ -330,6 +333,7 @@ impl ClusterReader {
     ) -> Result<(Bytes, ReadSource), Refusal> {
         let near = is_beside(worker, &self.config.node);
         let mut request = wanted.request.clone();
+        request.silent.clone_from(&wanted.silent.lock());
         if !near {
             request.reader = self.spreading.reader();
             request.copies = self.spreading.copies(wanted.block);

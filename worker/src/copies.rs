@@ -66,13 +66,21 @@ const WRONG_FOR: Duration = Duration::from_mins(1);
 const MAX_WRONG: usize = 65_536;
 
 /// Who asks for a block, as far as that decides where it may come from.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(crate) struct Asker {
     /// A worker: nobody else is asked to fetch the block. That one would wait for this one, and this one for a third.
     pub(crate) is_worker: bool,
     /// It goes by another map or placement than this worker, whose owners may hold the block. Who goes by the same asks a worker that
     /// is no owner only when the owners say nothing, and has waited for them already.
     pub(crate) has_other_view: bool,
+    /// Workers that it has found silent: it has waited for them, and would wait for them once more.
+    pub(crate) silent: Vec<String>,
+}
+
+impl Asker {
+    fn has_found_silent(&self, id: &WorkerId) -> bool {
+        self.silent.iter().any(|silent| silent == id.as_str())
+    }
 }
 
 /// The other workers of a cluster, as far as they may hold what this one lacks.
@@ -204,7 +212,7 @@ impl Copies {
     pub(crate) fn route(
         &self,
         key: &BlockKey,
-        asker: Asker,
+        asker: &Asker,
         datasets: impl FnOnce() -> Vec<Arc<str>>,
     ) -> Route {
         if self.is_wrong(key) {
@@ -232,7 +240,7 @@ impl Copies {
                         } else {
                             view.before(key, &self.own)
                         };
-                        let route = Route::Held(dataset, self.answering(holders));
+                        let route = Route::Held(dataset, self.answering(holders, asker));
                         before = Some(route).filter(Route::has_holders);
                     }
                 }
@@ -241,18 +249,18 @@ impl Copies {
                     if asker.is_worker && asker.has_other_view =>
                 {
                     let holders = view.holders(key, &self.own);
-                    return Route::Held(dataset, self.answering(holders));
+                    return Route::Held(dataset, self.answering(holders, asker));
                 }
                 // Of another dataset it may own the same block.
                 Some(route @ Route::Kept(..)) => {
                     kept.get_or_insert(route);
                 }
-                Some(Route::Filler(dataset, filler)) if self.is_avoided(&filler.id) => {
+                Some(Route::Filler(dataset, filler)) if !self.answers(&filler.id, asker) => {
                     let holders = view.holders(key, &self.own);
-                    return Route::Held(dataset, self.answering(holders));
+                    return Route::Held(dataset, self.answering(holders, asker));
                 }
                 Some(Route::Held(dataset, holders)) => {
-                    return Route::Held(dataset, self.answering(holders));
+                    return Route::Held(dataset, self.answering(holders, asker));
                 }
                 Some(route) => return route,
             }
@@ -267,24 +275,29 @@ impl Copies {
     /// The workers that may hold a block which this one owns and lacks, the likeliest first. Those that do not answer are
     /// left out.
     pub(crate) fn holders(&self, key: &BlockKey) -> Vec<WorkerInfo> {
-        self.by_map(key, Asker::default())
+        self.by_map(key, &Asker::default())
     }
 
     /// The same; and of one that it does not own, if it is asked by who goes by another map.
-    fn by_map(&self, key: &BlockKey, asker: Asker) -> Vec<WorkerInfo> {
+    fn by_map(&self, key: &BlockKey, asker: &Asker) -> Vec<WorkerInfo> {
         let map = self.map.borrow().clone();
         let former = self.former();
         let holders = former.holders(key, &map, &self.own, asker.has_other_view, Instant::now());
         if holders.is_empty() || self.is_wrong(key) {
             return Vec::new();
         }
-        self.answering(holders)
+        self.answering(holders, asker)
     }
 
     /// Those of some workers that answered when they were asked last.
-    fn answering(&self, mut workers: Vec<WorkerInfo>) -> Vec<WorkerInfo> {
-        workers.retain(|worker| !self.is_avoided(&worker.id));
+    fn answering(&self, mut workers: Vec<WorkerInfo>, asker: &Asker) -> Vec<WorkerInfo> {
+        workers.retain(|worker| self.answers(&worker.id, asker));
         workers
+    }
+
+    /// Whether a worker answered when it was asked last, here and by who asks now.
+    pub(crate) fn answers(&self, id: &WorkerId, asker: &Asker) -> bool {
+        !self.is_avoided(id) && !asker.has_found_silent(id)
     }
 
     /// The workers that may hold a block of this dataset of which this one is to hold a copy, the likeliest first. Those that do not
@@ -301,7 +314,7 @@ impl Copies {
         if !view.is_owner(key, &self.own) {
             return Vec::new();
         }
-        self.answering(view.holders(key, &self.own))
+        self.answering(view.holders(key, &self.own), &Asker::default())
     }
 
     pub(crate) fn is_avoided(&self, id: &WorkerId) -> bool {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use weir_core::{Block, WorkerInfo};
 use weir_origin::OriginError;
 use weir_proto::v1::BlockRequest;
@@ -38,6 +39,8 @@ pub(super) struct Wanted<'a> {
     pub(super) owners: Vec<&'a WorkerInfo>,
     /// The origin's, from the manifest.
     pub(super) spec: &'a str,
+    /// Those that said nothing, which others are told.
+    pub(super) silent: Mutex<Vec<String>>,
 }
 
 /// What a read has come to.
@@ -92,6 +95,7 @@ impl ClusterReader {
         }
         let message = format!("worker {} is silent", worker.id);
         self.passed_over(worker, 1, "silent", &message);
+        wanted.silent.lock().push(worker.id.to_string());
         let mut read = self.read_others(others, wanted, message);
         let mut suspicious = std::pin::pin!(activity.silent_for(SUSPICIOUS));
         let mut suspected = false;

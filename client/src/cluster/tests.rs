@@ -23,6 +23,8 @@ struct Script {
     is_old: bool,
     /// Nobody hears from it while this is not 0.
     is_frozen: AtomicU32,
+    /// Whom the last request named as silent.
+    silent: parking_lot::Mutex<Vec<String>>,
     /// It closes connections on which something is asked.
     is_closing: AtomicBool,
     requests: AtomicU32,
@@ -86,6 +88,7 @@ async fn serve(socket: TcpStream, script: Arc<Script>, byte: u8) {
             }
         } else {
             if !request.held_only {
+                script.silent.lock().clone_from(&request.silent);
                 script.requests.fetch_add(1, Ordering::Relaxed);
             }
             let first = byte == BYTES[0];
@@ -514,6 +517,10 @@ async fn many_readers_of_a_frozen_owner_all_go_on() {
     });
     let longest = longest.max().unwrap();
     assert!(longest < Duration::from_secs(4), "{longest:?}");
+    // The next one is told, and need not wait for it, too.
+    let owner = reader.config.map.borrow().workers()[0].id.to_string();
+    assert_eq!(*scripts[1].silent.lock(), [owner]);
+    assert!(scripts[0].silent.lock().is_empty());
 }
 
 #[tokio::test]

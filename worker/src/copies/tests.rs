@@ -264,7 +264,7 @@ async fn who_goes_by_another_map_or_placement_has_the_owners_by_this_one_asked()
     };
     copies.see(&copies.map());
     let key = block().key();
-    let route = |asker: Asker| match copies.route(&key, asker, || vec!["set".into()]) {
+    let route = |asker: &Asker| match copies.route(&key, asker, || vec!["set".into()]) {
         Route::Held(_, holders) => holders.iter().map(|it| it.id.to_string()).collect(),
         Route::Filler(..) => vec!["filler".to_owned()],
         Route::Origin | Route::Kept(..) => Vec::new(),
@@ -272,25 +272,34 @@ async fn who_goes_by_another_map_or_placement_has_the_owners_by_this_one_asked()
     let reader = Asker::default();
     let other_reader = Asker {
         has_other_view: true,
-        ..reader
+        ..Asker::default()
     };
     let other_worker = Asker {
         is_worker: true,
-        ..other_reader
+        ..other_reader.clone()
     };
     // No owner of it: who knows the same asks because the owner says nothing.
     placed(&["a"]);
-    assert!(route(reader).is_empty());
-    assert_eq!(route(other_reader), ["a1"]);
-    assert_eq!(route(other_worker), ["a1"]);
+    assert!(route(&reader).is_empty());
+    assert_eq!(route(&other_reader), ["a1"]);
+    assert_eq!(route(&other_worker), ["a1"]);
     // The owner of the second copy, which another one takes for that of the first.
     placed(&["a", "b"]);
-    assert_eq!(route(reader), ["filler"]);
-    assert_eq!(route(other_reader), ["filler"]);
-    assert_eq!(route(other_worker), ["a1"]);
+    assert_eq!(route(&reader), ["filler"]);
+    assert_eq!(route(&other_reader), ["filler"]);
+    assert_eq!(route(&other_worker), ["a1"]);
     // The owner of the first copy has the others.
     placed(&["b", "a"]);
-    assert_eq!(route(reader), ["a1"]);
+    assert_eq!(route(&reader), ["a1"]);
+    // Whom the asker has found silent nobody asks for it.
+    let waited = Asker {
+        silent: vec!["a1".to_owned()],
+        ..other_reader
+    };
+    for zones in [&["a"][..], &["a", "b"], &["b", "a"]] {
+        placed(zones);
+        assert!(route(&waited).is_empty(), "{zones:?}");
+    }
 }
 
 #[tokio::test]
@@ -305,10 +314,10 @@ async fn by_the_map_alone_the_owner_is_asked_for_who_goes_by_another_one() {
     };
     let mut keys = (0..=255).map(|n| weir_core::BlockKey([n; 16]));
     let key = keys.find(|key| map.owner(key).unwrap().id.as_str() == "a");
-    let holders = |asker| -> Vec<String> {
+    let holders = |asker: &Asker| -> Vec<String> {
         let holders = copies.by_map(&key.unwrap(), asker);
         holders.iter().map(|it| it.id.to_string()).collect()
     };
-    assert!(holders(Asker::default()).is_empty());
-    assert_eq!(holders(other)[0], "a");
+    assert!(holders(&Asker::default()).is_empty());
+    assert_eq!(holders(&other)[0], "a");
 }

@@ -37,6 +37,8 @@ use crate::worker::{Cached, PrefetchAnswer, ReadError, Worker};
 
 /// Pause after a failed accept (out of descriptors), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Workers whose silence a request may tell of; a reader asks few others.
+const MAX_SILENT: usize = 16;
 /// How often idle connections are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a client is told that its requests are worked on: it gives up on a worker that says nothing for some times as
@@ -630,6 +632,7 @@ async fn answer(
         is_worker: message.as_filler,
         has_other_view: message.epoch != epoch
             || message.placement_version != known.placement_version,
+        silent: message.silent.iter().take(MAX_SILENT).cloned().collect(),
     };
     if message.ahead {
         let reply = BlockReply {

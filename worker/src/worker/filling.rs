@@ -205,7 +205,7 @@ impl Worker {
         let since = Instant::now();
         let result = tokio::select! {
             () = self.stop.cancelled() => Err(OriginError::interrupted(&block.object.key)),
-            result = self.fetch_block(block, &started, asker) => result,
+            result = self.fetch_block(block, &started, &asker) => result,
         };
         let labels = ResultLabel {
             result: if result.is_ok() { "ok" } else { "error" },
@@ -241,7 +241,7 @@ impl Worker {
         self: &Arc<Self>,
         block: &Block,
         started: &Started<Self>,
-        asker: Asker,
+        asker: &Asker,
     ) -> Result<Option<Place>, OriginError> {
         let (key, fill) = (started.key(), started.fill());
         let units = units_of(block, LEAST_TAKEN);
@@ -291,7 +291,7 @@ impl Worker {
         copies: &Copies,
         block: &Block,
         key: &BlockKey,
-        asker: Asker,
+        asker: &Asker,
     ) -> Route {
         let object = &*block.object.key;
         copies.route(key, asker, || {
@@ -303,7 +303,7 @@ impl Worker {
     fn is_forwarded(&self, block: &Block) -> bool {
         let copies = self.copies.get();
         copies.is_some_and(|copies| {
-            let route = self.route(copies, block, &block.key(), Asker::default());
+            let route = self.route(copies, block, &block.key(), &Asker::default());
             matches!(route, Route::Filler(..) | Route::Kept(..))
         })
     }
@@ -315,7 +315,7 @@ impl Worker {
         key: &BlockKey,
         fill: &Fill,
         units: u32,
-        asker: Asker,
+        asker: &Asker,
     ) -> Option<(Given, Place)> {
         let copies = self.copies.get()?;
         match self.route(copies, block, key, asker) {
@@ -327,7 +327,7 @@ impl Worker {
                 Some((given, place))
             }
             // One that is avoided has the origin asked instead.
-            Route::Kept(_, filler) if copies.is_avoided(&filler.id) => None,
+            Route::Kept(_, filler) if !copies.answers(&filler.id, asker) => None,
             Route::Filler(dataset, filler) | Route::Kept(dataset, filler) if !asker.is_worker => {
                 fill.forward(true);
                 let turn = copies.turn_of_filler().await?;

@@ -120,7 +120,7 @@ impl Worker {
             return None;
         }
         let copies = self.copies.get()?;
-        match self.route(copies, block, &block.key(), Asker::default()) {
+        match self.route(copies, block, &block.key(), &Asker::default()) {
             Route::Kept(dataset, _) => Some(dataset),
             _ => None,
         }

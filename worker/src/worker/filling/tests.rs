@@ -84,7 +84,8 @@ async fn a_reader_that_waits_for_its_turn_to_ask_takes_no_memory_meanwhile() {
     let all = worker.budget.available_permits();
     let key = block.key();
     let fill = Fill::new(block.len());
-    let mut copying = Box::pin(worker.copy(&block, &key, &fill, 100, Asker::default()));
+    let asker = Asker::default();
+    let mut copying = Box::pin(worker.copy(&block, &key, &fill, 100, &asker));
     assert!(copying.as_mut().now_or_never().is_none());
     assert_eq!(worker.budget.available_permits(), all);
     let came = timeout(PATIENCE, copying).await.unwrap();
@@ -101,7 +102,7 @@ async fn a_reader_that_may_ask_waits_a_moment_for_its_memory() {
     let since = tokio::time::Instant::now();
     let (key, fill) = (block.key(), Fill::new(block.len()));
     let came = worker
-        .copy(&block, &key, &fill, 100, Asker::default())
+        .copy(&block, &key, &fill, 100, &Asker::default())
         .await;
     assert!(came.is_none() && since.elapsed() >= COPY_PLACE_DEADLINE);
     assert!(since.elapsed() < 2 * COPY_PLACE_DEADLINE);
