@@ -56,6 +56,8 @@ struct World<'a> {
     sent: &'a dyn Fn() -> u64,
     /// Bytes of a file, on average.
     mean: u64,
+    /// What workers held that were away in the round before, and the origin has not sent since.
+    owed: u64,
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -180,6 +182,7 @@ impl<'a> World<'a> {
             readers,
             sent,
             mean: bytes / count,
+            owed: 0,
         };
         world.readers.read_an_epoch();
         world.settle();
@@ -285,7 +288,7 @@ impl<'a> World<'a> {
         let races = (self.races() - races) * self.mean;
         let told = Told {
             sent,
-            lost: held + nobody + unkept,
+            lost: held + nobody + unkept + self.owed,
             races: races.min(saved + read / READS_OF_A_RACE),
             longest: Duration::ZERO,
             read,
@@ -293,6 +296,8 @@ impl<'a> World<'a> {
             settled,
             faults: Vec::new(),
         };
+        // Workers leave out those that did not answer for 10 s and more: what they lack may be fetched in the next round only.
+        self.owed = held.min((told.lost + told.races).saturating_sub(told.sent));
         self.judge(round, began, told)
     }
 
