@@ -12,7 +12,7 @@ CARGO ?= cargo
 BUILD_FOR_TESTS = $(CARGO) build --locked --workspace --bin weir --bin weir-s3-server
 # Parts of Kubernetes that are tested against without a node.
 FETCH_SANITY = KUBERNETES_PROGRAMS= KUBERNETES_TOOLS=csi-sanity build-support/kubernetes/fetch.sh
-FETCH_APISERVER = KUBERNETES_PROGRAMS='etcd kube-apiserver' KUBERNETES_TOOLS= build-support/kubernetes/fetch.sh
+FETCH_APISERVER = KUBERNETES_PROGRAMS='etcd kube-apiserver' KUBERNETES_TOOLS=helm build-support/kubernetes/fetch.sh
 DEMO_URL ?=
 DEMO_FILES ?= 20000
 SUITE ?=
@@ -98,7 +98,7 @@ test-apiserver: setup fetch-apiserver ## Test the operator against a real apiser
 	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$($(FETCH_APISERVER))" $(CARGO) test --locked --workspace --test apiserver
 
 .PHONY: fetch-apiserver
-fetch-apiserver: ## Build the apiserver and its store for test-apiserver, which does this too
+fetch-apiserver: ## Build the apiserver, its store and helm for test-apiserver, which does this too
 	@$(FETCH_APISERVER) >/dev/null
 
 .PHONY: figures-operator

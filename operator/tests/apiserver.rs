@@ -1,7 +1,7 @@
 //! The operator against a real apiserver and etcd, with exactly the rights that the chart gives it
 //! (`deploy/kubernetes/weir.yaml`).
 //!
-//! `WEIR_TEST_APISERVER` names the directory with `etcd` and `kube-apiserver`, which `make test-k8s` builds; without it there is
+//! `WEIR_TEST_APISERVER` names the directory with `etcd`, `kube-apiserver` and `helm`, which `make test-apiserver` builds; without it there is
 //! nothing to be tested. No controller-manager runs: claims are bound here.
 
 #![allow(clippy::unwrap_used)]
