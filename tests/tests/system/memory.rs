@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use weir_demo::ending::tell;
 use weir_tests::{Lab, MemoryGroup, Readers, content, wait_until};
 
 use crate::Case;
@@ -21,7 +22,11 @@ const READ_DEADLINE: Duration = Duration::from_mins(1);
 fn a_mount_with_256_mib_of_memory_is_never_killed() {
     let group = match MemoryGroup::new(LIMIT) {
         Ok(group) => group,
-        Err(reason) => return eprintln!("skipped, no control group can be made here: {reason}"),
+        Err(reason) => {
+            return tell(format_args!(
+                "skipped, no control group can be made here: {reason}"
+            ));
+        }
     };
     let lab = Lab::new();
     // More than the limit, so that tiers and buffers are all in use: big files, and small ones that are read ahead.
