@@ -33,9 +33,14 @@ pub(crate) fn check_capability(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::proto::csi::volume_capability::{BlockVolume, MountVolume};
+
+    /// Of a directory that is used so.
+    pub(crate) fn mounted(mode: Mode) -> VolumeCapability {
+        capability(AccessType::Mount(MountVolume::default()), mode)
+    }
 
     fn capability(access: AccessType, mode: Mode) -> VolumeCapability {
         VolumeCapability {
@@ -46,7 +51,6 @@ mod tests {
 
     #[test]
     fn only_volumes_that_many_read_are_mounted() {
-        let mount = || AccessType::Mount(MountVolume::default());
         for (mode, inline, persistent) in [
             (Mode::MultiNodeReaderOnly, true, true),
             (Mode::SingleNodeReaderOnly, true, true),
@@ -54,7 +58,7 @@ mod tests {
             (Mode::MultiNodeMultiWriter, false, false),
             (Mode::Unknown, false, false),
         ] {
-            let capability = capability(mount(), mode);
+            let capability = mounted(mode);
             assert_eq!(check_capability(Some(&capability), true).is_ok(), inline);
             assert_eq!(
                 check_capability(Some(&capability), false).is_ok(),

@@ -128,21 +128,14 @@ fn judged(request: ValidateVolumeCapabilitiesRequest) -> ValidateVolumeCapabilit
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::csi::VolumeCapability;
+    use crate::capability::tests::mounted;
     use crate::proto::csi::volume_capability::access_mode::Mode;
-    use crate::proto::csi::volume_capability::{AccessMode, AccessType, MountVolume};
 
     #[test]
     fn what_can_only_be_read_is_confirmed_for_readers_alone() {
         let of = |modes: &[Mode]| {
-            let capability = |mode: &Mode| VolumeCapability {
-                access_type: Some(AccessType::Mount(MountVolume::default())),
-                access_mode: Some(AccessMode {
-                    mode: (*mode).into(),
-                }),
-            };
             judged(ValidateVolumeCapabilitiesRequest {
-                volume_capabilities: modes.iter().map(capability).collect(),
+                volume_capabilities: modes.iter().copied().map(mounted).collect(),
                 ..ValidateVolumeCapabilitiesRequest::default()
             })
         };

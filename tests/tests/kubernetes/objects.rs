@@ -99,15 +99,23 @@ pub(crate) fn wait_for(weir: &Installation, namespace: &str, condition: &str, ob
     kubectl(weir, namespace, &args);
 }
 
-/// A dataset of all objects of an origin that asks for no keys, and a warm-up of the same name, which has ended.
-#[track_caller]
-fn create_warm(weir: &Installation, name: &str, endpoint: &str) {
-    weir.cluster.apply(&format!(
+/// A dataset of all objects of an origin that asks for no keys.
+pub(crate) fn of_all(name: &str, endpoint: &str) -> String {
+    format!(
         "apiVersion: weir.io/v1alpha1
 kind: Dataset
 metadata: {{name: {name}, namespace: default}}
 spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{endpoint}\", anonymous: true}}]}}
----
+"
+    )
+}
+
+/// Such a dataset, and a warm-up of the same name, which has ended.
+#[track_caller]
+fn create_warm(weir: &Installation, name: &str, endpoint: &str) {
+    let dataset = of_all(name, endpoint);
+    weir.cluster.apply(&format!(
+        "{dataset}---
 apiVersion: weir.io/v1alpha1
 kind: Warmup
 metadata: {{name: {name}, namespace: default}}

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use serde_json::json;
-use weir_tests::{BUCKET, wait_until};
+use weir_tests::wait_until;
 
 use crate::Case;
 use crate::kubernetes::installation::{Installation, NAMESPACE, endpoint};
+use crate::kubernetes::objects::of_all;
 
 pub(crate) const CASES: &[Case] = &[(
     "uninstalling_leaves_no_finalizer_and_no_gated_pod",
@@ -15,20 +16,16 @@ pub(crate) const CASES: &[Case] = &[(
 
 /// What an operator that has died holds: a Dataset, and a pod that waits for its data.
 fn held() -> String {
+    let dataset = of_all("left", &endpoint());
     format!(
-        "apiVersion: weir.io/v1alpha1
-kind: Dataset
-metadata: {{name: left}}
-spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{}\", anonymous: true}}]}}
----
+        "{dataset}---
 apiVersion: v1
 kind: Pod
 metadata: {{name: waits, labels: {{weir.io/waits-for-data: \"true\"}}}}
 spec:
   schedulingGates: [{{name: weir.io/data}}, {{name: example.org/other}}]
   containers: [{{name: c, image: lab.local/busybox:1, command: [sleep, \"3600\"]}}]
-",
-        endpoint()
+"
     )
 }
 

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use weir_tests::{BUCKET, wait_until, write_tree};
+use weir_tests::{wait_until, write_tree};
 
 use crate::Case;
 use crate::kubernetes::installation::{Installation, endpoint};
-use crate::kubernetes::objects::{Origin, kubectl, nothing_serves, status, wait_for};
+use crate::kubernetes::objects::{Origin, kubectl, nothing_serves, of_all, status, wait_for};
 use crate::kubernetes::volumes::{claim, of_claim, pod};
 
 pub(crate) const CASES: &[Case] = &[
@@ -81,14 +81,7 @@ fn pods_of_a_job_wait_for_their_data_and_see_one_snapshot(weir: &Installation) {
     version("1");
     std::fs::create_dir(&flags).unwrap();
     let origin = Origin::start(weir, 9003, &served, &[]);
-    cluster.apply(&format!(
-        "apiVersion: weir.io/v1alpha1
-kind: Dataset
-metadata: {{name: steps, namespace: default}}
-spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{}\", anonymous: true}}]}}
-",
-        origin.endpoint()
-    ));
+    cluster.apply(&of_all("steps", &origin.endpoint()));
     wait_for(weir, "default", "Ready", "dataset/steps");
     // A webhook that the apiserver does not trust yet is passed over.
     wait_until("the webhook is asked", SOON, || is_gated(weir));
@@ -136,14 +129,7 @@ spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{}\", anonymous: true}}
 /// For a pod with a claim that the operator did not make: its node tells the master.
 fn a_dataset_stays_while_a_node_has_it_mounted(weir: &Installation) {
     let cluster = &weir.cluster;
-    cluster.apply(&format!(
-        "apiVersion: weir.io/v1alpha1
-kind: Dataset
-metadata: {{name: leased, namespace: default}}
-spec: {{sources: [{{url: \"s3://{BUCKET}/\", endpoint: \"{}\", anonymous: true}}]}}
-",
-        endpoint()
-    ));
+    cluster.apply(&of_all("leased", &endpoint()));
     wait_for(weir, "default", "Ready", "dataset/leased");
     let volume = of_claim("by-hand");
     let reader = pod(weir, "leases", 2, &volume, "exec sleep 3600");

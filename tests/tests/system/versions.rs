@@ -146,8 +146,15 @@ fn until_stored(cluster: &Cluster<'_>, files: &Files) {
 
 fn what_one_version_has_stored_the_other_reads() {
     for [from, to] in changes() {
+        let order = format!("{} after {}", to.name, from.name);
         let lab = Lab::new();
         let files = cluster::fill(&lab);
+        // What the origin has sent when all was read.
+        let sent_for = |mount: Mount<'_>| {
+            read_epoch(&mount, &files);
+            mount.unmount();
+            lab.s3.stats().bytes()
+        };
         lab.use_binary(&from.program);
         let mut cluster = Cluster::start(&lab, 2);
         let (mount, sent) = mount_cached(&lab, &cluster, &files);
@@ -163,33 +170,12 @@ fn what_one_version_has_stored_the_other_reads() {
             cluster.start_worker(number);
         }
         cluster.wait_for_workers(2);
-        let mount = cluster.mount("set", "elsewhere");
-        read_epoch(&mount, &files);
-        assert_eq!(
-            lab.s3.stats().bytes(),
-            sent,
-            "{} after {}",
-            to.name,
-            from.name
-        );
-        mount.unmount();
+        assert_eq!(sent_for(cluster.mount("set", "elsewhere")), sent, "{order}");
         // What a mount keeps for itself.
         lab.use_binary(&from.program);
-        let mount = lab.mount("", &[]);
-        read_epoch(&mount, &files);
-        mount.unmount();
-        let sent = lab.s3.stats().bytes();
+        let sent = sent_for(lab.mount("", &[]));
         lab.use_binary(&to.program);
-        let mount = lab.mount("", &[]);
-        read_epoch(&mount, &files);
-        assert_eq!(
-            lab.s3.stats().bytes(),
-            sent,
-            "{} after {}",
-            to.name,
-            from.name
-        );
-        mount.unmount();
+        assert_eq!(sent_for(lab.mount("", &[])), sent, "{order}");
     }
 }
 

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, pr
 use weir_mount::table;
 use weir_tests::{Cluster, Lab, Process, Readers, ReadersReport, wait_until};
 
-use super::node::{Node, SOON, compare, fill};
+use super::node::{Files, Node, SOON, compare, fill};
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
@@ -65,20 +65,28 @@ fn check(report: &ReadersReport, longest: Duration) {
     assert!(report.longest < longest, "a read took {:?}", report.longest);
 }
 
-/// A volume in pods, which both hold, is read all the time while `case` lasts: no read fails or takes longer than `longest`.
+/// A volume in pods, which both hold when `case` begins. Nothing of it is left behind.
 #[track_caller]
-fn readers_go_on(longest: Duration, case: impl FnOnce(&mut Node<'_>, &Readers)) {
+fn in_pods(case: impl FnOnce(&mut Node<'_>, &Files)) {
     let lab = Lab::new();
     let cluster = Cluster::start(&lab, 1);
     let files = fill(&lab, &cluster);
     let mut node = Node::start_in_pods(&lab, &cluster);
     node.publish("a", &[("dataset", "x")]).unwrap();
     node.wait_until_held_twice();
-    let readers = Readers::start(&node.target("a"), &files, 3);
-    case(&mut node, &readers);
-    check(&readers.finish(), longest);
+    case(&mut node, &files);
     node.unpublish("a").unwrap();
     node.is_clean();
+}
+
+/// It is read all the time while `case` lasts: no read fails or takes longer than `longest`.
+#[track_caller]
+fn readers_go_on(longest: Duration, case: impl FnOnce(&mut Node<'_>, &Readers)) {
+    in_pods(|node, files| {
+        let readers = Readers::start(&node.target("a"), files, 3);
+        case(node, &readers);
+        check(&readers.finish(), longest);
+    });
 }
 
 fn volumes_outlive_the_plugin_and_are_known_after_it() {
@@ -302,20 +310,14 @@ fn both_pods_are_replaced_at_once_and_no_read_fails() {
 }
 
 fn volumes_whose_pods_both_died_are_mounted_anew() {
-    let lab = Lab::new();
-    let cluster = Cluster::start(&lab, 1);
-    let files = fill(&lab, &cluster);
-    let mut node = Node::start_in_pods(&lab, &cluster);
-    node.publish("a", &[("dataset", "x")]).unwrap();
-    node.wait_until_held_twice();
-    node.holder.take().unwrap().kill();
-    node.kill_plugin();
-    node.wait_until_dead("a");
-    node.start_plugin();
-    node.wait_until_served("a");
-    compare(&node.target("a"), &files, "");
-    node.start_holder();
-    node.wait_until_held_twice();
-    node.unpublish("a").unwrap();
-    node.is_clean();
+    in_pods(|node, files| {
+        node.holder.take().unwrap().kill();
+        node.kill_plugin();
+        node.wait_until_dead("a");
+        node.start_plugin();
+        node.wait_until_served("a");
+        compare(&node.target("a"), files, "");
+        node.start_holder();
+        node.wait_until_held_twice();
+    });
 }

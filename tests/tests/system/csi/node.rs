@@ -42,8 +42,11 @@ pub(crate) struct Node<'a> {
     pub(crate) runtime: tokio::runtime::Runtime,
 }
 
+/// What the files of a dataset hold.
+pub(crate) type Files = Arc<BTreeMap<String, Vec<u8>>>;
+
 /// The cluster's dataset `team-a/x`.
-pub(crate) fn fill(lab: &Lab, cluster: &Cluster<'_>) -> Arc<BTreeMap<String, Vec<u8>>> {
+pub(crate) fn fill(lab: &Lab, cluster: &Cluster<'_>) -> Files {
     let files = (0..40).map(|n| {
         (
             format!("train/d{}/f{n}", n % 4),
