@@ -223,6 +223,7 @@ impl Copies {
             return Route::Origin;
         }
         let maps = self.former();
+        let held = |dataset, holders| Route::Held(dataset, self.answering(holders, asker));
         let (mut owned_by_map, mut kept, mut before) = (None, None, None);
         for dataset in datasets() {
             // One that had a placement may still be where it was by that.
@@ -240,28 +241,23 @@ impl Copies {
                         } else {
                             view.before(key, &self.own)
                         };
-                        let route = Route::Held(dataset, self.answering(holders, asker));
-                        before = Some(route).filter(Route::has_holders);
+                        before = Some(held(dataset, holders)).filter(Route::has_holders);
                     }
                 }
                 // The other one takes this one for the filler, and asks nobody else.
                 Some(Route::Filler(dataset, _) | Route::Kept(dataset, _))
                     if asker.is_worker && asker.has_other_view =>
                 {
-                    let holders = view.holders(key, &self.own);
-                    return Route::Held(dataset, self.answering(holders, asker));
+                    return held(dataset, view.holders(key, &self.own));
                 }
                 // Of another dataset it may own the same block.
                 Some(route @ Route::Kept(..)) => {
                     kept.get_or_insert(route);
                 }
                 Some(Route::Filler(dataset, filler)) if !self.answers(&filler.id, asker) => {
-                    let holders = view.holders(key, &self.own);
-                    return Route::Held(dataset, self.answering(holders, asker));
+                    return held(dataset, view.holders(key, &self.own));
                 }
-                Some(Route::Held(dataset, holders)) => {
-                    return Route::Held(dataset, self.answering(holders, asker));
-                }
+                Some(Route::Held(dataset, holders)) => return held(dataset, holders),
                 Some(route) => return route,
             }
         }

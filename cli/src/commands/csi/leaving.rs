@@ -18,21 +18,20 @@ const POLL: Duration = Duration::from_millis(50);
 /// All mounts must be held for so long: processes of a pod that has just ended may be seen for a moment more.
 const SURE: Duration = Duration::from_millis(500);
 
+/// The mounts that two pods are to hold.
+fn shared() -> impl Iterator<Item = MountInfo> {
+    let mounts = runtime::list().into_iter();
+    mounts.filter(|mount| mount.has_peer && !mount.detached)
+}
+
 /// The first mount that one pod alone holds.
 pub(super) fn held_alone() -> Option<MountInfo> {
-    let mut mounts = runtime::list().into_iter();
-    mounts.find(|mount| mount.has_peer && !mount.detached && !mount.held_elsewhere)
+    shared().find(|mount| !mount.held_elsewhere)
 }
 
 /// Whether some mount is lost if the pods that are seen to hold it are gone: what is written of it may be by one that is dead.
 fn is_needed() -> bool {
-    let shared = |mount: &MountInfo| mount.has_peer && !mount.detached;
-    let is_safe = |mount: &MountInfo| mount.held_elsewhere && runtime::answers(mount);
-    let mounts = runtime::list();
-    mounts
-        .iter()
-        .filter(|mount| shared(mount))
-        .any(|mount| !is_safe(mount))
+    shared().any(|mount| !mount.held_elsewhere || !runtime::answers(&mount))
 }
 
 /// Waits until this pod may end, for a bounded time. `dir` is the directory that both pods share. Blocks.

@@ -32,10 +32,9 @@ const STOPPED_AFTER: Duration = Duration::from_millis(300);
 const FROZEN_AFTER: Duration = Duration::from_millis(500);
 /// Two pods that have taken a mount from each other so often, each time so soon after the last one, are slow rather than frozen, and
 /// the machine has too much to do: they get more time, so that they do not go on like that.
-///
-/// They get more time also where they have counted with longer pauses: such a machine has too much to do.
 const RECENTLY: Duration = Duration::from_mins(1);
 const IN_TURNS: u32 = 3;
+/// That time; and the most that one gets which has counted with long pauses, as on such a machine.
 const LONGEST: Duration = Duration::from_secs(6);
 
 /// What a holder knows of its mount.
