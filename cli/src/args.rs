@@ -193,11 +193,6 @@ impl CacheArgs {
     pub(crate) fn evict_idle(&self) -> Duration {
         self.evict_idle.unwrap_or(weir_worker::EVICT_IDLE)
     }
-
-    /// What SSD tiers leave free.
-    pub(crate) fn ssd_free(&self) -> FreeSpace {
-        self.ssd_free.unwrap_or(FreeSpace::NONE)
-    }
 }
 
 /// Which sources a process of a cluster reads. Datasets are named by others than who runs it.
@@ -282,9 +277,13 @@ pub(crate) struct CacheArgs {
     #[arg(long, value_name = "DIR:SIZE")]
     pub(crate) ssd: Vec<SsdArg>,
     /// Free space to leave to others on the disks of the SSD tiers, such as 50GiB or 15%: a tier gives back what others take of it
-    /// [default: 0]
-    #[arg(long, value_name = "SIZE|PERCENT", env = "WEIR_SSD_FREE")]
-    pub(crate) ssd_free: Option<FreeSpace>,
+    #[arg(
+        long,
+        value_name = "SIZE|PERCENT",
+        env = "WEIR_SSD_FREE",
+        default_value = "0"
+    )]
+    pub(crate) ssd_free: FreeSpace,
     /// A full SSD tier makes room by dropping what nobody has read for this long, such as 10m or 2h: `0s` drops what was read
     /// longest ago with each new block, `never` keeps what is cached and caches nothing new [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = idle_time)]

@@ -86,7 +86,7 @@ pub(crate) enum Source {
         #[serde(default = "default_evict_idle")]
         evict_idle: Duration,
         /// What tiers leave free of their disks.
-        #[serde(default = "default_ssd_free")]
+        #[serde(default)]
         ssd_free: FreeSpace,
     },
     /// A dataset of a cluster.
@@ -106,10 +106,6 @@ fn default_fill_memory() -> ByteSize {
 
 fn default_evict_idle() -> Duration {
     weir_worker::EVICT_IDLE
-}
-
-fn default_ssd_free() -> FreeSpace {
-    FreeSpace::NONE
 }
 
 /// The metrics of a serving process.

@@ -45,6 +45,12 @@ impl FreeSpace {
     }
 }
 
+impl Default for FreeSpace {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 impl FromStr for FreeSpace {
     type Err = FreeSpaceError;
 

@@ -36,6 +36,7 @@ mod worker;
 pub use config::{FILL_BUDGET, LEAST_FILL_BUDGET, SsdConfig, WorkerConfig};
 pub use metrics::{DatasetReads, WorkerMetrics};
 pub use read_source::Source;
+pub use ssd::DiskSpace;
 pub use verify::Doubtful;
 pub use weir_segment::DEFAULT_IDLE_AFTER as EVICT_IDLE;
 pub use worker::{Cached, FillWork, PrefetchAnswer, ReadError, Worker, WorkerError};

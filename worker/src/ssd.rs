@@ -27,7 +27,8 @@ mod room;
 
 use health::Health;
 pub(crate) use health::Trouble;
-use room::{Room, Space};
+pub use room::DiskSpace;
+use room::Room;
 
 /// Blocks that wait for one device; the byte budget of the fills is the tighter limit for all but tiny blocks.
 const QUEUE_BLOCKS: usize = 4096;
@@ -104,7 +105,7 @@ impl Device {
             return;
         }
         // A directory that is gone is found by the look at its files.
-        let Some(space) = Space::of(&self.path) else {
+        let Ok(space) = DiskSpace::of(&self.path) else {
             return;
         };
         let freed = room.leave(&self.store, space, Instant::now());

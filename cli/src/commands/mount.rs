@@ -185,7 +185,7 @@ fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fai
             fill_memory: args.cache.fill_memory.unwrap_or_else(default_fill_memory),
             ssd,
             evict_idle: args.cache.evict_idle(),
-            ssd_free: args.cache.ssd_free(),
+            ssd_free: args.cache.ssd_free,
         },
         state_dir,
         reserved,

@@ -19,7 +19,7 @@ use weir_trust::{Access, Dial, Limits, Role, incoming};
 use weir_worker::credentials::MasterCredentials;
 use weir_worker::snapshots::Snapshots;
 use weir_worker::stream::{Admission, serve_local, serve_tcp};
-use weir_worker::{SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
+use weir_worker::{DiskSpace, SsdConfig, Worker, WorkerConfig, WorkerError, WorkerMetrics};
 
 use super::workers;
 use crate::args::{CacheArgs, MaybePlace, StreamArg, WorkerArgs};
@@ -286,7 +286,7 @@ async fn run_services(
 
 /// The SSD tiers that the flags name, or one in `default` with a bounded share of the free space.
 pub(crate) fn ssd_tiers(given: &CacheArgs, default: &Path) -> anyhow::Result<Vec<SsdConfig>> {
-    let (evict_idle, left_free) = (given.evict_idle(), given.ssd_free());
+    let (evict_idle, left_free) = (given.evict_idle(), given.ssd_free);
     if !given.ssd.is_empty() {
         return Ok(given
             .ssd
@@ -305,8 +305,9 @@ pub(crate) fn ssd_tiers(given: &CacheArgs, default: &Path) -> anyhow::Result<Vec
             default.display()
         )
     })?;
-    let space = rustix::fs::statvfs(default).context("cannot read the free space")?;
-    let free = space.f_bavail * space.f_frsize;
+    let free = DiskSpace::of(default)
+        .context("cannot read the free space")?
+        .free;
     // What the tier holds already is its own: without it the tier would shrink at each start.
     let held: u64 = std::fs::read_dir(default)?
         .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()))

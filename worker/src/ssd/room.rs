@@ -1,5 +1,6 @@
 //! What tiers leave of their disks to others: a node whose disk fills up loses its pods, and a machine its user's patience.
 
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,16 +13,21 @@ const PAUSE: Duration = Duration::from_secs(4);
 
 /// The size of a file system and what of it is free, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Space {
-    pub(super) total: u64,
-    pub(super) free: u64,
+pub struct DiskSpace {
+    /// All that it has.
+    pub total: u64,
+    /// What ordinary users may take.
+    pub free: u64,
 }
 
-impl Space {
-    /// Of the file system of a directory; `None` if it does not say.
-    pub(super) fn of(dir: &Path) -> Option<Self> {
-        let space = rustix::fs::statvfs(dir).ok()?;
-        Some(Self {
+impl DiskSpace {
+    /// Of the file system of a directory.
+    ///
+    /// # Errors
+    /// As of statvfs(2), when the directory is not there for example.
+    pub fn of(dir: &Path) -> io::Result<Self> {
+        let space = rustix::fs::statvfs(dir)?;
+        Ok(Self {
             total: space.f_blocks.saturating_mul(space.f_frsize),
             free: space.f_bavail.saturating_mul(space.f_frsize),
         })
@@ -49,7 +55,7 @@ impl Room {
     }
 
     /// Has the store take what it may; gives the bytes that it has given back.
-    pub(super) fn leave(&mut self, store: &SegmentStore, space: Space, now: Instant) -> u64 {
+    pub(super) fn leave(&mut self, store: &SegmentStore, space: DiskSpace, now: Instant) -> u64 {
         let left = self.left.of(space.total);
         let (_, used) = store.space();
         let missing = left.saturating_sub(space.free);
@@ -90,7 +96,7 @@ mod tests {
         let config = SegmentConfig::new(dir.path(), 100 * MIB);
         let store = SegmentStore::open(config).unwrap();
         let mut room = Room::new(FreeSpace::Percent(20));
-        let of = |free: u64| Space {
+        let of = |free: u64| DiskSpace {
             total: 1000 * MIB,
             free: free * MIB,
         };
@@ -123,8 +129,8 @@ mod tests {
         assert!(Room::new(FreeSpace::NONE).is_all());
         assert!(!Room::new(FreeSpace::Bytes(ByteSize(1))).is_all());
         let dir = tempfile::tempdir().unwrap();
-        let space = Space::of(dir.path()).unwrap();
+        let space = DiskSpace::of(dir.path()).unwrap();
         assert!(space.free > 0 && space.free <= space.total);
-        assert!(Space::of(&dir.path().join("gone")).is_none());
+        assert!(DiskSpace::of(&dir.path().join("gone")).is_err());
     }
 }
