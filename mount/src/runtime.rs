@@ -59,9 +59,16 @@ pub struct MountInfo {
     /// Another pod holds it, and has said so.
     #[serde(default)]
     pub held_elsewhere: bool,
+    /// A server answers what is asked of it; a version that does not say so is believed to.
+    #[serde(default = "yes")]
+    pub is_served: bool,
     /// Its runtime directory, as it is named now.
     #[serde(skip)]
     pub dir: PathBuf,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// All live mounts of this user, those that were detached included.

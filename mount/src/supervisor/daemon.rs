@@ -231,6 +231,7 @@ impl Daemon {
             detached: self.state.detached,
             has_peer: self.peer_socket.is_some(),
             held_elsewhere: self.peer.as_ref().and_then(Holder::pid).is_some(),
+            is_served: self.server.as_ref().is_some_and(|server| server.ready),
             dir: self.state.dir.clone(),
         };
         if let Err(error) = runtime::write_state(&self.state.dir, &info) {

@@ -29,9 +29,10 @@ pub(super) fn held_alone() -> Option<MountInfo> {
     shared().find(|mount| !mount.held_elsewhere)
 }
 
-/// Whether some mount is lost if the pods that are seen to hold it are gone: what is written of it may be by one that is dead.
+/// Whether some mount is lost if the pods that are seen to hold it are gone: what is written of it may be by one that is dead. One
+/// that is being taken over has readers that wait, who would wait for the next one, too.
 fn is_needed() -> bool {
-    shared().any(|mount| !mount.held_elsewhere || !runtime::answers(&mount))
+    shared().any(|mount| !mount.held_elsewhere || !mount.is_served || !runtime::answers(&mount))
 }
 
 /// Waits until this pod may end, for a bounded time. `dir` is the directory that both pods share. Blocks.
