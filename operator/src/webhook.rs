@@ -9,6 +9,7 @@ mod validation;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -42,15 +43,19 @@ use crate::placing::{Placed, Placing};
 const DEADLINE: Duration = Duration::from_millis(800);
 /// Longest request: an object twice, as it is and as it was.
 const MAX_REQUEST: usize = 8 << 20;
-/// How often the certificate and the configurations are looked at, and how often while that fails or they are missing.
+/// How often the certificate and the configurations are looked at, and how often while that fails or they are missing. Of several
+/// replicas that begin together one alone writes at the first attempt, so the next one comes soon.
 const LOOK: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+const LOOK_SOON: Duration = Duration::from_millis(500);
 
 /// What answers share.
 pub(crate) struct Webhook {
     client: Client,
     placing: Arc<Placing>,
     metrics: Arc<OperatorMetrics>,
+    /// The apiserver has been given the certificate.
+    is_trusted: AtomicBool,
 }
 
 /// Serves the webhook until `stop`.
@@ -80,24 +85,28 @@ pub(crate) async fn serve(
         client: client.clone(),
         placing,
         metrics,
+        is_trusted: AtomicBool::new(false),
     });
     let router = Router::new()
         .route("/mutate", post(mutate))
         .route("/validate", post(validate))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthz))
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
-        .with_state(webhook);
+        .with_state(webhook.clone());
     let renewing = async {
+        let mut soon = LOOK_SOON;
         loop {
             let renewed = async {
                 let certificate = ensure(&client, namespace).await?;
                 let is_known = trust(&client, &certificate.authorities).await?;
+                webhook.is_trusted.store(true, Ordering::Relaxed);
                 Ok::<_, OperatorError>((certificate, is_known))
             };
             let wait = match renewed.await {
                 Ok((certificate, is_known)) => match certificate.server_config() {
                     Ok(new) => {
                         config.send_replace(new);
+                        soon = LOOK_SOON;
                         if is_known { LOOK } else { LOOK_AGAIN }
                     }
                     Err(error) => {
@@ -107,7 +116,9 @@ pub(crate) async fn serve(
                 },
                 Err(error) => {
                     tracing::warn!(%error, "the apiserver may not trust the webhook");
-                    LOOK_AGAIN
+                    let wait = soon;
+                    soon = LOOK_AGAIN.min(2 * soon);
+                    wait
                 }
             };
             tokio::time::sleep(wait).await;
@@ -182,6 +193,16 @@ impl Review {
             "allowed": false,
             "status": { "code": 422, "reason": "Invalid", "message": message },
         }))
+    }
+}
+
+/// Ready when the apiserver can ask: until then it lets pods through that should wait, and `helm install --wait` is to end later.
+async fn healthz(State(webhook): State<Arc<Webhook>>) -> (StatusCode, &'static str) {
+    if webhook.is_trusted.load(Ordering::Relaxed) {
+        (StatusCode::OK, "ok\n")
+    } else {
+        let why = "the apiserver has not been given the webhook's certificate yet\n";
+        (StatusCode::SERVICE_UNAVAILABLE, why)
     }
 }
 

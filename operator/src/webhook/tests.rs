@@ -35,6 +35,7 @@ impl World {
             client,
             placing: Arc::new(placing),
             metrics: OperatorMetrics::register(&mut Registry::default()),
+            is_trusted: AtomicBool::new(false),
         };
         Self {
             api,
@@ -77,6 +78,16 @@ fn pod(annotations: Value) -> Value {
         "metadata": { "annotations": annotations },
         "spec": { "volumes": [{ "name": "d", "persistentVolumeClaim": { "claimName": "images" } }] },
     })
+}
+
+#[tokio::test]
+async fn it_is_ready_when_the_apiserver_can_trust_it() {
+    let webhook = Arc::new(World::new().await.webhook);
+    let (status, why) = healthz(State(webhook.clone())).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(why.contains("certificate"), "{why}");
+    webhook.is_trusted.store(true, Ordering::Relaxed);
+    assert_eq!(healthz(State(webhook)).await.0, StatusCode::OK);
 }
 
 #[tokio::test]
