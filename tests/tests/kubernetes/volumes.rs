@@ -2,6 +2,7 @@
 //!
 //! What a pod reads is compared byte by byte with the bucket's own files, which the node shows it beside the volume.
 
+use std::path::Path;
 use std::time::Duration;
 
 use weir_tests::{BUCKET, wait_until};
@@ -22,6 +23,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "an_inline_volume_shows_a_directory_of_a_snapshot",
         an_inline_volume_shows_a_directory_of_a_snapshot,
+    ),
+    (
+        "the_kernel_reads_ahead_in_volumes",
+        the_kernel_reads_ahead_in_volumes,
     ),
     (
         "a_pod_of_another_namespace_is_refused_and_told",
@@ -64,6 +69,12 @@ spec:
   - {{name: expected, hostPath: {{path: {expected}, type: Directory}}}}
 "
     )
+}
+
+/// Such a pod with other files of this machine at `/expected`.
+pub(crate) fn with_expected(weir: &Installation, pod: &str, expected: &Path) -> String {
+    let objects = weir.cluster.scratch.path("objects").display().to_string();
+    pod.replace(&objects, &expected.display().to_string())
 }
 
 /// A volume and a claim of a dataset of the default namespace, made by hand.
@@ -113,10 +124,14 @@ impl Drop for OriginAway<'_> {
 }
 
 pub(crate) fn create(weir: &Installation, name: &str) {
+    create_from(weir, name, &endpoint());
+}
+
+/// Makes a dataset of all objects of an S3 server.
+pub(crate) fn create_from(weir: &Installation, name: &str, endpoint: &str) {
     let url = format!("s3://{BUCKET}/");
-    let endpoint = endpoint();
     let name = format!("default/{name}");
-    let args = ["dataset", "create", &name, &url, "--endpoint", &endpoint];
+    let args = ["dataset", "create", &name, &url, "--endpoint", endpoint];
     weir.weir(&[&args[..], &["--anonymous"]].concat()).ok();
 }
 
@@ -196,6 +211,25 @@ fn an_inline_volume_shows_a_directory_of_a_snapshot(weir: &Installation) {
         .kubectl(&["delete", "pod", "inline", "--timeout=60s"])
         .ok();
     weir.weir(&["dataset", "delete", "default/inline"]).ok();
+}
+
+/// Epochs of files of several blocks take twice as long where it does not.
+fn the_kernel_reads_ahead_in_volumes(weir: &Installation) {
+    create(weir, "ahead");
+    let cluster = &weir.cluster;
+    let volume = inline("dataset: ahead");
+    cluster.apply(&pod(weir, "ahead", 1, &volume, "exec sleep 3600"));
+    let ready = ["wait", "--for=condition=Ready", "pod/ahead"];
+    cluster
+        .kubectl(&[&ready[..], &["--timeout=60s"]].concat())
+        .ok();
+    let look = "device=$(grep mounts/ahead@1 /proc/self/mountinfo | cut -d' ' -f3)
+        cat /sys/class/bdi/$device/read_ahead_kb";
+    let kib = cluster.on(1, &["sh", "-ec", look]).ok();
+    assert_eq!(kib.trim(), "8192");
+    let delete = ["delete", "pod", "ahead", "--timeout=60s"];
+    cluster.kubectl(&delete).ok();
+    weir.weir(&["dataset", "delete", "default/ahead"]).ok();
 }
 
 fn a_pod_of_another_namespace_is_refused_and_told(weir: &Installation) {
