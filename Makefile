@@ -10,6 +10,7 @@ CARGO ?= cargo
 # The binaries and the tests that run them, in one build of the whole workspace: Cargo compiles what they share with the features that all
 # of them want together, so a build of some of them alone would compile most of it a second time.
 BUILD_FOR_TESTS = $(CARGO) build --locked --workspace --bin weir --bin weir-s3-server
+OPTIMISED = $(if $(RELEASE),--release)
 # Parts of Kubernetes that are tested against without a node.
 FETCH_SANITY = KUBERNETES_PROGRAMS= KUBERNETES_TOOLS=csi-sanity build-support/kubernetes/fetch.sh
 FETCH_APISERVER = KUBERNETES_PROGRAMS='etcd kube-apiserver' KUBERNETES_TOOLS=helm build-support/kubernetes/fetch.sh
@@ -73,11 +74,12 @@ fetch-origins: ## Fetch, build and install the storages of test-origins, which d
 	@build-support/hdfs.sh && build-support/stores.sh
 
 .PHONY: test-k8s
-test-k8s: setup ## Test on a real Kubernetes with two nodes, whose programs are built first (as root)
+test-k8s: setup ## Test on a real Kubernetes with two nodes, whose programs are built first (as root); RELEASE=1 with a release build
 	@build-support/kubernetes/fetch.sh >/dev/null
-	@$(ROCKSDB) && $(BUILD_FOR_TESTS) --features weir-cli/kubernetes --test apiserver --test kubernetes
-	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" $(CARGO) test --locked --workspace --test apiserver
-	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked --workspace --test kubernetes
+	@$(ROCKSDB) && $(BUILD_FOR_TESTS) $(OPTIMISED) --features weir-cli/kubernetes --test apiserver --test kubernetes
+	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" \
+		$(CARGO) test --locked --workspace $(OPTIMISED) --test apiserver
+	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked --workspace $(OPTIMISED) --test kubernetes
 
 .PHONY: test-csi-sanity
 test-csi-sanity: setup fetch-csi-sanity ## Test the node plugin with the CSI project's own tests, which are built first; no Kubernetes is needed

@@ -14,7 +14,7 @@ mod epochs;
 mod hadoop;
 mod idle;
 mod lab;
-mod memory_group;
+pub mod memory_group;
 mod mount;
 mod network;
 mod nobody;

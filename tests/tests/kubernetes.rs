@@ -16,6 +16,7 @@ mod kubernetes {
     pub(crate) mod objects;
     pub(crate) mod pools;
     pub(crate) mod removal;
+    pub(crate) mod upgrade;
     pub(crate) mod volumes;
     pub(crate) mod waiting;
 }
@@ -30,7 +31,7 @@ use weir_demo::ending::tell;
 
 use crate::kubernetes::installation::Installation;
 use crate::kubernetes::{
-    chart, faults, figures, groups, hdfs, objects, pools, removal, volumes, waiting,
+    chart, faults, figures, groups, hdfs, objects, pools, removal, upgrade, volumes, waiting,
 };
 
 /// A test and its name.
@@ -46,6 +47,7 @@ static SUITES: &[(&str, &[Case])] = &[
     ("pools", pools::CASES),
     ("groups", groups::CASES),
     ("figures", figures::CASES),
+    ("upgrade", upgrade::CASES),
     ("removal", removal::CASES),
 ];
 

@@ -2,6 +2,7 @@
 //!
 //! It reads past the kernel's page cache (O_DIRECT), so that each read asks a server.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,7 +13,7 @@ use crate::Case;
 use crate::kubernetes::installation::{Installation, NAMESPACE, NODES};
 use crate::kubernetes::objects::nothing_serves;
 use crate::kubernetes::pools::standing;
-use crate::kubernetes::volumes::{create, inline, pod};
+use crate::kubernetes::volumes::{create, inline, pod, with_expected};
 
 pub(crate) const CASES: &[Case] = &[
     ("a_worker_is_killed", a_worker_is_killed),
@@ -51,6 +52,7 @@ const READER: &str = r"
 cd /expected; n=0; most=0
 while [ ! -e /tmp/stop ]; do
   for f in $(find . -type f); do
+    [ ! -e /tmp/stop ] || break
     read before rest </proc/uptime
     dd if=/data/$f bs=1M iflag=direct 2>/tmp/error | cmp - $f || { echo wrong: $f; cat /tmp/error; exit 1; }
     read after rest </proc/uptime
@@ -61,7 +63,7 @@ while [ ! -e /tmp/stop ]; do
 done";
 
 /// A pod that reads the dataset until it is asked what it saw.
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     weir: &'a Installation,
     name: &'a str,
 }
@@ -69,8 +71,15 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn start(weir: &'a Installation, name: &'a str, node: usize) -> Self {
         create(weir, name);
+        let objects = weir.cluster.scratch.path("objects");
+        Self::of(weir, name, node, &objects)
+    }
+
+    /// Reads the dataset of its name, whose files are in `expected`.
+    pub(crate) fn of(weir: &'a Installation, name: &'a str, node: usize, expected: &Path) -> Self {
         let volume = inline(&format!("dataset: {name}"));
-        weir.cluster.apply(&pod(weir, name, node, &volume, READER));
+        let pod = pod(weir, name, node, &volume, READER);
+        weir.cluster.apply(&with_expected(weir, &pod, expected));
         let reader = Self { weir, name };
         reader.wait_for(SOME);
         reader
@@ -78,7 +87,7 @@ impl<'a> Reader<'a> {
 
     /// Files read, and the longest read of one. It must have read them all right.
     #[track_caller]
-    fn seen(&self) -> (u64, Duration) {
+    pub(crate) fn seen(&self) -> (u64, Duration) {
         let log = self.weir.cluster.kubectl(&["logs", self.name, "--tail=6"]);
         let log = log.stdout;
         assert!(!log.contains("wrong: "), "{}: {log}", self.name);
@@ -102,7 +111,7 @@ impl<'a> Reader<'a> {
 
     /// Ends it: it must have read without an error or a wrong byte. Gives its longest read.
     #[track_caller]
-    fn end(self) -> Duration {
+    pub(crate) fn end(self) -> Duration {
         self.wait_for(SOME);
         let cluster = &self.weir.cluster;
         cluster
@@ -123,13 +132,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn system(weir: &Installation, args: &[&str]) -> String {
+/// `kubectl` in Weir's namespace.
+pub(crate) fn system(weir: &Installation, args: &[&str]) -> String {
     weir.cluster
         .kubectl(&[&["-n", NAMESPACE], args].concat())
         .ok()
 }
 
-fn wait_for_workers(weir: &Installation) {
+pub(crate) fn wait_for_workers(weir: &Installation) {
     wait_until("all workers are back", SOON, || {
         let status = weir.status();
         status["workers"]
@@ -220,7 +230,7 @@ fn a_node_is_drained(weir: &Installation) {
 }
 
 /// Waits until every mount is held by two pods again.
-fn wait_for_holders(weir: &Installation) {
+pub(crate) fn wait_for_holders(weir: &Installation) {
     for workload in ["ds/weir-plugin", "ds/weir-holder"] {
         system(weir, &["rollout", "status", workload, "--timeout=100s"]);
     }

@@ -1,17 +1,23 @@
 //! Figures for docs/testing.md, which are printed: nothing here fails because a machine is slow.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use weir_demo::ending::tell;
+use weir_tests::memory_group::{self, MemoryGroup};
+use weir_tests::{content, write_tree};
 
 use crate::Case;
 use crate::kubernetes::installation::{Installation, NODES};
-use crate::kubernetes::volumes::{create, inline, pod};
-use weir_demo::ending::tell;
+use crate::kubernetes::objects::{Origin, kubectl, of_all, wait_for};
+use crate::kubernetes::volumes::{create, inline, of_claim, pod};
 
 pub(crate) const CASES: &[Case] = &[
     (
         "a_volume_adds_to_the_start_of_a_pod",
         a_volume_adds_to_the_start_of_a_pod,
     ),
+    ("epochs_through_a_claim", epochs_through_a_claim),
     ("memory_at_rest", memory_at_rest),
 ];
 
@@ -58,6 +64,104 @@ fn a_volume_adds_to_the_start_of_a_pod(weir: &Installation) {
         added(&further)
     ));
     weir.weir(&["dataset", "delete", "default/starts"]).ok();
+}
+
+/// Files that epochs read, and bytes of each.
+const FILES: u64 = 6;
+const FILE: usize = 32 << 20;
+/// Limits of memory of who reads them, in bytes, and epochs of one measurement: a limit that their pages do not fit into, and one
+/// that they do.
+const LIMITS: [(u64, u64); 2] = [(96 << 20, 6), (512 << 20, 60)];
+/// Measurements of either kind, with each limit.
+const ROUNDS: usize = 7;
+/// Reads all files of DIR so many times; prints how long that took, in hundredths of a second.
+const EPOCHS: &str = "
+read before rest </proc/uptime
+for n in $(seq TIMES); do for f in DIR/*.bin; do busybox dd if=$f of=/dev/null bs=1M 2>/dev/null; done; done
+read after rest </proc/uptime
+echo $(( ${after%.*}${after#*.} - ${before%.*}${before#*.} ))";
+
+/// Of a pod, and of processes of its node with a mount of their own that has nothing to do with Kubernetes, in turns: in a group of
+/// their own with the same limit, and in the pod's, whose pages the kernel counts in six groups above it, too.
+fn epochs_through_a_claim(weir: &Installation) {
+    let cluster = &weir.cluster;
+    let path = |name: &str| cluster.scratch.path(name);
+    let (served, mountpoint) = (path("epochs"), path("epochs-mount"));
+    let file = |n: u64| (format!("{n}.bin"), content(n, FILE));
+    write_tree(&served, &(0..FILES).map(file).collect());
+    let origin = Origin::start(weir, 9004, &served, &[]);
+    cluster.apply(&of_all("epochs", &origin.endpoint()));
+    wait_for(weir, "default", "Ready", "dataset/epochs");
+    weir.weir(&["warm", "default/epochs", "--wait"]).ok();
+    std::fs::create_dir(&mountpoint).unwrap();
+    for (limit, times) in LIMITS {
+        let limited = format!(
+            "    resources: {{requests: {{cpu: 500m}}, limits: {{memory: {limit}}}}}\n    volumeMounts:"
+        );
+        let reader = pod(weir, "epochs", 1, &of_claim("epochs"), "exec sleep 3600");
+        cluster.apply(&reader.replace("    volumeMounts:", &limited));
+        wait_for(weir, "default", "Ready", "pod/epochs");
+        let group = MemoryGroup::new(limit).unwrap();
+        let busybox = Path::new("busybox");
+        let (alone, in_pods) = (path("alone"), path("in-pods"));
+        group.wrap(busybox, &alone);
+        memory_group::wrap(&group_of(weir, "epochs", limit), busybox, &in_pods);
+        for (program, whose) in [(&alone, "of its own"), (&in_pods, "of the pod")] {
+            let [pod, process, ratio] = epochs(weir, times, program, &mountpoint);
+            tell(format_args!(
+                "epochs of {} MiB with a limit of {} MiB: {pod:.2} GB/s in a pod, {process:.2} GB/s beside Kubernetes in a group {whose}, ratio {ratio:.2} (medians of {ROUNDS} pairs)",
+                (FILE as u64 * FILES) >> 20,
+                limit >> 20
+            ));
+        }
+        kubectl(weir, "default", &["delete", "pod/epochs", "--timeout=60s"]);
+    }
+    let delete = ["delete", "dataset/epochs", "--timeout=100s"];
+    kubectl(weir, "default", &delete);
+}
+
+/// Medians of how fast a pod reads, and a process that `program` starts from a mount of its own, in GB/s, and of their ratio.
+fn epochs(weir: &Installation, times: u64, program: &Path, mountpoint: &Path) -> [f64; 3] {
+    let (cluster, at) = (&weir.cluster, mountpoint.to_str().unwrap());
+    let mount = ["mount", "default/epochs", at, "--node", "node-1"];
+    weir.weir(&mount).ok();
+    let script = |dir: &str| {
+        let script = EPOCHS.replace("DIR", dir);
+        script.replace("TIMES", &times.to_string())
+    };
+    let speed = |output: String| {
+        let hundredths: u64 = output.trim().parse().unwrap();
+        (FILE as u64 * FILES * times) as f64 / hundredths.max(1) as f64 / 1e7
+    };
+    let measure = || {
+        let exec = ["exec", "epochs", "--", "sh", "-ec", &script("/data")];
+        let pod = speed(cluster.kubectl(&exec).ok());
+        let command = [program.to_str().unwrap(), "sh", "-ec", &script(at)];
+        let process = speed(cluster.on(1, &command).ok());
+        [pod, process, pod / process]
+    };
+    measure(); // the first epoch is another thing
+    let rounds: Vec<_> = (0..ROUNDS).map(|_| measure()).collect();
+    let binary = cluster.scratch.binary();
+    let unmount = [binary.to_str().unwrap(), "unmount", at];
+    cluster.exec(&unmount).ok();
+    [0, 1, 2].map(|column| {
+        let mut numbers: Vec<f64> = rounds.iter().map(|round| round[column]).collect();
+        numbers.sort_by(f64::total_cmp);
+        numbers[ROUNDS / 2]
+    })
+}
+
+/// The group that counts the memory of a pod's only container with a limit.
+fn group_of(weir: &Installation, pod: &str, limit: u64) -> PathBuf {
+    let uid = ["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"];
+    let uid = kubectl(weir, "default", &uid);
+    let find = format!(
+        "grep -lx {limit} $(find /sys/fs/cgroup -path '*/pod{uid}/*/memory.limit_in_bytes' -o -path '*/pod{uid}/*/memory.max')"
+    );
+    let file = weir.cluster.on(1, &["sh", "-c", &find]).ok();
+    let file = Path::new(file.lines().next().unwrap());
+    file.parent().unwrap().to_owned()
 }
 
 /// Proportional set sizes of Weir's processes while nothing is read and nothing is mounted.

@@ -10,7 +10,7 @@ use weir_tests::{BUCKET, content, wait_until, write_tree};
 use crate::Case;
 use crate::kubernetes::cluster::FIRST_NODE;
 use crate::kubernetes::installation::{Installation, NODES, endpoint};
-use crate::kubernetes::volumes::{inline, of_claim, pod};
+use crate::kubernetes::volumes::{inline, of_claim, pod, with_expected};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -134,13 +134,11 @@ pub(crate) fn comparing(
     expected: &Path,
 ) -> String {
     let command = "diff -r /expected /data && find /data -type f | wc -l";
-    let objects = weir.cluster.scratch.path("objects").display().to_string();
     let pod = pod(weir, name, node, volume, command);
-    pod.replace(&objects, &expected.display().to_string())
-        .replace(
-            &format!("metadata: {{name: {name}}}"),
-            &format!("metadata: {{name: {name}, namespace: {namespace}}}"),
-        )
+    with_expected(weir, &pod, expected).replace(
+        &format!("metadata: {{name: {name}}}"),
+        &format!("metadata: {{name: {name}, namespace: {namespace}}}"),
+    )
 }
 
 /// Waits until a pod has ended well; gives its log.
