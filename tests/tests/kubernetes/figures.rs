@@ -8,7 +8,7 @@ use weir_tests::memory_group::{self, MemoryGroup};
 use weir_tests::{content, write_tree};
 
 use crate::Case;
-use crate::kubernetes::installation::{Installation, NODES};
+use crate::kubernetes::installation::{Installation, NAMESPACE, NODES};
 use crate::kubernetes::objects::{Origin, kubectl, of_all, wait_for};
 use crate::kubernetes::volumes::{create, inline, of_claim, pod};
 
@@ -66,75 +66,133 @@ fn a_volume_adds_to_the_start_of_a_pod(weir: &Installation) {
     weir.weir(&["dataset", "delete", "default/starts"]).ok();
 }
 
-/// Files that epochs read, and bytes of each.
-const FILES: u64 = 6;
-const FILE: usize = 32 << 20;
-/// Limits of memory of who reads them, in bytes, and epochs of one measurement: a limit that their pages do not fit into, and one
-/// that they do.
-const LIMITS: [(u64, u64); 2] = [(96 << 20, 6), (512 << 20, 60)];
+/// What epochs read: so many files of so many bytes in each of so many directories, and how.
+struct Data {
+    name: &'static str,
+    directories: u64,
+    files: u64,
+    bytes: usize,
+    read: &'static str,
+}
+
+const DATA: [Data; 2] = [
+    Data {
+        name: "big",
+        directories: 1,
+        files: 6,
+        bytes: 32 << 20,
+        read: "for f in DIR/*/*; do busybox dd if=$f of=/dev/null bs=1M 2>/dev/null; done",
+    },
+    Data {
+        name: "small",
+        directories: 30,
+        files: 100,
+        bytes: 64 << 10,
+        read: "for d in DIR/*; do busybox cat $d/* | busybox dd of=/dev/null bs=1M 2>/dev/null; done",
+    },
+];
+
+impl Data {
+    fn size(&self) -> u64 {
+        self.directories * self.files * self.bytes as u64
+    }
+}
+
+/// Limits of memory of who reads it, in bytes, and epochs of one measurement: a limit that the pages do not fit into, and one that
+/// they do.
+const LIMITS: [(u64, u64); 2] = [(96 << 20, 6), (512 << 20, 30)];
+/// The limit of the plugin, of the chart.
+const PLUGIN_LIMIT: u64 = 4 << 30;
 /// Measurements of either kind, with each limit.
 const ROUNDS: usize = 7;
 /// Reads all files of DIR so many times; prints how long that took, in hundredths of a second.
 const EPOCHS: &str = "
 read before rest </proc/uptime
-for n in $(seq TIMES); do for f in DIR/*.bin; do busybox dd if=$f of=/dev/null bs=1M 2>/dev/null; done; done
+for n in $(seq TIMES); do READ; done
 read after rest </proc/uptime
 echo $(( ${after%.*}${after#*.} - ${before%.*}${before#*.} ))";
 
 /// Of a pod, and of processes of its node with a mount of their own that has nothing to do with Kubernetes, in turns: in a group of
 /// their own with the same limit, and in the pod's, whose pages the kernel counts in six groups above it, too.
 fn epochs_through_a_claim(weir: &Installation) {
-    let cluster = &weir.cluster;
-    let path = |name: &str| cluster.scratch.path(name);
-    let (served, mountpoint) = (path("epochs"), path("epochs-mount"));
-    let file = |n: u64| (format!("{n}.bin"), content(n, FILE));
-    write_tree(&served, &(0..FILES).map(file).collect());
+    for data in &DATA {
+        epochs_of(weir, data);
+    }
+}
+
+fn epochs_of(weir: &Installation, data: &Data) {
+    let (cluster, name) = (&weir.cluster, data.name);
+    let path = |what: &str| cluster.scratch.path(&format!("{name}-{what}"));
+    let (served, mountpoint) = (path("epochs"), path("mount"));
+    let file = |n: u64| {
+        let file = format!("{}/{n}.bin", n % data.directories);
+        (file, content(n, data.bytes))
+    };
+    let files = (0..data.directories * data.files).map(file);
+    write_tree(&served, &files.collect());
     let origin = Origin::start(weir, 9004, &served, &[]);
-    cluster.apply(&of_all("epochs", &origin.endpoint()));
-    wait_for(weir, "default", "Ready", "dataset/epochs");
-    weir.weir(&["warm", "default/epochs", "--wait"]).ok();
+    cluster.apply(&of_all(name, &origin.endpoint()));
+    wait_for(weir, "default", "Ready", &format!("dataset/{name}"));
+    let dataset = format!("default/{name}");
+    weir.weir(&["warm", &dataset, "--wait"]).ok();
     std::fs::create_dir(&mountpoint).unwrap();
+    let plugin = "--selector=app.kubernetes.io/component=plugin";
+    let on = "--field-selector=spec.nodeName=node-1";
+    let plugin = group_of(weir, NAMESPACE, &[plugin, on], PLUGIN_LIMIT);
     for (limit, times) in LIMITS {
         let limited = format!(
             "    resources: {{requests: {{cpu: 500m}}, limits: {{memory: {limit}}}}}\n    volumeMounts:"
         );
-        let reader = pod(weir, "epochs", 1, &of_claim("epochs"), "exec sleep 3600");
+        let reader = pod(weir, name, 1, &of_claim(name), "exec sleep 3600");
+        let reader = reader.replace("metadata: {", "metadata: {labels: {case: epochs}, ");
         cluster.apply(&reader.replace("    volumeMounts:", &limited));
-        wait_for(weir, "default", "Ready", "pod/epochs");
+        wait_for(weir, "default", "Ready", &format!("pod/{name}"));
         let group = MemoryGroup::new(limit).unwrap();
         let busybox = Path::new("busybox");
         let (alone, in_pods) = (path("alone"), path("in-pods"));
         group.wrap(busybox, &alone);
-        memory_group::wrap(&group_of(weir, "epochs", limit), busybox, &in_pods);
+        let pods = group_of(weir, "default", &["--selector=case=epochs"], limit);
+        memory_group::wrap(&pods, busybox, &in_pods);
         for (program, whose) in [(&alone, "of its own"), (&in_pods, "of the pod")] {
-            let [pod, process, ratio] = epochs(weir, times, program, &mountpoint);
+            let [pod, process, ratio] = epochs(weir, data, times, program, &mountpoint);
             tell(format_args!(
-                "epochs of {} MiB with a limit of {} MiB: {pod:.2} GB/s in a pod, {process:.2} GB/s beside Kubernetes in a group {whose}, ratio {ratio:.2} (medians of {ROUNDS} pairs)",
-                (FILE as u64 * FILES) >> 20,
-                limit >> 20
+                "{name} files, {} MiB, with a limit of {} MiB: {pod:.2} GB/s in a pod, {process:.2} GB/s beside Kubernetes in a group {whose}, ratio {ratio:.2} (medians of {ROUNDS} pairs); pages of the pod {} MiB, of the plugin {} MiB",
+                data.size() >> 20,
+                limit >> 20,
+                pages(&pods) >> 20,
+                pages(&plugin) >> 20
             ));
         }
-        kubectl(weir, "default", &["delete", "pod/epochs", "--timeout=60s"]);
+        let pod = format!("pod/{name}");
+        kubectl(weir, "default", &["delete", &pod, "--timeout=60s"]);
     }
-    let delete = ["delete", "dataset/epochs", "--timeout=100s"];
+    let dataset = format!("dataset/{name}");
+    let delete = ["delete", &dataset, "--timeout=100s"];
     kubectl(weir, "default", &delete);
 }
 
 /// Medians of how fast a pod reads, and a process that `program` starts from a mount of its own, in GB/s, and of their ratio.
-fn epochs(weir: &Installation, times: u64, program: &Path, mountpoint: &Path) -> [f64; 3] {
+fn epochs(
+    weir: &Installation,
+    data: &Data,
+    times: u64,
+    program: &Path,
+    mountpoint: &Path,
+) -> [f64; 3] {
     let (cluster, at) = (&weir.cluster, mountpoint.to_str().unwrap());
-    let mount = ["mount", "default/epochs", at, "--node", "node-1"];
+    let dataset = format!("default/{}", data.name);
+    let mount = ["mount", &dataset, at, "--node", "node-1"];
     weir.weir(&mount).ok();
     let script = |dir: &str| {
-        let script = EPOCHS.replace("DIR", dir);
+        let script = EPOCHS.replace("READ", data.read).replace("DIR", dir);
         script.replace("TIMES", &times.to_string())
     };
     let speed = |output: String| {
         let hundredths: u64 = output.trim().parse().unwrap();
-        (FILE as u64 * FILES * times) as f64 / hundredths.max(1) as f64 / 1e7
+        (data.size() * times) as f64 / hundredths.max(1) as f64 / 1e7
     };
     let measure = || {
-        let exec = ["exec", "epochs", "--", "sh", "-ec", &script("/data")];
+        let exec = ["exec", data.name, "--", "sh", "-ec", &script("/data")];
         let pod = speed(cluster.kubectl(&exec).ok());
         let command = [program.to_str().unwrap(), "sh", "-ec", &script(at)];
         let process = speed(cluster.on(1, &command).ok());
@@ -152,16 +210,24 @@ fn epochs(weir: &Installation, times: u64, program: &Path, mountpoint: &Path) ->
     })
 }
 
-/// The group that counts the memory of a pod's only container with a limit.
-fn group_of(weir: &Installation, pod: &str, limit: u64) -> PathBuf {
-    let uid = ["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"];
-    let uid = kubectl(weir, "default", &uid);
+/// The group that counts the memory of the only container of a pod that has this limit.
+fn group_of(weir: &Installation, namespace: &str, which: &[&str], limit: u64) -> PathBuf {
+    let uid = ["get", "pod", "-o", "jsonpath={.items[0].metadata.uid}"];
+    let uid = kubectl(weir, namespace, &[&uid[..], which].concat());
     let find = format!(
         "grep -lx {limit} $(find /sys/fs/cgroup -path '*/pod{uid}/*/memory.limit_in_bytes' -o -path '*/pod{uid}/*/memory.max')"
     );
     let file = weir.cluster.on(1, &["sh", "-c", &find]).ok();
     let file = Path::new(file.lines().next().unwrap());
     file.parent().unwrap().to_owned()
+}
+
+/// Bytes of files in memory that count for a group.
+fn pages(group: &Path) -> u64 {
+    let text = std::fs::read_to_string(group.join("memory.stat")).unwrap();
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let pages = lines.find(|(name, _)| ["cache", "file"].contains(name));
+    pages.unwrap().1.parse().unwrap()
 }
 
 /// Proportional set sizes of Weir's processes while nothing is read and nothing is mounted.
