@@ -102,7 +102,7 @@ impl Data {
 
 /// Limits of memory of who reads it, in bytes, and epochs of one measurement: a limit that the pages do not fit into, and one that
 /// they do.
-const LIMITS: [(u64, u64); 2] = [(96 << 20, 6), (512 << 20, 30)];
+const LIMITS: [(u64, u64); 2] = [(96 << 20, 5), (512 << 20, 12)];
 /// The limit of the plugin, of the chart.
 const PLUGIN_LIMIT: u64 = 4 << 30;
 /// Measurements of either kind, with each limit.
