@@ -11,7 +11,7 @@ use weir_tests::wait_until;
 
 use crate::Case;
 use crate::kubernetes::installation::{Installation, NAMESPACE, NODES};
-use crate::kubernetes::objects::nothing_serves;
+use crate::kubernetes::objects::{kubectl, nothing_serves};
 use crate::kubernetes::pools::standing;
 use crate::kubernetes::volumes::{create, inline, pod, with_expected};
 
@@ -133,10 +133,8 @@ impl<'a> Reader<'a> {
 }
 
 /// `kubectl` in Weir's namespace.
-pub(crate) fn system(weir: &Installation, args: &[&str]) -> String {
-    weir.cluster
-        .kubectl(&[&["-n", NAMESPACE], args].concat())
-        .ok()
+fn system(weir: &Installation, args: &[&str]) -> String {
+    kubectl(weir, NAMESPACE, args)
 }
 
 pub(crate) fn wait_for_workers(weir: &Installation) {

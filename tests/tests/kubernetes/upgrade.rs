@@ -7,9 +7,9 @@ use weir_tests::{content, wait_until, write_tree};
 
 use crate::Case;
 use crate::kubernetes::cluster::root;
-use crate::kubernetes::faults::{Reader, system, wait_for_holders, wait_for_workers};
+use crate::kubernetes::faults::{Reader, wait_for_holders, wait_for_workers};
 use crate::kubernetes::installation::{Installation, NAMESPACE, NODES};
-use crate::kubernetes::objects::Origin;
+use crate::kubernetes::objects::{Origin, kubectl};
 use crate::kubernetes::volumes::create_from;
 
 pub(crate) const CASES: &[Case] = &[(
@@ -47,7 +47,7 @@ fn everything_is_upgraded_under_cold_reads(weir: &Installation) {
     cluster.exec(&[&upgrade[..], &how, &tag].concat()).ok();
     wait_until("all pods are of the next image", UPGRADE, || {
         let images = "jsonpath={.items[*].spec.containers[*].image}";
-        let images = system(weir, &["get", "pods", "-o", images]);
+        let images = kubectl(weir, NAMESPACE, &["get", "pods", "-o", images]);
         images.split_whitespace().all(|image| image == NEXT)
     });
     wait_for_workers(weir);

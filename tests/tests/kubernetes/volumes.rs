@@ -10,6 +10,7 @@ use weir_tests::{BUCKET, wait_until};
 use crate::Case;
 use crate::kubernetes::cluster::root;
 use crate::kubernetes::installation::{Installation, NODES, endpoint};
+use crate::kubernetes::objects::{kubectl, wait_for};
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -219,16 +220,12 @@ fn the_kernel_reads_ahead_in_volumes(weir: &Installation) {
     let cluster = &weir.cluster;
     let volume = inline("dataset: ahead");
     cluster.apply(&pod(weir, "ahead", 1, &volume, "exec sleep 3600"));
-    let ready = ["wait", "--for=condition=Ready", "pod/ahead"];
-    cluster
-        .kubectl(&[&ready[..], &["--timeout=60s"]].concat())
-        .ok();
+    wait_for(weir, "default", "Ready", "pod/ahead");
     let look = "device=$(grep mounts/ahead@1 /proc/self/mountinfo | cut -d' ' -f3)
         cat /sys/class/bdi/$device/read_ahead_kb";
     let kib = cluster.on(1, &["sh", "-ec", look]).ok();
     assert_eq!(kib.trim(), "8192");
-    let delete = ["delete", "pod", "ahead", "--timeout=60s"];
-    cluster.kubectl(&delete).ok();
+    kubectl(weir, "default", &["delete", "pod/ahead", "--timeout=60s"]);
     weir.weir(&["dataset", "delete", "default/ahead"]).ok();
 }
 
