@@ -209,9 +209,14 @@ impl Cluster {
     pub fn create_dataset_of(&self, name: &str, place: Place<'_>) -> anyhow::Result<()> {
         let (url, flags) = place.arguments();
         let create = [&["dataset", "create", name, &url][..], &flags[..]].concat();
-        let spread = [&create[..], &["--spread", "cluster"]].concat();
-        // An earlier build spreads all datasets so, and refuses the flag. What else is wrong is so a second time.
-        self.weir(&spread).or_else(|_| self.weir(&create))?;
+        // An earlier build spreads all datasets so, and does not know the flag.
+        let help = run(&self.home, &["dataset", "create", "--help"])?;
+        let spread: &[_] = if help.contains("--spread") {
+            &["--spread", "cluster"]
+        } else {
+            &[]
+        };
+        self.weir(&[&create[..], spread].concat())?;
         Ok(())
     }
 
