@@ -54,7 +54,7 @@ pub(crate) struct Webhook {
     client: Client,
     placing: Arc<Placing>,
     metrics: Arc<OperatorMetrics>,
-    /// The apiserver has been given the certificate.
+    /// The apiserver has been given the certificate, or has no configuration by which it would ask.
     is_trusted: AtomicBool,
 }
 
