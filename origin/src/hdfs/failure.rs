@@ -119,7 +119,13 @@ fn of_system(error: &io::Error, target: Arc<str>) -> OriginError {
     match (error.kind(), error.raw_os_error()) {
         (_, Some(libc::EMFILE | libc::ENFILE)) => OriginError::NoDescriptors { target, detail },
         (io::ErrorKind::InvalidData, _) => not_a_namenode(target),
-        (io::ErrorKind::ConnectionAborted, _) => OriginError::Unavailable {
+        // The same end of a connection, by which of the two sides saw it at which moment.
+        (
+            io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe,
+            _,
+        ) => OriginError::Unavailable {
             target,
             detail: "the connection was closed without an answer".to_owned(),
         },
@@ -246,6 +252,16 @@ mod tests {
     fn what_a_server_says_is_one_line_and_not_long() {
         let error = server("java.io.IOException", &"\u{1b}[31m€".repeat(1000)).to_string();
         assert!(error.len() < 1200 && !error.contains('\u{1b}'), "{error}");
+    }
+
+    #[test]
+    fn a_closed_connection_is_told_alike_whoever_saw_it_first() {
+        for system in [libc::ECONNABORTED, libc::ECONNRESET, libc::EPIPE] {
+            let error = io::Error::from_raw_os_error(system);
+            let told = of_system(&error, "hdfs://nn:8020".into());
+            assert!(told.is_retryable(), "{told}");
+            assert!(told.to_string().contains("without an answer"), "{told}");
+        }
     }
 
     #[test]
