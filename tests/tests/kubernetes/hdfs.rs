@@ -57,9 +57,12 @@ impl<'a> Hdfs<'a> {
                 .chain(java.iter().map(String::as_str));
             cluster.lab(&start.collect::<Vec<_>>()).ok();
         }
+        // A file without bytes needs no DataNode.
+        let some = hdfs.dir.join("hosts");
+        let put = ["-put", "-f", some.to_str().unwrap(), "/ready"];
         let mut said = String::new();
         wait_until("HDFS takes files", SOON, || {
-            let outcome = hdfs.shell(&["-touchz", "/ready"]);
+            let outcome = hdfs.shell(&put);
             said = outcome.1;
             outcome.0
         });
@@ -85,6 +88,8 @@ impl<'a> Hdfs<'a> {
             ("dfs.replication", "1".to_owned()),
             ("dfs.blocksize", "1048576".to_owned()),
             ("dfs.namenode.safemode.extension", "0".to_owned()),
+            // By its mean over all, which is nothing for a moment with each heartbeat of the only one: then that one is too busy.
+            ("dfs.namenode.redundancy.considerLoad", "false".to_owned()),
             (
                 "dfs.namenode.datanode.registration.ip-hostname-check",
                 "false".to_owned(),
