@@ -11,7 +11,7 @@
 #   lab.sh exec COMMAND…         a command on node-1, in the cluster's network
 #   lab.sh on N COMMAND…         a command on node N
 #   lab.sh start NAME COMMAND…   a program on node-1 that runs until `lab.sh stop NAME`
-#   lab.sh node                  one more node
+#   lab.sh node [SIZE]           one more node; with SIZE, such as 2G, on a disk of its own, with what kubelet leaves free by default
 #   lab.sh fake NAME [KEY=VALUE…]  a node that only looks like one, with these labels: pods are placed on it, and do not run; without
 #                                the label kubernetes.io/os no DaemonSet of Weir's wants to
 #   lab.sh image ARCHIVE         imports an image on all nodes
@@ -161,11 +161,12 @@ start_kubelet() {
 # What machines without all capabilities and controllers need: tolerate_missing_hugetlb_controller, restrict_oom_score_adj and
 # oomScoreAdj 0 (no CAP_SYS_RESOURCE), disable_apparmor, cgroupfs below a root of our own, conntrack limits left alone.
 configure_node() {
-    local number=$1 dir=$state/node-$1
+    local number=$1 dir=$state/node-$1 left_free=1Gi left_free_of_images=1Gi
+    if [ -e "$dir/disk.img" ]; then left_free=10% left_free_of_images=15%; fi
     mkdir -p "$dir/cni"
     cat >"$dir/containerd.toml" <<E
 version = 2
-root = "$dir/containerd"
+root = "$dir/disk/containerd"
 [grpc]
   address = "/run/containerd/containerd.sock"
 [plugins."io.containerd.grpc.v1.cri"]
@@ -202,7 +203,7 @@ clusterDNS: [$master_ip]
 volumePluginDir: $dir/volume-plugins
 nodeStatusUpdateFrequency: 5s
 volumeStatsAggPeriod: 10s
-evictionHard: {memory.available: 100Mi, nodefs.available: 1Gi, imagefs.available: 1Gi}
+evictionHard: {memory.available: 100Mi, nodefs.available: $left_free, imagefs.available: $left_free_of_images}
 imageGCHighThresholdPercent: 100
 E
     cat >"$dir/proxy.yaml" <<E
@@ -252,9 +253,11 @@ become_node() {
         mkdir /sys/fs/cgroup/systemd
         mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd
     fi
+    mkdir -p "$dir/disk"
+    if [ -e "$dir/disk.img" ]; then mount -o loop "$dir/disk.img" "$dir/disk"; fi
     for path in $own_dirs; do
-        mkdir -p "$dir/own$path"
-        mount --bind "$dir/own$path" "$path"
+        mkdir -p "$dir/disk/own$path"
+        mount --bind "$dir/disk/own$path" "$path"
     done
     mount -t tmpfs -o mode=755 tmpfs /run
     # Pods may hand mounts on to the node.
@@ -289,12 +292,16 @@ start_node() {
 
 node_is_ready() { wait_for "ready node-$1" kubectl wait --for=condition=Ready "node/node-$1" --timeout=5s; }
 
-add_node() {
+add_node() { # add_node [SIZE]
     local number dir
     init >/dev/null || fail "the lab is down"
     number=$(($(cat "$state/nodes") + 1)) dir=$state/node-$number
     [ -e "$state/kubelet-$number.conf" ] || fail "a lab has at most $((number - 1)) nodes"
     mkdir -p "$dir"
+    if [ -n "${1-}" ]; then
+        truncate -s "$1" "$dir/disk.img"
+        mkfs.ext4 -q -m 0 "$dir/disk.img"
+    fi
     make_cgroups "$number"
     # Its namespaces are made from this machine's: a copy of node-1's would hold what is mounted there.
     # shellcheck disable=SC2016
@@ -458,7 +465,7 @@ command=${1-}
 case $command in
     up | down | fake | image | stop | restart) "$command" "$@" ;;
     start) start 1 "$@" ;;
-    node) add_node && node_is_ready "$(cat "$state/nodes")" ;;
+    node) add_node "$@" && node_is_ready "$(cat "$state/nodes")" ;;
     become) become_node "$@" ;;
     log) cat "$state/log/$1-${2:-1}" ;;
     kubectl | on) trap - ERR && "$command" "$@" ;;

@@ -16,6 +16,7 @@ mod kubernetes {
     pub(crate) mod objects;
     pub(crate) mod pools;
     pub(crate) mod removal;
+    pub(crate) mod room;
     pub(crate) mod upgrade;
     pub(crate) mod volumes;
     pub(crate) mod waiting;
@@ -31,7 +32,7 @@ use weir_demo::ending::tell;
 
 use crate::kubernetes::installation::Installation;
 use crate::kubernetes::{
-    chart, faults, figures, groups, hdfs, objects, pools, removal, upgrade, volumes, waiting,
+    chart, faults, figures, groups, hdfs, objects, pools, removal, room, upgrade, volumes, waiting,
 };
 
 /// A test and its name.
@@ -48,6 +49,7 @@ static SUITES: &[(&str, &[Case])] = &[
     ("groups", groups::CASES),
     ("figures", figures::CASES),
     ("upgrade", upgrade::CASES),
+    ("room", room::CASES),
     ("removal", removal::CASES),
 ];
 

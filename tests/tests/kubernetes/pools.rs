@@ -46,14 +46,16 @@ pub(crate) fn standing(weir: &Installation, node: &str) -> String {
     })
 }
 
+/// Has the installation's pool use nodes with these labels alone.
+pub(crate) fn use_nodes(weir: &Installation, labels: &str) {
+    let spec = format!("{{\"spec\": {{\"nodeSelector\": {labels}}}}}");
+    let args = ["patch", "cachepool", "default", "--type=merge", "-p", &spec];
+    weir.cluster.kubectl(&args).ok();
+}
+
 /// A second pool waits for a node without a worker, gets the one that the first gives up, and is emptied before it goes.
 fn pools_share_nodes_and_are_emptied_before_they_shrink(weir: &Installation) {
     let cluster = &weir.cluster;
-    let patch = |nodes: &str| {
-        let spec = format!("{{\"spec\": {{\"nodeSelector\": {nodes}}}}}");
-        let args = ["patch", "cachepool", "default", "--type=merge", "-p", &spec];
-        cluster.kubectl(&args).ok();
-    };
     cluster.apply(
         "apiVersion: weir.io/v1alpha1
 kind: CachePool
@@ -75,7 +77,7 @@ spec:
     wait_until("no node has two workers", SOON, || {
         reason("NodesFit") == "Unschedulable"
     });
-    patch("{\"kubernetes.io/hostname\": \"node-1\"}");
+    use_nodes(weir, "{\"kubernetes.io/hostname\": \"node-1\"}");
     wait_until("the second pool has a worker", SOON, || {
         reason("Ready") == "Ready"
     });
@@ -113,7 +115,7 @@ spec:
     wait_until("its workers are gone with it", SOON, || {
         cluster.kubectl(&set).code != 0
     });
-    patch("null");
+    use_nodes(weir, "null");
     wait_until("the first pool has both nodes again", SOON, || {
         standing(weir, "node-2") == "active"
     });

@@ -23,8 +23,8 @@ const FILE: usize = 12_000;
 /// Longest upgrade.
 const UPGRADE: Duration = Duration::from_mins(4);
 /// The image that is installed, and the one that comes.
-const IMAGE: &str = "lab.local/weir:test";
-const NEXT: &str = "lab.local/weir:next";
+pub(crate) const IMAGE: &str = "lab.local/weir:test";
+pub(crate) const NEXT: &str = "lab.local/weir:next";
 
 fn everything_is_upgraded_under_cold_reads(weir: &Installation) {
     let cluster = &weir.cluster;
