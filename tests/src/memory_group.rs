@@ -45,7 +45,11 @@ impl MemoryGroup {
 
     /// A program at `path` that enters the group and becomes `binary`.
     pub fn wrap(&self, binary: &Path, path: &Path) {
-        wrap(&self.dir, binary, path);
+        let procs = self.dir.join("cgroup.procs");
+        let (procs, binary) = (procs.display(), binary.display());
+        let script = format!("#!/bin/sh\necho $$ > '{procs}' || exit 1\nexec '{binary}' \"$@\"\n");
+        std::fs::write(path, script).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// How many processes the kernel has killed for the limit.
@@ -61,15 +65,6 @@ impl MemoryGroup {
         let procs = std::fs::read_to_string(self.dir.join("cgroup.procs"));
         procs.unwrap_or_default().lines().count()
     }
-}
-
-/// A program at `path` that enters the group at `dir` and becomes `binary`.
-pub fn wrap(dir: &Path, binary: &Path, path: &Path) {
-    let procs = dir.join("cgroup.procs");
-    let (procs, binary) = (procs.display(), binary.display());
-    let script = format!("#!/bin/sh\necho $$ > '{procs}' || exit 1\nexec '{binary}' \"$@\"\n");
-    std::fs::write(path, script).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 impl Drop for MemoryGroup {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use weir_demo::ending::tell;
-use weir_tests::memory_group::{self, MemoryGroup};
+use weir_tests::memory_group::MemoryGroup;
 use weir_tests::{content, write_tree};
 
 use crate::Case;
@@ -71,12 +71,13 @@ fn a_volume_adds_to_the_start_of_a_pod(weir: &Installation) {
     weir.weir(&["dataset", "delete", "default/starts"]).ok();
 }
 
-/// What epochs read: so many files of so many bytes in each of so many directories.
+/// What epochs read: so many files of so many bytes in each of so many directories, and how often for one measurement with each limit.
 struct Data {
     name: &'static str,
     directories: u64,
     files: u64,
     bytes: usize,
+    times: [u64; 2],
 }
 
 const DATA: [Data; 2] = [
@@ -85,12 +86,14 @@ const DATA: [Data; 2] = [
         directories: 1,
         files: 6,
         bytes: 32 << 20,
+        times: [5, 50],
     },
     Data {
         name: "small",
         directories: 30,
         files: 100,
         bytes: 64 << 10,
+        times: [12, 12],
     },
 ];
 
@@ -100,23 +103,23 @@ impl Data {
     }
 }
 
-/// Limits of memory of who reads it, in bytes, and epochs of one measurement: a limit that the pages do not fit into, and one that
-/// they do.
-const LIMITS: [(u64, u64); 2] = [(96 << 20, 5), (512 << 20, 12)];
+/// Limits of memory of who reads it, in bytes: one that the pages do not fit into, and one that they do.
+const LIMITS: [u64; 2] = [96 << 20, 512 << 20];
 /// The limit of the plugin, of the chart.
 const PLUGIN_LIMIT: u64 = 4 << 30;
-/// Measurements of either kind, with each limit.
+/// Measurements of each, for either order and each limit.
 const ROUNDS: usize = 7;
-/// Reads all files of DIR so many times, with one process for all of them: to start one costs more in a container. Prints how long
-/// that took, in hundredths of a second.
+/// Reads all files of DIR so many times, in pieces of 8 KiB, with one process for all of them that gives nothing to another one: to
+/// start processes and to wake them up costs more in a container, whatever they read. Prints how long that took, in hundredths of a
+/// second.
 const EPOCHS: &str = "
 read before rest </proc/uptime
-for n in $(seq TIMES); do busybox cat DIR/*/* | busybox dd of=/dev/null bs=1M 2>/dev/null; done
+for n in $(seq TIMES); do busybox tail -q -c +1 DIR/*/* >/dev/null; done
 read after rest </proc/uptime
 echo $(( ${after%.*}${after#*.} - ${before%.*}${before#*.} ))";
 
-/// Of a pod, and of processes of its node with a mount of their own that has nothing to do with Kubernetes, in turns: in a group of
-/// their own with the same limit, and in the pod's, whose pages the kernel counts in six groups above it, too.
+/// Of a pod, and of a process of its node with the same limit, in a group and with a mount of its own that have nothing to do with
+/// Kubernetes, in turns. Whose pages come into memory first reads them slower than the other, so each of them is that once.
 fn epochs_through_a_claim(weir: &Installation) {
     for data in &DATA {
         epochs_of(weir, data);
@@ -139,53 +142,57 @@ fn epochs_of(weir: &Installation, data: &Data) {
     let dataset = format!("default/{name}");
     weir.weir(&["warm", &dataset, "--wait"]).ok();
     std::fs::create_dir(&mountpoint).unwrap();
-    let plugin = "--selector=app.kubernetes.io/component=plugin";
-    let on = "--field-selector=spec.nodeName=node-1";
-    let plugin = group_of(weir, NAMESPACE, &[plugin, on], PLUGIN_LIMIT);
-    for (limit, times) in LIMITS {
-        let limited = format!(
-            "    resources: {{requests: {{cpu: 500m}}, limits: {{memory: {limit}}}}}\n    volumeMounts:"
-        );
-        let reader = pod(weir, name, 1, &of_claim(name), "exec sleep 3600");
-        let reader = reader.replace("metadata: {", "metadata: {labels: {case: epochs}, ");
-        cluster.apply(&reader.replace("    volumeMounts:", &limited));
-        wait_for(weir, "default", "Ready", &format!("pod/{name}"));
+    for (limit, times) in LIMITS.into_iter().zip(data.times) {
         let group = MemoryGroup::new(limit).unwrap();
-        let busybox = Path::new("busybox");
-        let (alone, in_pods) = (path("alone"), path("in-pods"));
-        group.wrap(busybox, &alone);
-        let pods = group_of(weir, "default", &["--selector=case=epochs"], limit);
-        memory_group::wrap(&pods, busybox, &in_pods);
-        for (program, whose) in [(&alone, "of its own"), (&in_pods, "of the pod")] {
-            let [pod, process, ratio] = epochs(weir, data, times, program, &mountpoint);
+        let program = path("limited");
+        group.wrap(Path::new("busybox"), &program);
+        let mut ratios = 1.0;
+        for pod_is_first in [true, false] {
+            let reader = (program.as_path(), mountpoint.as_path());
+            let [pod, process, ratio] = epochs(weir, data, (limit, times), reader, pod_is_first);
             tell(format_args!(
-                "{name} files, {} MiB, with a limit of {} MiB: {pod:.2} GB/s in a pod, {process:.2} GB/s beside Kubernetes in a group {whose}, ratio {ratio:.2} (medians of {ROUNDS} pairs); pages of the pod {} MiB, of the plugin {} MiB",
+                "{name} files, {} MiB, with a limit of {} MiB: {pod:.2} GB/s in a pod, {process:.2} GB/s beside Kubernetes, ratio {ratio:.2} (medians of {ROUNDS} pairs; {} first)",
                 data.size() >> 20,
                 limit >> 20,
-                pages(&pods) >> 20,
-                pages(&plugin) >> 20
+                if pod_is_first {
+                    "the pod"
+                } else {
+                    "the process"
+                },
             ));
+            ratios *= ratio;
         }
-        let pod = format!("pod/{name}");
-        kubectl(weir, "default", &["delete", &pod, "--timeout=60s"]);
+        tell(format_args!(
+            "{name} files, with a limit of {} MiB, in both orders: ratio {:.2}",
+            limit >> 20,
+            f64::sqrt(ratios)
+        ));
     }
     let dataset = format!("dataset/{name}");
     let delete = ["delete", &dataset, "--timeout=100s"];
     kubectl(weir, "default", &delete);
 }
 
-/// Medians of how fast a pod reads, and a process that `program` starts from a mount of its own, in GB/s, and of their ratio.
+/// Medians of how fast a pod with this limit reads, and a process that `program` starts, from a mount of its own, in GB/s, and of
+/// their ratio.
 fn epochs(
     weir: &Installation,
     data: &Data,
-    times: u64,
-    program: &Path,
-    mountpoint: &Path,
+    (limit, times): (u64, u64),
+    (program, mountpoint): (&Path, &Path),
+    pod_is_first: bool,
 ) -> [f64; 3] {
-    let (cluster, at) = (&weir.cluster, mountpoint.to_str().unwrap());
-    let dataset = format!("default/{}", data.name);
+    let (cluster, name, at) = (&weir.cluster, data.name, mountpoint.to_str().unwrap());
+    let dataset = format!("default/{name}");
     let mount = ["mount", &dataset, at, "--node", "node-1"];
     weir.weir(&mount).ok();
+    let limited = format!(
+        "    resources: {{requests: {{cpu: 500m}}, limits: {{memory: {limit}}}}}\n    volumeMounts:"
+    );
+    let reader = pod(weir, name, 1, &of_claim(name), "exec sleep 3600");
+    let reader = reader.replace("metadata: {", "metadata: {labels: {case: epochs}, ");
+    cluster.apply(&reader.replace("    volumeMounts:", &limited));
+    wait_for(weir, "default", "Ready", &format!("pod/{name}"));
     let script = |dir: &str| {
         let script = EPOCHS.replace("DIR", dir);
         script.replace("TIMES", &times.to_string())
@@ -194,18 +201,40 @@ fn epochs(
         let hundredths: u64 = output.trim().parse().unwrap();
         (data.size() * times) as f64 / hundredths.max(1) as f64 / 1e7
     };
-    let measure = || {
-        let exec = ["exec", data.name, "--", "sh", "-ec", &script("/data")];
-        let pod = speed(cluster.kubectl(&exec).ok());
+    let of_pod = || {
+        let exec = ["exec", name, "--", "sh", "-ec", &script("/data")];
+        speed(cluster.kubectl(&exec).ok())
+    };
+    let of_process = || {
         let command = [program.to_str().unwrap(), "sh", "-ec", &script(at)];
-        let process = speed(cluster.on(1, &command).ok());
+        speed(cluster.on(1, &command).ok())
+    };
+    let measure = || {
+        let [pod, process] = if pod_is_first {
+            let pod = of_pod();
+            [pod, of_process()]
+        } else {
+            let process = of_process();
+            [of_pod(), process]
+        };
         [pod, process, pod / process]
     };
     measure(); // the first epoch is another thing
     let rounds: Vec<_> = (0..ROUNDS).map(|_| measure()).collect();
+    let on = "--field-selector=spec.nodeName=node-1";
+    let plugin = "--selector=app.kubernetes.io/component=plugin";
+    let plugin = group_of(weir, NAMESPACE, &[plugin, on], PLUGIN_LIMIT);
+    let pods = group_of(weir, "default", &["--selector=case=epochs"], limit);
+    tell(format_args!(
+        "pages of the pod {} MiB, of the plugin {} MiB",
+        pages(&pods) >> 20,
+        pages(&plugin) >> 20
+    ));
     let binary = cluster.scratch.binary();
     let unmount = [binary.to_str().unwrap(), "unmount", at];
     cluster.exec(&unmount).ok();
+    let pod = format!("pod/{name}");
+    kubectl(weir, "default", &["delete", &pod, "--timeout=60s"]);
     [0, 1, 2].map(|column| {
         let mut numbers: Vec<f64> = rounds.iter().map(|round| round[column]).collect();
         numbers.sort_by(f64::total_cmp);
