@@ -10,6 +10,7 @@ mod kubernetes {
     pub(crate) mod cluster;
     pub(crate) mod faults;
     pub(crate) mod figures;
+    pub(crate) mod gangs;
     pub(crate) mod groups;
     pub(crate) mod hdfs;
     pub(crate) mod installation;
@@ -32,7 +33,8 @@ use weir_demo::ending::tell;
 
 use crate::kubernetes::installation::Installation;
 use crate::kubernetes::{
-    chart, faults, figures, groups, hdfs, objects, pools, removal, room, upgrade, volumes, waiting,
+    chart, faults, figures, gangs, groups, hdfs, objects, pools, removal, room, upgrade, volumes,
+    waiting,
 };
 
 /// A test and its name.
@@ -43,6 +45,7 @@ static SUITES: &[(&str, &[Case])] = &[
     ("volumes", volumes::CASES),
     ("objects", objects::CASES),
     ("waiting", waiting::CASES),
+    ("gangs", gangs::CASES),
     ("hdfs", hdfs::CASES),
     ("faults", faults::CASES),
     ("pools", pools::CASES),

@@ -55,9 +55,9 @@ spec:
     )
 }
 
-/// Whether a pod would be given the gate.
-fn is_gated(weir: &Installation) -> bool {
-    let volume = of_claim("steps");
+/// Whether a pod with this claim would be given the gate.
+pub(crate) fn is_gated(weir: &Installation, claim: &str) -> bool {
+    let volume = of_claim(claim);
     let pod = pod(weir, "tried", 1, &volume, "true").replace(
         "metadata: {name: tried}",
         "metadata: {name: tried, annotations: {weir.io/wait-for: 100%}}",
@@ -84,7 +84,7 @@ fn pods_of_a_job_wait_for_their_data_and_see_one_snapshot(weir: &Installation) {
     cluster.apply(&of_all("steps", &origin.endpoint()));
     wait_for(weir, "default", "Ready", "dataset/steps");
     // A webhook that the apiserver does not trust yet is passed over.
-    wait_until("the webhook is asked", SOON, || is_gated(weir));
+    wait_until("the webhook is asked", SOON, || is_gated(weir, "steps"));
     // Without it nothing is warmed.
     origin.stop();
     cluster.apply(&job(&flags));
