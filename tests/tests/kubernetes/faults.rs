@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_worker_is_killed", a_worker_is_killed),
     ("the_workers_are_rolled", the_workers_are_rolled),
     ("the_master_is_replaced", the_master_is_replaced),
+    ("the_operators_are_killed", the_operators_are_killed),
     ("kubelet_is_restarted", kubelet_is_restarted),
     ("a_node_is_drained", a_node_is_drained),
     (
@@ -47,6 +48,12 @@ pub(crate) const CASES: &[Case] = &[
 const SOON: Duration = Duration::from_mins(2);
 /// Files that are read before something happens, and after it is over.
 const SOME: u64 = 40;
+const OPERATORS_ARE_BACK: [&str; 4] = [
+    "rollout",
+    "status",
+    "deploy/weir-operator",
+    "--timeout=100s",
+];
 /// Prints how many files it has read and the longest of these reads in hundredths of a second, until the file `/tmp/stop` is there.
 const READER: &str = r"
 cd /expected; n=0; most=0
@@ -188,6 +195,24 @@ fn the_master_is_replaced(weir: &Installation) {
     reader.end();
 }
 
+/// All of them: their processes, and then their pods.
+fn the_operators_are_killed(weir: &Installation) {
+    let reader = Reader::start(weir, "unattended", 2);
+    let operators = "--selector=app.kubernetes.io/component=operator";
+    let kill = ["pkill", "-KILL", "-f", "weir operator"];
+    weir.cluster.exec(&kill).ok();
+    wait_until("kubelet has started them again", SOON, || {
+        let counts = "jsonpath={.items[*].status.containerStatuses[0].restartCount}";
+        let counts = kubectl(weir, NAMESPACE, &["get", "pods", operators, "-o", counts]);
+        counts.split_whitespace().all(|count| count != "0")
+    });
+    system(weir, &OPERATORS_ARE_BACK);
+    let delete = ["delete", "pod", operators, "--grace-period=0", "--force"];
+    system(weir, &delete);
+    system(weir, &OPERATORS_ARE_BACK);
+    reader.end();
+}
+
 fn kubelet_is_restarted(weir: &Installation) {
     let reader = Reader::start(weir, "kubelet", 2);
     weir.cluster.lab(&["restart", "kubelet", "2"]).ok();
@@ -215,15 +240,7 @@ fn a_node_is_drained(weir: &Installation) {
     wait_until("it owns blocks again", SOON, || {
         standing(weir, "node-2") == "active"
     });
-    system(
-        weir,
-        &[
-            "rollout",
-            "status",
-            "deploy/weir-operator",
-            "--timeout=100s",
-        ],
-    );
+    system(weir, &OPERATORS_ARE_BACK);
     reader.end();
 }
 
