@@ -61,10 +61,11 @@ pub(crate) const ROWS: &[Row] = &[
     },
 ];
 
-/// A mount that keeps all in an SSD tier.
+/// A mount that keeps all in an SSD tier, and drops what was read longest ago for what is new.
 fn mount_on<'a>(lab: &'a Lab, dir: &Path, capacity: &str) -> Mount<'a> {
     let ssd = format!("{}:{capacity}", dir.display());
-    lab.mount("", &["--mem", "0", "--ssd", &ssd])
+    let flags = ["--mem", "0", "--ssd", &ssd, "--evict-idle", "0s"];
+    lab.mount("", &flags)
 }
 
 fn disk(lab: &Lab) -> FaultyDisk {
@@ -75,8 +76,8 @@ fn failing(effort: Effort, times: usize, reads: DiskFault, writes: DiskFault) ->
     let lab = Lab::new();
     let files = fill(&lab);
     let disk = disk(&lab);
-    // Too small for all files, so that some are written again and again.
-    let mount = mount_on(&lab, disk.dir(), "64MiB");
+    // Half of the files, so that blocks are written again and again however soon all have been read.
+    let mount = mount_on(&lab, disk.dir(), "32MiB");
     let times = (times, effort.pause());
     let mut outcome = under_readers(&mount, &files, times, |readers, _| {
         let before = disk.happened();
