@@ -1,5 +1,7 @@
 //! `/metrics` and `/healthz` of every process.
 
+mod mounts;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,8 @@ pub(crate) struct Exposed {
     pub(crate) registry: Registry,
     /// Brings gauges up to date before a scrape.
     pub(crate) refresh: Box<dyn Fn() + Send + Sync>,
+    /// Whether mounts that are served here are shown, too.
+    pub(crate) mounts: bool,
 }
 
 /// Binds `address` and serves until `stop`. Gives the address that was bound. It may be taken for as long as `patience`, by
@@ -43,7 +47,12 @@ pub(crate) async fn serve(
             (exposed.refresh)();
             let mut text = String::new();
             match prometheus_client::encoding::text::encode(&mut text, &exposed.registry) {
-                Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+                Ok(()) => {
+                    if exposed.mounts {
+                        text = mounts::beside(&text).await;
+                    }
+                    ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response()
+                }
                 Err(error) => {
                     (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
                 }

@@ -235,6 +235,7 @@ fn serve(config: &MountConfig, handover: &mut Handover) -> Result<ExitCode, Fail
     let exposed = Exposed {
         registry: metrics.registry,
         refresh: prepared.refresh,
+        mounts: false,
     };
     // All that others want to know of the mount is told before it is usable.
     handover.publish(

@@ -90,6 +90,7 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
     let exposed = Exposed {
         registry,
         refresh: Box::new(|| {}),
+        mounts: true,
     };
     let http = http::serve(args.http, HTTP_PATIENCE, exposed, stop.clone()).await?;
     tracing::info!(%node, master, %http, "node plugin started");
@@ -179,6 +180,7 @@ async fn hold(args: CsiHolderArgs) -> Result<(), Failure> {
     let exposed = Exposed {
         registry,
         refresh: Box::new(|| {}),
+        mounts: true,
     };
     let http = http::serve(args.http, HTTP_PATIENCE, exposed, stop.clone()).await?;
     tracing::info!(%http, "holder of the node plugin's mounts started");

@@ -60,6 +60,7 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
     let exposed = Exposed {
         registry,
         refresh: Box::new(|| {}),
+        mounts: false,
     };
     let http = http::serve(args.http, Duration::ZERO, exposed, stop.clone()).await?;
     let control = listener.local_addr()?;

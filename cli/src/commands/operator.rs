@@ -57,6 +57,7 @@ async fn operate(args: &OperatorArgs) -> Result<(), Failure> {
     let exposed = Exposed {
         registry,
         refresh: Box::new(|| {}),
+        mounts: false,
     };
     let http = http::serve(args.http, Duration::ZERO, exposed, stop.clone()).await?;
     let config = OperatorConfig {

@@ -141,6 +141,7 @@ async fn serve(args: WorkerArgs) -> Result<(), Failure> {
             let worker = worker.clone();
             move || worker.update_gauges()
         }),
+        mounts: false,
     };
     let http = http::serve(args.http, PREDECESSOR_DEADLINE, exposed, stop.clone()).await?;
     tracing::info!(worker = %info.id, data = %info.data_address, control = %info.control_address, %http, callers = control_access.describe(), "worker started");

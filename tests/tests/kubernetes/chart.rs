@@ -9,9 +9,13 @@ use weir_tests::{BUCKET, wait_until};
 use crate::Case;
 use crate::kubernetes::cluster::root;
 use crate::kubernetes::installation::{Installation, NAMESPACE, NODES, endpoint};
+use crate::kubernetes::objects::{kubectl, wait_for};
+use crate::kubernetes::volumes::{create, inline, pod};
 
 /// helm asks no cluster for it when it only renders.
 pub(crate) const KUBE_VERSION: &str = "--kube-version=1.34.2";
+
+const SOON: Duration = Duration::from_mins(1);
 
 pub(crate) const CASES: &[Case] = &[
     (
@@ -176,6 +180,35 @@ fn values_that_make_no_sense_are_refused(weir: &Installation) {
     }
 }
 
+/// Labels that Prometheus gives to all that a pod tells, and to the buckets of a histogram.
+const OF_PROMETHEUS: [&str; 3] = ["pod", "instance", "le"];
+
+/// Metrics that a query names, each with the labels that it is chosen and added up by.
+fn asked(query: &str) -> Vec<(String, Vec<String>)> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let names = |list: &str| -> Vec<String> {
+        let names = list.split(',').map(str::trim_start);
+        let names = names.map(|part| part.chars().take_while(|c| is_name(*c)).collect());
+        names.filter(|name: &String| !name.is_empty()).collect()
+    };
+    let grouped: Vec<String> = query
+        .split("by (")
+        .skip(1)
+        .flat_map(|rest| names(rest.split(')').next().unwrap()))
+        .collect();
+    let starts = query.match_indices("weir_").map(|(at, _)| &query[at..]);
+    starts
+        .map(|rest| {
+            let end = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
+            let (metric, rest) = rest.split_at(end);
+            let chosen = rest.strip_prefix('{').map(|rest| rest.split('}').next());
+            let mut labels = names(chosen.flatten().unwrap_or_default());
+            labels.extend(grouped.clone());
+            (metric.to_owned(), labels)
+        })
+        .collect()
+}
+
 fn alerts_and_dashboards_ask_for_metrics_that_exist(weir: &Installation) {
     let chart = root().join("deploy/helm/weir");
     let alerts = std::fs::read_to_string(chart.join("alerts.yaml")).unwrap();
@@ -184,6 +217,14 @@ fn alerts_and_dashboards_ask_for_metrics_that_exist(weir: &Installation) {
     for entry in std::fs::read_dir(chart.join("dashboards")).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         let board: Value = serde_json::from_str(&text).unwrap();
+        // Its variables: what they may be is asked for, too.
+        for variable in board["templating"]["list"].as_array().unwrap() {
+            let query = variable["query"].as_str().unwrap();
+            if let Some(values) = query.strip_prefix("label_values(") {
+                let (metric, label) = values.trim_end_matches(')').rsplit_once(", ").unwrap();
+                queries.push(format!("count by ({label}) ({})", metric.replace('$', "")));
+            }
+        }
         for panel in board["panels"].as_array().unwrap() {
             let targets = panel["targets"].as_array().unwrap();
             queries.extend(targets.iter().map(|target| {
@@ -194,17 +235,49 @@ fn alerts_and_dashboards_ask_for_metrics_that_exist(weir: &Installation) {
             }));
         }
     }
-    // A test compares that page with what processes tell.
+    create(weir, "watched");
+    let volume = inline("dataset: watched");
+    let reader = pod(
+        weir,
+        "watched",
+        1,
+        &volume,
+        "cat /data/big/0.bin >/dev/null; exec sleep 3600",
+    );
+    weir.cluster.apply(&reader);
+    wait_for(weir, "default", "Ready", "pod/watched");
     let page = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let mut metrics = String::new();
+    wait_until("the pod's mount tells what was read", SOON, || {
+        metrics = weir.metrics();
+        metrics.contains("weir_fuse_read_bytes_total{mount=\"watched@1\"} 9")
+    });
     for query in &queries {
-        let words = query.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-        let mut metrics = words.filter(|word| word.starts_with("weir_")).peekable();
-        assert!(metrics.peek().is_some(), "{query}");
-        for metric in metrics {
+        let asked = asked(query);
+        assert!(!asked.is_empty(), "{query}");
+        for (metric, labels) in asked {
+            let kinds = ["", "_total", "_bucket", "_sum", "_count"];
+            let families = kinds.iter().filter_map(|kind| metric.strip_suffix(kind));
+            let is_there = families
+                .map(|family| format!("# TYPE {family} "))
+                .any(|line| metrics.contains(&line));
+            assert!(is_there, "no pod tells {metric}: {query}");
+            let samples = metrics.lines().filter(|line| line.starts_with(&metric));
+            let samples = samples.collect::<String>();
             let name = metric.trim_end_matches("_bucket");
-            assert!(page.contains(&format!("`{name}`")), "there is no {name}");
+            let mut rows = page.lines();
+            let row = rows.find(|row| row.contains(&format!("`{name}`"))).unwrap();
+            for label in labels {
+                // What has not happened yet has no sample.
+                let is_known = samples.contains(&format!("{label}=\""))
+                    || row.contains(&format!("`{label}`"))
+                    || OF_PROMETHEUS.contains(&label.as_str());
+                assert!(is_known, "{metric} has no {label}: {query}");
+            }
         }
     }
+    kubectl(weir, "default", &["delete", "pod/watched", "--timeout=60s"]);
+    weir.weir(&["dataset", "delete", "default/watched"]).ok();
     assert!(queries.len() > 30, "only {} queries", queries.len());
     let rules = queries.iter().enumerate().map(|(number, query)| {
         let query = serde_json::to_string(query).unwrap();

@@ -100,6 +100,22 @@ impl Installation {
         status["masters"][0].take()
     }
 
+    /// What Prometheus gets of all pods.
+    pub(crate) fn metrics(&self) -> String {
+        let pods = ["-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=weir"];
+        let pods = self.cluster.get(&pods);
+        let mut text = String::new();
+        for pod in pods["items"].as_array().unwrap() {
+            let ports = pod["spec"]["containers"][0]["ports"].as_array().unwrap();
+            let port = ports.iter().find(|port| port["name"] == "http").unwrap();
+            let name = pod["metadata"]["name"].as_str().unwrap();
+            let port = port["containerPort"].as_u64().unwrap();
+            let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}:{port}/proxy/metrics");
+            text.push_str(&self.cluster.kubectl(&["get", "--raw", &path]).ok());
+        }
+        text
+    }
+
     /// What is there when a case has failed, for whoever reads why.
     pub(crate) fn picture(&self) -> String {
         let mut text = String::new();
