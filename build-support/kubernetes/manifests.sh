@@ -6,11 +6,6 @@ programs=$(KUBERNETES_PROGRAMS='' KUBERNETES_TOOLS=helm build-support/kubernetes
 {
     cat <<'HEAD'
 # Weir without Helm. Made from deploy/helm/weir by `make manifests`; docs/kubernetes.md says what is needed before it is applied.
----
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: weir-system
 HEAD
     "$programs/helm" template weir deploy/helm/weir --namespace weir-system --kube-version 1.34.2 --skip-tests --no-hooks \
         --set certificates.authoritySecret=weir-ca --set credentialsKeySecret=weir-credentials-key |

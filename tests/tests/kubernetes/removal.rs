@@ -6,13 +6,23 @@ use serde_json::json;
 use weir_tests::wait_until;
 
 use crate::Case;
+use crate::kubernetes::cluster::root;
+use crate::kubernetes::faults::wait_for_workers;
 use crate::kubernetes::installation::{Installation, NAMESPACE, endpoint};
-use crate::kubernetes::objects::of_all;
+use crate::kubernetes::objects::{kubectl, of_all};
+use crate::kubernetes::upgrade::IMAGE;
+use crate::kubernetes::volumes::{create, inline, pod};
 
-pub(crate) const CASES: &[Case] = &[(
-    "uninstalling_leaves_no_finalizer_and_no_gated_pod",
-    uninstalling_leaves_no_finalizer_and_no_gated_pod,
-)];
+pub(crate) const CASES: &[Case] = &[
+    (
+        "uninstalling_leaves_no_finalizer_and_no_gated_pod",
+        uninstalling_leaves_no_finalizer_and_no_gated_pod,
+    ),
+    (
+        "plain_manifests_install_and_remove_it",
+        plain_manifests_install_and_remove_it,
+    ),
+];
 
 /// What an operator that has died holds: a Dataset, and a pod that waits for its data.
 fn held() -> String {
@@ -70,4 +80,43 @@ fn uninstalling_leaves_no_finalizer_and_no_gated_pod(weir: &Installation) {
     ] {
         cluster.kubectl(&["delete", object, "--timeout=60s"]).ok();
     }
+}
+
+/// As docs/kubernetes.md says it is done without Helm. What is to be there before has stayed: definitions, namespace and Secrets.
+fn plain_manifests_install_and_remove_it(weir: &Installation) {
+    let cluster = &weir.cluster;
+    let plain = std::fs::read_to_string(root().join("deploy/kubernetes/weir.yaml")).unwrap();
+    let plain = plain.replace("image: weir:0.1.0", &format!("image: {IMAGE}"));
+    let file = cluster.scratch.path("plain.yaml");
+    std::fs::write(&file, plain).unwrap();
+    let file = file.to_str().unwrap();
+    cluster.kubectl(&["apply", "-f", file]).ok();
+    for workload in ["sts/weir-master", "deploy/weir-operator", "ds/weir-plugin"] {
+        let status = ["rollout", "status", workload, "--timeout=100s"];
+        kubectl(weir, NAMESPACE, &status);
+    }
+    wait_for_workers(weir);
+    create(weir, "plain");
+    let volume = inline("dataset: plain");
+    cluster.apply(&pod(weir, "plain", 1, &volume, "diff -r /expected /data"));
+    cluster.wait_for_end("plain");
+    kubectl(weir, "default", &["delete", "pod/plain", "--timeout=60s"]);
+
+    let image = format!("--image={IMAGE}");
+    let account = r#"--overrides={"spec": {"serviceAccountName": "weir-operator"}}"#;
+    let run = ["run", "retire", "--rm", "-i", "--restart=Never", &image];
+    let retire = [account, "--", "operator", "retire"];
+    kubectl(weir, NAMESPACE, &[&run[..], &retire].concat());
+    // Weir has taken its webhook for pods away itself.
+    let delete = ["delete", "--ignore-not-found", "-f", file, "--timeout=100s"];
+    cluster.kubectl(&delete).ok();
+    wait_until("all pods are gone", Duration::from_mins(1), || {
+        cluster.get(&["-n", NAMESPACE, "pods"])["items"] == json!([])
+    });
+    let stays = ["get", "secret/weir-ca", "secret/weir-credentials-key"];
+    kubectl(
+        weir,
+        NAMESPACE,
+        &[&stays[..], &["pvc/state-weir-master-0"]].concat(),
+    );
 }
