@@ -22,6 +22,10 @@ pub(crate) const CASES: &[Case] = &[
         a_pod_of_a_snapshot_sees_it_while_the_dataset_is_at_the_next,
     ),
     ("pods_run_where_their_data_is", pods_run_where_their_data_is),
+    (
+        "a_dataset_is_read_in_each_namespace_that_it_lets_in",
+        a_dataset_is_read_in_each_namespace_that_it_lets_in,
+    ),
 ];
 
 /// Longest wait for what follows a change.
@@ -366,4 +370,46 @@ fn pods_run_where_their_data_is(weir: &Installation) {
         "--timeout=100s",
     ];
     kubectl(weir, "default", &objects);
+}
+
+/// And one of theirs with the same name gets no second claim.
+fn a_dataset_is_read_in_each_namespace_that_it_lets_in(weir: &Installation) {
+    const GUESTS: &str = "guests";
+    let cluster = &weir.cluster;
+    cluster.kubectl(&["create", "namespace", GUESTS]).ok();
+    let access = format!("spec: {{access: {{namespaces: [{GUESTS}]}}, ");
+    let shared = of_all("shared", &endpoint());
+    cluster.apply(&shared.replace("spec: {", &access));
+    let bound = "--for=jsonpath={.status.phase}=Bound";
+    wait_until("its claim is there", SOON, || {
+        let get = ["-n", GUESTS, "get", "pvc", "shared"];
+        cluster.kubectl(&get).code == 0
+    });
+    let wait = ["wait", bound, "pvc/shared", "--timeout=60s"];
+    kubectl(weir, GUESTS, &wait);
+    let objects = cluster.scratch.path("objects");
+    for (name, volume) in [
+        ("by-claim", of_claim("shared")),
+        ("inline", inline("dataset: default/shared")),
+    ] {
+        let pod = comparing(weir, (GUESTS, name), 1, &volume, &objects);
+        cluster.apply(&pod);
+        let count = end_of(weir, GUESTS, name);
+        assert_eq!(count.trim(), weir.files.len().to_string());
+    }
+    cluster.apply(&shared.replace("namespace: default", &format!("namespace: {GUESTS}")));
+    wait_until("the second one says why it has no claim", SOON, || {
+        let status = status(weir, GUESTS, "shared").to_string();
+        status.contains("NameClash")
+    });
+    kubectl(weir, GUESTS, &["delete", "pod", "--all", "--timeout=60s"]);
+    let delete = ["delete", "dataset/shared", "--timeout=100s"];
+    for namespace in [GUESTS, "default"] {
+        kubectl(weir, namespace, &delete);
+    }
+    let left = cluster.get(&["pv,pvc", "-A"]);
+    assert!(!left.to_string().contains("shared"), "{left}");
+    let gone = ["delete", "namespace", GUESTS, "--timeout=100s"];
+    cluster.kubectl(&gone).ok();
+    nothing_serves(weir, "shared");
 }
