@@ -27,6 +27,7 @@ FUZZ_SECONDS ?= 60
 EARLIER ?= b457099029c2caf616bf9ed2abbdcca5fe9dddf8
 ROUNDS ?=
 SEED ?=
+NAME ?=
 
 .PHONY: help
 help: ## List the targets
@@ -74,12 +75,12 @@ fetch-origins: ## Fetch, build and install the storages of test-origins, which d
 	@build-support/hdfs.sh && build-support/stores.sh
 
 .PHONY: test-k8s
-test-k8s: setup ## Test on a real Kubernetes with two nodes, whose programs are built first (as root); RELEASE=1 with a release build
+test-k8s: setup ## Test on a real Kubernetes, whose programs are built first (as root); RELEASE=1 with a release build, NAME=figures these cases alone
 	@build-support/kubernetes/fetch.sh >/dev/null
 	@$(ROCKSDB) && $(BUILD_FOR_TESTS) $(OPTIMISED) --features weir-cli/kubernetes --test apiserver --test kubernetes
-	@$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" \
-		$(CARGO) test --locked --workspace $(OPTIMISED) --test apiserver
-	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked --workspace $(OPTIMISED) --test kubernetes
+	@$(if $(NAME),,$(ROCKSDB) && WEIR_TEST_APISERVER="$$(build-support/kubernetes/fetch.sh)" \
+		$(CARGO) test --locked --workspace $(OPTIMISED) --test apiserver)
+	@$(ROCKSDB) && WEIR_TEST_KUBERNETES=1 $(CARGO) test --locked --workspace $(OPTIMISED) --test kubernetes $(if $(NAME),-- '$(NAME)')
 
 .PHONY: test-csi-sanity
 test-csi-sanity: setup fetch-csi-sanity ## Test the node plugin with the CSI project's own tests, which are built first; no Kubernetes is needed
