@@ -79,7 +79,7 @@ impl Warm {
         };
         Self {
             nodes: best(all(|one| &one.nodes), total, MAX_NODES),
-            groups: best(all(|one| &one.groups), total, MAX_PLACES),
+            groups: best(labelled(all(|one| &one.groups)), total, MAX_PLACES),
             zones: best(all(|one| &one.zones), total, MAX_PLACES),
         }
     }
@@ -124,6 +124,21 @@ impl Warm {
     }
 }
 
+/// Groups that are a label of their nodes, and not made up for nodes without one: `a/~7`.
+fn labelled(mut groups: HashMap<&str, u64>) -> HashMap<&str, u64> {
+    groups.retain(|group, _| !in_zone(group).1.starts_with('~'));
+    groups
+}
+
+/// A group has a name inside its zone: `a/r1`, or `-/r1` outside of all zones.
+fn in_zone(group: &str) -> (&str, &str) {
+    match group.split_once('/') {
+        Some(("-", name)) => ("", name),
+        Some(parts) => parts,
+        None => ("", group),
+    }
+}
+
 fn best(sums: HashMap<&str, u64>, total: u64, most: usize) -> Best {
     let highest = sums.values().copied().max().unwrap_or_default();
     let percent = crate::view::percent(highest, total).unwrap_or_default();
@@ -150,20 +165,17 @@ fn among(label: &str, names: &[String]) -> Vec<Value> {
     vec![json!({ "key": label, "operator": "In", "values": names })]
 }
 
-/// A group has a name inside its zone: `a/r1`. Groups of the best one's zone are named.
+/// Groups of the best one's zone are named.
 fn of_groups(groups: &[String]) -> Vec<Value> {
-    let parts = |group: &String| match group.split_once('/') {
-        Some((zone, name)) => (zone.to_owned(), name.to_owned()),
-        None => (String::new(), group.clone()),
-    };
-    let Some((zone, _)) = groups.first().map(parts) else {
+    let Some((zone, _)) = groups.first().map(|group| in_zone(group)) else {
         return Vec::new();
     };
-    let names = groups.iter().map(parts).filter(|(of, _)| *of == zone);
-    let names: Vec<String> = names.map(|(_, name)| name).collect();
+    let names = groups.iter().map(|group| in_zone(group));
+    let names = names.filter(|(of, _)| *of == zone);
+    let names: Vec<String> = names.map(|(_, name)| name.to_owned()).collect();
     let mut expressions = among(GROUP_LABEL, &names);
     if !zone.is_empty() {
-        expressions.extend(among(ZONE_LABEL, &[zone]));
+        expressions.extend(among(ZONE_LABEL, &[zone.to_owned()]));
     }
     expressions
 }
@@ -303,6 +315,22 @@ mod tests {
     fn preferred(pod: &Value) -> &Vec<Value> {
         let path = "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution";
         pod.pointer(path).unwrap().as_array().unwrap()
+    }
+
+    #[test]
+    fn only_groups_that_nodes_have_are_named() {
+        let of = |groups: &[(&str, u64)]| Warm::of(&[located(100, &[], groups, &[("a", 100)])]);
+        let zone = json!([{ "key": ZONE_LABEL, "operator": "In", "values": ["a"] }]);
+        // Nodes without a group are hashed into some, and the apiserver takes no such label.
+        let hashed = of(&[("a/~7", 100), ("-/~3", 90)]);
+        assert_eq!(json!(hashed.required()), zone);
+        assert_eq!(hashed.preferred().len(), 1);
+        // No node has the zone of those that have none.
+        let outside = of(&[("-/r1", 100), ("a/~7", 100), ("-/r2", 60), ("a/r3", 60)]);
+        let group = json!([{ "key": GROUP_LABEL, "operator": "In", "values": ["r1", "r2"] }]);
+        assert_eq!(json!(outside.required()), group);
+        let term = &outside.preferred()[0]["preference"]["matchExpressions"];
+        assert_eq!(*term, group);
     }
 
     #[test]
