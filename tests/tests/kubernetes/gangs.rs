@@ -55,11 +55,27 @@ spec:
     text
 }
 
+/// Makes the kinds known to the apiserver, without their controllers.
+pub(crate) fn define_jobs(weir: &Installation) {
+    weir.cluster.apply(&definitions());
+    for (group, _, _, plural) in KINDS {
+        let definition = format!("crd/{plural}.{group}");
+        wait_for(weir, "default", "Established", &definition);
+    }
+}
+
+pub(crate) fn forget_jobs(weir: &Installation) {
+    for (group, _, _, plural) in KINDS {
+        let definition = format!("crd/{plural}.{group}");
+        let delete = ["delete", &definition, "--timeout=60s"];
+        weir.cluster.kubectl(&delete).ok();
+    }
+}
+
 /// An object of each kind, of its name; gives what its pods are owned by.
 fn make_jobs(weir: &Installation) -> [Value; 3] {
-    weir.cluster.apply(&definitions());
+    define_jobs(weir);
     KINDS.map(|(group, version, kind, plural)| {
-        wait_for(weir, "default", "Established", &format!("crd/{plural}.{group}"));
         let version = format!("{group}/{version}");
         let name = kind.to_lowercase();
         weir.cluster.apply(&format!(
@@ -215,12 +231,7 @@ fn pods_of_jobs_run_where_their_data_and_their_gpus_are(weir: &Installation) {
     }
     let objects = ["delete", "pod,job", "-l", "case=gangs", "--timeout=60s"];
     kubectl(weir, "default", &objects);
-    for (group, _, _, plural) in KINDS {
-        let definition = format!("crd/{plural}.{group}");
-        cluster
-            .kubectl(&["delete", &definition, "--timeout=60s"])
-            .ok();
-    }
+    forget_jobs(weir);
     give_gpus(weir, "0");
     let delete = ["delete", "dataset/gangs", "--timeout=100s"];
     kubectl(weir, "default", &delete);

@@ -9,6 +9,7 @@ use weir_tests::{BUCKET, wait_until};
 
 use crate::Case;
 use crate::kubernetes::cluster::root;
+use crate::kubernetes::gangs::{define_jobs, forget_jobs};
 use crate::kubernetes::installation::{Installation, NODES, endpoint};
 use crate::kubernetes::objects::{kubectl, wait_for};
 
@@ -24,6 +25,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "an_inline_volume_shows_a_directory_of_a_snapshot",
         an_inline_volume_shows_a_directory_of_a_snapshot,
+    ),
+    (
+        "manifests_of_other_pages_are_taken",
+        manifests_of_other_pages_are_taken,
     ),
     (
         "the_kernel_reads_ahead_in_volumes",
@@ -136,15 +141,43 @@ pub(crate) fn create_from(weir: &Installation, name: &str, endpoint: &str) {
     weir.weir(&[&args[..], &["--anonymous"]].concat()).ok();
 }
 
+/// Manifests of a page of docs/; its other blocks are parts of some, and values of the chart.
+fn manifests(page: &str) -> Vec<String> {
+    let page = root().join(format!("docs/{page}.md"));
+    let page = std::fs::read_to_string(page).unwrap();
+    let blocks = page.split("```yaml\n").skip(1);
+    let blocks = blocks.map(|block| block.split("```").next().unwrap());
+    let manifests = blocks.filter(|block| block.contains("apiVersion:"));
+    manifests.map(str::to_owned).collect()
+}
+
+/// What the other pages show names nodes, keys and controllers that are not here: the apiserver and Weir's admission take it.
+fn manifests_of_other_pages_are_taken(weir: &Installation) {
+    let cluster = &weir.cluster;
+    cluster.kubectl(&["create", "namespace", "team-a"]).ok();
+    define_jobs(weir);
+    let mut taken = 0;
+    for page in ["kubernetes-objects", "kubernetes-jobs", "kubernetes-fluid"] {
+        // Fluid's own are shown beside those that take their place.
+        let manifests = manifests(page).into_iter();
+        for manifest in manifests.filter(|manifest| !manifest.contains("data.fluid.io")) {
+            let path = cluster.scratch.path("shown.yaml");
+            std::fs::write(&path, manifest).unwrap();
+            let apply = ["apply", "--dry-run=server", "-f", path.to_str().unwrap()];
+            cluster.kubectl(&apply).ok();
+            taken += 1;
+        }
+    }
+    assert!(taken > 8, "only {taken} manifests");
+    forget_jobs(weir);
+    let delete = ["delete", "namespace", "team-a", "--timeout=60s"];
+    cluster.kubectl(&delete).ok();
+}
+
 /// In the order of docs/kubernetes.md, with an image and a bucket that are here in the place of the page's.
 fn every_manifest_of_the_page_is_applied(weir: &Installation) {
     create(weir, "images");
-    let page = std::fs::read_to_string(root().join("docs/kubernetes.md")).unwrap();
-    let blocks = page.split("```yaml\n").skip(1);
-    let blocks = blocks.map(|block| block.split("```").next().unwrap());
-    // The others are values of the chart.
-    let manifests = blocks.filter(|block| block.contains("apiVersion:"));
-    let manifests = manifests.map(|manifest| {
+    let manifests = manifests("kubernetes").into_iter().map(|manifest| {
         manifest
             .replace("image: python:3.13", "image: lab.local/busybox:1")
             .replace("http://minio.storage:9000", &endpoint())

@@ -213,6 +213,7 @@ fn every_flag_of_the_pages_exists() {
         "from-file",
         "from-literal",
         "ignore-daemonsets",
+        "ignore-not-found",
         "image",
         "no-hooks",
         "overrides",
