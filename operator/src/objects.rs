@@ -28,7 +28,7 @@ pub(crate) use dataset::{Refreshed, StoredSecret};
 pub(crate) use finalizers::{hold, let_go};
 pub(crate) use pool::{
     Autoscaling, Leaving, LeavingReason, PoolToleration, Scaling, ScheduledSize, SsdTier, Trend,
-    UpdateStrategy,
+    UpdateStrategy, ZONE_LABEL,
 };
 pub use pool::{CachePool, CachePoolSpec, CachePoolStatus, PoolPhase};
 pub use warmup::{Warmup, WarmupPhase, WarmupSpec, WarmupStatus};

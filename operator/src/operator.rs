@@ -108,7 +108,7 @@ impl Operator {
     /// way then is best forgotten with the process.
     pub async fn run(self, stop: CancellationToken) -> Result<(), OperatorError> {
         let view = Arc::new(View::default());
-        let (placing, writer) = Placing::new(self.master.clone(), view.clone());
+        let (placing, writers) = Placing::new(self.master.clone(), view.clone());
         let placing = Arc::new(placing);
         let (changed, changes) = mpsc::channel::<String>(MAX_CHANGED);
         let ending = stop.child_token();
@@ -129,7 +129,7 @@ impl Operator {
         let watching = async {
             tokio::select! {
                 () = ending.cancelled() => {}
-                () = placing::watch(self.client.clone(), writer) => {}
+                () = Box::pin(placing::watch(self.client.clone(), writers)) => {}
             }
         };
         let answering = jobs::answer(self.client.clone(), self.master.clone(), &ending);

@@ -3,8 +3,10 @@
 //! The webhook asks it when a pod is made, and whoever lifts a gate when the pod may run.
 
 mod affinity;
+mod keys;
 mod located;
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
@@ -12,15 +14,17 @@ use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use weir_core::{DatasetName, DatasetRef};
 
 use self::affinity::{Mode, Warm, patch, uses};
+use self::keys::Keys;
 use self::located::Located;
 use crate::json_patch::JsonPatch;
 use crate::master::Master;
-use crate::objects::{AFFINITY_ANNOTATION, Dataset, PLACED_ANNOTATION};
+use crate::objects::{AFFINITY_ANNOTATION, CachePool, Dataset, PLACED_ANNOTATION};
 use crate::view::View;
 
 /// Datasets of one pod that are looked for.
@@ -42,22 +46,33 @@ pub(crate) struct Placing {
     located: Located,
     /// What Datasets say of themselves.
     datasets: Store<PartialObjectMeta<Dataset>>,
+    /// Whose workers have their zones and groups from labels of nodes.
+    pools: Store<CachePool>,
+}
+
+/// What a [`Placing`] knows of the apiserver's objects is written to these.
+pub(crate) struct Writers {
+    pub(crate) datasets: Writer<PartialObjectMeta<Dataset>>,
+    pub(crate) pools: Writer<CachePool>,
 }
 
 impl Placing {
-    /// One that knows no Dataset yet: whatever is written to the writer.
-    pub(crate) fn new(
-        master: Arc<dyn Master>,
-        view: Arc<View>,
-    ) -> (Self, Writer<PartialObjectMeta<Dataset>>) {
-        let (datasets, writer) = reflector::store();
+    /// One that knows no Dataset and no CachePool yet: whatever is written to the writers.
+    pub(crate) fn new(master: Arc<dyn Master>, view: Arc<View>) -> (Self, Writers) {
+        let (datasets, of_datasets) = reflector::store();
+        let (pools, of_pools) = reflector::store();
         let placing = Self {
             master,
             view,
             located: Located::default(),
             datasets,
+            pools,
         };
-        (placing, writer)
+        let writers = Writers {
+            datasets: of_datasets,
+            pools: of_pools,
+        };
+        (placing, writers)
     }
 
     /// The changes by which a pod runs where its data is. A pod that says it was placed, or that has a node, is left as it is.
@@ -92,7 +107,9 @@ impl Placing {
         if is_missed && located.is_empty() {
             return Placed::Unknown;
         }
-        let mut changes = patch(pod, &Warm::of(&located), mode);
+        let pools = self.pools.state();
+        let keys = Keys::of(pools.iter().map(|pool| &pool.spec));
+        let mut changes = patch(pod, &Warm::of(&located), &keys, mode);
         if !changes.is_empty() {
             // A second call writes no more terms.
             changes.set(pod, "annotations", PLACED_ANNOTATION, &names.join(","));
@@ -145,10 +162,19 @@ impl Placing {
     }
 }
 
-/// Has the writer know what Datasets say of themselves, for as long as this is polled.
-pub(crate) async fn watch(client: Client, writer: Writer<PartialObjectMeta<Dataset>>) {
-    let watched = Api::<PartialObjectMeta<Dataset>>::all(client);
-    let watched = watcher(watched, watcher::Config::default());
+/// Has the writers know Datasets and CachePools, for as long as this is polled. All operators do, also those that do not lead.
+pub(crate) async fn watch(client: Client, writers: Writers) {
+    tokio::join!(
+        keep(Api::all(client.clone()), writers.datasets),
+        keep(Api::all(client), writers.pools),
+    );
+}
+
+async fn keep<K>(objects: Api<K>, writer: Writer<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let watched = watcher(objects, watcher::Config::default());
     reflector(writer, watched)
         .default_backoff()
         .touched_objects()

@@ -10,6 +10,9 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Label of nodes with their zone, unless a pool names another one.
+pub(crate) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// The workers of a pool.
 #[derive(
     CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema,
@@ -112,6 +115,25 @@ pub struct CachePoolSpec {
     /// Sizes that follow from what is read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<Autoscaling>,
+}
+
+impl CachePoolSpec {
+    /// The label of nodes whose value is a worker's zone; none if a flag says the zone.
+    pub(crate) fn zone_of_nodes(&self) -> Option<&str> {
+        let label = self.zone_label.as_deref().unwrap_or(ZONE_LABEL);
+        (!self.has_flag("--zone")).then_some(label)
+    }
+
+    /// The one whose value is its group; none if a flag says the group, or if it has none.
+    pub(crate) fn group_of_nodes(&self) -> Option<&str> {
+        let label = self.group_label.as_deref();
+        label.filter(|_| !self.has_flag("--group"))
+    }
+
+    /// Whether its workers are given a flag beside those of the other fields.
+    pub(crate) fn has_flag(&self, flag: &str) -> bool {
+        self.args.iter().any(|arg| arg.starts_with(flag))
+    }
 }
 
 /// Where a worker keeps blocks.

@@ -1,14 +1,15 @@
 //! Preferred terms that bring a pod to where its data is cached.
 //!
 //! At most three are written: for nodes, for groups and for zones, each with a weight that follows from the share of the bytes
-//! which the best of them holds. What a pod asks for itself stays as it is. A pod that asks for `required` gets its term into every
-//! one that it has, since those are alternatives.
+//! which the best of them holds. Where CachePools name different labels there is one for each label. What a pod asks for itself stays
+//! as it is. A pod that asks for `required` gets its term into every one that it has, since those are alternatives.
 
 use std::collections::HashMap;
 
 use serde_json::{Value, json};
 use weir_proto::v1;
 
+use super::keys::{Keys, is_value};
 use crate::json_patch::JsonPatch;
 
 /// Most nodes that a term names.
@@ -21,10 +22,8 @@ const GROUP_WEIGHT: u64 = 30;
 const ZONE_WEIGHT: u64 = 20;
 /// A place is named that holds at least this part of what the best one holds.
 const NAMED_FROM: (u64, u64) = (1, 2);
-/// Labels of a node.
+/// Label of a node with its name.
 const NODE_LABEL: &str = "kubernetes.io/hostname";
-const GROUP_LABEL: &str = "weir.io/group";
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// What a pod or a Dataset says of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +56,9 @@ struct Best {
     percent: u64,
 }
 
+/// What a node must have all of.
+type Requirements = Vec<Value>;
+
 /// Where the bytes of a pod's datasets are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Warm {
@@ -78,68 +80,68 @@ impl Warm {
             sums
         };
         Self {
-            nodes: best(all(|one| &one.nodes), total, MAX_NODES),
-            groups: best(labelled(all(|one| &one.groups)), total, MAX_PLACES),
-            zones: best(all(|one| &one.zones), total, MAX_PLACES),
+            nodes: best(all(|one| &one.nodes), total, MAX_NODES, is_value),
+            // Some nodes have no group of their own: `a/~7` is what they were hashed into, and no label's value.
+            groups: best(all(|one| &one.groups), total, MAX_PLACES, |name| {
+                is_value(in_zone(name).1)
+            }),
+            zones: best(all(|one| &one.zones), total, MAX_PLACES, is_value),
         }
     }
 
-    /// The preferred terms, the narrowest first; none that would weigh nothing.
-    fn preferred(&self) -> Vec<Value> {
-        let mut terms = Vec::new();
-        let mut add = |best: &Best, weight: u64, expressions: Vec<Value>| {
-            let weight = weight * best.percent / 100;
-            if weight > 0 && !expressions.is_empty() {
-                terms.push(json!({
-                    "weight": weight,
-                    "preference": { "matchExpressions": expressions },
-                }));
-            }
-        };
-        add(
-            &self.nodes,
-            NODE_WEIGHT,
-            among(NODE_LABEL, &self.nodes.names),
-        );
-        add(&self.groups, GROUP_WEIGHT, of_groups(&self.groups.names));
-        add(
-            &self.zones,
-            ZONE_WEIGHT,
-            among(ZONE_LABEL, &self.zones.names),
-        );
-        terms
-    }
-
-    /// What a node must be for a pod that runs only where its data is: the narrowest place of which one holds half of it.
-    fn required(&self) -> Vec<Value> {
+    /// What nodes of the best places have, the narrowest first; what one place has under different labels is alternatives.
+    fn places(&self, keys: &Keys) -> [(&Best, Vec<Requirements>); 3] {
+        let zones = &self.zones.names;
+        let zones = keys.zones.iter().filter_map(|key| among(key, zones));
+        let nodes = among(NODE_LABEL, &self.nodes.names);
         [
-            (&self.nodes, among(NODE_LABEL, &self.nodes.names)),
-            (&self.groups, of_groups(&self.groups.names)),
-            (&self.zones, among(ZONE_LABEL, &self.zones.names)),
+            (
+                &self.nodes,
+                nodes.map(|one| vec![one]).into_iter().collect(),
+            ),
+            (&self.groups, of_groups(&self.groups.names, keys)),
+            (&self.zones, zones.map(|one| vec![one]).collect()),
         ]
-        .into_iter()
-        .find(|(best, expressions)| best.percent >= 50 && !expressions.is_empty())
-        .map(|(_, expressions)| expressions)
-        .unwrap_or_default()
+    }
+
+    /// The preferred terms, the narrowest first; none that would weigh nothing.
+    fn preferred(&self, keys: &Keys) -> Vec<Value> {
+        let weights = [NODE_WEIGHT, GROUP_WEIGHT, ZONE_WEIGHT];
+        let places = self.places(keys).into_iter().zip(weights);
+        let terms = places.flat_map(|((best, alternatives), weight)| {
+            let weight = weight * best.percent / 100;
+            let term = move |requirements| {
+                json!({
+                    "weight": weight,
+                    "preference": { "matchExpressions": requirements },
+                })
+            };
+            let alternatives = alternatives.into_iter().filter(move |_| weight > 0);
+            alternatives.map(term)
+        });
+        terms.collect()
+    }
+
+    /// What a node must be for a pod that runs only where its data is, as alternatives: the narrowest place of which one holds half of
+    /// it. Places that nodes may have no label for are passed over, and those with more alternatives than there can be.
+    fn required(&self, keys: &Keys, most: usize) -> Vec<Requirements> {
+        let is_sure = [true, !keys.are_groups_guessed, !keys.are_zones_guessed];
+        let places = self.places(keys).into_iter().zip(is_sure);
+        let mut fit = places.filter_map(|((best, alternatives), is_sure)| {
+            let is_some = (1..=most).contains(&alternatives.len());
+            (is_sure && is_some && best.percent >= 50).then_some(alternatives)
+        });
+        fit.next().unwrap_or_default()
     }
 }
 
-/// Groups that are a label of their nodes, and not made up for nodes without one: `a/~7`.
-fn labelled(mut groups: HashMap<&str, u64>) -> HashMap<&str, u64> {
-    groups.retain(|group, _| !in_zone(group).1.starts_with('~'));
-    groups
-}
-
-/// A group has a name inside its zone: `a/r1`, or `-/r1` outside of all zones.
-fn in_zone(group: &str) -> (&str, &str) {
-    match group.split_once('/') {
-        Some(("-", name)) => ("", name),
-        Some(parts) => parts,
-        None => ("", group),
-    }
-}
-
-fn best(sums: HashMap<&str, u64>, total: u64, most: usize) -> Best {
+fn best(
+    mut sums: HashMap<&str, u64>,
+    total: u64,
+    most: usize,
+    is_label: impl Fn(&str) -> bool,
+) -> Best {
+    sums.retain(|name, _| is_label(name));
     let highest = sums.values().copied().max().unwrap_or_default();
     let percent = crate::view::percent(highest, total).unwrap_or_default();
     if percent == 0 {
@@ -149,7 +151,7 @@ fn best(sums: HashMap<&str, u64>, total: u64, most: usize) -> Best {
     let least = u128::from(highest) * u128::from(part) / u128::from(whole);
     let mut named: Vec<(&str, u64)> = sums
         .into_iter()
-        .filter(|(name, bytes)| !name.is_empty() && u128::from(*bytes) >= least)
+        .filter(|(_, bytes)| u128::from(*bytes) >= least)
         .collect();
     // The same for the same input, whatever the order of the map is.
     named.sort_unstable_by(|one, other| other.1.cmp(&one.1).then(one.0.cmp(other.0)));
@@ -158,26 +160,34 @@ fn best(sums: HashMap<&str, u64>, total: u64, most: usize) -> Best {
     Best { names, percent }
 }
 
-fn among(label: &str, names: &[String]) -> Vec<Value> {
-    if names.is_empty() {
-        return Vec::new();
-    }
-    vec![json!({ "key": label, "operator": "In", "values": names })]
+fn among(label: &str, names: &[impl AsRef<str>]) -> Option<Value> {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    (!names.is_empty()).then(|| json!({ "key": label, "operator": "In", "values": names }))
 }
 
-/// Groups of the best one's zone are named.
-fn of_groups(groups: &[String]) -> Vec<Value> {
-    let Some((zone, _)) = groups.first().map(|group| in_zone(group)) else {
+/// A group's zone and its name there: `a` and `r1` for `a/r1`. `-/r1` is in no zone.
+fn in_zone(group: &str) -> (Option<&str>, &str) {
+    let (zone, name) = group.split_once('/').unwrap_or(("", group));
+    (Some(zone).filter(|zone| is_value(zone)), name)
+}
+
+/// Groups of the best one's zone are named, under each of their labels.
+fn of_groups(groups: &[String], keys: &Keys) -> Vec<Requirements> {
+    let groups: Vec<(Option<&str>, &str)> = groups.iter().map(|group| in_zone(group)).collect();
+    let Some((zone, _)) = groups.first().copied() else {
         return Vec::new();
     };
-    let names = groups.iter().map(|group| in_zone(group));
-    let names = names.filter(|(of, _)| *of == zone);
-    let names: Vec<String> = names.map(|(_, name)| name.to_owned()).collect();
-    let mut expressions = among(GROUP_LABEL, &names);
-    if !zone.is_empty() {
-        expressions.extend(among(ZONE_LABEL, &[zone.to_owned()]));
-    }
-    expressions
+    let names = groups.iter().filter(|(of, _)| *of == zone);
+    let names: Vec<&str> = names.map(|(_, name)| *name).collect();
+    let alternatives = keys.groups.iter().map(|(group, of)| {
+        let zone = of.as_deref().zip(zone);
+        let zone = zone.and_then(|(key, zone)| among(key, &[zone]));
+        among(group, &names).into_iter().chain(zone).collect()
+    });
+    let mut alternatives: Vec<Requirements> = alternatives.collect();
+    // Without a zone they differ in the group's label alone, by which they are in order.
+    alternatives.dedup();
+    alternatives
 }
 
 /// What the pods of a review use.
@@ -207,14 +217,14 @@ pub(crate) fn uses(pod: &Value) -> Uses {
 }
 
 /// The changes of a pod; none if there is nothing to be said.
-pub(crate) fn patch(pod: &Value, warm: &Warm, mode: Mode) -> JsonPatch {
+pub(crate) fn patch(pod: &Value, warm: &Warm, keys: &Keys, mode: Mode) -> JsonPatch {
     let affinity = &pod["spec"]["affinity"];
     let of_nodes = &affinity["nodeAffinity"];
     let mut patch = JsonPatch::default();
     match mode {
         Mode::Off => {}
         Mode::Preferred => {
-            let terms = warm.preferred();
+            let terms = warm.preferred(keys);
             if terms.is_empty() {
                 return patch;
             }
@@ -231,18 +241,22 @@ pub(crate) fn patch(pod: &Value, warm: &Warm, mode: Mode) -> JsonPatch {
             }
         }
         Mode::Required => {
-            let expressions = warm.required();
-            if expressions.is_empty() {
-                return patch;
-            }
-            reach(&mut patch, affinity, of_nodes);
             let field = "requiredDuringSchedulingIgnoredDuringExecution";
             let path = format!("/spec/affinity/nodeAffinity/{field}");
             let terms = of_nodes[field]["nodeSelectorTerms"].as_array();
-            match terms.filter(|terms| !terms.is_empty()) {
+            let terms = terms.filter(|terms| !terms.is_empty());
+            // Own terms of a pod that has a gate can be narrowed, and not become more.
+            let most = if terms.is_some() { 1 } else { usize::MAX };
+            let alternatives = warm.required(keys, most);
+            let Some(expressions) = alternatives.first() else {
+                return patch;
+            };
+            reach(&mut patch, affinity, of_nodes);
+            match terms {
                 None => {
-                    let term = json!({ "matchExpressions": expressions });
-                    patch.add(&path, json!({ "nodeSelectorTerms": [term] }));
+                    let term = |requirements| json!({ "matchExpressions": requirements });
+                    let terms: Vec<Value> = alternatives.iter().map(term).collect();
+                    patch.add(&path, json!({ "nodeSelectorTerms": terms }));
                 }
                 Some(terms) => {
                     // An empty one selects no node, and would select some with anything in it.
@@ -255,7 +269,7 @@ pub(crate) fn patch(pod: &Value, warm: &Warm, mode: Mode) -> JsonPatch {
                     for (index, term) in terms.iter().enumerate().filter(selects) {
                         let path = format!("{path}/nodeSelectorTerms/{index}/matchExpressions");
                         if term["matchExpressions"].is_array() {
-                            for expression in &expressions {
+                            for expression in expressions {
                                 patch.add(&format!("{path}/-"), expression.clone());
                             }
                         } else {
@@ -283,7 +297,9 @@ fn reach(patch: &mut JsonPatch, affinity: &Value, of_nodes: &Value) {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::keys::GROUP_LABEL;
     use super::*;
+    use crate::objects::{CachePoolSpec, ZONE_LABEL};
 
     fn at(places: &[(&str, u64)]) -> Vec<v1::CachedAt> {
         let place = |(name, cached_bytes): &(&str, u64)| v1::CachedAt {
@@ -318,22 +334,6 @@ mod tests {
     }
 
     #[test]
-    fn only_groups_that_nodes_have_are_named() {
-        let of = |groups: &[(&str, u64)]| Warm::of(&[located(100, &[], groups, &[("a", 100)])]);
-        let zone = json!([{ "key": ZONE_LABEL, "operator": "In", "values": ["a"] }]);
-        // Nodes without a group are hashed into some, and the apiserver takes no such label.
-        let hashed = of(&[("a/~7", 100), ("-/~3", 90)]);
-        assert_eq!(json!(hashed.required()), zone);
-        assert_eq!(hashed.preferred().len(), 1);
-        // No node has the zone of those that have none.
-        let outside = of(&[("-/r1", 100), ("a/~7", 100), ("-/r2", 60), ("a/r3", 60)]);
-        let group = json!([{ "key": GROUP_LABEL, "operator": "In", "values": ["r1", "r2"] }]);
-        assert_eq!(json!(outside.required()), group);
-        let term = &outside.preferred()[0]["preference"]["matchExpressions"];
-        assert_eq!(*term, group);
-    }
-
-    #[test]
     fn terms_are_graded_by_cached_bytes_and_datasets_by_their_size() {
         let small = located(100, &[("n1", 100)], &[], &[("a", 100)]);
         let large = located(
@@ -345,7 +345,12 @@ mod tests {
         let warm = Warm::of(&[small, large]);
         let pod = applied(
             &json!({ "spec": {} }),
-            patch(&json!({ "spec": {} }), &warm, Mode::Preferred),
+            patch(
+                &json!({ "spec": {} }),
+                &warm,
+                &Keys::of(&[]),
+                Mode::Preferred,
+            ),
         );
         let terms = preferred(&pod);
         assert_eq!(terms.len(), 3);
@@ -364,6 +369,114 @@ mod tests {
             ])
         );
         assert_eq!(terms[2]["weight"], ZONE_WEIGHT * 90 / 100);
+    }
+
+    /// Those of pools with these specifications.
+    fn keys(pools: Value) -> Keys {
+        let pools: Vec<CachePoolSpec> = serde_json::from_value(pools).unwrap();
+        Keys::of(&pools)
+    }
+
+    /// The keys and values of the terms that a pod without any gets.
+    fn written(warm: &Warm, keys: &Keys, mode: Mode) -> Vec<Vec<String>> {
+        let pod = json!({ "spec": {} });
+        let pod = applied(&pod, patch(&pod, warm, keys, mode));
+        let affinity = &pod["spec"]["affinity"]["nodeAffinity"];
+        let field = "requiredDuringSchedulingIgnoredDuringExecution";
+        let required = affinity[field]["nodeSelectorTerms"].as_array();
+        let field = "preferredDuringSchedulingIgnoredDuringExecution";
+        let preferred = affinity[field].as_array().into_iter().flatten();
+        let terms = preferred.map(|term| &term["preference"]);
+        let terms = terms.chain(required.into_iter().flatten());
+        let requirement = |one: &Value| {
+            let key = one["key"].as_str().unwrap();
+            format!("{key}={}", one["values"])
+        };
+        let requirements = |term: &Value| {
+            let all = term["matchExpressions"].as_array().unwrap().iter();
+            all.map(requirement).collect()
+        };
+        terms.map(requirements).collect()
+    }
+
+    fn of(term: &[(&str, &str)]) -> Vec<String> {
+        let requirement = |(key, value): &(&str, &str)| format!("{key}=[\"{value}\"]");
+        term.iter().map(requirement).collect()
+    }
+
+    #[test]
+    fn a_group_without_a_zone_is_known_by_its_own_label_alone() {
+        let keys = keys(json!([{ "groupLabel": "rack" }]));
+        let warm = Warm::of(&[located(
+            10,
+            &[],
+            &[("-/r1", 10), ("a/r2", 9)],
+            &[("-", 10), ("", 10)],
+        )]);
+        for mode in [Mode::Preferred, Mode::Required] {
+            assert_eq!(written(&warm, &keys, mode), [of(&[("rack", "r1")])]);
+        }
+    }
+
+    #[test]
+    fn terms_have_the_labels_that_pools_name() {
+        let warm = located(10, &[], &[("a/r1", 10)], &[("a", 10)]);
+        let warm = Warm::of(&[warm]);
+        let pools =
+            json!([{ "groupLabel": "rack" }, { "zoneLabel": "room", "groupLabel": "rack" }, {}]);
+        let groups = [
+            of(&[("rack", "r1"), ("room", "a")]),
+            of(&[("rack", "r1"), (ZONE_LABEL, "a")]),
+        ];
+        let zones = [of(&[("room", "a")]), of(&[(ZONE_LABEL, "a")])];
+        let keys = keys(pools);
+        assert_eq!(written(&warm, &keys, Mode::Required), groups);
+        let all = [groups, zones].concat();
+        assert_eq!(written(&warm, &keys, Mode::Preferred), all);
+
+        // The pod's own term cannot become two.
+        let own = json!({ "matchExpressions": [{ "key": "gpu", "operator": "Exists" }] });
+        let field = "requiredDuringSchedulingIgnoredDuringExecution";
+        let pod = json!({ "spec": { "affinity": { "nodeAffinity": { field: { "nodeSelectorTerms": [own] } } } } });
+        assert!(patch(&pod, &warm, &keys, Mode::Required).is_empty());
+    }
+
+    #[test]
+    fn what_no_node_can_have_is_not_written() {
+        let keys = keys(json!([{ "groupLabel": "rack" }]));
+        let long = "x".repeat(64);
+        let hashed = located(
+            10,
+            &[("node.", 10), (&long, 10)],
+            &[("a/~7", 10), ("a/r1.", 10), ("a/r2", 6)],
+            &[("a", 10)],
+        );
+        let warm = Warm::of(&[hashed]);
+        let group = of(&[("rack", "r2"), (ZONE_LABEL, "a")]);
+        let terms = written(&warm, &keys, Mode::Preferred);
+        assert_eq!(terms, [group, of(&[(ZONE_LABEL, "a")])]);
+        let hashed = located(10, &[], &[("a/~7", 10), ("-/~7", 10)], &[("a", 10)]);
+        let terms = written(&Warm::of(&[hashed]), &keys, Mode::Required);
+        assert_eq!(terms, [of(&[(ZONE_LABEL, "a")])], "the next wider place");
+    }
+
+    #[test]
+    fn a_pod_requires_no_label_that_nodes_may_lack() {
+        let warm = located(10, &[], &[("a/r1", 10)], &[("a", 10)]);
+        let warm = Warm::of(&[warm]);
+        let none: [Vec<String>; 0] = [];
+        let said = json!({ "args": ["--zone=a", "--group=r1"] });
+        let both = keys(json!([{ "groupLabel": "rack" }, said]));
+        for keys in [&both, &Keys::of(&[])] {
+            assert_eq!(written(&warm, keys, Mode::Required), none);
+            let terms = written(&warm, keys, Mode::Preferred);
+            assert!(terms.contains(&of(&[(ZONE_LABEL, "a")])), "{terms:?}");
+        }
+        let group = keys(json!([{ "args": ["--group=r1"] }]));
+        let terms = written(&warm, &group, Mode::Required);
+        assert_eq!(terms, [of(&[(ZONE_LABEL, "a")])]);
+        let hashed = Warm::of(&[located(10, &[], &[("-/~7", 10)], &[])]);
+        assert_eq!(written(&hashed, &both, Mode::Required), none);
     }
 
     #[test]
@@ -396,7 +509,7 @@ mod tests {
             (Warm::of(&[located(10, &[("n1", 10)], &[], &[])]), Mode::Off),
         ] {
             assert_eq!(
-                patch(&pod, &warm, mode),
+                patch(&pod, &warm, &Keys::of(&[]), mode),
                 JsonPatch::default(),
                 "{warm:?} {mode:?}"
             );
@@ -424,7 +537,7 @@ mod tests {
             },
         } });
         let warm = Warm::of(&[located(10, &[("n1", 10)], &[], &[])]);
-        let mut soft = applied(&pod, patch(&pod, &warm, Mode::Preferred));
+        let mut soft = applied(&pod, patch(&pod, &warm, &Keys::of(&[]), Mode::Preferred));
         assert_eq!(preferred(&soft).len(), 2);
         assert_eq!(preferred(&soft)[0], preferred(&pod)[0]);
         let list = "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution";
@@ -434,7 +547,7 @@ mod tests {
             .unwrap()
             .pop();
         assert_eq!(soft, pod, "nothing else is changed");
-        let hard = applied(&pod, patch(&pod, &warm, Mode::Required));
+        let hard = applied(&pod, patch(&pod, &warm, &Keys::of(&[]), Mode::Required));
         let terms = hard
             .pointer("/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms")
             .unwrap();

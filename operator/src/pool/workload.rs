@@ -16,8 +16,6 @@ use crate::objects::{
 
 /// The container of the template that is the worker.
 const CONTAINER: &str = "worker";
-/// Label of nodes whose value is a worker's zone, if a pool names none.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Prefix of the names of workloads.
 const NAME: &str = "weir-worker";
 
@@ -190,16 +188,11 @@ fn max_weight(spec: &CachePoolSpec) -> Option<String> {
 
 /// What tells whoever makes a worker's certificate what it may claim.
 fn places(spec: &CachePoolSpec) -> Map<String, Value> {
-    // A place that flags say is not the certificate's to say, which would have another.
-    let is_said = |flag: &str| spec.args.iter().any(|arg| arg.starts_with(flag));
-    let zone = spec.zone_label.as_deref().unwrap_or(ZONE_LABEL);
-    let zone = (!is_said("--zone")).then_some(zone);
-    let group = spec.group_label.as_deref();
-    let group = group.filter(|_| !is_said("--group"));
     let weight = max_weight(spec);
     [
-        (ZONE_LABEL_ANNOTATION, zone),
-        (GROUP_LABEL_ANNOTATION, group),
+        // A place that flags say is not the certificate's to say, which would have another.
+        (ZONE_LABEL_ANNOTATION, spec.zone_of_nodes()),
+        (GROUP_LABEL_ANNOTATION, spec.group_of_nodes()),
         (POOL_ANNOTATION, spec.pool.as_deref()),
         (WEIGHT_ANNOTATION, weight.as_deref()),
     ]

@@ -1,12 +1,10 @@
-use kube::api::PartialObjectMeta;
-use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher;
 use prometheus_client::registry::Registry;
 
 use super::*;
 use crate::json_patch::applied;
 use crate::master::Master;
-use crate::objects::Dataset;
+use crate::placing::Writers;
 use crate::testing::{FakeApi, FakeMaster};
 use crate::view::View;
 
@@ -14,7 +12,7 @@ struct World {
     api: Arc<FakeApi>,
     master: Arc<FakeMaster>,
     webhook: Webhook,
-    writer: Writer<PartialObjectMeta<Dataset>>,
+    writers: Writers,
 }
 
 impl World {
@@ -30,7 +28,7 @@ impl World {
         master.apply(&name, &spec, 0).await.unwrap();
         let view = Arc::new(View::default());
         view.look(&*master).await.unwrap();
-        let (placing, writer) = Placing::new(master.clone(), view);
+        let (placing, writers) = Placing::new(master.clone(), view);
         let webhook = Webhook {
             client,
             placing: Arc::new(placing),
@@ -41,7 +39,7 @@ impl World {
             api,
             master,
             webhook,
-            writer,
+            writers,
         }
     }
 
@@ -59,7 +57,8 @@ impl World {
             "name": "images", "namespace": "team-a", "annotations": { "weir.io/affinity": value },
         } });
         let object = serde_json::from_value(object).unwrap();
-        self.writer
+        self.writers
+            .datasets
             .apply_watcher_event(&watcher::Event::Apply(object));
     }
 }
@@ -176,7 +175,8 @@ async fn a_pod_waits_for_a_dataset_that_was_made_with_it_and_is_not_listed_yet()
     let object = json!({ "metadata": { "name": "new", "namespace": "team-a" } });
     let object = serde_json::from_value(object).unwrap();
     world
-        .writer
+        .writers
+        .datasets
         .apply_watcher_event(&watcher::Event::Apply(object));
     let asked = review("team-a", "Pod", new, Value::Null);
     assert!(matches!(
