@@ -221,7 +221,8 @@ impl Look<'_> {
         }
     }
 
-    /// Gives the master one Secret if it does not have it as it is; `None` if there is none, and it has credentials of the name.
+    /// Gives the master one Secret if it does not have it as it is; `None` if there is none, and never was, and it has credentials of
+    /// the name.
     async fn give(
         &self,
         name: &DatasetName,
@@ -231,9 +232,11 @@ impl Look<'_> {
         let credentials = CredentialName::of_source(name, secret);
         let credentials = credentials.map_err(|error| ("InvalidSpec", error.to_string()))?;
         let is_kept = view.has_credentials(credentials.as_str());
+        let mut given = self.status.secrets.iter();
+        let was_given = given.any(|given| given.name == secret);
         let read = secrets::read(&self.context.client, name.namespace(), secret).await;
         let read = match read {
-            Err(secrets::SecretError::Missing(_)) if is_kept => return Ok(None),
+            Err(secrets::SecretError::Missing(_)) if is_kept && !was_given => return Ok(None),
             Err(error) => return Err((error.reason(), error.to_string())),
             Ok(read) => read,
         };

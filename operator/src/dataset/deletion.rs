@@ -55,8 +55,11 @@ impl Look<'_> {
                 self.waits("Deleting", message.to_owned());
                 return Ok(false);
             }
-            // It is told below.
-            Err(_) => {}
+            Err(error) => {
+                let message = format!("where it is mounted is the master's to say: {error}");
+                self.waits("MasterUnavailable", message);
+                return Ok(false);
+            }
         }
         if let Err(error) = self.context.master.delete(&name).await {
             self.waits(

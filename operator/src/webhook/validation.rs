@@ -3,7 +3,7 @@
 //! All that can be told without the master is refused here, before it is stored. A change that leaves the specification as it is,
 //! the removal of a finalizer for instance, is never refused.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 use weir_core::keypath::parse_path;
@@ -45,20 +45,15 @@ pub(crate) fn dataset(
     // What was stored before these rules is compared as far as it is understood.
     let before = read(&old["spec"], &full).unwrap_or_default();
     check_places(&full, &before, &spec)?;
-    let names = |spec: &DatasetSpec| -> HashSet<String> {
-        let names = spec
-            .sources
-            .iter()
-            .filter_map(|source| source.credentials.clone());
-        names.collect()
-    };
-    let known = names(&before);
-    let mut new: Vec<String> = names(&spec)
-        .into_iter()
-        .filter(|name| !known.contains(name))
+    // Who may not read a Secret must not have it read elsewhere either: only a source that stays as it is needs no right again.
+    let changed = spec
+        .sources
+        .iter()
+        .filter(|source| !before.sources.contains(source));
+    let named: BTreeSet<String> = changed
+        .filter_map(|source| source.credentials.clone())
         .collect();
-    new.sort_unstable();
-    Ok(new)
+    Ok(named.into_iter().collect())
 }
 
 fn read(spec: &Value, name: &DatasetName) -> Result<DatasetSpec, String> {
@@ -227,6 +222,15 @@ mod tests {
             judge(with(&["a", "c"]), with(&["a"])),
             Ok(vec!["c".to_owned()])
         );
+        assert_eq!(judge(with(&["a"]), with(&["a"])), Ok(Vec::new()));
+        // Nor may it be used for what it was not: another bucket, or files that were left out.
+        let mut more = with(&["a"]);
+        let other = json!({ "url": "s3://other", "path": "/other", "credentials": "a" });
+        more["sources"].as_array_mut().unwrap().push(other);
+        assert_eq!(judge(more, with(&["a"])), Ok(vec!["a".to_owned()]));
+        let mut some = with(&["a"]);
+        some["sources"][0]["exclude"] = json!(["secret/**"]);
+        assert_eq!(judge(with(&["a"]), some), Ok(vec!["a".to_owned()]));
     }
 
     #[test]
