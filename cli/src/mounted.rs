@@ -7,6 +7,7 @@
 mod cluster;
 mod embedded;
 mod pinned;
+mod privileges;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -162,6 +163,12 @@ fn read_ahead(
 
 /// `weir serve-mount`. The exit code tells the supervisor whether the mount is gone.
 pub(crate) fn run(config: &str) -> ExitCode {
+    if let Err(error) = privileges::begin_without() {
+        crate::output::note(format_args!(
+            "weir: the privileges of this process cannot be given up: {error}"
+        ));
+        return ExitCode::FAILURE;
+    }
     init_logging();
     let mut handover = match Handover::from_env() {
         Ok(handover) => handover,

@@ -34,7 +34,7 @@ use environment::Environment;
 use request::Control;
 
 pub use made::{Made, follow_state, own_state};
-pub use peer::{PEER_VARIABLE, PeerSocket};
+pub use peer::{PEER_VARIABLE, PeerSocket, UNPRIVILEGED_VARIABLE};
 pub use request::StartRequest;
 
 /// Between attempts to reach a supervisor that is being replaced.

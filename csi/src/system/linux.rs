@@ -17,7 +17,7 @@ use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, ResolveFlags, StatVfs};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use weir_core::{NodeName, SnapshotId};
-use weir_mount::supervisor::PEER_VARIABLE;
+use weir_mount::supervisor::{PEER_VARIABLE, UNPRIVILEGED_VARIABLE};
 use weir_mount::table::{self, Entry};
 use weir_mount::{MountError, supervisor};
 use weir_process::spawn;
@@ -94,7 +94,8 @@ impl Linux {
             .args(["--timeout", &MOUNT_DEADLINE.as_secs().to_string()])
             .arg("--allow-other")
             .args(&self.config.flags)
-            .env("XDG_CACHE_HOME", self.state_of(dir));
+            .env("XDG_CACHE_HOME", self.state_of(dir))
+            .env(UNPRIVILEGED_VARIABLE, "1");
         match &self.config.peer {
             Some(peer) => command.env(PEER_VARIABLE, peer),
             None => command.env_remove(PEER_VARIABLE),
