@@ -34,8 +34,11 @@ use environment::Environment;
 use request::Control;
 
 pub use made::{Made, follow_state, own_state};
-pub use peer::{PEER_VARIABLE, PeerSocket, UNPRIVILEGED_VARIABLE};
+pub use peer::{PEER_VARIABLE, PeerSocket};
 pub use request::StartRequest;
+
+/// Variable of mounts that are made by a privileged pod: their servers give up its privileges.
+pub const UNPRIVILEGED_VARIABLE: &str = "WEIR_UNPRIVILEGED";
 
 /// Between attempts to reach a supervisor that is being replaced.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);

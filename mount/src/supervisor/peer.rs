@@ -21,8 +21,6 @@ use weir_process::spawn;
 
 /// Names the socket of the other pod, for all processes of a mount.
 pub const PEER_VARIABLE: &str = "WEIR_PEER";
-/// Variable of mounts that are made by a privileged pod: their servers give up its privileges.
-pub const UNPRIVILEGED_VARIABLE: &str = "WEIR_UNPRIVILEGED";
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 /// Between two attempts to accept a connection while descriptors or memory are short.

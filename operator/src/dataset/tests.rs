@@ -323,6 +323,7 @@ async fn secrets_go_to_the_master_and_nowhere_else() {
         let status = world.look("images").await.unwrap();
         let (is, reason, _) = condition(&status, CREDENTIALS);
         assert_eq!((is, reason), ("False", "SecretMissing"));
+        assert_eq!(status.phase, Some(Phase::Degraded));
         assert_eq!(status.secrets.len(), 1);
     }
 }
@@ -338,6 +339,7 @@ async fn credentials_that_were_made_by_hand_need_no_secret() {
     world.until_ready("images").await;
     let status = world.look("images").await.unwrap();
     assert_eq!(condition(&status, CREDENTIALS).1, "KeptByMaster");
+    assert_eq!(status.phase, Some(Phase::Ready));
 }
 
 #[tokio::test]

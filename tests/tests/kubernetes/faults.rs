@@ -152,7 +152,7 @@ pub(crate) fn wait_for_workers(weir: &Installation) {
         let status = weir.status();
         status["workers"]
             .as_array()
-            .is_some_and(|all| all.len() >= NODES)
+            .is_some_and(|all| all.len() == NODES)
     });
 }
 
@@ -207,7 +207,7 @@ fn the_operators_are_killed(weir: &Installation) {
     wait_until("kubelet has started them again", SOON, || {
         let counts = "jsonpath={.items[*].status.containerStatuses[0].restartCount}";
         let counts = kubectl(weir, NAMESPACE, &["get", "pods", operators, "-o", counts]);
-        counts.split_whitespace().all(|count| count != "0")
+        !counts.is_empty() && counts.split_whitespace().all(|count| count != "0")
     });
     system(weir, &OPERATORS_ARE_BACK);
     let delete = ["delete", "pod", operators, "--grace-period=0", "--force"];

@@ -7,9 +7,9 @@ use weir_tests::wait_until;
 
 use crate::Case;
 use crate::kubernetes::cluster::root;
-use crate::kubernetes::faults::wait_for_workers;
 use crate::kubernetes::installation::{Installation, NAMESPACE, endpoint};
 use crate::kubernetes::objects::{kubectl, of_all};
+use crate::kubernetes::pools::standing;
 use crate::kubernetes::upgrade::IMAGE;
 use crate::kubernetes::volumes::{create, inline, pod};
 
@@ -95,7 +95,9 @@ fn plain_manifests_install_and_remove_it(weir: &Installation) {
         let status = ["rollout", "status", workload, "--timeout=100s"];
         kubectl(weir, NAMESPACE, &status);
     }
-    wait_for_workers(weir);
+    wait_until("the node has a worker", Duration::from_mins(2), || {
+        standing(weir, "node-1") == "active"
+    });
     create(weir, "plain");
     let volume = inline("dataset: plain");
     cluster.apply(&pod(weir, "plain", 1, &volume, "diff -r /expected /data"));
