@@ -595,6 +595,9 @@ pub(crate) struct MasterArgs {
     /// Give credentials of sources to workers alone, and to no mount, which then reads such sources through workers
     #[arg(long)]
     pub(crate) no_origin_fallback: bool,
+    /// Give a mount credentials only while a pod on its node uses the dataset, as the operator of Kubernetes says
+    #[arg(long)]
+    pub(crate) credentials_by_pods: bool,
 }
 
 #[cfg(feature = "kubernetes")]
@@ -1109,7 +1112,7 @@ pub(crate) struct IssueArgs {
     /// Largest cache that a worker may claim, and with it the largest part of the cluster's blocks
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_weight: Option<ByteSize>,
-    /// The only node that a worker may claim to run on, as its --node says
+    /// The only node that a worker or a mount may claim to run on, as its --node says
     #[arg(long, value_name = "NODE")]
     pub(crate) node: Option<NodeName>,
     /// The only zone that a worker may claim to stand in

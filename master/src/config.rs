@@ -25,8 +25,8 @@ pub struct MasterConfig {
     pub credentials_key: Option<CredentialKeys>,
     /// Credentials that it does not open are forgotten; else the master does not start.
     pub forget_credentials: bool,
-    /// Mounts are given credentials of the datasets that they mount; without it workers alone are.
-    pub credentials_for_mounts: bool,
+    /// Which mounts are given credentials of the datasets that they mount. The default is all.
+    pub credentials_for_mounts: CredentialsForMounts,
 }
 
 impl Default for MasterConfig {
@@ -39,7 +39,18 @@ impl Default for MasterConfig {
             sources: SourcePolicy::default(),
             credentials_key: None,
             forget_credentials: false,
-            credentials_for_mounts: true,
+            credentials_for_mounts: CredentialsForMounts::All,
         }
     }
+}
+
+/// Which mounts are given credentials; workers are given any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialsForMounts {
+    /// Those with a certificate.
+    All,
+    /// Those on a node where a pod uses the dataset, as the operator says.
+    OfPods,
+    /// None.
+    None,
 }

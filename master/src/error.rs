@@ -59,6 +59,9 @@ pub enum MasterError {
     /// Who asked for a listing has gone while that waited.
     #[error("the listing of dataset {0} was given up while it waited, since its caller has gone")]
     Abandoned(DatasetName),
+    /// Whom the master asks has not answered.
+    #[error("{0}")]
+    Unanswered(String),
     /// Too much of something is under way.
     #[error("{0}")]
     Busy(String),
@@ -93,7 +96,7 @@ impl From<MasterError> for Status {
             MasterError::Conflict(_) | MasterError::Immutable(_) => Code::AlreadyExists,
             MasterError::Denied(_) => Code::PermissionDenied,
             MasterError::Busy(_) => Code::ResourceExhausted,
-            MasterError::Ended(_) => Code::Unavailable,
+            MasterError::Ended(_) | MasterError::Unanswered(_) => Code::Unavailable,
             MasterError::Abandoned(_) => Code::Cancelled,
             MasterError::Key(_) | MasterError::Unready(_) => Code::FailedPrecondition,
             MasterError::Origin(error) => match error.kind() {

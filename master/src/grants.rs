@@ -1,13 +1,15 @@
 //! Who sets credentials, and who is given them.
 //!
 //! Nobody whom the master does not know: not over a connection that others could have made or can read. A worker is given
-//! what any dataset uses, since it may own blocks of each; whoever mounts a dataset what that uses.
+//! what any dataset uses, since it may own blocks of each; whoever mounts a dataset what that uses, and on Kubernetes only where a
+//! pod uses it: a node whose plugin is broken into gives away what its own pods can read, and no more.
 
-use weir_core::{CredentialName, DatasetName};
+use weir_core::{CredentialName, DatasetName, DatasetSpec};
 use weir_origin::Credential;
 use weir_proto::v1;
-use weir_trust::{Caller, Role};
+use weir_trust::{Caller, Role, Subject};
 
+use crate::config::CredentialsForMounts;
 use crate::error::MasterError;
 use crate::master::Master;
 
@@ -77,7 +79,7 @@ impl Master {
         request: v1::FetchCredentialRequest,
     ) -> Result<v1::FetchCredentialReply, MasterError> {
         let name: CredentialName = request.name.parse()?;
-        if let Err(why) = self.may_fetch(caller, &request.dataset, &name) {
+        if let Err(why) = self.may_fetch(caller, &request.dataset, &name).await {
             if let MasterError::Denied(why) = &why {
                 self.refusals.tell(why);
             }
@@ -91,7 +93,7 @@ impl Master {
         })
     }
 
-    fn may_fetch(
+    async fn may_fetch(
         &self,
         caller: &Caller,
         dataset: &str,
@@ -100,7 +102,7 @@ impl Master {
         known_caller(caller)?;
         let mounts = !dataset.is_empty();
         let denied = |why: String| Err(MasterError::Denied(why));
-        if mounts && !self.credentials_for_mounts {
+        if mounts && self.credentials_for_mounts == CredentialsForMounts::None {
             return denied(format!(
                 "{caller} is not given credentials {name}: the master gives workers alone any (--no-origin-fallback)"
             ));
@@ -111,15 +113,53 @@ impl Master {
             ));
         }
         let dataset: Option<DatasetName> = mounts.then(|| dataset.parse()).transpose()?;
-        let dataset = dataset.as_ref().map(DatasetName::as_str);
-        if !self.datasets.uses(dataset, name) {
-            let what = match dataset {
+        if !self
+            .datasets
+            .uses(dataset.as_ref().map(DatasetName::as_str), name)
+        {
+            let what = match &dataset {
                 Some(dataset) => format!("the dataset {dataset} does not use them"),
                 None => "no dataset uses them".to_owned(),
             };
             return denied(format!("{caller} is not given credentials {name}: {what}"));
         }
-        Ok(())
+        match (dataset, caller.peer()) {
+            (Some(dataset), Some(peer))
+                if peer.subject.role == Role::Mount
+                    && self.credentials_for_mounts == CredentialsForMounts::OfPods =>
+            {
+                self.check_use(caller, &peer.subject, &dataset).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Fails unless a pod uses a dataset on the node of a mount, whose certificate is named after that.
+    async fn check_use(
+        &self,
+        caller: &Caller,
+        mount: &Subject,
+        dataset: &DatasetName,
+    ) -> Result<(), MasterError> {
+        let node = mount.node.as_ref().unwrap_or(&mount.name);
+        let spec = DatasetSpec::from_json(&self.datasets.get(dataset)?.spec);
+        let access = spec.ok().and_then(|spec| spec.access);
+        let mut namespaces = vec![dataset.namespace().to_owned()];
+        namespaces.extend(access.into_iter().flat_map(|access| access.namespaces));
+        let asked = v1::NodeUse {
+            node: node.to_string(),
+            dataset: dataset.to_string(),
+            namespaces,
+        };
+        match self.pods.uses(&asked).await {
+            Some(true) => Ok(()),
+            Some(false) => Err(MasterError::Denied(format!(
+                "{caller} is not given credentials of dataset {dataset}: no pod on node {node} uses it"
+            ))),
+            None => Err(MasterError::Unanswered(format!(
+                "no operator says whether a pod on node {node} uses dataset {dataset}, and without that its mounts are given no credentials (--credentials-by-pods); see whether the operator runs"
+            ))),
+        }
     }
 }
 

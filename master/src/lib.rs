@@ -31,7 +31,7 @@ mod service;
 pub mod store;
 mod work;
 
-pub use config::MasterConfig;
+pub use config::{CredentialsForMounts, MasterConfig};
 pub use credentials::{CredentialKeys, KeyError};
 pub use error::MasterError;
 pub use manifests::manifest_path;

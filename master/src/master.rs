@@ -15,7 +15,7 @@ use weir_origin::OriginMetrics;
 use weir_proto::v1;
 use weir_trust::{Dial, Refusals};
 
-use crate::config::MasterConfig;
+use crate::config::{CredentialsForMounts, MasterConfig};
 use crate::credentials::Credentials;
 use crate::datasets::Datasets;
 use crate::doubtful::DoubtfulObjects;
@@ -43,7 +43,7 @@ pub struct Master {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) credentials: Arc<Credentials>,
     /// Whether mounts are given any.
-    pub(crate) credentials_for_mounts: bool,
+    pub(crate) credentials_for_mounts: CredentialsForMounts,
     pub(crate) doubtful: Mutex<DoubtfulObjects>,
     pub(crate) located: Arc<Located>,
     /// Of which jobs pods are.

@@ -1,15 +1,19 @@
-//! Of which job a pod is: somebody asks who has been told only the pod's name, and somebody else knows.
+//! What Kubernetes knows of pods: of which job one is, and whether pods of a node use a dataset.
 //!
 //! A node plugin may not ask Kubernetes of pods: whoever may read pods reads the secrets in them, and a plugin runs on each node.
-//! So it asks here, and the operator, which may, comes by and answers. While no operator is there nobody waits for one.
+//! Nor is it asked what its pods use, since it would be given credentials by its own word. So whoever needs to know asks here, and
+//! the operator, which may, comes by and answers. While no operator is there nobody waits for one.
 
-use std::collections::HashMap;
+mod questions;
+
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use weir_proto::v1;
+
+use self::questions::{Questions, Said};
 
 /// Longest wait for an answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
@@ -19,14 +23,11 @@ const POLL: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_millis(300);
 /// How long after somebody came by somebody is believed to be there.
 const THERE_FOR: Duration = Duration::from_secs(20);
-/// How long a question is with one who was given it, before another one is.
-const GIVEN_FOR: Duration = Duration::from_millis(700);
-/// Pods that are known, and for how long; pods that are asked for, and most of one answer.
-const MAX_KNOWN: usize = 50_000;
-const KNOWN_FOR: Duration = Duration::from_hours(1);
-const MAX_ASKED: usize = 4096;
-const MAX_GIVEN: usize = 256;
-/// Longest namespace, name or uid, in bytes.
+/// How long answers hold: a pod is of one job for ever, may end soon after it was seen, and may come soon after it was not.
+const JOB_FOR: Duration = Duration::from_hours(1);
+const USED_FOR: Duration = Duration::from_mins(10);
+const UNUSED_FOR: Duration = Duration::from_secs(1);
+/// Longest namespace, name or uid of a pod, in bytes.
 const MAX_TEXT: usize = 256;
 
 /// What is known of pods.
@@ -39,27 +40,10 @@ pub(crate) struct Pods {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By the pod's uid; an empty job is none.
-    known: HashMap<String, (String, Instant)>,
-    asked: HashMap<String, Question>,
+    /// An empty job is none.
+    jobs: Questions<v1::Pod, String>,
+    uses: Questions<v1::NodeUse, bool>,
     polled: Option<Instant>,
-}
-
-/// What is known of a pod at once.
-enum Said {
-    /// Its job, empty if it has none.
-    Job(String),
-    /// Nobody is there who would know.
-    Nothing,
-    /// An answer may come.
-    Later,
-}
-
-#[derive(Debug)]
-struct Question {
-    pod: v1::Pod,
-    at: Instant,
-    given: Option<Instant>,
 }
 
 impl Pods {
@@ -72,95 +56,79 @@ impl Pods {
         {
             return None;
         }
+        self.ask(|state, is_there| state.jobs.know(pod, is_there))
+            .await
+    }
+
+    /// Whether pods of a node use a dataset; `None` if nobody says it in time.
+    pub(crate) async fn uses(&self, asked: &v1::NodeUse) -> Option<bool> {
+        self.ask(|state, is_there| state.uses.know(asked, is_there))
+            .await
+    }
+
+    /// What is known, or becomes known in time.
+    async fn ask<A>(&self, know: impl Fn(&mut State, bool) -> Said<A>) -> Option<A> {
         let deadline = Instant::now() + ANSWER_DEADLINE;
         loop {
             let mut answered = std::pin::pin!(self.answered.notified());
             answered.as_mut().enable();
-            match self.known_or_ask(pod) {
-                Said::Job(job) => return Some(job),
+            let said = {
+                let mut state = self.state.lock();
+                let is_there = state.polled.is_some_and(|at| at.elapsed() < THERE_FOR);
+                know(&mut state, is_there)
+            };
+            match said {
+                Said::Known(answer) => return Some(answer),
                 Said::Nothing => return None,
-                Said::Later => timeout_at(deadline, answered).await.ok()?,
+                Said::Asked => self.asked.notify_one(),
+                Said::Later => {}
             }
+            timeout_at(deadline, answered).await.ok()?;
         }
-    }
-
-    /// What is known; if nothing is, and somebody may know, that is asked for.
-    fn known_or_ask(&self, pod: &v1::Pod) -> Said {
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        let known = state.known.get(&pod.uid);
-        if let Some((job, _)) = known.filter(|(_, at)| now - *at < KNOWN_FOR) {
-            return Said::Job(job.clone());
-        }
-        let is_there = state.polled.is_some_and(|at| now - at < THERE_FOR);
-        if !is_there || (state.asked.len() >= MAX_ASKED && !state.asked.contains_key(&pod.uid)) {
-            return Said::Nothing;
-        }
-        state.asked.entry(pod.uid.clone()).or_insert_with(|| {
-            self.asked.notify_one();
-            Question {
-                pod: pod.clone(),
-                at: now,
-                given: None,
-            }
-        });
-        Said::Later
     }
 
     /// Takes answers, and gives what is asked for.
-    pub(crate) async fn exchange(&self, known: Vec<v1::PodJob>) -> Vec<v1::Pod> {
+    pub(crate) async fn exchange(&self, known: v1::ExchangePodsRequest) -> v1::ExchangePodsReply {
         self.learn(known);
         let deadline = Instant::now() + POLL;
         loop {
             let asked = self.take();
             let now = Instant::now();
-            if !asked.is_empty() || now >= deadline {
+            let is_empty = asked.asked.is_empty() && asked.asked_uses.is_empty();
+            if !is_empty || now >= deadline {
                 return asked;
             }
             let _ = timeout_at(deadline.min(now + LOOK), self.asked.notified()).await;
         }
     }
 
-    fn learn(&self, known: Vec<v1::PodJob>) {
-        if known.is_empty() {
+    fn learn(&self, known: v1::ExchangePodsRequest) {
+        if known.known.is_empty() && known.known_uses.is_empty() {
             return;
         }
-        let now = Instant::now();
         let mut state = self.state.lock();
-        for answer in known {
-            let Some(pod) = answer.pod else { continue };
-            // Only what was asked for is kept.
-            if state.asked.remove(&pod.uid).is_none() {
-                continue;
+        for answer in known.known {
+            if let Some(pod) = answer.pod {
+                state.jobs.learn(pod, answer.job, JOB_FOR);
             }
-            if state.known.len() >= MAX_KNOWN {
-                state.known.retain(|_, (_, at)| now - *at < KNOWN_FOR);
-                if state.known.len() >= MAX_KNOWN {
-                    state.known.clear();
-                }
+        }
+        for answer in known.known_uses {
+            if let Some(of) = answer.r#use {
+                let holds = if answer.used { USED_FOR } else { UNUSED_FOR };
+                state.uses.learn(of, answer.used, holds);
             }
-            state.known.insert(pod.uid, (answer.job, now));
         }
         drop(state);
         self.answered.notify_waiters();
     }
 
-    fn take(&self) -> Vec<v1::Pod> {
-        let now = Instant::now();
+    fn take(&self) -> v1::ExchangePodsReply {
         let mut state = self.state.lock();
-        state.polled = Some(now);
-        state
-            .asked
-            .retain(|_, question| now - question.at < ANSWER_DEADLINE);
-        let waiting = state
-            .asked
-            .values_mut()
-            .filter(|question| question.given.is_none_or(|at| now - at >= GIVEN_FOR));
-        let give = |question: &mut Question| {
-            question.given = Some(now);
-            question.pod.clone()
-        };
-        waiting.take(MAX_GIVEN).map(give).collect()
+        state.polled = Some(Instant::now());
+        v1::ExchangePodsReply {
+            asked: state.jobs.take(),
+            asked_uses: state.uses.take(),
+        }
     }
 }
 
@@ -176,20 +144,48 @@ mod tests {
         }
     }
 
-    fn is_of(uid: &str, job: &str) -> v1::PodJob {
-        v1::PodJob {
+    fn on_node(node: &str) -> v1::NodeUse {
+        v1::NodeUse {
+            node: node.to_owned(),
+            dataset: "team-a/x".to_owned(),
+            namespaces: vec!["team-a".to_owned()],
+        }
+    }
+
+    fn is_of(uid: &str, job: &str) -> v1::ExchangePodsRequest {
+        let known = v1::PodJob {
             pod: Some(pod(uid)),
             job: job.to_owned(),
+        };
+        v1::ExchangePodsRequest {
+            known: vec![known],
+            known_uses: Vec::new(),
         }
+    }
+
+    fn is_used(node: &str, used: bool) -> v1::ExchangePodsRequest {
+        let known = v1::KnownUse {
+            r#use: Some(on_node(node)),
+            used,
+        };
+        v1::ExchangePodsRequest {
+            known: Vec::new(),
+            known_uses: vec![known],
+        }
+    }
+
+    fn nothing() -> v1::ExchangePodsRequest {
+        v1::ExchangePodsRequest::default()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_question_finds_who_answers_it_and_is_asked_once() {
         let pods = Pods::default();
         let answering = async {
-            let asked = pods.exchange(Vec::new()).await;
-            assert_eq!(asked, [pod("u")]);
-            pods.exchange(vec![is_of("u", "job")]).await
+            let asked = pods.exchange(nothing()).await;
+            assert_eq!(asked.asked, [pod("u")]);
+            assert!(asked.asked_uses.is_empty());
+            pods.exchange(is_of("u", "job")).await
         };
         let asking = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -199,7 +195,7 @@ mod tests {
             assert_eq!(pods.job_of(&asked).await.as_deref(), Some("job"));
         };
         let (more, ()) = tokio::join!(answering, asking);
-        assert!(more.is_empty(), "it is known");
+        assert_eq!(more, v1::ExchangePodsReply::default(), "it is known");
     }
 
     #[tokio::test(start_paused = true)]
@@ -207,12 +203,13 @@ mod tests {
         let pods = Pods::default();
         let began = Instant::now();
         assert_eq!(pods.job_of(&pod("u")).await, None);
+        assert_eq!(pods.uses(&on_node("n")).await, None);
         assert_eq!(
             began.elapsed(),
             Duration::ZERO,
             "no operator has ever come by"
         );
-        pods.exchange(Vec::new()).await;
+        pods.exchange(nothing()).await;
         let began = Instant::now();
         assert_eq!(pods.job_of(&pod("u")).await, None);
         assert_eq!(began.elapsed(), ANSWER_DEADLINE);
@@ -220,41 +217,66 @@ mod tests {
         let began = Instant::now();
         assert_eq!(pods.job_of(&pod("u")).await, None);
         assert_eq!(began.elapsed(), Duration::ZERO);
-        let asked = pods.exchange(Vec::new()).await;
-        assert!(asked.is_empty(), "nobody waits for the answer any more");
+        let asked = pods.exchange(nothing()).await;
+        assert!(
+            asked.asked.is_empty(),
+            "nobody waits for the answer any more"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_question_that_one_does_not_answer_is_given_to_the_next() {
         let pods = Pods::default();
-        pods.exchange(Vec::new()).await;
-        let silent = pods.exchange(Vec::new());
+        pods.exchange(nothing()).await;
+        let silent = pods.exchange(nothing());
         let asking = async {
             tokio::time::sleep(Duration::from_millis(10)).await;
             pods.job_of(&pod("u")).await
         };
         let other = async {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let asked = pods.exchange(Vec::new()).await;
-            assert_eq!(asked, [pod("u")]);
-            pods.learn(vec![is_of("u", "")]);
+            let asked = pods.exchange(nothing()).await;
+            assert_eq!(asked.asked, [pod("u")]);
+            pods.learn(is_of("u", ""));
         };
         let (given, job, ()) = tokio::join!(silent, asking, other);
-        assert_eq!((given.len(), job.as_deref()), (1, Some("")));
+        assert_eq!((given.asked.len(), job.as_deref()), (1, Some("")));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_that_nobody_asked_for_and_questions_without_a_pod_leave_nothing() {
+    async fn a_pod_that_ends_or_comes_is_noticed_and_other_namespaces_are_another_question() {
         let pods = Pods::default();
-        pods.exchange(vec![is_of("u", "job")]).await;
-        assert!(pods.state.lock().known.is_empty());
+        let ask = async |answer: bool| {
+            let node = on_node("n");
+            let asking = pods.uses(&node);
+            let answering = async {
+                let asked = pods.exchange(nothing()).await;
+                assert_eq!(asked.asked_uses, [on_node("n")]);
+                pods.learn(is_used("n", answer));
+            };
+            pods.exchange(nothing()).await;
+            tokio::join!(asking, answering).0
+        };
+        assert_eq!(ask(false).await, Some(false));
+        assert_eq!(pods.uses(&on_node("n")).await, Some(false));
+        tokio::time::sleep(UNUSED_FOR).await;
+        assert_eq!(ask(true).await, Some(true));
+        let began = Instant::now();
+        tokio::time::sleep(USED_FOR.saturating_sub(UNUSED_FOR)).await;
+        assert_eq!(pods.uses(&on_node("n")).await, Some(true));
+        let mut other = on_node("n");
+        other.namespaces.clear();
+        assert_eq!(pods.uses(&other).await, None, "that was not answered");
+        tokio::time::sleep_until(began + USED_FOR).await;
+        assert_eq!(ask(false).await, Some(false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn questions_without_a_pod_are_asked_of_nobody() {
+        let pods = Pods::default();
         for bad in [pod(""), pod(&"u".repeat(300)), v1::Pod::default()] {
-            assert_eq!(pods.job_of(&bad).await, None);
+            let (job, asked) = tokio::join!(pods.job_of(&bad), pods.exchange(nothing()));
+            assert_eq!((job, asked), (None, v1::ExchangePodsReply::default()));
         }
-        let many = (0..2 * MAX_ASKED).map(|number| pod(&number.to_string()));
-        for pod in many {
-            pods.known_or_ask(&pod);
-        }
-        assert_eq!(pods.state.lock().asked.len(), MAX_ASKED);
     }
 }

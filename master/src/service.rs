@@ -481,8 +481,8 @@ impl MasterApi for Service {
         &self,
         request: Request<v1::ExchangePodsRequest>,
     ) -> Result<Response<v1::ExchangePodsReply>, Status> {
-        let asked = self.master.pods.exchange(request.into_inner().known).await;
-        Ok(Response::new(v1::ExchangePodsReply { asked }))
+        let asked = self.master.pods.exchange(request.into_inner()).await;
+        Ok(Response::new(asked))
     }
 
     async fn review_jobs(

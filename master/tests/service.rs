@@ -1046,7 +1046,10 @@ fn operator(master: &Served) -> DropGuard {
     tokio::spawn(async move {
         let mut known = Vec::new();
         while !told.is_cancelled() {
-            let exchange = v1::ExchangePodsRequest { known };
+            let exchange = v1::ExchangePodsRequest {
+                known,
+                known_uses: Vec::new(),
+            };
             let Ok(asked) = client.exchange_pods(exchange).await else {
                 return; // the master has ended
             };

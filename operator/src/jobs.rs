@@ -1,4 +1,4 @@
-//! What the master asks of Kubernetes: of which job a pod is, and whether a job is there still.
+//! What the master asks of Kubernetes: of which job a pod is, whether a job is there still, and whether a node's pods use a dataset.
 //!
 //! By that all pods of a job see one snapshot of a dataset ([`Holder`] says what a job is). Node plugins ask the master, which asks
 //! here: no plugin may read pods, since those have secrets in them. Every operator answers, whoever leads.
@@ -17,6 +17,7 @@ use weir_proto::v1;
 
 use crate::holder::{Holder, Holders};
 use crate::master::{Master, MasterError};
+use crate::uses::is_used;
 
 /// Calls of the apiserver at once, and the longest wait for one: who asks waits two seconds in all.
 const CONCURRENT: usize = 16;
@@ -51,18 +52,27 @@ const KINDS: [(&str, &[&str], &str, &str); 12] = [
 pub(crate) async fn answer(client: Client, master: Arc<dyn Master>, stop: &CancellationToken) {
     let holders = Holders::new(client.clone());
     let answering = async {
-        let mut known = Vec::new();
+        let mut known = v1::ExchangePodsRequest::default();
         let mut was_there = true;
         loop {
             match master.exchange_pods(std::mem::take(&mut known)).await {
                 Ok(asked) => {
                     was_there = true;
-                    known = futures::stream::iter(asked)
+                    let jobs = futures::stream::iter(asked.asked)
                         .map(|pod| tell(&client, &holders, pod))
                         .buffer_unordered(CONCURRENT)
                         .filter_map(std::future::ready)
-                        .collect()
-                        .await;
+                        .collect();
+                    let uses = futures::stream::iter(asked.asked_uses)
+                        .map(|asked| tell_use(&client, asked))
+                        .buffer_unordered(CONCURRENT)
+                        .filter_map(std::future::ready)
+                        .collect();
+                    let (jobs, uses) = tokio::join!(jobs, uses);
+                    known = v1::ExchangePodsRequest {
+                        known: jobs,
+                        known_uses: uses,
+                    };
                 }
                 Err(error) => {
                     // One of before this, or one that is away.
@@ -99,6 +109,15 @@ async fn tell(client: &Client, holders: &Holders, pod: v1::Pod) -> Option<v1::Po
     Some(v1::PodJob {
         pod: Some(pod),
         job: job.map_or_else(String::new, |job| job.to_string()),
+    })
+}
+
+/// Whether pods of a node use a dataset; none if that cannot be told now.
+async fn tell_use(client: &Client, asked: v1::NodeUse) -> Option<v1::KnownUse> {
+    let used = timeout(CALL, is_used(client, &asked)).await.ok()??;
+    Some(v1::KnownUse {
+        r#use: Some(asked),
+        used,
     })
 }
 

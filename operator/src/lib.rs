@@ -33,6 +33,7 @@ mod report;
 mod retire;
 mod secrets;
 mod signing;
+mod uses;
 mod view;
 mod volumes;
 mod warmup;

@@ -171,8 +171,11 @@ pub trait Master: Send + Sync + 'static {
     async fn mounted_on(&self, name: &DatasetName) -> Result<Option<Vec<String>>, MasterError>;
     /// The snapshot of a dataset that all pods of a job of Kubernetes see.
     async fn choose_snapshot(&self, name: &DatasetName, job: &str) -> Result<u64, MasterError>;
-    /// Tells of which jobs pods are; gives pods of which that is asked, after some seconds at most.
-    async fn exchange_pods(&self, known: Vec<v1::PodJob>) -> Result<Vec<v1::Pod>, MasterError>;
+    /// Tells what was asked of pods; gives what else is asked, after some seconds at most.
+    async fn exchange_pods(
+        &self,
+        known: v1::ExchangePodsRequest,
+    ) -> Result<v1::ExchangePodsReply, MasterError>;
     /// Tells which jobs are gone and which are there; gives some of which that is asked.
     async fn review_jobs(&self, jobs: v1::ReviewJobsRequest) -> Result<Vec<String>, MasterError>;
 }
@@ -398,14 +401,12 @@ impl Master for GrpcMaster {
         Ok(chosen.into_inner().version)
     }
 
-    async fn exchange_pods(&self, known: Vec<v1::PodJob>) -> Result<Vec<v1::Pod>, MasterError> {
-        let exchange = call(v1::ExchangePodsRequest { known });
-        Ok(self
-            .client()
-            .exchange_pods(exchange)
-            .await?
-            .into_inner()
-            .asked)
+    async fn exchange_pods(
+        &self,
+        known: v1::ExchangePodsRequest,
+    ) -> Result<v1::ExchangePodsReply, MasterError> {
+        let exchanged = self.client().exchange_pods(call(known)).await?;
+        Ok(exchanged.into_inner())
     }
 
     async fn review_jobs(&self, jobs: v1::ReviewJobsRequest) -> Result<Vec<String>, MasterError> {

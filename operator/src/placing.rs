@@ -17,7 +17,7 @@ use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use weir_core::{DatasetName, DatasetRef};
+use weir_core::DatasetName;
 
 use self::affinity::{Mode, Warm, patch, uses};
 use self::keys::Keys;
@@ -26,6 +26,7 @@ use crate::json_patch::JsonPatch;
 use crate::master::Master;
 use crate::objects::{AFFINITY_ANNOTATION, CachePool, Dataset, PLACED_ANNOTATION};
 use crate::view::View;
+use crate::volumes::named_in;
 
 /// Datasets of one pod that are looked for.
 const MAX_DATASETS: usize = 64;
@@ -130,13 +131,8 @@ impl Placing {
             .claims
             .iter()
             .filter_map(|claim| self.of_claim(namespace, claim));
-        let inline = uses.inline.iter().filter_map(|named| {
-            let named = match named.split_once('/') {
-                Some(_) => named.clone(),
-                None => format!("{namespace}/{named}"),
-            };
-            Some(named.parse::<DatasetRef>().ok()?.dataset)
-        });
+        let inline = uses.inline.iter();
+        let inline = inline.filter_map(|named| named_in(named, namespace));
         let mut names: Vec<DatasetName> = claims.chain(inline).collect();
         names.sort_unstable();
         names.dedup();

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     CSIPersistentVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim,
-    PersistentVolumeClaimSpec, PersistentVolumeSpec, Pod, VolumeResourceRequirements,
+    PersistentVolumeClaimSpec, PersistentVolumeSpec, Pod, Volume, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
+use weir_core::{DatasetName, DatasetRef};
 
 use crate::error::OperatorError;
 use crate::objects::{DATASET_LABEL, Dataset, MANAGED_BY, MANAGED_LABEL, NAMESPACE_LABEL};
@@ -19,7 +20,7 @@ use crate::objects::{DATASET_LABEL, Dataset, MANAGED_BY, MANAGED_LABEL, NAMESPAC
 /// Name of the CSI driver.
 pub(crate) const DRIVER: &str = "csi.weir.io";
 /// Attribute of a volume that the driver reads. Who may use it the driver asks the master.
-const DATASET_ATTRIBUTE: &str = "dataset";
+pub(crate) const DATASET_ATTRIBUTE: &str = "dataset";
 /// Annotations that tools for training show of a claim.
 const SHOWN: [&str; 2] = ["description", "owner"];
 /// Pods that a message names.
@@ -472,34 +473,47 @@ fn name_with_node(pod: &Pod) -> String {
 
 /// Whether a pod that has not ended uses the dataset.
 fn uses(pod: &Pod, place: &Place, by: By) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed")) {
+    if has_ended(pod) {
         return false;
     }
-    let volumes = pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.volumes.iter().flatten());
-    let named = |text: &str| {
-        let name = text.split('@').next().unwrap_or_default();
-        match name.split_once('/') {
-            Some((namespace, name)) => namespace == place.owner && name == place.dataset,
-            None => name == place.dataset && place.namespace == place.owner,
-        }
-    };
-    volumes.into_iter().any(|volume| match by {
-        By::Claim => {
+    match by {
+        By::Claim => volumes_of(pod).any(|volume| {
             let claim = volume.persistent_volume_claim.as_ref();
             claim.is_some_and(|claim| claim.claim_name == place.dataset)
-        }
-        By::Inline => {
-            let inline = volume.csi.as_ref().filter(|csi| csi.driver == DRIVER);
-            let attributes = inline.and_then(|csi| csi.volume_attributes.as_ref());
-            let dataset = attributes.and_then(|of| of.get(DATASET_ATTRIBUTE));
-            dataset.is_some_and(|dataset| named(dataset))
-        }
-    })
+        }),
+        By::Inline => inline_datasets(pod, &place.namespace)
+            .any(|named| named.namespace() == place.owner && named.name() == place.dataset),
+    }
+}
+
+/// Whether a pod has ended for ever.
+pub(crate) fn has_ended(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    let specs = pod.spec.iter();
+    specs.flat_map(|spec| spec.volumes.iter().flatten())
+}
+
+/// The datasets of a pod's inline volumes.
+pub(crate) fn inline_datasets(pod: &Pod, namespace: &str) -> impl Iterator<Item = DatasetName> {
+    let inline = volumes_of(pod).filter_map(|volume| volume.csi.as_ref());
+    let attributes = inline
+        .filter(|csi| csi.driver == DRIVER)
+        .filter_map(|csi| csi.volume_attributes.as_ref());
+    let named = attributes.filter_map(|of| of.get(DATASET_ATTRIBUTE));
+    named.filter_map(move |named| named_in(named, namespace))
+}
+
+/// The dataset that a volume of a pod's namespace names: `NAME`, `NAMESPACE/NAME`, either with `@SNAPSHOT`.
+pub(crate) fn named_in(named: &str, namespace: &str) -> Option<DatasetName> {
+    let named = named.trim();
+    let full = match named.split_once('/') {
+        Some(_) => named.to_owned(),
+        None => format!("{namespace}/{named}"),
+    };
+    Some(full.parse::<DatasetRef>().ok()?.dataset)
 }

@@ -17,6 +17,7 @@ mod system {
     pub(crate) mod embedded;
     pub(crate) mod faults;
     pub(crate) mod fstab;
+    pub(crate) mod granted;
     pub(crate) mod growing;
     pub(crate) mod hot;
     pub(crate) mod jobs;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         ("cluster", system::cluster::CASES),
         ("placement", system::placement::CASES),
         ("jobs", system::jobs::CASES),
+        ("granted", system::granted::CASES),
         ("growing", system::growing::CASES),
         ("draining", system::draining::CASES),
         ("status", system::status::CASES),

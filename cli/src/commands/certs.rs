@@ -69,11 +69,17 @@ fn issue(args: IssueArgs) -> Result<(), Failure> {
         group: args.group,
         pool: args.pool,
     };
-    let limited = args.max_weight.is_some() || args.node.is_some() || !args.address.is_empty();
+    let limited = args.max_weight.is_some() || !args.address.is_empty();
     let limited = limited || place != Place::default();
     if args.role != Role::Worker && limited {
         return Err(usage(format!(
-            "--address, --max-weight, --node, --zone, --group and --pool are what a worker may claim, and this is a {}",
+            "--address, --max-weight, --zone, --group and --pool are what a worker may claim, and this is a {}",
+            args.role
+        )));
+    }
+    if args.node.is_some() && !matches!(args.role, Role::Worker | Role::Mount) {
+        return Err(usage(format!(
+            "--node is what a worker or a mount may claim, and this is a {}",
             args.role
         )));
     }

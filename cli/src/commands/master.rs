@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use weir_master::{CredentialKeys, Master, MasterConfig, MasterMetrics};
+use weir_master::{CredentialKeys, CredentialsForMounts, Master, MasterConfig, MasterMetrics};
 use weir_origin::OriginMetrics;
 use weir_trust::{Limits, Role};
 
@@ -45,7 +45,13 @@ async fn serve(args: MasterArgs) -> Result<(), Failure> {
         sources: args.sources.policy("weir master"),
         credentials_key,
         forget_credentials: args.forget_credentials,
-        credentials_for_mounts: !args.no_origin_fallback,
+        credentials_for_mounts: if args.no_origin_fallback {
+            CredentialsForMounts::None
+        } else if args.credentials_by_pods {
+            CredentialsForMounts::OfPods
+        } else {
+            CredentialsForMounts::All
+        },
         ..MasterConfig::default()
     };
     let master = Master::open(config, metrics, origin_metrics)

@@ -90,7 +90,11 @@ pub(super) fn named(
             subject.max_weight = said(WEIGHT_ANNOTATION).map(|most| sum(most)).transpose()?;
             subject
         }
-        Role::Mount => Subject::new(role, parse(node, "node")?),
+        Role::Mount => {
+            let mut subject = Subject::new(role, parse(node, "node")?);
+            subject.node = Some(parse::<NodeName>(node, "node")?);
+            subject
+        }
         // There is one master, which may be on any node.
         Role::Master | Role::Admin => Subject::new(role, parse(&pod.name_any(), "pod")?),
     };
@@ -172,7 +176,8 @@ mod tests {
         assert_eq!(addresses, ["10.1.0.7", "fd00::7"]);
         let (mount, addresses) = named(&pod(|_| ()), &labels(), Role::Mount).unwrap();
         assert!(addresses.is_empty());
-        assert_eq!(mount, Subject::new(Role::Mount, "gpu-1".parse().unwrap()));
+        assert_eq!(mount.to_string(), "mount gpu-1");
+        assert_eq!(mount.node.unwrap().as_str(), "gpu-1");
         let (master, _) = named(&pod(|_| ()), &labels(), Role::Master).unwrap();
         assert_eq!(master.to_string(), "master weir-worker-x");
     }

@@ -348,15 +348,20 @@ impl Master for FakeMaster {
         Ok(1)
     }
 
-    async fn exchange_pods(&self, known: Vec<v1::PodJob>) -> Result<Vec<v1::Pod>, MasterError> {
+    async fn exchange_pods(
+        &self,
+        known: v1::ExchangePodsRequest,
+    ) -> Result<v1::ExchangePodsReply, MasterError> {
         self.call("exchange".to_owned())?;
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         let mut state = self.state.lock();
-        let known = known
-            .into_iter()
-            .filter_map(|known| Some((known.pod?.uid, known.job)));
-        state.pod_jobs.extend(known);
-        Ok(std::mem::take(&mut state.asked))
+        let jobs = known.known.into_iter();
+        let jobs = jobs.filter_map(|known| Some((known.pod?.uid, known.job)));
+        state.pod_jobs.extend(jobs);
+        Ok(v1::ExchangePodsReply {
+            asked: std::mem::take(&mut state.asked),
+            asked_uses: Vec::new(),
+        })
     }
 
     async fn review_jobs(&self, _: v1::ReviewJobsRequest) -> Result<Vec<String>, MasterError> {

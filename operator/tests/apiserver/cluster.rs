@@ -593,9 +593,12 @@ impl Master for MemoryMaster {
         Ok(1)
     }
 
-    async fn exchange_pods(&self, _: Vec<v1::PodJob>) -> Result<Vec<v1::Pod>, MasterError> {
+    async fn exchange_pods(
+        &self,
+        _: v1::ExchangePodsRequest,
+    ) -> Result<v1::ExchangePodsReply, MasterError> {
         tokio::time::sleep(Duration::from_secs(8)).await;
-        Ok(Vec::new())
+        Ok(v1::ExchangePodsReply::default())
     }
 
     async fn review_jobs(&self, _: v1::ReviewJobsRequest) -> Result<Vec<String>, MasterError> {

@@ -66,7 +66,7 @@ fn secret(number: u32) -> String {
 }
 
 /// A world whose server takes one pair of keys.
-fn keyed() -> Lab {
+pub(crate) fn keyed() -> Lab {
     Lab::with(Config {
         credentials: Some(("key-0".to_owned(), secret(0))),
         ..Config::default()
@@ -424,7 +424,7 @@ fn what_was_set_is_there_after_the_master_was_killed() {
     mount.unmount();
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -433,7 +433,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// A client that shows the lab's certificate of this name.
-fn client(
+pub(crate) fn client(
     lab: &Lab,
     runtime: &tokio::runtime::Runtime,
     master: &str,
@@ -446,7 +446,7 @@ fn client(
 }
 
 /// Makes a cluster with certificates, one worker, the credentials `team`, and the dataset `set` that uses them.
-fn with_dataset<'a>(lab: &'a Lab, master_flags: &[&str]) -> Cluster<'a> {
+pub(crate) fn with_dataset<'a>(lab: &'a Lab, master_flags: &[&str]) -> Cluster<'a> {
     let key = key_file(lab, "1");
     lab.s3.edit(BUCKET, |bucket| {
         bucket.put("dir/f", "content");
