@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::Api;
 use kube::runtime::controller::Action;
+use kube::runtime::events::{Event, EventType};
 use weir_core::{ByteSize, DatasetName};
 use weir_proto::v1;
 
@@ -57,14 +58,24 @@ pub(crate) async fn look(object: &Warmup, context: &Context) -> Result<Action, O
     hold(&api, object, WARMUP_FINALIZER).await?;
     let found = find(object, &before, context).await;
     let now = Timestamp::now();
-    let status = status_of(object, before, &found, now);
+    let status = status_of(object, before.clone(), &found, now);
+    let is_news = reason(&status) != reason(&before);
+    let news = is_news.then(|| event_of(object, &status, &found, now));
     let again = match &found {
         Found::Runs(_) => Action::requeue(RUNNING_AGAIN),
         Found::Waits(..) => Action::requeue(WAITING_AGAIN),
         Found::Ended(_) | Found::Refused(..) => Action::await_change(),
     };
     report::status(context, &api, object, &status).await?;
+    report::events(context, object, news.into_iter().collect()).await;
     Ok(again)
+}
+
+/// Why a Warmup is as it is, in one word.
+fn reason(status: &WarmupStatus) -> Option<&str> {
+    let mut conditions = status.conditions.iter();
+    let complete = conditions.find(|condition| condition.type_ == COMPLETE)?;
+    Some(&complete.reason)
 }
 
 /// The dataset's name at the master.
@@ -214,6 +225,50 @@ fn status_of(object: &Warmup, before: WarmupStatus, found: &Found, now: Timestam
     status
 }
 
+/// What is told of a Warmup that waits now, has begun, or has ended.
+fn event_of(object: &Warmup, status: &WarmupStatus, found: &Found, now: Timestamp) -> Event {
+    let said = status.message.clone().unwrap_or_default();
+    let (type_, note) = match found {
+        Found::Waits(..) => (EventType::Normal, said),
+        Found::Runs(job) => {
+            let (size, snapshot) = (ByteSize(job.total_bytes), job.version);
+            let dataset = &object.spec.dataset;
+            let note = format!("{size} of snapshot {snapshot} of {dataset} are being cached");
+            (EventType::Normal, note)
+        }
+        Found::Ended(job) if status.phase == Some(WarmupPhase::Done) => {
+            let [cached, total, fetched] =
+                [job.done_bytes, job.total_bytes, job.fetched_bytes].map(ByteSize);
+            let took = for_people(run_time(job, now));
+            let note = format!(
+                "{cached} of {total} are cached after {took}, {fetched} of them came from the origin"
+            );
+            (EventType::Normal, note)
+        }
+        Found::Ended(job) if job.failed_files > 0 => {
+            let note = format!(
+                "files that could not be fetched: {}; {said}",
+                job.failed_files
+            );
+            (EventType::Warning, note)
+        }
+        Found::Ended(_) | Found::Refused(..) => (EventType::Warning, said),
+    };
+    Event {
+        type_,
+        reason: reason(status).unwrap_or_default().to_owned(),
+        note: Some(note),
+        action: COMPLETE.to_owned(),
+        secondary: None,
+    }
+}
+
+/// How long a job runs by now.
+fn run_time(job: &v1::Job, now: Timestamp) -> Duration {
+    let ran = now.as_nanosecond() - i128::from(job.started_ns);
+    Duration::from_nanos(u64::try_from(ran).unwrap_or_default())
+}
+
 /// Tells how far a job is.
 fn tell(status: &mut WarmupStatus, job: &v1::Job, now: Timestamp) {
     let number = |value: u64| Some(i64::try_from(value).unwrap_or(i64::MAX));
@@ -226,8 +281,7 @@ fn tell(status: &mut WarmupStatus, job: &v1::Job, now: Timestamp) {
     status.failed_files = number(job.failed_files).filter(|count| *count > 0);
     let done = percent(job.done_bytes, job.total_bytes);
     status.progress = done.map(|done| format!("{done}%"));
-    let ran = now.as_nanosecond() - i128::from(job.started_ns);
-    let ran = Duration::from_nanos(u64::try_from(ran).unwrap_or_default()).as_secs_f64();
+    let ran = run_time(job, now).as_secs_f64();
     (status.rate, status.eta) = (None, None);
     if job.fetched_bytes > 0 && ran >= 1.0 {
         let rate = job.fetched_bytes as f64 / ran;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use kube::Client;
@@ -12,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::json_patch::applied;
 
+/// Content type of what is applied from the server's side.
+const APPLY: &[u8] = b"application/apply-patch";
 /// Kinds of objects that are listed.
 const COLLECTIONS: [&str; 7] = [
     "persistentvolumes",
@@ -59,6 +62,13 @@ impl FakeApi {
 
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
         self.objects.lock().get(path).cloned()
+    }
+
+    /// All objects of a list.
+    pub(crate) fn all(&self, list: &str) -> Vec<Value> {
+        let objects = self.objects.lock();
+        let listed = objects.iter().filter(|(path, _)| is_in(path, list));
+        listed.map(|(_, object)| object.clone()).collect()
     }
 
     pub(crate) fn remove(&self, path: &str) {
@@ -146,7 +156,15 @@ impl FakeApi {
                 self.put(&path, body);
                 found(self.get(&path))
             }
-            Method::PATCH => self.patch(&path, subresource, body),
+            Method::PATCH => {
+                let query = parts.uri.query().unwrap_or_default();
+                let mut parameters = query.split('&');
+                let manager = parameters.find_map(|part| part.strip_prefix("fieldManager="));
+                let kind = parts.headers.get(CONTENT_TYPE);
+                let is_apply = kind.is_some_and(|kind| kind.as_bytes().starts_with(APPLY));
+                let manager = manager.filter(|_| is_apply && !subresource);
+                self.patch(&path, subresource, body, manager)
+            }
             Method::DELETE => self.delete(&path),
             _ => refusal(405),
         }
@@ -180,7 +198,14 @@ impl FakeApi {
         found(Some(json!({ "metadata": {}, "items": items })))
     }
 
-    fn patch(&self, path: &str, is_status: bool, body: Value) -> Response<Body> {
+    /// Changes an object. `applied_by` applies it from the server's side.
+    fn patch(
+        &self,
+        path: &str,
+        is_status: bool,
+        body: Value,
+        applied_by: Option<&str>,
+    ) -> Response<Body> {
         let before = self.get(path);
         let is_new = before.is_none();
         if is_new && (is_status || body.is_array() || body["kind"].is_null()) {
@@ -197,6 +222,9 @@ impl FakeApi {
         if is_status {
             object["status"] = body["status"].clone();
         } else {
+            if let Some(manager) = applied_by {
+                own(&mut object, &body, manager);
+            }
             merge(&mut object, &body);
         }
         let is_leaving = !object["metadata"]["deletionTimestamp"].is_null();
@@ -263,6 +291,31 @@ fn is_in(object: &str, list: &str) -> bool {
         Some(format!("{before}/{kind}"))
     };
     !name.is_empty() && (collection == list || without_namespace().as_deref() == Some(list))
+}
+
+/// Gives the annotations of a patch to whoever applies it, and takes those away that it has no more. Of one who applies alone.
+fn own(object: &mut Value, patch: &Value, manager: &str) {
+    const OWNED: &str = "/metadata/managedFields/0/fieldsV1/f:metadata/f:annotations";
+    let annotations = &patch["metadata"]["annotations"];
+    let before = object.pointer(OWNED).and_then(Value::as_object).cloned();
+    for field in before.unwrap_or_default().keys() {
+        let key = field.trim_start_matches("f:");
+        if annotations[key].is_null()
+            && let Some(there) = object["metadata"]["annotations"].as_object_mut()
+        {
+            there.remove(key);
+        }
+    }
+    let owned = annotations
+        .as_object()
+        .into_iter()
+        .flat_map(|all| all.keys());
+    let owned: serde_json::Map<String, Value> =
+        owned.map(|key| (format!("f:{key}"), json!({}))).collect();
+    object["metadata"]["managedFields"] = json!([{
+        "manager": manager, "operation": "Apply",
+        "fieldsV1": { "f:metadata": { "f:annotations": owned } },
+    }]);
 }
 
 fn merge(object: &mut Value, patch: &Value) {

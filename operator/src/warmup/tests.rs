@@ -39,6 +39,21 @@ impl World {
         object.status
     }
 
+    /// Events so far: type, reason and note.
+    fn events(&self) -> Vec<(String, String, String)> {
+        let all = self
+            .api
+            .all("/apis/events.k8s.io/v1/namespaces/team-a/events");
+        let text = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        all.iter()
+            .map(|event| {
+                assert_eq!(event["regarding"]["name"], "early");
+                let [type_, reason, note] = ["type", "reason", "note"].map(|key| text(event, key));
+                (type_, reason, note)
+            })
+            .collect()
+    }
+
     fn count(&self, call: &str) -> usize {
         self.master
             .calls()
@@ -144,4 +159,63 @@ async fn what_could_not_be_fetched_is_told() {
     assert_eq!(status.phase, Some(WarmupPhase::Failed));
     assert_eq!(status.failed_files, Some(3));
     assert!(status.message.unwrap().contains("access denied"));
+}
+
+#[tokio::test]
+async fn each_turn_of_a_warmup_is_one_event() {
+    let world = World::new(json!({ "dataset": "images" }));
+    let away = MasterError::Refused {
+        why: Refusal::NotFound,
+        message: "there is no dataset team-a/images".to_owned(),
+    };
+    world.master.refuse("team-a/images", away);
+    let told = |type_: &str, reason: &str, part: &str| {
+        let events = world.events();
+        let mut found = events.iter().filter(|event| event.1 == reason);
+        let event = found
+            .next()
+            .unwrap_or_else(|| panic!("{reason}: {events:?}"));
+        assert!(event.0 == type_ && event.2.contains(part), "{event:?}");
+        assert!(found.next().is_none(), "{events:?}");
+        events.len()
+    };
+    for _ in 0..3 {
+        world.look().await;
+    }
+    assert_eq!(told("Normal", "NotFound", "no dataset team-a/images"), 1);
+    world.master.accept("team-a/images");
+    for done in [10, 20, 30] {
+        world.look().await;
+        world.master.job(1, |job| job.done_bytes = done);
+    }
+    // Another job in its place is no news.
+    world.master.lose_disk();
+    world.look().await;
+    assert_eq!(
+        told("Normal", "Running", "1000B of snapshot 1 of images"),
+        2
+    );
+    world.master.job(1, |job| {
+        job.state = v1::JobState::Done.into();
+        (job.done_bytes, job.fetched_bytes) = (1000, 400);
+    });
+    for _ in 0..3 {
+        world.look().await;
+    }
+    assert_eq!(told("Normal", "Done", "1000B of 1000B are cached"), 3);
+
+    let failing = World::new(json!({ "dataset": "images" }));
+    failing.look().await;
+    failing.master.job(1, |job| {
+        job.state = v1::JobState::Failed.into();
+        (job.failed_files, job.message) = (3, "a.jpg: access denied (403)".to_owned());
+    });
+    for _ in 0..3 {
+        failing.look().await;
+    }
+    let events = failing.events();
+    let failed: Vec<_> = events.iter().filter(|event| event.0 == "Warning").collect();
+    assert_eq!(failed.len(), 1, "{events:?}");
+    assert!(failed[0].1 == "Failed" && failed[0].2.contains("3; a.jpg: access denied (403)"));
+    assert_eq!(events.len(), 2);
 }
