@@ -28,7 +28,7 @@ use crate::objects::{
 use crate::report;
 use crate::secrets;
 use crate::view::Seen;
-use crate::volumes::{self, Made, Removed};
+use crate::volumes::{self, Made, Place, Removed};
 
 /// Conditions of a Dataset.
 const READY: &str = "Ready";
@@ -51,6 +51,8 @@ struct Look<'a> {
     object: &'a Dataset,
     status: DatasetStatus,
     conditions: Conditions,
+    /// Whether pods of its own namespace can use its claim, if this look has seen the claim; else it is as it was before.
+    is_bound: Option<bool>,
     /// When to look again.
     again: Duration,
 }
@@ -68,6 +70,7 @@ pub(crate) async fn look(object: &Dataset, context: &Context) -> Result<Action, 
             conditions: Vec::new(),
             ..before
         },
+        is_bound: None,
         again: RESYNC,
     };
     if object.metadata.deletion_timestamp.is_some() {
@@ -106,6 +109,7 @@ impl Look<'_> {
             Ok(understood) => understood,
             Err((reason, message)) => {
                 self.conditions.set(ACCEPTED, Is::False, reason, message);
+                self.stay_as_published().await;
                 return;
             }
         };
@@ -151,6 +155,26 @@ impl Look<'_> {
             }
         }
         Ok((name, spec))
+    }
+
+    /// A specification that makes no sense changes nothing of what was published before it.
+    async fn stay_as_published(&mut self) {
+        if let Ok(name) = self.name()
+            && let Seen::Present(known) = self.context.view.get(&name)
+        {
+            self.tell(&known);
+        }
+        self.make_volumes().await;
+    }
+
+    /// Where it is to have volumes: as it was, if what it is to be now is refused.
+    fn places(&self) -> Vec<Place> {
+        let accepted = self.conditions.get(ACCEPTED);
+        if accepted.is_some_and(|accepted| accepted.status == "False") {
+            volumes::places(self.object, &self.status.namespaces)
+        } else {
+            volumes::wanted(self.object)
+        }
     }
 
     /// What is known of a dataset is known while the master is away, and it can be mounted.
@@ -377,7 +401,8 @@ impl Look<'_> {
     /// Makes volumes and claims, and removes those of namespaces that may not use it any more.
     async fn try_make_volumes(&mut self) -> Result<(), OperatorError> {
         let bytes = u64::try_from(self.status.bytes.unwrap_or_default()).unwrap_or_default();
-        let places = volumes::wanted(self.object);
+        let places = self.places();
+        let own = self.namespace();
         let mut problem: Option<(&str, String)> = None;
         for place in &places {
             let claim = place.claim();
@@ -385,6 +410,9 @@ impl Look<'_> {
                 self.status.namespaces.push(place.namespace.clone());
             }
             let made = volumes::make(&self.context.client, self.object, place, bytes).await?;
+            if place.namespace == own {
+                self.is_bound = Some(made == Made::Bound);
+            }
             let found = match made {
                 Made::Bound => continue,
                 Made::Unbound => (

@@ -85,11 +85,15 @@ impl Place {
 
 /// Where a Dataset is to have volumes: its own namespace first.
 pub(crate) fn wanted(dataset: &Dataset) -> Vec<Place> {
+    let access = dataset.spec.dataset.access.as_ref();
+    places(dataset, access.map_or(&[], |access| &access.namespaces))
+}
+
+/// The places of a Dataset in its own namespace, which is the first, and in these.
+pub(crate) fn places(dataset: &Dataset, beside: &[String]) -> Vec<Place> {
     let owner = dataset.namespace().unwrap_or_default();
-    let access = &dataset.spec.dataset.access;
-    let allowed = access.iter().flat_map(|access| &access.namespaces);
     let mut namespaces = vec![owner.clone()];
-    for namespace in allowed {
+    for namespace in beside {
         if !namespaces.contains(namespace) {
             namespaces.push(namespace.clone());
         }
@@ -185,13 +189,10 @@ pub(crate) async fn make(
     }
     let annotations = shown(dataset);
     let wanted = volume_of(place, annotations.clone(), bytes);
-    let current = volume.as_ref().map(|volume| {
-        let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.clone());
-        (capacity, volume.metadata.annotations.clone())
+    let capacity = |volume: &PersistentVolume| volume.spec.as_ref()?.capacity.clone();
+    let is_same = volume.as_ref().is_some_and(|now| {
+        capacity(now) == capacity(&wanted) && shows(&now.metadata, &annotations)
     });
-    let capacity = wanted.spec.as_ref().and_then(|spec| spec.capacity.clone());
-    let is_same = current
-        .is_some_and(|(now, shown)| now == capacity && has_all(shown.as_ref(), &annotations));
     let apply = PatchParams::apply(MANAGED_BY).force();
     if !is_same {
         volumes
@@ -200,7 +201,7 @@ pub(crate) async fn make(
     }
     let is_same = claim
         .as_ref()
-        .is_some_and(|claim| has_all(claim.metadata.annotations.as_ref(), &annotations));
+        .is_some_and(|claim| shows(&claim.metadata, &annotations));
     let claim = if is_same {
         claim
     } else {
@@ -245,10 +246,28 @@ fn shown(dataset: &Dataset) -> BTreeMap<String, String> {
     shown
 }
 
-fn has_all(there: Option<&BTreeMap<String, String>>, wanted: &BTreeMap<String, String>) -> bool {
-    wanted
+/// Whether an object has these annotations, and none that the operator gave it and that is not among them any more. What others
+/// wrote there is theirs.
+fn shows(meta: &ObjectMeta, wanted: &BTreeMap<String, String>) -> bool {
+    let there = meta.annotations.as_ref();
+    let has_all = wanted
         .iter()
-        .all(|(key, value)| there.and_then(|there| there.get(key)) == Some(value))
+        .all(|(key, value)| there.and_then(|there| there.get(key)) == Some(value));
+    let is_left = |key: &str| !wanted.contains_key(key) && was_given(meta, key);
+    has_all && !SHOWN.iter().any(|key| is_left(key))
+}
+
+/// Whether an annotation of an object is one that the operator has applied.
+fn was_given(meta: &ObjectMeta, annotation: &str) -> bool {
+    let path = format!("/f:metadata/f:annotations/f:{annotation}");
+    let managed = meta.managed_fields.iter().flatten();
+    let mut applied = managed.filter(|by| {
+        by.manager.as_deref() == Some(MANAGED_BY) && by.operation.as_deref() == Some("Apply")
+    });
+    applied.any(|by| {
+        let fields = by.fields_v1.as_ref();
+        fields.is_some_and(|fields| fields.0.pointer(&path).is_some())
+    })
 }
 
 fn bytes_quantity(bytes: u64) -> BTreeMap<String, Quantity> {

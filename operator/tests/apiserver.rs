@@ -103,6 +103,7 @@ async fn the_operator_with_its_rights_against_a_real_apiserver() {
     let operator = Running::start(&cluster, &master, Some(webhook), Some(signing));
     signing::pods_are_given_certificates(&cluster, desk, certificates.path()).await;
     datasets_become_claims(&cluster).await;
+    annotations_go(&cluster).await;
     warmups_are_done(&cluster).await;
     pools::have_workers(&cluster, &master).await;
     pools::are_drained(&cluster, &master).await;
@@ -193,17 +194,40 @@ async fn datasets_become_claims(cluster: &Cluster) {
         object["metadata"]["generation"]
     );
     assert_eq!(object["status"]["snapshot"], 1);
-    let events = "/apis/events.k8s.io/v1/namespaces/team-a/events";
-    until("an event", || async {
-        let events = cluster.get(events).await.unwrap();
-        let events = events["items"].as_array().unwrap();
-        events
-            .iter()
-            .any(|event| event["reason"] == "Ready" && event["regarding"]["name"] == "images")
-    })
-    .await;
+    an_event(cluster, "Ready", "images").await;
     let leases = "/apis/coordination.k8s.io/v1/namespaces/weir-system/leases/weir-operator";
     assert!(cluster.get(leases).await.is_some());
+}
+
+/// Waits for an event of an object of team-a.
+async fn an_event(cluster: &Cluster, reason: &str, object: &str) {
+    let events = "/apis/events.k8s.io/v1/namespaces/team-a/events?limit=2000";
+    until("an event", || async {
+        let events = cluster.get(events).await.unwrap();
+        let mut events = events["items"].as_array().unwrap().iter();
+        events.any(|event| event["reason"] == reason && event["regarding"]["name"] == object)
+    })
+    .await;
+}
+
+/// An annotation that is taken from a Dataset goes from its volume and claim.
+async fn annotations_go(cluster: &Cluster) {
+    let path = format!("{DATASETS}/images");
+    let objects = [
+        "/api/v1/persistentvolumes/weir.team-a.images".to_owned(),
+        format!("{CLAIMS}/images"),
+    ];
+    for owner in [json!("vision"), Value::Null] {
+        let patch = json!({ "metadata": { "annotations": { "owner": owner } } });
+        cluster.merge(&path, &patch).await.unwrap();
+        for object in &objects {
+            until("the owner of a Dataset on its volume and claim", || async {
+                let annotations = &cluster.get(object).await.unwrap()["metadata"]["annotations"];
+                annotations["owner"] == owner && annotations["description"] == "s3://bucket/data"
+            })
+            .await;
+        }
+    }
 }
 
 async fn warmups_are_done(cluster: &Cluster) {
@@ -217,6 +241,9 @@ async fn warmups_are_done(cluster: &Cluster) {
         object["status"]["phase"] == "Done" && object["status"]["progress"] == "100%"
     })
     .await;
+    for reason in ["Running", "Done"] {
+        an_event(cluster, reason, "early").await;
+    }
     cluster.delete(&format!("{WARMUPS}/early")).await.unwrap();
     until("a Warmup that is gone", || async {
         cluster.get(&format!("{WARMUPS}/early")).await.is_none()

@@ -40,8 +40,7 @@ impl Look<'_> {
         let trouble = [ACCEPTED, CREDENTIALS, LISTED, VOLUME]
             .iter()
             .find_map(|type_| is(type_, "False").or_else(|| is(type_, "Unknown")));
-        let can_be_mounted = self.status.snapshot.is_some() && is(VOLUME, "True").is_some();
-        if can_be_mounted {
+        if self.can_be_mounted() {
             let message = trouble.as_ref().map(|trouble| trouble.message.clone());
             let reason = if trouble.is_some() {
                 "AsItWas"
@@ -69,11 +68,28 @@ impl Look<'_> {
         self.status.phase = Some(match trouble.reason.as_str() {
             "Listing" | "Queued" | "WaitsForOrigin" => Phase::Listing,
             "Binding" | "Leaving" => Phase::Pending,
-            _ if trouble.status == "Unknown" => Phase::Pending,
+            _ if trouble.status == "Unknown" || self.is_claim_coming() => Phase::Pending,
             _ => Phase::Failed,
         });
         self.status.message = Some(trouble.message.clone());
         self.conditions
             .set(READY, Is::False, &trouble.reason, trouble.message);
+    }
+
+    /// Whether its claim is being made, of what was listed before.
+    fn is_claim_coming(&self) -> bool {
+        let volume = self.conditions.get(VOLUME);
+        volume.is_some_and(|volume| matches!(volume.reason.as_str(), "Binding" | "Leaving"))
+    }
+
+    /// Whether pods of its namespace can use it: by the claim as this look has seen it, or the last one that did.
+    fn can_be_mounted(&self) -> bool {
+        let mut before = self
+            .object
+            .status
+            .iter()
+            .flat_map(|status| &status.conditions);
+        let was_ready = || before.any(|before| before.type_ == READY && before.status == "True");
+        self.status.snapshot.is_some() && self.is_bound.unwrap_or_else(was_ready)
     }
 }

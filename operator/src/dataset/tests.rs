@@ -583,3 +583,115 @@ async fn an_apiserver_that_refuses_a_volume_is_told_of() {
     assert_eq!(status.phase, Some(Phase::Pending));
     assert!(condition(&status, VOLUME).2.contains("403"));
 }
+
+#[tokio::test]
+async fn what_was_published_stays_usable_while_a_change_of_it_is_refused() {
+    let world = World::new().await;
+    let mut spec = bucket();
+    spec["access"] = json!({ "namespaces": ["team-b"] });
+    world.declare("images", spec);
+    world.until_ready("images").await;
+    let refused = |why, message: &str| MasterError::Refused {
+        why,
+        message: message.to_owned(),
+    };
+    let claim = "/api/v1/namespaces/team-b/persistentvolumeclaims/images";
+    let other = "/api/v1/namespaces/team-c/persistentvolumeclaims/images";
+    let degraded = |status: &DatasetStatus, part: &str| {
+        assert_eq!(status.phase, Some(Phase::Degraded), "{status:?}");
+        let (is, reason, message) = condition(status, READY);
+        assert_eq!((is, reason), ("True", "AsItWas"));
+        assert!(message.contains(part), "{message}");
+        assert!(status.message.as_ref().unwrap().contains(part));
+        assert!(world.api.get(CLAIM_PATH).is_some() && world.api.get(claim).is_some());
+        assert!(world.api.get(other).is_none());
+    };
+    // It makes no sense, and lets in others.
+    world.edit("images", |object| {
+        object["spec"]["sources"][0]["url"] = json!("gopher://x");
+        object["spec"]["access"] = json!({ "namespaces": ["team-c"] });
+    });
+    let status = world.look("images").await.unwrap();
+    degraded(&status, "gopher");
+    assert_eq!(condition(&status, ACCEPTED).1, "InvalidSpec");
+    // A claim that goes meanwhile is made anew.
+    world.api.remove(CLAIM_PATH);
+    let status = world.look("images").await.unwrap();
+    assert_eq!(
+        (status.phase, condition(&status, READY).1),
+        (Some(Phase::Pending), "InvalidSpec")
+    );
+    while world.api.get(CLAIM_PATH).is_none() {
+        world.look("images").await;
+    }
+    // The master refuses it for good, or its listing fails.
+    for (why, message) in [
+        (Refusal::Immutable, "the place cannot be changed"),
+        (Refusal::Failed, "the bucket does not answer"),
+    ] {
+        world.master.refuse("team-a/images", refused(why, message));
+        world.edit("images", |object| {
+            object["spec"]["sources"][0]["url"] =
+                json!(format!("s3://{}/data", why.reason().to_lowercase()));
+            object["spec"]["access"] = json!({ "namespaces": ["team-b"] });
+        });
+        let failed = |status: &DatasetStatus| {
+            status
+                .conditions
+                .iter()
+                .any(|condition| condition.message == message)
+        };
+        degraded(&world.until("images", failed).await, message);
+    }
+    world.master.accept("team-a/images");
+    world.edit("images", |object| {
+        object["spec"]["sources"][0]["url"] = json!("s3://bucket/data");
+        object["spec"]["access"] = json!({ "namespaces": ["team-b", "team-d"] });
+    });
+    world.until_ready("images").await;
+    // Of a namespace that is not there the own one hears, and its pods go on.
+    world.api.refuse(
+        "/api/v1/namespaces/team-e/persistentvolumeclaims/images",
+        404,
+    );
+    world.edit("images", |object| {
+        object["spec"]["access"] = json!({ "namespaces": ["team-b", "team-e"] });
+    });
+    let listed = |status: &DatasetStatus| condition(status, LISTED).0 == "True";
+    degraded(&world.until("images", listed).await, "no namespace team-e");
+    // An apiserver that fails takes nothing away.
+    world.api.refuse(CLAIM_PATH, 500);
+    let status = world.look("images").await.unwrap();
+    assert_eq!(status.phase, Some(Phase::Degraded));
+    assert_eq!(condition(&status, VOLUME).1, "ApiserverFailed");
+}
+
+#[tokio::test]
+async fn annotations_that_a_dataset_has_no_more_go_from_its_volume_and_claim() {
+    let world = World::new().await;
+    world.declare("images", bucket());
+    world.edit("images", |object| {
+        object["metadata"]["annotations"] = json!({ "owner": "vision", "description": "photos" });
+    });
+    world.until_ready("images").await;
+    let shown = |path: &str| world.api.get(path).unwrap()["metadata"]["annotations"].clone();
+    for path in [VOLUME_PATH, CLAIM_PATH] {
+        let both = json!({ "owner": "vision", "description": "photos" });
+        assert_eq!(shown(path), both);
+    }
+    world.edit("images", |object| {
+        object["metadata"]["annotations"] = Value::Null;
+    });
+    world.look("images").await.unwrap();
+    for path in [VOLUME_PATH, CLAIM_PATH] {
+        assert_eq!(shown(path), json!({ "description": "s3://bucket/data" }));
+    }
+    // What somebody else writes there stays, and is not fought over.
+    let mut claim = world.api.get(CLAIM_PATH).unwrap();
+    claim["metadata"]["annotations"]["owner"] = json!("by hand");
+    world.api.put(CLAIM_PATH, claim);
+    let written = world.api.log().len();
+    world.look("images").await.unwrap();
+    assert_eq!(shown(CLAIM_PATH)["owner"], "by hand");
+    assert_eq!(world.api.log().len(), written);
+}
