@@ -294,9 +294,7 @@ fn both_pods_are_replaced_at_once_and_no_read_fails() {
             let older = [node.start_newer_plugin(), holder];
             let pods = older.each_ref().map(Node::pod);
             for pod in &pods {
-                // The first process of a container gets it.
-                let first = pod.iter().min_by_key(|pid| pid.as_raw_nonzero());
-                kill_process(*first.unwrap(), Signal::TERM).unwrap();
+                kill_process(Node::first_process(pod), Signal::TERM).unwrap();
             }
             let lives = |pid: &Pid| Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists();
             wait_until("both have ended", SOON, || {

@@ -299,6 +299,17 @@ impl<'a> Node<'a> {
         inside.collect()
     }
 
+    /// The first process of a pod, which is told to end. Its number need not be the lowest one: they begin anew at some time.
+    pub(crate) fn first_process(pod: &[Pid]) -> Pid {
+        let is_first = |pid: &&Pid| {
+            let status = format!("/proc/{}/status", pid.as_raw_nonzero());
+            let status = std::fs::read_to_string(status).unwrap_or_default();
+            let inside = status.lines().find(|line| line.starts_with("NSpid:"));
+            inside.is_some_and(|line| line.split_whitespace().last() == Some("1"))
+        };
+        *pod.iter().find(is_first).unwrap()
+    }
+
     /// The processes of all mounts.
     pub(crate) fn processes(&self) -> Vec<Pid> {
         let status = self.lab.weir(["status", "-o", "json"]);
