@@ -391,6 +391,10 @@ pub(crate) struct MountArgs {
     /// sources
     #[arg(long)]
     pub(crate) no_origin_fallback: bool,
+    /// Keep manifests and the cluster map here, 2 GiB at most, also for other mounts, and mount NAME@NUMBER by them while the master
+    /// does not answer
+    #[arg(long, value_name = "DIR")]
+    pub(crate) known_dir: Option<PathBuf>,
     /// Stay in the foreground until the mount ends
     #[arg(long, short)]
     pub(crate) foreground: bool,
@@ -461,7 +465,7 @@ pub(crate) struct CsiArgs {
     /// Where snapshots are mounted, once for all volumes [default: plugins/csi.weir.io/mounts in --kubelet-dir]
     #[arg(long, value_name = "DIR")]
     pub(crate) mounts_dir: Option<PathBuf>,
-    /// Where mounts keep their state: manifests, and what is known of the cluster
+    /// Where mounts keep their state: manifests, and what is known of the cluster; in `known` what outlives them
     #[arg(long, value_name = "DIR", default_value = "/var/lib/weir/csi")]
     pub(crate) dir: PathBuf,
     /// Name of this node in Kubernetes, and of this machine in the cluster map

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod embedded;
+mod known;
 mod pinned;
 mod privileges;
 
@@ -67,6 +68,9 @@ pub(crate) struct MountConfig {
     /// Such a mount reads no source by itself.
     #[serde(default)]
     pub(crate) no_origin_fallback: bool,
+    /// Where this machine keeps what it knows of the cluster, for mounts that are made while the master is away.
+    #[serde(default)]
+    pub(crate) known_dir: Option<PathBuf>,
 }
 
 /// Where the mount's data comes from.

@@ -16,6 +16,7 @@ mod controller;
 mod error;
 mod identity;
 mod kernel;
+mod memory;
 mod metrics;
 mod node;
 pub mod proto;

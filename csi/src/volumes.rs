@@ -1,6 +1,6 @@
 //! The volumes of a node: what is published, and the one mount of each snapshot that they show.
 //!
-//! Invariant: there is no state but the kernel's table of mounts. A snapshot's mount lies in the directory of mounts under its
+//! Invariant: the kernel's table of mounts alone says what is mounted. A snapshot's mount lies in the directory of mounts under its
 //! own name; a volume is a bind of it, so it has its device number, its source and the directory that it shows in the table.
 //! Whoever reads that knows what is mounted where, and who uses what, whatever died before.
 //!
@@ -22,6 +22,7 @@ use weir_mount::table::Entry;
 use crate::access;
 use crate::catalog::Catalog;
 use crate::error::CsiError;
+use crate::memory::Memory;
 use crate::metrics::CsiMetrics;
 use crate::system::{Health, System, Usage};
 use crate::target::{KubeletDir, Target};
@@ -30,6 +31,9 @@ use crate::volume::{Shown, Volume};
 
 /// Longest wait for another call for the same volume, or the same snapshot.
 const TURN_DEADLINE: Duration = Duration::from_secs(80);
+/// A volume that names no snapshot shows one that this node knows when the master has been away for so long: until then the pods of a
+/// job might see another one elsewhere.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// More mounts on top of each other than anybody makes.
 const MOST_LAYERS: usize = 64;
 
@@ -51,6 +55,7 @@ pub struct Volumes {
     kubelet: KubeletDir,
     /// Where snapshots are mounted, as the table shows it.
     mounts: PathBuf,
+    memory: Memory,
     metrics: Arc<CsiMetrics>,
     targets: Turns<PathBuf>,
     sources: Turns<PathBuf>,
@@ -83,12 +88,14 @@ fn shown(entry: &Entry) -> Option<Shown> {
 }
 
 impl Volumes {
-    /// The volumes below kubelet's directory, with the snapshots' mounts in `mounts`, which is made if it is missing.
+    /// The volumes below kubelet's directory, with the snapshots' mounts in `mounts`, which is made if it is missing. In `memory` is
+    /// kept what is remembered of datasets.
     pub fn new(
         system: Arc<dyn System>,
         catalog: Arc<dyn Catalog>,
         kubelet: KubeletDir,
         mounts: &Path,
+        memory: &Path,
         metrics: Arc<CsiMetrics>,
     ) -> Result<Self, CsiError> {
         let made = std::fs::create_dir_all(mounts).and_then(|()| mounts.canonicalize());
@@ -97,6 +104,7 @@ impl Volumes {
             catalog,
             kubelet,
             mounts: made.map_err(CsiError::system("make", mounts))?,
+            memory: Memory::new(memory),
             metrics,
             targets: Turns::default(),
             sources: Turns::default(),
@@ -276,6 +284,7 @@ impl Volumes {
         let refused = access::check(namespace, dataset, &[]).err();
         let error = match self.catalog.look_up(dataset).await {
             Ok(known) => {
+                self.memory.may_mount(dataset, &known.granted);
                 access::check(namespace, dataset, &known.granted)?;
                 let chosen = match volume.version {
                     Some(_) => None,
@@ -290,23 +299,45 @@ impl Volumes {
             }
             Err(error) => error,
         };
+        if matches!(error, CsiError::NotFound(_)) {
+            self.memory.forget(dataset);
+        }
         match (error, refused) {
             // Whether it exists is nobody else's business.
             (CsiError::NotFound(_) | CsiError::NotReady(_), Some(refused)) => Err(refused),
-            // A snapshot that others read here needs no master.
-            (error @ CsiError::Unavailable(_), None) => self.mounted(volume)?.ok_or(error),
+            (CsiError::Unavailable(why), _) => self.remembered(volume, why),
             (error, _) => Err(error),
         }
     }
 
-    /// The snapshot that a volume names, if it is mounted here.
-    fn mounted(&self, volume: &Volume) -> Result<Option<SnapshotId>, CsiError> {
-        let table = self.table()?;
-        let snapshot = volume.version.map(|version| SnapshotId {
-            dataset: volume.dataset.clone(),
+    /// The snapshot that a new volume shows by what is remembered of the dataset, while the master is away.
+    fn remembered(&self, volume: &Volume, why: String) -> Result<SnapshotId, CsiError> {
+        let away = self.memory.away();
+        let dataset = &volume.dataset;
+        let known = self
+            .memory
+            .recall(dataset)
+            .filter(|known| access::check(&volume.pod.namespace, dataset, &known.granted).is_ok());
+        let mounted = known.map(|known| known.mounted).unwrap_or_default();
+        let version = match volume.version {
+            Some(version) => mounted.contains(&version).then_some(version),
+            None => mounted.into_iter().max(),
+        };
+        let Some(version) = version else {
+            return Err(CsiError::Unavailable(why));
+        };
+        if volume.version.is_none() && away < PATIENCE {
+            return Err(CsiError::Unavailable(format!(
+                "{why}; after {} s without it this node mounts snapshot {version}, the newest that it knows",
+                PATIENCE.as_secs()
+            )));
+        }
+        let snapshot = SnapshotId {
+            dataset: dataset.clone(),
             version,
-        });
-        Ok(snapshot.filter(|snapshot| table.at(&self.dir_of(snapshot)).is_some()))
+        };
+        tracing::warn!(%snapshot, pod = %volume.pod.name, "a volume shows what this node knows: {why}");
+        Ok(snapshot)
     }
 
     /// Binds a directory of a snapshot's mount, which is made if there is none.
@@ -323,6 +354,9 @@ impl Volumes {
         drop(turn);
         if bound.is_err() {
             self.end_unused(&dir).await;
+        }
+        if bound.is_ok() {
+            self.memory.mounted(snapshot);
         }
         self.count(&self.table()?);
         bound

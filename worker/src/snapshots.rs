@@ -46,6 +46,23 @@ pub enum SnapshotError {
     },
 }
 
+impl SnapshotError {
+    /// The master gave no answer for so long.
+    pub fn late(snapshot: &impl ToString, deadline: Duration) -> Self {
+        Self::Master {
+            snapshot: snapshot.to_string(),
+            message: format!("no answer within {deadline:?}"),
+            code: Code::DeadlineExceeded,
+        }
+    }
+
+    /// Whether the master did not answer, so that it may yet give the manifest.
+    pub fn is_away(&self) -> bool {
+        let away = [Code::Unavailable, Code::DeadlineExceeded];
+        matches!(self, Self::Master { code, .. } if away.contains(code))
+    }
+}
+
 /// Fetches a manifest from a master; `version` 0 is the newest.
 pub fn fetch_manifest<'a>(
     master: &'a mut MasterClient<Channel>,
@@ -66,12 +83,7 @@ pub fn fetch_manifest<'a>(
             dataset: dataset.to_owned(),
             version,
         };
-        let late = |_| {
-            failed(
-                Code::DeadlineExceeded,
-                format!("no answer within {CHUNK_DEADLINE:?}"),
-            )
-        };
+        let late = |_| SnapshotError::late(&name, CHUNK_DEADLINE);
         let mut chunks = tokio::time::timeout(CHUNK_DEADLINE, master.get_manifest(request))
             .await
             .map_err(late)?

@@ -69,6 +69,8 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
     let mut registry = Registry::default();
     let metrics = CsiMetrics::register(&mut registry);
     trust.register_certificate(&mut registry);
+    // No mount's own directory has such a name.
+    let known = std::path::absolute(args.dir.join("known")).map_err(anyhow::Error::from)?;
     let system = Linux::new(LinuxConfig {
         master: master.clone(),
         certs: args.certs.dir().map(std::path::absolute).transpose()?,
@@ -76,6 +78,7 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
         flags,
         peer: sockets.as_ref().map(|sockets| sockets.holder.clone()),
         state_dir: args.dir,
+        known_dir: known.clone(),
     })?;
     let mounts = args
         .mounts_dir
@@ -85,6 +88,7 @@ async fn serve(args: CsiArgs) -> Result<(), Failure> {
         Arc::new(MasterCatalog::new(&master, &trust.dial(), node.as_str())?),
         KubeletDir::new(&args.kubelet_dir)?,
         &mounts,
+        &known.join("datasets"),
         metrics.clone(),
     )?;
     let exposed = Exposed {

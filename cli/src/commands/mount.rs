@@ -56,6 +56,11 @@ pub(crate) fn run(args: MountArgs) -> Result<(), Failure> {
         read_ahead: args.read_ahead,
         allowed: args.sources.clone(),
         no_origin_fallback: args.no_origin_fallback,
+        known_dir: args
+            .known_dir
+            .as_deref()
+            .map(std::path::absolute)
+            .transpose()?,
     };
     let json = serde_json::to_string(&config).map_err(anyhow::Error::from)?;
     let request = StartRequest {
@@ -150,6 +155,12 @@ fn embedded(args: &MountArgs, cache: &Path, made: &mut Made) -> Result<Plan, Fai
         return Err(Failure::new(
             Reason::Usage,
             "a mount with its own cache reads its origin itself; --no-origin-fallback is for a dataset of a cluster, with --master",
+        ));
+    }
+    if args.known_dir.is_some() {
+        return Err(Failure::new(
+            Reason::Usage,
+            "a mount with its own cache asks no master; --known-dir is for a dataset of a cluster, with --master",
         ));
     }
     let origin = super::dataset::origin_spec(&args.source, &args.origin)?;

@@ -1,7 +1,7 @@
 //! A mount of a cluster's dataset.
 //!
 //! Manifest and cluster map are kept in the state directory, so a server that is restarted while the master is
-//! away still serves.
+//! away still serves; and on a machine that keeps what it knows also for a new mount of the same snapshot.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,15 +11,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use weir_client::map::{Doubts, Seen};
 use weir_client::{AnySource, ClusterConfig, ClusterReader, ClusterSource, Reader};
-use weir_core::ClusterMap;
+use weir_core::{ClusterMap, DatasetRef, Manifest, SnapshotId};
 use weir_fuse::page_cache::PageCacheWriter;
 use weir_origin::FetchPolicy;
+use weir_proto::v1::master_client::MasterClient;
 use weir_trust::{Dial, Identity};
 use weir_worker::credentials::MasterCredentials;
-use weir_worker::snapshots::fetch_manifest;
+use weir_worker::snapshots::{SnapshotError, fetch_manifest};
 
+use super::known::{KEEP, Known};
 use super::{Metrics, MountConfig, Prepared, Source, pinned, read_ahead};
 use crate::connect::{self, SNAPSHOT_KEY};
 use crate::exit::Failure;
@@ -29,6 +32,8 @@ const MAP_FILE: &str = "cluster-map.json";
 const PLACEMENT_FILE: &str = "placement.json";
 /// Holds the number of the master's last reply about objects of which the page cache may hold wrong bytes.
 const DOUBTS_FILE: &str = "doubtful-seen";
+/// Longest wait for a manifest that this machine has kept.
+const KEPT_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest wait for a master's map: of the first server of a mount, and of one that follows another one.
 const MAP_DEADLINE: Duration = Duration::from_secs(10);
 const RESTART_PATIENCE: Duration = Duration::from_millis(200);
@@ -63,6 +68,8 @@ pub(super) async fn prepare(
     let dial = Dial::new(identity.clone());
     let mut client = connect::lazy(master, &dial)?;
     let map_file = config.state_dir.join(MAP_FILE);
+    let known_here = config.known_dir.as_deref().map(Known::new);
+    let mut is_away = restarted;
     let manifest = if restarted {
         pinned::load(&config.state_dir)?
     } else {
@@ -75,16 +82,16 @@ pub(super) async fn prepare(
             let mut asked = client.clone();
             connect::listing(&client, name, asked.refresh_dataset(refresh)).await?;
         }
-        let manifest =
-            fetch_manifest(&mut client, name, dataset.version.unwrap_or_default()).await?;
-        pinned::keep(&config.state_dir, &manifest, None)?;
+        let (manifest, is_fresh) =
+            first_manifest(&mut client, dataset, &config.state_dir, known_here.as_ref()).await?;
+        is_away = !is_fresh;
         manifest
     };
     let placement_file = config.state_dir.join(PLACEMENT_FILE);
     let name = manifest.summary().snapshot.dataset.clone();
     let asked = weir_client::map::fetch(&mut client, name.as_str());
     // Readers wait for a server that follows another one, and what was known a moment ago will do for the first reads.
-    let patience = if restarted {
+    let patience = if is_away {
         RESTART_PATIENCE
     } else {
         MAP_DEADLINE
@@ -92,8 +99,12 @@ pub(super) async fn prepare(
     let known = tokio::time::timeout(patience, asked).await;
     let known = known.ok().and_then(Result::ok);
     let (known, placed) = known.unwrap_or_else(|| {
-        let map = saved::<ClusterMap>(&map_file).unwrap_or_default();
-        (map, saved(&placement_file).unwrap_or_default())
+        let here = known_here.as_ref();
+        let map = saved::<ClusterMap>(&map_file);
+        let map = map.or_else(|| saved(&here?.map()));
+        let placed = saved(&placement_file);
+        let placed = placed.or_else(|| saved(&here?.placement(&name)));
+        (map.unwrap_or_default(), placed.unwrap_or_default())
     });
     let (map, map_seen) = watch::channel(Arc::new(known));
     let (placement, placement_seen) = watch::channel(Arc::new(placed));
@@ -124,6 +135,7 @@ pub(super) async fn prepare(
         node: config.node.clone(),
         at: config.location.clone(),
     };
+    let of = name.clone();
     let source = ClusterSource::new(Arc::new(cluster), name);
     let source = AnySource::Cluster(source);
     let read_ahead = read_ahead(config, page_cache, &manifest);
@@ -152,8 +164,26 @@ pub(super) async fn prepare(
     let background = async move {
         let report = stale.report(snapshot_id, reporter, reporting);
         let keep = async {
-            let map = keep_newest(map_seen, &map_file, stop.clone());
-            tokio::join!(map, keep_newest(placement_seen, &placement_file, stop))
+            let here = known_here.as_ref();
+            let known_map = here.map(Known::map);
+            let known_placement = here.map(|known| known.placement(&of));
+            let known = async {
+                if let (Some(map), Some(placement)) = (known_map, known_placement) {
+                    let map = keep_newest(map_seen.clone(), &map, KEEP, stop.clone());
+                    let placement =
+                        keep_newest(placement_seen.clone(), &placement, KEEP, stop.clone());
+                    tokio::join!(map, placement);
+                }
+            };
+            let at_once = Duration::ZERO;
+            let map = keep_newest(map_seen.clone(), &map_file, at_once, stop.clone());
+            let placement = keep_newest(
+                placement_seen.clone(),
+                &placement_file,
+                at_once,
+                stop.clone(),
+            );
+            tokio::join!(map, placement, known)
         };
         let services = async { tokio::join!(follow, report, keep) };
         tokio::select! {
@@ -170,15 +200,56 @@ pub(super) async fn prepare(
     })
 }
 
+/// The manifest of a new mount, which is kept in its state directory, and whether the master has given it.
+async fn first_manifest(
+    client: &mut MasterClient<Channel>,
+    named: &DatasetRef,
+    state_dir: &Path,
+    known: Option<&Known>,
+) -> Result<(Manifest, bool), Failure> {
+    let snapshot = SnapshotId {
+        dataset: named.dataset.clone(),
+        version: named.version.unwrap_or_default(),
+    };
+    let kept = known.filter(|known| known.has(&snapshot));
+    let fetched = fetch_manifest(client, snapshot.dataset.as_str(), snapshot.version);
+    let fetched = if kept.is_some() {
+        // It never changes, so it does as well as the master's.
+        let fetched = tokio::time::timeout(KEPT_PATIENCE, fetched).await;
+        fetched.unwrap_or_else(|_| Err(SnapshotError::late(&snapshot, KEPT_PATIENCE)))
+    } else {
+        fetched.await
+    };
+    let error = match fetched {
+        Ok(manifest) => {
+            let file = pinned::keep(state_dir, &manifest, None)?;
+            if let Some(known) = known {
+                known.keep(&manifest.summary().snapshot, &file);
+            }
+            return Ok((manifest, true));
+        }
+        Err(error) => error,
+    };
+    let kept = kept.filter(|_| error.is_away());
+    let Some((manifest, file)) = kept.and_then(|known| known.load(&snapshot)) else {
+        return Err(error.into());
+    };
+    tracing::warn!(%snapshot, "mounted by what this machine knows of it: {error}");
+    pinned::keep(state_dir, &manifest, Some(&file))?;
+    Ok((manifest, false))
+}
+
 /// What was kept in a file, if it can be read.
 fn saved<T: DeserializeOwned>(file: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(file).ok()?).ok()
 }
 
-/// Keeps what is known of the cluster in a file, for a server that is started while the master is away.
+/// Keeps what is known of the cluster in a file, for a server that is started while the master is away. It is written again after
+/// `pause` at the earliest.
 async fn keep_newest<T: Serialize>(
     mut known: watch::Receiver<Arc<T>>,
     file: &Path,
+    pause: Duration,
     stop: CancellationToken,
 ) {
     loop {
@@ -190,9 +261,13 @@ async fn keep_newest<T: Serialize>(
             let file = file.display();
             tracing::warn!("what is known of the cluster could not be saved in {file}: {error:#}");
         }
+        let next = async {
+            tokio::time::sleep(pause).await;
+            known.changed().await
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = known.changed() => if changed.is_err() { return },
+            changed = next => if changed.is_err() { return },
         }
     }
 }

@@ -11,13 +11,13 @@ use weir_core::Manifest;
 
 const FILE: &str = "manifest";
 
-/// Keeps the manifest that is mounted. `original` is a file with the same bytes that never changes, if there is one: a
-/// second name for it costs no space.
+/// Keeps the manifest that is mounted, and gives its file. `original` is a file with the same bytes that never changes, if there is
+/// one: a second name for it costs no space.
 pub(super) fn keep(
     state_dir: &Path,
     manifest: &Manifest,
     original: Option<&Path>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<PathBuf> {
     let file = state_dir.join(FILE);
     let new = file.with_extension("new");
     let linked = original.is_some_and(|original| {
@@ -26,10 +26,11 @@ pub(super) fn keep(
         std::fs::hard_link(original, &new).is_ok()
     });
     if linked {
-        return std::fs::rename(&new, &file)
-            .with_context(|| format!("cannot write {}", file.display()));
+        std::fs::rename(&new, &file).with_context(|| format!("cannot write {}", file.display()))?;
+        return Ok(file);
     }
-    save(&file, manifest.as_bytes())
+    save(&file, manifest.as_bytes())?;
+    Ok(file)
 }
 
 /// The manifest that was kept.

@@ -56,6 +56,8 @@ pub struct LinuxConfig {
     pub peer: Option<PathBuf>,
     /// Where mounts keep what must outlive their processes: each has a directory in it.
     pub state_dir: PathBuf,
+    /// Where mounts keep what is used again while the master is away.
+    pub known_dir: PathBuf,
 }
 
 /// The machine.
@@ -92,6 +94,8 @@ impl Linux {
             .args(["--master", &self.config.master])
             .args(["--node", self.config.node.as_str()])
             .args(["--timeout", &MOUNT_DEADLINE.as_secs().to_string()])
+            .arg("--known-dir")
+            .arg(&self.config.known_dir)
             .arg("--allow-other")
             .args(&self.config.flags)
             .env("XDG_CACHE_HOME", self.state_of(dir))
@@ -402,6 +406,7 @@ mod tests {
             flags: Vec::new(),
             peer: None,
             state_dir: dir.path().join("state"),
+            known_dir: dir.path().join("known"),
         })
         .unwrap();
         assert!(matches!(system.health(dir.path()).await, Health::Alive(_)));

@@ -37,6 +37,10 @@ pub(crate) const CASES: &[Case] = &[
         what_cannot_be_mounted_is_said_in_one_sentence,
     ),
     (
+        "a_snapshot_that_the_node_knows_is_mounted_while_the_master_is_away",
+        a_snapshot_that_the_node_knows_is_mounted_while_the_master_is_away,
+    ),
+    (
         "csi_sanity_passes_and_what_it_skips_is_documented",
         sanity::csi_sanity_passes_and_what_it_skips_is_documented,
     ),
@@ -256,4 +260,37 @@ fn what_cannot_be_mounted_is_said_in_one_sentence() {
     let status = node.publish("a", &[("dataset", "x")]).unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.message().contains("does not answer"), "{status:?}");
+}
+
+fn a_snapshot_that_the_node_knows_is_mounted_while_the_master_is_away() {
+    let lab = Lab::new();
+    let mut cluster = Cluster::start(&lab, 1);
+    let files = fill(&lab, &cluster);
+    let known = [("dataset", "x@1")];
+    let is_mounted_without_it = |node: &Node<'_>| {
+        node.publish("b", &known).unwrap();
+        compare(&node.target("b"), &files, "");
+        node.unpublish("b").unwrap();
+        node.is_clean();
+    };
+    {
+        let node = Node::start(&lab, &cluster);
+        node.publish("a", &known).unwrap();
+        node.unpublish("a").unwrap();
+        node.is_clean();
+        // Nothing has been read yet: mounts have to find the worker, which reads the source.
+        let master = cluster.master.as_ref().unwrap();
+        master.signal(Signal::STOP);
+        is_mounted_without_it(&node);
+        master.signal(Signal::CONT);
+    }
+    cluster.master.take().unwrap().kill();
+    // Another plugin knows what the one before knew.
+    let node = Node::start(&lab, &cluster);
+    is_mounted_without_it(&node);
+    let status = node.publish("c", &[("dataset", "x")]).unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("mounts snapshot 1"), "{status:?}");
+    let status = node.publish("c", &[("dataset", "x@2")]).unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
 }

@@ -1,6 +1,7 @@
 //! A node of Kubernetes: the node plugin as a process, its holder, and kubelet's end of its socket.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -354,8 +355,15 @@ impl<'a> Node<'a> {
             self.lab.path("csi-state"),
         ];
         wait_until("all directories are removed", SOON, || {
-            let left = |dir: &PathBuf| std::fs::read_dir(dir).unwrap().count();
-            dirs.iter().all(|dir| left(dir) == 0)
+            // What the node knows outlives its mounts.
+            let left = |entry: &DirEntry| entry.file_name() != "known";
+            let is_empty = |dir: &PathBuf| {
+                !std::fs::read_dir(dir)
+                    .unwrap()
+                    .flatten()
+                    .any(|entry| left(&entry))
+            };
+            dirs.iter().all(is_empty)
         });
         wait_until("the processes of mounts end", SOON, || {
             self.processes().is_empty()
