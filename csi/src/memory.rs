@@ -3,6 +3,8 @@
 //! Each dataset has a small file beside the manifests that mounts keep. Nothing of it is needed: what cannot be written or read
 //! is as if it were not there, and whatever the master says is newer.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -46,9 +48,9 @@ pub(crate) struct Remembered {
 }
 
 impl Memory {
-    /// Makes the directory.
+    /// Makes the directory, for this user alone.
     pub(crate) fn new(dir: &Path) -> Self {
-        if let Err(error) = std::fs::create_dir_all(dir) {
+        if let Err(error) = DirBuilder::new().mode(0o700).recursive(true).create(dir) {
             tracing::warn!("{} cannot be made: {error}", dir.display());
         }
         Self {

@@ -82,9 +82,9 @@ pub(super) async fn prepare(
             let mut asked = client.clone();
             connect::listing(&client, name, asked.refresh_dataset(refresh)).await?;
         }
-        let (manifest, is_fresh) =
+        let (manifest, is_given) =
             first_manifest(&mut client, dataset, &config.state_dir, known_here.as_ref()).await?;
-        is_away = !is_fresh;
+        is_away = !is_given;
         manifest
     };
     let placement_file = config.state_dir.join(PLACEMENT_FILE);
@@ -98,6 +98,7 @@ pub(super) async fn prepare(
     };
     let known = tokio::time::timeout(patience, asked).await;
     let known = known.ok().and_then(Result::ok);
+    let is_fresh = known.is_some();
     let (known, placed) = known.unwrap_or_else(|| {
         let here = known_here.as_ref();
         let map = saved::<ClusterMap>(&map_file);
@@ -164,26 +165,37 @@ pub(super) async fn prepare(
     let background = async move {
         let report = stale.report(snapshot_id, reporter, reporting);
         let keep = async {
-            let here = known_here.as_ref();
-            let known_map = here.map(Known::map);
-            let known_placement = here.map(|known| known.placement(&of));
             let known = async {
-                if let (Some(map), Some(placement)) = (known_map, known_placement) {
-                    let map = keep_newest(map_seen.clone(), &map, KEEP, stop.clone());
-                    let placement =
-                        keep_newest(placement_seen.clone(), &placement, KEEP, stop.clone());
-                    tokio::join!(map, placement);
-                }
+                let Some(known) = &known_here else {
+                    return;
+                };
+                let (map, placement) = (known.map(), known.placement(&of));
+                let map = |json: &[u8]| known.save(&map, json);
+                let placement = |json: &[u8]| known.save(&placement, json);
+                tokio::join!(
+                    keep_newest(map_seen.clone(), map, KEEP, is_fresh, stop.clone()),
+                    keep_newest(
+                        placement_seen.clone(),
+                        placement,
+                        KEEP,
+                        is_fresh,
+                        stop.clone()
+                    ),
+                );
             };
-            let at_once = Duration::ZERO;
-            let map = keep_newest(map_seen.clone(), &map_file, at_once, stop.clone());
-            let placement = keep_newest(
-                placement_seen.clone(),
-                &placement_file,
-                at_once,
-                stop.clone(),
-            );
-            tokio::join!(map, placement, known)
+            let map = |json: &[u8]| pinned::save(&map_file, json);
+            let placement = |json: &[u8]| pinned::save(&placement_file, json);
+            tokio::join!(
+                keep_newest(map_seen.clone(), map, Duration::ZERO, true, stop.clone()),
+                keep_newest(
+                    placement_seen.clone(),
+                    placement,
+                    Duration::ZERO,
+                    true,
+                    stop.clone()
+                ),
+                known
+            )
         };
         let services = async { tokio::join!(follow, report, keep) };
         tokio::select! {
@@ -244,23 +256,25 @@ fn saved<T: DeserializeOwned>(file: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(file).ok()?).ok()
 }
 
-/// Keeps what is known of the cluster in a file, for a server that is started while the master is away. It is written again after
-/// `pause` at the earliest.
+/// Keeps what is known of the cluster, for a server that is started while the master is away: now, if it is `fresh`, and when it has
+/// changed, after `pause` at the earliest.
 async fn keep_newest<T: Serialize>(
     mut known: watch::Receiver<Arc<T>>,
-    file: &Path,
+    save: impl Fn(&[u8]) -> anyhow::Result<()>,
     pause: Duration,
+    fresh: bool,
     stop: CancellationToken,
 ) {
+    let mut is_due = fresh;
     loop {
-        let current = known.borrow_and_update().clone();
-        let saved = serde_json::to_vec(&*current)
-            .map_err(anyhow::Error::from)
-            .and_then(|json| pinned::save(file, &json));
-        if let Err(error) = saved {
-            let file = file.display();
-            tracing::warn!("what is known of the cluster could not be saved in {file}: {error:#}");
+        if is_due {
+            let current = known.borrow_and_update().clone();
+            let json = serde_json::to_vec(&*current).map_err(anyhow::Error::from);
+            if let Err(error) = json.and_then(|json| save(&json)) {
+                tracing::warn!("what is known of the cluster is not kept: {error:#}");
+            }
         }
+        is_due = true;
         let next = async {
             tokio::time::sleep(pause).await;
             known.changed().await

@@ -3,16 +3,21 @@
 //!
 //! Several mounts share the directory. Nothing in it is needed: what cannot be written or read is as if it were not there.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context;
 use weir_core::{DatasetName, Manifest, SnapshotId};
 
 use super::pinned;
 
-/// Manifests that are kept, and how much of them, in bytes; the longest unused go first.
+/// Manifests that are kept, and how much of them, in bytes; and what is kept of the cluster. The longest unused go first.
 const MAX_MANIFESTS: usize = 256;
-const MAX_BYTES: u64 = 2 << 30;
+const MAX_MANIFEST_BYTES: u64 = 2 << 30;
+const MAX_CLUSTER_FILES: usize = 4096;
+const MAX_CLUSTER_BYTES: u64 = 64 << 20;
 /// How often a mount writes what it knows of the cluster, at most.
 pub(super) const KEEP: Duration = Duration::from_mins(1);
 
@@ -21,30 +26,42 @@ pub(super) const KEEP: Duration = Duration::from_mins(1);
 pub(super) struct Known(PathBuf);
 
 impl Known {
-    /// Makes the directory.
+    /// Makes the directory, for this user alone.
     pub(super) fn new(dir: &Path) -> Self {
         let known = Self(dir.to_owned());
-        for dir in [known.manifests(), known.placements()] {
-            if let Err(error) = std::fs::create_dir_all(&dir) {
+        for dir in [known.manifests(), known.cluster()] {
+            let made = DirBuilder::new().mode(0o700).recursive(true).create(&dir);
+            if let Err(error) = made {
                 tracing::warn!("{} cannot be made: {error}", dir.display());
             }
         }
         known
     }
 
-    /// Where the cluster map is kept.
+    /// Where the cluster map is kept. No dataset has such a name.
     pub(super) fn map(&self) -> PathBuf {
-        self.0.join("cluster-map.json")
+        self.cluster().join("@map.json")
     }
 
     /// Where it is kept where a dataset is placed.
     pub(super) fn placement(&self, dataset: &DatasetName) -> PathBuf {
-        self.placements()
-            .join(format!("{}.json", dataset.file_name()))
+        self.cluster().join(format!("{}.json", dataset.file_name()))
     }
 
-    fn placements(&self) -> PathBuf {
-        self.0.join("placements")
+    /// Keeps the cluster map or a placement.
+    pub(super) fn save(&self, file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+        let new = unique(file);
+        let written = std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, file));
+        if written.is_err() {
+            // Half of it would only take space.
+            let _ = std::fs::remove_file(&new);
+        }
+        prune(&self.cluster(), MAX_CLUSTER_FILES, MAX_CLUSTER_BYTES);
+        written.with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    fn cluster(&self) -> PathBuf {
+        self.0.join("cluster")
     }
 
     fn manifests(&self) -> PathBuf {
@@ -62,7 +79,7 @@ impl Known {
         if let Err(error) = keep(file, &kept) {
             tracing::warn!("{} was not kept: {error}", kept.display());
         }
-        prune(&self.manifests(), MAX_MANIFESTS, MAX_BYTES);
+        prune(&self.manifests(), MAX_MANIFESTS, MAX_MANIFEST_BYTES);
     }
 
     /// Whether the manifest of a snapshot is kept.
@@ -70,20 +87,30 @@ impl Known {
         self.manifest(snapshot).exists()
     }
 
-    /// The manifest of a snapshot, and its file, if it is kept.
+    /// The manifest of a snapshot, and its file, if it is kept. A file that is not it is removed: the master's is waited for then.
     pub(super) fn load(&self, snapshot: &SnapshotId) -> Option<(Manifest, PathBuf)> {
         let file = self.manifest(snapshot);
-        let manifest = match pinned::read(file.clone()) {
-            Ok(manifest) if manifest.summary().snapshot == *snapshot => manifest,
-            Ok(_) => return None,
-            Err(error) => {
-                tracing::debug!("no manifest is kept that could be used: {error:#}");
-                return None;
+        match pinned::read(file.clone()) {
+            Ok(manifest) if manifest.summary().snapshot == *snapshot => {
+                touch(&file);
+                return Some((manifest, file));
             }
-        };
-        touch(&file);
-        Some((manifest, file))
+            Ok(manifest) => {
+                let other = &manifest.summary().snapshot;
+                tracing::warn!("{} is of snapshot {other}", file.display());
+            }
+            Err(error) => tracing::warn!("a manifest that was kept cannot be used: {error:#}"),
+        }
+        let _ = std::fs::remove_file(&file);
+        None
     }
+}
+
+/// A name beside a file that nobody else uses, of which there may be some in other pods at this moment.
+fn unique(file: &Path) -> PathBuf {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanoseconds = now.unwrap_or_default().as_nanos();
+    file.with_extension(format!("new-{}-{nanoseconds}", std::process::id()))
 }
 
 fn touch(file: &Path) {
@@ -94,13 +121,13 @@ fn touch(file: &Path) {
 }
 
 fn keep(file: &Path, kept: &Path) -> std::io::Result<()> {
-    if kept.exists() {
+    let length = file.metadata()?.len();
+    // A snapshot never changes.
+    if kept.metadata().is_ok_and(|about| about.len() == length) {
         touch(kept);
         return Ok(());
     }
-    // Others may do the same at this moment.
-    let new = kept.with_extension(format!("new-{}", std::process::id()));
-    let _ = std::fs::remove_file(&new);
+    let new = unique(kept);
     let made = std::fs::hard_link(file, &new)
         .or_else(|_| std::fs::copy(file, &new).map(drop))
         .and_then(|()| std::fs::rename(&new, kept));
@@ -149,8 +176,10 @@ mod tests {
         known.keep(&snapshot(1), &file);
         let kept = known.manifest(&snapshot(1));
         assert_eq!(std::fs::read(&kept).unwrap(), b"no manifest");
-        assert!(known.load(&snapshot(1)).is_none(), "it is damaged");
-        assert!(known.load(&snapshot(2)).is_none(), "it is not there");
+        std::fs::remove_file(&kept).unwrap();
+        std::fs::write(&kept, "half").unwrap();
+        known.keep(&snapshot(1), &file);
+        assert_eq!(std::fs::read(&kept).unwrap(), b"no manifest");
         let names = || {
             let entries = std::fs::read_dir(known.manifests()).unwrap();
             let name = |entry: std::fs::DirEntry| entry.file_name().into_string().unwrap();
@@ -172,6 +201,10 @@ mod tests {
         assert_eq!(names(), ["team-a+x@1", "team-a+x@4"]);
         prune(&known.manifests(), 3, 0);
         assert_eq!(names(), ["team-a+x@1"]);
+        assert!(known.load(&snapshot(2)).is_none(), "it is not there");
+        assert!(known.has(&snapshot(1)));
+        assert!(known.load(&snapshot(1)).is_none(), "it is damaged");
+        assert!(!known.has(&snapshot(1)), "whole ones are waited for");
     }
 
     #[test]
@@ -186,5 +219,6 @@ mod tests {
         };
         known.keep(&snapshot, &file);
         assert!(known.load(&snapshot).is_none());
+        assert!(known.save(&known.map(), b"{}").is_err());
     }
 }
