@@ -13,7 +13,7 @@ use weir_trust::{Dial, Role, TrustError};
 
 use crate::access::shown;
 use crate::error::{CsiError, said};
-use crate::volume::Pod;
+use crate::volume::{Pod, Volume};
 
 /// Longest wait for the connection to the master, and for its answer.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -28,9 +28,19 @@ pub struct Known {
     pub versions: Vec<u64>,
     /// The namespaces that it lets in beside its own: `access.namespaces` of its specification.
     pub granted: Vec<String>,
+    /// It is being deleted: what shows it stays, and nothing more does.
+    pub is_leaving: bool,
 }
 
 impl Known {
+    /// Fails if a volume that is to be made is too late. Claims of pods that were there before Kubernetes keeps, and it lets no others in.
+    pub(crate) fn check_new(&self, volume: &Volume) -> Result<(), CsiError> {
+        if self.is_leaving && volume.is_inline {
+            return Err(leaving(&volume.dataset));
+        }
+        Ok(())
+    }
+
     /// The snapshot that is meant: `version`, or the newest without one.
     pub fn snapshot(
         &self,
@@ -87,20 +97,13 @@ impl MasterCatalog {
         })
     }
 
-    /// Why a dataset is not there yet, if it is being listed.
-    async fn listed(&self, dataset: &DatasetName) -> Option<CsiError> {
+    /// Why a dataset cannot be mounted, as far as that is known.
+    async fn hindered(&self, dataset: &DatasetName) -> Option<CsiError> {
         let asked = v1::GetListingRequest {
             dataset: dataset.to_string(),
         };
-        let listing = self.client.clone().get_listing(request(asked)).await;
-        let listing = listing.ok()?.into_inner();
-        let name = shown(dataset);
-        let why = match listing.waits_for.as_str() {
-            "" => "its sources are still being listed".to_owned(),
-            waits_for => format!("its listing waits for {}", said(waits_for)),
-        };
-        let not_ready = || CsiError::NotReady(format!("dataset {name} is not ready: {why}"));
-        listing.under_way.then(not_ready)
+        let known = self.client.clone().get_listing(request(asked)).await;
+        hindrance(dataset, &known.ok()?.into_inner())
     }
 
     fn failed(&self, dataset: &DatasetName, status: &Status) -> CsiError {
@@ -131,12 +134,12 @@ impl Catalog for MasterCatalog {
             Err(status) if status.code() == Code::NotFound => {
                 let missing = || {
                     CsiError::NotFound(format!(
-                        "dataset {} does not exist; see kubectl get datasets -n {}",
+                        "dataset {} does not exist; see kubectl get datasets.weir.io -n {}",
                         shown(dataset),
                         dataset.namespace()
                     ))
                 };
-                return Err(self.listed(dataset).await.unwrap_or_else(missing));
+                return Err(self.hindered(dataset).await.unwrap_or_else(missing));
             }
             Err(status) => return Err(self.failed(dataset, &status)),
         };
@@ -144,11 +147,12 @@ impl Catalog for MasterCatalog {
         if versions.is_empty() {
             let name = shown(dataset);
             let not_yet = || CsiError::NotReady(format!("dataset {name} has no snapshot yet"));
-            return Err(self.listed(dataset).await.unwrap_or_else(not_yet));
+            return Err(self.hindered(dataset).await.unwrap_or_else(not_yet));
         }
         Ok(Known {
             versions,
             granted: granted(&found.spec),
+            is_leaving: found.deleting,
         })
     }
 
@@ -197,6 +201,41 @@ impl Catalog for MasterCatalog {
     }
 }
 
+/// Why a dataset cannot be mounted, by what the master says of it.
+fn hindrance(dataset: &DatasetName, known: &v1::GetListingReply) -> Option<CsiError> {
+    /// Reasons of conditions that say no more than that it is under way.
+    const UNDER_WAY: [&str; 3] = ["Listing", "Queued", "Pending"];
+    let name = shown(dataset);
+    let condition = known.condition.clone().unwrap_or_default();
+    if condition.deleting {
+        return Some(leaving(dataset));
+    }
+    let reason = condition.reason.as_str();
+    if !reason.is_empty() && !UNDER_WAY.contains(&reason) {
+        let message = said(&condition.message);
+        return Some(CsiError::NotReady(format!(
+            "dataset {name} is not ready ({}): {message}; see kubectl describe datasets.weir.io {} -n {}",
+            said(reason),
+            dataset.name(),
+            dataset.namespace()
+        )));
+    }
+    let why = match (known.waits_for.as_str(), condition.message.as_str()) {
+        ("", "") => "its sources are still being listed".to_owned(),
+        ("", message) => said(message),
+        (waits_for, _) => format!("its listing waits for {}", said(waits_for)),
+    };
+    let is_coming = known.under_way || !reason.is_empty();
+    is_coming.then(|| CsiError::NotReady(format!("dataset {name} is not ready: {why}")))
+}
+
+fn leaving(dataset: &DatasetName) -> CsiError {
+    CsiError::NotReady(format!(
+        "dataset {} is being deleted, and no new pod can mount it; those that have it mounted keep it until they end",
+        shown(dataset)
+    ))
+}
+
 /// The namespaces that a specification lets in. None of one that says nothing of it, or cannot be read.
 fn granted(spec: &str) -> Vec<String> {
     let spec: serde_json::Value = serde_json::from_str(spec).unwrap_or_default();
@@ -224,6 +263,7 @@ mod tests {
         let known = Known {
             versions: vec![2, 3, 5],
             granted: Vec::new(),
+            is_leaving: false,
         };
         let dataset: DatasetName = "team-a/x".parse().unwrap();
         let of = |version| known.snapshot(&dataset, version);
@@ -231,6 +271,71 @@ mod tests {
         assert_eq!(of(Some(2)).unwrap().version, 2);
         let error = of(Some(4)).unwrap_err().to_string();
         assert!(error.contains("no snapshot 4; its newest is 5"), "{error}");
+    }
+
+    #[test]
+    fn why_a_dataset_cannot_be_mounted_is_one_sentence_that_names_it() {
+        let dataset: DatasetName = "team-a/x".parse().unwrap();
+        let told = |under_way, waits_for: &str, reason: &str, message: &str| {
+            let condition = v1::DatasetCondition {
+                reason: reason.to_owned(),
+                message: message.to_owned(),
+                ..v1::DatasetCondition::default()
+            };
+            let known = v1::GetListingReply {
+                under_way,
+                waits_for: waits_for.to_owned(),
+                condition: Some(condition).filter(|_| !reason.is_empty()),
+            };
+            hindrance(&dataset, &known).map(|error| {
+                assert!(matches!(error, CsiError::NotReady(_)));
+                error.to_string()
+            })
+        };
+        assert_eq!(told(false, "", "", ""), None);
+        for (under_way, waits_for, reason, message, expected) in [
+            (
+                true,
+                "",
+                "",
+                "",
+                "is not ready: its sources are still being listed",
+            ),
+            (
+                true,
+                "s3://b, which is silent",
+                "",
+                "",
+                "waits for s3://b, which is silent",
+            ),
+            (
+                true,
+                "",
+                "Listing",
+                "its sources are being listed",
+                "its sources are being listed",
+            ),
+            (
+                false,
+                "",
+                "Queued",
+                "too many others",
+                "is not ready: too many others",
+            ),
+            (
+                true,
+                "s3://b",
+                "AccessDenied",
+                "s3://b: access denied (403)",
+                "is not ready (AccessDenied): s3://b: access denied (403); see kubectl describe",
+            ),
+        ] {
+            let told = told(under_way, waits_for, reason, message).unwrap();
+            assert!(
+                told.starts_with("dataset team-a/x ") && told.contains(expected),
+                "{told}"
+            );
+        }
     }
 
     #[test]

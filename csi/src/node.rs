@@ -70,10 +70,8 @@ impl Node for NodeService {
         let work = async move {
             check_id(&request.volume_id)?;
             let target = volumes.target(&request.target_path)?;
-            let inline = request.volume_context.get("csi.storage.k8s.io/ephemeral");
-            let is_inline = inline.is_some_and(|inline| inline == "true");
-            check_capability(request.volume_capability.as_ref(), is_inline)?;
             let volume = Volume::of_attributes(&request.volume_context)?;
+            check_capability(request.volume_capability.as_ref(), volume.is_inline)?;
             volumes.publish(&volume, &target).await?;
             Ok(NodePublishVolumeResponse {})
         };

@@ -33,6 +33,8 @@ pub struct Volume {
     pub version: Option<u64>,
     /// The directory in it that becomes the volume, without a slash at either end; empty for all.
     pub path: String,
+    /// Whether the pod itself defines it, and no claim.
+    pub is_inline: bool,
     /// The pod.
     pub pod: Pod,
 }
@@ -149,6 +151,7 @@ impl Volume {
             dataset: named.dataset,
             version,
             path: inside(of("path").unwrap_or_default())?,
+            is_inline: of("csi.storage.k8s.io/ephemeral") == Some("true"),
             pod: Pod {
                 namespace: namespace.to_owned(),
                 name: of("csi.storage.k8s.io/pod.name")

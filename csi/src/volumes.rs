@@ -286,6 +286,7 @@ impl Volumes {
             Ok(known) => {
                 self.memory.may_mount(dataset, &known.granted);
                 access::check(namespace, dataset, &known.granted)?;
+                known.check_new(volume)?;
                 let chosen = match volume.version {
                     Some(_) => None,
                     None => self.catalog.choose(dataset, &volume.pod).await,

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod claims;
+mod conditions;
 mod config;
 mod credentials;
 mod datasets;

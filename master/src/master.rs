@@ -15,6 +15,7 @@ use weir_origin::OriginMetrics;
 use weir_proto::v1;
 use weir_trust::{Dial, Refusals};
 
+use crate::conditions::Conditions;
 use crate::config::{CredentialsForMounts, MasterConfig};
 use crate::credentials::Credentials;
 use crate::datasets::Datasets;
@@ -48,6 +49,8 @@ pub struct Master {
     pub(crate) located: Arc<Located>,
     /// Of which jobs pods are.
     pub(crate) pods: Pods,
+    /// Why datasets cannot be mounted.
+    pub(crate) conditions: Conditions,
     /// Where datasets are mounted.
     pub(crate) mounted: Mounted,
     /// How workers are called.
@@ -117,6 +120,7 @@ impl Master {
             doubtful: Mutex::default(),
             located: Arc::default(),
             pods: Pods::default(),
+            conditions: Conditions::default(),
             mounted: Mounted::new(),
             dial: config.dial,
             callers: config.callers,
@@ -207,6 +211,7 @@ impl Master {
         }
         self.datasets.remove(&listing).await?;
         self.members.inventories().forget_dataset(&name);
+        self.conditions.forget(name.as_str());
         Ok(())
     }
 

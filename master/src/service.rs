@@ -41,7 +41,7 @@ const RULES: Rules = &[
     ("LocateDataset", &[Role::Admin]),
     ("DeleteDataset", &[Role::Admin]),
     ("RefreshDataset", &[Role::Admin]),
-    ("GetListing", &[Role::Admin]),
+    ("GetListing", &[Role::Mount, Role::Admin]),
     ("ListLeftOut", &[Role::Admin]),
     ("GetManifest", &[Role::Worker, Role::Mount, Role::Admin]),
     ("Heartbeat", &[Role::Worker]),
@@ -62,6 +62,7 @@ const RULES: Rules = &[
     ("ReviewJobs", &[Role::Admin]),
     ("ListMounts", &[Role::Admin]),
     ("EndMount", &[Role::Mount, Role::Admin]),
+    ("NoteConditions", &[Role::Admin]),
     ("FetchCredential", &[Role::Worker, Role::Mount, Role::Admin]),
 ];
 
@@ -204,7 +205,9 @@ impl MasterApi for Service {
     ) -> Result<Response<v1::Dataset>, Status> {
         let name = request.into_inner().name;
         let name = name.parse().map_err(MasterError::from)?;
-        let dataset = self.master.datasets.get(&name)?;
+        let mut dataset = self.master.datasets.get(&name)?;
+        let condition = self.master.conditions.of(&dataset.name);
+        dataset.deleting = condition.is_some_and(|condition| condition.deleting);
         Ok(Response::new(self.master.datasets.explained(dataset)))
     }
 
@@ -254,11 +257,12 @@ impl MasterApi for Service {
         request: Request<v1::GetListingRequest>,
     ) -> Result<Response<v1::GetListingReply>, Status> {
         let name = request.into_inner().dataset;
-        let name = name.parse().map_err(MasterError::from)?;
+        let name: DatasetName = name.parse().map_err(MasterError::from)?;
         let (is_under_way, waits_for) = self.master.datasets.under_way(&name);
         Ok(Response::new(v1::GetListingReply {
             under_way: is_under_way,
             waits_for: waits_for.unwrap_or_default(),
+            condition: self.master.conditions.of(name.as_str()),
         }))
     }
 
@@ -508,6 +512,14 @@ impl MasterApi for Service {
             may_lack: nodes.is_none(),
             nodes: nodes.unwrap_or_default(),
         }))
+    }
+
+    async fn note_conditions(
+        &self,
+        request: Request<v1::NoteConditionsRequest>,
+    ) -> Result<Response<v1::NoteConditionsReply>, Status> {
+        self.master.conditions.note(request.into_inner().conditions);
+        Ok(Response::new(v1::NoteConditionsReply {}))
     }
 
     async fn end_mount(

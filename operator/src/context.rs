@@ -8,6 +8,7 @@ use kube::runtime::events::Recorder;
 use crate::listings::Listings;
 use crate::master::Master;
 use crate::metrics::OperatorMetrics;
+use crate::noted::Noted;
 use crate::placing::Placing;
 use crate::pools::Pools;
 use crate::view::View;
@@ -22,4 +23,5 @@ pub(crate) struct Context {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Arc<OperatorMetrics>,
     pub(crate) pools: Pools,
+    pub(crate) noted: Noted,
 }

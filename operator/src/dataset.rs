@@ -22,8 +22,8 @@ use crate::error::OperatorError;
 use crate::listings::{Progress, Work};
 use crate::master::{Known, MasterError};
 use crate::objects::{
-    Conditions, Dataset, DatasetStatus, FINALIZER, Is, REFRESH_ANNOTATION, Refreshed, StoredSecret,
-    hold,
+    Conditions, Dataset, DatasetStatus, FINALIZER, Is, Phase, REFRESH_ANNOTATION, Refreshed,
+    StoredSecret, hold,
 };
 use crate::report;
 use crate::secrets;
@@ -477,9 +477,27 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// Has node plugins tell pods why they cannot mount it.
+    async fn tell_plugins(&self) {
+        let Ok(name) = self.name() else {
+            return;
+        };
+        let (noted, master) = (&self.context.noted, &*self.context.master);
+        let ready = self.conditions.get(READY);
+        match ready.filter(|ready| ready.status != "True") {
+            _ if self.status.phase == Some(Phase::Deleting) => noted.deleting(master, &name).await,
+            Some(ready) => {
+                let trouble = (ready.reason.as_str(), ready.message.as_str());
+                noted.trouble(master, &name, trouble).await;
+            }
+            None => noted.fine(master, &name).await,
+        }
+    }
+
     /// Writes what was found, if it is not what is known already, and tells of what has changed.
     async fn finish(mut self) -> Result<Action, OperatorError> {
         self.sum_up();
+        self.tell_plugins().await;
         let changed = self.conditions.changed().map(report::event_of).collect();
         self.status.conditions = self.conditions.into_vec();
         let namespace = self.object.namespace().unwrap_or_default();

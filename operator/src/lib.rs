@@ -24,6 +24,7 @@ mod leader;
 mod listings;
 mod master;
 mod metrics;
+mod noted;
 mod objects;
 mod operator;
 mod placing;

@@ -169,6 +169,11 @@ pub trait Master: Send + Sync + 'static {
     async fn uncordon_worker(&self, id: &str) -> Result<(), MasterError>;
     /// The nodes that have a dataset mounted; `None` if the master does not know that yet.
     async fn mounted_on(&self, name: &DatasetName) -> Result<Option<Vec<String>>, MasterError>;
+    /// Tells why datasets cannot be mounted, or are not to be.
+    async fn note_conditions(
+        &self,
+        conditions: Vec<v1::DatasetCondition>,
+    ) -> Result<(), MasterError>;
     /// The snapshot of a dataset that all pods of a job of Kubernetes see.
     async fn choose_snapshot(&self, name: &DatasetName, job: &str) -> Result<u64, MasterError>;
     /// Tells what was asked of pods; gives what else is asked, after some seconds at most.
@@ -399,6 +404,15 @@ impl Master for GrpcMaster {
         };
         let chosen = self.client().choose_snapshot(call(choose)).await?;
         Ok(chosen.into_inner().version)
+    }
+
+    async fn note_conditions(
+        &self,
+        conditions: Vec<v1::DatasetCondition>,
+    ) -> Result<(), MasterError> {
+        let note = call(v1::NoteConditionsRequest { conditions });
+        self.client().note_conditions(note).await?;
+        Ok(())
     }
 
     async fn exchange_pods(

@@ -32,6 +32,7 @@ use crate::leader::{Candidate, identity};
 use crate::listings::{Listings, MAX_LISTINGS, wait_after};
 use crate::master::Master;
 use crate::metrics::{Looked, OperatorMetrics};
+use crate::noted::Noted;
 use crate::objects::{CachePool, Dataset, MANAGED_BY, POOL_LABEL, Warmup};
 use crate::placing::{self, Placing};
 use crate::pool;
@@ -226,6 +227,7 @@ impl Operator {
             recorder: Recorder::new(client.clone(), reporter),
             metrics: self.metrics.clone(),
             pools: Pools::new(&self.config.namespace, self.config.worker_template.clone()),
+            noted: Noted::default(),
         });
         // What is known already is not to look unknown for a moment.
         tokio::select! {
@@ -241,6 +243,7 @@ impl Operator {
             Box::pin(pools(client.clone(), context.clone(), stop)),
             Box::pin(gates::keep(&context, stop)),
             Box::pin(jobs::review(&client, &self.master, stop)),
+            Box::pin(context.noted.keep(&*self.master, stop)),
         );
         context.listings.stop();
     }

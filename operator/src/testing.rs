@@ -15,6 +15,7 @@ pub(crate) use self::master::FakeMaster;
 use crate::context::Context;
 use crate::listings::Listings;
 use crate::metrics::OperatorMetrics;
+use crate::noted::Noted;
 use crate::placing::Placing;
 use crate::pools::Pools;
 use crate::view::View;
@@ -34,5 +35,6 @@ pub(crate) fn context(client: Client, master: &Arc<FakeMaster>) -> Context {
         recorder: Recorder::new(client, "weir-operator".into()),
         metrics,
         pools: Pools::default(),
+        noted: Noted::default(),
     }
 }

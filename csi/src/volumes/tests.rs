@@ -134,6 +134,7 @@ impl System for Fake {
 struct FakeCatalog {
     is_down: Mutex<bool>,
     has_none: Mutex<bool>,
+    is_leaving: Mutex<bool>,
     newest: Mutex<u64>,
     /// What the pods of a job see whose name begins with the job's; while nobody knows jobs, nothing is said.
     held: Mutex<BTreeMap<String, u64>>,
@@ -157,6 +158,7 @@ impl Catalog for FakeCatalog {
         Ok(Known {
             versions: (1..=newest).collect(),
             granted: granted.iter().map(|name| (*name).to_owned()).collect(),
+            is_leaving: *self.is_leaving.lock(),
         })
     }
 
@@ -244,6 +246,7 @@ fn volume(dataset: &str, version: Option<u64>, path: &str) -> Volume {
         dataset: dataset.parse().unwrap(),
         version,
         path: path.to_owned(),
+        is_inline: false,
         pod: pod("team-a", "alone"),
     }
 }
@@ -403,6 +406,22 @@ async fn what_fails_says_why_and_leaves_no_mount() {
     assert!(world.publish(&x(), "a").await.is_err());
     world.unpublish("a").await.unwrap();
     assert!(world.is_clean());
+}
+
+#[tokio::test]
+async fn a_dataset_that_is_being_deleted_stays_where_it_is_and_for_claims() {
+    let world = World::new();
+    let inline = Volume {
+        is_inline: true,
+        ..x()
+    };
+    world.publish(&inline, "a").await.unwrap();
+    *world.catalog.is_leaving.lock() = true;
+    let error = world.publish(&inline, "b").await.unwrap_err();
+    assert!(error.to_string().contains("is being deleted"), "{error}");
+    // Kubelet asks again for what is there, and claims let in whom Kubernetes has let in.
+    world.publish(&inline, "a").await.unwrap();
+    world.publish(&x(), "c").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -215,6 +215,7 @@ impl Datasets {
             placement: None,
             former_placements: Vec::new(),
             placement_reason: String::new(),
+            deleting: false,
         };
         self.add_snapshot(name, dataset, found).await
     }

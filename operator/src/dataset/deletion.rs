@@ -23,6 +23,9 @@ impl Look<'_> {
             return Ok(true);
         };
         self.context.listings.forget(&name);
+        let (noted, master) = (&self.context.noted, &*self.context.master);
+        // At once: no pod is to mount it while it is looked for those that do.
+        noted.deleting(master, &name).await;
         let removed = volumes::remove(&self.context.client, self.object, &[]).await?;
         match removed {
             Removed::Gone => {}
@@ -78,6 +81,7 @@ impl Look<'_> {
             }
         }
         self.release().await?;
+        noted.fine(master, &name).await;
         Ok(true)
     }
 

@@ -218,7 +218,9 @@ async fn what_is_wrong_with_a_specification_is_told_and_the_master_is_not_asked(
         assert_eq!(condition(&status, READY).0, "False");
     }
     let asked = world.master.calls();
-    assert!(asked.iter().all(|line| line == "survey"), "{asked:?}");
+    let is_told = |line: &String| line == "survey" || line.starts_with("note ");
+    assert!(asked.iter().all(is_told), "{asked:?}");
+    assert_eq!(world.master.noted("team-a/b").reason, "InvalidSpec");
 }
 
 #[tokio::test]
@@ -251,6 +253,12 @@ async fn what_the_master_refuses_is_told_and_an_origin_is_tried_again() {
     assert_eq!(
         condition(&status, LISTED),
         ("False", "AccessDenied", "access denied (403)")
+    );
+    let noted = world.master.noted("team-a/closed");
+    assert_eq!(
+        (noted.reason.as_str(), noted.message.as_str()),
+        ("AccessDenied", "access denied (403)"),
+        "pods are told"
     );
     let judged = || {
         world
@@ -419,6 +427,7 @@ async fn what_a_node_has_mounted_is_not_deleted_though_its_pods_are_gone() {
     world
         .master
         .mount_on(Some(&["gpu-7", "n2", "n3", "n4", "n5", "n6"]));
+    assert!(world.master.noted("team-a/images").deleting);
     let status = world.look("images").await.unwrap();
     let (_, reason, message) = condition(&status, READY);
     assert_eq!(reason, "InUse");
@@ -434,6 +443,7 @@ async fn what_a_node_has_mounted_is_not_deleted_though_its_pods_are_gone() {
     world.master.mount_on(Some(&[]));
     assert!(world.look("images").await.is_none());
     assert!(is_deleted(&world));
+    assert!(!world.master.noted("team-a/images").deleting);
 }
 
 #[tokio::test]
@@ -465,6 +475,7 @@ async fn known_datasets_stay_ready_while_the_master_is_away() {
     let world = World::new().await;
     world.declare("images", bucket());
     world.until_ready("images").await;
+    assert_eq!(world.master.noted("team-a/images").reason, "", "taken back");
     world.master.go_away(true);
     let away = context(world.context.client.clone(), &world.master);
     look(&world.dataset("images").unwrap(), &away)

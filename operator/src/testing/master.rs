@@ -42,6 +42,8 @@ struct FakeState {
     /// Nodes that have any dataset mounted; none before that is known.
     mounted: Option<Vec<String>>,
     pod_jobs: HashMap<String, String>,
+    /// What was noted of datasets.
+    conditions: HashMap<String, v1::DatasetCondition>,
 }
 
 impl FakeMaster {
@@ -115,6 +117,12 @@ impl FakeMaster {
     /// Changes a job.
     pub(crate) fn job(&self, id: u64, change: impl FnOnce(&mut v1::Job)) {
         change(self.state.lock().jobs.get_mut(&id).unwrap());
+    }
+
+    /// What was noted of a dataset last.
+    pub(crate) fn noted(&self, name: &str) -> v1::DatasetCondition {
+        let state = self.state.lock();
+        state.conditions.get(name).cloned().unwrap_or_default()
     }
 
     pub(crate) fn mount_on(&self, nodes: Option<&[&str]>) {
@@ -341,6 +349,24 @@ impl Master for FakeMaster {
     async fn mounted_on(&self, name: &DatasetName) -> Result<Option<Vec<String>>, MasterError> {
         self.call(format!("mounts {name}"))?;
         Ok(self.state.lock().mounted.clone())
+    }
+
+    async fn note_conditions(
+        &self,
+        conditions: Vec<v1::DatasetCondition>,
+    ) -> Result<(), MasterError> {
+        for condition in conditions {
+            let v1::DatasetCondition {
+                dataset,
+                reason,
+                deleting,
+                ..
+            } = &condition;
+            self.call(format!("note {dataset} {reason} {deleting}"))?;
+            let mut state = self.state.lock();
+            state.conditions.insert(dataset.clone(), condition);
+        }
+        Ok(())
     }
 
     async fn choose_snapshot(&self, name: &DatasetName, job: &str) -> Result<u64, MasterError> {

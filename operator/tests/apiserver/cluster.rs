@@ -588,6 +588,10 @@ impl Master for MemoryMaster {
         Ok(Some(Vec::new()))
     }
 
+    async fn note_conditions(&self, _: Vec<v1::DatasetCondition>) -> Result<(), MasterError> {
+        Ok(())
+    }
+
     async fn choose_snapshot(&self, name: &DatasetName, job: &str) -> Result<u64, MasterError> {
         self.chosen.lock().unwrap().push(format!("{name} {job}"));
         Ok(1)

@@ -16,7 +16,7 @@ use weir_csi::proto::registration::registration_client::RegistrationClient;
 use weir_mount::table;
 use weir_tests::{Cluster, Lab, free_port, wait_until};
 
-use self::node::{Node, SOON, compare, fill, request, within};
+use self::node::{Node, REGISTRATION, SOON, compare, fill, request, within};
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
@@ -50,9 +50,8 @@ fn kubelet_finds_the_driver_and_a_second_one_is_refused() {
     let lab = Lab::new();
     let cluster = Cluster::start(&lab, 1);
     let mut node = Node::start(&lab, &cluster);
-    let registration = "registry/csi.weir.io@reg.sock";
     let info = |node: &Node<'_>| {
-        let mut client = RegistrationClient::new(node.channel(registration));
+        let mut client = RegistrationClient::new(node.channel(REGISTRATION));
         let call = client.get_info(within(InfoRequest {}));
         node.runtime.block_on(call).unwrap().into_inner()
     };
@@ -80,12 +79,12 @@ fn kubelet_finds_the_driver_and_a_second_one_is_refused() {
     assert_eq!(info(&node).name, "csi.weir.io", "it still answers");
     // A killed plugin leaves its sockets, and the next one takes their places.
     node.kill_plugin();
-    assert!(lab.path(registration).exists());
+    assert!(lab.path(REGISTRATION).exists());
     node.start_plugin();
     assert_eq!(info(&node).name, "csi.weir.io");
     node.plugin().signal(Signal::TERM);
     wait_until("both sockets are removed", SOON, || {
-        !lab.path(registration).exists() && !lab.path("csi.sock").exists()
+        !lab.path(REGISTRATION).exists() && !lab.path("csi.sock").exists()
     });
 }
 
@@ -231,6 +230,25 @@ fn what_cannot_be_mounted_is_said_in_one_sentence() {
             "`snapshot`",
         );
         refused(&[], Code::InvalidArgument, "names no dataset");
+        // What the operator knows, and the master by it.
+        node.note(
+            "team-a/denied",
+            "AccessDenied",
+            "s3://b: access denied (403)",
+        );
+        refused(
+            &[("dataset", "denied")],
+            Code::FailedPrecondition,
+            "team-a/denied is not ready (AccessDenied): s3://b: access denied (403); see kubectl",
+        );
+        node.note("team-b/denied", "AccessDenied", "secret of team-b");
+        refused(
+            &[("dataset", "team-b/denied")],
+            Code::PermissionDenied,
+            "does not let in",
+        );
+        node.note("team-a/denied", "", "");
+        refused(&[("dataset", "denied")], Code::NotFound, "does not exist");
 
         let invalid = |request: NodePublishVolumeRequest| {
             let status = node.ask(request).unwrap_err();

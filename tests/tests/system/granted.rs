@@ -107,6 +107,15 @@ fn a_mount_is_given_credentials_where_a_pod_uses_its_dataset() {
     let asked = operator.asked.lock().unwrap().clone();
     let namespaces = |asked: &v1::NodeUse| asked.namespaces == ["default"];
     assert!(asked.iter().all(namespaces), "{asked:?}");
+    // Why a dataset cannot be mounted is told to those who mount.
+    let listing = v1::GetListingRequest {
+        dataset: "missing".to_owned(),
+    };
+    let mut plugin = client(&lab, &runtime, &cluster.address(), Some("plugin"));
+    runtime.block_on(plugin.get_listing(listing)).unwrap();
+    let noted = v1::NoteConditionsRequest::default();
+    let refused = runtime.block_on(plugin.note_conditions(noted)).unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     // Nobody asks about what the mount has no part in.
     assert!(fetch("node-1", "other").is_err());
     assert_eq!(operator.asked.lock().unwrap().len(), asked.len());

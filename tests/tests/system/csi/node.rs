@@ -21,6 +21,8 @@ use weir_csi::proto::csi::{
     NodeUnpublishVolumeRequest, VolumeCapability,
 };
 use weir_mount::table;
+use weir_proto::v1;
+use weir_proto::v1::master_client::MasterClient;
 use weir_tests::{Cluster, Lab, Process, content, free_port, loopback, wait_until};
 use weir_trust::{Dial, Role};
 
@@ -45,6 +47,9 @@ pub(crate) struct Node<'a> {
 
 /// What the files of a dataset hold.
 pub(crate) type Files = Arc<BTreeMap<String, Vec<u8>>>;
+
+/// Where kubelet finds the plugin.
+pub(crate) const REGISTRATION: &str = "registry/csi.weir.io@reg.sock";
 
 /// The cluster's dataset `team-a/x`.
 pub(crate) fn fill(lab: &Lab, cluster: &Cluster<'_>) -> Files {
@@ -163,9 +168,10 @@ impl<'a> Node<'a> {
         let log = self.lab.path("csi.log");
         let started = Process::start(self.command(self.http, false), log, loopback(self.http));
         self.plugin = Some(started);
-        let socket = self.lab.path("csi.sock");
+        let sockets = ["csi.sock", REGISTRATION].map(|socket| self.lab.path(socket));
         wait_until("the plugin listens", SOON, || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+            let listens = |socket| std::os::unix::net::UnixStream::connect(socket).is_ok();
+            sockets.iter().all(listens)
         });
     }
 
@@ -240,6 +246,26 @@ impl<'a> Node<'a> {
         let mut client = NodeClient::new(self.channel("csi.sock"));
         let call = client.node_unpublish_volume(within(request));
         self.runtime.block_on(call).map(drop)
+    }
+
+    /// Tells the master why a dataset cannot be mounted, as the operator does.
+    pub(crate) fn note(&self, dataset: &str, reason: &str, message: &str) {
+        let channel = {
+            let _inside = self.runtime.enter();
+            let master = self.cluster.address();
+            Dial::default().channel(&master, Role::Master, SOON)
+        };
+        let condition = v1::DatasetCondition {
+            dataset: dataset.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            deleting: false,
+        };
+        let note = within(v1::NoteConditionsRequest {
+            conditions: vec![condition],
+        });
+        let mut client = MasterClient::new(channel.unwrap());
+        self.runtime.block_on(client.note_conditions(note)).unwrap();
     }
 
     pub(crate) fn stats(&self, name: &str) -> Result<NodeGetVolumeStatsResponse, Status> {
