@@ -8,7 +8,7 @@ use weir_tests::wait_until;
 use crate::Case;
 use crate::kubernetes::chart::KUBE_VERSION;
 use crate::kubernetes::cluster::root;
-use crate::kubernetes::installation::{Installation, NAMESPACE, SETTINGS};
+use crate::kubernetes::installation::{Installation, NAMESPACE, REALMS, SETTINGS};
 
 pub(crate) const CASES: &[Case] = &[(
     "a_label_of_another_group_does_not_refuse_the_driver",
@@ -25,7 +25,7 @@ fn apply_plugin(weir: &Installation, group: &str) {
     args.extend([KUBE_VERSION, "--namespace", NAMESPACE]);
     args.extend(["--show-only", "templates/plugin.yaml"]);
     let group = format!("worker.group={group}");
-    for setting in SETTINGS.iter().chain([&group.as_str()]) {
+    for setting in SETTINGS.iter().chain(&[REALMS, &group]) {
         args.extend(["--set", setting]);
     }
     let made = weir.cluster.exec(&args).ok();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use weir_tests::{BUCKET, Outcome, content, issue, wait_until, write_tree};
+use weir_tests::{BUCKET, Kdc, Outcome, content, issue, wait_until, write_tree};
 
 use crate::kubernetes::cluster::{Cluster, FIRST_NODE, root};
 
@@ -15,12 +15,15 @@ pub(crate) const NAMESPACE: &str = "weir-system";
 pub(crate) const NODES: usize = 2;
 /// The port of the S3 server on the first node.
 const S3_PORT: u16 = 9000;
+const KDC_PORT: u16 = 8088;
 
 /// A cluster with Weir.
 pub(crate) struct Installation {
     pub(crate) cluster: Cluster,
     /// The bucket's objects.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// Whose realm pods know. It runs when a case starts it.
+    pub(crate) kdc: Kdc,
     admin: PathBuf,
 }
 
@@ -37,13 +40,19 @@ impl Installation {
         let files = files();
         write_tree(&cluster.scratch.path("objects"), &files);
         let admin = make_secrets(&cluster);
+        let kdc = make_realm(&cluster);
         let installation = Self {
             cluster,
             files,
+            kdc,
             admin,
         };
         installation.start_s3();
-        installation.install();
+        // Nobody makes volumes here.
+        let user = ["install", "-d", "-o", "65532", "-g", "65532", MASTER_DIR];
+        installation.cluster.on(1, &user).ok();
+        installation.cluster.apply(MASTER_VOLUME);
+        installation.install_chart(&root().join("deploy/helm/weir"), &[REALMS]);
         installation
     }
 
@@ -60,15 +69,11 @@ impl Installation {
         lab.lab(&args).ok();
     }
 
-    fn install(&self) {
-        // Nobody makes volumes here.
-        let user = ["install", "-d", "-o", "65532", "-g", "65532", MASTER_DIR];
-        self.cluster.on(1, &user).ok();
-        self.cluster.apply(MASTER_VOLUME);
-        let chart = root().join("deploy/helm/weir");
+    /// Installs a chart with the settings of the tests and more; returns when its master and its workers serve.
+    pub(crate) fn install_chart(&self, chart: &Path, more: &[&str]) {
         let mut args = vec!["helm", "install", "weir", chart.to_str().unwrap()];
         args.extend(["--namespace", NAMESPACE, "--wait", "--timeout=100s"]);
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter().chain(more) {
             args.extend(["--set", setting]);
         }
         self.cluster.exec(&args).ok();
@@ -166,6 +171,9 @@ pub(crate) const SETTINGS: &[&str] = &[
     "worker.resources.requests.memory=128Mi",
 ];
 
+/// The realms that pods know, which charts of before this value do not take.
+pub(crate) const REALMS: &str = "sources.krb5ConfigMap=realms";
+
 /// Where pods and nodes reach the S3 server.
 pub(crate) fn endpoint() -> String {
     format!("http://{FIRST_NODE}:{S3_PORT}")
@@ -194,6 +202,19 @@ fn make_secrets(cluster: &Cluster) -> PathBuf {
         .kubectl(&[&create[..], &[&files[0], &files[1]]].concat())
         .ok();
     admin
+}
+
+/// A KDC of the first node, and the ConfigMap by which pods find it.
+fn make_realm(cluster: &Cluster) -> Kdc {
+    let dir = cluster.scratch.path("kdc");
+    std::fs::create_dir(&dir).unwrap();
+    let kdc = Kdc::make(&dir, &format!("{FIRST_NODE}:{KDC_PORT}"), "node-1");
+    let file = format!("--from-file={}", kdc.krb5_conf().display());
+    let create = ["create", "configmap", "realms", &file];
+    cluster
+        .kubectl(&[&["-n", NAMESPACE], &create[..]].concat())
+        .ok();
+    kdc
 }
 
 /// Small files of a few directories, and some of several blocks.

@@ -168,7 +168,7 @@ pub(crate) fn status(weir: &Installation, namespace: &str, name: &str) -> Value 
 }
 
 /// The rights by which the operator reads the namespace's Secrets.
-fn secret_reader(namespace: &str) -> String {
+pub(crate) fn secret_reader(namespace: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Namespace

@@ -35,6 +35,26 @@ enableServiceLinks: false
 {{- end }}
 {{- end }}
 
+{{- /* Variables of what reads sources, the file by which it finds the realms of Kerberos, and the volume of that. */ -}}
+{{- define "weir.source-env" -}}
+{{- with .Values.sources.krb5ConfigMap }}
+- {name: KRB5_CONFIG, value: /etc/weir/krb5/krb5.conf}
+{{- end }}
+{{- with .Values.sources.env }}{{ toYaml . | nindent 0 }}{{ end }}
+{{- end }}
+
+{{- define "weir.source-mounts" -}}
+{{- with .Values.sources.krb5ConfigMap }}
+- {name: krb5, mountPath: /etc/weir/krb5, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "weir.source-volumes" -}}
+{{- with .Values.sources.krb5ConfigMap }}
+- {name: krb5, configMap: {name: {{ . }}, items: [{key: krb5.conf, path: krb5.conf}]}}
+{{- end }}
+{{- end }}
+
 {{- /* A probe of /healthz, and when it counts. */ -}}
 {{- define "weir.probes" -}}
 startupProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1, failureThreshold: 120}

@@ -32,7 +32,7 @@ spec: {{ include "weir.pod" . | nindent 2 }}
     - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
     - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     - {name: WEIR_SSD_FREE, value: {{ .Values.worker.free | quote }}}
-    {{- with .Values.sources.env }}{{ toYaml . | nindent 4 }}{{ end }}
+    {{- with include "weir.source-env" . | trim }}{{ . | nindent 4 }}{{ end }}
     ports: [{name: blocks, containerPort: 7450}, {name: control, containerPort: 7451}, {name: http, containerPort: 7452}]
     {{- include "weir.probes" . | nindent 4 }}
     {{- with $.resources }}
@@ -41,6 +41,7 @@ spec: {{ include "weir.pod" . | nindent 2 }}
     securityContext: {{ include "weir.confined" . | nindent 6 }}
     volumeMounts:
     {{- include "weir.certificate-mounts" (dict "root" . "role" "worker") | nindent 4 }}
+    {{- with include "weir.source-mounts" . | trim }}{{ . | nindent 4 }}{{ end }}
     # At the node's own path: mounts find the worker's socket there.
     - {name: state, mountPath: {{ .Values.worker.directory }}}
   nodeSelector:
@@ -50,6 +51,7 @@ spec: {{ include "weir.pod" . | nindent 2 }}
   tolerations: {{ toYaml . | nindent 2 }}
   {{- end }}
   volumes: {{ include "weir.certificate-volumes" (dict "root" . "role" "worker") | nindent 2 }}
+  {{- with include "weir.source-volumes" . | trim }}{{ . | nindent 2 }}{{ end }}
   - {name: state, hostPath: {path: {{ .Values.worker.directory }}, type: DirectoryOrCreate}}
 {{- end }}
 {{- end }}

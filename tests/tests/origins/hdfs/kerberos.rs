@@ -1,10 +1,10 @@
 //! HDFS that asks for Kerberos: a KDC, a NameNode and a DataNode of their own.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 
 use tempfile::TempDir;
-use weir_tests::{Lab, content, free_port, wait_until};
+use weir_tests::{Kdc, Lab, content, free_port, wait_until};
 
 use super::cluster::{
     DATANODE, Daemon, NAMENODE, START_DEADLINE, Shell, jars, java, write_properties,
@@ -26,8 +26,6 @@ pub(super) const CASES: &[Case] = &[
     ),
 ];
 
-pub(super) const REALM: &str = "WEIR.TEST";
-
 /// Small files in `/data/more`.
 pub(super) const MORE: u32 = 200;
 
@@ -35,7 +33,8 @@ pub(super) const MORE: u32 = 200;
 pub(super) struct Secure {
     dir: TempDir,
     pub(super) url: String,
-    kdc: Daemon,
+    kdc: Kdc,
+    kdc_runs: Daemon,
     namenode: Daemon,
     datanode: Daemon,
 }
@@ -50,16 +49,17 @@ impl Secure {
         for name in ["conf", "tmp"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let kdc_port = free_port();
+        let address = format!("127.0.0.1:{}", free_port());
         let (rpc, web, data) = (free_port(), free_port(), free_port());
         let secure = Self {
             url: format!("hdfs://localhost:{rpc}"),
+            kdc: Kdc::make(dir.path(), &address, "localhost"),
             dir,
-            kdc: Daemon::default(),
+            kdc_runs: Daemon::default(),
             namenode: Daemon::default(),
             datanode: Daemon::default(),
         };
-        secure.start_kdc(kdc_port);
+        secure.kdc_runs.start(|| secure.kdc.daemon());
         secure.configure(protection, rpc, web, data);
         let dir = secure.dir.path();
         let run = |name: &str| {
@@ -85,10 +85,7 @@ impl Secure {
         });
         let mut shell = run("shell");
         shell.arg(Shell::program());
-        shell.args([
-            &format!("nn/localhost@{REALM}"),
-            &secure.path("server.keytab"),
-        ]);
+        shell.args([&secure.kdc.server(), &secure.path("server.keytab")]);
         let shell = Shell::start(shell);
         wait_until("the DataNode is there", START_DEADLINE, || {
             shell.run(&["live"]).is_ok_and(|live| live == "1")
@@ -109,107 +106,36 @@ impl Secure {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn start_kdc(&self, port: u16) {
-        let dir = self.dir.path().display();
-        let krb5 = format!(
-            "[libdefaults]\n default_realm = {REALM}\n rdns = false\n dns_canonicalize_hostname = false\n udp_preference_limit = 1\n\
-             [realms]\n {REALM} = {{\n  kdc = 127.0.0.1:{port}\n }}\n\
-             [domain_realm]\n localhost = {REALM}\n"
-        );
-        std::fs::write(self.path("krb5.conf"), krb5).unwrap();
-        let kdc = format!(
-            "[kdcdefaults]\n kdc_listen = 127.0.0.1:{port}\n kdc_tcp_listen = 127.0.0.1:{port}\n\
-             [realms]\n {REALM} = {{\n  database_name = {dir}/principal\n  key_stash_file = {dir}/stash\n  acl_file = {dir}/acl\n }}\n"
-        );
-        std::fs::write(self.path("kdc.conf"), kdc).unwrap();
-        let run = |program: &str, args: &[&str]| {
-            let mut command = self.of_kdc(program);
-            command.args(args);
-            assert!(command.status().unwrap().success(), "{program} {args:?}");
-        };
-        run("kdb5_util", &["create", "-s", "-P", "secret", "-r", REALM]);
-        for principal in ["nn/localhost", "HTTP/localhost", "reader"] {
-            run(
-                "kadmin.local",
-                &["-q", &format!("addprinc -randkey {principal}")],
-            );
-        }
-        let server = self.path("server.keytab");
-        run(
-            "kadmin.local",
-            &[
-                "-q",
-                &format!("ktadd -k {server} nn/localhost HTTP/localhost"),
-            ],
-        );
-        let wrong = self.path("wrong.keytab");
-        run("kadmin.local", &["-q", &format!("ktadd -k {wrong} reader")]);
-        // This changes the key, so that the keytab from before is a wrong one.
-        let reader = self.path("reader.keytab");
-        run(
-            "kadmin.local",
-            &["-q", &format!("ktadd -k {reader} reader")],
-        );
-        self.kdc.start(|| {
-            let mut command = self.of_kdc("krb5kdc");
-            command.arg("-n");
-            command
-        });
-    }
-
-    fn of_kdc(&self, program: &str) -> Command {
-        let path = Path::new("/usr/sbin").join(program);
-        let mut command = Command::new(path);
-        command
-            .env("KRB5_CONFIG", self.path("krb5.conf"))
-            .env("KRB5_KDC_PROFILE", self.path("kdc.conf"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        command
-    }
-
     fn configure(&self, protection: &str, rpc: u16, web: u16, data: u16) {
         let dir = self.dir.path().display();
-        let keytab = self.path("server.keytab");
-        let server = format!("nn/localhost@{REALM}");
-        let http = format!("HTTP/localhost@{REALM}");
-        write_properties(
-            &self.dir.path().join("conf/core-site.xml"),
-            &[
-                ("fs.defaultFS", &self.url),
-                ("hadoop.tmp.dir", &format!("{dir}/tmp")),
-                ("hadoop.security.authentication", "kerberos"),
-                ("hadoop.rpc.protection", protection),
-            ],
-        );
-        write_properties(
-            &self.dir.path().join("conf/hdfs-site.xml"),
-            &[
-                ("dfs.namenode.rpc-address", &format!("localhost:{rpc}")),
-                ("dfs.namenode.http-address", &format!("localhost:{web}")),
-                ("dfs.namenode.name.dir", &format!("file://{dir}/nn")),
-                ("dfs.datanode.data.dir", &format!("file://{dir}/dn")),
-                ("dfs.datanode.address", &format!("127.0.0.1:{data}")),
-                ("dfs.datanode.http.address", "127.0.0.1:0"),
-                ("dfs.datanode.ipc.address", "127.0.0.1:0"),
-                (
-                    "dfs.namenode.datanode.registration.ip-hostname-check",
-                    "false",
-                ),
-                ("dfs.namenode.kerberos.principal", &server),
-                ("dfs.namenode.keytab.file", &keytab),
-                ("dfs.datanode.kerberos.principal", &server),
-                ("dfs.datanode.keytab.file", &keytab),
-                ("dfs.web.authentication.kerberos.principal", &http),
-                ("dfs.web.authentication.kerberos.keytab", &keytab),
-                ("dfs.block.access.token.enable", "true"),
-                ("dfs.data.transfer.protection", protection),
-                ("ignore.secure.ports.for.testing", "true"),
-                ("dfs.replication", "1"),
-                ("dfs.blocksize", "1048576"),
-            ],
-        );
+        let [secure_core, secure] = self.kdc.properties(protection);
+        let core = [
+            ("fs.defaultFS", self.url.clone()),
+            ("hadoop.tmp.dir", format!("{dir}/tmp")),
+        ];
+        let hdfs = [
+            ("dfs.namenode.rpc-address", format!("localhost:{rpc}")),
+            ("dfs.namenode.http-address", format!("localhost:{web}")),
+            ("dfs.namenode.name.dir", format!("file://{dir}/nn")),
+            ("dfs.datanode.data.dir", format!("file://{dir}/dn")),
+            ("dfs.datanode.address", format!("127.0.0.1:{data}")),
+            ("dfs.datanode.http.address", "127.0.0.1:0".to_owned()),
+            ("dfs.datanode.ipc.address", "127.0.0.1:0".to_owned()),
+            (
+                "dfs.namenode.datanode.registration.ip-hostname-check",
+                "false".to_owned(),
+            ),
+            ("dfs.replication", "1".to_owned()),
+            ("dfs.blocksize", "1048576".to_owned()),
+        ];
+        for (name, all) in [
+            ("conf/core-site.xml", [&core[..], &secure_core].concat()),
+            ("conf/hdfs-site.xml", [&hdfs[..], &secure].concat()),
+        ] {
+            let all = all.iter().map(|(name, value)| (*name, value.as_str()));
+            let all: Vec<_> = all.collect();
+            write_properties(&self.dir.path().join(name), &all);
+        }
     }
 
     /// A world that logs in by this keytab.
@@ -226,7 +152,7 @@ impl Secure {
 
 impl Drop for Secure {
     fn drop(&mut self) {
-        for daemon in [&self.datanode, &self.namenode, &self.kdc] {
+        for daemon in [&self.datanode, &self.namenode, &self.kdc_runs] {
             daemon.kill();
         }
     }

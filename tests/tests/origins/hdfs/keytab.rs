@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use weir_tests::{Cluster, Lab, Outcome, content, wait_until};
+use weir_tests::{Cluster, Lab, Outcome, REALM, content, wait_until};
 
-use super::kerberos::{MORE, REALM, Secure};
+use super::kerberos::{MORE, Secure};
 use crate::Case;
 
 pub(super) const CASES: &[Case] = &[(
